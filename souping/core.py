@@ -1,0 +1,243 @@
+"""Nouns and protocols of souping: what the parts hand to each other.
+
+Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from souping.scores import ScoreMatrix
+
+FloatArray = NDArray[np.float64]
+Weights = tuple[float, ...]
+Fold = Literal["select", "search", "report"]
+FOLDS: tuple[Fold, ...] = ("select", "search", "report")
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what, where and what to do, in one or two lines."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-like value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One example of a benchmark.
+
+    `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`). `answer` is what `scorer` compares with.
+    Items that share content share a `group`: folds, bootstraps and permutations act on groups.
+    """
+
+    id: str
+    category: str
+    prompt: str | tuple[Mapping[str, str], ...]
+    answer: Any
+    scorer: str = "exact"
+    group: str = ""
+    language: str = "python"
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Content of the item as far as a score depends on it."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
+        return digest([self.id, self.category, prompt, self.answer, self.scorer, self.language])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one model did on one item. `score` is a fraction of 1."""
+
+    item: str
+    score: float
+    output: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemScores:
+    """Scores of one model on items, in the items' order; `values` is [I]."""
+
+    items: tuple[Item, ...]
+    values: FloatArray
+
+    def by_category(self) -> dict[str, FloatArray]:
+        """{category: scores}, categories in order of first appearance."""
+        names = np.array([item.category for item in self.items])
+        return {name: self.values[names == name] for name in dict.fromkeys(names.tolist())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A checkpoint folder in the pool; `fingerprint` is the content of its weights, config and tokenizer."""
+
+    name: str
+    path: Path
+    fingerprint: str = ""
+    dtype: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Ingredients + weights + method: everything that decides a soup's bytes.
+
+    Ingredients with weight zero are dropped, so that a vertex of the simplex *is* the single model: singles,
+    baselines, coalitions and grid points that are the same soup have the same `id` and share their evaluations.
+    """
+
+    ingredients: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    weights: Weights
+    dtype: str
+    method: str = "linear"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keep = [i for i, w in enumerate(self.weights) if w != 0]
+        for name in ("ingredients", "fingerprints", "weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)[i] for i in keep))
+
+    @property
+    def fingerprint(self) -> str:
+        """Content only: the same soup under other names or paths has the same fingerprint."""
+        settings = dict(self.settings)
+        return digest([list(self.fingerprints), list(self.weights), self.dtype, self.method, settings])
+
+    @property
+    def id(self) -> str:
+        return self.fingerprint[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, which `report.json`, the model card and `recipe.json` show."""
+        return {
+            "id": self.id,
+            "ingredients": list(self.ingredients),
+            "weights": list(self.weights),
+            "method": self.method,
+            "dtype": self.dtype,
+            "settings": dict(self.settings),
+            "fingerprints": list(self.fingerprints),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlations:
+    """Correlation of every two categories over models with its 95 % interval; each array is [C, C]."""
+
+    rho: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The ingredients, and why. `experts` maps each low-correlation category to its best candidate."""
+
+    ingredients: tuple[str, ...]
+    experts: Mapping[str, str] = field(default_factory=dict)
+    low_correlation: tuple[str, ...] = ()
+    metric: str = ""
+    threshold: float | None = None
+    categories: tuple[str, ...] = ()
+    correlations: Correlations | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a trial gave on the search fold: the objective and its parts, fractions of 1."""
+
+    objective: float
+    categories: Mapping[str, float]
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One recipe evaluated inside a run."""
+
+    number: int
+    recipe: Recipe
+    weights: Weights
+    result: Result
+    reused: int = 0
+
+
+class Selector(Protocol):
+    """Picks ingredients from scores. `candidates` are the rows that may be picked (others only inform)."""
+
+    def select(self, scores: ScoreMatrix) -> Selection: ...
+
+
+Correlation = Callable[[FloatArray], Correlations]
+"""scores [M, C] -> correlations [C, C] with intervals."""
+
+
+class Optimiser(Protocol):
+    """A running weight search. Several asks may be open; results come back in any order."""
+
+    def ask(self) -> Weights | None: ...
+
+    def tell(self, weights: Weights, result: Result) -> None: ...
+
+    def best(self) -> Weights: ...
+
+
+class Strategy(Protocol):
+    """An optimiser's settings, checked at composition; `start` opens a search over K ingredients."""
+
+    trials: int | None
+    budget: int | None
+
+    def start(self, size: int, seed: int) -> Optimiser: ...
+
+    def describe(self, size: int) -> str: ...
+
+
+class Served(Protocol):
+    """A model that is ready to be evaluated: a live module, its tokenizer and (where it has one) its folder."""
+
+    module: Any
+    tokenizer: Any
+    folder: Path | None
+
+
+class Evaluator(Protocol):
+    """Scores a model on items, with a record for every item.
+
+    `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `fingerprint` names everything a score
+    depends on beside the model and the item.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]: ...
+
+    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]: ...
+
+
+class Tracker(Protocol):
+    """Follows a run elsewhere. A tracker that fails warns; it never stops the run."""
+
+    def start(self, config: Mapping[str, Any], run_dir: Path) -> None: ...
+
+    def log(self, trial: Trial) -> None: ...
+
+    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None: ...
