@@ -1,0 +1,113 @@
+"""A benchmark: items with categories, read from a JSON Lines file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping import scorers
+from souping.core import Item, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language`.
+
+    `name` (default: the file's stem) salts the folds: two files of one name and one group share their fold.
+    """
+
+    path: str
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError("benchmark.path is not set: give a JSON Lines file of items")
+
+    @property
+    def title(self) -> str:
+        return self.name or Path(self.path).stem
+
+    def items(self) -> tuple[Item, ...]:
+        """All items, checked.
+
+        Raises:
+            UserError: the file is absent, a line is not a valid item (file and line named), or an id stands twice.
+        """
+        path = Path(self.path).expanduser()
+        items: dict[str, Item] = {}
+        for number, line in enumerate(_lines(path), start=1):
+            if not line.strip():
+                continue
+            item = _item(line, f"{path}:{number}")
+            if item.id in items:
+                raise UserError(f"{path}:{number}: id {item.id!r} appears twice; ids must be unique")
+            items[item.id] = item
+        if not items:
+            raise UserError(f"benchmark.path={path}: the file holds no items")
+        return tuple(items.values())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error
+
+
+def _item(line: str, where: str) -> Item:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a JSON object: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: an item is a JSON object, not {type(row).__name__}")
+    category = _text(row, "category", where)
+    item = Item(
+        id=_text(row, "id", where),
+        category=category,
+        prompt=_prompt(row, where),
+        answer=_answer(row, where),
+        scorer=_text(row, "scorer", where, default="exact"),
+        group=_text(row, "group", where, default=""),
+        language=_text(row, "language", where, default="python"),
+    )
+    try:
+        scorers.check(item)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return item
+
+
+def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or (default is None and not value.strip()):
+        raise UserError(f"{where}: `{key}` must be a non-empty text, not {value!r:.60}")
+    return value
+
+
+def _answer(row: Mapping[str, Any], where: str) -> Any:
+    if row.get("answer") is None:
+        raise UserError(f"{where}: `answer` is missing")
+    return row["answer"]
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, str], ...]:
+    """`prompt` as text or messages; `messages` is read the same way."""
+    value = row.get("prompt", row.get("messages"))
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value and all(_is_message(m) for m in value):
+        return tuple({"role": m["role"], "content": m["content"]} for m in value)
+    raise UserError(f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(k), str) for k in ("role", "content"))
