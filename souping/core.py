@@ -200,12 +200,12 @@ class Optimiser(Protocol):
 
 
 class Strategy(Protocol):
-    """An optimiser's settings, checked at composition; `start` opens a search over K ingredients."""
+    """An optimiser's settings, checked at composition; `start` opens a search over the ingredients."""
 
     trials: int | None
     budget: int | None
 
-    def start(self, size: int, seed: int) -> Optimiser: ...
+    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Optimiser: ...
 
     def describe(self, size: int) -> str: ...
 
