@@ -19,16 +19,12 @@ class Benchmark:
     `name` (default: the file's stem) salts the folds: two files of one name and one group share their fold.
     """
 
-    path: str
+    path: str | None = None
     name: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise UserError("benchmark.path is not set: give a JSON Lines file of items")
 
     @property
     def title(self) -> str:
-        return self.name or Path(self.path).stem
+        return self.name or Path(self.path or "").stem
 
     def items(self) -> tuple[Item, ...]:
         """All items, checked.
@@ -36,6 +32,8 @@ class Benchmark:
         Raises:
             UserError: the file is absent, a line is not a valid item (file and line named), or an id stands twice.
         """
+        if not self.path:
+            raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
         path = Path(self.path).expanduser()
         items: dict[str, Item] = {}
         for number, line in enumerate(_lines(path), start=1):

@@ -221,9 +221,12 @@ class Served(Protocol):
 class Evaluator(Protocol):
     """Scores a model on items, with a record for every item.
 
-    `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `fingerprint` names everything a score
-    depends on beside the model and the item.
+    `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
+    beside the model and the item, `fingerprint` its digest.
     """
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     @property
     def fingerprint(self) -> str: ...

@@ -1,0 +1,5 @@
+"""`python -m souping`."""
+
+from souping.cli import main
+
+main()

@@ -1,0 +1,147 @@
+"""The command line: compose, check, build, cook. Hydra and OmegaConf live here and in `config`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from souping import config as configuration
+from souping.core import UserError
+
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+
+
+def main() -> None:
+    """Entry of `python -m souping` and of the console script. Exit 0, 2 (the user's to mend) or 130 (interrupted)."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
+    debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
+    configuration.register()
+    entry = hydra.main(version_base="1.3", config_path=str(configuration.folder()), config_name="config")(run)
+    try:
+        entry()
+    except KeyboardInterrupt:
+        _stop("interrupted: what was evaluated is in the store; the same command continues", 130)
+    except EXPECTED as error:
+        if debug:
+            raise
+        _stop(explain(error), 2)
+
+
+def _stop(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    try:
+        return _run(cfg, run_dir, _group(hydra_config))
+    except BaseException as error:
+        if isinstance(error, EXPECTED):
+            _discard(run_dir)
+        if _is_sweep(hydra_config) and isinstance(error, EXPECTED) and not cfg.get("debug"):
+            print(f"job {hydra_config.job.num}: {explain(error)}", file=sys.stderr)
+        raise
+
+
+def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
+    plain = configuration.resolved(cfg)
+    configuration.check(plain)
+    parts = configuration.build(plain)
+    from souping.pipeline import Run, cook
+
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    settings = Run(
+        **parts,
+        name=plain["name"],
+        seed=plain["seed"],
+        stop_after=plain["stop_after"],
+        out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
+        store_path=Path(plain["store"]["path"]).expanduser(),
+        run_dir=run_dir,
+        config=plain,
+        group=group,
+    )
+    return cook(settings)
+
+
+def _is_sweep(hydra_config: Any) -> bool:
+    return str(hydra_config.mode).endswith("MULTIRUN")
+
+
+def _group(hydra_config: Any) -> str | None:
+    """The name that a multirun's jobs share."""
+    return Path(hydra_config.sweep.dir).name if _is_sweep(hydra_config) else None
+
+
+def _discard(run_dir: Path) -> None:
+    """A refused run leaves nothing: its own folder goes, and the parents that it alone made."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for parent in list(run_dir.parents)[:2]:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def explain(error: BaseException) -> str:
+    """An error as one or two lines: what, where, what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    text = "\n".join(lines[:2]) or type(error).__name__
+    return text + _nearest(error, text)
+
+
+def _nearest(error: BaseException, text: str) -> str:
+    """The nearest name to the one that Hydra or OmegaConf did not know."""
+    options = getattr(error, "options", None)
+    if options:  # an unknown choice of a group
+        asked = str(getattr(error, "missing_cfg_file", "") or text).rsplit("/", 1)[-1]
+        return configuration.nearest(asked, options)
+    cause: BaseException | None = error
+    while cause is not None:
+        node = getattr(cause, "parent_node", None)
+        found = re.search(r"Key '([^']+)' (?:is not in struct|not in)", str(cause))
+        if node is not None and found and OmegaConf.is_dict(node):
+            return configuration.nearest(found.group(1), [k for k in node if not str(k).startswith("_")])
+        cause = cause.__cause__
+    return ""
+
+
+class SweepEnd(Callback):
+    """At a multirun's end: the table of its jobs, in the sweep's folder and (with tracker=wandb) as one W&B run."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        overrides = list(job_return.overrides or [])
+        value = job_return._return_value
+        self.rows.append(
+            {
+                "job": len(self.rows),
+                "overrides": " ".join(overrides),
+                "objective": value if isinstance(value, float) else None,
+            }
+        )
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from souping.report.sweep import write_sweep
+
+        write_sweep(Path(config.hydra.sweep.dir), self.rows)
