@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -50,12 +50,15 @@ def run(cfg: DictConfig) -> float | None:
     run_dir = Path(hydra_config.runtime.output_dir)
     try:
         return _run(cfg, run_dir, _group(hydra_config))
-    except BaseException as error:
-        if isinstance(error, EXPECTED):
-            _discard(run_dir)
-        if _is_sweep(hydra_config) and isinstance(error, EXPECTED) and not cfg.get("debug"):
+    except EXPECTED as error:
+        _discard(run_dir)
+        if cfg.debug:
+            raise
+        if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {explain(error)}", file=sys.stderr)
-        raise
+            raise
+        _stop(explain(error), 2)  # from here, or Hydra adds a line of its own
+    return None
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
@@ -102,26 +105,42 @@ def explain(error: BaseException) -> str:
     """An error as one or two lines: what, where, what to do."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"{error.filename or 'file system'}: {error.strerror or error}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override}\n"
+            "values that hold ( ) , = or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    text = "\n".join(lines[:2]) or type(error).__name__
-    return text + _nearest(error, text)
-
-
-def _nearest(error: BaseException, text: str) -> str:
-    """The nearest name to the one that Hydra or OmegaConf did not know."""
     options = getattr(error, "options", None)
     if options:  # an unknown choice of a group
-        asked = str(getattr(error, "missing_cfg_file", "") or text).rsplit("/", 1)[-1]
-        return configuration.nearest(asked, options)
+        asked = str(getattr(error, "missing_cfg_file", "") or "").rsplit("/", 1)[-1]
+        return f"{lines[0]}{configuration.nearest(asked, options)}\nchoices: {', '.join(options)}"
+    dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
+    kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
+    kept[0] = kept[0].rstrip(".") + _nearest_key(error)
+    return "\n".join(kept) + _reason(error, kept)
+
+
+def _nearest_key(error: BaseException) -> str:
+    """The nearest name to the key that OmegaConf did not know."""
     cause: BaseException | None = error
     while cause is not None:
         node = getattr(cause, "parent_node", None)
-        found = re.search(r"Key '([^']+)' (?:is not in struct|not in)", str(cause))
+        found = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
         if node is not None and found and OmegaConf.is_dict(node):
-            return configuration.nearest(found.group(1), [k for k in node if not str(k).startswith("_")])
+            keys = [str(k) for k in node if not str(k).startswith("_")]
+            return configuration.nearest(found.group(1), keys) or f"; known keys: {', '.join(keys)}"
         cause = cause.__cause__
     return ""
+
+
+def _reason(error: BaseException, kept: list[str]) -> str:
+    """Hydra names the override, its cause the fault (a wrong type)."""
+    cause = error.__cause__
+    first = str(cause).strip().splitlines()[0] if cause is not None and str(cause).strip() else ""
+    return f"\n{first}" if first and len(kept) == 1 and "Key '" not in first else ""
 
 
 class SweepEnd(Callback):

@@ -129,7 +129,7 @@ def _short(node: Mapping[str, Any]) -> str:
 
 
 def nearest(name: str, options: Any) -> str:
-    near = get_close_matches(name, [str(o) for o in options], n=1, cutoff=0.5)
+    near = get_close_matches(name, [str(o) for o in options], n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 

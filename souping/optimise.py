@@ -49,6 +49,10 @@ class Search:
         return min(self.results, key=rank)
 
 
+def _capped(count: int, trials: int | None) -> int:
+    return count if trials is None else min(count, trials)
+
+
 def _anchors(size: int) -> list[Weights]:
     """The uniform soup and the single ingredients: every search knows them."""
     return [simplex.uniform(size), *simplex.vertices(size)]
@@ -95,6 +99,9 @@ class Grid:
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
         return Search(self.points(len(ingredients)))
 
+    def count(self, size: int) -> int | None:
+        return _capped(len(self.points(size)), self.trials)
+
     def describe(self, size: int) -> str:
         count = len(self.points(size))
         on_grid = len(simplex.grid(size, self.step, self.minimum, self.maximum))
@@ -126,6 +133,9 @@ class Nevergrad:
 
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> NevergradSearch:
         return NevergradSearch(self, len(ingredients), seed)
+
+    def count(self, size: int) -> int | None:
+        return self.trials
 
     def describe(self, size: int) -> str:
         limit = f"{self.trials} soups" if self.trials else f"{self.budget} items"
@@ -202,6 +212,9 @@ class Uniform:
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
         return Search([simplex.uniform(len(ingredients))])
 
+    def count(self, size: int) -> int | None:
+        return 1
+
     def describe(self, size: int) -> str:
         return f"uniform: one soup, weights 1/{size}"
 
@@ -239,6 +252,9 @@ class Fixed:
                 f"ingredients ({', '.join(ingredients)}) or of the {len(candidates)} candidates"
             )
         return Search([tuple(self.weights)])
+
+    def count(self, size: int) -> int | None:
+        return 1
 
     def describe(self, size: int) -> str:
         return "fixed: one soup, weights as given"

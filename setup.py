@@ -1,0 +1,45 @@
+"""Packaging. `conf/` at the root travels in the wheel as `souping/conf`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "hydra-core>=1.3.2,<1.4",  # 1.4 wants a whitelist of targets
+    "omegaconf>=2.3,<2.5",
+    "torch>=2.6,<3",
+    "accelerate>=1.2,<2",
+    "transformers>=5,<6",
+    "safetensors>=0.5",
+    "wandb>=0.19",
+    "nevergrad>=1.0.8",
+    "numpy>=2,<2.4",  # with 2.4 Nevergrad's MetaModel raises TypeError
+    "scipy>=1.13",
+    "matplotlib>=3.9",
+    "rich>=13",
+    "pydantic>=2.7",
+    "tree-sitter>=0.23",
+    "tree-sitter-java>=0.23",
+    "tree-sitter-javascript>=0.23",
+]
+DEV = ["pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.13", "nbmake>=1.5", "ipykernel>=6"]
+
+setup(
+    name="souping",
+    version="0.1.0",
+    description="From several fine-tuned checkpoints of one model to one better checkpoint, with the evidence",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["souping", "souping.*"]), "souping.conf"],
+    package_dir={"souping.conf": "conf"},
+    package_data={
+        "souping.conf": ["*.yaml", "**/*.yaml"],
+        "souping": ["py.typed", "data/**/*"],
+        "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
+    },
+    install_requires=CORE,
+    extras_require={"dev": DEV},
+    entry_points={"console_scripts": ["souping=souping.cli:main"]},
+)

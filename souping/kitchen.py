@@ -1,0 +1,111 @@
+"""The opened pool: makes recipes of its candidates and serves the soups, in one live module or as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from souping.core import Candidate, Evaluator, Recipe, UserError
+from souping.merge.checkpoint import Checkpoint, fingerprint
+from souping.merge.preflight import preflight
+
+
+@dataclass
+class Table:
+    """A model on the table, ready to be evaluated."""
+
+    module: Any
+    tokenizer: Any
+    folder: Path | None = None
+
+
+class Kitchen:
+    """Candidates with their checkpoints opened (headers only) and checked against each other.
+
+    No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
+    """
+
+    def __init__(
+        self, candidates: tuple[Candidate, ...], checkpoints: Mapping[str, Checkpoint], merge: Any, evaluator: Evaluator
+    ) -> None:
+        self.candidates, self._checkpoints, self._merge, self._evaluator = candidates, checkpoints, merge, evaluator
+        self.warnings: list[str] = preflight(checkpoints, vocab=merge.vocab)
+        self.warnings += _twins(candidates)
+        self._table: Table | None = None
+        self._live: Any = None
+        self._served = ""
+
+    @classmethod
+    def open(
+        cls, candidates: tuple[Candidate, ...], merge: Any, evaluator: Evaluator, hashes: MutableMapping[str, str]
+    ) -> Kitchen:
+        """Open every candidate's headers, check them against each other, then take their fingerprints.
+
+        Raises:
+            UserError: a folder is absent or broken, or the candidates do not fit each other.
+        """
+        checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
+        preflight(checkpoints, vocab=merge.vocab)  # refuse before hashing gigabytes
+        known = tuple(replace(c, fingerprint=fingerprint(c.path, hashes)) for c in candidates)
+        return cls(known, checkpoints, merge, evaluator)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.candidates)
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of named weights, ingredients in the pool's order."""
+        chosen = [c for c in self.candidates if weights.get(c.name)]
+        recipe: Recipe = self._merge.recipe(
+            [(c.name, c.fingerprint, self._checkpoints[c.name]) for c in chosen], [weights[c.name] for c in chosen]
+        )
+        return recipe
+
+    def uniform(self, names: tuple[str, ...]) -> Recipe:
+        return self.recipe({name: 1.0 / len(names) for name in names})
+
+    def serve(self, recipe: Recipe) -> Table:
+        """The soup, poured into the one live module (loaded at the first call)."""
+        if self._table is None:
+            self._table = self._load()
+        if self._served != recipe.fingerprint:
+            self._live.pour(recipe)
+            self._table.tokenizer = self._tokenizer(recipe)
+            self._served = recipe.fingerprint
+        return self._table
+
+    def write(self, recipe: Recipe, out: Path, extra_files: Mapping[str, str]) -> Path:
+        folders = {c.name: c.path for c in self.candidates}
+        path: Path = self._merge.write(self._merge.plan(recipe, folders), out, extra_files=extra_files)
+        return path
+
+    def _load(self) -> Table:
+        from souping.evaluate.loading import load_module
+        from souping.merge.live import Live
+
+        first = self.candidates[0]
+        module = load_module(first.path, self._evaluator)
+        self._live = Live(self._checkpoints, module, resident=self._merge.resident)
+        return Table(module=module, tokenizer=None)
+
+    def _tokenizer(self, recipe: Recipe) -> Any:
+        from souping.evaluate.loading import load_tokenizer
+
+        carrier = next(c for c in self.candidates if c.name == recipe.ingredients[0])
+        return load_tokenizer(carrier.path)
+
+
+def _twins(candidates: tuple[Candidate, ...]) -> list[str]:
+    first: dict[str, str] = {}
+    for c in candidates:
+        first.setdefault(c.fingerprint, c.name)
+    pairs = [(first[c.fingerprint], c.name) for c in candidates if first[c.fingerprint] != c.name]
+    return [f"{a} and {b} hold the same bytes: they are one model under two names" for a, b in pairs]
+
+
+def free_target(out: Path) -> None:
+    """Refuse a target that holds something, before any work."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out} exists and is not an empty folder: choose another, or move it away")

@@ -1,0 +1,183 @@
+"""A run and its stages: score, select, search, write, report. Each takes what the one before gave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from souping.analysis.stability import stability
+from souping.benchmark import Benchmark
+from souping.core import Evaluator, Fold, Item, ItemScores, Recipe, Selection, Selector, Strategy, Tracker, Trial, digest
+from souping.evaluation import Evaluation
+from souping.evidence import Contender, gather
+from souping.folds import Folds, split
+from souping.kitchen import Kitchen
+from souping.merge.pool import Pool
+from souping.objective import Objective
+from souping.scores import ScoreMatrix
+from souping.search import Found, check_budget, result_of, search
+from souping.selection import ranking
+from souping.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run and its root settings, as the command line built them."""
+
+    pool: Pool
+    benchmark: Benchmark
+    scores: Any
+    selector: Selector
+    optimiser: Strategy
+    objective: Objective
+    evaluator: Evaluator
+    merge: Any
+    tracker: Tracker
+    name: str
+    seed: int
+    stop_after: str | None
+    out: Path
+    store_path: Path
+    run_dir: Path
+    config: Mapping[str, Any]
+    group: str | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A run with its pool opened, its folds cut and its store at hand."""
+
+    run: Run
+    store: Store
+    kitchen: Kitchen
+    folds: Folds
+    evaluation: Evaluation
+    progress: Any
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, run: Run, store: Store, progress: Any) -> Session:
+        """Everything that can be refused before a model is loaded is refused here."""
+        items = run.benchmark.items()
+        folds = split(items, run.benchmark.title, two=run.scores.published)
+        run.objective.coefficients(list(dict.fromkeys(item.category for item in items)))
+        check_budget(run.optimiser, len(folds.items["search"]))
+        kitchen = Kitchen.open(run.pool.resolve(), run.merge, run.evaluator, store.hashes)
+        evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
+        notes = [*kitchen.warnings, *folds.notes]
+        for note in notes:
+            progress.say(f"note: {note}")
+        return cls(run=run, store=store, kitchen=kitchen, folds=folds, evaluation=evaluation, progress=progress, notes=notes)
+
+    def fold(self, fold: Fold) -> tuple[Item, ...]:
+        return self.folds.items[fold]
+
+    def candidates_on(self, fold: Fold) -> dict[str, ItemScores]:
+        """{candidate: scores} on a fold."""
+        self.progress.stage(f"candidates on the {fold} fold", items=len(self.kitchen.names) * len(self.fold(fold)))
+        return {name: self.evaluation.scores(self.single(name), self.fold(fold)) for name in self.kitchen.names}
+
+    def single(self, name: str) -> Recipe:
+        return self.kitchen.recipe({name: 1.0})
+
+    def score(self) -> ScoreMatrix:
+        """The score matrix that selection sees: measured on the select fold, or published."""
+        matrix: ScoreMatrix = self.run.scores.matrix(
+            self.kitchen.names, lambda: ScoreMatrix.from_items(self.candidates_on("select"))
+        )
+        return matrix
+
+    def search(self, selection: Selection) -> Found:
+        """The best weights of the ingredients on the search fold. One ingredient needs no search."""
+        items, names = self.fold("search"), selection.ingredients
+        if len(names) == 1:
+            self.progress.say(f"one expert for everything: {names[0]}; there is nothing to soup")
+            recipe = self.single(names[0])
+            result = result_of(self.evaluation.scores(recipe, items), self.run.objective)
+            return Found(recipe=recipe, weights=(1.0,), result=result, trials=())
+        optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
+        self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each")
+        self.progress.stage("search", trials=self.run.optimiser.count(len(names)), items_each=len(items))
+        return search(
+            optimiser,
+            self.run.optimiser,
+            lambda weights: self.kitchen.recipe(dict(zip(names, weights, strict=True))),
+            self.evaluation,
+            items,
+            self.run.objective,
+            self._tell,
+        )
+
+    def _tell(self, trial: Trial) -> None:
+        self.progress.trial(trial.number, trial.result.objective)
+        self.run.tracker.log(trial)
+
+    def best_single(self) -> str:
+        """The candidate that search would have deployed: the best on the search fold, first of equals."""
+        scores = self.candidates_on("search")
+        totals = {name: round(result_of(s, self.run.objective).objective, 12) for name, s in scores.items()}
+        return max(totals, key=lambda name: totals[name])
+
+    def contenders(self, scores: ScoreMatrix, selection: Selection, found: Found) -> list[Contender]:
+        """The rows of the report, the soup last."""
+        names, chosen = self.kitchen.names, selection.ingredients
+        singles = [
+            Contender(name=n, kind="ingredient" if n in chosen else "candidate", recipe=self.single(n)) for n in names
+        ]
+        best = self.best_single()
+        rows = [*singles, Contender(name=best, kind="best_single", recipe=self.single(best))]
+        rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.kitchen.uniform(names)))
+        if len(chosen) > 1:
+            top = tuple(n for n in names if n in ranking(scores, self.run.objective)[: len(chosen)])
+            rows.append(
+                Contender(name="uniform_selected", kind="uniform_selected", recipe=self.kitchen.uniform(chosen))
+            )
+            rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.kitchen.uniform(top)))
+        return [*rows, Contender(name="soup", kind="soup", recipe=found.recipe)]
+
+    def evidence(self, scores: ScoreMatrix, selection: Selection, found: Found) -> dict[str, Any]:
+        """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
+        items = self.fold("report")
+        identity = digest([self.run.benchmark.title, [item.fingerprint for item in items]])
+        opened = self.store.open_report(identity, self.run.evaluator.fingerprint, found.recipe.fingerprint)
+        rows = self.contenders(scores, selection, found)
+        recipes = {c.recipe.id: c.recipe for c in rows}
+        self.progress.stage("report fold", items=len(recipes) * len(items))
+        measured = {key: self.evaluation.scores(recipe, items) for key, recipe in recipes.items()}
+        return gather(rows, measured, self.run.objective, selection.ingredients, opened)
+
+    def write(self, found: Found, card: str) -> Path:
+        """The winner alone goes to disk, whole or not at all, with its model card."""
+        self.progress.stage("writing the soup")
+        return self.kitchen.write(found.recipe, self.run.out, {"README.md": card})
+
+    def warnings(self, scores: ScoreMatrix) -> list[str]:
+        """What a reader of the report must know."""
+        if not scores.published:
+            return list(self.notes)
+        return [*self.notes, "selection saw published scores: the benchmark's own test set chose the ingredients"]
+
+    def stability(self, scores: ScoreMatrix) -> dict[str, Any]:
+        self.progress.stage("stability of the selection")
+        return stability(scores, self.run.selector)
+
+    def objective(self, found: Found) -> dict[str, Any]:
+        names = list(found.result.categories)
+        weights = self.run.objective.coefficients(names).tolist()
+        return {
+            "name": type(self.run.objective).__name__.lower(),
+            "coefficients": dict(zip(names, weights, strict=True)),
+            "search": found.result.objective,
+        }
+
+    def cost(self, trials: int) -> dict[str, Any]:
+        return {
+            "evaluated_items": self.evaluation.evaluated,
+            "reused_items": self.evaluation.reused,
+            "trials": trials,
+            "seconds": round(time.monotonic() - self.run.started, 3),
+        }
