@@ -1,0 +1,125 @@
+"""Figures that look alike and come out byte for byte the same: matplotlib without pyplot, backends or dates."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FAINT, DARK = "#1f2329", "#d5dae0", "#111214"
+"""Text and lines, grid lines (both follow the page's colours in HTML), and text on light cells, which does not."""
+
+COLOURS: Mapping[str, str] = {
+    "soup": "#d55e00",
+    "uniform_selected": "#009e73",
+    "uniform_topk": "#cc79a7",
+    "uniform_all": "#56b4e9",
+    "best_single": "#0072b2",
+    "ingredient": "#8a8f98",
+    "candidate": "#b6bac1",
+}
+"""One colour a kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
+
+SETTINGS: Mapping[str, Any] = {
+    "svg.hashsalt": "souping",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its alternative text; `titles` maps the gid of an artist to what hovering over it says."""
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str = ""
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def svg(self) -> str:
+        """An `<svg>` element to stand inside HTML: own ids, the page's text colours, alternative text, hover titles."""
+        with canvas():
+            stream = io.StringIO()
+            self.figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=_undated())
+        text = stream.getvalue()
+        return self._titled(self._own_ids(_page_colours(text[text.index("<svg") :].rstrip())))
+
+    def png(self, dpi: int = 144) -> bytes:
+        """The same picture on white, for places that show no SVG."""
+        with canvas():
+            stream = io.BytesIO()
+            options: dict[str, Any] = {"metadata": {"Software": None}, "facecolor": "white"}
+            self.figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1, **options)
+        return stream.getvalue()
+
+    def _own_ids(self, svg: str) -> str:
+        """Ids are unique in a page, and several figures stand in one."""
+        svg = re.sub(r'\bid="', f'id="{self.name}-', svg)
+        svg = svg.replace("url(#", f"url(#{self.name}-").replace('href="#', f'href="#{self.name}-')
+        return svg
+
+    def _titled(self, svg: str) -> str:
+        for gid, title in self.titles.items():
+            group = f'<g id="{self.name}-{gid}">'
+            svg = svg.replace(group, f"{group}<title>{html.escape(title)}</title>", 1)
+        view = re.search(r'viewBox="[\d. -]+"', svg)
+        width = re.search(r'width="([\d.]+)pt"', svg)
+        size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+        label = html.escape(self.alt, quote=True)
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0] if view else ""}'
+        return re.sub(r"<svg[^>]*>", lambda _: f'{head} role="img" aria-label="{label}"{size}>', svg, count=1)
+
+
+def _undated() -> dict[str, None]:
+    return {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def _page_colours(svg: str) -> str:
+    """Ink becomes the page's text colour and the grid its border colour, so that a dark page is readable too."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
+    return svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+
+@contextmanager
+def canvas() -> Iterator[None]:
+    """The look of every figure; a glyph that the font lacks is the reader's font's business, not a warning."""
+    import matplotlib
+
+    with matplotlib.rc_context(dict(SETTINGS)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
+def figure(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of inches and its only axes (call it inside `canvas`)."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height))
+    return made, made.subplots()

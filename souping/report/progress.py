@@ -1,0 +1,133 @@
+"""One live display on a terminal, plain lines anywhere else: stage, trials done, best so far, items/s, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from souping.report import texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+
+class Progress:
+    """A context manager that `cook` tells what happens; clocks stay in here and reach no file.
+
+    `total_trials` and `total_items` are what the search may use (None where unknown); `stage` may set other totals
+    for what follows. `console` is a rich Console, standard error by default.
+    """
+
+    def __init__(
+        self, total_trials: int | None = None, total_items: int | None = None, console: Console | None = None
+    ) -> None:
+        from rich.console import Console
+
+        self.console = console or Console(stderr=True, highlight=False)
+        self.total_trials = total_trials
+        self.total_items = total_items
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.best: float | None = None
+        self.trials = 0
+        self._name = ""
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._begin(total_items)
+
+    def __enter__(self) -> Progress:
+        if self.live:
+            self._bar = _bar(self.console)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._name and kind is None:
+            self._say(self._state())
+
+    def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
+        """Begin a stage of `items` item evaluations (the constructor's totals where nothing is given)."""
+        if self._bar is None and self._name:
+            self._say(self._state())
+        self._name = texts.clean(name)
+        self.total_trials = trials if trials is not None else self.total_trials
+        self._begin(items if items is not None else self.total_items)
+        if self._bar is None:
+            expected = f": {texts.count(self._total)} items" if self._total else ""
+            self._say(f"{self._name}{expected}")
+            return
+        if self._task is not None:
+            self._bar.update(self._task, visible=False)
+        self._task = self._bar.add_task(self._name, total=self._total, state="")
+
+    def advance(self, items: int, reused: int = 0) -> None:
+        """`items` more are done, `reused` of them from the store: those count as done, but not as speed."""
+        self._done += items
+        self._fresh += items - reused
+        self._show()
+
+    def trial(self, number: int, objective: float, best: float) -> None:
+        """Trial `number` gave `objective`, and the best so far is `best` (fractions of 1)."""
+        self.trials += 1
+        self.best = best
+        self._show()
+
+    def _begin(self, total: int | None) -> None:
+        self._total, self._done, self._fresh, self._started, self._told = total, 0, 0, time.monotonic(), 0
+
+    def _show(self) -> None:
+        """Redraw the display; without a terminal, a line each tenth of the way and no more than one each advance."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, state=self._state(short=True))
+            return
+        tenth = self._tenth()
+        if self._bar is None and tenth > self._told and tenth < 10:
+            self._told = tenth
+            self._say(self._state())
+
+    def _tenth(self) -> int:
+        """How many tenths of the stage are done, by items, else by trials."""
+        if self._total:
+            return 10 * self._done // self._total
+        return 10 * self.trials // self.total_trials if self.total_trials else 0
+
+    def _state(self, short: bool = False) -> str:
+        parts = [] if short else [self._name, _of(self._done, self._total, "items")]
+        if self.trials:
+            parts.append(_of(self.trials, self.total_trials, "trials"))
+        if self.best is not None:
+            parts.append(f"best {texts.percent(self.best, digits=2)} %")
+        seconds = time.monotonic() - self._started
+        rate = self._fresh / seconds if seconds > 0.2 else 0.0
+        if rate:
+            parts.append(f"{rate:,.0f} items/s")
+        left = (self._total or 0) - self._done
+        if rate and left > 0:
+            parts.append(f"{texts.seconds(left / rate)} left")
+        return ", ".join(part for part in parts if part)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _of(done: int, total: int | None, unit: str) -> str:
+    return f"{texts.count(done)}{f' of {texts.count(total)}' if total else ''} {unit}"
+
+
+def _bar(console: Console) -> Bar:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+    )
+    return Bar(*columns, console=console, transient=False, refresh_per_second=4)

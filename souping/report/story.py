@@ -1,0 +1,196 @@
+"""The report's words, section by section; `html` and `markdown` only set them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from souping.report import steadiness, tables, texts
+from souping.report.tables import Grid, Report, entries, part
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with sentences, at most one picture (by its name), tables to show and tables to fold away."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    picture: str = ""
+    grids: tuple[Grid, ...] = ()
+    folded: tuple[tuple[str, Grid], ...] = ()
+    code: str = ""
+
+
+def headline(report: Report) -> str:
+    """The verdict's sentence, or what can be said of a run that ended before the report fold."""
+    sentence = texts.clean(part(report, "verdict").get("sentence"))
+    if sentence:
+        return sentence
+    chosen = list(part(report, "selection").get("ingredients") or [])
+    if not part(report, "recipe"):
+        return (
+            f"Selected {texts.listed(chosen)}; the run ended before the search." if chosen else "Nothing was selected."
+        )
+    if len(chosen) == 1:
+        return f"Nothing to soup: {texts.clean(chosen[0])} is the only ingredient."
+    return "The search is done; the report fold was not opened."
+
+
+def benchmark(report: Report) -> str:
+    """`pantry: BFCL-shaped, not BFCL`, as far as it is known."""
+    found = report.get("benchmark")
+    if not isinstance(found, Mapping):
+        return texts.clean(found)
+    name, note = texts.clean(found.get("name")), texts.clean(found.get("note"))
+    return f"{name} ({note})" if name and note and name not in note else note or name
+
+
+def kicker(report: Report) -> str:
+    """Experiment and benchmark, above the headline."""
+    shown = [texts.clean(report.get("experiment")), benchmark(report)]
+    return " \N{MIDDLE DOT} ".join(text for text in shown if text)
+
+
+def figures(report: Report) -> list[tuple[str, str, str]]:
+    """(label, number, small print) of the few numbers that matter most."""
+    rows = {row.get("kind"): row for row in reversed(entries(report, "rows"))}
+    shown = []
+    for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
+        if kind in rows:
+            score = rows[kind].get("objective") or {}
+            name = texts.clean(rows[kind].get("name")) if kind == "best_single" else ""
+            small = "; ".join(t for t in (name, texts.interval(score.get("low"), score.get("high"))) if t)
+            shown.append((label, f"{texts.percent(score.get('mean'))} %", small))
+    deployed = rows.get("best_single", {}).get("name")
+    for found in entries(report, "comparisons"):
+        if deployed is not None and found.get("b") == deployed:
+            around = texts.interval(found.get("low"), found.get("high"), sign=True)
+            small = f"{around}; p {texts.p_value(found.get('p_value'))}"
+            shown.append(("soup minus best single", texts.percent(found.get("difference"), sign=True), small))
+            break
+    return shown
+
+
+def sections(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """All sections that have something to show."""
+    built = [
+        _scores(report),
+        _differences(report),
+        _bars(report),
+        _selection(report),
+        _search(report, trials),
+        _stability(report),
+        _recipe(report),
+        _cost(report),
+    ]
+    return [section for section in built if section is not None]
+
+
+def _scores(report: Report) -> Section | None:
+    if not entries(report, "rows"):
+        return None
+    lines = ("Percent correct on the report fold with 95 % intervals. Search and selection never saw these items.",)
+    return Section(
+        "Scores", lines, grids=(tables.scores(report),), folded=(("Items a category", tables.sizes(report)),)
+    )
+
+
+def _differences(report: Report) -> Section | None:
+    if not entries(report, "comparisons"):
+        return None
+    lines = ("Every model answered the same items, so differences are paired; the test resamples groups of items.",)
+    return Section("Is the soup better?", lines, "forest", (tables.comparisons(report),))
+
+
+def _bars(report: Report) -> Section | None:
+    return Section("Category by category", picture="bars") if entries(report, "rows") else None
+
+
+def _selection(report: Report) -> Section | None:
+    found = part(report, "selection")
+    if not found:
+        return None
+    lines = [_chosen(found)]
+    if found.get("published"):
+        lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
+    lines += [texts.clean(note) for note in found.get("notes") or []]
+    grids = (tables.experts(report),) if found.get("experts") else ()
+    pairs = steadiness.pairs(report)
+    folded = (("Every correlation with its interval", pairs),) if pairs.rows else ()
+    return Section("Selection", tuple(lines), "heatmap", grids, folded)
+
+
+def _chosen(found: Mapping[str, Any]) -> str:
+    """`soce chose a, b and c: experts of ... (pearson, threshold 0.2).`"""
+    who = texts.clean(found.get("selector")) or "The selector"
+    names = list(found.get("ingredients") or [])
+    rule = [texts.clean(found.get("metric"))]
+    if texts.number(found.get("threshold")) is not None:
+        rule.append(f"threshold {texts.weight(found['threshold'])}")
+    how = ", ".join(text for text in rule if text)
+    low = list(found.get("low_correlation") or [])
+    where = f" Low-correlation categories: {texts.listed(low)}." if low else ""
+    return f"{who} chose {texts.listed(names) or 'nothing'}{f' ({how})' if how else ''}.{where}"
+
+
+def _search(report: Report, trials: Sequence[Mapping[str, Any]]) -> Section | None:
+    if not trials:
+        return None
+    reached = texts.number(part(report, "objective").get("search"))
+    best = f" The chosen recipe reached {texts.percent(reached, 2)} % there." if reached is not None else ""
+    lines = (
+        f"{texts.count(len(trials))} soups were evaluated on the search fold.{best} "
+        "The best of many noisy scores flatters itself: the report fold has the fair number.",
+    )
+    grid = tables.trials(report, trials)
+    return Section("Search", lines, "landscape", (), (("The best trials (all are in trials.csv)", grid),))
+
+
+def _stability(report: Report) -> Section | None:
+    if not part(report, "stability"):
+        return None
+    lines = ("How often the same choice is made when the items of the select fold are drawn again with replacement.",)
+    built = (steadiness.picks(report), steadiness.shares(report))
+    more = (("Other thresholds", steadiness.thresholds(report)), ("One model left out", steadiness.jackknife(report)))
+    return Section(
+        "Stability of the selection",
+        (*lines, *steadiness.notes(report)),
+        grids=tuple(grid for grid in built if grid.rows),
+        folded=tuple((title, grid) for title, grid in more if grid.rows),
+    )
+
+
+def _recipe(report: Report) -> Section | None:
+    found = part(report, "recipe")
+    if not found:
+        return None
+    line = (
+        f"Recipe {texts.clean(found.get('id'))}: {texts.clean(found.get('method'))}, {texts.clean(found.get('dtype'))}."
+    )
+    return Section("Recipe, and how to rebuild it", (line,), grids=(tables.recipe(report),), code=rebuild(report))
+
+
+def rebuild(report: Report) -> str:
+    """The command that makes the soup again: the report's own `rebuild`, or a merge with the recipe's weights."""
+    if report.get("rebuild"):
+        return texts.clean(report["rebuild"])
+    found = part(report, "recipe")
+    names = ",".join(quoted(name) for name in found.get("ingredients") or [])
+    weights = ",".join(repr(float(w)) for w in found.get("weights") or [])
+    settings = [f"pool.candidates=[{names}]", f"optimiser.weights=[{weights}]"]
+    return " ".join(["python -m souping +experiment=merge", *map(shlex.quote, settings), "out=soup"])
+
+
+def quoted(name: Any) -> str:
+    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes."""
+    text = texts.clean(name)
+    if text and all(c.isalnum() or c in "/-_.@+" for c in text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _cost(report: Report) -> Section | None:
+    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report)) if grid.rows)
+    return Section("Folds and cost", grids=grids) if grids else None

@@ -1,0 +1,71 @@
+"""The table at the end of a run, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from souping.report import story, texts
+from souping.report.tables import Report, entries, part
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ROLES: Mapping[str, str] = {
+    "soup": "soup",
+    "uniform_selected": "uniform selected",
+    "uniform_topk": "uniform top K",
+    "uniform_all": "uniform all",
+    "best_single": "best single",
+    "ingredient": "ingredient",
+    "candidate": "not selected",
+}
+"""Kinds in few letters: a terminal may have 80 columns."""
+
+
+def table(report: Report) -> Table:
+    """Rows with objective and interval, and the soup's paired difference to each; a selection if there are no rows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=SIMPLE_HEAD, caption=Text(story.headline(report)), caption_style="bold", caption_justify="left")
+    rows = texts.in_order(entries(report, "rows"))
+    if not rows:
+        return _selected(report, made)
+    compared = {found.get("b"): found for found in entries(report, "comparisons")}
+    for name, side in (
+        ("model", "left"),
+        ("role", "left"),
+        ("score %", "right"),
+        ("soup minus it", "right"),
+        ("p", "right"),
+    ):
+        made.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        soup = row.get("kind") == "soup"
+        cells = [texts.clean(row.get("name")), ROLES.get(row.get("kind", ""), ""), texts.brackets(row.get("objective"))]
+        cells += ["", ""] if soup else _difference(compared.get(row.get("name")))
+        made.add_row(*(Text(cell) for cell in cells), style="bold" if soup else None)
+    return made
+
+
+def _difference(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["", ""]
+    return [texts.brackets(found, sign=True), texts.p_value(found.get("p_value"))]
+
+
+def _selected(report: Report, made: Table) -> Table:
+    """Ingredients with the categories they are the experts of, and their weight where the search ran."""
+    from rich.text import Text
+
+    found, recipe = part(report, "selection"), part(report, "recipe")
+    weights = dict(zip(recipe.get("ingredients") or [], recipe.get("weights") or [], strict=False))
+    for name in ("ingredient", "expert of", "weight"):
+        made.add_column(name, overflow="fold")
+    for name in found.get("ingredients") or []:
+        owned = [category for category, expert in part(found, "experts").items() if expert == name]
+        shown = texts.weight(weights.get(name, 0.0)) if weights else texts.DASH
+        made.add_row(Text(texts.clean(name)), Text(", ".join(map(texts.clean, owned))), Text(shown))
+    return made

@@ -1,0 +1,198 @@
+"""Reports as a run would build them, of any size, from a seed: what the report's tests and pictures are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from souping.simplex import grid, uniform, vertices
+
+CATEGORIES = (
+    "simple_python",
+    "simple_java",
+    "simple_javascript",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "live",
+    "irrelevance",
+    "multi_turn_base",
+    "multi_turn_miss_function",
+    "multi_turn_miss_parameter",
+    "multi_turn_long_context",
+    "live_parallel_multiple",
+    "a_category_with_quite_a_long_name_indeed",
+)
+MODELS = (
+    "pantry-java",
+    "pantry-parallel",
+    "pantry-live",
+    "pantry-refuser",
+    "Team-ACE/ToolACE-2-Llama-3.1-8B-instruct-long-suffix",
+    "pantry-python",
+    "pantry-generalist",
+    "watt-tool-8B",
+)
+
+
+def score(rng: np.random.Generator, mean: float, n: int) -> dict[str, Any]:
+    half = 1.96 * (mean * (1 - mean) / n) ** 0.5 + 0.01
+    low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return {"mean": mean, "low": low, "high": high, "n": n, "groups": n, "effective_n": float(n)}
+
+
+def row(rng: np.random.Generator, name: str, kind: str, categories: list[str], level: float) -> dict[str, Any]:
+    means = np.clip(level + rng.normal(0, 0.09, len(categories)), 0.02, 0.99)
+    scores = {c: score(rng, float(m), 52) for c, m in zip(categories, means, strict=True)}
+    total = score(rng, float(means.mean()), 52 * len(categories))
+    return {"name": name, "kind": kind, "recipe_id": f"{int(1e9 * level):012x}", "scores": scores, "objective": total}
+
+
+def rows(rng: np.random.Generator, names: list[str], k: int, categories: list[str]) -> list[dict[str, Any]]:
+    made = [
+        row(rng, n, "ingredient" if i < k else "candidate", categories, 0.62 + 0.01 * i) for i, n in enumerate(names)
+    ]
+    made.append({**made[0], "kind": "best_single"})
+    for name, kind, level in (
+        ("uniform(all)", "uniform_all", 0.68),
+        ("uniform(selected)", "uniform_selected", 0.70),
+        (f"uniform(top {k})", "uniform_topk", 0.69),
+        ("soup 3f9c01ab77de", "soup", 0.76),
+    ):
+        made.append(row(rng, name, kind, categories, level))
+    return made
+
+
+def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    soup = found[-1]
+    others = {r["name"]: r for r in found[:-1]}
+    made = []
+    for i, (name, other) in enumerate(others.items()):
+        gap = soup["objective"]["mean"] - other["objective"]["mean"]
+        extra = {"test": "studentised sign-flip", "n": soup["objective"]["n"], "groups": 400, "discordant": 0.12}
+        pair = {"a": soup["name"], "b": name, "difference": gap, "low": gap - 0.024, "high": gap + 0.024}
+        made.append({**pair, "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1), **extra})
+    return made
+
+
+def selection(rng: np.random.Generator, names: list[str], categories: list[str], k: int) -> dict[str, Any]:
+    raw = np.corrcoef(rng.normal(size=(len(categories), max(4, len(names)))))
+    low = categories[: max(1, min(4, len(categories)))]
+    experts = {c: names[i % k] for i, c in enumerate(low)}
+    wide = {"low": np.clip(raw - 0.5, -1, 1).tolist(), "high": np.clip(raw + 0.5, -1, 1).tolist()}
+    return {
+        "ingredients": names[:k],
+        "experts": experts,
+        "low_correlation": low,
+        "metric": "pearson",
+        "threshold": 0.2,
+        "correlation": {"categories": categories, "matrix": raw.tolist(), **wide},
+        "notes": ["ties on live went to the candidate with the better overall score"],
+        "published": False,
+        "selector": "soce",
+    }
+
+
+def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
+    matrix = found["correlation"]
+    pairs = [
+        {
+            "a": a,
+            "b": b,
+            "rho": matrix["matrix"][i][j],
+            "low": None,
+            "high": None,
+            "bootstrap_low": matrix["low"][i][j],
+            "bootstrap_high": matrix["high"][i][j],
+            "disattenuated": None,
+        }
+        for i, a in enumerate(matrix["categories"])
+        for j, b in enumerate(matrix["categories"])
+        if i < j
+    ]
+    other = {"ingredients": found["ingredients"], "low_correlation": found["low_correlation"], "error": None}
+    return {
+        "method": "item bootstrap",
+        "draws": 500,
+        "not_estimable": 0.04,
+        "reasons": {"no category is below the threshold": 20},
+        "experts": {c: {n: (0.7 if n == e else 0.3 / len(names)) for n in names} for c, e in found["experts"].items()},
+        "ingredients": {name: 0.9 - 0.1 * i for i, name in enumerate(names)},
+        "low_correlation": dict.fromkeys(found["low_correlation"], 0.8),
+        "sizes": {"2": 0.2, "3": 0.7, "4": 0.1},
+        "correlations": pairs,
+        "reliability": dict.fromkeys(found["low_correlation"], 0.71),
+        "threshold": 0.2,
+        "thresholds": [{"threshold": 0.1, "ingredients": [], "low_correlation": [], "error": "no low category"}]
+        + [{"threshold": t, **other} for t in (0.2, 0.3)],
+        "jackknife": [{"left_out": name, **other} for name in names],
+        "models": {"status": "not estimable", "reason": "fewer than six base families"},
+    }
+
+
+def trials(k: int, names: list[str], categories: list[str], seed: int = 0) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    points = [uniform(k), *vertices(k), *grid(k)] if k > 1 else [(1.0,)]
+    peak = rng.dirichlet(np.full(k, 3.0))
+    made = []
+    for number, point in enumerate(points[:130], start=1):
+        value = 0.76 - 0.3 * float(((np.array(point) - peak) ** 2).sum()) + float(rng.normal(0, 0.006))
+        parts = {c: float(np.clip(value + rng.normal(0, 0.05), 0, 1)) for c in categories}
+        weights = dict(zip(names, map(float, point), strict=False))
+        entry = {"number": number, "recipe_id": f"{number:012x}", "weights": weights, "objective": value}
+        made.append({**entry, "categories": parts, "items": 168, "reused": 168 if number <= 3 else 0})
+    return made
+
+
+def sample(
+    k: int = 3, models: int = 5, columns: int = 8, stop: str = "", seed: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(report, trials) of a run with K ingredients out of `models`, over `columns` categories; `stop` = stop_after."""
+    rng = np.random.default_rng(seed)
+    names, categories = list(MODELS[:models]), list(CATEGORIES[:columns])
+    chosen = selection(rng, names, categories, k)
+    report: dict[str, Any] = {
+        "experiment": "bfcl",
+        "benchmark": {"name": "pantry", "note": "pantry, BFCL-shaped, not BFCL"},
+        "selection": chosen,
+        "stability": stability(names, chosen),
+        "warnings": ["2 categories have fewer than 20 items on the select fold"],
+        "cost": {"evaluated_items": 12648, "reused_items": 504, "trials": 0, "seconds": 71.234},
+    }
+    if stop == "select":
+        return {**report, "folds": {"select": 168}}, []
+    found = trials(k, names, categories, seed)
+    best = max(found, key=lambda trial: trial["objective"])
+    kept = {name: w for name, w in best["weights"].items() if w}
+    report["recipe"] = {
+        "ingredients": list(kept),
+        "weights": list(kept.values()),
+        "method": "linear",
+        "dtype": "bfloat16",
+        "settings": {},
+        "fingerprints": [f"{i:064x}" for i, _ in enumerate(kept, start=10**9)],
+        "id": "3f9c01ab77de",
+    }
+    weights = dict.fromkeys(categories, 1 / len(categories))
+    report["objective"] = {"name": "mean", "coefficients": weights, "search": best["objective"]}
+    report["folds"] = {"select": 168, "search": 168}
+    report["cost"]["trials"] = len(found)
+    if stop == "search":
+        return report, found
+    return finish(report, rng, names, k, categories), found
+
+
+def finish(
+    report: dict[str, Any], rng: np.random.Generator, names: list[str], k: int, categories: list[str]
+) -> dict[str, Any]:
+    """What the report fold adds."""
+    report["folds"]["report"] = 416
+    report["rows"] = rows(rng, names, k, categories) if k > 1 else rows(rng, names, k, categories)[:-4]
+    report["comparisons"] = comparisons(report["rows"]) if k > 1 else []
+    sentence = "The soup is better than the best single model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
+    report["verdict"] = {"claim": "better_than_best_single", "sentence": sentence, "p_value": 0.013}
+    if k == 1:
+        only = f"One expert for everything: keep {names[0]}, there is nothing to soup."
+        report["verdict"] = {"claim": "nothing_to_soup", "sentence": only, "p_value": None}
+    return report
