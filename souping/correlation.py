@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.core import Correlation, Correlations, FloatArray, UserError
 
@@ -24,9 +25,8 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
     Raises:
         UserError: fewer than 3 models or 2 categories, a column that holds NaN or infinity, or a constant column.
     """
-    if scores.ndim != 2 or scores.shape[0] < 3:
-        have = scores.shape[0] if scores.ndim == 2 else 0
-        raise UserError(f"correlation needs the scores of at least 3 models, not {have}: add candidates or a score table")
+    if len(scores) < 3:
+        raise UserError(f"correlation needs the scores of 3 models or more, not {len(scores)}: add models or a table")
     if scores.shape[1] < 2:
         raise UserError(f"correlation needs at least 2 categories, not {scores.shape[1]}: use selector=topk or all")
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=0))
@@ -59,7 +59,10 @@ def spearman(scores: FloatArray) -> Correlations:
 
 
 def kendall(scores: FloatArray) -> Correlations:
-    """Kendall's tau-b. Interval: se(z) = sqrt(0.437 / (M - 4)) (Fieller, Hartley and Pearson 1957), nan below 5 models."""
+    """Kendall's tau-b.
+
+    Interval: se(z) = sqrt(0.437 / (M - 4)) (Fieller, Hartley and Pearson 1957), nan limits below 5 models.
+    """
     check_columns(scores)
     above, below = np.triu_indices(len(scores), 1)
     rho = _cosines(_signs(scores)[above, below], centre=False)
@@ -69,14 +72,14 @@ def kendall(scores: FloatArray) -> Correlations:
 CORRELATIONS: dict[str, Correlation] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
 
 
-def _columns(which: Sequence[int] | np.ndarray, names: Sequence[str]) -> str:
+def _columns(which: NDArray[np.int64], names: Sequence[str]) -> str:
     labels = [repr(names[i]) if names else str(i + 1) for i in which]
-    return f"categor{'y' if len(labels) == 1 else 'ies'} {', '.join(labels)}" if names else f"column {', '.join(labels)}"
+    return f"{'category' if names else 'column'} {', '.join(labels)}"
 
 
 def _scaled(scores: FloatArray) -> FloatArray:
     """Columns divided by their largest value, so that squares neither overflow nor vanish."""
-    return np.asarray(scores, dtype=float) / np.abs(scores).max(axis=0)
+    return np.asarray(scores / np.abs(scores).max(axis=0), dtype=float)
 
 
 def _signs(scores: FloatArray) -> FloatArray:
@@ -90,7 +93,7 @@ def _cosines(columns: FloatArray, *, centre: bool = True) -> FloatArray:
     """[N, C] -> cosines of every two columns, [C, C], with a diagonal of exactly 1."""
     vectors = columns - columns.mean(axis=0) if centre else columns
     vectors = vectors / np.sqrt((vectors**2).sum(axis=0))
-    rho = np.clip(np.einsum("na,nb->ab", vectors, vectors), -1.0, 1.0)
+    rho: FloatArray = np.clip(np.einsum("na,nb->ab", vectors, vectors), -1.0, 1.0)
     np.fill_diagonal(rho, 1.0)
     return rho
 
