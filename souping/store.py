@@ -18,7 +18,8 @@ from souping.core import Item, Recipe, Record, UserError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS soups (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, recipe TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS evaluators (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, settings TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS evaluators (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL,
+    settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, name TEXT NOT NULL,
     category TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (soup INTEGER NOT NULL, evaluator INTEGER NOT NULL, item INTEGER NOT NULL,
@@ -47,7 +48,9 @@ class Store:
         self._db.execute("PRAGMA synchronous=NORMAL")
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, VERSION):
-            raise UserError(f"store.path={self.path} has layout {found}, this version reads {VERSION}: use another file")
+            raise UserError(
+                f"store.path={self.path} has layout {found}, this version reads {VERSION}: use another file"
+            )
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
 
@@ -83,7 +86,12 @@ class Store:
         return {key: Record(item=name, score=score, output=output) for key, name, score, output in rows}
 
     def add(
-        self, recipe: Recipe, evaluator: str, settings: Mapping[str, Any], items: Sequence[Item], records: Iterable[Record]
+        self,
+        recipe: Recipe,
+        evaluator: str,
+        settings: Mapping[str, Any],
+        items: Sequence[Item],
+        records: Iterable[Record],
     ) -> None:
         """Commit one batch."""
         with self._write() as db:

@@ -1,0 +1,142 @@
+"""The results store and the evaluation that goes through it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from souping.core import Recipe, Record, UserError
+from souping.evaluation import Evaluation
+from souping.objective import Mean
+from souping.optimise import Grid
+from souping.search import search
+from souping.store import Store
+from tests.conftest import FakeEvaluator, make_items
+
+
+def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
+    return Recipe(ingredients=names, fingerprints=tuple(f"f-{n}" for n in names), weights=weights, dtype="BF16")
+
+
+def serve(recipe: Recipe) -> SimpleNamespace:
+    return SimpleNamespace(module="+".join(recipe.ingredients), tokenizer=None, folder=None)
+
+
+def test_a_vertex_is_the_single_model() -> None:
+    assert recipe(1.0, 0.0).id == recipe(1.0, names=("a",)).id
+    assert recipe(0.5, 0.5).id != recipe(0.4, 0.6).id
+    renamed = Recipe(ingredients=("x", "y"), fingerprints=("f-a", "f-b"), weights=(0.5, 0.5), dtype="BF16")
+    assert renamed.id == recipe(0.5, 0.5).id
+
+
+def test_what_is_stored_comes_back_and_first_writer_wins(tmp_path: Path) -> None:
+    items = make_items(2)
+    with Store(tmp_path / "deep" / "s.sqlite") as store:
+        records = [Record(item=i.id, score=0.5, output="x") for i in items]
+        store.add(recipe(1.0, 0.0), "judge", {"a": 1}, items, records)
+        store.add(recipe(1.0, 0.0), "judge", {"a": 1}, items[:1], [Record(item=items[0].id, score=0.9)])
+        found = store.load(recipe(1.0, 0.0).fingerprint, "judge")
+        assert {r.score for r in found.values()} == {0.5}
+        assert set(found) == {i.fingerprint for i in items}
+        assert store.load(recipe(1.0, 0.0).fingerprint, "other") == {}
+
+
+def test_two_processes_may_write_one_store(tmp_path: Path) -> None:
+    items = make_items(2)
+    with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
+        for store, score in ((one, 0.25), (two, 0.75)):
+            store.add(recipe(0.5, 0.5), "j", {}, items, [Record(item=i.id, score=score) for i in items])
+        assert {r.score for r in two.load(recipe(0.5, 0.5).fingerprint, "j").values()} == {0.25}
+
+
+def test_the_ledger_counts_frozen_recipes_once(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store:
+        assert [store.open_report("b", "j", r) for r in ("r1", "r2", "r1", "r3")] == [1, 2, 1, 3]
+        assert store.open_report("other", "j", "r9") == 1
+
+
+def test_hashes_are_a_mapping(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store:
+        hashes = store.hashes
+        assert hashes.get("x") is None
+        hashes["x"] = "1"
+        hashes["x"] = "2"
+        assert dict(hashes) == {"x": "2"}
+        del hashes["x"]
+        assert len(hashes) == 0
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("not a database, and longer than a header" * 50)
+    with pytest.raises(UserError, match=r"store.path=.*cannot open"):
+        Store(tmp_path / "s")
+    with pytest.raises(UserError, match=r"store.path="):
+        Store(tmp_path / "s" / "below" / "x")
+    db = sqlite3.connect(tmp_path / "future")
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(UserError, match="layout 99"):
+        Store(tmp_path / "future")
+
+
+def evaluation(store: Store, judge: FakeEvaluator) -> Evaluation:
+    return Evaluation(store, judge, serve, lambda n: None)
+
+
+def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
+    items, judge = make_items(10), FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
+    with Store(tmp_path / "s") as store:
+        first = evaluation(store, judge)
+        scores = first.scores(recipe(1.0, 0.0), items)
+        assert scores.values.mean() == 0.5
+        assert (first.evaluated, first.reused) == (20, 0)
+        second = evaluation(store, judge)
+        again = second.scores(recipe(1.0, names=("a",)), items)
+        assert (again.values == scores.values).all()
+        assert (second.evaluated, second.reused) == (0, 20)
+        assert len(judge.asked) == 20
+
+
+def test_a_killed_run_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
+    items, judge = make_items(10), FakeEvaluator({"a": 5})
+    stop = FakeEvaluator({"a": 5})
+
+    def killed(model: object, batch: object) -> list[Record]:
+        if len(stop.asked) >= 14:
+            raise KeyboardInterrupt
+        return FakeEvaluator.evaluate(stop, model, batch)  # type: ignore[arg-type]
+
+    with Store(tmp_path / "s") as store:
+        broken = evaluation(store, stop)
+        broken._evaluator = SimpleNamespace(  # type: ignore[assignment]
+            evaluate=killed, batches=stop.batches, fingerprint=stop.fingerprint, settings=stop.settings
+        )
+        with pytest.raises(KeyboardInterrupt):
+            broken.scores(recipe(1.0, 0.0), items)
+    with Store(tmp_path / "s") as store:
+        rest = evaluation(store, judge)
+        rest.scores(recipe(1.0, 0.0), items)
+    assert stop.asked + judge.asked == [i.id for i in items]
+
+
+@pytest.mark.parametrize(("limits", "trials"), [({}, 11), ({"trials": 4}, 4), ({"budget": 65}, 3), ({"budget": 60}, 3)])
+def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict[str, int], trials: int) -> None:
+    items, judge = make_items(10), FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
+    strategy = Grid(**limits)  # type: ignore[arg-type]
+    heard: list[int] = []
+    with Store(tmp_path / "s") as store:
+        found = search(
+            strategy.start(("a", "b"), ("a", "b"), 0),
+            strategy,
+            lambda weights: recipe(*weights),
+            evaluation(store, judge),
+            items,
+            Mean(),
+            lambda trial: heard.append(trial.number),
+        )
+    assert heard == list(range(trials))
+    assert found.result.objective == 0.8
+    assert found.weights == (0.5, 0.5)
