@@ -1,21 +1,209 @@
-"""How much of a selection is luck: bootstrap of items, sweep of the threshold, jackknife over rows."""
+"""How much of a selection is luck: bootstrap of items, sweep of the threshold, jackknife over models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from souping.core import Selector
+import numpy as np
+
+from souping.analysis.reliability import GroupSums, disattenuated, reliability
+from souping.core import Correlation, Correlations, FloatArray, Selection, Selector, UserError
+from souping.correlation import pearson
 from souping.scores import ScoreMatrix
+
+SALT = 0x57AB
+THRESHOLDS = tuple(round(0.05 + 0.01 * i, 2) for i in range(46))
+FEWEST_FAMILIES = 6
 
 
 def stability(
     scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0, families: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """JSON-ready: {method, draws, not_estimable, reasons {message: draws}, experts {category: {candidate: share}},
-    ingredients {candidate: share}, low_correlation {category: share}, sizes {"K": share},
-    correlations [{a, b, rho, low, high, bootstrap_low, bootstrap_high, disattenuated}], reliability {category: r},
-    threshold (the selector's own), thresholds [{threshold, ingredients, low_correlation, error}],
-    jackknife [{left_out, ingredients, low_correlation, error}], models {status, reason}}; None where not estimable.
+    """Run the selection again on scores that might as well have come out.
+
+    With per-item scores: bootstrap of groups within category strata, the selector run on every draw. Published scores
+    have no items, so that part is None. Both get a sweep of the threshold over 0.05..0.50 and a jackknife over models.
+    `families` maps a model to its base family; near-copies are not independent models, so models are resampled by
+    family and only from six on.
+
+    Returns a JSON-ready dict; None stands for "not estimable", shares are of the draws that gave a selection:
+    `method`, `draws`, `not_estimable` (draws that gave none), `reasons` {message: draws},
+    `experts` {category: {candidate: share}}, `ingredients` {candidate: share}, `low_correlation` {category: share},
+    `sizes` {K: share}, `correlations` [{a, b, rho, low, high, bootstrap_low, bootstrap_high, models_low, models_high,
+    disattenuated}] (low and high: the coefficient's own interval over models; bootstrap_*: over items; models_*: over
+    families), `reliability` {category: value}, `threshold`, `thresholds` [{threshold, ingredients, low_correlation,
+    error}], `jackknife` [{left_out, ingredients, low_correlation, error}], `models` {status, reason} of the bootstrap
+    over models, `notes` [text].
     """
-    raise NotImplementedError
+    correlation: Correlation = getattr(selector, "correlation", pearson)
+    items = GroupSums.of(scores) if scores.items else None
+    tables = items.draws(draws, np.random.default_rng([SALT, seed])) if items else None
+    models, status = _over_models(scores, correlation, draws, seed, families)
+    return {
+        **(_published() if tables is None else _over_items(tables, scores, selector)),
+        "correlations": _pairs(scores, correlation, tables, models, items),
+        "reliability": _by_name(scores.categories, reliability(items)) if items else None,
+        "threshold": getattr(selector, "threshold", None),
+        "thresholds": sweep(scores, selector),
+        "jackknife": jackknife(scores, selector),
+        "models": status,
+    }
+
+
+def sweep(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:
+    """The selection at each threshold of 0.05, 0.06 .. 0.50; empty for a selector that has no threshold."""
+    if not dataclasses.is_dataclass(selector) or isinstance(selector, type) or not hasattr(selector, "threshold"):
+        return []
+    rows = []
+    for threshold in THRESHOLDS:
+        variant: Any = dataclasses.replace(selector, threshold=threshold)
+        rows.append({"threshold": threshold, **_outcome(variant, scores)})
+    return rows
+
+
+def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:
+    """The selection without each model in turn."""
+    rows = []
+    for left_out in scores.models:
+        kept = tuple(m for m in scores.models if m != left_out)
+        candidates = tuple(m for m in scores.candidates if m != left_out)
+        if not candidates:
+            continue
+        less = dataclasses.replace(scores, models=kept, candidates=candidates, values=scores.rows(kept), items=None)
+        rows.append({"left_out": left_out, **_outcome(selector, less)})
+    return rows
+
+
+def _outcome(selector: Selector, scores: ScoreMatrix) -> dict[str, Any]:
+    try:
+        selection = selector.select(scores)
+    except UserError as error:
+        return {"ingredients": None, "low_correlation": None, "error": str(error)}
+    low = list(selection.low_correlation)
+    return {"ingredients": list(selection.ingredients), "low_correlation": low, "error": None}
+
+
+def _published() -> dict[str, Any]:
+    """No items, no bootstrap: said, not guessed."""
+    note = "published scores hold no items: how often an expert would be picked again is not estimable"
+    parts = dict.fromkeys(("experts", "ingredients", "low_correlation", "sizes"))
+    head = {"method": "threshold sweep and jackknife over models", "draws": 0, "not_estimable": 0, "reasons": {}}
+    return {**head, **parts, "notes": [note]}
+
+
+def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> dict[str, Any]:
+    """Shares over the bootstrap draws [D, M, C] in which the selector gave a selection."""
+    picked, reasons = list[Selection](), Counter[str]()
+    for values in tables:
+        try:
+            if not np.isfinite(values).all():
+                raise UserError("a category lost all its items")
+            picked.append(selector.select(dataclasses.replace(scores, values=values, items=None)))
+        except UserError as error:
+            reasons[_reason(error)] += 1
+    head: dict[str, Any] = {"method": "bootstrap over items", "draws": len(tables), "not_estimable": reasons.total()}
+    head["reasons"] = dict(reasons)
+    if not picked:
+        parts = dict.fromkeys(("experts", "ingredients", "low_correlation", "sizes"))
+        return {**head, **parts, "notes": ["no bootstrap draw gave a selection: its stability is not estimable"]}
+    return {**head, **_shares(picked, scores), "notes": []}
+
+
+def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Any]:
+    total = len(picked)
+    experts: dict[str, Counter[str]] = {category: Counter() for category in scores.categories}
+    for selection in picked:
+        for category, model in selection.experts.items():
+            experts[category][model] += 1
+    chosen = Counter(name for selection in picked for name in selection.ingredients)
+    low = Counter(category for selection in picked for category in selection.low_correlation)
+    sizes = Counter(len(selection.ingredients) for selection in picked)
+    return {
+        "experts": {c: {m: n[m] / total for m in scores.candidates if n[m]} for c, n in experts.items() if n},
+        "ingredients": {name: chosen[name] / total for name in scores.candidates},
+        "low_correlation": {name: low[name] / total for name in scores.categories},
+        "sizes": {str(k): sizes[k] / total for k in sorted(sizes)},
+    }
+
+
+def _reason(error: UserError) -> str:
+    """A message without its numbers and names, so that equal reasons are counted together."""
+    text = str(error)
+    for word, reason in (("constant", "a category is constant"), ("low-correlation", "no low-correlation category")):
+        if word in text:
+            return reason
+    return text.split(":")[0]
+
+
+def _over_models(
+    scores: ScoreMatrix, correlation: Correlation, draws: int, seed: int, families: Mapping[str, str] | None
+) -> tuple[FloatArray | None, dict[str, str]]:
+    """Percentile limits [2, C, C] of each correlation under a bootstrap of base families, where there are enough."""
+    names = [(families or {}).get(m, m) for m in scores.models]
+    kinds = list(dict.fromkeys(names))
+    if len(kinds) < FEWEST_FAMILIES:
+        reason = f"{len(kinds)} {'models' if families is None else 'base families'}, it needs {FEWEST_FAMILIES}"
+        return None, {"status": "not estimable", "reason": reason}
+    members = [np.flatnonzero([n == kind for n in names]) for kind in kinds]
+    picks = np.random.default_rng([SALT, seed, 1]).integers(len(kinds), size=(draws, len(kinds)))
+    tables = [scores.values[np.concatenate([members[k] for k in pick])] for pick in picks]
+    limits = _percentiles([_rho(correlation, table) for table in tables])
+    if limits is None:
+        return None, {"status": "not estimable", "reason": "too many draws have a constant category"}
+    reason = "by base family" if families else "as if no model were a near-copy of another"
+    return limits, {"status": "estimated", "reason": reason}
+
+
+def _rho(correlation: Correlation, table: FloatArray) -> FloatArray:
+    """[C, C], nan where the correlation is not defined."""
+    try:
+        return correlation(table).rho
+    except UserError:
+        return np.full((table.shape[1],) * 2, np.nan)
+
+
+def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray | None:
+    """2.5 and 97.5 percent points [2, C, C] over the draws that have a correlation, if at least half of them do."""
+    stack = np.stack(rhos)
+    fine = stack[np.isfinite(stack).all(axis=(1, 2))]
+    return np.quantile(fine, (0.025, 0.975), axis=0) if 2 * len(fine) >= len(stack) else None
+
+
+def _pairs(
+    scores: ScoreMatrix,
+    correlation: Correlation,
+    tables: FloatArray | None,
+    models: FloatArray | None,
+    items: GroupSums | None,
+) -> list[dict[str, Any]]:
+    """One row for every two categories."""
+    nothing = np.full((len(scores.categories),) * 2, np.nan)
+    try:
+        whole = correlation(scores.values)
+    except UserError:
+        whole = Correlations(rho=nothing, low=nothing, high=nothing)
+    over_items = None if tables is None else _percentiles([_rho(correlation, table) for table in tables])
+    clean = nothing if items is None else disattenuated(items)
+    columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
+    for name, limits in (("bootstrap", over_items), ("models", models)):
+        low, high = (nothing, nothing) if limits is None else limits
+        columns |= {f"{name}_low": low, f"{name}_high": high}
+    columns["disattenuated"] = clean
+    names = scores.categories
+    return [
+        {"a": names[i], "b": names[j], **{key: _number(table[i, j]) for key, table in columns.items()}}
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+    ]
+
+
+def _by_name(names: Sequence[str], values: FloatArray) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(names, values, strict=True)}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return float(value) if np.isfinite(value) else None
