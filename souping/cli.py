@@ -49,7 +49,12 @@ def run(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     try:
-        return _run(cfg, run_dir, _group(hydra_config))
+        objective = _run(cfg, run_dir, _group(hydra_config))
+        if _is_sweep(hydra_config):
+            from souping.report.sweep import write_job
+
+            write_job(run_dir, hydra_config.job.num, list(hydra_config.overrides.task), objective)
+        return objective
     except EXPECTED as error:
         _discard(run_dir)
         if cfg.debug:
@@ -144,23 +149,16 @@ def _reason(error: BaseException, kept: list[str]) -> str:
 
 
 class SweepEnd(Callback):
-    """At a multirun's end: the table of its jobs, in the sweep's folder and (with tracker=wandb) as one W&B run."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
-        overrides = list(job_return.overrides or [])
-        value = job_return._return_value
-        self.rows.append(
-            {
-                "job": len(self.rows),
-                "overrides": " ".join(overrides),
-                "objective": value if isinstance(value, float) else None,
-            }
-        )
+    """At a multirun's end: the table of its jobs, in the sweep's folder and, with `tracker=wandb`, as one W&B run."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from souping.report.sweep import write_sweep
+        from souping.report.sweep import read_jobs, write_sweep
 
-        write_sweep(Path(config.hydra.sweep.dir), self.rows)
+        sweep_dir = Path(config.hydra.sweep.dir)
+        jobs = read_jobs(sweep_dir)
+        if not jobs:
+            return
+        print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
+        for job in jobs:
+            value = job["objective"]
+            print(f"  {'' if value is None else f'{100 * value:.2f}':>6}  {' '.join(job['overrides'])}")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from souping.analysis.intervals import IntArray, objective_interval, rate
+from souping.analysis.intervals import objective_interval, rate
 from souping.analysis.significance import Comparison, compare
 from souping.analysis.verdict import verdict
 from souping.core import FloatArray, Item, ItemScores, Recipe
@@ -31,8 +32,8 @@ class Design:
     """The items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
 
     names: tuple[str, ...]
-    categories: IntArray
-    groups: IntArray
+    categories: NDArray[np.int64]
+    groups: NDArray[np.int64]
     coefficients: FloatArray
 
     @classmethod

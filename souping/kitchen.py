@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,24 @@ class Kitchen:
     """
 
     def __init__(
-        self, candidates: tuple[Candidate, ...], checkpoints: Mapping[str, Checkpoint], merge: Any, evaluator: Evaluator
+        self, candidates: Sequence[Candidate], merge: Any, evaluator: Evaluator, hashes: MutableMapping[str, str]
     ) -> None:
-        self.candidates, self._checkpoints, self._merge, self._evaluator = candidates, checkpoints, merge, evaluator
-        self.warnings: list[str] = preflight(checkpoints, vocab=merge.vocab)
-        self.warnings += _twins(candidates)
-        self._table: Table | None = None
-        self._live: Any = None
-        self._served = ""
-
-    @classmethod
-    def open(
-        cls, candidates: tuple[Candidate, ...], merge: Any, evaluator: Evaluator, hashes: MutableMapping[str, str]
-    ) -> Kitchen:
         """Open every candidate's headers, check them against each other, then take their fingerprints.
 
         Raises:
             UserError: a folder is absent or broken, or the candidates do not fit each other.
         """
-        checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
-        preflight(checkpoints, vocab=merge.vocab)  # refuse before hashing gigabytes
-        known = tuple(replace(c, fingerprint=fingerprint(c.path, hashes)) for c in candidates)
-        return cls(known, checkpoints, merge, evaluator)
+        self._merge, self._evaluator, self._hashes = merge, evaluator, hashes
+        self._checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
+        self.warnings = preflight(self._checkpoints, vocab=merge.vocab)
+        self.candidates = tuple(
+            replace(c, fingerprint=fingerprint(c.path, hashes, merge.allow_pickle)) for c in candidates
+        )
+        self._fingerprints = {c.name: c.fingerprint for c in self.candidates}
+        self.warnings += _twins(self.candidates)
+        self._table: Table | None = None
+        self._live: Any = None
+        self._served = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,9 +53,9 @@ class Kitchen:
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of named weights, ingredients in the pool's order."""
-        chosen = [c for c in self.candidates if weights.get(c.name)]
+        chosen = [name for name in self.names if weights.get(name)]
         recipe: Recipe = self._merge.recipe(
-            [(c.name, c.fingerprint, self._checkpoints[c.name]) for c in chosen], [weights[c.name] for c in chosen]
+            chosen, tuple(weights[n] for n in chosen), self._checkpoints, self._fingerprints, self._hashes
         )
         return recipe
 
@@ -83,11 +79,9 @@ class Kitchen:
 
     def _load(self) -> Table:
         from souping.evaluate.loading import load_module
-        from souping.merge.live import Live
 
-        first = self.candidates[0]
-        module = load_module(first.path, self._evaluator)
-        self._live = Live(self._checkpoints, module, resident=self._merge.resident)
+        module = load_module(self.candidates[0].path, self._evaluator)
+        self._live = self._merge.live(self._checkpoints, module)
         return Table(module=module, tokenizer=None)
 
     def _tokenizer(self, recipe: Recipe) -> Any:

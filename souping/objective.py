@@ -47,8 +47,9 @@ class Weighted:
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         _check_known(self.weights, categories)
-        raw = np.array([float(self.weights.get(c, 0.0)) for c in categories])
-        return raw / raw.sum()
+        raw: FloatArray = np.array([float(self.weights.get(c, 0.0)) for c in categories])
+        total: float = raw.sum()
+        return raw / total
 
 
 @dataclass(frozen=True, kw_only=True)

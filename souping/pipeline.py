@@ -23,24 +23,32 @@ def cook(run: Run) -> float | None:
     free_target(run.out)
     with reporting.Progress() as progress:
         if run.stop_after == "select" and run.scores.published:
-            return _select_from_table(run, progress)
-        with Store(run.store_path) as store:
-            session = Session.open(run, store, progress)
-            run.tracker.start(run.config, run.run_dir)
-            report: dict[str, Any] | None = None
-            try:
-                scores = session.score()
-                selection = _select(run, scores, progress)
-                if run.stop_after == "select":
-                    return None
-                found = session.search(selection)
-                reporting.write_trials(trial_rows(found.trials, selection), run.run_dir)
-                if run.stop_after != "search":
-                    report = serve(session, scores, selection, found)
-                return found.result.objective
-            finally:
-                run.tracker.finish(report, run.run_dir)
-                progress.end(report, run.run_dir)
+            outcome = _select_from_table(run, progress)
+        else:
+            with Store(run.store_path) as store:
+                outcome = _cook(Session.open(run, store, progress))
+    _show(run, outcome)
+    found: Found | None = outcome.get("found")
+    return found.result.objective if found else None
+
+
+def _cook(session: Session) -> dict[str, Any]:
+    run = session.run
+    run.tracker.start(run.config, run.run_dir)
+    report: dict[str, Any] | None = None
+    try:
+        scores = session.score()
+        selection = _select(run, scores, session.progress)
+        if run.stop_after == "select":
+            return {"selection": selection_dict(selection, scores)}
+        found = session.search(selection)
+        session.progress.say(f"best on the search fold: {100 * found.result.objective:.1f}, {recipe_line(found)}")
+        if run.stop_after == "search":
+            return write_search(run, found, selection)
+        report = serve(session, scores, selection, found)
+        return {**report, "found": found}
+    finally:
+        run.tracker.finish(report, run.run_dir)
 
 
 def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Found) -> dict[str, Any]:
@@ -56,20 +64,44 @@ def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Fo
         "warnings": session.warnings(scores),
     }
     if len(selection.ingredients) > 1:
-        session.write(found, reporting.card(parts, trials))
+        session.write(found, reporting.card({**parts, "search": _search_scores(session, found)}))
     evidence = session.evidence(scores, selection, found)
     report = {**parts, **evidence, "stability": session.stability(scores), "cost": session.cost(len(trials))}
     reporting.write(report, trials, run.run_dir)
+    reporting.write_trials(trials, report, run.run_dir / "trials.csv")
     return report
 
 
-def selection_dict(selection: Selection, scores: ScoreMatrix) -> dict[str, Any]:
+def write_search(run: Run, found: Found, selection: Selection) -> dict[str, Any]:
+    """What a run that stops after its search leaves: the trials and the recipe."""
+    parts = {"selection": selection_dict(selection), "recipe": found.recipe.as_dict()}
+    reporting.write_trials(trial_rows(found.trials, selection), parts, run.run_dir / "trials.csv")
+    reporting.put(run.run_dir / "recipe.json", reporting.as_json(parts["recipe"]).encode())
+    return {**parts, "found": found}
+
+
+def recipe_line(found: Found) -> str:
+    return " + ".join(f"{w:.3g} {n}" for n, w in zip(found.recipe.ingredients, found.recipe.weights, strict=True))
+
+
+def _search_scores(session: Session, found: Found) -> dict[str, Any]:
+    """The search fold's scores, which the model card shows: the report fold is still closed when it is written."""
+    return {
+        "objective": found.result.objective,
+        "categories": dict(found.result.categories),
+        "items": found.result.items,
+        "singles": session.singles(found.recipe.ingredients),
+    }
+
+
+def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Any]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     rho = selection.correlations
     correlation = None
     if rho is not None:
         tables = {"matrix": rho.rho, "low": rho.low, "high": rho.high}
         correlation = {"categories": list(selection.categories), **{k: v.tolist() for k, v in tables.items()}}
+    seen = {} if scores is None else _scores_seen(scores)
     return {
         "ingredients": list(selection.ingredients),
         "experts": dict(selection.experts),
@@ -78,12 +110,17 @@ def selection_dict(selection: Selection, scores: ScoreMatrix) -> dict[str, Any]:
         "threshold": selection.threshold,
         "correlation": correlation,
         "notes": list(selection.notes),
+        **seen,
+    }
+
+
+def _scores_seen(scores: ScoreMatrix) -> dict[str, Any]:
+    """The scores that selection saw, whole."""
+    rows = zip(scores.models, scores.values.tolist(), strict=True)
+    return {
         "published": scores.published,
         "candidates": list(scores.candidates),
-        "scores": {
-            name: dict(zip(scores.categories, row, strict=True))
-            for name, row in zip(scores.models, scores.values.tolist(), strict=True)
-        },
+        "scores": {name: dict(zip(scores.categories, row, strict=True)) for name, row in rows},
     }
 
 
@@ -106,15 +143,27 @@ def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, 
 def _select(run: Run, scores: ScoreMatrix, progress: reporting.Progress) -> Selection:
     selection = run.selector.select(scores)
     progress.say(f"selected {', '.join(selection.ingredients)}")
-    reporting.write_selection(selection_dict(selection, scores), run.run_dir)
+    reporting.write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
     return selection
 
 
-def _select_from_table(run: Run, progress: reporting.Progress) -> None:
+def _select_from_table(run: Run, progress: reporting.Progress) -> dict[str, Any]:
     """Published scores alone: candidates are names, no folder is opened."""
     scores = run.scores.matrix([c.name for c in run.pool.resolve()], _no_scores)
-    _select(run, scores, progress)
-    progress.end(None, run.run_dir)
+    return {"selection": selection_dict(_select(run, scores, progress), scores)}
+
+
+def _show(run: Run, outcome: dict[str, Any]) -> None:
+    """The end of a run on standard output: the rows, and where everything lies."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(reporting.table(outcome))
+    for name in ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "config.yaml"):
+        if (run.run_dir / name).exists():
+            console.print(f"  {name:15} {run.run_dir / name}", soft_wrap=True)
+    if run.out.exists():
+        console.print(f"  {'soup':15} {run.out}", soft_wrap=True)
 
 
 def _no_scores() -> ScoreMatrix:

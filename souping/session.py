@@ -10,7 +10,19 @@ from typing import Any
 
 from souping.analysis.stability import stability
 from souping.benchmark import Benchmark
-from souping.core import Evaluator, Fold, Item, ItemScores, Recipe, Selection, Selector, Strategy, Tracker, Trial, digest
+from souping.core import (
+    Evaluator,
+    Fold,
+    Item,
+    ItemScores,
+    Recipe,
+    Selection,
+    Selector,
+    Strategy,
+    Tracker,
+    Trial,
+    digest,
+)
 from souping.evaluation import Evaluation
 from souping.evidence import Contender, gather
 from souping.folds import Folds, split
@@ -58,6 +70,7 @@ class Session:
     evaluation: Evaluation
     progress: Any
     notes: list[str] = field(default_factory=list)
+    best: float = 0.0
 
     @classmethod
     def open(cls, run: Run, store: Store, progress: Any) -> Session:
@@ -66,12 +79,14 @@ class Session:
         folds = split(items, run.benchmark.title, two=run.scores.published)
         run.objective.coefficients(list(dict.fromkeys(item.category for item in items)))
         check_budget(run.optimiser, len(folds.items["search"]))
-        kitchen = Kitchen.open(run.pool.resolve(), run.merge, run.evaluator, store.hashes)
+        kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store.hashes)
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
         notes = [*kitchen.warnings, *folds.notes]
         for note in notes:
             progress.say(f"note: {note}")
-        return cls(run=run, store=store, kitchen=kitchen, folds=folds, evaluation=evaluation, progress=progress, notes=notes)
+        return cls(
+            run=run, store=store, kitchen=kitchen, folds=folds, evaluation=evaluation, progress=progress, notes=notes
+        )
 
     def fold(self, fold: Fold) -> tuple[Item, ...]:
         return self.folds.items[fold]
@@ -101,7 +116,8 @@ class Session:
             return Found(recipe=recipe, weights=(1.0,), result=result, trials=())
         optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
         self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each")
-        self.progress.stage("search", trials=self.run.optimiser.count(len(names)), items_each=len(items))
+        count = self.run.optimiser.count(len(names))
+        self.progress.stage("search", items=count * len(items) if count else None, trials=count)
         return search(
             optimiser,
             self.run.optimiser,
@@ -113,7 +129,8 @@ class Session:
         )
 
     def _tell(self, trial: Trial) -> None:
-        self.progress.trial(trial.number, trial.result.objective)
+        self.best = max(self.best, trial.result.objective)
+        self.progress.trial(trial.number, trial.result.objective, self.best)
         self.run.tracker.log(trial)
 
     def best_single(self) -> str:
@@ -172,6 +189,13 @@ class Session:
             "name": type(self.run.objective).__name__.lower(),
             "coefficients": dict(zip(names, weights, strict=True)),
             "search": found.result.objective,
+        }
+
+    def singles(self, names: tuple[str, ...]) -> dict[str, float]:
+        """{ingredient: objective on the search fold}, for the model card."""
+        items = self.fold("search")
+        return {
+            n: result_of(self.evaluation.scores(self.single(n), items), self.run.objective).objective for n in names
         }
 
     def cost(self, trials: int) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from souping.core import UserError
 
 def quiet() -> None:
     """No progress bars or advice from transformers: the run has one display of its own."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

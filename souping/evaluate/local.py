@@ -58,7 +58,7 @@ class LocalEvaluator:
 
     @property
     def resolved_device(self) -> str:
-        """`auto` is the GPU where there is one. torch is asked only where a driver is: a run that reuses all needs none."""
+        """`auto` is the GPU where there is one; torch is asked only where a driver is, for a run may need no torch."""
         if self.device != "auto":
             return self.device
         if not Path("/dev/nvidiactl").exists():
@@ -126,7 +126,7 @@ class LocalEvaluator:
 
         own = model.module.generation_config
         end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-        return GenerationConfig(
+        return GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_new_tokens,
