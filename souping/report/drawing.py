@@ -28,7 +28,7 @@ COLOURS: Mapping[str, str] = {
 }
 """One colour a kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
 
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[Any, Any] = {
     "svg.hashsalt": "souping",
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -92,8 +92,9 @@ class Drawing:
         width = re.search(r'width="([\d.]+)pt"', svg)
         size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
         label = html.escape(self.alt, quote=True)
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0] if view else ""}'
-        return re.sub(r"<svg[^>]*>", lambda _: f'{head} role="img" aria-label="{label}"{size}>', svg, count=1)
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        head = f'<svg {spaces} {view[0] if view else ""} role="img" aria-label="{label}"{size}>'
+        return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
 
 
 def _undated() -> dict[str, None]:
@@ -109,10 +110,15 @@ def _page_colours(svg: str) -> str:
 
 @contextmanager
 def canvas() -> Iterator[None]:
-    """The look of every figure; a glyph that the font lacks is the reader's font's business, not a warning."""
+    """The look of every figure, whatever the user's own matplotlibrc says.
+
+    A glyph that the font lacks is the business of the reader's fonts, not a warning.
+    """
     import matplotlib
 
-    with matplotlib.rc_context(dict(SETTINGS)), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
         warnings.filterwarnings("ignore", message="Glyph")
         yield
 

@@ -86,7 +86,7 @@ def _csv(value: Any) -> Any:
 
 def write_selection(selection: Mapping[str, Any], path: Path) -> Path:
     """selection.json: `ingredients`, `experts`, `low_correlation`, `metric`, `threshold`, `correlation`, and extras."""
-    empty = {
+    empty: dict[str, Any] = {
         "ingredients": [],
         "experts": {},
         "low_correlation": [],

@@ -17,7 +17,8 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root{--page:#16181c;--ink:#e6e8eb;--soft:#a0a8b3;--line:#3a4049;--band:#1f2329;
 --mark:#ff9a4d;--warm:#33261a}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .6em;text-wrap:balance;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:2.4em 0 .5em;padding-top:.9em;border-top:1px solid var(--line)}

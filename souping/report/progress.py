@@ -49,18 +49,18 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif self._name and kind is None:
-            self._say(self._state())
+            self.say(self._state())
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
         """Begin a stage of `items` item evaluations (the constructor's totals where nothing is given)."""
         if self._bar is None and self._name:
-            self._say(self._state())
+            self.say(self._state())
         self._name = texts.clean(name)
         self.total_trials = trials if trials is not None else self.total_trials
         self._begin(items if items is not None else self.total_items)
         if self._bar is None:
             expected = f": {texts.count(self._total)} items" if self._total else ""
-            self._say(f"{self._name}{expected}")
+            self.say(f"{self._name}{expected}")
             return
         if self._task is not None:
             self._bar.update(self._task, visible=False)
@@ -89,7 +89,7 @@ class Progress:
         tenth = self._tenth()
         if self._bar is None and tenth > self._told and tenth < 10:
             self._told = tenth
-            self._say(self._state())
+            self.say(self._state())
 
     def _tenth(self) -> int:
         """How many tenths of the stage are done, by items, else by trials."""
@@ -112,7 +112,7 @@ class Progress:
             parts.append(f"{texts.seconds(left / rate)} left")
         return ", ".join(part for part in parts if part)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ def picks(report: Report) -> Grid:
     found = part(part(report, "stability"), "experts")
     names = sorted({name for shares in found.values() if isinstance(shares, Mapping) for name in shares})
     chosen = part(part(report, "selection"), "experts")
-    rows = [
+    rows: list[tuple[str | Cell, ...]] = [
         (_marked(category, chosen.get(category)), *(texts.share(part(found, category).get(name)) for name in names))
         for category in found
     ]

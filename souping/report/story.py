@@ -100,7 +100,7 @@ def _scores(report: Report) -> Section | None:
 def _differences(report: Report) -> Section | None:
     if not entries(report, "comparisons"):
         return None
-    lines = ("Every model answered the same items, so differences are paired; the test resamples groups of items.",)
+    lines = ("Every model answered the same items, so differences are paired; items that share content are one group.",)
     return Section("Is the soup better?", lines, "forest", (tables.comparisons(report),))
 
 

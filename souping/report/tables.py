@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Grid:
     note: str = ""
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[str | Cell]], left: Sequence[int] = (0,)) -> Grid:
+def grid(header: Sequence[str], rows: Iterable[Iterable[str | Cell]], left: Sequence[int] = (0,)) -> Grid:
     """A table of plain strings or cells, without stressed rows."""
     cells = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
     return Grid(header=tuple(header), rows=cells, left=frozenset(left))
@@ -94,7 +94,7 @@ def opponent(report: Report, comparison: Mapping[str, Any]) -> str:
 
 def comparisons(report: Report) -> Grid:
     """The paired difference of the soup to each other row, points with 95 % interval and p-value."""
-    lines = [
+    lines: list[tuple[str | Cell, ...]] = [
         (
             Cell(f"soup {texts.minus('-')} {texts.clean(c.get('b'))}", opponent(report, c)),
             texts.percent(c.get("difference"), sign=True),

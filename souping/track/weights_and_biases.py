@@ -1,0 +1,179 @@
+"""The Weights & Biases tracker: config, a point a trial, tables, plots, and the report files as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from souping.core import Trial, UserError
+from souping.track.session import Session, opened, table
+
+FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv")
+"""What the artifact holds, beside the plots, as far as the run wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbTracker:
+    """Settings of a W&B run; None leaves a choice to wandb's own environment variables.
+
+    `group` gathers the jobs of a multirun. `timeout` (seconds) bounds every wait for the server; where it does not
+    answer, the run is recorded offline. wandb's files lie in the run's directory, under `wandb/`.
+    """
+
+    project: str = "souping"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: list[str] = field(default_factory=list)
+    job_type: str = "run"
+    timeout: float = 10.0
+    _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise UserError(f"tracker.timeout={self.timeout} must be above 0 (seconds)")
+        if not self.project:
+            raise UserError("tracker.project must not be empty")
+
+    def start(self, config: Mapping[str, Any], run_dir: Path) -> None:
+        """Open the run with the resolved plain config."""
+        names = ("project", "entity", "group", "name", "mode", "tags", "job_type")
+        settings = {name: getattr(self, name) for name in names}
+
+        def action() -> None:
+            session.enter(run_dir)
+            session.run = opened(settings, config, run_dir, session, self.timeout)
+
+        session = self._session
+        session.reset()
+        session.attempt(action)
+
+    def log(self, trial: Trial) -> None:
+        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late."""
+        session, result = self._session, trial.result
+        session.best = max(result.objective, session.best if session.best is not None else result.objective)
+        point = {"trial": trial.number, "objective": result.objective, "best": session.best}
+        point |= {f"category/{name}": value for name, value in result.categories.items()}
+        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+        point |= {f"weight/{name}": weight for name, weight in weights.items()}
+        point |= {"items": result.items, "reused": trial.reused}
+        step = len(session.trials)
+        session.trials.append(point)
+        session.attempt(lambda: session.run.log(point, step=step))
+
+    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None:
+        """Tables, plots, summary and artifact, then the end; without a report, the run is marked as failed."""
+        session = self._session
+        if report is not None and session.run is not None:
+            session.attempt(lambda: _summary(session, report))
+            session.attempt(lambda: session.run.log({**_tables(session, report), **_plots(run_dir)}))
+            session.attempt(lambda: _artifact(session, run_dir))
+        session.close(exit_code=0 if report is not None else 1)
+
+
+def summarise(
+    group: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    run_dir: Path,
+    project: str = "souping",
+    entity: str | None = None,
+    mode: Literal["online", "offline", "disabled"] | None = None,
+    tags: Sequence[str] = (),
+    timeout: float = 10.0,
+) -> None:
+    """One summary run (job type `summary`) of a multirun's group: a table with a line a job, and the best job.
+
+    `rows` are {job, overrides (list or text), objective (fraction or None), run_dir}; `run_dir` is the multirun's.
+    """
+    tracker = WandbTracker(
+        project=project, entity=entity, group=group, name=f"{group}-summary", mode=mode, tags=list(tags),
+        job_type="summary", timeout=timeout,
+    )  # fmt: skip
+    tracker.start({"group": group, "jobs": len(rows)}, run_dir)
+    session = tracker._session
+    if session.run is not None:
+        session.attempt(lambda: _jobs(session, rows))
+    session.close(exit_code=0)
+
+
+def _jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    split = [_overrides(row.get("overrides")) for row in rows]
+    keys = sorted({key for one in split for key in one})
+    columns = ["job", "objective", *keys, "overrides", "run_dir"]
+    lines = [
+        [str(row.get("job")), row.get("objective"), *map(one.get, keys), _joined(one), str(row.get("run_dir"))]
+        for row, one in zip(rows, split, strict=True)
+    ]
+    session.run.log({"jobs": table(columns, lines)})
+    done = [row for row in rows if row.get("objective") is not None]
+    if done:
+        best = max(done, key=lambda row: float(row["objective"]))
+        session.run.summary.update({"best_objective": best["objective"], "best_job": str(best.get("job"))})
+
+
+def _overrides(given: Any) -> dict[str, str]:
+    """`key=value` texts as a dict; a text without `=` keeps its name."""
+    found = given.split() if isinstance(given, str) else given or []
+    return {key: value for key, _, value in (str(one).partition("=") for one in found)}
+
+
+def _joined(overrides: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" if value else key for key, value in overrides.items())
+
+
+def _summary(session: Session, report: Mapping[str, Any]) -> None:
+    verdict, recipe = report.get("verdict") or {}, report.get("recipe") or {}
+    flat = {
+        "claim": verdict.get("claim"),
+        "verdict": verdict.get("sentence"),
+        "p_value": verdict.get("p_value"),
+        "recipe_id": recipe.get("id"),
+        "search_objective": (report.get("objective") or {}).get("search"),
+        **{f"cost/{name}": value for name, value in (report.get("cost") or {}).items()},
+    }
+    for row in report.get("rows") or []:
+        if row["kind"] in ("soup", "best_single"):
+            flat[f"report/{row['kind']}"] = row["objective"]["mean"]
+    session.run.summary.update({name: value for name, value in flat.items() if value is not None})
+
+
+def _tables(session: Session, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows, comparisons and trials, each where there are any."""
+    rows, compared = report.get("rows") or [], report.get("comparisons") or []
+    categories = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    whole = ("mean", "low", "high", "n")
+    lines = [
+        [row["name"], row["kind"], *(row["objective"].get(key) for key in whole)]
+        + [(row["scores"].get(name) or {}).get("mean") for name in categories]
+        for row in rows
+    ]
+    pairs, points = list(compared[0]) if compared else [], list(dict.fromkeys(k for t in session.trials for k in t))
+    built = {
+        "rows": (["name", "kind", "objective", *whole[1:], *categories], lines),
+        "comparisons": (pairs, [[one.get(key) for key in pairs] for one in compared]),
+        "trials": (points, [[one.get(key) for key in points] for one in session.trials]),
+    }
+    return {name: table(columns, found) for name, (columns, found) in built.items() if found}
+
+
+def _plots(run_dir: Path) -> dict[str, Any]:
+    """The report's pictures, as it wrote them."""
+    import wandb
+
+    return {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((run_dir / "plots").glob("*.png"))}
+
+
+def _artifact(session: Session, run_dir: Path) -> None:
+    """The report's files where they lie: `immutable` spares a copy of each in a staging area."""
+    import wandb
+
+    artifact = wandb.Artifact(f"report-{session.run.id}", type="report")
+    paths = [run_dir / name for name in FILES] + sorted((run_dir / "plots").glob("*.png"))
+    for path in paths:
+        if path.is_file():
+            artifact.add_file(str(path), name=str(path.relative_to(run_dir)), policy="immutable")
+    session.run.log_artifact(artifact)
