@@ -1,0 +1,184 @@
+"""Whether the calls of an output are the calls of an answer, as BFCL's AST checker decides it.
+
+Number of calls, names, required and optional arguments, types and values; the order of keyword arguments and of
+parallel calls does not matter. Texts are compared without case, spaces and `,./-_*^`. Rules after bfcl-eval 2026.3.23
+(Apache-2.0), with three deliberate differences: calls are matched to answers by a perfect matching (BFCL takes the
+first that fits), strings inside a Java array lose their quotes, and newline- or `;`-separated calls are read.
+
+An answer is one of
+- `[{name: {parameter: [allowed, ...]}}]`, BFCL's form; "" among the allowed values: may be left out;
+- a call as text or a list of such texts; `{"name": ..., "arguments": {...}}` or a list of these;
+- `[]`: no call may be attempted; `"any"`: some call must be made;
+- `{"calls": <any of these>, "functions": [BFCL's function docs]}`: types and required parameters come from the docs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from souping.calls import Call, Unparsable, check_language, is_attempt, parse
+from souping.core import Item, UserError
+from souping.values import Kind, agrees, kind_of, plain, to_kind
+
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A call that is right: allowed values of each argument, and what the function's docs say of it."""
+
+    name: str
+    allowed: Mapping[str, Sequence[Any]]
+    positional: tuple[Any, ...] = ()
+    kinds: Mapping[str, Kind] | None = None
+    required: tuple[str, ...] = field(default=())
+
+
+def score(item: Item, output: str) -> float:
+    """1.0 where the output's calls are the answer's, else 0.0; unparsable outputs are wrong."""
+    wanted = read_answer(item)
+    if wanted is not None and not wanted:
+        return float(not is_attempt(output, item.language))
+    try:
+        calls = parse(output, item.language)
+    except Unparsable:
+        return 0.0
+    if wanted is None:
+        return float(bool(calls))
+    return float(len(calls) == len(wanted) and _matched(calls, wanted, item.language))
+
+
+def check(item: Item) -> None:
+    """UserError where the answer is not of an accepted form or the language is not known."""
+    read_answer(item)
+
+
+def read_answer(item: Item) -> list[Wanted] | None:
+    """The calls that an answer asks for; None for `"any"`."""
+    check_language(item.language)
+    answer, functions = item.answer, []
+    if isinstance(answer, dict) and "calls" in answer and set(answer) <= {"calls", "functions"}:
+        answer, functions = answer["calls"], answer.get("functions", [])
+    if answer == ANY:
+        return None
+    entries = answer if isinstance(answer, list) else [answer]
+    try:
+        wanted = [call for entry in entries for call in _read(entry, item.language)]
+        docs = {function["name"]: function["parameters"] for function in functions}
+        return [_documented(call, docs, item.language) for call in wanted]
+    except (Unparsable, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"item {item.id}: the `call` answer cannot be read ({_reason(error)}); "
+            "give [{name: {parameter: [allowed, ...]}}], a call as text, {name, arguments}, or [] for no call"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else f"{error}"[:80]
+
+
+def _read(entry: Any, language: str) -> list[Wanted]:
+    if isinstance(entry, str):
+        return _from_text(entry, language)
+    if not isinstance(entry, dict) or not entry:
+        raise ValueError(f"{entry!r:.40} is no call")
+    if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
+        if not isinstance(entry["arguments"], dict):
+            raise ValueError("`arguments` must be an object")
+        return [Wanted(entry["name"], {key: [_allow(value)] for key, value in entry["arguments"].items()})]
+    if len(entry) != 1:
+        raise ValueError("one object names one function")
+    ((name, arguments),) = entry.items()
+    if not isinstance(arguments, dict) or not all(isinstance(v, list) and v for v in arguments.values()):
+        raise ValueError(f"every argument of {name} needs a list of allowed values")
+    return [Wanted(name, arguments)]
+
+
+def _from_text(text: str, language: str) -> list[Wanted]:
+    calls = parse(text, language)
+    if not calls:
+        raise ValueError("a text without a call")
+    return [
+        Wanted(
+            call.name,
+            {name: [_allow(plain(value))] for name, value in call.arguments.items()},
+            tuple(plain(value) for value in call.positional),
+        )
+        for call in calls
+    ]
+
+
+def _allow(value: Any) -> Any:
+    """A plain value in BFCL's form: each key of an object has a list of allowed values."""
+    if isinstance(value, dict):
+        return {key: [_allow(inner)] for key, inner in value.items()}
+    return [_allow(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _documented(call: Wanted, docs: Mapping[str, Any], language: str) -> Wanted:
+    if not docs:
+        return call
+    parameters = docs[call.name]
+    kinds = {name: kind_of(schema, language) for name, schema in parameters["properties"].items()}
+    return Wanted(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
+
+
+def _matched(calls: Sequence[Call], wanted: Sequence[Wanted], language: str) -> bool:
+    """Whether calls and answers can be paired one to one (augmenting paths; order does not matter)."""
+    fits = [[i for i, call in enumerate(calls) if _fits(call, want, language)] for want in wanted]
+    owner: dict[int, int] = {}
+
+    def place(number: int, tried: set[int]) -> bool:
+        for index in fits[number]:
+            if index in tried:
+                continue
+            tried.add(index)
+            if index not in owner or place(owner[index], tried):
+                owner[index] = number
+                return True
+        return False
+
+    return all(place(number, set()) for number in range(len(wanted)))
+
+
+def _fits(call: Call, wanted: Wanted, language: str) -> bool:
+    if call.name != wanted.name or any(name not in call.arguments for name in wanted.required):
+        return False
+    if not _positional(call, wanted, language):
+        return False
+    missing = [name for name in wanted.allowed if name not in call.arguments]
+    if any("" not in wanted.allowed[name] for name in missing):
+        return False
+    return all(_argument(name, value, wanted) for name, value in call.arguments.items())
+
+
+def _positional(call: Call, wanted: Wanted, language: str) -> bool:
+    """BFCL looks at keyword arguments alone; an answer given as text may ask for positional ones too."""
+    if wanted.positional:
+        values = [plain(value) for value in call.positional]
+        return len(values) == len(wanted.positional) and all(
+            agrees(value, [_allow(other)]) for value, other in zip(values, wanted.positional, strict=True)
+        )
+    if language == "python":
+        return True
+    return not any(value.kind == "code" and re.fullmatch(r"[\w$]+", value.text) for value in call.positional)
+
+
+def _argument(name: str, value: Any, wanted: Wanted) -> bool:
+    if name not in wanted.allowed:
+        return False
+    allowed = wanted.allowed[name]
+    if wanted.kinds is None:
+        return agrees(plain(value), allowed) or _verbatim(value, allowed)
+    if name not in wanted.kinds:
+        return False
+    kind = wanted.kinds[name]
+    return agrees(to_kind(value, kind), allowed, kind) or (kind.type is str and _verbatim(value, allowed))
+
+
+def _verbatim(value: Any, allowed: Sequence[Any]) -> bool:
+    """A Java or JavaScript string also counts as written, with its escapes, which is how BFCL reads it."""
+    return getattr(value, "kind", "") == "string" and value.text != value.value and agrees(value.text, allowed)
