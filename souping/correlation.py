@@ -31,12 +31,12 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         raise UserError(f"correlation needs at least 2 categories, not {scores.shape[1]}: use selector=topk or all")
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=0))
     if broken.size:
-        raise UserError(f"{_columns(broken, names)} holds a score that is not a finite number: mend or leave it out")
+        raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: mend it or leave that out")
     flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
     if flat.size:
         raise UserError(
-            f"{_columns(flat, names)} has the same score for all {len(scores)} models, so it has no correlation: "
-            "leave it out or add models that differ there"
+            f"the same score for all {len(scores)} models in {_columns(flat, names)}, so no correlation exists: "
+            "leave that out or add models that differ there"
         )
 
 

@@ -6,7 +6,7 @@ All p-values are two-sided; a claim "better" also needs the difference above zer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import comb
 from typing import Any
 
@@ -75,7 +75,10 @@ def compare(
     scale = float(whole.weights.sum())
     low, high, p_value, test = 0.0, 0.0, 1.0, "same model"
     if not same_model:
-        low, high = limits(whole, -scale, scale, draws=BOOTSTRAP_DRAWS, seed=seed, symmetric=True)
+        turned = whole.objective < 0  # a - b and b - a meet the same draws, so that their intervals mirror each other
+        facing = replace(whole, sums=-whole.sums) if turned else whole
+        low, high = limits(facing, -scale, scale, draws=BOOTSTRAP_DRAWS, seed=seed, symmetric=True)
+        low, high = (-high, -low) if turned else (low, high)
         p_value, test = sign_flip(whole, draws=draws, seed=seed), TEST
     return Comparison(
         a=a_name,

@@ -94,7 +94,7 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
     figures = _figures(single, p_value, opened)
     if p_value < ALPHA:
         text = f"The soup is better than {best_single}, the model you would have deployed, {figures}"
-        rest = f"; it is not shown to be better than every candidate ({hardest.b}: p = {_p(every)})."
+        rest = f"; it is not shown to be better than every candidate ({hardest.b}: {_p(every)})."
         return Verdict(claim="better_than_best_single", sentence=text + rest, p_value=p_value)
     text = f"No difference shown: the soup against {best_single}, the model you would have deployed, {figures}."
     return Verdict(claim="no_difference_shown", sentence=text, p_value=p_value)
@@ -104,8 +104,8 @@ def _figures(c: Comparison, p_value: float, opened: int) -> str:
     """Percent points with interval and p-value."""
     low, middle, high = (round(100 * v, 1) + 0.0 for v in (c.low, c.difference, c.high))
     ledger = f", corrected for {opened} recipes scored on this fold" if opened > 1 else ""
-    return f"{middle:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, p = {_p(p_value)}{ledger})"
+    return f"{middle:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, {_p(p_value)}{ledger})"
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}"
+    return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"

@@ -1,0 +1,112 @@
+"""Intervals of rates and objectives: known formulas, and never a width of zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from souping.analysis.intervals import effective_size, objective_interval, rate
+
+
+@settings(max_examples=60, deadline=None)
+@given(right=st.integers(0, 60), wrong=st.integers(0, 60))
+def test_rate_of_single_items_is_wilson(right: int, wrong: int) -> None:
+    n = right + wrong
+    if n == 0:
+        return
+    found = rate(np.array([1.0] * right + [0.0] * wrong), np.arange(n))
+    expected = stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert (found.mean, found.n, found.groups, found.effective_n) == (pytest.approx(right / n), n, n, n)
+    assert found.high > found.low
+
+
+def test_copies_of_items_count_once() -> None:
+    scores = np.array([1.0] * 30 + [0.0] * 10)
+    once, copied = rate(scores, np.arange(40)), rate(np.repeat(scores, 5), np.repeat(np.arange(40), 5))
+    assert copied.effective_n == pytest.approx(40, rel=0.05)
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.01)
+    assert (copied.n, copied.groups) == (200, 40)
+
+
+def test_groups_that_share_nothing_cost_nothing() -> None:
+    rng = np.random.default_rng(0)
+    found = rate((rng.random(400) < 0.6).astype(float), np.arange(400) // 2)
+    assert 300 < found.effective_n <= 400
+
+
+def test_all_right_counts_groups() -> None:
+    found = rate(np.ones(100), np.arange(100) // 5)
+    expected = stats.binomtest(20, 20).proportion_ci(method="wilson")
+    assert (found.low, found.high, found.effective_n) == (pytest.approx(expected.low), 1.0, 20)
+
+
+def test_graded_rate_is_students_t() -> None:
+    scores = np.array([0.2, 0.9, 0.5, 0.4, 0.7, 0.35])
+    found = rate(scores, np.arange(6))
+    expected = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    flat = rate(np.full(20, 0.5), np.arange(20))
+    assert flat.low < 0.5 < flat.high
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 30),
+    width=st.integers(1, 3),
+    level=st.sampled_from([0.0, 0.1, 0.8, 1.0]),
+    seed=st.integers(0, 999),
+    shared=st.booleans(),
+)
+def test_objective_interval_has_width(n: int, width: int, level: float, seed: int, shared: bool) -> None:
+    rng = np.random.default_rng(seed)
+    categories = np.tile(np.arange(width), n)
+    values = (rng.random(n * width) < level).astype(float)
+    groups = np.repeat(np.arange(n), width) if shared else np.arange(n * width)
+    weights = np.full(width, 1 / width)
+    found = objective_interval(values, categories, groups, weights)
+    assert found.mean == pytest.approx(values.mean())
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert found.high - found.low > 1e-4
+    assert found == objective_interval(values, categories, groups, weights)
+    assert 1 <= found.effective_n <= found.n
+
+
+def test_all_right_everywhere_has_jeffreys_limit() -> None:
+    found = objective_interval(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
+    assert (found.low, found.high) == (pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5)), 1.0)
+
+
+def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
+    rng = np.random.default_rng(1)
+    noisy = (rng.random(60) < 0.5).astype(float)
+    where, groups, weights = np.repeat([0, 1], 60), np.arange(120), np.full(2, 0.5)
+    mixed = objective_interval(np.concatenate([np.ones(60), noisy]), where, groups, weights)
+    alone = objective_interval(noisy, np.zeros(60, dtype=int), groups[:60], np.ones(1))
+    half = (alone.high - alone.low) / 2
+    assert half < mixed.high - mixed.low < 1.1 * half
+
+
+def test_large_samples_give_the_normal_interval() -> None:
+    rng = np.random.default_rng(2)
+    values = (rng.random(4000) < 0.6).astype(float)
+    found = objective_interval(values, np.zeros(4000, dtype=int), np.arange(4000), np.ones(1))
+    margin = 1.96 * values.std(ddof=1) / np.sqrt(4000)
+    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((margin, margin), rel=0.06)
+
+
+def test_groups_widen_the_objectives_interval() -> None:
+    rng = np.random.default_rng(3)
+    values = np.repeat((rng.random(60) < 0.6).astype(float), 5)
+    where, weights = np.zeros(300, dtype=int), np.ones(1)
+    grouped = objective_interval(values, where, np.arange(300) // 5, weights)
+    ignored = objective_interval(values, where, np.arange(300), weights)
+    assert grouped.high - grouped.low > 1.8 * (ignored.high - ignored.low)
+    assert effective_size(values, where, np.arange(300) // 5, weights) == pytest.approx(60, rel=0.05)
+
+
+def test_json_form() -> None:
+    assert set(rate(np.ones(4), np.arange(4)).as_dict()) == {"mean", "low", "high", "n", "groups", "effective_n"}

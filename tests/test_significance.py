@@ -1,0 +1,230 @@
+"""The paired test against enumeration and scipy, and the rules for several p-values."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from souping.analysis import significance
+from souping.analysis.design import design
+from souping.analysis.intervals import IntArray
+from souping.analysis.power import minimal_detectable, power
+from souping.analysis.significance import Comparison, better_than_every, compare, holm, mcnemar, over_ledger, sign_flip
+from souping.core import FloatArray, UserError
+
+Data = tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]
+
+
+@st.composite
+def paired(draw: st.DrawFn, most: int = 24) -> Data:
+    """Two models on items of up to three categories; groups may span them; scores right-or-wrong or graded."""
+    width = draw(st.integers(1, 3))
+    n = draw(st.integers(width, most))
+    score = st.sampled_from([0.0, 1.0]) if draw(st.booleans()) else st.integers(0, 10).map(lambda k: k / 10)
+    a, b = (np.array(draw(st.lists(score, min_size=n, max_size=n))) for _ in range(2))
+    categories = np.array([*range(width), *draw(st.lists(st.integers(0, width - 1), min_size=n, max_size=n))][:n])
+    groups = np.array(draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)))
+    weights = np.array(draw(st.lists(st.integers(1, 4), min_size=width, max_size=width)), dtype=float)
+    return a, b, categories, groups, weights / weights.sum()
+
+
+def by_hand(deltas: FloatArray, categories: IntArray, groups: IntArray, weights: FloatArray) -> float:
+    """The p-value from every one of the 2^G sign patterns, the statistic written out from its definition."""
+    whole = design(deltas, categories, groups, weights)
+    pull = [float(sum(weights[c] * s / n for c, (s, n) in enumerate(zip(*g, strict=True)))) for g in _parts(whole)]
+
+    def statistic(signs: tuple[int, ...]) -> float:
+        total, variance = 0.0, 0.0
+        for h in set(whole.stratum.tolist()):
+            x = np.array([s * t for s, t, k in zip(signs, pull, whole.stratum, strict=True) if k == h])
+            total += x.sum()
+            variance += len(x) * x.var(ddof=1) if len(x) > 1 else 0.0
+        return abs(total) / np.sqrt(max(variance, 1e-12 * sum(t * t for t in pull))) if any(pull) else 0.0
+
+    seen = statistic((1,) * len(pull))
+    every = [statistic(signs) for signs in product((1, -1), repeat=len(pull))]
+    return float(np.mean([s >= seen * (1 - 1e-9) for s in every]))
+
+
+def _parts(whole: object) -> list[tuple[FloatArray, FloatArray]]:
+    totals = whole.counts.sum(axis=0)  # type: ignore[attr-defined]
+    return [(row, totals) for row in whole.sums]  # type: ignore[attr-defined]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=paired())
+def test_sign_flip_is_the_enumeration(data: Data) -> None:
+    a, b, categories, groups, weights = data
+    whole = design(a - b, categories, groups, weights)
+    if len(whole.sums) > 1 and min(whole.sizes) > 1:
+        assert sign_flip(whole) == pytest.approx(by_hand(a - b, categories, groups, weights), abs=1e-9)
+
+
+def test_drawn_patterns_agree_with_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.8, 0.15], size=80)
+    whole = design(deltas, np.arange(80) % 2, np.arange(80), np.array([0.5, 0.5]))
+    exact = sign_flip(whole)
+    monkeypatch.setattr(significance, "EXACT_STATES", 0)
+    assert sign_flip(whole, draws=20_000) == pytest.approx(exact, abs=4 * np.sqrt(exact / 20_000))
+    assert sign_flip(whole, draws=20_000) != exact
+
+
+def test_smallest_p_is_one_in_draws_plus_one() -> None:
+    rng = np.random.default_rng(0)
+    whole = design(rng.random(60) + 1, np.zeros(60, dtype=int), np.arange(60), np.ones(1))
+    assert sign_flip(whole, draws=9999) == 1 / 10_000
+    assert sign_flip(whole, draws=99) == 1 / 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 40))
+def test_one_category_without_groups_is_mcnemar(seed: int, n: int) -> None:
+    a, b = np.random.default_rng(seed).integers(0, 2, size=(2, n)).astype(float)
+    whole = design(a - b, np.zeros(n, dtype=int), np.arange(n), np.ones(1))
+    assert sign_flip(whole) == pytest.approx(mcnemar(a, b), abs=1e-9)
+    wins, losses = int((a > b).sum()), int((a < b).sum())
+    if wins + losses:
+        assert mcnemar(a, b) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=paired(), seed=st.integers(0, 99))
+def test_comparison_does_not_depend_on_order_or_labels(data: Data, seed: int) -> None:
+    a, b, categories, groups, weights = data
+    order = np.random.default_rng(seed).permutation(len(a))
+    first = compare("a", "b", a, b, categories, groups, weights)
+    again = compare("a", "b", a[order], b[order], categories[order], groups[order] * 7, weights)
+    assert again.p_value == pytest.approx(first.p_value, abs=0.03)  # other groups first: other draws
+    assert again.difference == pytest.approx(first.difference)
+    assert compare("a", "b", a, b, categories, groups, weights) == first
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=paired())
+def test_interval_holds_the_difference_and_has_width(data: Data) -> None:
+    a, b, categories, groups, weights = data
+    there = compare("a", "b", a, b, categories, groups, weights)
+    back = compare("b", "a", b, a, categories, groups, weights)
+    assert -1 <= there.low <= there.difference <= there.high <= 1
+    assert there.high - there.low > 1e-6
+    assert 0 < there.p_value <= 1
+    assert back.difference == pytest.approx(-there.difference)
+    assert back.p_value == pytest.approx(there.p_value)
+    if abs(there.difference) > 1e-9:
+        assert (-back.high, -back.low) == pytest.approx((there.low, there.high))
+
+
+def test_difference_is_the_objectives() -> None:
+    a, b = np.array([1.0, 0, 1, 1, 0.5]), np.array([0.0, 0, 1, 0, 0])
+    found = compare("a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75]))
+    assert found.difference == pytest.approx(0.25 * 0.5 + 0.75 * 0.5)
+    assert (found.n, found.groups, found.discordant) == (5, 5, pytest.approx(0.6))
+
+
+def test_equal_answers_are_no_proof_of_equality() -> None:
+    scores, where = np.ones(50), np.arange(50) % 2
+    alike = compare("a", "b", scores, scores, where, np.arange(50), np.full(2, 0.5))
+    assert (alike.difference, alike.p_value) == (0.0, 1.0)
+    assert alike.low < 0 < alike.high
+    same = compare("a", "b", scores, scores, where, np.arange(50), np.full(2, 0.5), same_model=True)
+    assert (same.difference, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_category_without_weight_decides_nothing() -> None:
+    a, b = np.ones(40), np.array([1.0] * 20 + [0.0] * 20)
+    where = np.repeat([0, 1], 20)
+    assert compare("a", "b", a, b, where, np.arange(40), np.array([1.0, 0.0])).p_value == 1
+    assert compare("a", "b", a, b, where, np.arange(40), np.array([0.5, 0.5])).p_value < 1e-5
+
+
+def test_copies_of_items_are_no_further_evidence() -> None:
+    rng = np.random.default_rng(1)
+    deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.6, 0.3], size=30)
+    once = design(deltas, np.zeros(30, dtype=int), np.arange(30), np.ones(1))
+    copied = design(np.repeat(deltas, 5), np.zeros(150, dtype=int), np.repeat(np.arange(30), 5), np.ones(1))
+    assert sign_flip(copied) == pytest.approx(sign_flip(once))
+    ignored = design(np.repeat(deltas, 5), np.zeros(150, dtype=int), np.arange(150), np.ones(1))
+    assert sign_flip(ignored) < sign_flip(once) / 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": np.arange(3)}, "one entry an item"),
+        ({"coefficients": np.array([-0.5, 1.5])}, "not be negative"),
+        ({"categories": np.zeros(4, dtype=int)}, "at least one item"),
+    ],
+)
+def test_design_refuses(change: dict[str, FloatArray], message: str) -> None:
+    whole = {"values": np.ones(4), "categories": np.array([0, 1, 0, 1]), "groups": np.arange(4)}
+    with pytest.raises(ValueError, match=message):
+        design(**({**whole, "coefficients": np.full(2, 0.5)} | change))
+
+
+def test_holm_is_the_textbooks() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_helps(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
+    assert min(adjusted) == pytest.approx(min(1.0, len(p_values) * min(p_values)))
+
+
+def test_mcnemar_refuses_graded_scores() -> None:
+    with pytest.raises(ValueError, match="0 or 1"):
+        mcnemar(np.array([0.5, 1.0]), np.array([0.0, 1.0]))
+    assert mcnemar(np.ones(4), np.ones(4)) == 1.0
+
+
+def against(name: str, difference: float, p_value: float) -> Comparison:
+    limits = {"low": difference - 0.02, "high": difference + 0.02}
+    counts = {"n": 600, "groups": 300, "discordant": 0.1}
+    return Comparison(a="soup", b=name, difference=difference, p_value=p_value, test="", **limits, **counts)
+
+
+def test_better_than_every_is_the_largest_p() -> None:
+    assert better_than_every([against("x", 0.05, 0.001), against("y", 0.03, 0.04)]) == 0.04
+    assert better_than_every([against("x", 0.05, 0.001), against("y", -0.03, 0.04)]) == 1.0
+    assert better_than_every([against("x", 0.05, 0.001), against("y", 0.0, 1.0)]) == 1.0
+    with pytest.raises(ValueError, match="each of them"):
+        better_than_every([])
+
+
+def test_ledger_correction() -> None:
+    assert over_ledger(0.01, 1) == 0.01
+    assert over_ledger(0.01, 4) == pytest.approx(0.04)
+    assert over_ledger(0.2, 20) == 1.0
+    with pytest.raises(ValueError, match="ledger"):
+        over_ledger(0.01, 0)
+
+
+def test_power_of_the_report_fold() -> None:
+    assert minimal_detectable(1000) <= 0.03
+    assert power(1000, 0.03) >= 0.80
+    assert round(power(500, 0.03), 2) == 0.57
+    assert minimal_detectable(500) > 0.03
+
+
+@given(items=st.integers(100, 20_000), discordance=st.floats(0.02, 1.0), wanted=st.floats(0.3, 0.99))
+def test_minimal_detectable_inverts_power(items: int, discordance: float, wanted: float) -> None:
+    difference = minimal_detectable(items, discordance, wanted)
+    if difference < discordance:
+        assert power(items, difference, discordance) == pytest.approx(wanted, abs=0.01)
+
+
+def test_power_refuses_nonsense() -> None:
+    with pytest.raises(UserError, match="items=0"):
+        power(0, 0.03)
+    with pytest.raises(UserError, match=r"difference=0\.2"):
+        power(100, 0.2, 0.1)
+    with pytest.raises(UserError, match=r"power=1\.0"):
+        minimal_detectable(100, power=1.0)
