@@ -6,8 +6,10 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -101,14 +103,20 @@ def chosen_mode(mode: str | None, session: Session, timeout: float) -> Any:
 
 
 def reachable(address: str, timeout: float) -> bool:
-    """Whether the server's port opens within `timeout` seconds."""
+    """Whether the server's port opens within `timeout` seconds, the look-up of its name included."""
     parts = urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)
-    try:
-        with socket.create_connection((parts.hostname or "", port), timeout=timeout):
-            return True
-    except OSError:
-        return False
+    answers: list[bool] = []
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection((parts.hostname or "", port), timeout=timeout):
+            answers.append(True)
+
+    # A name server that does not answer blocks far beyond any socket timeout; the thread is left to it.
+    thread = Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answers)
 
 
 def opened(

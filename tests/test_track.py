@@ -1,0 +1,269 @@
+"""The W&B tracker, proven by reading the offline log back; the failures it must survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_sample import sample
+
+from souping.core import Recipe, Result, Trial, UserError
+from souping.report import write, write_selection, write_trials
+from souping.track import WandbTracker, summarise
+from souping.track.session import reachable
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test of this file may wait for a network or use anybody's account."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def made(entry: dict[str, Any]) -> Trial:
+    names, weights = tuple(entry["weights"]), tuple(entry["weights"].values())
+    recipe = Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
+    result = Result(objective=entry["objective"], categories=entry["categories"], items=entry["items"])
+    return Trial(number=entry["number"], recipe=recipe, weights=weights, result=result, reused=entry["reused"])
+
+
+def log_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of the one offline run below `run_dir`."""
+    (path,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    shown = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return [json.loads(line) for line in shown.stdout.splitlines()]
+
+
+def of_type(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+    """(run directory, log records, report) of one tracked run with 12 trials."""
+    run_dir = tmp_path_factory.mktemp("tracked")
+    report, trials = sample(columns=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("HOME", str(run_dir / "home"))
+        tracker = WandbTracker(group="sweep-1", tags=["fast"], job_type="job")
+        tracker.start({"selector": {"threshold": 0.2}, "seed": 0}, run_dir)
+        for entry in trials[:12]:
+            tracker.log(made(entry))
+        write(report, trials[:12], run_dir)
+        write_trials(trials[:12], report, run_dir / "trials.csv")
+        write_selection(report["selection"], run_dir / "selection.json")
+        tracker.finish(report, run_dir)
+        records = log_of(run_dir)
+    return run_dir, records, report
+
+
+def test_the_config_group_tags_and_job_type_are_recorded(recorded: Any) -> None:
+    (run,) = of_type(recorded[1], "run")
+    assert run["config"]["update"]["selector"] == {"threshold": 0.2}
+    assert run["config"]["update"]["seed"] == 0
+    assert (run["project"], run["run_group"], run["job_type"], run["tags"]) == ("souping", "sweep-1", "job", ["fast"])
+
+
+def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
+    _, trials = sample(columns=3)
+    points = [one["item"] for one in of_type(recorded[1], "history")]
+    assert [p["trial"] for p in points] == list(range(1, 13))
+    assert [p["objective"] for p in points] == pytest.approx([t["objective"] for t in trials[:12]])
+    best = [max(t["objective"] for t in trials[: i + 1]) for i in range(12)]
+    assert [p["best"] for p in points] == pytest.approx(best)
+    assert points[0]["category/simple_java"] == pytest.approx(trials[0]["categories"]["simple_java"])
+    assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
+
+
+def tables_of(run_dir: Path) -> dict[str, dict[str, Any]]:
+    found = (run_dir / "wandb").glob("offline-run-*/files/media/table/*.json")
+    return {path.name.split("_")[0]: json.loads(path.read_text()) for path in found}
+
+
+def test_the_tables_hold_rows_comparisons_and_trials(recorded: Any) -> None:
+    run_dir, records, report = recorded
+    tables = tables_of(run_dir)
+    assert {name: len(one["data"]) for name, one in tables.items()} == {
+        "rows": len(report["rows"]),
+        "comparisons": len(report["comparisons"]),
+        "trials": 12,
+    }
+    rows = tables["rows"]
+    assert rows["columns"][:3] == ["name", "kind", "objective"]
+    assert rows["data"][0][2] == pytest.approx(report["rows"][0]["objective"]["mean"])
+    last = of_type(records, "history")[-1]["item"]
+    assert {f"{name}._type" for name in tables} <= set(last) or {*tables} <= set(last)
+
+
+def test_the_plots_are_images_of_the_last_point(recorded: Any) -> None:
+    run_dir, records, _ = recorded
+    last = " ".join(of_type(records, "history")[-1]["item"])
+    for name in ("forest", "bars", "heatmap", "landscape"):
+        assert f"plots/{name}" in last
+    assert len(list((run_dir / "wandb").glob("offline-run-*/files/media/images/**/*.png"))) == 4
+
+
+def test_the_report_files_are_one_artifact(recorded: Any) -> None:
+    run_dir, records, _ = recorded
+    (artifact,) = [one for one in of_type(records, "artifact") if one["type"] == "report"]
+    contents = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
+    assert {"report.json", "report.md", "report.html", "selection.json", "trials.csv", "plots/forest.png"} <= set(
+        contents
+    )
+    assert contents["report.json"] == str(run_dir / "report.json")
+
+
+def test_the_summary_has_the_verdict_and_the_run_ends_well(recorded: Any) -> None:
+    _, records, report = recorded
+    flat: dict[str, Any] = {}
+    for one in of_type(records, "summary"):
+        flat |= one["update"]
+    assert flat["verdict"] == report["verdict"]["sentence"]
+    assert flat["recipe_id"] == "3f9c01ab77de"
+    (end,) = of_type(records, "exit")
+    assert end["exit_code"] == 0
+
+
+def test_wandb_writes_into_the_run_directory_and_captures_no_console(recorded: Any) -> None:
+    run_dir, _, _ = recorded
+    strays = [p for p in (run_dir / "home").rglob("*") if p.is_file() and "wandb" in str(p.relative_to(run_dir))]
+    strays = [p for p in strays if "core-debug" not in p.name]
+    assert strays == []
+    assert not list(run_dir.rglob("output.log"))
+
+
+def test_the_environment_is_given_back(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    tracker = WandbTracker(mode="disabled")
+    tracker.start({}, tmp_path)
+    assert os.environ["WANDB_SILENT"] == "true"
+    tracker.finish(None, tmp_path)
+    assert {k: v for k, v in os.environ.items() if k.startswith("WANDB")} == {
+        k: v for k, v in before.items() if k.startswith("WANDB")
+    }
+
+
+def test_a_run_without_a_report_is_marked_as_failed(tmp_path: Path) -> None:
+    tracker = WandbTracker()
+    tracker.start({}, tmp_path)
+    tracker.finish(None, tmp_path)
+    (end,) = of_type(log_of(tmp_path), "exit")
+    assert end["exit_code"] == 1
+
+
+def test_a_failing_wandb_warns_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no service")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    report, trials = sample(columns=2)
+    tracker = WandbTracker()
+    tracker.start({}, tmp_path)
+    for entry in trials[:3]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    assert capsys.readouterr().err.splitlines() == ["warning: wandb: RuntimeError: no service; the run goes on"]
+
+
+def test_a_failure_in_the_middle_warns_once_and_still_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, trials = sample(columns=2)
+    tracker = WandbTracker()
+    tracker.start({}, tmp_path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(type(tracker._session.run), "log", broken)
+    for entry in trials[:3]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tracker._session.run is None
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_online_without_a_key_records_offline_and_does_not_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "no API key" in capsys.readouterr().err
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_online_with_a_dead_server_records_offline_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
+    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: False)
+    monkeypatch.setattr("souping.track.session.PROXIES", ())
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "recorded offline" in capsys.readouterr().err
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_a_closed_port_and_an_unknown_host_are_unreachable() -> None:
+    import socket
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        assert reachable(f"http://127.0.0.1:{port}", 1.0)
+    assert not reachable(f"http://127.0.0.1:{port}", 1.0)
+    assert not reachable("https://host.invalid", 1.0)
+
+
+def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> None:
+    rows = [
+        {"job": 0, "overrides": ["optimiser=grid", "seed=1"], "objective": 0.71, "run_dir": tmp_path / "0"},
+        {"job": 1, "overrides": ["optimiser=nevergrad"], "objective": 0.78, "run_dir": tmp_path / "1"},
+        {"job": 2, "overrides": ["optimiser=nosuch"], "objective": None, "run_dir": tmp_path / "2"},
+    ]
+    summarise("sweep-1", rows, run_dir=tmp_path)
+    records = log_of(tmp_path)
+    (run,) = of_type(records, "run")
+    assert (run["run_group"], run["job_type"]) == ("sweep-1", "summary")
+    jobs = tables_of(tmp_path)["jobs"]
+    assert jobs["columns"] == ["job", "objective", "optimiser", "seed", "overrides", "run_dir"]
+    assert [line[:4] for line in jobs["data"]] == [
+        ["0", 0.71, "grid", "1"],
+        ["1", 0.78, "nevergrad", None],
+        ["2", None, "nosuch", None],
+    ]
+    flat: dict[str, Any] = {}
+    for one in of_type(records, "summary"):
+        flat |= one["update"]
+    assert (flat["best_objective"], flat["best_job"]) == (0.78, "1")
+
+
+@pytest.mark.parametrize("settings", [{"timeout": 0.0}, {"timeout": float("nan")}, {"project": ""}])
+def test_settings_out_of_range_are_the_users_error(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"tracker\."):
+        WandbTracker(**settings)
