@@ -206,6 +206,7 @@ def test_online_without_a_key_records_offline_and_does_not_ask(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: True)
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
@@ -218,13 +219,38 @@ def test_online_with_a_dead_server_records_offline_without_waiting(
 ) -> None:
     import wandb
 
-    monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
+    def never(**_: object) -> bool:
+        raise AssertionError("asked a dead server")
+
+    monkeypatch.setattr(wandb, "login", never)
     monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: False)
     monkeypatch.setattr("souping.track.session.PROXIES", ())
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
     assert "recorded offline" in capsys.readouterr().err
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_a_server_that_refuses_the_run_leaves_an_offline_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    real = wandb.init
+
+    def refused(**settings: Any) -> Any:
+        if settings["mode"] == "online":
+            raise wandb.errors.CommError("permission denied")
+        return real(**settings)
+
+    monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
+    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: True)
+    monkeypatch.setattr(wandb, "init", refused)
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "CommError, so the run is recorded offline" in capsys.readouterr().err
     assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
 
 

@@ -92,12 +92,12 @@ def chosen_mode(mode: str | None, session: Session, timeout: float) -> Any:
         return wanted
     import wandb
 
-    if not wandb.login(prompt=False):
-        session.warn("no API key (`wandb login`), so the run is recorded offline")
-        return "offline"
     address = wandb.Settings().base_url
     if not any(os.environ.get(name) for name in PROXIES) and not reachable(address, timeout):
         session.warn(f"{address} does not answer, so the run is recorded offline (`wandb sync` sends it later)")
+        return "offline"
+    if not wandb.login(prompt=False):
+        session.warn("no API key (`wandb login`), so the run is recorded offline (`wandb sync` sends it later)")
         return "offline"
     return wanted
 
@@ -122,10 +122,21 @@ def reachable(address: str, timeout: float) -> bool:
 def opened(
     settings: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, session: Session, timeout: float
 ) -> Any:
-    """A new wandb run in `run_dir`: no console capture, no git, no machine statistics, bounded waits."""
+    """A new wandb run in `run_dir`; where the server refuses it or is not there, an offline one."""
+    try:
+        mode = chosen_mode(settings.get("mode"), session, min(timeout, 3.0))
+        return _init(settings, mode, config, run_dir, timeout)
+    except Exception as error:
+        if (settings.get("mode") or os.environ.get("WANDB_MODE") or "online") != "online":
+            raise
+        session.warn(f"{type(error).__name__}, so the run is recorded offline (`wandb sync` sends it later)")
+        return _init(settings, "offline", config, run_dir, timeout)
+
+
+def _init(settings: Mapping[str, Any], mode: Any, config: Mapping[str, Any], run_dir: Path, timeout: float) -> Any:
+    """No console capture, no git, no machine statistics, bounded waits."""
     import wandb
 
-    mode = chosen_mode(settings.get("mode"), session, min(timeout, 3.0))
     quiet = wandb.Settings(
         console="off",
         silent=True,
