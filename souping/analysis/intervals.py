@@ -169,10 +169,11 @@ def bootstrap(whole: Design, draws: int, rng: np.random.Generator) -> tuple[Floa
     width = len(whole.weights)
     rows, stratum, number = distinct(np.hstack([whole.sums, whole.counts]), whole.stratum)
     drawn = resample(stratum, number, draws, rng)
-    sums, counts = (np.einsum("dr,rc->dc", drawn, part) for part in (rows[:, :width], rows[:, width:]))
+    columns = np.ascontiguousarray(rows.T)
+    sums, counts = (np.einsum("dr,cr->dc", drawn, part) for part in (columns[:width], columns[width:]))
     with np.errstate(divide="ignore", invalid="ignore"):
         means, scale = sums / counts, whole.weights / counts
-        pull = np.einsum("dc,rc->dr", scale, rows[:, :width]) - np.einsum("dc,rc->dr", scale * means, rows[:, width:])
+        pull = np.einsum("dc,cr->dr", scale, columns[:width]) - np.einsum("dc,cr->dr", scale * means, columns[width:])
     floor, flat, variance = _floor(whole), whole.flat(), np.zeros(draws)
     for h in np.flatnonzero(~flat):
         inside, n = stratum == h, whole.sizes[h]

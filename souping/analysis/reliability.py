@@ -60,10 +60,10 @@ class GroupSums:
         From the model x group interaction: an item that is hard for all models moves all of them alike and is no
         noise here. Off the diagonal only groups that span categories count.
         """
-        totals, n = self.counts.sum(axis=0), len(self.sums)
-        pull = (self.sums - self.counts[:, None] * self.means) / totals
-        pull = pull - pull.mean(axis=1, keepdims=True)
-        return np.asarray(np.einsum("gma,gmb->ab", pull, pull) * n / (max(n - 1, 1) * (self.sums.shape[1] - 1)))
+        n = (self.counts > 0).sum(axis=0)  # groups of each category
+        pull = (self.sums - self.counts[:, None] * self.means) / self.counts.sum(axis=0)
+        pull = (pull - pull.mean(axis=1, keepdims=True)) * np.sqrt(n / np.maximum(n - 1, 1))
+        return np.asarray(np.einsum("gma,gmb->ab", pull, pull) / (self.sums.shape[1] - 1))
 
 
 def reliability(sums: GroupSums) -> FloatArray:
