@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class LocalMerge:
     resident: str = "none"
     adapters: str = "keep"
     max_shard_size: str | int = "5GB"
-    overrides: dict[str, list[float]] = field(default_factory=dict)
+    overrides: dict[str, list[float]] | None = None
     num_processes: int = 1
     base: str | None = None
     scale: float = 1.0
@@ -67,7 +67,7 @@ class LocalMerge:
             raise UserError(f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic")
         if method.base and not self.base:
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
-        if check_overrides(self.overrides) and self.method != "linear":
+        if check_overrides(self.overrides or {}) and self.method != "linear":
             raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
         self._check_processes()
 
@@ -116,7 +116,7 @@ class LocalMerge:
     def _overrides(self, ingredients: Sequence[str], weights: Weights) -> list[list[Any]]:
         """[pattern, weights of the ingredients that are kept] pairs; a list, for their order decides."""
         pairs = []
-        for pattern, values in check_overrides(self.overrides):
+        for pattern, values in check_overrides(self.overrides or {}):
             if len(values) != len(ingredients):
                 raise UserError(
                     f"merge.overrides.{pattern} has {len(values)} weights for {len(ingredients)} ingredients "

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from souping.merge.kernels import Raw, divide, linear, narrow, widen
+from souping.merge.fused import native
+from souping.merge.kernels import Raw, delta, divide, linear, narrow, widen
 from souping.merge.methods import Combine
+
+FUSED = {linear: False, delta: True}
 
 
 def mix(
@@ -18,25 +21,36 @@ def mix(
     divisor: float | None,
     dtype: str,
     out: Raw,
-    out_dtype: str,
+    stored: str,
 ) -> bool:
-    """Mix rows [K][count] of `dtypes` into `out` [count], rounded once to `dtype`, then stored as `out_dtype`.
+    """Mix rows [K][count] of `dtypes` into `out` [count]: rounded once to `dtype`, then cast to `stored`.
 
-    Returns whether every element of the soup is finite.
+    Returns whether every element of the soup is finite. Sums and sums of differences run fused where LLVM is there;
+    the bytes are the same either way.
     """
+    if function in FUSED:
+        kernel = native(FUSED[function], widest_row(dtypes), dtype, stored, divisor is not None)
+        if kernel is not None:
+            return kernel(alike(rows, dtypes), weights, divisor, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
     total = divide(function(tensors, weights), divisor)
-    rounded = narrow(total, dtype)
-    return store(rounded, dtype, out, out_dtype)
+    return store(narrow(total, dtype), dtype, out, stored)
 
 
-def store(rounded: Raw, dtype: str, out: Raw, out_dtype: str) -> bool:
-    """Put bytes of `dtype` into `out` as `out_dtype`; returns whether all are finite."""
-    if dtype == out_dtype:
-        out[:] = rounded
-    else:
-        out[:] = narrow(widen(rounded, dtype), out_dtype)
-    return bool(np.isfinite(widen(rounded, dtype)).all())
+def widest_row(dtypes: Sequence[str]) -> str:
+    """The dtype of all rows, or F32 for rows that differ."""
+    return dtypes[0] if len(set(dtypes)) == 1 else "F32"
 
 
-__all__ = ["linear", "mix", "store"]
+def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
+    """The rows as they are, or widened to fp32 where their dtypes differ."""
+    if len(set(dtypes)) == 1:
+        return list(rows)
+    return [widen(row, tag).view(np.uint8) for row, tag in zip(rows, dtypes, strict=True)]
+
+
+def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
+    """Put bytes of `dtype` into `out` as `stored`; returns whether all are finite."""
+    wide = widen(soup, dtype)
+    out[:] = soup if dtype == stored else narrow(wide, stored)
+    return bool(np.isfinite(wide).all())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,9 +22,13 @@ from souping.merge.larder import Larder
 from souping.merge.layout import MergePlan, PlannedTensor
 from souping.merge.methods import get_method
 from souping.merge.plan import base_name, plan_opened
+from souping.merge.reload import reload
 from souping.merge.runs import Run, agree, blocks, check_finite, size_of, tensor_runs
 from souping.merge.statistics import piece_gram
 from souping.merge.targets import TORCH_DTYPES, Target, Targets
+
+if TYPE_CHECKING:
+    import torch
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 THREADS = 2
@@ -50,10 +54,12 @@ class Live:
         self._checkpoints, self._base, self._nonfinite = dict(checkpoints), base, nonfinite
         pool = dict(checkpoints) if base is None else {**checkpoints, base_name(checkpoints): base}
         self._larder, self._targets = Larder(pool, resident), Targets(module)
-        self._warned: set[str] = set()
+        self._module, self._warned = module, set[str]()
 
     def pour(self, recipe: Recipe) -> None:
-        """Put the recipe's soup into the module, in place. Tied parameters are written once.
+        """Put the recipe's soup into the module, in place. Tied parameters are written once. Where the module's
+        names are not the checkpoints' (experts that transformers stacks), the soup is loaded by transformers into a
+        second module and copied: exact too, with three times the memory.
 
         Raises:
             UserError: the ingredients do not fit each other or the module, or NaN or infinity is found (the module
@@ -61,6 +67,9 @@ class Live:
         """
         plan = plan_opened(recipe, self._checkpoints, base=self._base, nonfinite=self._nonfinite)
         places = self._targets.match(plan.tensors)
+        if places is None:
+            reload(self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors})
+            return
         jobs = [job for tensor in plan.tensors if tensor.name in places for job in self._jobs(plan, tensor, places)]
         if plan.nbytes < SMALL:
             for job in jobs:
@@ -111,10 +120,15 @@ class Live:
         """A parameter off the CPU, or not in one piece: mix beside it, then copy."""
         import torch
 
+        with torch.no_grad():
+            target.tensor.copy_(self._whole(plan, tensor))
+
+    def _whole(self, plan: MergePlan, tensor: PlannedTensor) -> torch.Tensor:
+        """A tensor of the soup in its own dtype, in memory."""
+        import torch
+
         flat = np.empty(tensor.nbytes, np.uint8)
         for run in tensor_runs(plan, tensor):
             for job in self._cut(plan, tensor, run, flat, tensor.dtype):
                 job()
-        soup = torch.from_numpy(flat).view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(tensor.shape)
-        with torch.no_grad():
-            target.tensor.copy_(soup)
+        return torch.from_numpy(flat).view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(tensor.shape)

@@ -40,6 +40,8 @@ class Run:
 
     def part(self, start: int, count: int) -> Run:
         """Elements `start .. start + count` of this run."""
+        if count == self.count:
+            return self
         moved = tuple(replace(s, offset=s.offset + start * size_of(s.dtype)) for s in self.sources)
         offset = self.offset + start * size_of(self.dtype)
         return replace(self, offset=offset, count=count, sources=moved)

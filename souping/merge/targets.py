@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.core import UserError
 from souping.merge.kernels import Raw
 from souping.merge.layout import PlannedTensor
-from souping.merge.slots import listed
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +41,11 @@ class Targets:
         self._module = module
         self._found: dict[str, Target] = {}
 
-    def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, Target]:
-        """{tensor name: target}, each storage once (tied parameters share one). Tensors the module has no use for are
-        left out, as loading does.
+    def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, Target] | None:
+        """{tensor name: target}, each storage once (tied parameters share one).
 
-        Raises:
-            UserError: a parameter of the module gets nothing, or a shape differs.
+        Tensors the module has no use for are left out, as loading does. None where names or shapes do not cover the
+        module, as for mixtures of experts, whose experts transformers stacks when it loads them.
         """
         named = self._named()
         found: dict[str, Target] = {}
@@ -58,13 +55,12 @@ class Targets:
             if place is None:
                 continue
             if tuple(place.shape) != tensor.shape:
-                raise UserError(f"the module's {tensor.name} is {list(place.shape)}, the soup's {list(tensor.shape)}")
+                return None
             target = self._target(tensor.name, place)
             if target.pointer not in taken or not tensor.nbytes:
                 taken.add(target.pointer)
                 found[tensor.name] = target
-        self._check_all(named, taken)
-        return found
+        return found if self._covered(named, taken) else None
 
     def _named(self) -> Mapping[str, torch.Tensor]:
         state: Mapping[str, torch.Tensor] = self._module.state_dict(keep_vars=True)
@@ -87,11 +83,10 @@ class Targets:
             self._found[name] = known
         return known
 
-    def _check_all(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> None:
-        own = [name for name, _ in self._module.named_parameters() if name in named]
-        lost = [name for name in own if named[name].data_ptr() not in taken]
-        if lost:
-            raise UserError(f"the checkpoints hold nothing for the module's {listed(lost)}")
+    def _covered(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> bool:
+        """Whether every parameter is filled."""
+        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
+        return all(tensor.data_ptr() in taken for tensor in own)
 
 
 def _flat(tensor: torch.Tensor) -> Raw | None:

@@ -1,0 +1,202 @@
+"""The merge plan: plain data that says where every byte of the soup comes from and where it goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.core import Recipe, UserError
+from souping.merge.checkpoint import INDEX, SINGLE
+from souping.merge.header import BITS
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a piece begins in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
+
+    ingredient: int
+    file: int
+    offset: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements `start .. start + count` of a tensor.
+
+    `op` is mix (the plan's method), linear, copy (one source, same dtype) or
+    same (not floats: all sources must agree).
+    """
+
+    op: str
+    start: int
+    count: int
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the soup: its place is `offset` bytes into the data of shard number `shard`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    nbytes: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A folder that is read: `files` are (name, size in bytes)."""
+
+    name: str
+    folder: str
+    files: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergePlan:
+    """A recipe worked out to the byte. With a base model, that is the last ingredient."""
+
+    recipe: Recipe
+    method: str
+    dtype: str
+    divisor: float | None
+    nonfinite: str
+    carry: int
+    vocab_size: int | None
+    max_shard_size: int
+    ingredients: tuple[Ingredient, ...]
+    shards: tuple[str, ...]
+    tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that are written."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that are read."""
+        pieces = (piece for tensor in self.tensors for piece in tensor.pieces)
+        return sum(piece.count * BITS[source.dtype] // 8 for piece in pieces for source in piece.sources)
+
+    def header(self, shard: int) -> bytes:
+        """The safetensors header of a shard with its length in front, padded to 8 bytes."""
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        for t in self.tensors:
+            if t.shard == shard:
+                place = [t.offset, t.offset + t.nbytes]
+                entries[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": place}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def index(self) -> bytes | None:
+        """`model.safetensors.index.json`, or None for a single file."""
+        if self.shards == (SINGLE,):
+            return None
+        places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
+        return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
+
+    def describe(self) -> str:
+        """The plan in a few lines, for people."""
+        lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]
+        place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
+        read, written = human(self.read_bytes), human(self.nbytes)
+        return (
+            f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
+            f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
+        )
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` gives an equal plan."""
+        table = {"version": VERSION, **{k: v for k, v in vars(self).items() if k not in ("recipe", "tensors")}}
+        table["recipe"] = self.recipe.as_dict()
+        table["ingredients"] = [asdict(ingredient) for ingredient in self.ingredients]
+        table["tensors"] = [_dump(tensor) for tensor in self.tensors]
+        return json.dumps(table, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> MergePlan:
+        """The plan of `to_json`.
+
+        Raises:
+            UserError: the text is not a plan of this version.
+        """
+        try:
+            return _load(json.loads(text))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"not a merge plan of version {VERSION}: {type(error).__name__} {str(error)[:100]}"
+            ) from None
+
+    def save(self, path: Path) -> Path:
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> MergePlan:
+        """Raises UserError where the file is missing or no plan."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the plan {path} cannot be read: {error}") from None
+
+
+def _dump(tensor: PlannedTensor) -> list[Any]:
+    pieces = [
+        [p.op, p.start, p.count, [[s.ingredient, s.file, s.offset, s.dtype] for s in p.sources], list(p.weights)]
+        for p in tensor.pieces
+    ]
+    return [tensor.name, tensor.dtype, list(tensor.shape), tensor.shard, tensor.offset, tensor.nbytes, pieces]
+
+
+def _piece(row: list[Any]) -> Piece:
+    op, start, count, sources, weights = row
+    if op not in ("mix", "linear", "copy", "same"):
+        raise ValueError(f"unknown operation {op}")
+    return Piece(op, int(start), int(count), tuple(Source(*s) for s in sources), tuple(float(w) for w in weights))
+
+
+def _load(table: dict[str, Any]) -> MergePlan:
+    if table.pop("version") != VERSION:
+        raise ValueError("another version")
+    table["recipe"] = recipe_from_dict(table["recipe"])
+    table["ingredients"] = tuple(
+        Ingredient(i["name"], i["folder"], tuple((str(n), int(s)) for n, s in i["files"])) for i in table["ingredients"]
+    )
+    table["tensors"] = tuple(
+        PlannedTensor(name, dtype, tuple(shape), shard, offset, nbytes, tuple(_piece(row) for row in pieces))
+        for name, dtype, shape, shard, offset, nbytes, pieces in table["tensors"]
+    )
+    table["shards"], table["notes"] = tuple(table["shards"]), tuple(table["notes"])
+    return MergePlan(**table)
+
+
+def recipe_from_dict(table: dict[str, Any]) -> Recipe:
+    """A recipe from the JSON form of `Recipe.as_dict` (its `id` is recomputed, other keys are ignored)."""
+    return Recipe(
+        ingredients=tuple(str(name) for name in table["ingredients"]),
+        fingerprints=tuple(str(value) for value in table["fingerprints"]),
+        weights=tuple(float(weight) for weight in table["weights"]),
+        dtype=str(table["dtype"]),
+        method=str(table.get("method", "linear")),
+        settings=dict(table.get("settings", {})),
+    )
+
+
+def human(nbytes: int) -> str:
+    """Bytes in the decimal unit that reads best."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes} B"
