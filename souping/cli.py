@@ -36,6 +36,11 @@ def main() -> None:
         if debug:
             raise
         _stop(explain(error), 2)
+    except (ValueError, TypeError) as error:
+        if debug or HydraConfig.initialized():  # a job had begun: that is no fault of the command line
+            raise
+        odd = [a for a in sys.argv[1:] if re.fullmatch(rf"({'|'.join(configuration.PARTS)})=[^a-zA-Z]*", a)]
+        _stop(f"cannot compose the configuration{f' ({odd[0]})' if odd else ''}: {explain(error)}", 2)
 
 
 def _stop(message: str, code: int) -> None:

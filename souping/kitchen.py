@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +102,11 @@ def _twins(candidates: tuple[Candidate, ...]) -> list[str]:
 
 
 def free_target(out: Path) -> None:
-    """Refuse a target that holds something, before any work."""
+    """Refuse, before any work, a target that holds something or that cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} exists and is not an empty folder: choose another, or move it away")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".souping-", dir=parent))
+    except OSError as error:
+        raise UserError(f"out={out}: cannot write below {parent}: {error.strerror}; choose another place") from error

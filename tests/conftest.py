@@ -1,0 +1,123 @@
+"""What several tests need: the published tables, a score matrix, a fake evaluator."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.core import Item, Record, Served, digest
+from souping.scores import ScoreMatrix
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "souping" / "data" / "paper"
+
+
+@pytest.fixture
+def matrix() -> ScoreMatrix:
+    """Four candidates, four categories: two pairs that move together, weakly against each other. a is best overall."""
+    values = np.array([[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]])
+    return ScoreMatrix(models=("a", "b", "c", "d"), categories=("w", "x", "y", "z"), values=values)
+
+
+def make_items(per_category: int = 40, categories: Sequence[str] = ("w", "x"), scorer: str = "exact") -> list[Item]:
+    return [
+        Item(id=f"{c}-{i}", category=c, group=f"{c}-{i // 2}", prompt=f"say {i}", answer=str(i), scorer=scorer)
+        for c in categories
+        for i in range(per_category)
+    ]
+
+
+@dataclass
+class FakeEvaluator:
+    """Right on an item when the item's number is below the soup's skill; counts what it is asked."""
+
+    skill: Mapping[str, int]
+    asked: list[str] = field(default_factory=list)
+    batch_size: int = 7
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": "fake", "batch_size": self.batch_size}
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.settings)
+
+    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+        return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
+
+    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
+        self.asked += [item.id for item in items]
+        return [
+            Record(item=item.id, score=float(int(item.answer) < self.skill[model.module]), output="") for item in items
+        ]
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four tiny models and their items (see tests/family.py)."""
+    from tests.family import make
+
+    return make(tmp_path_factory.mktemp("family"))
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *needles: str) -> None:
+        """A user error: exit 2, one to four lines, no traceback, and it says what is needed."""
+        assert self.code == 2, self.err
+        lines = self.err.strip().splitlines()
+        assert 1 <= len(lines) <= 4, self.err
+        assert "Traceback" not in self.err
+        for needle in needles:
+            assert needle in self.err, self.err
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command line in this process, in an empty folder."""
+
+    def run(*arguments: str) -> Outcome:
+        from souping.cli import main
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["souping", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def pool_of(family: Path, *names: str) -> list[str]:
+    """Arguments of a quick run on the tiny family."""
+    folders = ",".join(str(family / name) for name in names or ("ant", "bee", "cat", "dog"))
+    return [
+        f"pool.candidates=[{folders}]",
+        f"benchmark.path={family / 'items.jsonl'}",
+        "evaluator.max_new_tokens=4",
+        "evaluator.threads=1",
+        "name=fam",
+    ]
