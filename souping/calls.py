@@ -115,6 +115,8 @@ def _python_call(node: ast.expr) -> Call:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise Unparsable("`**` in a call")
+        if keyword.arg in arguments:
+            raise Unparsable(f"argument {keyword.arg} is given twice")
         arguments[keyword.arg] = _value(keyword.value)
     return Call(_dotted(node.func), arguments, tuple(_value(argument) for argument in node.args))
 

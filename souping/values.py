@@ -104,7 +104,9 @@ def agrees(value: Any, allowed: Sequence[Any], kind: Kind | None = None) -> bool
     if kind.name == "tuple" and isinstance(value, tuple):
         value = list(value)
     first = next((type(option) for option in allowed if option != ""), None)
-    if type(value) is kind.type and _nested(value, allowed, kind):
+    if type(value) is kind.type:
+        if not _nested(value, allowed, kind):
+            return False
         variable = first is not None and first is not kind.type
     elif first is not None and type(value) is first:
         variable = True

@@ -1,0 +1,144 @@
+"""Parsing of calls: every accepted form, and everything else refused quietly."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from souping.calls import DEEPEST, LANGUAGES, Unparsable, is_attempt, parse
+from souping.core import UserError
+from souping.values import plain
+
+JUNK = [
+    "(" * 5000,
+    "f(" * 4000,
+    "f(a=" + "-" * 9000,
+    "[" * 9000,
+    "f(a='" * 3000,
+    "a." * 9000,
+    "\x00f()",
+    "f(a=9" * 3,
+]
+
+
+def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, object]]]:
+    calls = parse(text, language)
+    return [(call.name, {name: plain(value) for name, value in call.arguments.items()}) for call in calls]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(a=1), g(b='x')",
+        "[f(a=1), g(b='x')]",
+        "f(a=1)\ng(b='x')",
+        "f(a=1); g(b='x')",
+        "f(a=1),\ng(b='x')",
+        "```f(a=1)\ng(b='x')```",
+        "  [f(a=1),\n   g(b='x')]  ",
+    ],
+)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_several_calls_in_every_form(text: str, language: str) -> None:
+    text = text.replace("'", '"') if language == "java" else text
+    assert shapes(text, language) == [("f", {"a": 1}), ("g", {"b": "x"})]
+
+
+def test_python_values() -> None:
+    text = "m.f(a=[1, -2.5], b={'k': (True, None)}, c=2 * 3 + 1, d=Paris, e=g(x=1), h=a.b, i='a' 'b', j=2 ** 10)"
+    expected = {
+        "a": [1, -2.5], "b": {"k": (True, None)}, "c": 7, "d": "Paris", "e": {"g": {"x": 1}}, "h": "a.b", "i": "ab",
+        "j": 1024,
+    }  # fmt: skip
+    assert shapes(text) == [("m.f", expected)]
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("42", 42), ("42L", 42), ("-7", -7), ("2.5f", 2.5), ("1e3", 1000.0), ("true", True), ("null", None),
+        ('"a\\"b"', 'a"b'), ("'c'", "c"), ("new int[]{1, 2}", [1, 2]), ('Arrays.asList("a", "b")', ["a", "b"]),
+        ("new ArrayList<>(Arrays.asList(1, 2))", [1, 2]), ("new ArrayList<String>() {{ add(\"x\"); }}", ["x"]),
+        ("new ArrayList<>()", []), ('Map.of("k", 1)', {"k": 1}), ("new HashMap<>()", {}),
+        ('new HashMap<String, Integer>() {{ put("k", 1); put("m", 2); }}', {"k": 1, "m": 2}),
+        ("someVariable", "someVariable"), ("Mode.FAST", "Mode.FAST"), ("new Foo(1)", "new Foo(1)"),
+    ],
+)  # fmt: skip
+def test_java_values(source: str, value: object) -> None:
+    assert shapes(f"Tool.run(x={source}, y=1)", "java") == [("Tool.run", {"x": value, "y": 1})]
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("42", 42), ("7n", 7), ("-1.5", -1.5), ("false", False), ("undefined", None), ("'it\\'s'", "it's"),
+        ("[1, 'a', [true]]", [1, "a", [True]]), ("new Array(1, 2)", [1, 2]),
+        ("{k: 1, 'm': {n: [2]}}", {"k": 1, "m": {"n": [2]}}),
+        ("{}", {}), ("(a) => a + 1", "(a) => a + 1"), ("window.name", "window.name"),
+    ],
+)  # fmt: skip
+def test_javascript_values(source: str, value: object) -> None:
+    assert shapes(f"obj.run(x={source}, y=1)", "javascript") == [("obj.run", {"x": value, "y": 1})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["f(a=1", "f(a=1) and then", "Sure! f(a=1)", "x = f(a=1)", "f(a=1, a=2)", "f(**{'a': 1})", "[[f(a=1)]]",
+     "f(a=lambda: 1)",
+     "f(a=9 ** 9 ** 9)", "f(a=1/0)", "f(a=not 'x')", "f()()", "'f(a=1)'", "```python\nf(a=1)```"],
+)  # fmt: skip
+def test_not_a_python_call(text: str) -> None:
+    with pytest.raises(Unparsable):
+        parse(text)
+
+
+@pytest.mark.parametrize("language", ["java", "javascript"])
+@pytest.mark.parametrize(
+    "text", ["f(a=1", "Sure! f(a=1)", "int x = 3", "f(a=1, a=2)", "new f(a=1)", "f(a=)", "f(a=1)) "]
+)
+def test_not_a_call_elsewhere(text: str, language: str) -> None:
+    with pytest.raises(Unparsable):
+        parse(text, language)
+
+
+def test_blank_and_empty_list_hold_no_call() -> None:
+    assert all(parse(text, language) == [] for text in ("", "  \n", "[]") for language in LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("text", "attempt"),
+    [("f(a=1)", True), ("[f(a=1", True), ("a.b.c(", True), ("No function fits.", False), ("", False), ("[]", False),
+     ("I cannot do this (sorry)", False), ("No function(s) fit", False), ("Here:\nf(a=1)", True)],
+)  # fmt: skip
+def test_attempts(text: str, attempt: bool) -> None:
+    assert is_attempt(text) is attempt
+
+
+def test_unknown_language() -> None:
+    with pytest.raises(UserError, match="choose from python"):
+        parse("f()", "cobol")
+
+
+def test_depth_is_bounded_outside_quotes_only() -> None:
+    with pytest.raises(Unparsable):
+        parse("f(a=" + "[" * DEEPEST + "]" * DEEPEST + ")")
+    assert shapes("f(a='" + "(" * 100 + "')")[0][0] == "f"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("text", JUNK)
+def test_garbage_is_refused(text: str, language: str) -> None:
+    """A parser that is exponential on any of these would hang here."""
+    with pytest.raises(Unparsable):
+        parse(text, language)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(), st.text("f(a=1,'\"[]{}\\;\n -*.)")), st.sampled_from(LANGUAGES))
+@example("f(a=\ud800)", "java")
+def test_nothing_but_unparsable_is_raised(text: str, language: str) -> None:
+    try:
+        assert isinstance(parse(text, language), list)
+    except Unparsable:
+        assert is_attempt(text, language) in (True, False)

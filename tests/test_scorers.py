@@ -1,0 +1,191 @@
+"""Scorers: what is right, what is wrong, and that nothing raises on an output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from souping.core import Item, UserError
+from souping.scorers import SCORERS, check, last_number, score
+
+
+def item(answer: Any, scorer: str = "call", language: str = "python") -> Item:
+    return Item(id="q1", category="c", prompt="p", answer=answer, scorer=scorer, language=language)
+
+
+def right(answer: Any, output: str, language: str = "python") -> bool:
+    return score(item(answer, "call", language), output) == 1.0
+
+
+def test_exact_normalises_white_space_only() -> None:
+    assert score(item("a  b", "exact"), " a\nb ") == 1.0
+    assert score(item("a b", "exact"), "A b") == 0.0
+    assert score(item("a b", "exact"), "ab") == 0.0
+    assert score(item(["x", "y"], "exact"), "y") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 1,234.5 dollars.", 1234.5), ("-3.", -3), ("3-4", 4), ("x = -7", -7), ("\u22127", -7),
+        ("$1,000", 1000),
+        (".5", 0.5), ("1e3", 1000), ("5, 6", 6), ("12,3456", 3456), ("1,234,567", 1234567), ("none", None), ("", None),
+        ("10%", 10), ("+4", 4), ("10 20", 20),
+    ],
+)  # fmt: skip
+def test_last_number(text: str, number: float | None) -> None:
+    assert last_number(text) == number
+
+
+def test_number() -> None:
+    assert score(item("1,234", "number"), "so 5 and then 1234.0") == 1.0
+    assert score(item(-2.5, "number"), "it is -2.5") == 1.0
+    assert score(item(3, "number"), "no idea") == 0.0
+    assert score(item(3, "number"), "3 or 4") == 0.0
+
+
+ANSWER = [{"f": {"a": [1], "b": ["New York", "NYC", ""]}}]
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("f(a=1)", True), ("f(b='new-york', a=1)", True), ("f(a=1, b=\"N.Y.C\")", True), ("[f(a=1)]", True),
+        ("f(a=1, b=NYC)", True), ("f('ignored', a=1)", True),
+        ("f(a='1')", False), ("f(a=True)", False), ("f(a=1.0)", False), ("f(b='NYC')", False), ("f(a=1, c=2)", False),
+        ("f(1)", False), ("g(a=1)", False), ("f(a=1), f(a=1)", False), ("f(a=2)", False), ("f(a=1", False), ("", False),
+        ("f(a=1, b='Boston')", False),
+    ],
+)  # fmt: skip
+def test_one_python_call(output: str, expected: bool) -> None:
+    assert right(ANSWER, output) is expected
+
+
+def test_types_of_values() -> None:
+    assert right([{"f": {"a": [2.0]}}], "f(a=2)")
+    assert not right([{"f": {"a": [2]}}], "f(a=2.0)")
+    assert not right([{"f": {"a": [True]}}], "f(a=1)")
+    assert right([{"f": {"a": [["X y", 1]]}}], "f(a=['xY', 1])")
+    assert not right([{"f": {"a": [["x", "y"]]}}], "f(a=['y', 'x'])")
+    assert right([{"f": {"a": [{"k": [1], "z": ["q", ""]}]}}], "f(a={'k': 1})")
+    assert not right([{"f": {"a": [{"k": [1]}]}}], "f(a={'k': 1, 'm': 2})")
+    assert not right([{"f": {"a": [{"k": [1]}]}}], "f(a={})")
+    assert right([{"f": {"a": [[{"k": [1]}, {"k": [2]}]]}}], "f(a=[{'k': 1}, {'k': 2}])")
+    assert right([{"f": {"a": [None]}}], "f(a=None)")
+
+
+def test_parallel_calls_in_any_order_one_to_one() -> None:
+    answer = [{"f": {"a": [1, 2]}}, {"f": {"a": [1]}}, {"g": {}}]
+    assert right(answer, "[g(), f(a=1), f(a=2)]")
+    assert right(answer, "f(a=2)\nf(a=1)\ng()")
+    assert not right(answer, "[g(), f(a=2), f(a=2)]")
+    assert not right(answer, "[f(a=1), f(a=2)]")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "f(a=1, b=['x'])", ["f(a=1, b=['x'])"], {"name": "f", "arguments": {"a": 1, "b": ["x"]}},
+        [{"name": "f", "arguments": {"a": 1, "b": ["x"]}}], [{"f": {"a": [1], "b": [["x"]]}}],
+        {"calls": "f(a=1, b=['x'])"},
+    ],
+)  # fmt: skip
+def test_every_form_of_an_answer(answer: Any) -> None:
+    check(item(answer))
+    assert right(answer, "f(b=['X'], a=1)")
+    assert not right(answer, "f(a=1)")
+
+
+def test_positional_arguments_of_a_text_answer() -> None:
+    assert right("f(1, b=2)", "f(1, b=2)")
+    assert not right("f(1, b=2)", "f(2, b=2)")
+    assert not right("f(1, b=2)", "f(b=2)")
+
+
+def test_no_call_wanted() -> None:
+    for output in ("No function fits.", "", "[]", "I would need more (much more) data"):
+        assert right([], output)
+    for output in ("f(a=1)", "f(a=", "[f(a=1), g()]", "Well:\nf(a=1)"):
+        assert not right([], output)
+
+
+def test_any_call_wanted() -> None:
+    assert right("any", "f()")
+    assert not right("any", "No.")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("42L", True), ("42", False), ('"42"', False), ("43L", False)])
+def test_java_type_from_the_docs(value: str, expected: bool) -> None:
+    docs = [{"name": "T.f", "parameters": {"properties": {"a": {"type": "long"}}, "required": ["a"]}}]
+    answer = {"calls": [{"T.f": {"a": [42]}}], "functions": docs}
+    assert right(answer, f"T.f(a={value})", "java") is expected
+    assert right([{"T.f": {"a": [42]}}], f"T.f(a={value})", "java") is (value in ("42L", "42"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed", "output", "expected"),
+    [
+        ({"type": "float"}, [5], "f(a=5.0)", True), ({"type": "float"}, [5.0], "f(a=5)", True),
+        ({"type": "integer"}, [5], "f(a=5.0)", False), ({"type": "string"}, ["A b"], "f(a='a-b')", True),
+        ({"type": "tuple", "items": {"type": "integer"}}, [[1, 2]], "f(a=(1, 2))", True),
+        ({"type": "array", "items": {"type": "integer"}}, [[1, 2]], "f(a=(1, 2))", False),
+        ({"type": "array", "items": {"type": "float"}}, [[1.0]], "f(a=[1])", False),
+        ({"type": "any"}, [5], "f(a=5)", True), ({"type": "integer"}, ["n"], "f(a=n)", True),
+        ({"type": "boolean"}, [True], "f(a='true')", False),
+    ],
+)  # fmt: skip
+def test_python_types_from_the_docs(kind: Any, allowed: Any, output: str, expected: bool) -> None:
+    docs = [{"name": "f", "parameters": {"properties": {"a": kind}, "required": ["a"]}}]
+    assert right({"calls": [{"f": {"a": allowed}}], "functions": docs}, output) is expected
+
+
+def test_required_by_the_docs_beats_optional_in_the_answer() -> None:
+    docs = [{"name": "f", "parameters": {"properties": {"a": {"type": "string"}}, "required": ["a"]}}]
+    assert not right({"calls": [{"f": {"a": ["x", ""]}}], "functions": docs}, "f()")
+    assert right([{"f": {"a": ["x", ""]}}], "f()")
+
+
+def test_javascript() -> None:
+    answer = [{"go": {"who": ["Ana"], "tags": [["a", "b"]], "deep": [{"k": [True]}]}}]
+    assert right(answer, "go(who='Ana', tags=['a', \"b\"], deep={k: true})", "javascript")
+    assert not right(answer, "go(who='Ana', tags=['a', 'b'], deep={k: 'true'})", "javascript")
+
+
+@pytest.mark.parametrize(
+    ("answer", "scorer", "language", "match"),
+    [
+        ("x", "exakt", "python", "did you mean 'exact'"), ("many", "number", "python", "finite number"),
+        (True, "number", "python", "finite number"), ({"a": 1}, "exact", "python", "a text"),
+        ([], "exact", "python", "a text"),
+        ("f(a=", "call", "python", "cannot be read"), ([{"f": {"a": 1}}], "call", "python", "list of allowed"),
+        ([{"f": {}, "g": {}}], "call", "python", "one function"), (7, "call", "python", "is no call"),
+        ({"calls": [{"f": {}}], "functions": [{"name": "g", "parameters": {}}]}, "call", "python", "'f' is missing"),
+        ("f()", "call", "basic", "language 'basic'"),
+    ],
+)  # fmt: skip
+def test_bad_items_are_user_errors(answer: Any, scorer: str, language: str, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        check(item(answer, scorer, language))
+    assert "\n" not in str(caught.value)
+
+
+DOCS = [{"name": "f", "parameters": {"properties": {"a": {"type": "dict"}}}}]
+ITEMS = [
+    item("x", "exact"),
+    item(3, "number"),
+    item(ANSWER),
+    item([]),
+    item("any"),
+    item([{"f": {"a": [1]}}], "call", "java"),
+    item({"calls": [{"f": {"a": [1]}}], "functions": DOCS}, "call", "javascript"),
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), st.text("fga=1,'\"[]{}\\;\n -*.()x"), st.builds("f(a={})".format, st.text(max_size=20))))
+def test_scores_are_zero_or_one_on_any_output(output: str) -> None:
+    assert {score(one, output) for one in ITEMS} <= {0.0, 1.0}
+    assert set(SCORERS) == {one.scorer for one in ITEMS}
