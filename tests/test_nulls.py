@@ -1,7 +1,7 @@
 """The nulls of docs/statistics.md in small: 300 repetitions each, fixed seeds. benchmarks/nulls.py runs 2,000.
 
-With 300 repetitions a true rate of 5 % gives up to 21 rejections in 19 of 20 runs; a procedure that is wrong by a factor
-of two or more (as ignoring groups is) goes past that.
+With 300 repetitions a true rate of 5 % gives up to 21 rejections in 19 of 20 runs; a procedure that is wrong by a
+factor of two or more (as ignoring groups is) goes past that.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def by_hand(deltas: FloatArray, categories: IntArray, groups: IntArray, weights:
 
     seen = statistic((1,) * len(pull))
     every = [statistic(signs) for signs in product((1, -1), repeat=len(pull))]
-    return float(np.mean([s >= seen * (1 - 1e-9) for s in every]))
+    return float(np.mean([s >= seen * (1 - 1e-9) - 1e-9 for s in every]))
 
 
 def _parts(whole: object) -> list[tuple[FloatArray, FloatArray]]:
@@ -63,6 +63,13 @@ def test_sign_flip_is_the_enumeration(data: Data) -> None:
     whole = design(a - b, categories, groups, weights)
     if len(whole.sums) > 1 and min(whole.sizes) > 1:
         assert sign_flip(whole) == pytest.approx(by_hand(a - b, categories, groups, weights), abs=1e-9)
+
+
+def test_rounding_breaks_no_tie() -> None:
+    """0.6 - 0.8 and 1.0 - 0.8 cancel but for the last bit: T is zero, every pattern is at least as far out."""
+    deltas = np.array([0.6 - 0.8, 1.0 - 0.8])
+    assert deltas.sum() != 0
+    assert sign_flip(design(deltas, np.zeros(2, dtype=int), np.arange(2), np.ones(1))) == 1.0
 
 
 def test_drawn_patterns_agree_with_all_patterns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def sign_flip(whole: Design, *, draws: int = 9999, seed: int = 0) -> float:
     rows, stratum, number = distinct(np.abs(pull[discordant])[:, None], whole.stratum[discordant])
     pulls = rows[:, 0]
     squares, seen = _by_stratum(whole, pull**2), _by_stratum(whole, pull)[None, :]
-    threshold = _studentised(seen, squares, whole.sizes)[0] * (1 - TIE)
+    threshold = _studentised(seen, squares, whole.sizes)[0] * (1 - TIE) - TIE  # both ways: T may be 0 but for rounding
     if np.prod(number + 1.0) <= EXACT_STATES:
         plus, chance = _every_pattern(number)
         sums = _stratum_sums(plus, pulls, number, stratum, whole.strata)
