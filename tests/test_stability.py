@@ -148,6 +148,15 @@ def test_few_models_are_not_resampled() -> None:
     assert related["models"] == {"status": "not estimable", "reason": "4 base families, it needs 6"}
 
 
+def test_limits_need_most_of_the_draws() -> None:
+    """x and y each hang on one model: 58 % of the resampled sets of models miss one of them and have no correlation."""
+    values = np.column_stack([[0.9, *[0.5] * 5], [0.5, 0.9, *[0.5] * 4], np.linspace(0.1, 0.9, 6)])
+    scores = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True)
+    found = stability(scores, SOCE, draws=300)
+    assert found["models"] == {"status": "not estimable", "reason": "too many draws have a constant category"}
+    assert found["correlations"][0]["models_low"] is None
+
+
 def test_the_8b_table_stands_on_a_knife_edge() -> None:
     found = stability(read_table(TABLE_8B), SOCE)
     assert [row["threshold"] for row in found["thresholds"]] == list(THRESHOLDS)
