@@ -36,7 +36,7 @@ setup(
     package_dir={"souping.conf": "conf"},
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
-        "souping": ["py.typed", "data/**/*"],
+        "souping": ["py.typed", "data/*.md", "data/paper/*.csv"],
         "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -26,7 +26,7 @@ def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
     """All ways to write `total` as an ordered sum of `parts` positive integers (stars and bars)."""
     for cuts in combinations(range(1, total), parts - 1):
         edges = (0, *cuts, total)
-        yield tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+        yield tuple(b - a for a, b in pairwise(edges))
 
 
 def grid(size: int, step: float = 0.1, minimum: float = 0.1, maximum: float = 0.9) -> list[Weights]:

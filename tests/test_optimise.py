@@ -1,0 +1,137 @@
+"""Weight searches: one conformance suite, and what each adds."""
+
+from __future__ import annotations
+
+import pytest
+
+from souping import simplex
+from souping.core import Result, Strategy, UserError, Weights
+from souping.optimise import Fixed, Grid, Nevergrad, Search, Uniform
+
+NAMES = ("a", "b", "c")
+STRATEGIES = [
+    Grid(),
+    Nevergrad(trials=9),
+    Nevergrad(name="CMA", trials=9),
+    Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
+    Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
+    Uniform(),
+    Fixed(weights=[0.5, 0.2, 0.3]),
+]
+
+
+def result(weights: Weights) -> Result:
+    """A bowl with its top at (0.5, 0.3, 0.2)."""
+    target = (0.5, 0.3, 0.2)
+    value = 1 - sum((w - t) ** 2 for w, t in zip(weights, target, strict=True))
+    return Result(objective=value, categories={}, items=1)
+
+
+def run(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Search]:
+    optimiser = strategy.start(NAMES, NAMES, seed)
+    asked = []
+    while len(asked) < min(limit, strategy.trials or limit):
+        weights = optimiser.ask()
+        if weights is None:
+            break
+        asked.append(weights)
+        optimiser.tell(weights, result(weights))
+    return asked, optimiser  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'name', '')}")
+class TestConformance:
+    """What every weight search promises."""
+
+    def test_points_lie_on_the_simplex(self, strategy: Strategy) -> None:
+        asked, _ = run(strategy)
+        assert asked
+        assert all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in asked)
+
+    def test_best_is_the_highest_told(self, strategy: Strategy) -> None:
+        asked, optimiser = run(strategy)
+        assert result(optimiser.best()).objective == max(result(w).objective for w in asked)
+
+    def test_one_seed_one_search(self, strategy: Strategy) -> None:
+        assert run(strategy, seed=3)[0] == run(strategy, seed=3)[0]
+
+    def test_results_may_come_back_in_any_order(self, strategy: Strategy) -> None:
+        optimiser = strategy.start(NAMES, NAMES, 0)
+        asked = [w for w in (optimiser.ask() for _ in range(5)) if w is not None]
+        for weights in reversed(asked):
+            optimiser.tell(weights, result(weights))
+        assert optimiser.best() in asked
+
+    def test_it_says_what_it_will_do(self, strategy: Strategy) -> None:
+        count = strategy.count(3)
+        assert count is None or count >= 1
+        assert strategy.describe(3)
+
+    def test_a_search_without_a_result_has_no_best(self, strategy: Strategy) -> None:
+        with pytest.raises(UserError, match=r"optimiser\.trials"):
+            strategy.start(NAMES, NAMES, 0).best()
+
+
+@pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
+def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, soups: int) -> None:
+    points = Grid().points(size)
+    assert len(points) == len(set(points)) == soups == Grid().count(size)
+    rounded = {tuple(round(w, 6) for w in p) for p in points}
+    assert len(rounded) == soups
+    assert set(simplex.grid(size)) | set(simplex.vertices(size)) <= {
+        p for p in points if p != simplex.uniform(size)
+    } | {min(simplex.grid(size), key=lambda p: max(abs(w - 1 / size) for w in p))}
+
+
+def test_a_grid_without_a_point_is_refused() -> None:
+    with pytest.raises(UserError, match="no point for 11 ingredients"):
+        Grid().points(11)
+    with pytest.raises(UserError, match="over a million"):
+        Grid(step=0.01, minimum=0.01, maximum=0.99).points(6)
+
+
+def test_grid_says_its_number_of_points() -> None:
+    assert Grid().describe(3) == "grid: 40 soups (36 points of step 0.1, uniform, 3 singles)"
+    assert "cut at 12 trials" in Grid(trials=12).describe(3)
+    assert Grid(trials=12).count(3) == 12
+
+
+def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
+    search = Search([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+    flat = Result(objective=0.7, categories={}, items=1)
+    for weights in [search.ask() for _ in range(3)][::-1]:
+        assert weights is not None
+        search.tell(weights, flat)
+    assert search.best() == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("limit", [{"trials": 0}, {"budget": 0}, {"trials": -3}])
+@pytest.mark.parametrize("kind", [Grid, Uniform, Nevergrad])
+def test_limits_below_one_are_refused(kind: type, limit: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="must be at least 1"):
+        kind(**limit)
+
+
+def test_nevergrad_names_the_nearest_optimiser() -> None:
+    with pytest.raises(UserError, match="did you mean OnePlusOne"):
+        Nevergrad(name="OnePlusOn")
+    with pytest.raises(UserError, match="never ends by itself"):
+        Nevergrad(trials=None)
+    with pytest.raises(UserError, match="no lattice point"):
+        Nevergrad(parametrisation="lattice", step=0.5).start(NAMES, NAMES, 0)
+
+
+def test_seeds_change_nevergrads_proposals() -> None:
+    assert run(Nevergrad(trials=9), seed=1)[0] != run(Nevergrad(trials=9), seed=2)[0]
+
+
+def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
+    pool = ("a", "b", "c")
+    assert Fixed(weights=[0.4, 0.6]).start(("a", "c"), pool, 0).ask() == (0.4, 0.6)
+    assert Fixed(weights=[0.4, 0, 0.6]).start(("a", "c"), pool, 0).ask() == (0.4, 0.6)
+    with pytest.raises(UserError, match=r"gives 0.2 to b, which was not selected"):
+        Fixed(weights=[0.4, 0.2, 0.4]).start(("a", "c"), pool, 0)
+    with pytest.raises(UserError, match="has 4 weights"):
+        Fixed(weights=[0.25] * 4).start(("a", "c"), pool, 0)
+    with pytest.raises(UserError, match=r"sums to 0.9"):
+        Fixed(weights=[0.4, 0.5])

@@ -1,0 +1,77 @@
+"""The score matrix and its CSV form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from souping.core import ItemScores, UserError
+from souping.scores import ScoreMatrix, read_table
+from tests.conftest import PAPER, make_items
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@given(arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(0, 1)), st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, percent: bool) -> None:
+    scale = 100.0 if percent and values.max() > 0.02 else 1.0
+    rows = [",".join([f"m{i}", *(repr(float(v * scale)) for v in row)]) for i, row in enumerate(values)]
+    header = ",".join(["model", *(f"c{i}" for i in range(values.shape[1]))])
+    table = read_table(write(tmp_path / "t.csv", "\n".join([header, *rows])))
+    assert table.published
+    np.testing.assert_allclose(table.values, values, atol=1e-12)
+
+
+def test_a_published_table_reads() -> None:
+    table = read_table(PAPER / "bfcl_8b.csv")
+    assert len(table.models) == 5
+    assert len(table.categories) == 14
+    assert table.rows(["CoALM-8B"])[0, 0] == pytest.approx(0.685)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model,a,b\nx,1,2\ny,3\n", r"t.csv:3: 2 cells"),
+        ("model,a,b\nx,1,nan\n", r"t.csv:2: column 'b' holds 'nan'"),
+        ("model,a,b\nx,1,-3\n", r"column 'b'"),
+        ("model,a,b\nx,1,101\n", r"column 'b'"),
+        ("model,a,b\nx,1,\n", r"column 'b' holds ''"),
+        ("model,a,a\nx,1,2\n", r"column 'a' appears twice"),
+        ("model,a\nx,1\nx,2\n", r"t.csv:3: model 'x' appears twice"),
+        ("name,a\nx,1\n", r"the header must be"),
+        ("model\nx\n", r"the header must be"),
+        ("model,a\n", r"at least one row"),
+        ("", r"at least one row"),
+    ],
+)
+def test_a_bad_table_names_row_and_column(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_table(write(tmp_path / "t.csv", text))
+
+
+def test_an_absent_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scores.path=.*none.csv"):
+        read_table(tmp_path / "none.csv")
+
+
+def test_means_of_items_make_the_matrix() -> None:
+    items = tuple(make_items(4))
+    scores = {m: ItemScores(items=items, values=np.full(8, v)) for m, v in [("a", 0.25), ("b", 1.0)]}
+    matrix = ScoreMatrix.from_items(scores)
+    assert matrix.categories == ("w", "x")
+    np.testing.assert_allclose(matrix.values, [[0.25, 0.25], [1, 1]])
+
+
+def test_a_matrix_of_the_wrong_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        ScoreMatrix(models=("a",), categories=("x", "y"), values=np.zeros((1, 1)))

@@ -1,0 +1,173 @@
+"""Selectors: one conformance suite, SoCE's rules, and what the published tables give."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from souping import correlation
+from souping.core import Selector, UserError
+from souping.objective import Mean, Tree, Weighted
+from souping.scores import ScoreMatrix, read_table
+from souping.selection import All, Greedy, SoCE, TopK, ranking
+from tests.conftest import PAPER
+
+SELECTORS = [
+    SoCE(correlation=correlation.pearson, objective=Mean(), threshold=0.9),
+    Greedy(objective=Mean()),
+    TopK(objective=Mean(), k=2),
+    All(),
+]
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: type(s).__name__)
+class TestConformance:
+    """What every selector promises."""
+
+    def test_ingredients_are_distinct_candidates_in_the_pools_order(
+        self, selector: Selector, matrix: ScoreMatrix
+    ) -> None:
+        found = selector.select(matrix).ingredients
+        assert len(found) >= 1
+        assert list(found) == [name for name in matrix.candidates if name in found]
+
+    def test_rows_that_are_no_candidates_are_never_picked(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        board = ScoreMatrix(
+            models=(*matrix.models, "star"),
+            categories=matrix.categories,
+            values=np.vstack([matrix.values, [1.0, 0.99, 0.98, 1.0]]),
+            candidates=matrix.candidates,
+        )
+        assert "star" not in selector.select(board).ingredients
+
+    def test_the_same_scores_give_the_same_selection(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        assert selector.select(matrix).ingredients == selector.select(matrix).ingredients
+
+    def test_experts_are_ingredients_and_best_among_them(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        selection = selector.select(matrix)
+        for category, expert in selection.experts.items():
+            column = matrix.rows(selection.ingredients)[:, matrix.categories.index(category)]
+            assert matrix.rows([expert])[0, matrix.categories.index(category)] == column.max()
+
+
+def soce(**changes: object) -> SoCE:
+    settings: dict[str, object] = {"correlation": correlation.pearson, "objective": Mean(), **changes}
+    return SoCE(**settings)  # type: ignore[arg-type]
+
+
+def test_the_8b_experts_are_the_papers_three() -> None:
+    selection = soce().select(read_table(PAPER / "bfcl_8b.csv"))
+    assert selection.ingredients == ("xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B")
+    assert selection.metric == "pearson"
+
+
+def test_the_8b_choice_is_a_knife_edge() -> None:
+    wider = soce(threshold=0.3).select(read_table(PAPER / "bfcl_8b.csv"))
+    assert "BitAgent-8B" in wider.ingredients
+
+
+def test_the_70b_experts_are_the_papers_three_and_one_it_left_out() -> None:
+    selection = soce().select(read_table(PAPER / "bfcl_70b.csv"))
+    assert set(selection.ingredients) == {
+        "xLAM-2-70b-fc-r",
+        "CoALM-70B",
+        "watt-tool-70B",
+        "functionary-medium-v3.1",
+    }
+
+
+def test_mgsm_has_one_expert_for_everything() -> None:
+    selection = soce().select(read_table(PAPER / "mgsm.csv"))
+    assert selection.low_correlation == ("ES", "FR", "RU", "TH")
+    assert selection.ingredients == ("MetaMathOctopus-MAPO-DPO-7B",)
+
+
+@pytest.mark.parametrize("changes", [{"threshold": 0.3}, {"sign": "signed"}])
+def test_the_papers_mgsm_pair_needs_another_reading_and_all_ties(changes: dict[str, object]) -> None:
+    table = read_table(PAPER / "mgsm.csv")
+    pair = ("MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B")
+    assert soce(**changes, ties="all").select(table).ingredients == pair
+    assert soce(**changes).select(table).ingredients == pair[1:]
+
+
+def test_corrupt_flores_column_shows_as_a_correlation_of_one() -> None:
+    table = read_table(PAPER / "flores36.csv")
+    rho = correlation.pearson(table.values).rho
+    assert rho[table.categories.index("eng_spa"), table.categories.index("spa_eng")] == pytest.approx(1)
+
+
+def test_ties(matrix: ScoreMatrix) -> None:
+    values = matrix.values.copy()
+    values[3, 0] = values[0, 0]  # d ties with a in w; a is the better overall
+    tied = ScoreMatrix(models=("d", "b", "c", "a"), categories=matrix.categories, values=values[[3, 1, 2, 0]])
+    assert soce(threshold=0.9).select(tied).experts["w"] == "a"
+    assert soce(threshold=0.9, ties="first").select(tied).experts["w"] == "d"
+    assert {"a", "d"} <= set(soce(threshold=0.9, ties="all").select(tied).ingredients)
+
+
+def test_signed_reads_negative_as_low() -> None:
+    values = np.array([[0.1, 0.9, 0.15], [0.5, 0.5, 0.45], [0.9, 0.1, 0.95]])
+    table = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=values)
+    with pytest.raises(UserError, match=r"smallest \|rho\| is 0.9"):
+        soce().select(table)
+    assert soce(sign="signed").select(table).low_correlation == ("x", "y", "z")
+
+
+def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -> None:
+    flat = matrix.values.copy()
+    flat[:, 2] = 0.1 + 0.2
+    flat[0, 2] = 0.3
+    with pytest.raises(UserError, match="'y' is constant"):
+        soce().select(ScoreMatrix(models=matrix.models, categories=matrix.categories, values=flat))
+    two = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.array([[0.1, 0.2], [0.2, 0.1]]))
+    with pytest.raises(UserError, match="at least 3"):
+        soce().select(two)
+    one = ScoreMatrix(models=("a", "b", "c"), categories=("x",), values=np.array([[0.1], [0.2], [0.3]]))
+    with pytest.raises(UserError, match="at least 2 categories"):
+        soce().select(one)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"threshold": 0}, {"threshold": 1.5}, {"threshold": float("nan")}, {"sign": "x"}, {"ties": "x"}]
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"selector\."):
+        soce(**changes)
+
+
+def test_a_partial_correlation_keeps_its_name(matrix: ScoreMatrix) -> None:
+    found = soce(correlation=partial(correlation.spearman), threshold=0.9).select(matrix)
+    assert found.metric == "spearman"
+
+
+def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:
+    assert Greedy(objective=Mean(), k=1).select(matrix).ingredients == ("a",)
+    assert Greedy(objective=Mean()).select(matrix).ingredients == ("a", "c")
+    with pytest.raises(UserError, match="scores zero"):
+        Greedy(objective=Mean()).select(ScoreMatrix(models=("a",), categories=("x",), values=np.zeros((1, 1))))
+
+
+def test_topk_and_ranking_follow_the_objective(matrix: ScoreMatrix) -> None:
+    only_y = Weighted(weights={"y": 1.0})
+    assert ranking(matrix, only_y)[0] == "c"
+    assert TopK(objective=only_y, k=2).select(matrix).ingredients == ("a", "c")
+    with pytest.raises(UserError, match="more than the 4 candidates"):
+        TopK(objective=Mean(), k=5).select(matrix)
+    with pytest.raises(UserError, match="at least 1"):
+        TopK(objective=Mean(), k=0)
+
+
+def test_objectives_are_linear_and_sum_to_one() -> None:
+    names = ["python", "java", "multiple", "live"]
+    tree = Tree(tree={"non_live": [["python", "java"], "multiple"], "live": ["live"]})
+    np.testing.assert_allclose(tree.coefficients(names), [0.125, 0.125, 0.25, 0.5])
+    np.testing.assert_allclose(Mean().coefficients(names), 0.25)
+    np.testing.assert_allclose(Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25])
+    with pytest.raises(UserError, match="objective names category 'rust'"):
+        Weighted(weights={"rust": 1}).coefficients(names)
+    with pytest.raises(UserError, match=r"objective.weights"):
+        Weighted(weights={"java": -1})
+    with pytest.raises(UserError, match=r"objective.tree"):
+        Tree(tree={})
