@@ -55,10 +55,10 @@ def rows(rng: np.random.Generator, names: list[str], k: int, categories: list[st
     ]
     made.append({**made[0], "kind": "best_single"})
     for name, kind, level in (
-        ("uniform(all)", "uniform_all", 0.68),
-        ("uniform(selected)", "uniform_selected", 0.70),
-        (f"uniform(top {k})", "uniform_topk", 0.69),
-        ("soup 3f9c01ab77de", "soup", 0.76),
+        ("uniform_all", "uniform_all", 0.68),
+        ("uniform_selected", "uniform_selected", 0.70),
+        ("uniform_topk", "uniform_topk", 0.69),
+        ("soup", "soup", 0.76),
     ):
         made.append(row(rng, name, kind, categories, level))
     return made
@@ -66,12 +66,18 @@ def rows(rng: np.random.Generator, names: list[str], k: int, categories: list[st
 
 def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     soup = found[-1]
-    others = {r["name"]: r for r in found[:-1]}
     made = []
-    for i, (name, other) in enumerate(others.items()):
+    for i, other in enumerate(found[:-1]):
         gap = soup["objective"]["mean"] - other["objective"]["mean"]
         extra = {"test": "studentised sign-flip", "n": soup["objective"]["n"], "groups": 400, "discordant": 0.12}
-        pair = {"a": soup["name"], "b": name, "difference": gap, "low": gap - 0.024, "high": gap + 0.024}
+        pair = {
+            "a": soup["name"],
+            "b": other["name"],
+            "kind": other["kind"],
+            "difference": gap,
+            "low": gap - 0.024,
+            "high": gap + 0.024,
+        }
         made.append({**pair, "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1), **extra})
     return made
 

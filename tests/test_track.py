@@ -156,12 +156,23 @@ def test_the_environment_is_given_back(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_without_a_report_is_marked_as_failed(tmp_path: Path) -> None:
+def test_a_run_that_an_error_ended_is_marked_as_failed(tmp_path: Path) -> None:
+    tracker = WandbTracker()
+    tracker.start({}, tmp_path)
+    try:
+        raise KeyError("the pipeline broke")
+    except KeyError:
+        tracker.finish(None, tmp_path)
+    (end,) = of_type(log_of(tmp_path), "exit")
+    assert end["exit_code"] == 1
+
+
+def test_a_run_that_was_told_to_stop_early_did_not_fail(tmp_path: Path) -> None:
     tracker = WandbTracker()
     tracker.start({}, tmp_path)
     tracker.finish(None, tmp_path)
     (end,) = of_type(log_of(tmp_path), "exit")
-    assert end["exit_code"] == 1
+    assert end["exit_code"] == 0
 
 
 def test_a_failing_wandb_warns_once_and_stops_nothing(

@@ -22,7 +22,9 @@ def forest(report: Report) -> Drawing | None:
         made, axes = figure(8.6, 0.7 + 0.42 * len(found))
         axes.axvline(0, color=INK, linewidth=1.0)
         for i, comparison in enumerate(found):
-            _whisker(axes, i, comparison, COLOURS.get(kinds.get(comparison.get("b"), ""), INK))
+            _whisker(
+                axes, i, comparison, COLOURS.get(comparison.get("kind") or kinds.get(comparison.get("b"), ""), INK)
+            )
             titles[f"pair{i}"] = _pair_title(comparison)
         axes.set_yticks(range(len(found)), [_pair_label(report, c) for c in found])
         axes.set_ylim(len(found) - 0.4, -0.6)

@@ -48,14 +48,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._name and kind is None:
-            self.say(self._state())
+        elif kind is None:
+            self._end_stage()
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
         """Begin a stage of `items` item evaluations (the constructor's totals where nothing is given)."""
-        if self._bar is None and self._name:
-            self.say(self._state())
-        self._name = texts.clean(name)
+        if self._bar is None:
+            self._end_stage()
+        self._name, self.trials, self.best = texts.clean(name), 0, None
         self.total_trials = trials if trials is not None else self.total_trials
         self._begin(items if items is not None else self.total_items)
         if self._bar is None:
@@ -78,6 +78,11 @@ class Progress:
         self.best = best
         self._show()
 
+    def _end_stage(self) -> None:
+        """The last line of a stage that had something to count."""
+        if self._name and (self._done or self.trials):
+            self.say(self._state())
+
     def _begin(self, total: int | None) -> None:
         self._total, self._done, self._fresh, self._started, self._told = total, 0, 0, time.monotonic(), 0
 
@@ -98,7 +103,9 @@ class Progress:
         return 10 * self.trials // self.total_trials if self.total_trials else 0
 
     def _state(self, short: bool = False) -> str:
-        parts = [] if short else [self._name, _of(self._done, self._total, "items")]
+        parts = [] if short else [self._name]
+        if not short and (self._total or self._done):
+            parts.append(_of(self._done, self._total, "items"))
         if self.trials:
             parts.append(_of(self.trials, self.total_trials, "trials"))
         if self.best is not None:
@@ -130,4 +137,4 @@ def _bar(console: Console) -> Bar:
         MofNCompleteColumn(),
         TextColumn("{task.fields[state]}", markup=False),
     )
-    return Bar(*columns, console=console, transient=False, refresh_per_second=4)
+    return Bar(*columns, console=console, transient=True, refresh_per_second=4)

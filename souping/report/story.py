@@ -65,7 +65,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
             shown.append((label, f"{texts.percent(score.get('mean'))} %", small))
     deployed = rows.get("best_single", {}).get("name")
     for found in entries(report, "comparisons"):
-        if deployed is not None and found.get("b") == deployed:
+        if deployed is not None and found.get("b") == deployed and found.get("kind", "best_single") == "best_single":
             around = texts.interval(found.get("low"), found.get("high"), sign=True)
             small = f"{around}; p {texts.p_value(found.get('p_value'))}"
             shown.append(("soup minus best single", texts.percent(found.get("difference"), sign=True), small))

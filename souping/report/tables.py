@@ -85,7 +85,9 @@ def sizes(report: Report) -> Grid:
 
 
 def opponent(report: Report, comparison: Mapping[str, Any]) -> str:
-    """Name and roles of what the soup is compared with: a model that plays two roles has them both here."""
+    """The role of what the soup is compared with: the comparison's own `kind`, else every role its name plays."""
+    if comparison.get("kind"):
+        return texts.kind_label(comparison["kind"])
     name = comparison.get("b")
     kinds = [texts.kind_label(r.get("kind")) for r in texts.in_order(entries(report, "rows")) if r.get("name") == name]
     roles = [kind for kind in dict.fromkeys(kinds) if kind != texts.clean(name)]

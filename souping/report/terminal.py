@@ -33,7 +33,7 @@ def table(report: Report) -> Table:
     rows = texts.in_order(entries(report, "rows"))
     if not rows:
         return _selected(report, made)
-    compared = {found.get("b"): found for found in entries(report, "comparisons")}
+    compared = {key: found for found in entries(report, "comparisons") for key in _keys(found)}
     for name, side in (
         ("model", "left"),
         ("role", "left"),
@@ -45,9 +45,18 @@ def table(report: Report) -> Table:
     for row in rows:
         soup = row.get("kind") == "soup"
         cells = [texts.clean(row.get("name")), ROLES.get(row.get("kind", ""), ""), texts.brackets(row.get("objective"))]
-        cells += ["", ""] if soup else _difference(compared.get(row.get("name")))
+        cells += (
+            ["", ""]
+            if soup
+            else _difference(compared.get((row.get("name"), row.get("kind")), compared.get(row.get("name"))))
+        )
         made.add_row(*(Text(cell) for cell in cells), style="bold" if soup else None)
     return made
+
+
+def _keys(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A comparison that names its role is that of the row with this role; any stands for its name."""
+    return found.get("b"), (found.get("b"), found.get("kind"))
 
 
 def _difference(found: Mapping[str, Any] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,13 +66,13 @@ class WandbTracker:
         session.attempt(lambda: session.run.log(point, step=step))
 
     def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None:
-        """Tables, plots, summary and artifact, then the end; without a report, the run is marked as failed."""
+        """Tables, plots, summary and artifact, then the end; while an error passes through, it is marked as failed."""
         session = self._session
         if report is not None and session.run is not None:
             session.attempt(lambda: _summary(session, report))
             session.attempt(lambda: session.run.log({**_tables(session, report), **_plots(run_dir)}))
             session.attempt(lambda: _artifact(session, run_dir))
-        session.close(exit_code=0 if report is not None else 1)
+        session.close(exit_code=0 if report is not None or sys.exc_info()[0] is None else 1)
 
 
 def summarise(
