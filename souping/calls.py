@@ -52,7 +52,7 @@ def parse(text: str, language: str = "python") -> list[Call]:
         UserError: the language is not known.
     """
     check_language(language)
-    body = text.strip("` \t\r\n")
+    body = _closed(text.strip("` \t\r\n"))
     if len(body) > LONGEST or _depth(body) > DEEPEST:
         raise Unparsable("too long or too deeply nested to be a call")
     if not body:
@@ -78,6 +78,13 @@ def is_attempt(text: str, language: str = "python") -> bool:
         return bool(parse(text, language))
     except Unparsable:
         return False
+
+
+def _closed(text: str) -> str:
+    """A list that lacks its first or its last bracket gets it, as BFCL's decoder does."""
+    if text.startswith("[") and not text.endswith("]"):
+        return f"{text}]"
+    return f"[{text}" if text.endswith("]") and not text.startswith("[") else text
 
 
 def _depth(text: str) -> int:

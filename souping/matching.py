@@ -2,8 +2,9 @@
 
 Number of calls, names, required and optional arguments, types and values; the order of keyword arguments and of
 parallel calls does not matter. Texts are compared without case, spaces and `,./-_*^`. Rules after bfcl-eval 2026.3.23
-(Apache-2.0), with three deliberate differences: calls are matched to answers by a perfect matching (BFCL takes the
-first that fits), strings inside a Java array lose their quotes, and newline- or `;`-separated calls are read.
+(Apache-2.0), with deliberate differences: calls are matched to answers by a perfect matching (BFCL takes the first
+that fits), newline- or `;`-separated calls are read, and in Java and JavaScript a quoted number is a string, strings
+in arrays lose their quotes and maps keep their entries (BFCL's parsers drop these).
 
 An answer is one of
 - `[{name: {parameter: [allowed, ...]}}]`, BFCL's form; "" among the allowed values: may be left out;
@@ -92,7 +93,7 @@ def _read(entry: Any, language: str) -> list[Wanted]:
     if len(entry) != 1:
         raise ValueError("one object names one function")
     ((name, arguments),) = entry.items()
-    if not isinstance(arguments, dict) or not all(isinstance(v, list) and v for v in arguments.values()):
+    if not isinstance(arguments, dict) or not all(isinstance(v, list) for v in arguments.values()):
         raise ValueError(f"every argument of {name} needs a list of allowed values")
     return [Wanted(name, arguments)]
 
