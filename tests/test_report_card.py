@@ -53,8 +53,8 @@ def test_it_tells_recipe_fingerprints_scores_and_how_to_rebuild() -> None:
         assert f"| {name} | {weight:.4g} | {mark[:16]} |" in text
     assert "| objective | 76.2 |" in text
     assert "pantry, BFCL-shaped, not BFCL" in text
-    weights = ",".join(map(repr, recipe["weights"]))
-    assert f"'optimiser.weights=[{weights}]'" in text
+    pool = ",".join(recipe["ingredients"])
+    assert f"+experiment=rebuild recipe=recipe.json 'pool.candidates=[{pool}]'" in text
     assert "python -m souping +experiment=rebuild recipe=r.json" in card(
         parts(rebuild="python -m souping +experiment=rebuild recipe=r.json")
     )

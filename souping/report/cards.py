@@ -25,7 +25,7 @@ def card(parts: Report) -> str:
     """
     known = {**parts, "recipe": _named(part(parts, "recipe"))}
     blocks = [_front_matter(known), f"# {_title(known)}", _summary(known), "## Recipe", table(tables.recipe(known))]
-    blocks += [_method(known), *_scores(known), "## Rebuild", fenced(story.rebuild(known))]
+    blocks += [_method(known), *_scores(known), *_rebuild(known)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -113,6 +113,11 @@ def _why(parts: Report) -> str:
         by_model.setdefault(public_name(name), []).append(texts.clean(category))
     shown = "; ".join(f"{name} for {texts.listed(found)}" for name, found in by_model.items())
     return f"Experts: {shown}." if shown else ""
+
+
+def _rebuild(parts: Report) -> list[str]:
+    command = story.rebuild(parts, folder="")
+    return ["## Rebuild", f"Run it in this folder. {story.REBUILD}", fenced(command)] if command else []
 
 
 def _method(parts: Report) -> str:

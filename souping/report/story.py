@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,11 @@ from typing import Any
 
 from souping.report import steadiness, tables, texts
 from souping.report.tables import Grid, Report, entries, part
+
+REBUILD = (
+    "This command makes the same bytes again, and refuses where an ingredient's content differs. "
+    "In pool.candidates stand the ingredients' folders or Hub names."
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ def headline(report: Report) -> str:
     sentence = texts.clean(part(report, "verdict").get("sentence"))
     if sentence:
         return sentence
+    if report.get("soup") and not part(report, "selection"):
+        return "The soup is written."
     chosen = list(part(report, "selection").get("ingredients") or [])
     if not part(report, "recipe"):
         return (
@@ -169,26 +177,33 @@ def _recipe(report: Report) -> Section | None:
     line = (
         f"Recipe {texts.clean(found.get('id'))}: {texts.clean(found.get('method'))}, {texts.clean(found.get('dtype'))}."
     )
-    return Section("Recipe, and how to rebuild it", (line,), grids=(tables.recipe(report),), code=rebuild(report))
+    again = REBUILD if rebuild(report) else "One candidate was selected: there is no soup to rebuild."
+    return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=rebuild(report))
 
 
-def rebuild(report: Report) -> str:
-    """The command that makes the soup again: the report's own `rebuild`, or a merge with the recipe's weights."""
+def rebuild(report: Report, folder: str = "soup/") -> str:
+    """The command that makes the soup again from the recipe.json in its `folder`, or the report's own `rebuild`.
+
+    Empty where one candidate was selected: then no soup was written.
+    """
     if report.get("rebuild"):
         return texts.clean(report["rebuild"])
-    found = part(report, "recipe")
-    names = ",".join(quoted(name) for name in found.get("ingredients") or [])
-    weights = ",".join(repr(float(w)) for w in found.get("weights") or [])
-    settings = [f"pool.candidates=[{names}]", f"optimiser.weights=[{weights}]"]
-    return " ".join(["python -m souping +experiment=merge", *map(shlex.quote, settings), "out=soup"])
+    chosen, names = part(report, "selection").get("ingredients") or [], part(report, "recipe").get("ingredients") or []
+    if len(names) < 2 and len(chosen) == 1:
+        return ""
+    pool = shlex.quote(f"pool.candidates=[{','.join(map(quoted, names))}]")
+    return f"python -m souping +experiment=rebuild recipe={folder}recipe.json {pool} out=rebuilt"
 
 
 def quoted(name: Any) -> str:
-    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes."""
+    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes.
+
+    Inside quotes, Hydra reads a backslash as an escape only in front of a quote, the closing one included.
+    """
     text = texts.clean(name)
     if text and all(c.isalnum() or c in "/-_.@+" for c in text):
         return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
 
 
 def _cost(report: Report) -> Section | None:

@@ -61,7 +61,7 @@ def scores(report: Report) -> Grid:
     rows = texts.in_order(entries(report, "rows"))
     lines = [
         (
-            Cell(texts.clean(row.get("name")), texts.kind_label(row.get("kind"))),
+            _model(row),
             _score(row.get("objective")),
             *(_score((row.get("scores") or {}).get(name)) for name in names),
         )
@@ -69,6 +69,12 @@ def scores(report: Report) -> Grid:
     ]
     soups = frozenset(i for i, row in enumerate(rows) if row.get("kind") == "soup")
     return Grid(header=("model", "objective", *map(texts.clean, names)), rows=tuple(lines), strong=soups)
+
+
+def _model(row: Mapping[str, Any]) -> Cell:
+    """Name and role; a row that is named after its role says it once."""
+    name, role = texts.clean(row.get("name")), texts.kind_label(row.get("kind"))
+    return Cell(name, role if role != name else "")
 
 
 def _score(score: Any) -> Cell:
