@@ -48,6 +48,17 @@ class Benchmark:
         return tuple(items.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoBenchmark:
+    """No items: soups are written and nothing is evaluated (`experiment=merge`, `experiment=rebuild`)."""
+
+    path = None
+    title = ""
+
+    def items(self) -> tuple[Item, ...]:
+        return ()
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028

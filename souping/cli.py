@@ -83,6 +83,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         name=plain["name"],
         seed=plain["seed"],
         stop_after=plain["stop_after"],
+        recipe=Path(plain["recipe"]).expanduser() if plain["recipe"] else None,
         out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
         store_path=Path(plain["store"]["path"]).expanduser(),
         run_dir=run_dir,

@@ -40,6 +40,7 @@ class Config:
     seed: int = 0
     stop_after: StopAfter | None = None
     out: str | None = None
+    recipe: str | None = None
     debug: bool = False
     store: StoreConfig = field(default_factory=StoreConfig)
     pool: Any = MISSING
@@ -79,6 +80,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
     plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict)
+    if plain["recipe"] == "":
+        raise UserError("recipe is not set: give the recipe beside a soup, recipe=soup/recipe.json")
     return {str(k): v for k, v in plain.items()}
 
 

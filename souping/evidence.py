@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.intervals import objective_interval, rate
-from souping.analysis.significance import Comparison, compare
+from souping.analysis.significance import Comparison, compare, holm
 from souping.analysis.verdict import verdict
 from souping.core import FloatArray, Item, ItemScores, Recipe
 from souping.objective import Objective
@@ -108,6 +108,14 @@ def gather(
     )
     return {
         "rows": [row(c, scores[c.recipe.id], design) for c in contenders],
-        "comparisons": [{**p.as_dict(), "kind": c.kind} for c, p in pairs],
+        "comparisons": _with_holm(pairs),
         "verdict": {**result.as_dict(), "opened": opened},
     }
+
+
+def _with_holm(pairs: Sequence[tuple[Contender, Comparison]]) -> list[dict[str, Any]]:
+    """Comparisons as JSON. The candidates' p-values serve the intersection-union claim and need no correction; those
+    with the baselines are secondary and carry Holm's."""
+    baselines = [number for number, (c, _) in enumerate(pairs) if c.kind.startswith("uniform")]
+    adjusted = dict(zip(baselines, holm([pairs[n][1].p_value for n in baselines]), strict=True))
+    return [{**p.as_dict(), "kind": c.kind, "p_holm": adjusted.get(n)} for n, (c, p) in enumerate(pairs)]

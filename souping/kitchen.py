@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from souping.core import Candidate, Evaluator, Recipe, UserError
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
+from souping.store import Store
 
 
 @dataclass
@@ -29,20 +30,20 @@ class Kitchen:
     No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
     """
 
-    def __init__(
-        self, candidates: Sequence[Candidate], merge: Any, evaluator: Evaluator, hashes: MutableMapping[str, str]
-    ) -> None:
+    def __init__(self, candidates: Sequence[Candidate], merge: Any, evaluator: Evaluator | None, store: Store) -> None:
         """Open every candidate's headers, check them against each other, then take their fingerprints.
 
         Raises:
             UserError: a folder is absent or broken, or the candidates do not fit each other.
         """
-        self._merge, self._evaluator, self._hashes = merge, evaluator, hashes
+        self._merge, self._evaluator, self._hashes = merge, evaluator, store.hashes
         self._checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
         self.warnings = preflight(self._checkpoints, vocab=merge.vocab)
         self.candidates = tuple(
-            replace(c, fingerprint=fingerprint(c.path, hashes, merge.allow_pickle)) for c in candidates
+            replace(c, fingerprint=fingerprint(c.path, self._hashes, merge.allow_pickle)) for c in candidates
         )
+        for c in self.candidates:
+            store.saw(c.fingerprint, c.path)
         self._fingerprints = {c.name: c.fingerprint for c in self.candidates}
         self.warnings += _twins(self.candidates)
         self._table: Table | None = None
@@ -74,9 +75,11 @@ class Kitchen:
             self._served = recipe.fingerprint
         return self._table
 
-    def write(self, recipe: Recipe, out: Path, extra_files: Mapping[str, str]) -> Path:
+    def write(self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Any = None) -> Path:
+        """The soup as a folder; `progress(bytes written, bytes in all)`."""
         folders = {c.name: c.path for c in self.candidates}
-        path: Path = self._merge.write(self._merge.plan(recipe, folders), out, extra_files=extra_files)
+        plan = self._merge.plan(recipe, folders)
+        path: Path = self._merge.write(plan, out, extra_files=extra_files, progress=progress)
         return path
 
     def _load(self) -> Table:

@@ -8,8 +8,10 @@ from typing import Any
 
 from souping import pantry
 from souping import report as reporting
+from souping.benchmark import NoBenchmark
 from souping.core import Selection, Trial
 from souping.kitchen import free_target
+from souping.merging import merge, rebuild
 from souping.scores import ScoreMatrix
 from souping.search import Found
 from souping.session import Run, Session
@@ -21,6 +23,10 @@ __all__ = ["Run", "cook"]
 def cook(run: Run) -> float | None:
     """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
     free_target(run.out)
+    if run.recipe or isinstance(run.benchmark, NoBenchmark):
+        _show(run, {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)})
+        return None
+    run.pool.resolve()
     with reporting.Progress() as progress:
         if run.stop_after == "select" and run.scores.published:
             outcome = _select_from_table(run, progress)
@@ -63,6 +69,7 @@ def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Fo
         "folds": session.folds.counts(),
         "warnings": session.warnings(scores),
     }
+    session.progress.stage("writing the soup")
     if len(selection.ingredients) > 1:
         session.write(found, reporting.card({**parts, "search": _search_scores(session, found)}))
     evidence = session.evidence(scores, selection, found)
@@ -158,7 +165,8 @@ def _show(run: Run, outcome: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(reporting.table(outcome))
+    if "soup" not in outcome:
+        console.print(reporting.table(outcome))
     for name in ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "config.yaml"):
         if (run.run_dir / name).exists():
             console.print(f"  {name:15} {run.run_dir / name}", soft_wrap=True)

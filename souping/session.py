@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from souping.analysis.power import minimal_detectable
 from souping.analysis.stability import stability
 from souping.benchmark import Benchmark
 from souping.core import (
@@ -51,6 +52,7 @@ class Run:
     name: str
     seed: int
     stop_after: str | None
+    recipe: Path | None = None
     out: Path
     store_path: Path
     run_dir: Path
@@ -79,7 +81,7 @@ class Session:
         folds = split(items, run.benchmark.title, two=run.scores.published)
         run.objective.coefficients(list(dict.fromkeys(item.category for item in items)))
         check_budget(run.optimiser, len(folds.items["search"]))
-        kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store.hashes)
+        kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store)
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
         notes = [*kitchen.warnings, *folds.notes]
         for note in notes:
@@ -115,6 +117,11 @@ class Session:
             result = result_of(self.evaluation.scores(recipe, items), self.run.objective)
             return Found(recipe=recipe, weights=(1.0,), result=result, trials=())
         optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
+        smallest = 100 * minimal_detectable(len(self.fold("report")))
+        self.progress.say(
+            f"report fold: {len(self.fold('report'))} items show a difference of {smallest:.1f} points with 80 % power "
+            "where 10 % of the answers differ"
+        )
         self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each")
         count = self.run.optimiser.count(len(names))
         self.progress.stage("search", items=count * len(items) if count else None, trials=count)
@@ -169,7 +176,6 @@ class Session:
 
     def write(self, found: Found, card: str) -> Path:
         """The winner alone goes to disk, whole or not at all, with its model card."""
-        self.progress.stage("writing the soup")
         return self.kitchen.write(found.recipe, self.run.out, {"README.md": card})
 
     def warnings(self, scores: ScoreMatrix) -> list[str]:

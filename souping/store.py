@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS scores (soup INTEGER NOT NULL, evaluator INTEGER NOT 
     score REAL NOT NULL, output TEXT NOT NULL, PRIMARY KEY (soup, evaluator, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, benchmark TEXT NOT NULL, evaluator TEXT NOT NULL,
     recipe TEXT NOT NULL, UNIQUE (benchmark, evaluator, recipe));
+CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
 VERSION = 1
@@ -117,6 +118,16 @@ class Store:
             (benchmark, evaluator, *key),
         ).fetchone()
         return int(row[0])
+
+    def saw(self, fingerprint: str, path: Path) -> None:
+        """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO folders VALUES (?, ?)", (fingerprint, str(path.resolve())))
+
+    def folder_of(self, fingerprint: str) -> str | None:
+        """Where a checkpoint of this content was seen last."""
+        row = self._db.execute("SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)).fetchone()
+        return str(row[0]) if row else None
 
     @property
     def hashes(self) -> MutableMapping[str, str]:

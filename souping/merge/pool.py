@@ -15,13 +15,13 @@ class Pool:
     candidates: list[str | dict[str, str]]
 
     def __post_init__(self) -> None:
-        self.resolve()
+        self.resolve(at_least=0)
 
-    def resolve(self) -> tuple[Candidate, ...]:
+    def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         """Names and folders, not yet opened.
 
         Raises:
-            UserError: fewer than two candidates, one given twice, or two of one name.
+            UserError: fewer than `at_least` candidates, one given twice, or two of one name.
         """
         found: dict[str, Candidate] = {}
         for number, entry in enumerate(self.candidates):
@@ -38,7 +38,7 @@ class Pool:
             if same:
                 raise UserError(f"pool.candidates: {same[0]} and {candidate.name} are the same folder; list it once")
             found[candidate.name] = candidate
-        if len(found) < 2:
+        if len(found) < at_least:
             raise UserError(f"pool.candidates has {len(found)} candidate(s): souping needs at least two")
         return tuple(found.values())
 

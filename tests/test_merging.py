@@ -1,0 +1,113 @@
+"""Soups without a search, and rebuilding one from its recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+
+def same_folder(a: Path, b: Path) -> None:
+    assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
+    for file in a.iterdir():
+        assert file.read_bytes() == (b / file.name).read_bytes(), file.name
+
+
+def merge(souping: Cli, family: Path, *more: str) -> None:
+    folders = ",".join(str(family / name) for name in ("ant", "bee", "cat"))
+    weights = [] if any(a.startswith("optimiser=") for a in more) else ["optimiser.weights=[0.5,0.2,0.3]"]
+    done = souping("+experiment=merge", f"pool.candidates=[{folders}]", "out=soup", *weights, *more)
+    assert done.code == 0, done.err
+    assert "GB/s" in done.err
+
+
+def test_weights_by_hand_make_a_soup_that_loads_and_is_the_average(souping: Cli, family: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    merge(souping, family)
+    soup = load_file(tmp_path / "soup" / "model.safetensors")
+    parts = [load_file(family / name / "model.safetensors") for name in ("ant", "bee", "cat")]
+    for name, tensor in soup.items():
+        exact = sum(w * p[name].double() for w, p in zip((0.5, 0.2, 0.3), parts, strict=True))
+        assert (tensor.double() - exact).abs().max() <= exact.abs().max() * 2**-8
+    AutoModelForCausalLM.from_pretrained(tmp_path / "soup")
+    assert AutoTokenizer.from_pretrained(tmp_path / "soup")("hi")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("optimiser=uniform",),
+        ("merge.dtype=float32",),
+        ("merge.overrides={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}", "merge.max_shard_size=20KB"),
+    ],
+    ids=["plain", "uniform", "float32", "overrides"],
+)
+def test_a_soup_is_rebuilt_bit_for_bit(souping: Cli, family: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    merge(souping, family, *more)
+    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+    assert done.code == 0, done.err
+    same_folder(tmp_path / "soup", tmp_path / "again")
+
+
+def test_another_store_finds_the_ingredients_in_the_pool(souping: Cli, family: Path, tmp_path: Path) -> None:
+    merge(souping, family)
+    arguments = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again", "store.path=other.sqlite"]
+    souping(*arguments).refused("ant", "pool.candidates")
+    folders = ",".join(str(family / name) for name in ("cat", "bee", "ant"))
+    done = souping(*arguments, f"pool.candidates=[{folders}]")
+    assert done.code == 0, done.err
+    same_folder(tmp_path / "soup", tmp_path / "again")
+
+
+def test_a_changed_ingredient_is_refused(souping: Cli, family: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(family / name, own / name)
+    merge(souping, own)
+    weights = own / "bee" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("bee", "content")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        (lambda r: r.update(weights=[0.2, 0.5, 0.3]), "edited"),
+        (lambda r: r.pop("fingerprints"), "`fingerprints` is missing"),
+        (lambda r: r.update(weights=[1.0]), "one length"),
+        (lambda r: r.update(weights=["a", "b", "c"]), "one length"),
+    ],
+)
+def test_a_spoilt_recipe_is_refused(souping: Cli, family: Path, tmp_path: Path, change: object, needle: str) -> None:
+    merge(souping, family)
+    path = tmp_path / "soup" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    change(recipe)  # type: ignore[operator]
+    path.write_text(json.dumps(recipe))
+    souping("+experiment=rebuild", f"recipe={path}", "out=again").refused(needle)
+
+
+def test_recipes_that_are_none(souping: Cli, tmp_path: Path) -> None:
+    souping("+experiment=rebuild", "out=again").refused("recipe is not set")
+    souping("+experiment=rebuild", "recipe=none.json", "out=again").refused("recipe=none.json")
+    (tmp_path / "x.json").write_text("{")
+    souping("+experiment=rebuild", "recipe=x.json", "out=again").refused("not JSON")
+    (tmp_path / "y.json").write_text("[]")
+    souping("+experiment=rebuild", "recipe=y.json", "out=again").refused("y.json")
+
+
+def test_weights_must_fit_the_pool(souping: Cli, family: Path) -> None:
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    souping("+experiment=merge", pool).refused("optimiser.weights is not set")
+    souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.2,0.3]").refused("3 weights")
+    souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.2]").refused("0.7")
