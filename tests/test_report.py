@@ -6,12 +6,12 @@ import csv
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_outline import outline
 from hypothesis import given
 from hypothesis import strategies as st
 from report_sample import sample
@@ -20,52 +20,7 @@ from souping.core import UserError
 from souping.report import as_json, draw, put, table, write, write_selection, write_trials
 from souping.report.markdown import markdown
 from souping.report.page import page
-from souping.report.texts import escape_markdown, percent, seconds, short
-
-VOID = {"meta", "br", "wbr", "img", "use", "path", "rect"}
-HOSTILE = '<script>alert("x")</script>|`*_a_*[x](http://y)$&\n\x00\ud800'
-
-
-class Outline(HTMLParser):
-    """Checks that tags nest, and keeps what may refer to another file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.references: list[str] = []
-        self.ids: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID or tag in ("path", "use", "rect"):
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href", "srcset", "action"):
-                self.references.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in VOID and (not self.open or self.open[-1] != tag):
-            return
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
-def outline(html: str) -> Outline:
-    parsed = Outline()
-    parsed.feed(html)
-    parsed.close()
-    assert parsed.open == []
-    return parsed
+from souping.report.texts import percent, seconds, short
 
 
 @pytest.fixture(scope="module")
@@ -216,52 +171,6 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     html = page(report, trials, draw(report, trials))
     outline(html)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("finance", "")
-
-
-def hostile(value: Any) -> Any:
-    """The same report with a hostile text after every string."""
-    if isinstance(value, dict):
-        return {(key if key in KEYS else key + HOSTILE): hostile(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [hostile(inner) for inner in value]
-    return value + HOSTILE if isinstance(value, str) and value not in KEYS else value
-
-
-def keys(value: Any) -> set[str]:
-    if isinstance(value, dict):
-        return set(value).union(*map(keys, value.values()))
-    return set().union(*map(keys, value)) if isinstance(value, list) else set()
-
-
-NAMED = {"pantry-java", "simple_python", "simple_java"}
-KINDS = {"soup", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "ingredient", "candidate"}
-KEYS = (keys(list(sample(columns=2, models=4))) | KINDS) - NAMED
-
-
-def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
-    report, trials = (hostile(part) for part in sample(columns=2, models=4))
-    write(report, trials, tmp_path)
-    write_trials(trials, report, tmp_path / "trials.csv")
-    html = (tmp_path / "report.html").read_text()
-    parsed = outline(html)
-    assert "script" not in parsed.tags
-    assert "\x00" not in html
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
-    text = (tmp_path / "report.md").read_text()
-    assert "<script" not in re.sub(r"```+bash.*?```+", "", text, flags=re.DOTALL)
-    rows = [line for line in text.splitlines() if line.startswith("| pantry-java")]
-    heads = [line for line in text.splitlines() if line.startswith("| model")]
-    assert heads
-    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in [*heads, rows[0]]}
-    assert len(columns) == 1
-
-
-@given(st.text(max_size=40))
-def test_an_escaped_cell_stays_one_cell_of_one_line(text: str) -> None:
-    shown = escape_markdown(text)
-    assert "\n" not in shown
-    assert "<" not in shown
-    assert not re.search(r"(?<!\\)(?:\\\\)*\|", shown)
 
 
 def test_numbers_as_people_read_them() -> None:

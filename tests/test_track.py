@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_sample import sample
+from track_log import log_of, made, of_type, tables_of
 
-from souping.core import Recipe, Result, Trial, UserError
+from souping.core import UserError
 from souping.report import write, write_selection, write_trials
 from souping.track import WandbTracker, summarise
-from souping.track.session import reachable
 
 
 @pytest.fixture(autouse=True)
@@ -24,30 +21,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
-
-
-def made(entry: dict[str, Any]) -> Trial:
-    names, weights = tuple(entry["weights"]), tuple(entry["weights"].values())
-    recipe = Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
-    result = Result(objective=entry["objective"], categories=entry["categories"], items=entry["items"])
-    return Trial(number=entry["number"], recipe=recipe, weights=weights, result=result, reused=entry["reused"])
-
-
-def log_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of the one offline run below `run_dir`."""
-    (path,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-    shown = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return [json.loads(line) for line in shown.stdout.splitlines()]
-
-
-def of_type(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [record[kind] for record in records if record["type"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +59,6 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     assert [p["best"] for p in points] == pytest.approx(best)
     assert points[0]["category/simple_java"] == pytest.approx(trials[0]["categories"]["simple_java"])
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
-
-
-def tables_of(run_dir: Path) -> dict[str, dict[str, Any]]:
-    found = (run_dir / "wandb").glob("offline-run-*/files/media/table/*.json")
-    return {path.name.split("_")[0]: json.loads(path.read_text()) for path in found}
 
 
 def test_the_tables_hold_rows_comparisons_and_trials(recorded: Any) -> None:
@@ -173,108 +141,6 @@ def test_a_run_that_was_told_to_stop_early_did_not_fail(tmp_path: Path) -> None:
     tracker.finish(None, tmp_path)
     (end,) = of_type(log_of(tmp_path), "exit")
     assert end["exit_code"] == 0
-
-
-def test_a_failing_wandb_warns_once_and_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import wandb
-
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("no service")
-
-    monkeypatch.setattr(wandb, "init", broken)
-    report, trials = sample(columns=2)
-    tracker = WandbTracker()
-    tracker.start({}, tmp_path)
-    for entry in trials[:3]:
-        tracker.log(made(entry))
-    tracker.finish(report, tmp_path)
-    assert capsys.readouterr().err.splitlines() == ["warning: wandb: RuntimeError: no service; the run goes on"]
-
-
-def test_a_failure_in_the_middle_warns_once_and_still_closes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report, trials = sample(columns=2)
-    tracker = WandbTracker()
-    tracker.start({}, tmp_path)
-
-    def broken(*_: object, **__: object) -> None:
-        raise OSError("disk is full")
-
-    monkeypatch.setattr(type(tracker._session.run), "log", broken)
-    for entry in trials[:3]:
-        tracker.log(made(entry))
-    tracker.finish(report, tmp_path)
-    assert capsys.readouterr().err.count("\n") == 1
-    assert tracker._session.run is None
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
-
-
-def test_online_without_a_key_records_offline_and_does_not_ask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: True)
-    tracker = WandbTracker(mode="online")
-    tracker.start({}, tmp_path)
-    tracker.finish({}, tmp_path)
-    assert "no API key" in capsys.readouterr().err
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
-
-
-def test_online_with_a_dead_server_records_offline_without_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import wandb
-
-    def never(**_: object) -> bool:
-        raise AssertionError("asked a dead server")
-
-    monkeypatch.setattr(wandb, "login", never)
-    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: False)
-    monkeypatch.setattr("souping.track.session.PROXIES", ())
-    tracker = WandbTracker(mode="online")
-    tracker.start({}, tmp_path)
-    tracker.finish({}, tmp_path)
-    assert "recorded offline" in capsys.readouterr().err
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
-
-
-def test_a_server_that_refuses_the_run_leaves_an_offline_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import wandb
-
-    real = wandb.init
-
-    def refused(**settings: Any) -> Any:
-        if settings["mode"] == "online":
-            raise wandb.errors.CommError("permission denied")
-        return real(**settings)
-
-    monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
-    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: True)
-    monkeypatch.setattr(wandb, "init", refused)
-    tracker = WandbTracker(mode="online")
-    tracker.start({}, tmp_path)
-    tracker.finish({}, tmp_path)
-    assert "CommError, so the run is recorded offline" in capsys.readouterr().err
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
-
-
-def test_a_closed_port_and_an_unknown_host_are_unreachable() -> None:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        port = listening.getsockname()[1]
-        assert reachable(f"http://127.0.0.1:{port}", 1.0)
-    assert not reachable(f"http://127.0.0.1:{port}", 1.0)
-    assert not reachable("https://host.invalid", 1.0)
 
 
 def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> None:
