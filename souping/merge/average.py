@@ -90,7 +90,7 @@ class Kitchen:
 
     def _drain(self, queue: Iterator[Run], total: int, progress: Progress | None) -> None:
         """A thread's life: take a block, cook it, until the queue is empty or another thread failed."""
-        bench = _Bench()
+        bench = Bench()
         try:
             while (run := self._next(queue)) is not None:
                 self._block(run, bench)
@@ -117,7 +117,7 @@ class Kitchen:
                 raise complaint(self.plan, run, "the file ends early", source)
             view, offset = view[count:], offset + count
 
-    def _block(self, run: Run, bench: _Bench) -> None:
+    def _block(self, run: Run, bench: Bench) -> None:
         rows = [bench.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
         for number, row in enumerate(rows):
             self.read(run, number, row)
@@ -146,7 +146,7 @@ class Kitchen:
             view, offset = view[count:], offset + count
 
 
-class _Bench:
+class Bench:
     """A thread's buffers, made once and reused for every block."""
 
     def __init__(self) -> None:
