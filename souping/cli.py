@@ -73,6 +73,8 @@ def run(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     plain = configuration.resolved(cfg)
+    if group and plain["tracker"].get("group", "") is None:
+        plain["tracker"]["group"] = group
     configuration.check(plain)
     parts = configuration.build(plain)
     from souping.pipeline import Run, cook
@@ -88,7 +90,6 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         store_path=Path(plain["store"]["path"]).expanduser(),
         run_dir=run_dir,
         config=plain,
-        group=group,
     )
     return cook(settings)
 
@@ -164,7 +165,18 @@ class SweepEnd(Callback):
         jobs = read_jobs(sweep_dir)
         if not jobs:
             return
+        self._track(sweep_dir, jobs)
         print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
         for job in jobs:
             value = job["objective"]
             print(f"  {'' if value is None else f'{100 * value:.2f}':>6}  {' '.join(job['overrides'])}")
+
+    def _track(self, sweep_dir: Path, jobs: list[dict[str, Any]]) -> None:
+        """One summary run in the group of the jobs, if they were tracked."""
+        tracker = OmegaConf.load(sweep_dir / jobs[0]["run_dir"] / "config.yaml").tracker
+        if not str(tracker.get("_target_", "")).endswith("WandbTracker"):
+            return
+        from souping.track import summarise
+
+        rest = {key: tracker.get(key) for key in ("project", "entity", "mode", "tags", "timeout")}
+        summarise(tracker.group, jobs, run_dir=sweep_dir, **{**rest, "tags": list(rest["tags"])})

@@ -57,7 +57,6 @@ class Run:
     store_path: Path
     run_dir: Path
     config: Mapping[str, Any]
-    group: str | None = None
     started: float = field(default_factory=time.monotonic)
 
 
