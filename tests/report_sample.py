@@ -119,9 +119,9 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
     ]
     other = {"ingredients": found["ingredients"], "low_correlation": found["low_correlation"], "error": None}
     return {
-        "method": "item bootstrap",
+        "method": "bootstrap over items",
         "draws": 500,
-        "not_estimable": 0.04,
+        "not_estimable": 20,
         "reasons": {"no category is below the threshold": 20},
         "experts": {c: {n: (0.7 if n == e else 0.3 / len(names)) for n in names} for c, e in found["experts"].items()},
         "ingredients": {name: 0.9 - 0.1 * i for i, name in enumerate(names)},
@@ -133,6 +133,7 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
         "thresholds": [{"threshold": 0.1, "ingredients": [], "low_correlation": [], "error": "no low category"}]
         + [{"threshold": t, **other} for t in (0.2, 0.3)],
         "jackknife": [{"left_out": name, **other} for name in names],
+        "notes": [],
         "models": {"status": "not estimable", "reason": "fewer than six base families"},
     }
 

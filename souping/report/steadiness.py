@@ -10,15 +10,19 @@ from souping.report.tables import Cell, Grid, Report, grid, part
 
 
 def picks(report: Report) -> Grid:
-    """How often each candidate is the expert of each low-correlation category under the bootstrap of items."""
-    found = part(part(report, "stability"), "experts")
+    """How often a category is of low correlation under the bootstrap of items, and then each candidate its expert."""
+    stability, chosen = part(report, "stability"), part(part(report, "selection"), "experts")
+    found, low = part(stability, "experts"), part(stability, "low_correlation")
     names = sorted({name for shares in found.values() if isinstance(shares, Mapping) for name in shares})
-    chosen = part(part(report, "selection"), "experts")
     rows: list[tuple[str | Cell, ...]] = [
-        (_marked(category, chosen.get(category)), *(texts.share(part(found, category).get(name)) for name in names))
+        (
+            _marked(category, chosen.get(category)),
+            texts.share(low.get(category)),
+            *(texts.share(part(found, category).get(name)) for name in names),
+        )
         for category in found
     ]
-    return grid(("category", *map(texts.clean, names)), rows)
+    return grid(("category", "is of low correlation", *map(texts.clean, names)), rows)
 
 
 def _marked(category: str, chosen: Any) -> Cell:
@@ -62,7 +66,7 @@ def _outcome(entry: Mapping[str, Any]) -> tuple[str, str]:
 def pairs(report: Report) -> Grid:
     """Every correlation with its intervals: from the bootstrap of items where known, and over models."""
     known = part(report, "stability").get("correlations") or matrix_pairs(report)
-    extra = any("bootstrap_low" in pair for pair in known)
+    extra = any(texts.number(pair.get("bootstrap_low")) is not None for pair in known)
     rows = []
     for pair in known:
         line = [texts.clean(pair.get("a")), texts.clean(pair.get("b")), texts.rho(pair.get("rho"))]
@@ -106,10 +110,10 @@ def at(matrix: Any, i: int, j: int) -> Any:
 def notes(report: Report) -> list[str]:
     """Sentences about the bootstrap itself."""
     found = part(report, "stability")
-    lines = []
-    if "draws" in found:
-        method = f" ({texts.clean(found['method']).replace('_', ' ')})" if found.get("method") else ""
-        lines.append(f"{texts.count(found['draws'])} draws{method}; {_failed(found)}")
+    lines = [texts.clean(note) for note in found.get("notes") or []]
+    if found.get("draws"):
+        method = f" ({texts.clean(found['method'])})" if found.get("method") else ""
+        lines.append(f"{texts.count(found['draws'])} draws{method}; {_failed(found)}.")
     models = part(found, "models")
     if models.get("status"):
         reason = f": {texts.clean(models['reason'])}" if models.get("reason") else ""
@@ -121,10 +125,9 @@ def notes(report: Report) -> list[str]:
 
 
 def _failed(found: Mapping[str, Any]) -> str:
-    share = texts.number(found.get("not_estimable"))
-    if not share:
+    """How many draws gave no selection, and why."""
+    missing = texts.number(found.get("not_estimable"))
+    if not missing:
         return "a selection came out of each"
-    shown = f"{100 * share:.0f} % of them" if share < 1 else f"{share:.0f} of them"
-    reasons = part(found, "reasons")
-    why = f": {'; '.join(texts.clean(reason) for reason in reasons)}" if reasons else ""
-    return f"no selection in {shown}{why}"
+    why = "; ".join(f"{texts.clean(reason)} ({texts.count(n)})" for reason, n in part(found, "reasons").items())
+    return f"no selection came out of {texts.count(missing)}{f': {why}' if why else ''}"

@@ -157,9 +157,11 @@ def _search(report: Report, trials: Sequence[Mapping[str, Any]]) -> Section | No
 
 
 def _stability(report: Report) -> Section | None:
-    if not part(report, "stability"):
+    found = part(report, "stability")
+    if not found:
         return None
-    lines = ("How often the same choice is made when the items of the select fold are drawn again with replacement.",)
+    drawn = "How often the same choice is made when the items of the select fold are drawn again with replacement."
+    lines = (drawn,) if found.get("draws") else ()
     built = (steadiness.picks(report), steadiness.shares(report))
     more = (("Other thresholds", steadiness.thresholds(report)), ("One model left out", steadiness.jackknife(report)))
     return Section(
