@@ -1,0 +1,37 @@
+"""Hold the main job against the numbers that the project promises. Arguments: two run directories, two durations."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def load(folder: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text())
+    return report
+
+
+first, second = load(sys.argv[1]), load(sys.argv[2])
+seconds, again = int(sys.argv[3]), int(sys.argv[4])
+cost, folds = first["cost"], first["folds"]
+speed = cost["evaluated_items"] / cost["seconds"]
+trials = len(list(csv.DictReader((Path(sys.argv[1]) / "trials.csv").open())))
+checks = {
+    f"first run {seconds} s (at most 120)": seconds <= 120,
+    f"second run {again} s (at most 15)": again <= 15,
+    f"{speed:.0f} items a second end to end (at least 150)": speed >= 150,
+    f"folds {folds}": folds["select"] >= 160 and folds["search"] >= 160 and folds["report"] >= 400,
+    "the second run evaluates nothing": second["cost"]["evaluated_items"] == 0,
+    f"{trials} trials": trials == cost["trials"] > 0,
+    "the two reports are equal, cost aside": {**first, "cost": 0} == {**second, "cost": 0},
+    "the two soups are equal": all(
+        file.read_bytes() == (Path(sys.argv[2]) / "soup" / file.name).read_bytes()
+        for file in (Path(sys.argv[1]) / "soup").iterdir()
+    ),
+}
+for name, good in checks.items():
+    print("ok  " if good else "FAIL", name)
+sys.exit(not all(checks.values()))
