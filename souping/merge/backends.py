@@ -47,7 +47,7 @@ class LocalMerge:
     adapters: str = "keep"
     max_shard_size: str | int = "5GB"
     overrides: dict[str, list[float]] | None = None
-    num_processes: int = 1
+    num_processes: int | None = 1
     base: str | None = None
     scale: float = 1.0
     carry: str | None = None
