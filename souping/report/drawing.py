@@ -90,7 +90,8 @@ class Drawing:
             svg = svg.replace(group, f"{group}<title>{html.escape(title)}</title>", 1)
         view = re.search(r'viewBox="[\d. -]+"', svg)
         width = re.search(r'width="([\d.]+)pt"', svg)
-        size = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+        full = f"{float(width[1]) * 4 / 3:.0f}px" if width else "100%"
+        size = f' style="max-width:{full};min-width:min(620px,{full})"'
         label = html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         head = f'<svg {spaces} {view[0] if view else ""} role="img" aria-label="{label}"{size}>'

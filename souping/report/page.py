@@ -39,20 +39,20 @@ thead th{border-bottom:2px solid var(--line)}
 thead th+th{min-width:6.5em}
 td.left,th.left{text-align:left}
 td.left{white-space:normal;min-width:9em;overflow-wrap:break-word}
-tbody th{font-weight:500;text-align:left;white-space:normal;min-width:10em;max-width:20em;overflow-wrap:break-word;
-position:sticky;left:0;background:var(--page);z-index:1}
+tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:10em;max-width:20em;
+overflow-wrap:break-word;position:sticky;left:0;background:var(--page);z-index:1}
 thead th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
 td small,th small{display:block;color:var(--soft);font-size:.78rem;font-weight:400}
 tr.strong>*{background:var(--warm);font-weight:650}
 figure{margin:1em 0}
-figure svg{display:block;width:100%;height:auto;min-width:620px;color:var(--ink)}
+figure svg{display:block;width:100%;height:auto;color:var(--ink)}
 figcaption{color:var(--soft);font-size:.85rem}
 details{margin:.8em 0}
 summary{cursor:pointer;color:var(--soft)}
 pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
 footer{margin-top:3em;color:var(--soft);font-size:.85rem}
 @media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
-@media print{details>*{display:block}.scroll{overflow:visible}figure svg{min-width:0}}
+@media print{details>*{display:block}.scroll{overflow:visible}figure svg{min-width:0!important}}
 """.strip()
 
 

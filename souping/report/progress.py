@@ -27,7 +27,7 @@ class Progress:
         from rich.console import Console
 
         self.console = console or Console(stderr=True, highlight=False)
-        self.total_trials = total_trials
+        self.total_trials = self._given = total_trials
         self.total_items = total_items
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.best: float | None = None
@@ -56,7 +56,7 @@ class Progress:
         if self._bar is None:
             self._end_stage()
         self._name, self.trials, self.best = texts.clean(name), 0, None
-        self.total_trials = trials if trials is not None else self.total_trials
+        self.total_trials = trials if trials is not None else self._given
         self._begin(items if items is not None else self.total_items)
         if self._bar is None:
             expected = f": {texts.count(self._total)} items" if self._total else ""
@@ -80,16 +80,26 @@ class Progress:
 
     def _end_stage(self) -> None:
         """The last line of a stage that had something to count."""
-        if self._name and (self._done or self.trials):
+        if self._name and (self._done or self.trials) and not self._ended:
             self.say(self._state())
+
+    def _whole(self) -> bool:
+        """Nothing of the stage is left."""
+        all_trials = not self.total_trials or self.trials >= self.total_trials
+        return bool(self._total) and self._done >= (self._total or 0) and all_trials
 
     def _begin(self, total: int | None) -> None:
         self._total, self._done, self._fresh, self._started, self._told = total, 0, 0, time.monotonic(), 0
+        self._ended = False
 
     def _show(self) -> None:
         """Redraw the display; without a terminal, a line each tenth of the way and no more than one each advance."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, state=self._state(short=True))
+            return
+        if self._bar is None and self._whole():
+            self._end_stage()
+            self._ended = True
             return
         tenth = self._tenth()
         if self._bar is None and tenth > self._told and tenth < 10:

@@ -117,10 +117,10 @@ def notes(report: Report) -> list[str]:
     models = part(found, "models")
     if models.get("status"):
         reason = f": {texts.clean(models['reason'])}" if models.get("reason") else ""
-        lines.append(f"resampling models: {texts.clean(models['status']).replace('_', ' ')}{reason}")
+        lines.append(f"Resampling models: {texts.clean(models['status']).replace('_', ' ')}{reason}")
     noisy = [f"{texts.clean(name)} {texts.rho(value)}" for name, value in part(found, "reliability").items()]
     if noisy:
-        lines.append(f"reliability of the category scores: {', '.join(noisy)}")
+        lines.append(f"Reliability of the category scores: {', '.join(noisy)}")
     return lines
 
 

@@ -36,15 +36,14 @@ def table(report: Report) -> Table:
     compared = {key: found for found in entries(report, "comparisons") for key in _keys(found)}
     for name, side in (
         ("model", "left"),
-        ("role", "left"),
         ("score %", "right"),
         ("soup minus it", "right"),
         ("p", "right"),
     ):
-        made.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
+        made.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
     for row in rows:
         soup = row.get("kind") == "soup"
-        cells = [texts.clean(row.get("name")), ROLES.get(row.get("kind", ""), ""), texts.brackets(row.get("objective"))]
+        cells = [_model(row), texts.brackets(row.get("objective"))]
         cells += (
             ["", ""]
             if soup
@@ -52,6 +51,13 @@ def table(report: Report) -> Table:
         )
         made.add_row(*(Text(cell) for cell in cells), style="bold" if soup else None)
     return made
+
+
+def _model(row: Mapping[str, Any]) -> str:
+    """`dog, best single`; rows that are named after their role say it once."""
+    name, kind = texts.clean(row.get("name")), str(row.get("kind"))
+    role = ROLES.get(kind, texts.clean(kind))
+    return role if name == kind else f"{name}, {role}"
 
 
 def _keys(found: Mapping[str, Any]) -> tuple[Any, ...]:
