@@ -167,9 +167,10 @@ class SweepEnd(Callback):
             return
         self._track(sweep_dir, jobs)
         print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
+        common = set.intersection(*(set(job["overrides"]) for job in jobs))
         for job in jobs:
-            value = job["objective"]
-            print(f"  {'' if value is None else f'{100 * value:.2f}':>6}  {' '.join(job['overrides'])}")
+            value, own = job["objective"], [o for o in job["overrides"] if o not in common]
+            print(f"  {'' if value is None else f'{100 * value:.2f}':>15} {' '.join(own)}")
 
     def _track(self, sweep_dir: Path, jobs: list[dict[str, Any]]) -> None:
         """One summary run in the group of the jobs, if they were tracked."""

@@ -165,13 +165,21 @@ def _show(run: Run, outcome: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=110)
     if "soup" not in outcome:
         console.print(reporting.table(outcome))
-    for name in ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "config.yaml"):
+    for name in ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "recipe.json", "config.yaml"):
         if (run.run_dir / name).exists():
-            console.print(f"  {name:15} {run.run_dir / name}", soft_wrap=True)
+            console.print(f"  {name:15} {nearby(run.run_dir / name)}", soft_wrap=True, markup=False)
     if run.out.exists():
-        console.print(f"  {'soup':15} {run.out}", soft_wrap=True)
+        console.print(f"  {'soup':15} {nearby(run.out)}", soft_wrap=True, markup=False)
+
+
+def nearby(path: Path) -> str:
+    """A path as it is shortest from here."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
 def _no_scores() -> ScoreMatrix:
