@@ -1,0 +1,180 @@
+"""The ranks of a run, seen from the process that starts them: one `accelerate launch`, then a line for each soup."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from souping.core import UserError
+from souping.merge.accelerate_messages import diagnosis, line, parse, unpack
+from souping.merge.layout import MergePlan
+
+log = logging.getLogger(__name__)
+WORKER = "souping.merge.accelerate_worker"
+PATIENCE = 10.0  # seconds for a launcher to end by itself
+FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+Progress = Callable[[int, int], None]
+
+
+class Ranks:
+    """`count` ranks that wait for plans; `fill` makes them cook one, `close` ends them.
+
+    They end too when this process does, however it does: they read its end of a pipe. `port` is the ranks' meeting
+    point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and without a sign of life.
+
+    Raises:
+        UserError: they did not start, or fewer than asked for did.
+    """
+
+    def __init__(self, count: int, *, port: int = 0, start: float = 120.0, timeout: float = 600.0) -> None:
+        self._timeout, self.pids = timeout, list[int]()
+        self._process = subprocess.Popen(
+            command(count, port, timeout),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,  # an interrupt from the keyboard is this process's to handle
+        )
+        self._ended = weakref.finalize(self, _end, self._process, self.pids)
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._said: deque[str] = deque(maxlen=2000)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        threading.Thread(target=_listen, args=(self._process.stdout, self._messages), daemon=True).start()
+        self._notes = threading.Thread(target=_note, args=(self._process.stderr, self._said), daemon=True)
+        self._notes.start()
+        self._meet(count, start)
+
+    @property
+    def alive(self) -> bool:
+        """Whether another plan can be given to them."""
+        return self._ended.alive and self._process.poll() is None
+
+    def fill(self, plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
+        """Fill the prepared shards in `stage`. After an error of the merge itself the ranks can take another plan.
+
+        Raises:
+            UserError, OSError: what went wrong in the first rank that failed; a rank died; they are silent.
+        """
+        try:
+            self._send({"plan": plan.to_json(), "stage": str(Path(stage).absolute())})
+            failure = self._follow(progress)
+        except BaseException:
+            self._ended()
+            raise
+        if failure is not None:
+            raise unpack(failure)
+
+    def close(self) -> None:
+        """End the ranks and wait for them."""
+        self._ended()
+
+    def _meet(self, count: int, seconds: float) -> None:
+        try:
+            message = self._hear(seconds, "the ranks were not ready")
+            if "failed" in message:
+                raise unpack(message["failed"])
+            if message.get("ready") != count:
+                raise UserError(f"merge=accelerate: {count} ranks were asked for, {message.get('ready')} came")
+            self.pids.extend(message["pids"])
+            log.debug("ranks on %s", message["devices"])
+        except BaseException:
+            self._ended()
+            raise
+
+    def _follow(self, progress: Progress | None) -> dict[str, Any] | None:
+        """Pass on what the ranks report until the soup is there (None) or has failed."""
+        while True:
+            message = self._hear(self._timeout, "the ranks gave no sign of life")
+            if "progress" in message and progress is not None:
+                progress(*message["progress"])
+            elif "warning" in message:
+                logging.getLogger("souping.merge").warning("%s", message["warning"])
+            elif "done" in message or "failed" in message:
+                return message.get("failed")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line(message))
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._death() from None
+
+    def _hear(self, seconds: float, complaint: str) -> dict[str, Any]:
+        try:
+            message = self._messages.get(timeout=seconds)
+        except queue.Empty:
+            raise UserError(
+                f"merge=accelerate: {complaint} within {seconds:g} s; they were ended and nothing was written. "
+                "Where that is too short, raise merge.start_timeout or merge.timeout."
+            ) from None
+        if message is None:
+            raise self._death()
+        return message
+
+    def _death(self) -> UserError:
+        """Why the launcher ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+        self._ended()
+        self._notes.join(PATIENCE)
+        return UserError(f"merge=accelerate: {diagnosis(''.join(self._said))}; nothing was written")
+
+
+def command(count: int, port: int, timeout: float) -> list[str]:
+    """The command line that starts `count` ranks of this Python on this machine, whatever the user's own settings."""
+    flags = ["--multi_gpu", "--gpu_ids", "all"] if count > 1 else []  # without GPUs it starts gloo ranks on the CPU
+    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags, *fixed]
+    where = ["--num_processes", str(count), "--main_process_port", str(port)]
+    return [*launch, *where, "-m", WORKER, "--ranks", str(count), "--timeout", str(timeout)]
+
+
+def environment() -> dict[str, str]:
+    """This process's, with this very package importable and no trace of another group it may itself belong to."""
+    kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def _listen(stream: IO[bytes], messages: queue.Queue[dict[str, Any] | None]) -> None:
+    for raw in stream:
+        message = parse(raw)
+        if message is not None:
+            messages.put(message)
+    messages.put(None)
+
+
+def _note(stream: IO[bytes], said: deque[str]) -> None:
+    for raw in stream:
+        said.append(raw.decode(errors="replace"))
+
+
+def _end(process: subprocess.Popen[bytes], pids: list[int]) -> None:
+    """End of input ends ranks that listen; the launcher ends those that do not; what is left is killed."""
+    assert process.stdin is not None
+    with suppress(OSError, ValueError):
+        process.stdin.close()
+    for stop in (None, signal.SIGTERM, signal.SIGKILL):
+        if stop is not None:
+            process.send_signal(stop)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE / 2)
+            break
+    if process.returncode == -signal.SIGKILL:  # a launcher that was killed has left its ranks behind
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
