@@ -13,7 +13,7 @@ from souping.core import Recipe, UserError, Weights
 from souping.merge.checkpoint import TORCH_NAMES, Checkpoint, fingerprint
 from souping.merge.layout import MergePlan
 from souping.merge.methods import get_method
-from souping.merge.patterns import check_overrides
+from souping.merge.patterns import check_overrides, fitted
 from souping.merge.plan import parse_size, plan, plan_opened
 from souping.merge.slots import VOCAB_RULES
 
@@ -31,8 +31,8 @@ class LocalMerge:
 
     `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
     the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences to it.
-    `overrides` gives tensors whose names match a pattern their own weights. `carry` names the ingredient whose config
-    and tokenizer the soup gets.
+    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `carry` names the
+    ingredient whose config and tokenizer the soup gets.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -85,48 +85,36 @@ class LocalMerge:
     ) -> Recipe:
         """The recipe of these weights with everything of these settings that decides the soup's numbers.
 
-        Settings that change nothing are left out, so that equal soups have equal ids.
+        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`. A single
+        ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
+        soups have equal ids.
 
         Raises:
-            UserError: `overrides` give an ingredient weight that has none of its own, or another number of weights.
+            UserError: a list in `overrides` has another length than the pool.
         """
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
+        lone = len(used) == 1
         return Recipe(
             ingredients=tuple(ingredients),
             fingerprints=tuple(fingerprints[name] for name in ingredients),
             weights=tuple(float(weight) for weight in weights),
             dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
-            method="linear" if len(used) == 1 and self.scale == 1 and not self.overrides else self.method,
-            settings={} if len(used) == 1 and self.scale == 1 else self._settings(ingredients, weights, cache),
+            method="linear" if lone else self.method,
+            settings={} if lone else self._settings(used, tuple(checkpoints), cache),
         )
 
     def _settings(
-        self, ingredients: Sequence[str], weights: Weights, cache: MutableMapping[str, str] | None
+        self, used: Sequence[str], pool: Sequence[str], cache: MutableMapping[str, str] | None
     ) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         if self.overrides:
-            settings["overrides"] = self._overrides(ingredients, weights)
+            settings["overrides"] = fitted(self.overrides, pool, used)
         if self.base and get_method(self.method).base:
             settings["base"] = fingerprint(Path(self.base), cache, self.allow_pickle)
             settings["scale"] = float(self.scale)
         return settings
-
-    def _overrides(self, ingredients: Sequence[str], weights: Weights) -> list[list[Any]]:
-        """[pattern, weights of the ingredients that are kept] pairs; a list, for their order decides."""
-        pairs = []
-        for pattern, values in check_overrides(self.overrides or {}):
-            if len(values) != len(ingredients):
-                raise UserError(
-                    f"merge.overrides.{pattern} has {len(values)} weights for {len(ingredients)} ingredients "
-                    f"({', '.join(ingredients)})"
-                )
-            for name, own, value in zip(ingredients, weights, values, strict=True):
-                if value and not own:
-                    raise UserError(f"merge.overrides.{pattern} gives weight to {name}, whose own weight is zero")
-            pairs.append([pattern, [v for v, own in zip(values, weights, strict=True) if own]])
-        return pairs
 
     def plan(self, recipe: Recipe, folders: Mapping[str, Path]) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `plan.plan`."""

@@ -41,7 +41,7 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
         for part in _parts(after):
             if "vocab_size" in part:
                 part["vocab_size"] = plan.vocab_size
-    return raw if after == before else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+    return raw if after == before else (json.dumps(after, indent=2) + "\n").encode()
 
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:

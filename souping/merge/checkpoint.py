@@ -49,6 +49,13 @@ class Checkpoint:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
+        try:
+            return cls._read(folder, allow_pickle)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+    @classmethod
+    def _read(cls, folder: Path, allow_pickle: bool) -> Checkpoint:
         config = _read_config(folder)
         tensors = _read_weights(folder, allow_pickle)
         if not tensors:
@@ -91,8 +98,8 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
         raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
     try:
         target, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError):
-        raise broken(path, "its symlinks cannot be followed", tensor) from None
+    except (OSError, RuntimeError, ValueError):
+        raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
     hub = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
     if not target.is_relative_to(root) and not hub:
         raise broken(path, "a symlink that leads out of the folder", tensor)
@@ -153,14 +160,15 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
         raise broken(path, "weight_map is not a table of tensor names and file names")
     tensors: dict[str, Tensor] = {}
-    for file in dict.fromkeys(places.values()):
-        first = next(name for name, place in places.items() if place == file)
-        shard = inside(folder, file, first)
+    owners = {file: name for name, file in reversed(places.items())}
+    shards = {file: inside(folder, file, name) for file, name in owners.items()}
+    for file, shard in shards.items():
         if not shard.is_file():
-            raise broken(path, f"the shard {shown(file)} is missing", first)
-        for name, tensor in read(shard, file).items():
+            raise broken(path, f"the shard {shown(file)} is missing", owners[file])
+    for file in dict.fromkeys(places.values()):
+        for name, tensor in read(shards[file], file).items():
             if places.get(name) != file:
-                raise broken(shard, f"{index} does not place it here", name)
+                raise broken(shards[file], f"{index} does not place it here", name)
             tensors[name] = tensor
     lost = next((name for name in places if name not in tensors), None)
     if lost is not None:

@@ -51,7 +51,8 @@ def _native(delta: bool, source: str, dtype: str, stored: str, divide: bool) -> 
         pointers = np.array([row.ctypes.data for row in rows], np.uintp)
         values = np.array(weights, np.float32)
         by = 1.0 if divisor is None else divisor
-        return call(pointers.ctypes.data, values.ctypes.data, len(rows), out.nbytes // size, by, out.ctypes.data) == 0
+        count = out.nbytes // size
+        return bool(call(pointers.ctypes.data, values.ctypes.data, len(rows), count, by, out.ctypes.data) == 0)
 
     return run
 

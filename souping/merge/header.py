@@ -125,6 +125,8 @@ def _whole(values: object) -> bool:
 def _tensor(path: Path, file: str, start: int, name: str, entry: object) -> Tensor:
     if not isinstance(entry, Mapping) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise broken(path, "the header's entry lacks dtype, shape or data_offsets", name)
+    if shown(name) == "" or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise broken(path, "a tensor's name is empty or not text", name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise broken(path, f"unknown dtype {shown(str(dtype))}", name)

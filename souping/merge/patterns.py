@@ -44,6 +44,8 @@ def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str
     Raises:
         UserError: an empty pattern or range, or weights that are negative or do not sum to one.
     """
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"merge.overrides={overrides} must be a table of patterns and lists of weights")
     pairs = []
     for pattern, values in overrides.items():
         if not str(pattern) or isinstance(values, str) or not isinstance(values, Sequence):
@@ -54,6 +56,30 @@ def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str
             raise UserError(f"merge.overrides.{pattern}={list(values)} must be numbers")
         pairs.append((str(pattern), check_weights(values, f"merge.overrides.{pattern}")))
     return tuple(pairs)
+
+
+def fitted(
+    overrides: Mapping[str, Sequence[float]], pool: Sequence[str], used: Sequence[str]
+) -> list[list[str | list[float]]]:
+    """[pattern, weights of the ingredients `used`] pairs of lists that are in the order of `pool`.
+
+    A list (a mapping would not do: the order of patterns decides, and a recipe's hash sorts keys). A soup of a part of
+    the pool takes that part's weights, scaled to sum to one; a pattern that gives them none leaves their own.
+
+    Raises:
+        UserError: a list has another length than the pool.
+    """
+    pairs: list[list[str | list[float]]] = []
+    for pattern, values in check_overrides(overrides):
+        if len(values) != len(pool):
+            raise UserError(
+                f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates ({', '.join(pool)})"
+            )
+        kept = [values[pool.index(name)] for name in used]
+        total = sum(kept)
+        if total:
+            pairs.append([pattern, kept if len(kept) == len(pool) else [value / total for value in kept]])
+    return pairs
 
 
 def overridden(recipe: Recipe, names: Sequence[str], default: Weights) -> Callable[[str], Weights]:

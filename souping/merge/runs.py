@@ -15,7 +15,7 @@ from souping.merge.layout import MergePlan, Piece, PlannedTensor, Source
 from souping.merge.methods import get_method
 
 log = logging.getLogger(__name__)
-ROWS = 1 << 21  # elements of all ingredients that a thread holds at once: memory does not grow with their number
+ROWS = 1 << 20  # elements of all ingredients that a thread holds at once: memory does not grow with their number
 
 
 @dataclass(frozen=True)
