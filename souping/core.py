@@ -150,6 +150,7 @@ class Selection:
     """The ingredients, and why. `experts` maps each low-correlation category to its best candidate."""
 
     ingredients: tuple[str, ...]
+    selector: str = ""
     experts: Mapping[str, str] = field(default_factory=dict)
     low_correlation: tuple[str, ...] = ()
     metric: str = ""

@@ -18,6 +18,7 @@ from souping.session import Run, Session
 from souping.store import Store
 
 __all__ = ["Run", "cook"]
+SHOWN = ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "recipe.json", "config.yaml")
 
 
 def cook(run: Run) -> float | None:
@@ -69,9 +70,10 @@ def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Fo
         "folds": session.folds.counts(),
         "warnings": session.warnings(scores),
     }
-    session.progress.stage("writing the soup")
     if len(selection.ingredients) > 1:
-        session.write(found, reporting.card({**parts, "search": _search_scores(session, found)}))
+        card = reporting.card({**parts, "search": _search_scores(session, found)})
+        session.progress.stage("writing the soup")
+        session.write(found, card)
     evidence = session.evidence(scores, selection, found)
     report = {**parts, **evidence, "stability": session.stability(scores), "cost": session.cost(len(trials))}
     reporting.write(report, trials, run.run_dir)
@@ -93,6 +95,7 @@ def recipe_line(found: Found) -> str:
 
 def _search_scores(session: Session, found: Found) -> dict[str, Any]:
     """The search fold's scores, which the model card shows: the report fold is still closed when it is written."""
+    session.progress.stage("ingredients on the search fold")
     return {
         "objective": found.result.objective,
         "categories": dict(found.result.categories),
@@ -111,6 +114,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     seen = {} if scores is None else _scores_seen(scores)
     return {
         "ingredients": list(selection.ingredients),
+        "selector": selection.selector,
         "experts": dict(selection.experts),
         "low_correlation": list(selection.low_correlation),
         "metric": selection.metric or None,
@@ -169,7 +173,7 @@ def _show(run: Run, outcome: dict[str, Any]) -> None:
         console = Console(highlight=False, width=110)
     if "soup" not in outcome:
         console.print(reporting.table(outcome))
-    for name in ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "recipe.json", "config.yaml"):
+    for name in SHOWN:
         if (run.run_dir / name).exists():
             console.print(f"  {name:15} {nearby(run.run_dir / name)}", soft_wrap=True, markup=False)
     if run.out.exists():

@@ -69,6 +69,7 @@ class SoCE:
             experts[scores.categories[column]] = tied[0]
             chosen.update(tied if self.ties == "all" else tied[:1])
         return Selection(
+            selector="soce",
             ingredients=in_pool_order(scores, chosen),
             experts=experts,
             low_correlation=tuple(experts),
@@ -125,7 +126,7 @@ class Greedy:
             raise UserError("selector=greedy: every candidate scores zero in every category; nothing to select")
         names = in_pool_order(scores, {scores.candidates[i] for i in chosen})
         experts = _holders(scores, names)
-        return Selection(ingredients=names, experts=experts, categories=scores.categories)
+        return Selection(selector="greedy", ingredients=names, experts=experts, categories=scores.categories)
 
     def _pick(self, gains: FloatArray, scores: ScoreMatrix) -> int:
         """The largest gain; among equal ones the better objective."""
@@ -147,7 +148,7 @@ class TopK:
         if self.k > len(scores.candidates):
             raise UserError(f"selector.k={self.k} is more than the {len(scores.candidates)} candidates")
         names = in_pool_order(scores, set(ranking(scores, self.objective)[: self.k]))
-        return Selection(ingredients=names, categories=scores.categories)
+        return Selection(selector="topk", ingredients=names, categories=scores.categories)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class All:
     """Every candidate."""
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        return Selection(ingredients=scores.candidates, categories=scores.categories)
+        return Selection(selector="all", ingredients=scores.candidates, categories=scores.categories)
 
 
 def _check_k(k: int | None) -> None:
