@@ -23,6 +23,14 @@ SHOWN = ("report.html", "report.md", "report.json", "selection.json", "trials.cs
 
 def cook(run: Run) -> float | None:
     """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
+    try:
+        return _stages(run)
+    finally:
+        if hasattr(run.merge, "close"):  # ranks wait for the next soup until then
+            run.merge.close()
+
+
+def _stages(run: Run) -> float | None:
     free_target(run.out)
     if run.recipe or isinstance(run.benchmark, NoBenchmark):
         _show(run, {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)})

@@ -86,12 +86,12 @@ def diagnosis(log: str) -> str:
     """
     found = [(int(r), int(c)) for r, c in re.findall(r"rank\s*: (\d+) \(local_rank.*?\n\s*exitcode\s*: (-?\d+)", log)]
     found += [(0, -int(number)) for number in re.findall(r"died with <Signals\.\w+: (\d+)>", log)]
-    killed = [pair for pair in found if pair[1] < 0 and pair[1] != -signal.SIGTERM]
-    for rank, code in killed:
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return f"rank {rank} ended with signal {-code}{hint}"
+    causes = [pair for pair in found if pair[1] != -signal.SIGTERM] or found
+    for rank, code in causes:
+        if code < 0:
+            return f"rank {rank} ended with signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
     said = _last_error(log)
-    who = f"rank {found[0][0]} ended with status {found[0][1]}" if found else "the ranks ended"
+    who = f"rank {causes[0][0]} ended with status {causes[0][1]}" if causes else "the ranks ended"
     return f"{who}: {said}" if said else who
 
 
