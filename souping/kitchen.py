@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core import Candidate, Evaluator, Recipe, UserError
+from souping.merge.adapters import open_adapters
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
 from souping.store import Store
@@ -36,15 +37,20 @@ class Kitchen:
         Raises:
             UserError: a folder is absent or broken, or the candidates do not fit each other.
         """
-        self._merge, self._evaluator, self._hashes = merge, evaluator, store.hashes
-        self._checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
-        self.warnings = preflight(self._checkpoints, vocab=merge.vocab)
-        self.candidates = tuple(
-            replace(c, fingerprint=fingerprint(c.path, self._hashes, merge.allow_pickle)) for c in candidates
-        )
+        self._evaluator, self._hashes = evaluator, store.hashes
+        self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
+        self._merge = self._adapters or merge
+        if self._adapters is not None:
+            self._checkpoints: Mapping[str, Any] = self._adapters.adapters
+            self.warnings, self._fingerprints = list(self._adapters.warnings), self._adapters.fingerprints
+            store.saw(self._adapters.base_fingerprint, self._adapters.model_folder)
+        else:
+            self._checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
+            self.warnings = preflight(self._checkpoints, vocab=merge.vocab)
+            self._fingerprints = {c.name: fingerprint(c.path, store.hashes, merge.allow_pickle) for c in candidates}
+        self.candidates = tuple(replace(c, fingerprint=self._fingerprints[c.name]) for c in candidates)
         for c in self.candidates:
             store.saw(c.fingerprint, c.path)
-        self._fingerprints = {c.name: c.fingerprint for c in self.candidates}
         self.warnings += _twins(self.candidates)
         self._table: Table | None = None
         self._live: Any = None
@@ -85,13 +91,16 @@ class Kitchen:
     def _load(self) -> Table:
         from souping.evaluate.loading import load_module
 
-        module = load_module(self.candidates[0].path, self._evaluator)
+        folder = self._adapters.model_folder if self._adapters else self.candidates[0].path
+        module = load_module(folder, self._evaluator)
         self._live = self._merge.live(self._checkpoints, module)
         return Table(module=module, tokenizer=None)
 
     def _tokenizer(self, recipe: Recipe) -> Any:
         from souping.evaluate.loading import load_tokenizer
 
+        if self._adapters:
+            return load_tokenizer(self._adapters.tokenizer_folder(recipe))
         carrier = next(c for c in self.candidates if c.name == recipe.ingredients[0])
         return load_tokenizer(carrier.path)
 

@@ -11,6 +11,7 @@ from typing import Any
 from souping import report as reporting
 from souping.core import Candidate, Recipe, UserError
 from souping.kitchen import Kitchen
+from souping.merge.adapters import content, open_adapters
 from souping.merge.checkpoint import fingerprint
 from souping.report.throughput import Throughput
 from souping.session import Run
@@ -54,10 +55,11 @@ def rebuild(run: Run, path: Path) -> Path:
     given = {c.name: c for c in run.pool.resolve(at_least=0)}
     with Store(run.store_path) as store:
         folders = {
-            name: _find(name, content, given, store)
-            for name, content in zip(recipe.ingredients, recipe.fingerprints, strict=True)
+            name: _find(name, expected, recipe, given, store)
+            for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
         }
         settings = _settings(run.merge, recipe, table, store)
+        settings = open_adapters(folders, settings, store.hashes) or settings
         card = path.with_name(CARD)
         extra = {CARD: card.read_text(encoding="utf-8")} if card.is_file() else {}
         with Throughput("soup") as progress:
@@ -85,18 +87,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return dict(table)
 
 
-def _find(name: str, content: str, given: Mapping[str, Candidate], store: Store) -> Path:
+def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidate], store: Store) -> Path:
     """The folder of an ingredient with the recipe's content."""
-    known = store.folder_of(content)
+    known = store.folder_of(expected)
     path = given[name].path if name in given else (Path(known) if known else None)
     if path is None:
         raise UserError(
-            f"ingredient {name} ({content[:12]}) is not known to this store: give its folder, "
+            f"ingredient {name} ({expected[:12]}) is not known to this store: give its folder, "
             "pool.candidates='[{name: " + name + ", path: DIR}]'"
         )
-    found = fingerprint(path, store.hashes)
-    if found != content:
-        raise UserError(f"ingredient {name}: the content of {path} is {found[:12]}, the recipe's was {content[:12]}")
+    found = content(path, recipe.settings.get("base"), store.hashes)
+    if found != expected:
+        raise UserError(f"ingredient {name}: the content of {path} is {found[:12]}, the recipe's was {expected[:12]}")
     return path
 
 

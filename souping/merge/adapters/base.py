@@ -1,0 +1,190 @@
+"""The base model under a pool of adapters: which folder it is, and which of its tensors each adapted module changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from souping.core import UserError
+from souping.merge.adapters.adapter import Adapter, Part
+from souping.merge.adapters.factors import FileReader, Rows, blocks_of
+from souping.merge.checkpoint import Checkpoint
+from souping.merge.header import Tensor, shown
+from souping.merge.kernels import widen
+from souping.merge.slots import FLOATS, TIED, tied
+
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+"""Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """The weight that an adapted module's product is added to: `tensor` of the base, [rows, columns].
+
+    `transposed` where the weight is stored [in, out] (embeddings, Conv1D). `shared` where the base stores one tensor
+    for the input embedding and the output head, and only one of them is adapted by this module's adapters.
+    """
+
+    module: str
+    tensor: Tensor
+    transposed: bool
+    shared: bool = False
+
+
+def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False) -> Checkpoint:
+    """Open the one base of all adapters; `folder` (merge.base) says where it lies if their configs don't.
+
+    Raises:
+        UserError: adapters name different bases or revisions, or the base is not a folder here.
+    """
+    first = next(iter(adapters))
+    for name, adapter in adapters.items():
+        _same_base(first, adapters[first], name, adapter)
+    named = adapters[first].settings.base
+    if folder is None and named is None:
+        raise UserError(f"adapter {first} does not name its base model: set merge.base=FOLDER")
+    path = Path(folder or named or "").expanduser()
+    if not path.is_dir():
+        if folder is not None:
+            raise UserError(f"merge.base={folder} is not a folder: give the base model of the adapters")
+        raise UserError(
+            f"the adapters' base model {shown(str(named))} is not a folder here: set merge.base=FOLDER to where it lies"
+        )
+    return Checkpoint.open(path, allow_pickle)
+
+
+def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
+    one, other = left.settings, right.settings
+    if one.base != other.base and not _same_folder(one.base, other.base):
+        raise UserError(
+            f"adapters {a} and {b} are over different base models ({shown(str(one.base))} and "
+            f"{shown(str(other.base))}): only adapters of one base soup"
+        )
+    if (one.revision or "main") != (other.revision or "main"):
+        raise UserError(
+            f"adapters {a} and {b} are over different revisions of {shown(str(one.base))}: "
+            f"{shown(str(one.revision))} and {shown(str(other.revision))}"
+        )
+
+
+def _same_folder(a: str | None, b: str | None) -> bool:
+    if a is None or b is None or "\0" in a + b:
+        return False
+    left, right = Path(a).expanduser(), Path(b).expanduser()
+    return left.is_dir() and right.is_dir() and left.resolve() == right.resolve()
+
+
+def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
+    """{module: site} of every module that an adapter changes, sorted by name.
+
+    Raises:
+        UserError: the base has no such module, a shape does not fit, the base's weight is quantised, or full weights
+            saved beside the factors are not the base's.
+    """
+    modules = sorted({module for adapter in adapters.values() for module in adapter.parts})
+    flagged = any(adapter.settings.transposed for adapter in adapters.values())
+    square = flagged or base.config.get("model_type") in CONV1D
+    found = {module: _site(base, module, adapters, square) for module in modules}
+    _one_name_each(found.values())
+    for name, adapter in adapters.items():
+        _whole_is_base(base, name, adapter)
+    return found
+
+
+def _one_name_each(found: Iterable[Site]) -> None:
+    """Two names of one weight (adapters of a whole model and of its inner one) would count it twice."""
+    owners: dict[str, str] = {}
+    for site in found:
+        other = owners.setdefault(site.tensor.name, site.module)
+        if other != site.module and not site.shared:
+            raise UserError(
+                f"adapters call {site.tensor.name} of the base by two names, {shown(other)} and {shown(site.module)}: "
+                "save them from the same model class"
+            )
+
+
+def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool) -> Site:
+    owners = {name: adapter.parts[module] for name, adapter in adapters.items() if module in adapter.parts}
+    first, part = next(iter(owners.items()))
+    tensor = weight_of(base, module) or _tied_embedding(base, module)
+    if tensor is None:
+        raise UserError(f"adapter {first} adapts {shown(module)}, which the base {base.folder} does not have")
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original")
+    for name, other in owners.items():
+        if other.embedding != part.embedding or not _fits(other, tensor):
+            raise UserError(
+                f"adapter {name}, {shown(module)}: A {list(other.a.shape)} and B {list(other.b.shape)} do not fit the "
+                f"base's weight {list(tensor.shape)}"
+            )
+    rows = part.b.shape[0], part.a.shape[1]
+    transposed = part.embedding or tensor.shape != rows or (square and rows[0] == rows[1])
+    return Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
+
+
+def _fits(part: Part, tensor: Tensor) -> bool:
+    rows, columns = part.b.shape[0], part.a.shape[1]
+    shapes = [(columns, rows)] if part.embedding else [(rows, columns), (columns, rows)]
+    return tensor.shape in shapes
+
+
+def weight_of(base: Checkpoint, module: str) -> Tensor | None:
+    """The module's weight in the base: by its name, or by the one name that differs in leading parts alone."""
+    name = f"{module}.weight"
+    if name in base.tensors:
+        return base.tensors[name]
+    longer = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{name}")]
+    _, _, rest = name.partition(".")
+    shorter = [base.tensors[rest]] if rest in base.tensors and rest != "weight" else []
+    found = longer + shorter
+    return found[0] if len(found) == 1 else None
+
+
+def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
+    """The embedding that a head without a weight of its own shares."""
+    if f"{module.rpartition('.')[2]}.weight" not in TIED:
+        return None
+    vocab = base.config.get("vocab_size")
+    found = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name]
+    found = found or [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
+    return found[0] if len(found) == 1 else None
+
+
+def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> bool:
+    """Whether the module's weight is also another module's: a tied head, or the embedding under one."""
+    if weight_of(base, module) is None:
+        return True
+    twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
+    vocabulary = tensor.shape[0] == base.config.get("vocab_size")
+    head = f"{module.rpartition('.')[2]}.weight" in TIED
+    return (embedding and vocabulary and (tied(base) or not twins)) or (head and tied(base))
+
+
+def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
+    """PEFT saves the embeddings beside their factors; a vocabulary that was resized or trained is no adapter's."""
+    for module, tensor in adapter.whole.items():
+        own = weight_of(base, module) or _tied_embedding(base, module)
+        if own is None or own.shape != tensor.shape or not _equal(adapter.checkpoint, tensor, base, own):
+            raise UserError(
+                f"adapter {name} carries the whole weight of {shown(module)}, which is not the base's own (resized or "
+                "trained embeddings): it cannot be souped in adapter space"
+            )
+
+
+def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
+    """The same numbers, in whatever float types they are stored."""
+    if {left.dtype, right.dtype} - set(FLOATS):
+        return False
+    with FileReader({"a": a, "b": b}) as read:
+        return all(np.array_equal(_wide(read, "a", left, rows), _wide(read, "b", right, rows)) for rows in _cut(left))
+
+
+def _cut(tensor: Tensor) -> Iterable[Rows]:
+    return blocks_of(tensor.count, 1)
+
+
+def _wide(read: FileReader, name: str, tensor: Tensor, rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return widen(read(name, tensor, *rows), tensor.dtype)

@@ -1,0 +1,125 @@
+"""`merge.adapters=keep`: the soup as an adapter folder that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from souping.core import UserError
+from souping.merge.adapters.adapter import Adapter
+from souping.merge.adapters.factors import Read, Share, join
+from souping.merge.adapters.guard import Guard
+from souping.merge.adapters.settings import first_match
+from souping.merge.average import Progress
+from souping.merge.checkpoint import Checkpoint
+from souping.merge.header import BITS
+from souping.merge.kernels import widen
+
+Shares = Mapping[str, Sequence[Share]]
+"""{module: its adapters' parts and weights}, in the recipe's order."""
+
+
+def write_weights(path: Path, shares: Shares, dtype: str, read: Read, guard: Guard, progress: Progress | None) -> None:
+    """adapter_model.safetensors: one module at a time, A and B of the summed rank.
+
+    Raises:
+        UserError: a file ended early, or a value is not finite.
+    """
+    header, total = _header(shares, dtype)
+    with path.open("xb") as file:
+        file.write(header)
+        for module in sorted(shares):
+            keys = shares[module][0][1].keys
+            for key, raw in zip(keys, join(read, shares[module], dtype, guard), strict=True):
+                guard.soup(widen(raw, dtype), key)
+                file.write(np.ascontiguousarray(raw).data)
+                if progress is not None:
+                    progress(file.tell() - len(header), total)
+
+
+def _header(shares: Shares, dtype: str) -> tuple[bytes, int]:
+    """Length and JSON of a safetensors header, padded to 8 bytes; and the number of bytes that follow."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for module in sorted(shares):
+        part, rank = shares[module][0][1], rank_of(shares[module])
+        for key, shape in zip(part.keys, ([rank, part.a.shape[1]], [part.b.shape[0], rank]), strict=True):
+            nbytes = shape[0] * shape[1] * BITS[dtype] // 8
+            entries[key] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
+            offset += nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset
+
+
+def rank_of(shares: Sequence[Share]) -> int:
+    return sum(part.rank for _, part, _ in shares)
+
+
+def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Checkpoint) -> str:
+    """adapter_config.json of the soup: alpha = rank everywhere, so that PEFT scales by exactly 1.
+
+    `r` is the largest rank; the modules of another rank stand in rank_pattern and alpha_pattern.
+    """
+    first = next(iter(adapters.values())).settings
+    ranks = {module: rank_of(part) for module, part in sorted(shares.items())}
+    top = max(ranks.values())
+    pattern = _pattern(ranks, top)
+    table = {
+        "alpha_pattern": pattern,
+        "auto_mapping": first.auto_mapping,
+        "base_model_name_or_path": first.base,
+        "bias": "none",
+        "fan_in_fan_out": any(adapter.settings.transposed for adapter in adapters.values()),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": top,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": top,
+        "rank_pattern": pattern,
+        "revision": first.revision,
+        "target_modules": _targets(ranks, base),
+        "task_type": _task(adapters.values()),
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    return json.dumps(table, indent=2) + "\n"
+
+
+def _task(adapters: Any) -> str | None:
+    kinds: list[str | None] = [adapter.settings.task_type for adapter in adapters]
+    return next((kind for kind in kinds if kind is not None), None)
+
+
+def _pattern(ranks: Mapping[str, int], top: int) -> dict[str, int]:
+    """{module: rank} for PEFT to resolve every module's rank rightly.
+
+    Whole names, longest first: a key also matches the names that end in it, and the first match wins.
+    """
+    chosen = {module for module, rank in ranks.items() if rank != top}
+    for _ in ranks:
+        pattern = {module: ranks[module] for module in sorted(chosen, key=lambda name: (-len(name), name))}
+        wrong = {m for m, rank in ranks.items() if pattern.get(first_match(pattern, m), top) != rank}
+        if not wrong:
+            return pattern
+        if wrong <= chosen:
+            break
+        chosen |= wrong
+    raise UserError(f"module names of the adapters cannot be told apart by PEFT: {sorted(wrong)[0]}")
+
+
+def _targets(ranks: Mapping[str, int], base: Checkpoint) -> list[str]:
+    """Last parts of names where all such weights of the base are adapted, else whole names."""
+    names = [name.split(".") for name, tensor in base.tensors.items() if len(tensor.shape) == 2]
+    matrices = Counter(name[-2] for name in names if len(name) > 1 and name[-1] == "weight")
+    adapted = Counter(module.rpartition(".")[2] for module in ranks)
+    short = {last for last, count in adapted.items() if matrices[last] == count}
+    whole = [module for module in ranks if module.rpartition(".")[2] not in short]
+    return sorted(short) + whole

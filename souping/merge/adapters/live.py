@@ -1,0 +1,103 @@
+"""Pouring soups of adapters into one live base model: only the adapted weights are touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from souping.core import Recipe, UserError
+from souping.merge.adapters.base import Site
+from souping.merge.adapters.factors import Product, Read, Share, blocks_of, product
+from souping.merge.adapters.guard import Guard
+from souping.merge.header import shown
+from souping.merge.kernels import Float32, narrow, widen
+
+
+class AdapterLive:
+    """A live base model that `pour` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
+
+    `sites` are all modules that any adapter of the pool changes, `shares_of(recipe)` gives the recipe's parts by
+    module, `factor_dtype` is what a soup's factors are stored in. With `stored(site, recipe)` not None the sum is
+    rounded to that dtype first, as the written full model is. `base` is the base's name for `read`.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        sites: Mapping[str, Site],
+        *,
+        base: str,
+        read: Read,
+        guard: Guard,
+        shares_of: Callable[[Recipe], Mapping[str, Sequence[Share]]],
+        factor_dtype: Callable[[Recipe], str],
+        stored: Callable[[Site, Recipe], str | None],
+    ) -> None:
+        self._sites, self._base, self._read, self._guard = sites, base, read, guard
+        self._shares_of, self._factor_dtype, self._stored = shares_of, factor_dtype, stored
+        self._places = {name: _place(module, site) for name, site in sites.items()}
+        _untie(module, [site for site in sites.values() if site.shared])
+        self._changed: set[str] = set()
+
+    def pour(self, recipe: Recipe) -> None:
+        """Put the recipe's soup into the module, in place. Modules that only other adapters change get the base's
+        weight back.
+
+        Raises:
+            UserError: a file ended early, or a value is not finite (the module then holds a part of the soup).
+        """
+        shares = self._shares_of(recipe)
+        for name in sorted(self._changed | set(shares)):
+            self._fill(self._sites[name], shares.get(name, ()), recipe)
+        self._changed = set(shares)
+
+    def _fill(self, site: Site, shares: Sequence[Share], recipe: Recipe) -> None:
+        import torch
+
+        made = product(self._read, shares, self._factor_dtype(recipe), site.transposed, self._guard) if shares else None
+        owner, attribute = self._places[site.module]
+        target, stored = getattr(owner, attribute), self._stored(site, recipe)
+        rows, columns = site.tensor.shape
+        with torch.no_grad():
+            for first, count in blocks_of(rows, columns):
+                values = self._block(site, made, first, count, stored)
+                target[first : first + count].copy_(torch.from_numpy(values))
+
+    def _block(self, site: Site, made: Product | None, first: int, count: int, stored: str | None) -> Float32:
+        """Rows of the soup's weight in fp32, holding the numbers of `stored` where it is a dtype."""
+        columns = site.tensor.shape[1]
+        raw = self._read(self._base, site.tensor, first * columns, count * columns)
+        base = widen(raw, site.tensor.dtype).reshape(count, columns)
+        self._guard(base, self._base, site.tensor)
+        values = base.copy() if made is None else made.added(base, first)
+        if stored is not None:
+            values = widen(narrow(values.reshape(-1), stored), stored).reshape(values.shape)
+        self._guard.soup(values, site.tensor.name)
+        return values
+
+
+def _place(module: Any, site: Site) -> tuple[Any, str]:
+    """The live submodule that owns the adapted weight, and the weight's name in it.
+
+    Raises:
+        UserError: the module has none of that name and shape.
+    """
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
+        try:
+            owner = module.get_submodule(name)
+        except AttributeError:
+            continue
+        weight = getattr(owner, "weight", None)
+        if weight is not None and tuple(weight.shape) == site.tensor.shape:
+            return owner, "weight"
+    raise UserError(f"the adapters change {shown(site.module)}, which the loaded base model has not under that name")
+
+
+def _untie(module: Any, shared: Sequence[Site]) -> None:
+    """Give an adapted weight that is tied to another module's its own storage: adapters change one of the two."""
+    import torch
+
+    for site in shared:
+        owner, attribute = _place(module, site)
+        setattr(owner, attribute, torch.nn.Parameter(getattr(owner, attribute).detach().clone(), requires_grad=False))
