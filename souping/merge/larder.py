@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,11 +19,12 @@ RESIDENT = ("none", "cpu", "device")
 
 
 class Larder:
-    """Bytes of the checkpoints' files: memory maps (`none`), or copies in memory (`cpu`, `device`)."""
+    """Bytes of the checkpoints' files: memory maps, or copies in memory (`cpu`)."""
 
     def __init__(self, checkpoints: Mapping[str, Checkpoint], resident: str = "none") -> None:
         self._checkpoints, self._resident = dict(checkpoints), resident
         self._files: dict[tuple[str, str], Raw] = {}
+        self._lock = threading.Lock()
 
     def row(self, names: Sequence[str], source: Source, count: int) -> Raw:
         """The bytes of `count` elements from a source of a plan whose ingredients are `names`. No copy.
@@ -35,13 +38,16 @@ class Larder:
 
     def _file(self, name: str, file: str) -> Raw:
         key = (name, file)
-        if key not in self._files:
-            path = self._checkpoints[name].folder / file
-            try:
-                with path.open("rb") as handle:
-                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-                data: Raw = np.frombuffer(mapped, np.uint8)
-                self._files[key] = data if self._resident == "none" else data.copy()
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path} cannot be mapped: {error}") from None
-        return self._files[key]
+        with self._lock:
+            if key not in self._files:
+                self._files[key] = self._open(self._checkpoints[name].folder / file)
+            return self._files[key]
+
+    def _open(self, path: Path) -> Raw:
+        try:
+            with path.open("rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be mapped: {error}") from None
+        data: Raw = np.frombuffer(mapped, np.uint8)
+        return data.copy() if self._resident == "cpu" else data

@@ -119,7 +119,7 @@ class MergekitMerge:
             document["out_dtype"] = recipe.dtype
         if self.base:
             document["base_model"] = str(Path(self.base).expanduser().resolve())
-        import yaml
+        import yaml  # type: ignore[import-untyped, unused-ignore]
 
         text = yaml.safe_dump(document, sort_keys=False)
         return MergekitPlan(recipe=recipe, yaml=text, carrier=paths[recipe.ingredients[0]])

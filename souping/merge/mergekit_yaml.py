@@ -62,7 +62,7 @@ def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str 
     document = _document(recipe, [str(folders[name]) for name in recipe.ingredients], base)
     if recipe.dtype in TORCH_NAMES:
         document |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    import yaml
+    import yaml  # type: ignore[import-untyped, unused-ignore]
 
     text: str = yaml.safe_dump(document, sort_keys=False)
     return text
@@ -109,7 +109,7 @@ def from_yaml(text: str) -> Imported:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    import yaml
+    import yaml  # type: ignore[import-untyped, unused-ignore]
 
     try:
         document = yaml.safe_load(text)
@@ -156,7 +156,7 @@ def _dtype(document: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     for value in (work, out):
         if value is not None and value not in TORCH_NAMES:
             raise UserError(f"mergekit's dtype {value} is not imported: only {', '.join(TORCH_NAMES)} are")
-    notes = ()
+    notes: tuple[str, ...] = ()
     if work in ("bfloat16", "float16"):
         notes = (f"mergekit casts models to {work} first; here they stay as stored and the sum is rounded once",)
     return out or work, notes

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from souping.core import UserError
+from souping.merge.slots import listed
 
 if TYPE_CHECKING:
     import torch
@@ -32,16 +33,20 @@ def _load(module: Any, soup: Mapping[str, torch.Tensor]) -> Any:
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
-    bars = logging.is_progress_bar_enabled()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        fresh = type(module).from_pretrained(None, config=module.config, state_dict=dict(soup), dtype=module.dtype)
+        fresh, report = type(module).from_pretrained(
+            None, config=module.config, state_dict=dict(soup), dtype=module.dtype, output_loading_info=True
+        )
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"the soup does not fit the live module: {str(error).splitlines()[0][:150]}") from None
     finally:
+        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    lost = [name for name, tensor in fresh.named_parameters() if tensor.device.type == "meta"]
-    if lost:
-        raise UserError(f"the checkpoints hold nothing for the module's {lost[0]}")
+    lost = sorted(str(name) for name in report["missing_keys"])
+    if lost or report["mismatched_keys"]:
+        raise UserError(f"the soup does not fit the live module: it has nothing for {listed(lost) or 'a shape of it'}")
     return fresh

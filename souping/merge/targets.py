@@ -62,6 +62,19 @@ class Targets:
                 found[tensor.name] = target
         return found if self._covered(named, taken) else None
 
+    def resize(self, tensors: Iterable[PlannedTensor]) -> None:
+        """Give the module's embeddings the soup's number of rows, where they differ."""
+        embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()
+        weight = getattr(embeddings, "weight", None)
+        if weight is None:
+            return
+        named = self._named()
+        for tensor in tensors:
+            if tensor.shape[1:] == tuple(weight.shape[1:]) and self._lookup(tensor.name, named) is weight:
+                if tensor.shape[0] != weight.shape[0]:
+                    self._module.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
+                return
+
     def _named(self) -> Mapping[str, torch.Tensor]:
         state: Mapping[str, torch.Tensor] = self._module.state_dict(keep_vars=True)
         return state
