@@ -101,11 +101,12 @@ def _task(adapters: Any) -> str | None:
 def _pattern(ranks: Mapping[str, int], top: int) -> dict[str, int]:
     """{module: rank} for PEFT to resolve every module's rank rightly.
 
-    Whole names, longest first: a key also matches the names that end in it, and the first match wins.
+    Whole names. The first match wins, and a key also matches names that end in it or have a letter where it has a
+    dot: so longer names come first, then those with fewer dots.
     """
     chosen = {module for module, rank in ranks.items() if rank != top}
     for _ in ranks:
-        pattern = {module: ranks[module] for module in sorted(chosen, key=lambda name: (-len(name), name))}
+        pattern = {module: ranks[module] for module in sorted(chosen, key=_precise)}
         wrong = {m for m, rank in ranks.items() if pattern.get(first_match(pattern, m), top) != rank}
         if not wrong:
             return pattern
@@ -113,6 +114,10 @@ def _pattern(ranks: Mapping[str, int], top: int) -> dict[str, int]:
             break
         chosen |= wrong
     raise UserError(f"module names of the adapters cannot be told apart by PEFT: {sorted(wrong)[0]}")
+
+
+def _precise(name: str) -> tuple[int, int, str]:
+    return -len(name), name.count("."), name
 
 
 def _targets(ranks: Mapping[str, int], base: Checkpoint) -> list[str]:

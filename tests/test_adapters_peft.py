@@ -1,0 +1,237 @@
+"""Soups of adapters against PEFT itself: it trains the parts, loads the soup, merges it and refuses nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from souping.core import UserError
+from souping.merge.adapters import AdapterPool, open_adapters
+from souping.merge.backends import LocalMerge
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+WEIGHTS = {"a": 0.2, "b": 0.5, "c": 0.3}
+IDS = torch.tensor([[5, 17, 33, 60, 2, 9, 41]])
+Settings = dict[str, Any]
+
+
+def save_base(folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if kind == "llama":
+        shape = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+        model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=71, num_hidden_layers=2, tie_word_embeddings=tie, **shape))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def load_base(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
+    """An adapter with random factors, saved by PEFT."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+    model = peft.get_peft_model(load_base(base), config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name and "magnitude" not in name:
+                parameter.copy_(torch.randn(parameter.shape) / 4)
+    model.save_pretrained(folder)
+    return folder
+
+
+def pool_of(folder: Path, base: Path, every: Mapping[str, Settings], **merge: Any) -> AdapterPool:
+    folders = {
+        name: train(folder / name, base, seed, settings) for seed, (name, settings) in enumerate(every.items(), 1)
+    }
+    pool = open_adapters(folders, LocalMerge(**merge))
+    assert pool is not None
+    return pool
+
+
+def products(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """{module: PEFT's own product, as it is added to the weight}."""
+    model = peft.PeftModel.from_pretrained(load_base(base), folder)
+    layers = {n: m for n, m in model.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    return {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
+
+
+def forward(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits.double()
+
+
+def close(a: torch.Tensor, b: torch.Tensor, rounding: float = 2**-21) -> None:
+    assert (a.double() - b.double()).abs().max() <= rounding * b.double().abs().max()
+
+
+QV = {"target_modules": ["q_proj", "v_proj"]}
+CASES: dict[str, dict[str, Settings]] = {
+    "equal": {name: {"r": 4, "lora_alpha": 8, **QV} for name in "abc"},
+    "ranks and alphas": {
+        "a": {"r": 2, "lora_alpha": 7, **QV},
+        "b": {"r": 5, "lora_alpha": 1, **QV},
+        "c": {"r": 3, "lora_alpha": 24, **QV},
+    },
+    "rslora": {
+        "a": {"r": 3, "lora_alpha": 8, "use_rslora": True, **QV},
+        "b": {"r": 4, "lora_alpha": 8, **QV},
+        "c": {"r": 6, "lora_alpha": 5, "use_rslora": True, **QV},
+    },
+    "patterns": {
+        "a": {"r": 2, "lora_alpha": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"v_proj": 3}, **QV},
+        "b": {"r": 3, "rank_pattern": {r"layers\.0\..*": 1}, "alpha_pattern": {"^model.layers.1.*": 9}, **QV},
+        "c": {"r": 4, "use_rslora": True, "rank_pattern": {"1.self_attn.(q|v)_proj": 5}, **QV},
+    },
+    "targets": {
+        "a": {"r": 2, "target_modules": ["q_proj"], "layers_to_transform": [1]},
+        "b": {"r": 3, "target_modules": "all-linear"},
+        "c": {"r": 4, "target_modules": r".*layers\.0\.mlp\.(up|down)_proj"},
+    },
+    "embedding": {
+        "a": {"r": 2, "target_modules": ["embed_tokens", "q_proj"]},
+        "b": {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["embed_tokens"]},
+        "c": {"r": 2, "target_modules": ["lm_head", "k_proj"]},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_loads_the_soup_which_is_the_weighted_sum_of_products(case: str, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    pool = pool_of(tmp_path, base, CASES[case])
+    recipe = pool.recipe(list(WEIGHTS), tuple(WEIGHTS.values()))
+    soup = pool.write(pool.plan(recipe), tmp_path / "soup")
+    want: dict[str, torch.Tensor] = {}
+    for name, weight in WEIGHTS.items():
+        for module, delta in products(base, tmp_path / name).items():
+            want[module] = want.get(module, 0) + weight * delta.double()
+    found = products(base, soup)
+    assert set(found) == set(want)
+    for module, delta in found.items():
+        close(delta, want[module])
+    summed = load_base(base).double()
+    with torch.no_grad():
+        for module, delta in want.items():
+            summed.get_submodule(module).weight += delta
+    loaded = peft.PeftModel.from_pretrained(load_base(base), soup).eval()
+    close(forward(loaded), forward(summed), 2**-17)
+    poured = load_base(base)
+    pool.live({}, poured).pour(recipe)
+    close(forward(poured), forward(summed), 2**-17)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_merged_model_is_what_peft_merges(dtype: torch.dtype, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = save_base(tmp_path / "base", dtype=dtype)
+    pool = pool_of(tmp_path, base, CASES["patterns"], adapters="merge", max_shard_size="20KB")
+    recipe = pool.recipe(list(WEIGHTS), tuple(WEIGHTS.values()))
+    out = pool.write(pool.plan(recipe), tmp_path / "full")
+    kept = open_adapters({n: tmp_path / n for n in WEIGHTS}, LocalMerge())
+    assert kept is not None
+    soup = kept.write(kept.plan(kept.recipe(list(WEIGHTS), tuple(WEIGHTS.values()))), tmp_path / "soup")
+    merged = peft.PeftModel.from_pretrained(load_base(base), soup).merge_and_unload().state_dict()
+    stored = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).state_dict()
+    half_step = 2**-8 if dtype is torch.bfloat16 else 2**-21
+    for name, tensor in stored.items():
+        assert tensor.dtype == dtype
+        assert ((tensor.double() - merged[name].double()).abs() <= half_step * merged[name].abs() + 1e-7).all(), name
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_embeddings_that_the_base_ties(tie: bool, tmp_path: Path) -> None:
+    """PEFT leaves the head alone when it adapts the embedding tied to it, and so does a pour."""
+    base = save_base(tmp_path / "base", tie=tie)
+    pool = pool_of(tmp_path, base, {"a": CASES["embedding"]["a"], "b": CASES["embedding"]["b"]})
+    recipe = pool.recipe(("a", "b"), (0.4, 0.6))
+    soup = pool.write(pool.plan(recipe), tmp_path / "soup")
+    poured = load_base(base)
+    live = pool.live({}, poured)
+    live.pour(recipe)
+    close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
+    live.pour(pool.recipe(("a", "b"), (0.0, 1.0)))
+    close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), tmp_path / "b").eval()), 2**-17)
+    if tie:
+        with pytest.raises(UserError, match=r"embed_tokens, whose weight the base ties.*merge\.adapters=keep"):
+            open_adapters({"a": tmp_path / "a", "b": tmp_path / "b"}, LocalMerge(adapters="merge"))
+
+
+def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
+    """GPT-2: fan_in_fan_out, square weights among them, a tied embedding, and names without the model's prefix."""
+    base = save_base(tmp_path / "base", "gpt2")
+    every: dict[str, Settings] = {
+        "a": {"r": 2, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True},
+        "b": {"r": 3, "target_modules": ["c_proj", "c_fc", "wte"]},
+    }
+    pool = pool_of(tmp_path, base, every)
+    recipe = pool.recipe(("a", "b"), (0.25, 0.75))
+    soup = pool.write(pool.plan(recipe), tmp_path / "soup")
+    poured = load_base(base)
+    pool.live({}, poured).pour(recipe)
+    close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
+
+
+def test_one_adapter_of_weight_one_keeps_its_products(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    pool = pool_of(tmp_path, base, {"a": {"r": 4, "lora_alpha": 8, **QV}, "b": {"r": 2, **QV}})
+    soup = pool.write(pool.plan(pool.recipe(("a", "b"), (1.0, 0.0))), tmp_path / "soup")
+    own, again = products(base, tmp_path / "a"), products(base, soup)
+    assert all(torch.equal(again[module], delta) for module, delta in own.items())
+
+
+REFUSED: dict[str, tuple[Settings, str]] = {
+    "dora": ({"use_dora": True}, "use_dora"),
+    "bias": ({"bias": "lora_only"}, "bias=lora_only"),
+    "modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    "tokens": ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+    "lora bias": ({"lora_bias": True}, "lora_bias"),
+    "replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
+    "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa.*path_initial_model"),
+    "parameters": ({"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}, "target_parameters"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    settings, needle = REFUSED[case]
+    base = save_base(tmp_path / "base")
+    if case == "bias":
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(base, attention_bias=True)
+        AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    with pytest.raises(UserError, match=needle):
+        pool_of(tmp_path, base, {"a": {"r": 2, **QV}, "b": {"r": 2, **QV, **settings}})
+
+
+def test_other_kinds_and_resized_vocabularies_are_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    loha = peft.get_peft_model(load_base(base), peft.LoHaConfig(task_type="CAUSAL_LM", r=2, **QV))
+    loha.save_pretrained(tmp_path / "loha")
+    with pytest.raises(UserError, match="peft_type=LOHA: only LORA"):
+        open_adapters({"loha": tmp_path / "loha"}, LocalMerge())
+    model = load_base(base)
+    model.resize_token_embeddings(80)
+    grown = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, **QV))
+    grown.save_pretrained(tmp_path / "grown", save_embedding_layers=True)
+    with pytest.raises(UserError, match=r"whole weight of (lm_head|.*embed_tokens).*resized"):
+        open_adapters({"grown": tmp_path / "grown"}, LocalMerge())
