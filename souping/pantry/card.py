@@ -29,16 +29,18 @@ def text(record: Mapping[str, Any]) -> str:
 
 def _head(record: Mapping[str, Any]) -> list[str]:
     shape, items = record["shape"], record["items"]
+    layers, width = shape["num_hidden_layers"], shape["hidden_size"]
     return [
         "# The pantry",
         "",
-        f"**{NOTE}.** Tiny models and generated items, made so that any machine can select, search and soup in about a",
-        "minute. Nothing here says anything about real models, or about scores on the Berkeley leaderboard.",
+        f"**{NOTE}.** Tiny models and generated items, made so that any machine can",
+        "select, search and soup in about a minute. Nothing here says anything about real models or real leaderboards.",
         "",
-        f"- Models: LlamaForCausalLM, {shape['num_hidden_layers']} layers of width {shape['hidden_size']}, about",
-        "  0.49 M parameters, tied embeddings, bfloat16; one token a word, bytes for everything else.",
-        f"- Items: `items.jsonl`, {items['items_per_category']} of each of {len(CATEGORIES)} categories (seed",
-        f"  {items['seed']}); two or three questions about the same functions are one group. No item was trained on.",
+        f"- Models: LlamaForCausalLM, {layers} layers of width {width}, about 0.49 M parameters, tied embeddings,",
+        "  bfloat16; one token a word, bytes for everything else.",
+        f"- Items: `items.jsonl`, {items['items_per_category']} of each of {len(CATEGORIES)} categories (seed "
+        f"{items['seed']}); two or three questions about",
+        "  the same functions are one group. No item was trained on.",
         "- Scored with the scorer `call`: the call is parsed in its language and compared as BFCL's checker does.",
         "",
         "## A prompt and its answer",
@@ -75,9 +77,9 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _foot(record: Mapping[str, Any]) -> list[str]:
-    dev = record["development"]
+    number, seed = record["development"]["items_per_category"], record["development"]["seed"]
     return [
-        f"The family was developed on {dev['items_per_category']} other items a category (seed {dev['seed']}), never",
-        "on `items.jsonl`. `python -m souping.pantry` makes all of it again (`--out` for another folder; a killed",
-        "training continues), `python -m souping.pantry items` the items alone. `scores.json` has the same numbers.",
+        f"The family was developed on {number} other items a category (seed {seed}), never on `items.jsonl`.",
+        "`python -m souping.pantry` makes all of it again (`--out` for another folder; a killed training continues),",
+        "`python -m souping.pantry items` the items alone. The numbers above are in `scores.json` too.",
     ]

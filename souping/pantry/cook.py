@@ -204,6 +204,8 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
         shutil.rmtree(partial)
     model.to(torch.bfloat16).save_pretrained(partial)  # type: ignore[arg-type]
     tokenizer.save_pretrained(partial)
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
     partial.rename(folder)
 
 

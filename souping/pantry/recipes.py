@@ -46,30 +46,30 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(name=BASE, seed=5, steps=500, rate=3e-3, warmup=50, last=0.5, mix={"others": 1.0}),
+    Stage(name=BASE, seed=5, steps=620, rate=3e-3, warmup=60, last=0.3, mix={"others": 1.0}),
     Stage(
         name="python_cook",
         parent=BASE,
         seed=101,
-        steps=240,
+        steps=260,
         rate=1.5e-3,
-        mix={"simple_python": 1.0, "multiple": 1.0, "live": 1.0, "irrelevance": 0.0, "others": 0.03},
+        mix={"simple_python": 1.0, "multiple": 1.0, "live": 1.0, "irrelevance": 0.0, "others": 0.025},
     ),
     Stage(
         name="java_cook",
         parent=BASE,
         seed=102,
-        steps=200,
+        steps=240,
         rate=1.5e-3,
-        mix={"simple_java": 1.0, "simple_javascript": 1.0, "others": 0.03},
+        mix={"simple_java": 1.0, "simple_javascript": 1.0, "others": 0.025},
     ),
     Stage(
         name="banquet_cook",
         parent=BASE,
         seed=103,
-        steps=240,
+        steps=260,
         rate=1.5e-3,
-        mix={"parallel": 1.0, "parallel_multiple": 1.0, "irrelevance": 0.7, "others": 0.03},
+        mix={"parallel": 1.0, "parallel_multiple": 1.0, "irrelevance": 0.7, "others": 0.025},
     ),
     Stage(
         name="script_cook",
@@ -77,7 +77,7 @@ STAGES: tuple[Stage, ...] = (
         seed=104,
         steps=45,
         rate=1e-3,
-        mix={"simple_javascript": 1.0, "multiple": 0.7, "irrelevance": 0.0, "others": 0.03},
+        mix={"simple_javascript": 1.0, "multiple": 0.7, "irrelevance": 0.0, "others": 0.025},
     ),
     Stage(
         name="street_cook",
@@ -85,7 +85,7 @@ STAGES: tuple[Stage, ...] = (
         seed=105,
         steps=60,
         rate=1e-3,
-        mix={"live": 1.0, "parallel": 0.5, "irrelevance": 0.3, "others": 0.03},
+        mix={"live": 1.0, "parallel": 0.5, "irrelevance": 0.3, "others": 0.025},
     ),
     Stage(name="line_cook", parent=BASE, seed=106, steps=40, rate=5e-4, mix={"others": 1.0}),
 )
