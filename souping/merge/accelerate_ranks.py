@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,8 @@ from souping.merge.layout import MergePlan
 
 log = logging.getLogger(__name__)
 WORKER = "souping.merge.accelerate_worker"
-PATIENCE = 10.0  # seconds for a launcher to end by itself
+PATIENCE = 5.0  # seconds for a group to end by itself
+LAST = 2.0  # seconds for a launcher to end its ranks when told to
 FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 Progress = Callable[[int, int], None]
 
@@ -39,15 +41,18 @@ class Ranks:
 
     def __init__(self, count: int, *, port: int = 0, start: float = 120.0, timeout: float = 600.0) -> None:
         self._timeout, self.pids = timeout, list[int]()
+        hear, speak = os.pipe()
+        self._orders = FileIO(speak, "w")
         self._process = subprocess.Popen(
             command(count, port, timeout),
-            stdin=subprocess.PIPE,
+            stdin=hear,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(),
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
-        self._ended = weakref.finalize(self, _end, self._process, self.pids)
+        os.close(hear)
+        self._kept = weakref.finalize(self, _end, self._process, self._orders, self.pids, True)
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._said: deque[str] = deque(maxlen=2000)
         assert self._process.stdout is not None
@@ -60,7 +65,7 @@ class Ranks:
     @property
     def alive(self) -> bool:
         """Whether another plan can be given to them."""
-        return self._ended.alive and self._process.poll() is None
+        return self._kept.alive and self._process.poll() is None
 
     def fill(self, plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
         """Fill the prepared shards in `stage`. After an error of the merge itself the ranks can take another plan.
@@ -69,17 +74,22 @@ class Ranks:
             UserError, OSError: what went wrong in the first rank that failed; a rank died; they are silent.
         """
         try:
-            self._send({"plan": plan.to_json(), "stage": str(Path(stage).absolute())})
+            order = line({"plan": plan.to_json(), "stage": str(Path(stage).absolute())})
+            threading.Thread(target=_write, args=(self._orders, order), daemon=True).start()
             failure = self._follow(progress)
         except BaseException:
-            self._ended()
+            self._kill()
             raise
         if failure is not None:
             raise unpack(failure)
 
     def close(self) -> None:
         """End the ranks and wait for them."""
-        self._ended()
+        self._kept()
+
+    def _kill(self) -> None:
+        if self._kept.detach() is not None:
+            _end(self._process, self._orders, self.pids, False)
 
     def _meet(self, count: int, seconds: float) -> None:
         try:
@@ -91,7 +101,7 @@ class Ranks:
             self.pids.extend(message["pids"])
             log.debug("ranks on %s", message["devices"])
         except BaseException:
-            self._ended()
+            self._kill()
             raise
 
     def _follow(self, progress: Progress | None) -> dict[str, Any] | None:
@@ -104,14 +114,6 @@ class Ranks:
                 logging.getLogger("souping.merge").warning("%s", message["warning"])
             elif "done" in message or "failed" in message:
                 return message.get("failed")
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line(message))
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            raise self._death() from None
 
     def _hear(self, seconds: float, complaint: str) -> dict[str, Any]:
         try:
@@ -129,7 +131,7 @@ class Ranks:
         """Why the launcher ended."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE)
-        self._ended()
+        self._kill()
         self._notes.join(PATIENCE)
         return UserError(f"merge=accelerate: {diagnosis(''.join(self._said))}; nothing was written")
 
@@ -163,18 +165,32 @@ def _note(stream: IO[bytes], said: deque[str]) -> None:
         said.append(raw.decode(errors="replace"))
 
 
-def _end(process: subprocess.Popen[bytes], pids: list[int]) -> None:
-    """End of input ends ranks that listen; the launcher ends those that do not; what is left is killed."""
-    assert process.stdin is not None
+def _write(stream: FileIO, text: bytes) -> None:
+    """In a thread, for ranks that hang do not read. An end of the ranks is seen on their output."""
+    view = memoryview(text)
     with suppress(OSError, ValueError):
-        process.stdin.close()
-    for stop in (None, signal.SIGTERM, signal.SIGKILL):
-        if stop is not None:
-            process.send_signal(stop)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE / 2)
-            break
+        while view:
+            view = view[stream.write(view) :]
+
+
+def _end(process: subprocess.Popen[bytes], orders: FileIO, pids: list[int], polite: bool) -> None:
+    """End of input ends ranks that listen; a launcher that is told to ends those that do not; the rest is killed."""
+    orders.close()
+    if polite and _ended(process, PATIENCE):
+        return
+    process.terminate()
+    if not _ended(process, LAST):
+        process.kill()
+        process.wait()
     if process.returncode == -signal.SIGKILL:  # a launcher that was killed has left its ranks behind
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
