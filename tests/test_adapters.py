@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from souping.core import UserError
 from souping.merge.adapters import AdapterPool, open_adapters
+from souping.merge.adapters.device import DeviceProduct
+from souping.merge.adapters.factors import Product
 from souping.merge.adapters.keep import _pattern
 from souping.merge.adapters.settings import first_match
 from souping.merge.backends import LocalMerge
@@ -140,6 +143,15 @@ def test_a_merged_soup_is_the_base_plus_the_sum_rounded_once(base: Path, tmp_pat
     assert {"config.json", "tokenizer.json", "recipe.json"} <= {p.name for p in out.iterdir()}
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_sum_on_a_device_is_the_sum_in_numpy(transposed: bool) -> None:
+    dice = np.random.default_rng(0)
+    a, b = (dice.standard_normal(shape, dtype=np.float32) for shape in ((5, 30), (20, 5)))
+    made = Product(a, b, transposed)
+    rows = dice.standard_normal((7, 20 if transposed else 30), dtype=np.float32)
+    assert np.array_equal(DeviceProduct(made, "cpu").added(rows, 4).numpy(), made.added(rows, 4))
+
+
 def test_modules_of_other_adapters_get_the_base_back(base: Path, tmp_path: Path) -> None:
     pool = opened(two(tmp_path, base))
     module, fresh = load(base), load(base)
@@ -260,6 +272,12 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"merge\.base=nowhere is not a folder"):
             opened(folders, base="nowhere")
         assert opened(folders, base=str(base)).model_folder == base
+        assert not any("merge.base" in warning for warning in opened(folders, base=str(base)).warnings)
+
+    def test_of_nothing_but_a_warning_for_another_base(self, base: Path, tmp_path: Path) -> None:
+        shutil.copytree(base, tmp_path / "other")
+        pool = opened(two(tmp_path, base), base=str(tmp_path / "other"))
+        assert any("name the base" in warning and "other is used" in warning for warning in pool.warnings)
 
     def test_of_mixed_pools_and_full_models_settings(self, base: Path, tmp_path: Path) -> None:
         folders = two(tmp_path, base)

@@ -22,12 +22,22 @@ Settings = dict[str, Any]
 
 
 def save_base(folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32) -> Path:
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MixtralConfig,
+        MixtralForCausalLM,
+    )
 
     torch.manual_seed(0)
     if kind == "llama":
         shape = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
         model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=71, num_hidden_layers=2, tie_word_embeddings=tie, **shape))
+    elif kind == "mixtral":
+        shape = {"hidden_size": 24, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+        model = MixtralForCausalLM(MixtralConfig(vocab_size=71, num_hidden_layers=2, num_local_experts=3, **shape))
     else:
         model = GPT2LMHeadModel(GPT2Config(vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16))
     with torch.no_grad():
@@ -188,6 +198,21 @@ def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
     poured = load_base(base)
     pool.live({}, poured).pour(recipe)
     close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
+
+
+def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
+    """The live experts have other names than the checkpoint's; what is adapted has not."""
+    base = save_base(tmp_path / "base", "mixtral")
+    pool = pool_of(tmp_path, base, {"a": {"r": 2, **QV}, "b": {"r": 3, **QV}}, adapters="merge")
+    recipe = pool.recipe(("a", "b"), (0.25, 0.75))
+    poured = load_base(base)
+    pool.live({}, poured).pour(recipe)
+    written = load_base(pool.write(pool.plan(recipe), tmp_path / "full"))
+    assert torch.equal(forward(poured), forward(written))
+    want = {name: products(base, tmp_path / name) for name in "ab"}
+    for module in want["a"]:
+        delta = poured.get_submodule(module).weight - load_base(base).get_submodule(module).weight
+        close(delta, 0.25 * want["a"][module] + 0.75 * want["b"][module], 2**-19)
 
 
 def test_one_adapter_of_weight_one_keeps_its_products(tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ class Adapter:
         return self.checkpoint.dtype
 
     @property
+    def nbytes(self) -> int:
+        return self.checkpoint.nbytes
+
+    @property
     def has_tokenizer(self) -> bool:
         return bool({"tokenizer.json", "tokenizer_config.json"} & set(self.checkpoint.side))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from souping.core import UserError
 from souping.merge.adapters.adapter import Adapter
 from souping.merge.checkpoint import Checkpoint
+from souping.merge.header import shown
 from souping.merge.tokenizers import compare_tokenizers, read_tokenizer
 
 
@@ -37,6 +39,17 @@ def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list
         if adapter.has_tokenizer:
             found += compare_tokenizers("base", name, own, read_tokenizer(adapter.checkpoint), "error")
     return found
+
+
+def note_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
+    """One note where the adapters name a folder that is here, and another one is used."""
+    named = next(iter(adapters.values())).settings.base
+    if named is None or "\0" in named:
+        return []
+    path = Path(named).expanduser()
+    if not path.is_dir() or path.resolve() == base.folder.resolve():
+        return []
+    return [f"the adapters name the base {shown(named)}, but merge.base={base.folder} is used"]
 
 
 def note_targets(adapters: Mapping[str, Adapter]) -> list[str]:

@@ -7,10 +7,12 @@ from typing import Any
 
 from souping.core import Recipe, UserError
 from souping.merge.adapters.base import Site
+from souping.merge.adapters.device import DeviceProduct
 from souping.merge.adapters.factors import Product, Read, Share, blocks_of, product
 from souping.merge.adapters.guard import Guard
 from souping.merge.header import shown
-from souping.merge.kernels import Float32, narrow, widen
+from souping.merge.kernels import Float32, widen
+from souping.merge.targets import TORCH_DTYPES
 
 
 class AdapterLive:
@@ -54,26 +56,32 @@ class AdapterLive:
     def _fill(self, site: Site, shares: Sequence[Share], recipe: Recipe) -> None:
         import torch
 
-        made = product(self._read, shares, self._factor_dtype(recipe), site.transposed, self._guard) if shares else None
         owner, attribute = self._places[site.module]
         target, stored = getattr(owner, attribute), self._stored(site, recipe)
-        rows, columns = site.tensor.shape
+        made = self._product(site, shares, recipe, target.device)
         with torch.no_grad():
-            for first, count in blocks_of(rows, columns):
-                values = self._block(site, made, first, count, stored)
-                target[first : first + count].copy_(torch.from_numpy(values))
+            for first, count in blocks_of(*site.tensor.shape):
+                values = self._base_rows(site, first, count)
+                sums = torch.from_numpy(values.copy()) if made is None else torch.as_tensor(made.added(values, first))
+                if stored is not None:
+                    sums = sums.to(getattr(torch, TORCH_DTYPES[stored]))
+                self._guard.soup(sums.float().cpu().numpy(), site.tensor.name)
+                target[first : first + count].copy_(sums)
 
-    def _block(self, site: Site, made: Product | None, first: int, count: int, stored: str | None) -> Float32:
-        """Rows of the soup's weight in fp32, holding the numbers of `stored` where it is a dtype."""
+    def _product(
+        self, site: Site, shares: Sequence[Share], recipe: Recipe, device: Any
+    ) -> Product | DeviceProduct | None:
+        if not shares:
+            return None
+        made = product(self._read, shares, self._factor_dtype(recipe), site.transposed, self._guard)
+        return DeviceProduct(made, device) if device.type == "cuda" else made
+
+    def _base_rows(self, site: Site, first: int, count: int) -> Float32:
         columns = site.tensor.shape[1]
         raw = self._read(self._base, site.tensor, first * columns, count * columns)
-        base = widen(raw, site.tensor.dtype).reshape(count, columns)
-        self._guard(base, self._base, site.tensor)
-        values = base.copy() if made is None else made.added(base, first)
-        if stored is not None:
-            values = widen(narrow(values.reshape(-1), stored), stored).reshape(values.shape)
-        self._guard.soup(values, site.tensor.name)
-        return values
+        rows = widen(raw, site.tensor.dtype).reshape(count, columns)
+        self._guard(rows, self._base, site.tensor)
+        return rows
 
 
 def _place(module: Any, site: Site) -> tuple[Any, str]:

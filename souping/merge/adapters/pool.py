@@ -11,7 +11,7 @@ from typing import Any
 from souping.core import Recipe, UserError, Weights
 from souping.merge.adapters.adapter import WEIGHTS, Adapter, is_adapter
 from souping.merge.adapters.base import Site, find_base, sites
-from souping.merge.adapters.checks import check_settings, compare_with_base, note_targets
+from souping.merge.adapters.checks import check_settings, compare_with_base, note_base, note_targets
 from souping.merge.adapters.factors import FileReader, Read, Share
 from souping.merge.adapters.full import FULL, base_plan, refuse_shared, write_model
 from souping.merge.adapters.guard import Guard
@@ -61,7 +61,8 @@ class AdapterPool:
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             refuse_shared(self.sites, dict.fromkeys(self.sites, ()))
-        self.warnings = [*compare_with_base(self.adapters, self.base), *note_targets(self.adapters)]
+        self.warnings = [*note_base(self.adapters, self.base), *compare_with_base(self.adapters, self.base)]
+        self.warnings += note_targets(self.adapters)
         self.base_fingerprint = fingerprint(self.base.folder, cache, merge.allow_pickle)
         self.fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
         self._base_name = base_name(folders)
