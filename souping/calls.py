@@ -19,12 +19,12 @@ from souping import syntax
 from souping.core import UserError
 
 LANGUAGES = ("python", "java", "javascript")
-LONGEST = 20_000
+LONGEST = 8_000
 """Characters of an output above which it is not read (and so is wrong): time stays bounded on garbage."""
 DEEPEST = 40
 """Nesting of brackets above which an output is not read."""
 _ATTEMPT = re.compile(r"^[ \t`\[(]*[A-Za-z_$][\w$]*(?:\.[A-Za-z_$][\w$]*)*\(", re.MULTILINE)
-_QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
+_QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")  # possessive: linear on garbage
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
