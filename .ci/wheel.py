@@ -6,12 +6,19 @@ import sys
 import zipfile
 from pathlib import Path
 
+NEEDED = (
+    "souping/conf/config.yaml",
+    "souping/conf/experiment/bfcl.yaml",
+    "souping/data/paper/bfcl_8b.csv",
+    "souping/pantry/items.jsonl",
+    "souping/py.typed",
+)
 wheel = next(Path(sys.argv[1]).glob("souping-*.whl"))
 names = zipfile.ZipFile(wheel).namelist()
 tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-needed = ["souping/conf/config.yaml", "souping/conf/experiment/bfcl.yaml", "souping/data/paper/bfcl_8b.csv", "souping/py.typed"]
-missing = [name for name in needed if name not in names]
-models = {name.split("/")[3] for name in names if name.startswith("souping/pantry/models/") and name.endswith(".safetensors")}
-size = wheel.stat().st_size / 1e6
-print(f"wheel: {len(names)} files, {size:.1f} MB, {len(models)} pantry models")
-sys.exit(bool(missing or tops != {"souping"} or len(models) < 6))
+missing = [name for name in NEEDED if name not in names]
+weights = [name for name in names if name.startswith("souping/pantry/models/") and name.endswith(".safetensors")]
+print(
+    f"wheel: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB, {len(weights)} pantry models, missing: {missing}"
+)
+sys.exit(bool(missing or tops != {"souping"} or len(weights) < 6))

@@ -71,7 +71,7 @@ def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Fo
     run, trials = session.run, trial_rows(found.trials, selection)
     parts = {
         "experiment": run.name,
-        "benchmark": {"name": run.benchmark.title, "note": _note(run)},
+        "benchmark": _benchmark(run),
         "objective": session.objective(found),
         "selection": selection_dict(selection, scores),
         "recipe": found.recipe.as_dict(),
@@ -198,7 +198,7 @@ def _no_scores() -> ScoreMatrix:
     raise AssertionError("a published table needs no evaluation")
 
 
-def _note(run: Run) -> str:
-    """The pantry's items say everywhere what they are not."""
-    path = Path(run.benchmark.path or "")
-    return pantry.NOTE if path.resolve().parent == Path(pantry.__file__).parent else ""
+def _benchmark(run: Run) -> dict[str, str]:
+    """Name and note. The pantry's items say everywhere what they are not."""
+    own = Path(run.benchmark.path or "").resolve().parent == Path(pantry.__file__).parent
+    return {"name": "pantry", "note": pantry.NOTE} if own else {"name": run.benchmark.title, "note": ""}

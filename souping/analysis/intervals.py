@@ -194,4 +194,3 @@ def _student(degrees: int) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(max(degrees, 1), 1 - TAIL))
-
