@@ -124,6 +124,16 @@ def test_a_soup_by_hand_is_rebuilt_bit_for_bit(adapters: Path, souping: Cli, tmp
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
 
+def test_another_store_is_told_where_adapters_and_base_lie(adapters: Path, souping: Cli, tmp_path: Path) -> None:
+    hand = ["+experiment=merge", "optimiser.weights=[0.5,0.2,0.3]", *pool_of(adapters)[:2], "out=soup"]
+    assert souping(*hand).code == 0
+    again = ["+experiment=rebuild", "recipe=soup/recipe.json", "store.path=new.sqlite", "out=again"]
+    souping(*again, pool_of(adapters)[0]).refused("the recipe's base model", "merge.base=FOLDER")
+    assert souping(*again, *pool_of(adapters)[:2]).code == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "soup" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
 def test_a_rebuild_refuses_an_adapter_that_changed(adapters: Path, souping: Cli, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     save_adapter(mine, adapters / "base", MODULES["cat"], 9)
