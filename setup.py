@@ -40,6 +40,6 @@ setup(
         "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,
-    extras_require={"dev": DEV, "peft": ["peft>=0.14"]},
+    extras_require={"dev": DEV, "peft": ["peft>=0.18"]},
     entry_points={"console_scripts": ["souping=souping.cli:main"]},
 )
