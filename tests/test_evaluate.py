@@ -15,7 +15,7 @@ from souping.evaluate.loading import load_module, load_tokenizer
 from souping.evaluate.local import LocalEvaluator
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
-EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7)]
+EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7, workers=3)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,14 @@ class TestConformance:
 
     def test_settings_decide_the_fingerprint(self, evaluator: LocalEvaluator) -> None:
         assert evaluator.fingerprint == replace(evaluator).fingerprint
-        for change in ({"batch_size": 3}, {"max_new_tokens": 9}, {"dtype": "float16"}, {"threads": 2}, {"stop": ["x"]}):
+        for change in (
+            {"batch_size": 3},
+            {"max_new_tokens": 9},
+            {"dtype": "float16"},
+            {"threads": 2},
+            {"workers": 2},
+            {"stop": ["x"]},
+        ):
             changed = replace(evaluator, **change)  # type: ignore[arg-type]
             assert changed.fingerprint != evaluator.fingerprint
 
@@ -74,6 +81,12 @@ def test_batching_does_not_change_the_answers(served: SimpleNamespace, items: tu
     together = [r.output for r in LOCAL.evaluate(served, items[:12])]
     alone = [LOCAL.evaluate(served, [i])[0].output for i in items[:12]]
     assert together == alone
+
+
+def test_workers_share_a_batch_and_keep_its_order(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    for count in (1, 2, 11):
+        shared = replace(LOCAL, workers=3).evaluate(served, items[:count])
+        assert shared == LOCAL.evaluate(served, items[:count])
 
 
 def test_generation_equals_a_loop_without_a_cache(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
@@ -113,7 +126,9 @@ def test_a_prompt_that_does_not_fit_is_named(served: SimpleNamespace) -> None:
         LOCAL.evaluate(served, [item("a" * 200, "long")])
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"threads": 0}, {"max_new_tokens": -1}, {"dtype": "int8"}])
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 0}, {"threads": 0}, {"workers": 0}, {"max_new_tokens": -1}, {"dtype": "int8"}]
+)
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"evaluator\."):
         LocalEvaluator(**change)
