@@ -46,11 +46,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(accelerate_launch, "LINGER", 0.0)
     monkeypatch.setattr(accelerate_worker, "LINGER", 0.0)
     monkeypatch.setattr(accelerate_worker, "IDLE", 0.05)
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
     audible()
     yield
     audible()
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 class Parent:
@@ -188,7 +190,7 @@ def test_a_command_that_loses_a_rank_clears_away(
 
 def test_a_launcher_that_is_stopped_ends_its_command_through_the_clean_up() -> None:
     with pytest.raises(SystemExit) as caught:
-        accelerate_launch._clear()
+        accelerate_launch._clear(signal.SIGTERM, None)
     assert caught.value.code == 143
 
 

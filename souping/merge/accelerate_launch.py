@@ -32,7 +32,7 @@ def together(job: Callable[[Shares], int], asked: int | None, timeout: float) ->
     except UserError as error:
         return _say(error) if int(os.environ.get("RANK", 0)) == 0 else 0
     try:
-        status = _first(team, job) if team.rank == 0 else serve(team)
+        status = _first(team, job) if team.rank == 0 else _other(team)
         team.leave()
         return status
     except LostError as error:
@@ -48,7 +48,8 @@ def _first(team: Team, job: Callable[[Shares], int]) -> int:
     for member in team.introduce():
         if member["note"]:
             log.warning("%s", member["note"])
-    signal.signal(signal.SIGTERM, _clear)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _clear)
 
     def shares(plan: MergePlan, stage: Path, progress: Progress | None) -> None:
         team.tell({"verb": "fill", "plan": plan.to_json(), "stage": str(stage)})
@@ -68,10 +69,17 @@ def _first(team: Team, job: Callable[[Shares], int]) -> int:
     return status
 
 
-def _clear(*_: Any) -> NoReturn:
-    """A launcher that is stopped stops its ranks: leave through the clean-up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(128 + signal.SIGTERM)
+def _other(team: Team) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a trace: rank 0 says what is to be said
+    return serve(team)
+
+
+def _clear(number: int, _: Any) -> NoReturn:
+    """A launcher that is stopped, or has lost another rank, stops its ranks: leave through the clean-up."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    print("stopped by the launcher; nothing was written", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
 
 
 def _say(error: Exception, more: str = "") -> int:
