@@ -53,17 +53,51 @@ def config(size: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _write(path: Path, table: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
-    """A shard of normal values of standard deviation 0.02, cut to bf16."""
+def _header(table: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
+    """(length and header of a safetensors file with these bf16 tensors, bytes of data)."""
     entries, offset = {}, 0
     for name, shape in table.items():
         nbytes = 2 * int(np.prod(shape))
         entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
-    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
-    header += b" " * (-len(header) % 8)
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset
+
+
+def _write(path: Path, table: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
+    """A shard of normal values of standard deviation 0.02, cut to bf16."""
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(_header(table)[0])
         for shape in table.values():
             values = rng.standard_normal(int(np.prod(shape)), np.float32) * np.float32(0.02)
             file.write((values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).tobytes())
+
+
+def sparse_70b(folder: Path) -> Path:
+    """A checkpoint with the tensors of Llama-3-70B in 5 GB shards whose files are holes behind true headers."""
+    shapes_70b: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (128256, 8192)}
+    for layer in range(80):
+        name = f"model.layers.{layer}."
+        shapes_70b |= {f"{name}self_attn.{p}_proj.weight": (8192 if p in "qo" else 1024, 8192) for p in "qkvo"}
+        shapes_70b |= {f"{name}mlp.{p}_proj.weight": (28672, 8192) for p in ("gate", "up")}
+        shapes_70b[f"{name}mlp.down_proj.weight"] = (8192, 28672)
+        shapes_70b |= {f"{name}{p}_layernorm.weight": (8192,) for p in ("input", "post_attention")}
+    shapes_70b |= {"model.norm.weight": (8192,), "lm_head.weight": (128256, 8192)}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config("1.2")))
+    groups: list[dict[str, tuple[int, ...]]] = [{}]
+    for name, shape in shapes_70b.items():
+        if sum(2 * int(np.prod(s)) for s in (*groups[-1].values(), shape)) > 5_000_000_000:
+            groups.append({})
+        groups[-1][name] = shape
+    places = {}
+    for number, group in enumerate(groups):
+        file = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
+        places.update(dict.fromkeys(group, file))
+        header, size = _header(group)
+        with (folder / file).open("wb") as handle:
+            handle.write(header)
+            handle.truncate(len(header) + size)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder

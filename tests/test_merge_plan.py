@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,10 +17,13 @@ from merge_files import expected, family, load, opened, random_tensors, same_bit
 
 from souping.core import UserError
 from souping.merge import runs as work
+from souping.merge import statistics
 from souping.merge.average import Kitchen, prepare
 from souping.merge.backends import LocalMerge
 from souping.merge.checkpoint import Checkpoint
 from souping.merge.cook import cook
+from souping.merge.kernels import Float32
+from souping.merge.methods import METHODS, Method
 from souping.merge.patterns import matcher
 from souping.merge.plan import MergePlan, parse_size, plan
 
@@ -252,6 +258,84 @@ def test_overflow_of_a_narrow_dtype_is_found(tmp_path: Path) -> None:
     folders = {str(i): save(tmp_path / str(i), {"w": torch.full((9,), 7e4)}) for i in range(2)}
     with pytest.raises(UserError, match="overflow to infinity in tensor w"):
         soup_of(folders, tmp_path / "soup", (0.5, 0.5), dtype="float16")
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "task_arithmetic"])
+def test_files_get_what_the_method_gives_on_whole_tensors(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "STEP", 16)
+    monkeypatch.setattr(work, "BLOCK", 16)
+    folders, based = family(tmp_path, 3), method != "slerp"
+    fields = {"base": str(folders["m2"])} if based else {}
+    pair = {name: folders[name] for name in ("m0", "m1")}
+    soup = soup_of(pair, tmp_path / "soup", (0.35, 0.65), method=method, **fields)
+    parts = [random_tensors(i) for i in ((2, 0, 1) if based else (0, 1))]
+    weights = (0.0, 0.35, 0.65) if based else (0.35, 0.65)
+    for name, tensor in soup.items():
+        whole = METHODS[method]([p[name].float().numpy() for p in parts], weights)
+        want = torch.from_numpy(whole).bfloat16()
+        assert torch.allclose(tensor.float(), want.float(), rtol=2**-7, atol=1e-6), name
+        assert (tensor != want).float().mean() < 0.05, name
+
+
+def test_a_whole_tensor_method_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def middle(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
+        seen.append(len(tensors[0]))
+        return np.asarray(np.median(np.stack(tensors), axis=0), np.float32)
+
+    monkeypatch.setattr(work, "BLOCK", 16)
+    monkeypatch.setitem(METHODS, "middle", Method(function=middle, whole=True))
+    folders = family(tmp_path, 3)
+    soup = soup_of(folders, tmp_path / "soup", (0.2, 0.3, 0.5), method="middle")
+    assert sorted(seen) == sorted(tensor.numel() for tensor in soup.values())
+    parts = [random_tensors(i)["lm_head.weight"] for i in range(3)]
+    assert torch.equal(soup["lm_head.weight"], torch.stack(parts).median(dim=0).values)
+
+
+@pytest.mark.parametrize("base_rows", [12, 15])
+def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows: int) -> None:
+    """Rows that the base lacks are averaged; rows that only the base has are its own."""
+    folders = {f"v{r}": save(tmp_path / str(r), random_tensors(r, rows=r), {"vocab_size": r}) for r in (12, 14)}
+    base = save(tmp_path / "base", random_tensors(7, rows=base_rows), {"vocab_size": base_rows})
+    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), method="task_arithmetic", base=str(base), vocab="union")
+    rows, name = max(14, base_rows), "lm_head.weight"
+    assert soup[name].shape == (rows, 7)
+    long, own = random_tensors(14, rows=14)[name], random_tensors(7, rows=base_rows)[name]
+    assert torch.allclose(soup[name][12:14].float(), long[12:].float(), rtol=2**-7)
+    assert same_bits(soup[name][14:], own[14:])
+
+
+def test_a_single_model_of_a_mixed_pool_can_be_cast(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    soup = soup_of(folders, tmp_path / "soup", (0.0, 1.0), dtype="float32")
+    own = random_tensors(1)
+    assert all(torch.equal(soup[name], own[name].float()) for name in own)
+
+
+def test_what_a_plan_says(tmp_path: Path) -> None:
+    folders = {
+        str(i): save(tmp_path / str(i), random_tensors(i, d)) for i, d in enumerate((torch.bfloat16, torch.float32))
+    }
+    text = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=300).describe()
+    assert "linear soup" in text
+    assert "0.5 x 0 + 0.5 x 1" in text
+    assert "note: ingredients differ in dtype (0 bfloat16, 1 float32): the widest is written" in text
+
+
+def test_recipes_that_do_not_fit_their_folders(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    with pytest.raises(UserError, match="ingredient m1 has no folder"):
+        plan(simple(folders, (0.5, 0.5)), {"m0": folders["m0"]})
+    with pytest.raises(UserError, match="no ingredient with a weight above zero"):
+        plan(simple(folders, (0.0, 0.0)), folders)
+    with pytest.raises(UserError, match=r"merge\.carry=m7 is not an ingredient"):
+        plan(simple(folders, (0.5, 0.5)), folders, carry="m7")
+    with pytest.raises(UserError, match=r"set merge\.base=FOLDER"):
+        plan(replace(simple(folders, (0.5, 0.5)), method="task_arithmetic"), folders)
+    assert plan(simple(folders, (0.5, 0.5)), folders, carry="m1").carry == 1
 
 
 def test_a_pool_of_70b_is_planned_from_headers_alone(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
     the fp32 rounding it is moved by its own error first (rounding to odd, Boldo and Melquiond 2008).
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        product = np.float64(np.float32(weight)) * values.astype(np.float64)
-        wide = total.astype(np.float64)
+        product = np.float64(np.float32(weight)) * values.astype(np.float64).reshape(-1)
+        wide = total.astype(np.float64).reshape(-1)
         sums = product + wide
         bits = sums.view(np.uint64)
         ties = (bits & np.uint64(0x0FFFFFFF)) == 0
@@ -59,7 +59,7 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
         doubtful = np.flatnonzero((ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0)))
         if len(doubtful):
             _round_to_odd(sums, product, wide, doubtful)
-        return sums.astype(np.float32)
+        return sums.astype(np.float32).reshape(total.shape)
 
 
 def _round_to_odd(

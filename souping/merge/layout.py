@@ -112,9 +112,10 @@ class MergePlan:
         lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
         read, written = human(self.read_bytes), human(self.nbytes)
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
         return (
             f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
-            f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
+            f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}{notes}"
         )
 
     def to_json(self) -> str:

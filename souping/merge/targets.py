@@ -65,7 +65,7 @@ class Targets:
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
         """Give the module's embeddings the soup's number of rows, where they differ."""
         embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()
-        weight = getattr(embeddings, "weight", None)
+        weight: Any = getattr(embeddings, "weight", None)
         if weight is None:
             return
         named = self._named()

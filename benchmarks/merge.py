@@ -1,0 +1,197 @@
+"""The merge engine against the limits of the machine, mergekit, and naive averaging; inputs are generated.
+
+    python benchmarks/merge.py --folder /tmp/merge-bench --mergekit /path/to/mergekit-yaml --rounds 5
+
+Every ratio comes from interleaved rounds of one run, after one that is thrown away, with `sync` before each. Needs
+about 12 GB of disk in --folder, which is emptied at the end, and memory enough for 10 GB of page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from merge_inputs import generate, sparse_70b
+from merge_phases import averaging, cold, pouring, recipe_of, timed
+
+from souping.merge.checkpoint import Checkpoint
+from souping.merge.plan import plan
+
+HERE = Path(__file__).resolve().parent
+LAUNCHER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""  # a small parent of its own: a child's peak memory starts at its parent's
+WEIGHTS = {2: (0.4, 0.6), 4: (0.1, 0.2, 0.3, 0.4), 8: (0.125,) * 8}
+
+
+class Bench:
+    """Runs processes in turn and keeps what they cost."""
+
+    def __init__(self, folder: Path, mergekit: str | None) -> None:
+        self.folder, self.mergekit = folder, mergekit
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def inputs(self, size: str, count: int, distinct: int) -> dict[str, Path]:
+        """`count` checkpoints of `size` GB; beyond `distinct` they are the first ones again under other names."""
+        made = []
+        for seed in range(min(count, distinct)):
+            path = self.folder / "inputs" / size / f"m{seed}"
+            made.append(path if path.exists() else generate(path, size, seed))
+        return {f"m{i}": made[i % len(made)] for i in range(count)}
+
+    def command(self, what: str, folders: dict[str, Path]) -> list[str]:
+        out, paths = str(self.folder / f"out-{what}"), [str(path) for path in folders.values()]
+        weights = WEIGHTS[len(paths)]
+        if what == "mergekit":
+            models = [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, weights, strict=True)]
+            table = {"merge_method": "linear", "models": models, "parameters": {"normalize": False}}
+            config = self.folder / "mergekit.yml"
+            config.write_text(json.dumps({**table, "dtype": "bfloat16"}))  # JSON is YAML
+            flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet", "--lazy-unpickle", "--async-write"]
+            return [str(self.mergekit), str(config), out, *flags]
+        return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, ",".join(map(str, weights)), *paths]
+
+    def cost(self, what: str, folders: dict[str, Path]) -> tuple[float, float, float]:
+        """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk."""
+        command = self.command(what, folders)
+        shutil.rmtree(self.folder / f"out-{what}", ignore_errors=True)
+        os.sync()
+        own = {} if what == "mergekit" else {"PYTHONPATH": str(HERE.parent)}
+        environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+        log = self.folder / "log"
+        with log.open("wb") as file:
+            launch = [sys.executable, "-S", "-c", LAUNCHER, *command]
+            done = subprocess.run(launch, stdout=subprocess.PIPE, stderr=file, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{what} failed:\n{log.read_text()[-2000:]}")
+        wall, cpu, rss = map(float, done.stdout.split())
+        return wall, cpu, rss
+
+    def contest(self, names: Sequence[str], folders: dict[str, Path], rounds: int) -> dict[str, tuple[float, ...]]:
+        """Medians of each contender's costs."""
+        costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+        for _ in range(rounds + 1):
+            for name in names:
+                costs[name].append(self.cost(name, folders))
+        return {name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True)) for name, rows in costs.items()}
+
+
+def processes(bench: Bench, rounds: int, naive: int) -> None:
+    """Whole processes on 4 x 1.2 GB, warm, each with its own flush or none."""
+    folders = bench.inputs("1.2", 4, 4)
+    names = ["ours", *(["mergekit"] if bench.mergekit else [])]
+    found = bench.contest(names, folders, rounds)
+    if naive:
+        found |= bench.contest(["naive"], folders, naive)
+    bench.say("\n## Whole process, 4 x 1.19 GB, warm cache\n")
+    bench.say("| what | wall s | cpu s | peak RSS MB | wall, ours / it | cpu, ours / it |\n|---|---|---|---|---|---|")
+    for name, (wall, cpu, rss) in found.items():
+        ratios = f"{found['ours'][0] / wall:.3f} | {found['ours'][1] / cpu:.3f}"
+        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {ratios} |")
+    if bench.mergekit:
+        same = equal(bench.folder / "out-ours", bench.folder / "out-mergekit")
+        bench.say(f"\nBytes of ours and mergekit's tensors: {'equal' if same else 'DIFFERENT'}.")
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same tensors, byte for byte."""
+    left, right = Checkpoint.open(a), Checkpoint.open(b)
+    return set(left.tensors) == set(right.tensors) and all(
+        np.array_equal(_bytes(left, name), _bytes(right, name)) for name in left.tensors
+    )
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    t = checkpoint.tensors[name]
+    return np.memmap(checkpoint.folder / t.file, np.uint8, "r", t.offset, (t.nbytes,))
+
+
+def memory(bench: Bench) -> None:
+    """Peak RSS of our process for other numbers and sizes of models."""
+    bench.say("\n## Peak RSS of our process\n\n| models | MB | wall s |\n|---|---|---|")
+    for size, count, distinct in (("1.2", 2, 4), ("1.2", 4, 4), ("1.2", 8, 4), ("0.3", 4, 4), ("2.4", 4, 2)):
+        wall, _, rss = bench.cost("ours", bench.inputs(size, count, distinct))
+        bench.say(f"| {count} x {size} GB | {rss:.0f} | {wall:.2f} |")
+    shutil.rmtree(bench.folder / "inputs" / "2.4", ignore_errors=True)
+
+
+def phases(bench: Bench, rounds: int) -> None:
+    """Inside one process: arithmetic against no arithmetic, warm and cold, and pouring."""
+    folders, stage = bench.inputs("1.2", 4, 4), bench.folder / "stage"
+    made = plan(recipe_of(folders, WEIGHTS[4]), folders)
+    bench.say("\n## Inside one process, 4 x 1.19 GB\n\n| what | s | limit | s | ratio |\n|---|---|---|---|---|")
+    warm = averaging(made, stage, rounds)
+    _line(bench, "averaging, warm, no fsync", warm["averaging"], "same reads and writes, no arithmetic", warm["raw"])
+    disk = cold(made, stage, rounds)
+    _line(bench, "cold inputs, fsync", disk["averaging"], "same reads, writes and fsync", disk["raw"])
+    shutil.rmtree(stage, ignore_errors=True)
+    live = pouring(folders, WEIGHTS[4], rounds)
+    _line(bench, "pour into a live fp32 module", live["pour"], "plain copy of as many bytes", live["copy"])
+    _line(bench, "whole-tensor fp32 arithmetic", live["whole tensors"], "pour", live["pour"])
+
+
+def _line(bench: Bench, what: str, seconds: float, limit: str, floor: float) -> None:
+    bench.say(f"| {what} | {seconds:.3f} | {limit} | {floor:.3f} | {seconds / floor:.2f} |")
+
+
+def planning(bench: Bench) -> None:
+    """Four checkpoints of 70B parameters: headers over files that are holes."""
+    folders = {name: sparse_70b(bench.folder / "70b" / name) for name in "abcd"}
+    seconds = timed(lambda: plan(recipe_of(folders, WEIGHTS[4]), folders))
+    bench.say(f"\nPlan of 4 x 70B from headers: {seconds:.3f} s.")
+    shutil.rmtree(bench.folder / "70b")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="an absent or empty folder with 12 GB of room")
+    parser.add_argument("--mergekit", help="mergekit-yaml of an environment that has mergekit 0.1.5")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)")
+    parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
+    options = parser.parse_args()
+    sys.path.append(sys.path.pop(0))  # benchmarks/ must not hide packages of the same names from later imports
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise SystemExit(f"{options.folder} is not empty")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.folder.resolve(), options.mergekit)
+    today = datetime.date.today().isoformat()
+    load = os.getloadavg()[0]
+    bench.say(f"# Merge benchmark, {today}\n")
+    bench.say(
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before."
+    )
+    try:
+        planning(bench)
+        processes(bench, options.rounds, options.naive)
+        phases(bench, options.rounds)
+        memory(bench)
+    finally:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    bench.say(f"\nLoad {os.getloadavg()[0]:.1f} after (shared machine: ratios hold, seconds do not).")
+    if options.save:
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / "results" / f"merge-{today}.md").write_text("\n".join(bench.lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

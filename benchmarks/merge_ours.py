@@ -1,0 +1,26 @@
+"""One soup by souping, from folders to a folder, as a process of its own: `merge_ours.py OUT WEIGHTS FOLDER...`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from souping.core import Recipe
+from souping.merge.cook import cook
+from souping.merge.plan import plan
+
+
+def main() -> None:
+    out, weights, *paths = sys.argv[1:]
+    folders = {f"m{i}": Path(path) for i, path in enumerate(paths)}
+    recipe = Recipe(
+        ingredients=tuple(folders),
+        fingerprints=tuple(folders),
+        weights=tuple(float(w) for w in weights.split(",")),
+        dtype="bfloat16",
+    )
+    cook(plan(recipe, folders), Path(out))
+
+
+if __name__ == "__main__":
+    main()
