@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Kitchen:
             UserError: a folder is absent or broken, or the candidates do not fit each other.
         """
         self._evaluator, self._hashes = evaluator, store.hashes
+        _check_folders(candidates)
         self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
         self._merge = self._adapters or merge
         if self._adapters is not None:
@@ -103,6 +105,14 @@ class Kitchen:
             return load_tokenizer(self._adapters.tokenizer_folder(recipe))
         carrier = next(c for c in self.candidates if c.name == recipe.ingredients[0])
         return load_tokenizer(carrier.path)
+
+
+def _check_folders(candidates: Sequence[Candidate]) -> None:
+    for c in candidates:
+        if not c.path.is_dir():
+            hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(c.path))
+            how = f"hf download {c.path} --local-dir {c.path}" if hub else "give the path of a saved Hugging Face model"
+            raise UserError(f"candidate {c.name}: {c.path} is not a folder: {how}")
 
 
 def _twins(candidates: tuple[Candidate, ...]) -> list[str]:
