@@ -40,6 +40,6 @@ setup(
         "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,
-    extras_require={"dev": DEV, "peft": ["peft>=0.18"]},
+    extras_require={"dev": DEV, "peft": ["peft>=0.18"], "mergekit": ["mergekit>=0.1.4,<0.2"]},
     entry_points={"console_scripts": ["souping=souping.cli:main"]},
 )
