@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from merge_files import family, load, random_tensors, save, simple
 
 from souping.core import UserError
 from souping.merge import average, folder, runs
-from souping.merge.__main__ import main
+from souping.merge.__main__ import main, meter
 from souping.merge.cook import cook
 from souping.merge.layout import MergePlan
 from souping.merge.plan import plan
@@ -172,3 +173,27 @@ def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Pat
     run = runs.runs(plan(simple(folders, (1 / count,) * count), folders))[0]
     block = next(runs.blocks(replace(run, count=1 << 30)))
     assert block.count * count <= runs.ROWS
+
+
+def test_the_meter_shows_share_and_speed_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert meter(10**9) is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    show = meter(10**9)
+    assert show is not None
+    show(1, 100)
+    show(100, 100)
+    assert re.search(r"100\.0 % +\d+\.\d\d GB/s\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("lost", ["folder", "config.json"])
+def test_a_carrier_that_went_away_is_named(made: MergePlan, tmp_path: Path, lost: str) -> None:
+    carrier = Path(made.ingredients[0].folder)
+    if lost == "folder":
+        carrier.rename(tmp_path / "pool" / "elsewhere")
+    else:
+        (carrier / lost).unlink()
+    with pytest.raises(UserError, match=r"m0 (cannot be read|has lost its config)"):
+        cook(made, tmp_path / "soup")
+    assert left(tmp_path) == []

@@ -71,6 +71,30 @@ def test_texts_that_are_no_plan(text: str) -> None:
         MergePlan.from_json(text)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_corrupt_plans_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Replace a value somewhere in a saved plan: it cooks, or a UserError comes and nothing is written."""
+    root = tmp_path_factory.mktemp("plan")
+    folders = family(root / "pool", 2)
+    table = json.loads(plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=300).to_json())
+    place: Any = table
+    while isinstance(place, (dict, list)) and place:
+        holder, key = place, data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        place = holder[key]
+        if data.draw(st.integers(0, 5)) == 0:
+            break
+    odd = st.sampled_from([-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]], float("nan"), "BF16", "copy"])
+    holder[key] = data.draw(odd)
+    refused = None
+    try:
+        cook(MergePlan.from_json(json.dumps(table)), root / "soup")
+    except UserError as error:
+        refused = error
+    assert (refused is None) == (root / "soup").exists()
+    assert sorted(path.name for path in root.iterdir()) == (["pool"] if refused else ["pool", "soup"])
+
+
 def test_zero_weights_are_not_read(tmp_path: Path) -> None:
     folders = family(tmp_path, 3)
     made = plan(simple(folders, (0.5, 0.0, 0.5)), folders)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from souping.core import UserError
 from souping.merge.checkpoint import TORCH_NAMES, inside, side_files, small
 from souping.merge.header import parse_json
 from souping.merge.layout import MergePlan
@@ -17,7 +18,12 @@ INDEX_NAME = "model.safetensors.index.json"
 def carried(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     folder = Path(plan.ingredients[plan.carry].folder)
-    files = {name: small(inside(folder, name)) for name in side_files(folder)}
+    try:
+        files = {name: small(inside(folder, name)) for name in side_files(folder)}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    if "config.json" not in files:
+        raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
     files["config.json"] = _config(plan, folder, files["config.json"])
     files["recipe.json"] = recipe_text(plan).encode()
     index = plan.index()

@@ -133,9 +133,13 @@ class MergePlan:
         Raises:
             UserError: the text is not a plan of this version.
         """
+        from souping.merge.soundness import check_plan
+
         try:
-            return _load(json.loads(text))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            plan = _load(json.loads(text))
+            check_plan(plan)
+            return plan
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(
                 f"not a merge plan of version {VERSION}: {type(error).__name__} {str(error)[:100]}"
             ) from None
