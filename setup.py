@@ -15,6 +15,7 @@ CORE = [
     "nevergrad>=1.0.8",
     "numpy>=2,<2.4",  # with 2.4 Nevergrad's MetaModel raises TypeError
     "scipy>=1.13",
+    "llvmlite>=0.44",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
     "rich>=13",
     "pydantic>=2.7",

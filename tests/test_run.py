@@ -151,6 +151,21 @@ def test_a_list_of_weights_sweeps(family: Path, souping: Cli, tmp_path: Path) ->
     assert [r["recipe"]["weights"] for r in reports] == [[0.3, 0.7], [0.6, 0.4]]
 
 
+def test_a_tracked_multirun_is_one_group_with_a_summary_run(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.track_log import log_of, of_type
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
+    done = souping("-m", *pool, "tracker=wandb", "optimiser=uniform", "seed=0,1")
+    assert done.code == 0, done.err
+    sweep = tmp_path / "outputs/fam/sweep"
+    (one,), (two,), (summary,) = (of_type(log_of(folder), "run") for folder in (sweep / "0", sweep / "1", sweep))
+    assert {run["runGroup"] for run in (one, two, summary)} == {"sweep"}
+    assert summary["jobType"] == "summary"
+
+
 def rows_in(store: Path) -> int:
     try:
         with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
