@@ -162,8 +162,8 @@ def test_a_tracked_multirun_is_one_group_with_a_summary_run(
     assert done.code == 0, done.err
     sweep = tmp_path / "outputs/fam/sweep"
     (one,), (two,), (summary,) = (of_type(log_of(folder), "run") for folder in (sweep / "0", sweep / "1", sweep))
-    assert {run["runGroup"] for run in (one, two, summary)} == {"sweep"}
-    assert summary["jobType"] == "summary"
+    assert {run["run_group"] for run in (one, two, summary)} == {"sweep"}
+    assert summary["job_type"] == "summary"
 
 
 def rows_in(store: Path) -> int:
