@@ -204,6 +204,9 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
         shutil.rmtree(partial)
     model.to(torch.bfloat16).save_pretrained(partial)  # type: ignore[arg-type]
     tokenizer.save_pretrained(partial)
+    settings = json.loads((partial / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name that transformers 4 and 5 both know
+    (partial / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     for file in partial.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone
     partial.rename(folder)
