@@ -70,8 +70,9 @@ class Targets:
             return
         named = self._named()
         for tensor in tensors:
-            if tensor.shape[1:] == tuple(weight.shape[1:]) and self._lookup(tensor.name, named) is weight:
-                if tensor.shape[0] != weight.shape[0]:
+            place = self._lookup(tensor.name, named)
+            if place is not None and place is weight:
+                if tensor.shape[0] != place.shape[0]:
                     self._module.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
                 return
 
