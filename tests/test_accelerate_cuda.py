@@ -108,6 +108,7 @@ def test_a_rank_with_a_gpu_cooks_on_it(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (tmp_path / "gpu/model.safetensors").read_bytes() == (local / "model.safetensors").read_bytes()
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("case", GPU_CASES)
 def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
