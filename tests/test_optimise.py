@@ -6,7 +6,7 @@ import pytest
 
 from souping import simplex
 from souping.core import Result, Strategy, UserError, Weights
-from souping.optimise import Fixed, Grid, Nevergrad, Search, Uniform
+from souping.optimise import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
 
 NAMES = ("a", "b", "c")
 STRATEGIES = [
@@ -15,6 +15,7 @@ STRATEGIES = [
     Nevergrad(name="CMA", trials=9),
     Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
     Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
+    GreedySoup(),
     Uniform(),
     Fixed(weights=[0.5, 0.2, 0.3]),
 ]
@@ -135,3 +136,39 @@ def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
         Fixed(weights=[0.25] * 4).start(("a", "c"), pool, 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
+
+
+def grown(scores: dict[frozenset[int], float], late: bool = False) -> tuple[list[Weights], Weights]:
+    """Run a greedy soup over three ingredients; with `late`, three asks are open before a result comes."""
+    optimiser, asked = GreedySoup().start(NAMES, NAMES, 0), list[Weights]()
+    waiting: list[Weights] = []
+    while True:
+        weights = optimiser.ask()
+        if weights is not None:
+            asked.append(weights)
+            waiting.append(weights)
+        if weights is None and not waiting:
+            return asked, optimiser.best()
+        if weights is None or not late or len(waiting) == 3:
+            told = waiting.pop(0)
+            members = frozenset(i for i, w in enumerate(told) if w)
+            optimiser.tell(told, Result(objective=scores[members], categories={}, items=1))
+
+
+GREEDY = {
+    "grows": ({0: 0.5, 1: 0.7, 2: 0.6, 12: 0.8, 102: 0.9}, {0, 1, 2}),
+    "rejects the equal": ({0: 0.5, 1: 0.7, 2: 0.6, 12: 0.7, 10: 0.75}, {0, 1}),
+    "keeps the single": ({0: 0.5, 1: 0.7, 2: 0.6, 12: 0.6, 10: 0.65}, {1}),
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("case", list(GREEDY))
+def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -> None:
+    table, expected = GREEDY[case]
+    scores = dict.fromkeys([frozenset(s) for s in ([0, 1], [0, 2], [1, 2], [0, 1, 2])], 0.0)
+    scores |= {frozenset(int(digit) for digit in str(key)): value for key, value in table.items()}
+    asked, best = grown(scores, late)
+    assert {i for i, w in enumerate(best) if w} == expected
+    assert late or len(asked) == 5
+    assert len(set(asked)) == len(asked)
