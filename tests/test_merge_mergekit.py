@@ -24,8 +24,7 @@ from souping.merge.mergekit import MergekitMerge, MergekitPlan
 from souping.merge.mergekit_yaml import Imported, from_yaml, to_yaml
 from souping.merge.plan import plan
 
-BESIDE = str(Path(sys.executable).parent)
-COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=BESIDE)
+COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)
 needs_mergekit = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")
 WEIGHTS = {
     "1/3": (1 / 3,) * 3,
