@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from souping.core import Recipe
+from souping.merge.backends import LocalMerge
 from souping.merge.checkpoint import Checkpoint, fingerprint
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "torch_dtype": "bfloat16"}
@@ -131,3 +132,9 @@ def sparse_70b(folder: Path) -> Path:
             handle.truncate(handle.tell() + max(entry["data_offsets"][1] for entry in header.values()))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     return folder
+
+
+def soup_of(folders: dict[str, Path], out: Path, weights: tuple[float, ...], **fields: Any) -> dict[str, torch.Tensor]:
+    merge = LocalMerge(**fields)
+    recipe = merge.recipe(tuple(folders), weights, *opened(folders))
+    return load(merge.write(merge.plan(recipe, folders), out))
