@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m souping.pantry", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("models", "items"), default="models", help="default: models")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the package's own)")
-    parser.add_argument("--threads", type=_positive, default=2, help="threads of torch (default: 2)")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads of torch (default: 1, about ten minutes)")
     parser.add_argument("--steps", type=_positive, help="stop each stage after so many steps, to try the script out")
     parser.add_argument("--dev", type=_positive, default=60, help="development items a category (default: 60)")
     return parser
