@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -72,6 +73,7 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
+    _hear_warnings()
     plain = configuration.resolved(cfg)
     if group and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
@@ -86,12 +88,25 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         seed=plain["seed"],
         stop_after=plain["stop_after"],
         recipe=Path(plain["recipe"]).expanduser() if plain["recipe"] else None,
+        plan=plain["plan"],
         out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
         store_path=Path(plain["store"]["path"]).expanduser(),
         run_dir=run_dir,
         config=plain,
     )
     return cook(settings)
+
+
+def _hear_warnings() -> None:
+    """Let the warnings of this package through to standard error; Hydra's logging settings switch loggers off."""
+    logger = logging.getLogger("souping")
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:
+        logging.getLogger(name).disabled = False
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger.handlers = [handler]
 
 
 def _is_sweep(hydra_config: Any) -> bool:

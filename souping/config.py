@@ -41,6 +41,7 @@ class Config:
     stop_after: StopAfter | None = None
     out: str | None = None
     recipe: str | None = None
+    plan: bool = False
     debug: bool = False
     store: StoreConfig = field(default_factory=StoreConfig)
     pool: Any = MISSING

@@ -59,6 +59,15 @@ class Kitchen:
         self._served = ""
 
     @property
+    def _folders(self) -> dict[str, Path]:
+        return {c.name: c.path for c in self.candidates}
+
+    @property
+    def backend(self) -> Any:
+        """What plans, pours and writes this pool: the merge backend, or the adapters' own."""
+        return self._merge
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.candidates)
 
@@ -85,8 +94,7 @@ class Kitchen:
 
     def write(self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Any = None) -> Path:
         """The soup as a folder; `progress(bytes written, bytes in all)`."""
-        folders = {c.name: c.path for c in self.candidates}
-        plan = self._merge.plan(recipe, folders)
+        plan = self._merge.plan(recipe, self._folders)
         path: Path = self._merge.write(plan, out, extra_files=extra_files, progress=progress)
         return path
 
@@ -103,8 +111,8 @@ class Kitchen:
 
         if self._adapters:
             return load_tokenizer(self._adapters.tokenizer_folder(recipe))
-        carrier = next(c for c in self.candidates if c.name == recipe.ingredients[0])
-        return load_tokenizer(carrier.path)
+        carrier = self._merge.plan(recipe, self._folders).carrier if self._merge.vocab != "error" else ""
+        return load_tokenizer(self._folders[carrier or recipe.ingredients[0]])
 
 
 def _check_folders(candidates: Sequence[Candidate]) -> None:

@@ -12,7 +12,10 @@ from souping import report as reporting
 from souping.core import Candidate, Recipe, UserError
 from souping.kitchen import Kitchen
 from souping.merge.adapters import content, open_adapters
+from souping.merge.backends import LocalMerge
 from souping.merge.checkpoint import fingerprint
+from souping.merge.mergekit_yaml import from_yaml
+from souping.merge.pool import Pool
 from souping.report.throughput import Throughput
 from souping.session import Run
 from souping.store import Store
@@ -20,7 +23,7 @@ from souping.store import Store
 CARD = "README.md"
 
 
-def merge(run: Run) -> Path:
+def merge(run: Run) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
     with Store(run.store_path) as store:
         kitchen = Kitchen(run.pool.resolve(), run.merge, None, store)
@@ -28,21 +31,73 @@ def merge(run: Run) -> Path:
             _say(f"note: {warning}")
         weights = run.optimiser.start(kitchen.names, kitchen.names, run.seed).ask() or ()
         recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
-        card = reporting.card({"experiment": run.name, "recipe": recipe.as_dict()})
-        with Throughput("soup") as progress:
-            return kitchen.write(recipe, run.out, {CARD: card}, progress)
+        return _cook(run, kitchen.backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
 
 
-def rebuild(run: Run, path: Path) -> Path:
-    """`experiment=rebuild`: the soup of a recipe.json again, bit for bit.
+def rebuild(run: Run, path: Path) -> Path | None:
+    """`experiment=rebuild`: the soup of a recipe.json again, bit for bit; or that of a mergekit YAML.
 
-    Ingredients are looked for by name in `pool.candidates`, then by content where this store has seen them.
+    Ingredients of a recipe.json are looked for by name in `pool.candidates`, then by content where this store has seen
+    them; a YAML names its folders itself.
 
     Raises:
         UserError: the recipe cannot be read, an ingredient is not found, or its content is not the recipe's.
     """
-    table = read_recipe(path)
-    recipe = Recipe(
+    with Store(run.store_path) as store:
+        if path.suffix in (".yml", ".yaml"):
+            return _from_mergekit(run, path, store)
+        table = read_recipe(path)
+        recipe = _recipe(table)
+        if recipe.id != table["id"]:
+            raise UserError(f"recipe={path}: its content gives id {recipe.id}, not {table['id']}: the file was edited")
+        given = {c.name: c for c in run.pool.resolve(at_least=0)}
+        folders = {
+            name: _find(name, expected, recipe, given, store)
+            for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
+        }
+        settings = _settings(run.merge, recipe, table, store)
+        backend = open_adapters(folders, settings, store.hashes) or settings
+        card = path.with_name(CARD)
+        return _cook(run, backend, recipe, folders, card.read_text(encoding="utf-8") if card.is_file() else None)
+
+
+def _from_mergekit(run: Run, path: Path, store: Store) -> Path | None:
+    """The soup of a mergekit YAML: its raw weights, and its divisor where it normalises."""
+    imported = from_yaml(_text(path))
+    for note in imported.notes:
+        _say(f"note: {note}")
+    pool = Pool(candidates=list(imported.models)).resolve(at_least=1)
+    kitchen = Kitchen(pool, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
+    prints = {model: c.fingerprint for model, c in zip(imported.models, kitchen.candidates, strict=True)}
+    base = Path(imported.base) if imported.base is not None else None
+    content = fingerprint(base, store.hashes) if base else ""
+    dtype = kitchen.recipe(dict.fromkeys(kitchen.names, 1.0)).dtype
+    recipe = replace(imported.recipe(prints, dtype, content), ingredients=kitchen.names)
+    changes = {"method": recipe.method, "base": str(base), "scale": recipe.settings.get("scale", 1.0)} if base else {}
+    backend = replace(run.merge, **changes)
+    return _cook(run, backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
+
+
+def _cook(run: Run, backend: Any, recipe: Recipe, folders: Mapping[str, Path], card: str | None) -> Path | None:
+    """Write the soup; with `plan=true` print and save its plan instead."""
+    plan = backend.plan(recipe, folders)
+    if run.plan:
+        print(plan.describe())
+        if hasattr(plan, "save"):
+            plan.save(run.run_dir / "plan.json")
+        return None
+    with Throughput("soup") as progress:
+        extra = {CARD: card} if card is not None else {}
+        result: Path = backend.write(plan, run.out, progress=progress, extra_files=extra)
+    return result
+
+
+def _card(run: Run, recipe: Recipe) -> str:
+    return reporting.card({"experiment": run.name, "recipe": recipe.as_dict()})
+
+
+def _recipe(table: Mapping[str, Any]) -> Recipe:
+    return Recipe(
         ingredients=tuple(table["ingredients"]),
         fingerprints=tuple(table["fingerprints"]),
         weights=tuple(table["weights"]),
@@ -50,30 +105,20 @@ def rebuild(run: Run, path: Path) -> Path:
         method=table["method"],
         settings=table["settings"],
     )
-    if recipe.id != table["id"]:
-        raise UserError(f"recipe={path}: its content gives id {recipe.id}, not {table['id']}: the file was edited")
-    given = {c.name: c for c in run.pool.resolve(at_least=0)}
-    with Store(run.store_path) as store:
-        folders = {
-            name: _find(name, expected, recipe, given, store)
-            for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
-        }
-        settings = _settings(run.merge, recipe, table, store)
-        settings = open_adapters(folders, settings, store.hashes) or settings
-        card = path.with_name(CARD)
-        extra = {CARD: card.read_text(encoding="utf-8")} if card.is_file() else {}
-        with Throughput("soup") as progress:
-            result: Path = settings.write(settings.plan(recipe, folders), run.out, progress=progress, extra_files=extra)
-    return result
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """A recipe.json, checked for what a rebuild needs."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"recipe={path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        table = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"recipe={path}: not JSON: {error}") from error
     kinds = {"id": str, "ingredients": list, "fingerprints": list, "weights": list, "dtype": str, "method": str}
     kinds["settings"] = dict

@@ -9,7 +9,7 @@ from typing import Any
 from souping import pantry
 from souping import report as reporting
 from souping.benchmark import NoBenchmark
-from souping.core import Selection, Trial
+from souping.core import Selection, Trial, UserError
 from souping.kitchen import free_target
 from souping.merging import merge, rebuild
 from souping.scores import ScoreMatrix
@@ -18,7 +18,16 @@ from souping.session import Run, Session
 from souping.store import Store
 
 __all__ = ["Run", "cook"]
-SHOWN = ("report.html", "report.md", "report.json", "selection.json", "trials.csv", "recipe.json", "config.yaml")
+SHOWN = (
+    "report.html",
+    "report.md",
+    "report.json",
+    "selection.json",
+    "trials.csv",
+    "recipe.json",
+    "plan.json",
+    "config.yaml",
+)
 
 
 def cook(run: Run) -> float | None:
@@ -35,6 +44,8 @@ def _stages(run: Run) -> float | None:
     if run.recipe or isinstance(run.benchmark, NoBenchmark):
         _show(run, {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)})
         return None
+    if run.plan:
+        raise UserError("plan=true shows the plan of a merge: use it with +experiment=merge or +experiment=rebuild")
     run.pool.resolve()
     with reporting.Progress() as progress:
         if run.stop_after == "select" and run.scores.published:

@@ -53,6 +53,7 @@ class Run:
     seed: int
     stop_after: str | None
     recipe: Path | None = None
+    plan: bool = False
     out: Path
     store_path: Path
     run_dir: Path

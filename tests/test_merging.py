@@ -111,3 +111,56 @@ def test_weights_must_fit_the_pool(souping: Cli, family: Path) -> None:
     souping("+experiment=merge", pool).refused("optimiser.weights is not set")
     souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.2,0.3]").refused("3 weights")
     souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.2]").refused("0.7")
+
+
+def test_a_plan_is_shown_saved_and_cooked_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
+    from souping.merge.__main__ import main as cook_alone
+
+    folders = ",".join(str(family / name) for name in ("ant", "bee"))
+    arguments = ["+experiment=merge", f"pool.candidates=[{folders}]", "optimiser.weights=[0.25,0.75]"]
+    done = souping(*arguments, "plan=true", "hydra.run.dir=planned")
+    assert done.code == 0, done.err
+    assert "0.25 x ant + 0.75 x bee" in done.out
+    assert not (tmp_path / "planned" / "soup").exists()
+    assert cook_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
+    assert souping(*arguments, "out=soup").code == 0
+    a, b = (tmp_path / name / "model.safetensors" for name in ("alone", "soup"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_plan_of_a_search_is_refused(souping: Cli, family: Path) -> None:
+    from tests.conftest import pool_of
+
+    souping(*pool_of(family), "plan=true").refused("plan=true", "+experiment=merge")
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_mergekit_file_is_souped(souping: Cli, family: Path, tmp_path: Path, normalize: bool) -> None:
+    rows = "".join(f"  - model: {family / n}\n    parameters: {{weight: {w}}}\n" for n, w in (("ant", 1), ("bee", 3)))
+    text = f"merge_method: linear\nmodels:\n{rows}parameters: {{normalize: {str(normalize).lower()}}}\n"
+    (tmp_path / "mix.yml").write_text(text)
+    done = souping("+experiment=rebuild", "recipe=mix.yml", "out=kit")
+    assert done.code == 0, done.err
+    from safetensors.torch import load_file
+
+    made, *parts = (load_file(p / "model.safetensors") for p in (tmp_path / "kit", family / "ant", family / "bee"))
+    for name, tensor in made.items():
+        exact = (parts[0][name].double() + 3 * parts[1][name].double()) / (4 if normalize else 1)
+        assert (tensor.double() - exact).abs().max() <= exact.abs().max() * 2**-8
+
+
+def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    bad = tmp_path / "bad"
+    shutil.copytree(family / "bee", bad)
+    table = load_file(bad / "model.safetensors")
+    table["model.norm.weight"][0] = torch.nan
+    save_file(table, bad / "model.safetensors", metadata={"format": "pt"})
+    arguments = ["+experiment=merge", f"pool.candidates=[{family / 'ant'},{bad}]", "optimiser.weights=[0.5,0.5]"]
+    souping(*arguments, "out=soup").refused("bad", "model.norm.weight")
+    done = souping(*arguments, "out=soup", "merge.nonfinite=warn")
+    assert done.code == 0, done.err
+    assert "warning:" in done.err
+    assert "model.norm.weight" in done.err

@@ -107,6 +107,11 @@ class MergePlan:
         places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
         return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
 
+    @property
+    def carrier(self) -> str:
+        """The ingredient whose config and tokenizer the soup gets."""
+        return self.ingredients[self.carry].name
+
     def describe(self) -> str:
         """The plan in a few lines, for people."""
         lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]

@@ -1,6 +1,6 @@
 """`merge=accelerate` beside `merge=local`: start of the ranks, wall time of a soup, cost of passing a plan.
 
-    python benchmarks/accelerate.py [--size 0.3] [--models 4] [--ranks 2] [--rounds 5]
+    python benchmarks/ranks.py [--size 0.3] [--models 4] [--ranks 2] [--rounds 5]
 
 Prints medians; ratios hold within one run. Inputs are generated below --work and are in the page cache. On one machine
 without GPUs the ranks have the same cores as the threads of `merge=local`: the figures show what the ranks cost.
