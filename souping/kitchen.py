@@ -111,7 +111,8 @@ class Kitchen:
 
         if self._adapters:
             return load_tokenizer(self._adapters.tokenizer_folder(recipe))
-        carrier = self._merge.plan(recipe, self._folders).carrier if self._merge.vocab != "error" else ""
+        backend: Any = self._merge
+        carrier = backend.plan(recipe, self._folders).carrier if backend.vocab != "error" else ""
         return load_tokenizer(self._folders[carrier or recipe.ingredients[0]])
 
 

@@ -57,9 +57,7 @@ def search(
         results[weights] = result_of(evaluation.scores(recipe, items), objective)
         optimiser.tell(weights, results[weights])
         reused = evaluation.reused - before
-        trials.append(
-            Trial(number=len(trials), recipe=recipe, weights=weights, result=results[weights], reused=reused)
-        )
+        trials.append(Trial(number=len(trials), recipe=recipe, weights=weights, result=results[weights], reused=reused))
         tell(trials[-1])
     best = optimiser.best()
     return Found(recipe=recipe_of(best), weights=best, result=results[best], trials=tuple(trials))
