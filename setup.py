@@ -23,7 +23,16 @@ CORE = [
     "tree-sitter-java>=0.23",
     "tree-sitter-javascript>=0.23",
 ]
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "pytest-cov>=5", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.13", "nbmake>=1.5", "ipykernel>=6"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "pytest-cov>=5",
+    "hypothesis>=6.100",
+    "ruff>=0.8",
+    "mypy>=1.13",
+    "nbmake>=1.5",
+    "ipykernel>=6",
+]
 
 setup(
     name="souping",
