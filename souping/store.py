@@ -105,19 +105,15 @@ class Store:
             db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?)", rows)
 
     def open_report(self, benchmark: str, evaluator: str, recipe: str) -> int:
-        """Write a frozen recipe to the ledger of the report fold; how many recipes were opened there up to this one.
+        """Write a frozen recipe to the ledger of the report fold; how many recipes were ever opened there.
 
-        A recipe that is in the ledger already keeps its number: looking twice at one recipe is one look.
+        Looking twice at one recipe is one look, and so is looking with other settings of the evaluator.
         """
-        key = (benchmark, evaluator, recipe)
         with self._write() as db:
-            db.execute("INSERT OR IGNORE INTO ledger (benchmark, evaluator, recipe) VALUES (?, ?, ?)", key)
-        row = self._db.execute(
-            "SELECT COUNT(*) FROM ledger WHERE benchmark = ? AND evaluator = ? AND number <= "
-            "(SELECT number FROM ledger WHERE benchmark = ? AND evaluator = ? AND recipe = ?)",
-            (benchmark, evaluator, *key),
-        ).fetchone()
-        return int(row[0])
+            row = (benchmark, evaluator, recipe)
+            db.execute("INSERT OR IGNORE INTO ledger (benchmark, evaluator, recipe) VALUES (?, ?, ?)", row)
+        query = "SELECT COUNT(DISTINCT recipe) FROM ledger WHERE benchmark = ?"
+        return int(self._db.execute(query, (benchmark,)).fetchone()[0])
 
     def saw(self, fingerprint: str, path: Path) -> None:
         """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""

@@ -54,7 +54,8 @@ def test_two_processes_may_write_one_store(tmp_path: Path) -> None:
 
 def test_the_ledger_counts_frozen_recipes_once(tmp_path: Path) -> None:
     with Store(tmp_path / "s") as store:
-        assert [store.open_report("b", "j", r) for r in ("r1", "r2", "r1", "r3")] == [1, 2, 1, 3]
+        assert [store.open_report("b", "j", r) for r in ("r1", "r2", "r1", "r3")] == [1, 2, 2, 3]
+        assert store.open_report("b", "other settings", "r3") == 3
         assert store.open_report("other", "j", "r9") == 1
 
 
