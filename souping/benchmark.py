@@ -61,7 +61,7 @@ class NoBenchmark:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028
+        return path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error

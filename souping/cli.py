@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from souping import config as configuration
 from souping.core import UserError
 
+CLAIM = ".running"
+_TOLD: list[BaseException] = []
+"""Errors of a multirun's jobs, which were told when they came."""
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 
 
@@ -36,7 +40,7 @@ def main() -> None:
     except EXPECTED as error:
         if debug:
             raise
-        _stop(explain(error), 2)
+        _stop("" if error in _TOLD else explain(error), 2)
     except (ValueError, TypeError) as error:
         if debug or HydraConfig.initialized():  # a job had begun: that is no fault of the command line
             raise
@@ -46,14 +50,15 @@ def main() -> None:
 
 def _stop(message: str, code: int) -> None:
     sys.stdout.flush()
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     sys.exit(code)
 
 
 def run(cfg: DictConfig) -> float | None:
     """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
     hydra_config = HydraConfig.get()
-    run_dir = Path(hydra_config.runtime.output_dir)
+    run_dir, owned = claim(Path(hydra_config.runtime.output_dir), _explicit(hydra_config))
     try:
         objective = _run(cfg, run_dir, _group(hydra_config))
         if _is_sweep(hydra_config):
@@ -62,14 +67,44 @@ def run(cfg: DictConfig) -> float | None:
             write_job(run_dir, hydra_config.job.num, list(hydra_config.overrides.task), objective)
         return objective
     except EXPECTED as error:
-        _discard(run_dir)
+        if owned:
+            _discard(run_dir)
         if cfg.debug:
             raise
         if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {explain(error)}", file=sys.stderr)
+            _TOLD.append(error)
             raise
         _stop(explain(error), 2)  # from here, or Hydra adds a line of its own
+    finally:
+        (run_dir / CLAIM).unlink(missing_ok=True)
     return None
+
+
+def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
+    """(the run's own directory, whether it is this run's to remove).
+
+    Two runs of one second would share a directory: the later gets `_2`. A directory that the user named is taken as it
+    is; unless it is empty it is never removed.
+    """
+    for number in count(1):
+        path = run_dir if number == 1 else run_dir.with_name(f"{run_dir.name}_{number}")
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            (path / CLAIM).touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            if len(list(path.iterdir())) == 1:
+                return path, True
+            (path / CLAIM).unlink()
+        if explicit:
+            break
+    return run_dir, False
+
+
+def _explicit(hydra_config: Any) -> bool:
+    return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:

@@ -6,8 +6,9 @@ Config stops here: parts get plain arguments, never a DictConfig.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
@@ -102,9 +103,17 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: unknown keys (nearest named), wrong types or a wrong value of a closed choice; up to three, then a
             count.
     """
-    problems = [p for part in (*PARTS, "correlation") for p in _problems(part, config[part])]
+    known = [f.name for f in fields(Config)]
+    problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
+    problems += [p for part in (*PARTS, "correlation") for p in _problems(part, config[part])]
     if config["seed"] < 0 or config["seed"] >= 2**32:
         problems.append(f"seed={config['seed']} must be from 0 to {2**32 - 1}")
+    if not re.fullmatch(r"\w[\w.-]*", config["name"]):
+        problems.append(
+            f"name={config['name']!r} must be letters, digits, dots, dashes or underscores: it names a folder"
+        )
+    if not config["store"]["path"]:
+        problems.append("store.path is empty: name a file")
     if problems:
         more = f"\n(and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from souping.merge.adapters import open_adapters
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
 from souping.store import Store
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Kitchen:
         """
         self._evaluator, self._hashes = evaluator, store.hashes
         _check_folders(candidates)
+        _check_carry(merge, [c.name for c in candidates])
         self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
         self._merge = self._adapters or merge
         if self._adapters is not None:
@@ -53,10 +57,18 @@ class Kitchen:
         self.candidates = tuple(replace(c, fingerprint=self._fingerprints[c.name]) for c in candidates)
         for c in self.candidates:
             store.saw(c.fingerprint, c.path)
+        if getattr(merge, "base", None) and self._adapters is None:
+            store.saw(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
         self.warnings += _twins(self.candidates)
         self._table: Table | None = None
         self._live: Any = None
         self._served = ""
+
+    def check_tokenizers(self) -> None:
+        """Refuse, before anything is evaluated, a candidate that has no tokenizer to evaluate it with."""
+        for c in self.candidates if self._adapters is None else ():
+            if not any((c.path / name).is_file() for name in TOKENIZERS):
+                raise UserError(f"candidate {c.name}: {c.path} has no tokenizer: copy its base model's tokenizer files")
 
     @property
     def _folders(self) -> dict[str, Path]:
@@ -122,6 +134,14 @@ def _check_folders(candidates: Sequence[Candidate]) -> None:
             hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(c.path))
             how = f"hf download {c.path} --local-dir {c.path}" if hub else "give the path of a saved Hugging Face model"
             raise UserError(f"candidate {c.name}: {c.path} is not a folder: {how}")
+
+
+def _check_carry(merge: Any, names: Sequence[str]) -> None:
+    carry = getattr(merge, "carry", None)
+    if carry is not None and carry not in names:
+        near = get_close_matches(carry, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"merge.carry={carry} is not a candidate ({', '.join(names)}){hint}")
 
 
 def _twins(candidates: tuple[Candidate, ...]) -> list[str]:

@@ -16,6 +16,7 @@ from souping.merge.backends import LocalMerge
 from souping.merge.checkpoint import fingerprint
 from souping.merge.mergekit_yaml import from_yaml
 from souping.merge.pool import Pool
+from souping.report.consoles import side_console
 from souping.report.throughput import Throughput
 from souping.session import Run
 from souping.store import Store
@@ -29,6 +30,8 @@ def merge(run: Run) -> Path | None:
         kitchen = Kitchen(run.pool.resolve(), run.merge, None, store)
         for warning in kitchen.warnings:
             _say(f"note: {warning}")
+        if run.optimiser.count(len(kitchen.names)) != 1:
+            raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
         weights = run.optimiser.start(kitchen.names, kitchen.names, run.seed).ask() or ()
         recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
         return _cook(run, kitchen.backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
@@ -162,6 +165,4 @@ def _settings(backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Sto
 
 
 def _say(line: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+    side_console().print(line, markup=False, soft_wrap=True)

@@ -63,7 +63,7 @@ class Tree:
     tree: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self._leaves(self.tree):
+        if not self.tree or not self._leaves(self.tree):
             raise UserError("objective.tree needs at least one category, e.g. objective.tree={group:[category]}")
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
@@ -75,6 +75,8 @@ class Tree:
         if isinstance(node, str):
             return {node: share}
         children = list(node.values() if isinstance(node, Mapping) else node)
+        if not children:
+            raise UserError("objective.tree has an empty group: name its categories, or leave it out")
         leaves: dict[str, float] = {}
         for child in children:
             for name, part in self._leaves(child, share / len(children)).items():

@@ -144,9 +144,13 @@ class TopK:
     def __post_init__(self) -> None:
         _check_k(self.k)
 
+    def check(self, candidates: int) -> None:
+        """Refuse, before anything is evaluated, what a pool of this size cannot give."""
+        if self.k > candidates:
+            raise UserError(f"selector.k={self.k} is more than the {candidates} candidates")
+
     def select(self, scores: ScoreMatrix) -> Selection:
-        if self.k > len(scores.candidates):
-            raise UserError(f"selector.k={self.k} is more than the {len(scores.candidates)} candidates")
+        self.check(len(scores.candidates))
         names = in_pool_order(scores, set(ranking(scores, self.objective)[: self.k]))
         return Selection(selector="topk", ingredients=names, categories=scores.categories)
 
@@ -180,10 +184,12 @@ def _named(scores: ScoreMatrix) -> FloatArray:
         )
     if values.shape[1] < 2:
         raise UserError("selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all")
-    flat = [c for c, column in zip(scores.categories, values.T, strict=True) if np.ptp(column) <= TIE]
+    flat = [i for i, column in enumerate(values.T) if np.ptp(column) <= TIE]
     if flat:
+        where = "" if scores.published else "; see what they answered (evaluator.max_new_tokens? the items' scorer?)"
         raise UserError(
-            f"category {flat[0]!r} is constant over the {len(scores.models)} models, so it has no correlation: "
+            f"category {scores.categories[flat[0]]!r} is constant, {100 * values[0, flat[0]]:.1f} % for all "
+            f"{len(scores.models)} models, so it has no correlation{where}\n"
             "leave it out, add models that differ there, or use selector=greedy"
         )
     return values

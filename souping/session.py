@@ -82,6 +82,9 @@ class Session:
         run.objective.coefficients(list(dict.fromkeys(item.category for item in items)))
         check_budget(run.optimiser, len(folds.items["search"]))
         kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store)
+        kitchen.check_tokenizers()
+        if hasattr(run.selector, "check"):
+            run.selector.check(len(kitchen.names))
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
         notes = [*kitchen.warnings, *folds.notes]
         for note in notes:
@@ -119,8 +122,8 @@ class Session:
         optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
         smallest = 100 * minimal_detectable(len(self.fold("report")))
         self.progress.say(
-            f"report fold: {len(self.fold('report'))} items show a difference of {smallest:.1f} points with 80 % power "
-            "where 10 % of the answers differ"
+            f"{len(self.fold('report'))} report items can show a true difference of about {smallest:.1f} points "
+            "(80 % power, where two models differ on 10 % of the items)"
         )
         self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each")
         count = self.run.optimiser.count(len(names))

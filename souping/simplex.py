@@ -10,7 +10,7 @@ import numpy as np
 
 from souping.core import UserError, Weights
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 
 
 def vertices(size: int) -> list[Weights]:
@@ -83,7 +83,7 @@ def check_weights(weights: Sequence[float], where: str = "optimiser.weights") ->
     """Weights given by hand, as floats.
 
     Raises:
-        UserError: a weight is negative or not finite, or they do not sum to one within 1e-6.
+        UserError: a weight is negative or not finite, or they do not sum to one within 1e-5.
     """
     values = tuple(float(w) for w in weights)
     if not values or not all(np.isfinite(values)) or min(values) < 0:

@@ -58,7 +58,7 @@ def test_the_table_command_picks_what_the_readme_says(souping: Cli) -> None:
     words = [w.replace("souping/data", str(ROOT / "souping/data")) for w in words]
     done = souping(*words)
     assert done.code == 0, done.err
-    assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.err
+    assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.out + done.err
 
 
 @pytest.mark.parametrize(

@@ -86,5 +86,5 @@ def test_awkward_names_keep_the_yaml_valid(name: str) -> None:
 def test_a_single_model_is_called_one() -> None:
     report, _ = sample(k=1, columns=3)
     text = card({"recipe": report["recipe"]})
-    assert "One model, unchanged" in text
+    assert "A copy of one model" in text
     assert "model-index" not in text

@@ -29,6 +29,9 @@ def load_module(folder: Path, evaluator: Any) -> Any:
     import transformers
 
     quiet()
+    device = evaluator.resolved_device
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=evaluator.trust_remote_code)
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
@@ -37,7 +40,7 @@ def load_module(folder: Path, evaluator: Any) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
-    return module.to(evaluator.resolved_device).eval()
+    return module.to(device).eval()
 
 
 @lru_cache(maxsize=64)
@@ -58,4 +61,5 @@ def load_tokenizer(folder: Path) -> Any:
 
 def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return (first or type(error).__name__)[:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -41,6 +42,8 @@ class LocalEvaluator:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"evaluator.{name}={value} must be at least 1")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise UserError(f"evaluator.device={self.device} must be auto, cpu, cuda, cuda:N or mps")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"evaluator.dtype={self.dtype} must be float32, bfloat16 or float16")
 

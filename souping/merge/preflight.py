@@ -94,11 +94,12 @@ def _equal_where_not_float(pool: Mapping[str, Checkpoint], found: list[Slot]) ->
     for slot in found:
         if all(part.dtype in FLOATS for part in slot.parts):
             continue
+        odd = next(part.dtype for part in slot.parts if part.dtype not in FLOATS)
         for name, part in zip(names[1:], slot.parts[1:], strict=True):
             same = part.dtype == slot.parts[0].dtype and part.shape == slot.parts[0].shape
             if not same or not _same_bytes(pool[names[0]], slot.parts[0], pool[name], part):
                 raise UserError(
-                    f"{slot.name} is not a float tensor ({part.dtype}) and differs between {names[0]} and {name}: "
+                    f"{slot.name} is not a float tensor ({odd}) and differs between {names[0]} and {name}: "
                     "quantised models cannot be averaged. Use their float originals."
                 )
 

@@ -22,14 +22,20 @@ class Grid:
     """
 
     step: float = 0.1
-    minimum: float = 0.1
-    maximum: float = 0.9
+    minimum: float | None = None
+    maximum: float | None = None
     trials: int | None = None
     budget: int | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
-        simplex.grid_size(2, self.step, self.minimum, self.maximum)
+        simplex.grid_size(2, *self.bounds)
+
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """Step, smallest and largest weight: the step itself and what it leaves, unless given."""
+        low = self.step if self.minimum is None else self.minimum
+        return self.step, low, round(1 - self.step, 12) if self.maximum is None else self.maximum
 
     def points(self, size: int) -> list[Weights]:
         """All points for K = `size`.
@@ -37,13 +43,13 @@ class Grid:
         Raises:
             UserError: the grid is empty, or has more than a million points.
         """
-        if simplex.grid_size(size, self.step, self.minimum, self.maximum) > 1_000_000:
+        if simplex.grid_size(size, *self.bounds) > 1_000_000:
             raise UserError(f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step")
-        inner = simplex.grid(size, self.step, self.minimum, self.maximum)
+        inner = simplex.grid(size, *self.bounds)
         if not inner:
             raise UserError(
-                f"optimiser=grid has no point for {size} ingredients with step={self.step}, minimum={self.minimum}, "
-                f"maximum={self.maximum}: lower optimiser.minimum and step, or use optimiser=nevergrad"
+                f"optimiser=grid has no point for {size} ingredients with step={self.step}, minimum={self.bounds[1]}, "
+                f"maximum={self.bounds[2]}: lower optimiser.minimum and step, or use optimiser=nevergrad"
             )
         known = anchors(size)
         return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
@@ -56,7 +62,7 @@ class Grid:
 
     def describe(self, size: int) -> str:
         count = len(self.points(size))
-        on_grid = len(simplex.grid(size, self.step, self.minimum, self.maximum))
+        on_grid = len(simplex.grid(size, *self.bounds))
         cut = f", cut at {self.trials} trials" if self.trials and self.trials < count else ""
         return f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles){cut}"
 

@@ -97,7 +97,9 @@ def _summary(parts: Report) -> str:
     names = part(parts, "recipe")["ingredients"]
     many = len(names) > 1
     what = (
-        f"A weighted average of the weights of {len(names)} models" if many else "One model, unchanged: nothing to soup"
+        f"A weighted average of the weights of {len(names)} models"
+        if many
+        else "A copy of one model: the search found no mixture above it"
     )
     made = (
         f", made with souping for {escape(story.benchmark(parts))}" if story.benchmark(parts) else ", made with souping"

@@ -30,6 +30,8 @@ def _small(text: str) -> str:
 
 def _section(section: story.Section) -> list[str]:
     blocks = [f"## {section.title}", *map(escape, section.lines), *map(table, section.grids)]
+    if section.picture:
+        blocks.insert(1, f"![{section.title}](plots/{section.picture}.png)")
     for title, grid in section.folded:
         blocks += [f"### {title}", table(grid)]
     if section.code:

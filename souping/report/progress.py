@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from souping.report import texts
+from souping.report.consoles import side_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,9 +25,7 @@ class Progress:
     def __init__(
         self, total_trials: int | None = None, total_items: int | None = None, console: Console | None = None
     ) -> None:
-        from rich.console import Console
-
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or side_console()
         self.total_trials = self._given = total_trials
         self.total_items = total_items
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal

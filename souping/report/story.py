@@ -13,7 +13,8 @@ from souping.report.tables import Grid, Report, entries, part
 
 REBUILD = (
     "This command makes the same bytes again, and refuses where an ingredient's content differs. "
-    "In pool.candidates stand the ingredients' folders or Hub names."
+    "In the directory where the run was started leave `pool.candidates` out: its store knows the folders. "
+    "Elsewhere write each ingredient's folder there."
 )
 
 
@@ -150,7 +151,7 @@ def _search(report: Report, trials: Sequence[Mapping[str, Any]]) -> Section | No
     best = f" The chosen recipe reached {texts.percent(reached, 2)} % there." if reached is not None else ""
     lines = (
         f"{texts.count(len(trials))} soups were evaluated on the search fold.{best} "
-        "The best of many noisy scores flatters itself: the report fold has the fair number.",
+        "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
     )
     grid = tables.trials(report, trials)
     return Section("Search", lines, "landscape", (), (("The best trials (all are in trials.csv)", grid),))

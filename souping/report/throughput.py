@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from souping.report.consoles import side_console
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -19,9 +21,7 @@ class Throughput:
     """
 
     def __init__(self, name: str, console: Console | None = None) -> None:
-        from rich.console import Console
-
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or side_console()
         self._name, self._done, self._started = name, 0, time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
