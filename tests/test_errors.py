@@ -36,6 +36,13 @@ from tests.conftest import Cli, pool_of
         (["objective=weighted", "objective.weights={rust:1}"], ["rust", "red"]),
         (["evaluator.batch_size=0"], ["evaluator.batch_size=0"]),
         (["evaluator.dtype=float8"], ["evaluator.dtype"]),
+        (["evaluator.device=foo"], ["evaluator.device=foo", "cuda:N"]),
+        (["+foo=1"], ["foo is not a key"]),
+        (["+optimizer=1"], ["optimizer is not a key", "did you mean optimiser"]),
+        (["merge.carry=ent"], ["merge.carry=ent", "did you mean ant"]),
+        (["selector=topk", "selector.k=9"], ["selector.k=9", "4 candidates"]),
+        (["objective=tree", "objective.tree={a:[],b:[red]}"], ["objective.tree", "empty group"]),
+        (["store.path="], ["store.path is empty"]),
         (["merge.method=liner"], ["merge.method", "linear"]),
         (["seed=x"], ["seed=x", "Integer"]),
         (["seed=-1"], ["seed=-1"]),
@@ -52,6 +59,24 @@ from tests.conftest import Cli, pool_of
 )
 def test_bad_settings(family: Path, souping: Cli, tmp_path: Path, arguments: list[str], needles: list[str]) -> None:
     souping(*pool_of(family), *arguments).refused(*needles)
+    assert not (tmp_path / "outputs" / "fam").exists()
+
+
+def test_a_name_that_is_no_folder_name(family: Path, souping: Cli, tmp_path: Path) -> None:
+    souping(*pool_of(family)[:-1], "name=../elsewhere").refused("name='../elsewhere'")
+    assert not list(tmp_path.parent.glob("elsewhere*"))
+
+
+def test_a_folder_without_tokenizer_is_refused_before_work(family: Path, souping: Cli, broken: Path) -> None:
+    for file in broken.glob("tokenizer*"):
+        file.unlink()
+    souping(*pool(family, broken)).refused("broken", "no tokenizer")
+
+
+def test_an_error_after_work_stands_alone_on_standard_error(family: Path, souping: Cli, tmp_path: Path) -> None:
+    done = souping(*pool_of(family), "selector.threshold=0.001")
+    done.refused("no low-correlation category", "smallest |rho|")
+    assert "candidates on the select fold" in done.out
     assert not (tmp_path / "outputs" / "fam").exists()
 
 

@@ -106,6 +106,19 @@ def test_recipes_that_are_none(souping: Cli, tmp_path: Path) -> None:
     souping("+experiment=rebuild", "recipe=y.json", "out=again").refused("y.json")
 
 
+def test_a_soup_with_a_base_is_rebuilt_from_its_recipe_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
+    merge(souping, family, "merge.method=task_arithmetic", f"merge.base={family / 'base'}", "merge.scale=0.5")
+    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+    assert done.code == 0, done.err
+    same_folder(tmp_path / "soup", tmp_path / "again")
+
+
+@pytest.mark.parametrize("optimiser", ["grid", "greedy_soup"])
+def test_a_search_without_items_is_refused(souping: Cli, family: Path, optimiser: str) -> None:
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    souping("+experiment=merge", pool, f"optimiser={optimiser}").refused("no items to search on")
+
+
 def test_weights_must_fit_the_pool(souping: Cli, family: Path) -> None:
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     souping("+experiment=merge", pool).refused("optimiser.weights is not set")

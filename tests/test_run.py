@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from souping.cli import CLAIM, claim
 from tests.conftest import PAPER, Cli, pool_of
 
 OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")
@@ -164,6 +165,16 @@ def test_a_tracked_multirun_is_one_group_with_a_summary_run(
     (one,), (two,), (summary,) = (of_type(log_of(folder), "run") for folder in (sweep / "0", sweep / "1", sweep))
     assert {run["run_group"] for run in (one, two, summary)} == {"sweep"}
     assert summary["job_type"] == "summary"
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    first, second = (claim(tmp_path / "now", explicit=False) for _ in range(2))
+    assert first == (tmp_path / "now", True)
+    assert second == (tmp_path / "now_2", True)
+    (tmp_path / "now" / CLAIM).unlink()
+    (tmp_path / "now" / "report.json").touch()
+    assert claim(tmp_path / "now", explicit=False) == (tmp_path / "now_3", True)
+    assert claim(tmp_path / "now", explicit=True) == (tmp_path / "now", False)  # never removed
 
 
 def rows_in(store: Path) -> int:
