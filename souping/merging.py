@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from souping.kitchen import Kitchen
 from souping.merge.adapters import content, open_adapters
 from souping.merge.backends import LocalMerge
 from souping.merge.checkpoint import fingerprint
-from souping.merge.mergekit_yaml import from_yaml
+from souping.merge.mergekit_yaml import from_yaml, to_yaml
 from souping.merge.pool import Pool
 from souping.report.consoles import side_console
 from souping.report.throughput import Throughput
@@ -88,6 +89,9 @@ def _cook(run: Run, backend: Any, recipe: Recipe, folders: Mapping[str, Path], c
         print(plan.describe())
         if hasattr(plan, "save"):
             plan.save(run.run_dir / "plan.json")
+        with suppress(UserError):  # what mergekit has no words for is not exported
+            text = to_yaml(recipe, folders, getattr(backend, "base", None))
+            reporting.put(run.run_dir / "mergekit.yml", text.encode())
         return None
     with Throughput("soup") as progress:
         extra = {CARD: card} if card is not None else {}

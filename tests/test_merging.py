@@ -135,10 +135,13 @@ def test_a_plan_is_shown_saved_and_cooked_alone(souping: Cli, family: Path, tmp_
     assert done.code == 0, done.err
     assert "0.25 x ant + 0.75 x bee" in done.out
     assert not (tmp_path / "planned" / "soup").exists()
+    assert "normalize: false" in (tmp_path / "planned" / "mergekit.yml").read_text()
     assert cook_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
     assert souping(*arguments, "out=soup").code == 0
-    a, b = (tmp_path / name / "model.safetensors" for name in ("alone", "soup"))
-    assert a.read_bytes() == b.read_bytes()
+    done = souping("+experiment=rebuild", "recipe=planned/mergekit.yml", "out=kit")
+    assert done.code == 0, done.err
+    one, two, three = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("alone", "soup", "kit"))
+    assert one == two == three
 
 
 def test_a_plan_of_a_search_is_refused(souping: Cli, family: Path) -> None:
