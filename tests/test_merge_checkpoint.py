@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from merge_files import family, random_tensors, raw_file, save, simple
 
 from souping.core import UserError
 from souping.merge.backends import LocalMerge
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.header import read_header
 from souping.merge.plan import plan
+from tests.merge_files import family, random_tensors, raw_file, save, simple
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 LIES: dict[str, tuple[Any, bytes, str]] = {

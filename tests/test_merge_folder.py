@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from merge_files import family, load, random_tensors, save, simple
 
 from souping.core import UserError
 from souping.merge import average, folder, runs
@@ -22,6 +21,7 @@ from souping.merge.__main__ import main, meter
 from souping.merge.cook import cook
 from souping.merge.layout import MergePlan
 from souping.merge.plan import plan
+from tests.merge_files import family, load, random_tensors, save, simple
 
 
 @pytest.fixture

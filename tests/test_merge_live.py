@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from merge_files import opened
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from souping.core import UserError
@@ -17,6 +16,7 @@ from souping.merge.kernels import delta, linear
 from souping.merge.live import Live
 from souping.merge.plan import plan_opened
 from souping.merge.runs import runs
+from tests.merge_files import opened
 
 
 def llama(seed: int, **settings: Any) -> LlamaForCausalLM:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from merge_files import family, load, opened, same_bits
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from souping.core import Recipe, UserError
@@ -23,6 +22,7 @@ from souping.merge.layout import MergePlan
 from souping.merge.mergekit import MergekitMerge, MergekitPlan
 from souping.merge.mergekit_yaml import Imported, from_yaml, to_yaml
 from souping.merge.plan import plan
+from tests.merge_files import family, load, opened, same_bits
 
 COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)
 needs_mergekit = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_files import expected, family, load, random_tensors, same_bits, save, simple, soup_of, sparse_70b
 
 from souping.core import UserError
 from souping.merge import runs as work
@@ -23,6 +22,7 @@ from souping.merge.cook import cook
 from souping.merge.kernels import Float32
 from souping.merge.methods import METHODS, Method
 from souping.merge.plan import MergePlan, plan
+from tests.merge_files import expected, family, load, random_tensors, same_bits, save, simple, soup_of, sparse_70b
 
 
 @pytest.mark.parametrize("size", ["200", "0.5KB", "5GB"])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from merge_files import family, load, opened, random_tensors, save
 from safetensors.torch import save_file
 
 from souping.core import UserError
 from souping.merge.backends import LocalMerge
 from souping.merge.preflight import preflight
+from tests.merge_files import family, load, opened, random_tensors, save
 
 VOCAB = {f"w{i}": i for i in range(12)}
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from merge_files import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
 
 from souping.core import UserError
 from souping.merge.backends import LocalMerge
 from souping.merge.cook import cook
 from souping.merge.patterns import matcher
 from souping.merge.plan import parse_size, plan
+from tests.merge_files import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
 
 
 @pytest.mark.parametrize("rule", ["union", "intersect"])

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from html_outline import outline
 from hypothesis import given
 from hypothesis import strategies as st
-from report_sample import sample
 
 from souping.core import UserError
 from souping.report import as_json, draw, put, table, write, write_selection, write_trials
 from souping.report.markdown import markdown
 from souping.report.page import page
 from souping.report.texts import percent, seconds, short
+from tests.html_outline import outline
+from tests.report_sample import sample
 
 
 @pytest.fixture(scope="module")

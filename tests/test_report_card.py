@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from report_sample import sample
 
 from souping.report import card
+from tests.report_sample import sample
 
 
 def parts(**changes: Any) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from html_outline import outline
 from hypothesis import given
 from hypothesis import strategies as st
-from report_sample import sample
 
 from souping.report import write, write_trials
 from souping.report.texts import escape_markdown
+from tests.html_outline import outline
+from tests.report_sample import sample
 
 HOSTILE = '<script>alert("x")</script>|`*_a_*[x](http://y)$&\n\x00\ud800'
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from track_log import log_of, of_type
 
 from souping import simplex
 from souping.optimise import Grid
 from tests.conftest import ROOT, Cli, pool_of
+from tests.track_log import log_of, of_type
 
 SWEEPS = ROOT / "sweeps"
 FILES = sorted(SWEEPS.glob("wandb_*.yaml"))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_sample import sample
-from track_log import log_of, made, of_type, tables_of
 
 from souping.core import UserError
 from souping.report import write, write_selection, write_trials
 from souping.track import WandbTracker, summarise
+from tests.report_sample import sample
+from tests.track_log import log_of, made, of_type, tables_of
 
 
 @pytest.fixture(autouse=True)

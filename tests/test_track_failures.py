@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_sample import sample
-from track_log import log_of, made, of_type
 
 from souping.track import WandbTracker
 from souping.track.session import reachable
+from tests.report_sample import sample
+from tests.track_log import log_of, made, of_type
 
 
 @pytest.fixture(autouse=True)
