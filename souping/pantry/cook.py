@@ -215,7 +215,7 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
 def summary(stages: Sequence[Stage], scores: dict[str, dict[str, float]], dev: int) -> dict[str, object]:
     """What `scores.json` holds: how each model was made and what it reached on development items."""
     return {
-        "note": f"{NOTE}; fractions of 1 on development items; items.jsonl's report fold was never looked at",
+        "note": f"{NOTE}; fractions of 1 on development items; no choice saw items.jsonl's report fold",
         "shape": SHAPE,
         "development": {"seed": items.DEV_SEED, "items_per_category": dev},
         "items": {"seed": items.SEED, "items_per_category": items.PER_CATEGORY},
