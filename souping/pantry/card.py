@@ -80,7 +80,8 @@ def _foot(record: Mapping[str, Any]) -> list[str]:
     number, seed = record["development"]["items_per_category"], record["development"]["seed"]
     return [
         f"The family was developed on {number} other items a category (seed {seed}); no item of `items.jsonl` was",
-        "trained on. While the mixes were chosen its select and search folds were looked at; the choice never saw its report fold.",
+        "trained on. While the mixes were chosen its select and search folds were looked at; the choice never saw",
+        "its report fold.",
         "`python -m souping.pantry` makes all of it again (`--out` for another folder; a killed training continues),",
         "`python -m souping.pantry items` the items alone. The numbers above are in `scores.json` too.",
     ]
