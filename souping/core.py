@@ -90,7 +90,6 @@ class Candidate:
     name: str
     path: Path
     fingerprint: str = ""
-    dtype: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def launched() -> bool:

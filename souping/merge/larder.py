@@ -15,8 +15,6 @@ from souping.merge.header import BITS
 from souping.merge.kernels import Raw
 from souping.merge.layout import Source
 
-RESIDENT = ("none", "cpu", "device")
-
 
 class Larder:
     """Bytes of the checkpoints' files: memory maps, or copies in memory (`cpu`)."""
