@@ -59,6 +59,19 @@ class NoBenchmark:
         return ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnBenchmark:
+    """The items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
+
+    path = None
+    title = ""
+
+    def items(self) -> tuple[Item, ...]:
+        raise UserError(
+            "benchmark=own: this evaluator brings no items; give benchmark=jsonl benchmark.path=items.jsonl"
+        )
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028

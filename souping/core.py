@@ -63,11 +63,12 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one model did on one item. `score` is a fraction of 1."""
+    """What one model did on one item; `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU)."""
 
     item: str
     score: float
     output: str = ""
+    statistics: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,7 @@ class Strategy(Protocol):
 
 
 class Served(Protocol):
-    """A model that is ready to be evaluated: a live module, its tokenizer and (where it has one) its folder."""
+    """A model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder."""
 
     module: Any
     tokenizer: Any
@@ -224,7 +225,8 @@ class Evaluator(Protocol):
     """Scores a model on items, with a record for every item.
 
     `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
-    beside the model and the item, `fingerprint` its digest.
+    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module" or "folder"), `benchmark` (its
+    own items), `close()`, and `aggregate(items, records)`: [I] values whose category means are the scores.
     """
 
     @property

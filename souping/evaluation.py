@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from souping.core import Evaluator, Item, ItemScores, Recipe, Record, Served
+from souping.core import Evaluator, FloatArray, Item, ItemScores, Recipe, Record, Served
 from souping.store import Store
 
 
@@ -34,8 +34,13 @@ class Evaluation:
             self._advance(len(batch))
         self.evaluated += fresh
         self.reused += len(items) - fresh
-        values = np.array([known[item.fingerprint].score for item in items])
-        return ItemScores(items=tuple(items), values=values)
+        return ItemScores(items=tuple(items), values=self._values(items, [known[i.fingerprint] for i in items]))
+
+    def _values(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
+        """[I] values whose mean over a category's items is the category's score."""
+        aggregate = getattr(self._evaluator, "aggregate", None)
+        values: FloatArray = aggregate(items, records) if aggregate else np.array([r.score for r in records])
+        return values
 
     def _batch(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, Record]:
         records = self._evaluator.evaluate(self._serve(recipe), items)

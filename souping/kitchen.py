@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,10 @@ from souping.core import Candidate, Evaluator, Recipe, UserError
 from souping.merge.adapters import open_adapters
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
+from souping.serving import Hob, Shelf, Table, serving
 from souping.store import Store
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-
-
-@dataclass
-class Table:
-    """A model on the table, ready to be evaluated."""
-
-    module: Any
-    tokenizer: Any
-    folder: Path | None = None
 
 
 class Kitchen:
@@ -60,9 +52,8 @@ class Kitchen:
         if getattr(merge, "base", None) and self._adapters is None:
             store.saw(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
         self.warnings += _twins(self.candidates)
-        self._table: Table | None = None
-        self._live: Any = None
-        self._served = ""
+        self._hob = Hob(self._load, lambda module: self._merge.live(self._checkpoints, module), self._tokenizer)
+        self._shelf = Shelf(lambda recipe, out: self.write(recipe, out, {}), self._own_folder, self._size())
 
     def check_tokenizers(self) -> None:
         """Refuse, before anything is evaluated, a candidate that has no tokenizer to evaluate it with."""
@@ -95,14 +86,17 @@ class Kitchen:
         return self.recipe({name: 1.0 / len(names) for name in names})
 
     def serve(self, recipe: Recipe) -> Table:
-        """The soup, poured into the one live module (loaded at the first call)."""
-        if self._table is None:
-            self._table = self._load()
-        if self._served != recipe.fingerprint:
-            self._live.pour(recipe)
-            self._table.tokenizer = self._tokenizer(recipe)
-            self._served = recipe.fingerprint
-        return self._table
+        """The soup, ready for the run's own evaluator."""
+        assert self._evaluator is not None
+        return self.serving(self._evaluator)(recipe)
+
+    def serving(self, evaluator: Evaluator) -> Callable[[Recipe], Table]:
+        """What serves this pool's soups to an evaluator: a live module, or a folder where it `wants` one."""
+        return serving(self._hob, self._shelf, evaluator)
+
+    def close(self) -> None:
+        """Remove the soup that was last written for an evaluator."""
+        self._shelf.close()
 
     def write(self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Any = None) -> Path:
         """The soup as a folder; `progress(bytes written, bytes in all)`."""
@@ -110,13 +104,22 @@ class Kitchen:
         path: Path = self._merge.write(plan, out, extra_files=extra_files, progress=progress)
         return path
 
-    def _load(self) -> Table:
+    def _load(self, evaluator: Evaluator) -> Any:
         from souping.evaluate.loading import load_module
 
-        folder = self._adapters.model_folder if self._adapters else self.candidates[0].path
-        module = load_module(folder, self._evaluator)
-        self._live = self._merge.live(self._checkpoints, module)
-        return Table(module=module, tokenizer=None)
+        return load_module(self._adapters.model_folder if self._adapters else self.candidates[0].path, evaluator)
+
+    def _own_folder(self, recipe: Recipe) -> Path | None:
+        """The candidate's own folder, where the recipe is that candidate as it lies there."""
+        if self._adapters is not None or len(recipe.ingredients) > 1:
+            return None
+        name = recipe.ingredients[0]
+        return self._folders[name] if recipe.dtype == self._checkpoints[name].dtype else None
+
+    def _size(self) -> int:
+        """Bytes that a soup takes as a folder, at most: the largest candidate's."""
+        folders = [self._adapters.model_folder] if self._adapters else self._folders.values()
+        return max(sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) for folder in folders)
 
     def _tokenizer(self, recipe: Recipe) -> Any:
         from souping.evaluate.loading import load_tokenizer

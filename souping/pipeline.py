@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from souping import pantry
 from souping import report as reporting
-from souping.benchmark import NoBenchmark
+from souping.benchmark import NoBenchmark, OwnBenchmark
 from souping.core import Selection, Trial, UserError
 from souping.kitchen import free_target
 from souping.merging import merge, rebuild
@@ -35,12 +36,16 @@ def cook(run: Run) -> float | None:
     try:
         return _stages(run)
     finally:
-        if hasattr(run.merge, "close"):  # ranks wait for the next soup until then
-            run.merge.close()
+        for part in (run.evaluator, run.merge):
+            if hasattr(part, "close"):  # servers and ranks wait for the next soup until then
+                part.close()
 
 
 def _stages(run: Run) -> float | None:
     free_target(run.out)
+    own = getattr(run.evaluator, "benchmark", None)
+    if isinstance(run.benchmark, OwnBenchmark) and own is not None:
+        run = replace(run, benchmark=own)
     if run.recipe or isinstance(run.benchmark, NoBenchmark):
         _show(run, {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)})
         return None
@@ -74,6 +79,7 @@ def _cook(session: Session) -> dict[str, Any]:
         report = serve(session, scores, selection, found)
         return {**report, "found": found}
     finally:
+        session.kitchen.close()
         run.tracker.finish(report, run.run_dir)
 
 

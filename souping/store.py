@@ -23,13 +23,16 @@ CREATE TABLE IF NOT EXISTS evaluators (id INTEGER PRIMARY KEY, fingerprint TEXT 
 CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, name TEXT NOT NULL,
     category TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (soup INTEGER NOT NULL, evaluator INTEGER NOT NULL, item INTEGER NOT NULL,
-    score REAL NOT NULL, output TEXT NOT NULL, PRIMARY KEY (soup, evaluator, item)) WITHOUT ROWID;
+    score REAL NOT NULL, output TEXT NOT NULL, statistics TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (soup, evaluator, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, benchmark TEXT NOT NULL, evaluator TEXT NOT NULL,
     recipe TEXT NOT NULL, UNIQUE (benchmark, evaluator, recipe));
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 1
+VERSION = 2
+UPGRADES = {1: "ALTER TABLE scores ADD COLUMN statistics TEXT NOT NULL DEFAULT ''"}
+"""What brings a file of an older layout up by one."""
 
 
 class Store:
@@ -48,12 +51,23 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, VERSION):
+        if found > VERSION:
             raise UserError(
                 f"store.path={self.path} has layout {found}, this version reads {VERSION}: use another file"
             )
+        if 0 < found < VERSION:
+            self._upgrade()
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
+
+    def _upgrade(self) -> None:
+        """Bring an older file up in one transaction; of two processes the later finds it done."""
+        self._db.execute("BEGIN IMMEDIATE")
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        for layout in range(found, VERSION):
+            self._db.execute(UPGRADES[layout])
+        self._db.execute(f"PRAGMA user_version={VERSION}")
+        self._db.execute("COMMIT")
 
     def __enter__(self) -> Store:
         return self
@@ -79,12 +93,12 @@ class Store:
     def load(self, soup: str, evaluator: str) -> dict[str, Record]:
         """{item fingerprint: record} of everything this soup was ever asked under this evaluator."""
         rows = self._db.execute(
-            "SELECT items.fingerprint, items.name, score, output FROM scores JOIN items ON items.id = item "
+            "SELECT items.fingerprint, items.name, score, output, statistics FROM scores JOIN items ON items.id = item "
             "JOIN soups ON soups.id = soup JOIN evaluators ON evaluators.id = evaluator "
             "WHERE soups.fingerprint = ? AND evaluators.fingerprint = ?",
             (soup, evaluator),
         )
-        return {key: Record(item=name, score=score, output=output) for key, name, score, output in rows}
+        return {key: _record(*rest) for key, *rest in rows}
 
     def add(
         self,
@@ -101,8 +115,9 @@ class Store:
             rows = []
             for item, record in zip(items, records, strict=True):
                 key = _intern(db, "items", "name, category", item.fingerprint, item.id, item.category)
-                rows.append((soup, judge, key, record.score, record.output))
-            db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?)", rows)
+                counts = json.dumps(record.statistics) if record.statistics else ""
+                rows.append((soup, judge, key, record.score, record.output, counts))
+            db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def open_report(self, benchmark: str, evaluator: str, recipe: str) -> int:
         """Write a frozen recipe to the ledger of the report fold; how many recipes were ever opened there.
@@ -129,6 +144,10 @@ class Store:
     def hashes(self) -> MutableMapping[str, str]:
         """File digests, so that a checkpoint's bytes are read once and not at every run."""
         return _Hashes(self)
+
+
+def _record(name: str, score: float, output: str, counts: str) -> Record:
+    return Record(item=name, score=score, output=output, statistics=tuple(json.loads(counts)) if counts else ())
 
 
 def _intern(db: sqlite3.Connection, table: str, columns: str, fingerprint: str, *values: str) -> int:

@@ -20,7 +20,7 @@ LEVEL |= dict.fromkeys(
 LEVEL |= dict.fromkeys(
     ["selection", "optimise", "merge", "evaluate", "analysis", "report", "track", "store", "folds", "pantry"], 2
 )
-LEVEL |= dict.fromkeys(["evaluation", "evidence", "kitchen", "merging", "search", "session", "pipeline"], 3)
+LEVEL |= dict.fromkeys(["evaluation", "evidence", "kitchen", "merging", "search", "serving", "session", "pipeline"], 3)
 LEVEL |= {"cli": 4, "config": 4, "__main__": 4}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
 HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic"}

@@ -1,0 +1,109 @@
+"""How a soup reaches an evaluator: poured into one live module, or as a complete folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.core import Evaluator, Recipe, UserError
+
+SHARED_MEMORY = Path("/dev/shm")
+"""A file system in memory: what is written there is read at the speed of memory."""
+
+
+@dataclass
+class Table:
+    """A model on the table, ready to be evaluated."""
+
+    module: Any
+    tokenizer: Any
+    folder: Path | None = None
+
+
+class Hob:
+    """One live module that soups are poured into. It is loaded at the first soup that somebody evaluates."""
+
+    def __init__(
+        self, load: Callable[[Any], Any], live: Callable[[Any], Any], tokenizer: Callable[[Recipe], Any]
+    ) -> None:
+        self._load, self._live, self._tokenizer = load, live, tokenizer
+        self._setup: tuple[Any, ...] = ()
+        self._table: Table | None = None
+        self._poured: Any = None
+        self._served = ""
+
+    def serve(self, evaluator: Any, recipe: Recipe) -> Table:
+        """The soup, poured. Evaluators that want the module alike (device, dtype) share it; else it is loaded anew."""
+        table = self._ready(evaluator)
+        if self._served != recipe.fingerprint:
+            self._poured.pour(recipe)
+            table.tokenizer = self._tokenizer(recipe)
+            self._served = recipe.fingerprint
+        return table
+
+    def _ready(self, evaluator: Any) -> Table:
+        setup = tuple(getattr(evaluator, name, None) for name in ("resolved_device", "dtype", "trust_remote_code"))
+        if self._table is None or setup != self._setup:
+            self._table = self._poured = None  # two modules at once might not fit
+            module = self._load(evaluator)
+            self._table, self._poured = Table(module=module, tokenizer=None), self._live(module)
+            self._setup, self._served = setup, ""
+        return self._table
+
+
+class Shelf:
+    """One soup as a folder, in shared memory where it fits; the next soup takes its place, `close` removes it."""
+
+    def __init__(self, write: Callable[[Recipe, Path], Path], own: Callable[[Recipe], Path | None], size: int) -> None:
+        self._write, self._own, self._size = write, own, size
+        self._root: Path | None = None
+        self._served = ""
+
+    def serve(self, evaluator: Any, recipe: Recipe) -> Table:
+        """The soup's folder: a candidate's own, or a temporary one."""
+        own = self._own(recipe)
+        if own is not None:
+            return Table(module=None, tokenizer=None, folder=own)
+        if self._served != recipe.fingerprint:
+            self.close()
+            self._root = Path(tempfile.mkdtemp(prefix="souping-", dir=place(self._size)))
+            if not (self._write(recipe, self._root / recipe.id) / "config.json").is_file():
+                raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
+            self._served = recipe.fingerprint
+        assert self._root is not None
+        return Table(module=None, tokenizer=None, folder=self._root / recipe.id)
+
+    def close(self) -> None:
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+        self._root, self._served = None, ""
+
+
+def place(size: int) -> Path:
+    """Where `size` bytes of a passing soup go: shared memory if half of what is free there holds them, else the
+    temporary folder.
+
+    Raises:
+        UserError: neither has the room.
+    """
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
+        return SHARED_MEMORY
+    temporary = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(temporary).free
+    if free < size:
+        raise UserError(
+            f"{temporary} has {free / 1e9:.1f} GB free, a soup that is evaluated as a folder takes {size / 1e9:.1f}: "
+            "set TMPDIR to a place with room"
+        )
+    return temporary
+
+
+def serving(hob: Hob, shelf: Shelf, evaluator: Evaluator) -> Callable[[Recipe], Table]:
+    """What serves soups to this evaluator, as it `wants` them."""
+    where: Mapping[str, Hob | Shelf] = {"module": hob, "folder": shelf}
+    chosen = where[getattr(evaluator, "wants", "module")]
+    return lambda recipe: chosen.serve(evaluator, recipe)
