@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from souping.scores import ScoreMatrix
+    pass
 
 FloatArray = NDArray[np.float64]
 Weights = tuple[float, ...]
@@ -86,11 +86,13 @@ class ItemScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A checkpoint folder in the pool; `fingerprint` is the content of its weights, config and tokenizer."""
+    """A checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
+    tokenizer, `source` its name on the Hub at its commit."""
 
     name: str
     path: Path
     fingerprint: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ class Recipe:
 
     Ingredients with weight zero are dropped, so that a vertex of the simplex *is* the single model: singles,
     baselines, coalitions and grid points that are the same soup have the same `id` and share their evaluations.
+    `sources` is {ingredient: org/name@commit} of those that came from the Hub, no part of the `id`.
     """
 
     ingredients: tuple[str, ...]
@@ -107,6 +110,7 @@ class Recipe:
     dtype: str
     method: str = "linear"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keep = [i for i, w in enumerate(self.weights) if w != 0]
@@ -125,7 +129,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form, which `report.json`, the model card and `recipe.json` show."""
-        return {
+        sources = {name: self.sources[name] for name in self.ingredients if name in self.sources}
+        table = {
             "id": self.id,
             "ingredients": list(self.ingredients),
             "weights": list(self.weights),
@@ -134,6 +139,7 @@ class Recipe:
             "settings": dict(self.settings),
             "fingerprints": list(self.fingerprints),
         }
+        return {**table, "sources": sources} if sources else table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,73 +184,3 @@ class Trial:
     weights: Weights
     result: Result
     reused: int = 0
-
-
-class Selector(Protocol):
-    """Picks ingredients from scores. `candidates` are the rows that may be picked (others only inform)."""
-
-    def select(self, scores: ScoreMatrix) -> Selection: ...
-
-
-Correlation = Callable[[FloatArray], Correlations]
-"""scores [M, C] -> correlations [C, C] with intervals."""
-
-
-class Optimiser(Protocol):
-    """A running weight search. Several asks may be open; results come back in any order."""
-
-    def ask(self) -> Weights | None: ...
-
-    def tell(self, weights: Weights, result: Result) -> None: ...
-
-    def best(self) -> Weights: ...
-
-
-class Strategy(Protocol):
-    """An optimiser's settings, checked at composition; `start` opens a search over the ingredients."""
-
-    trials: int | None
-    budget: int | None
-
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Optimiser: ...
-
-    def count(self, size: int) -> int | None: ...
-
-    def describe(self, size: int) -> str: ...
-
-
-class Served(Protocol):
-    """A model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder."""
-
-    module: Any
-    tokenizer: Any
-    folder: Path | None
-
-
-class Evaluator(Protocol):
-    """Scores a model on items, with a record for every item.
-
-    `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
-    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module" or "folder"), `benchmark` (its
-    own items), `close()`, and `aggregate(items, records)`: [I] values whose category means are the scores.
-    """
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]: ...
-
-    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]: ...
-
-
-class Tracker(Protocol):
-    """Follows a run elsewhere. A tracker that fails warns; it never stops the run."""
-
-    def start(self, config: Mapping[str, Any], run_dir: Path) -> None: ...
-
-    def log(self, trial: Trial) -> None: ...
-
-    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None: ...

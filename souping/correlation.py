@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core import Correlation, Correlations, FloatArray, UserError
+from souping.core import Correlations, FloatArray, UserError
+from souping.protocols import Correlation
 
 FLAT = 1e-9
 """A column whose range is below this share of its largest value is constant: only rounding tells its scores apart."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from souping.core import Evaluator, FloatArray, Item, ItemScores, Recipe, Record, Served
+from souping.core import FloatArray, Item, ItemScores, Recipe, Record
+from souping.protocols import Evaluator, Served
 from souping.store import Store
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from souping.core import Item, ItemScores, Optimiser, Recipe, Result, Strategy, Trial, UserError, Weights
+from souping.core import Item, ItemScores, Recipe, Result, Trial, UserError, Weights
 from souping.evaluation import Evaluation
 from souping.objective import Objective, value
+from souping.protocols import Optimiser, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

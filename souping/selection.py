@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from souping.core import Correlation, FloatArray, Selection, UserError
+from souping.core import FloatArray, Selection, UserError
 from souping.objective import Objective
+from souping.protocols import Correlation
 from souping.scores import ScoreMatrix
 
 TIE = 1e-9

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.core import Evaluator, Recipe, UserError
+from souping.core import Recipe, UserError
+from souping.protocols import Evaluator
 
 SHARED_MEMORY = Path("/dev/shm")
 """A file system in memory: what is written there is read at the speed of memory."""

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core import Item, Record, Served, digest
+from souping.core import Item, Record, digest
+from souping.protocols import Served
 from souping.scores import ScoreMatrix
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

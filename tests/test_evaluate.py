@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from souping.benchmark import Benchmark
-from souping.core import Evaluator, Item, UserError
+from souping.core import Item, UserError
 from souping.evaluate.loading import load_module, load_tokenizer
 from souping.evaluate.local import LocalEvaluator
+from souping.protocols import Evaluator
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7, workers=3)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from souping import simplex
-from souping.core import Result, Strategy, UserError, Weights
+from souping.core import Result, UserError, Weights
 from souping.optimise import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
+from souping.protocols import Strategy
 
 NAMES = ("a", "b", "c")
 STRATEGIES = [

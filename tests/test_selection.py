@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from souping import correlation
-from souping.core import Selector, UserError
+from souping.core import UserError
 from souping.objective import Mean, Tree, Weighted
+from souping.protocols import Selector
 from souping.scores import ScoreMatrix, read_table
 from souping.selection import All, Greedy, SoCE, TopK, ranking
 from tests.conftest import PAPER

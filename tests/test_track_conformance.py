@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from souping.core import Recipe, Result, Tracker, Trial
+from souping.core import Recipe, Result, Trial
+from souping.protocols import Tracker
 from souping.track import NoTracker, WandbTracker
 
 IMPLEMENTATIONS: list[Callable[[], Tracker]] = [

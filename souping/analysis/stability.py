@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from souping.analysis.reliability import GroupSums, disattenuated, reliability
-from souping.core import Correlation, Correlations, FloatArray, Selection, Selector, UserError
+from souping.core import Correlations, FloatArray, Selection, UserError
 from souping.correlation import pearson
+from souping.protocols import Correlation, Selector
 from souping.scores import ScoreMatrix
 
 SALT = 0x57AB
