@@ -14,7 +14,7 @@ from souping.core import Item, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language`.
+    """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
     `name` (default: the file's stem) salts the folds: two files of one name and one group share their fold.
     """
@@ -96,6 +96,7 @@ def _item(line: str, where: str) -> Item:
         scorer=_text(row, "scorer", where, default="exact"),
         group=_text(row, "group", where, default=""),
         language=_text(row, "language", where, default="python"),
+        tools=_tools(row, where),
     )
     try:
         scorers.check(item)
@@ -121,15 +122,32 @@ def _answer(row: Mapping[str, Any], where: str) -> Any:
     return row["answer"]
 
 
-def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, str], ...]:
+def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, Any], ...]:
     """`prompt` as text or messages; `messages` is read the same way."""
     value = row.get("prompt", row.get("messages"))
     if isinstance(value, str) and value:
         return value
-    if isinstance(value, list) and value and all(_is_message(m) for m in value):
-        return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    raise UserError(f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}")
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}")
+    return tuple(_message(message, where) for message in value)
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(k), str) for k in ("role", "content"))
+def _message(value: Any, where: str) -> Mapping[str, Any]:
+    """A message for the chat template: what it holds beside role and content (tool calls, names) goes there too."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        raise UserError(f"{where}: a chat message is an object with `role` and `content`, not {value!r:.60}")
+    content = value.get("content")
+    if isinstance(content, list):
+        raise UserError(f"{where}: a message's `content` must be one text: images and parts are not read")
+    if not isinstance(content, str) and not (content is None and value.get("tool_calls")):
+        raise UserError(f"{where}: a message's `content` must be a text (or absent beside `tool_calls`)")
+    return {**value, "content": content or ""}
+
+
+def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    value = row.get("tools") or []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UserError(f"{where}: `tools` must be a list of JSON schemas of functions, not {value!r:.60}")
+    if value and isinstance(row.get("prompt"), str):
+        raise UserError(f"{where}: `tools` are shown by the chat template: write the prompt as messages")
+    return tuple(value)

@@ -38,17 +38,19 @@ def digest(value: Any) -> str:
 class Item:
     """One example of a benchmark.
 
-    `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`). `answer` is what `scorer` compares with.
+    `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`); `tools` are the JSON schemas of functions,
+    which the chat template shows the model. `answer` is what `scorer` compares with.
     Items that share content share a `group`: folds, bootstraps and permutations act on groups.
     """
 
     id: str
     category: str
-    prompt: str | tuple[Mapping[str, str], ...]
+    prompt: str | tuple[Mapping[str, Any], ...]
     answer: Any
     scorer: str = "exact"
     group: str = ""
     language: str = "python"
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -58,7 +60,8 @@ class Item:
     def fingerprint(self) -> str:
         """Content of the item as far as a score depends on it."""
         prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
-        return digest([self.id, self.category, prompt, self.answer, self.scorer, self.language])
+        parts = [self.id, self.category, prompt, self.answer, self.scorer, self.language]
+        return digest([*parts, [dict(tool) for tool in self.tools]] if self.tools else parts)
 
 
 @dataclass(frozen=True, kw_only=True)

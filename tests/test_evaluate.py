@@ -122,6 +122,27 @@ def test_chat_messages_go_through_the_template(served: SimpleNamespace) -> None:
     assert as_chat == LOCAL.evaluate(served, [item("red 1:")])[0].output
 
 
+def test_tools_and_system_prompts_go_through_the_template(served: SimpleNamespace) -> None:
+    tool = {"type": "function", "function": {"name": "r", "description": "e", "parameters": {}}}
+    messages = ({"role": "system", "content": "red"}, {"role": "user", "content": " 1:"})
+    asked = replace(item(messages), tools=(tool,))
+    assert asked.fingerprint != item(messages).fingerprint
+    served.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    try:
+        with pytest.raises(UserError, match="item i: the tokenizer's chat template shows no tools"):
+            LOCAL.evaluate(served, [asked])
+        served.tokenizer.chat_template = (
+            "{% for t in tools %}{{ t.function.name }}{{ t.function.description }}d{% endfor %}{{ messages[1].content }}"
+        )
+        assert LOCAL.evaluate(served, [asked])[0].output == LOCAL.evaluate(served, [item("red 1:")])[0].output
+        served.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+        with pytest.raises(UserError, match="item i: the chat template refuses its messages: no system role"):
+            LOCAL.evaluate(served, [item(messages)])
+    finally:
+        served.tokenizer.chat_template = None
+
+
+
 def test_a_prompt_that_does_not_fit_is_named(served: SimpleNamespace) -> None:
     with pytest.raises(UserError, match=r"item long: 200 prompt tokens .* exceed the model's context of 128"):
         LOCAL.evaluate(served, [item("a" * 200, "long")])

@@ -85,7 +85,11 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
         ([{**GOOD, "category": " "}], r"`category` must be a non-empty text"),
         ([{**GOOD, "prompt": 3}], r"`prompt` must be a text or chat messages"),
-        ([{**GOOD, "prompt": [{"role": "user"}]}], r"`prompt` must be a text or chat messages"),
+        ([{**GOOD, "prompt": [{"role": "user"}]}], r"`content` must be a text \(or absent beside `tool_calls`\)"),
+        ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"images and parts are not read"),
+        ([{**GOOD, "prompt": ["hi"]}], r"a chat message is an object with `role` and `content`, not 'hi'"),
+        ([{**GOOD, "tools": [{}]}], r"write the prompt as messages"),
+        ([{**GOOD, "tools": "f"}], r"`tools` must be a list of JSON schemas"),
         ([{k: v for k, v in GOOD.items() if k != "answer"}], r"`answer` is missing"),
         ([{**GOOD, "scorer": "exat"}], r"x.jsonl:1: .*exact"),
         (["[" * 100000], r"x.jsonl:1"),
@@ -95,6 +99,16 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
 def test_a_bad_item_names_file_and_line(tmp_path: Path, rows: list[object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write(tmp_path / "x.jsonl", *rows).items()
+
+
+def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    answer = {"role": "tool", "name": "f", "content": "4"}
+    rows = {**GOOD, "prompt": [{"role": "user", "content": "2 + 2?"}, call, answer], "tools": [{"name": "f"}]}
+    (item,) = write(tmp_path / "x.jsonl", rows).items()
+    assert item.prompt[1] == {**call, "content": ""}
+    assert item.prompt[2] == answer
+    assert item.tools == ({"name": "f"},)
 
 
 def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from souping import scorers
-from souping.core import Item, Record, Served, UserError, digest
+from souping.core import Item, Record, UserError, digest
+from souping.protocols import Served
 
 VERSION = 1
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -106,11 +107,7 @@ class LocalEvaluator:
     def _render(self, tokenizer: Any, item: Item) -> list[int]:
         if isinstance(item.prompt, str):
             return list(tokenizer(item.prompt)["input_ids"])
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
-        messages = [dict(m) for m in item.prompt]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
 
     def _generate(self, model: Served, items: Sequence[Item], prompts: list[list[int]]) -> list[str]:
         import torch
@@ -168,10 +165,27 @@ class LocalEvaluator:
                 )
 
 
+def _chat(tokenizer: Any, item: Item) -> str:
+    """The item's messages and tools as the tokenizer's chat template writes them."""
+    from jinja2 import TemplateError
+
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        raise UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
+    if item.tools and "tools" not in str(template):
+        raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
+    messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[call-overload]
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"item {item.id}: the chat template refuses its messages: {error}") from error
+    return str(text)
+
+
 def _length(item: Item) -> int:
     if isinstance(item.prompt, str):
         return len(item.prompt)
-    return sum(len(m["content"]) for m in item.prompt)
+    return sum(len(m["content"]) for m in item.prompt) + len(str(item.tools or ""))
 
 
 def _pad_id(model: Served) -> int:
