@@ -128,7 +128,9 @@ def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, Any]
     if isinstance(value, str) and value:
         return value
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}")
+        raise UserError(
+            f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}"
+        )
     return tuple(_message(message, where) for message in value)
 
 

@@ -132,7 +132,7 @@ def test_tools_and_system_prompts_go_through_the_template(served: SimpleNamespac
         with pytest.raises(UserError, match="item i: the tokenizer's chat template shows no tools"):
             LOCAL.evaluate(served, [asked])
         served.tokenizer.chat_template = (
-            "{% for t in tools %}{{ t.function.name }}{{ t.function.description }}d{% endfor %}{{ messages[1].content }}"
+            "{% for t in tools %}{{ t.function.name + t.function.description }}d{% endfor %}{{ messages[1].content }}"
         )
         assert LOCAL.evaluate(served, [asked])[0].output == LOCAL.evaluate(served, [item("red 1:")])[0].output
         served.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
@@ -140,7 +140,6 @@ def test_tools_and_system_prompts_go_through_the_template(served: SimpleNamespac
             LOCAL.evaluate(served, [item(messages)])
     finally:
         served.tokenizer.chat_template = None
-
 
 
 def test_a_prompt_that_does_not_fit_is_named(served: SimpleNamespace) -> None:

@@ -174,7 +174,7 @@ def _chat(tokenizer: Any, item: Item) -> str:
         raise UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
     if item.tools and "tools" not in str(template):
         raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
-    messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[call-overload]
+    messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[arg-type]
     try:
         text = tokenizer.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
