@@ -1,0 +1,80 @@
+"""The settings that every server has."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from souping.core import UserError
+from souping.evaluate.servers import client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where a server runs. `url` is one that somebody else runs; else it is started on `port` (a free one by default)
+    by `python` (the interpreter of another environment; this one by default), which has `timeout` seconds to load a
+    model. `extra_args` go to its command line as they are.
+    """
+
+    url: str | None = None
+    port: int | None = None
+    timeout: float = 1800.0
+    python: str | None = None
+    extra_args: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            client.base(self.url)
+        if self.port is not None and not 0 < self.port < 65536:
+            raise UserError(f"server.port={self.port} must be from 1 to 65535")
+        if self.timeout <= 0:
+            raise UserError(f"server.timeout={self.timeout} must be above 0")
+
+    @property
+    def interpreter(self) -> str:
+        return str(Path(self.python).expanduser()) if self.python else sys.executable
+
+    def common(self, name: str, version: int) -> dict[str, Any]:
+        """The settings, common to all servers, that can change answers. Of a found server only its address is known."""
+        if self.url is not None:
+            return {"name": name, "version": version, "url": client.base(self.url)}
+        return {"name": name, "version": version, "extra_args": list(self.extra_args)}
+
+
+@lru_cache(maxsize=16)
+def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own: str, other: str) -> None:
+    """Refuse an interpreter without these packages; `own` and `other` are what to install into this or that one.
+
+    Raises:
+        UserError: packages are absent, or the interpreter cannot be run.
+    """
+    absent = _absent(packages) if interpreter == sys.executable else _absent_there(interpreter, packages)
+    if not absent:
+        return
+    who = f"server={server}" if interpreter == sys.executable else interpreter
+    how = f'pip install "{own}"' if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
+    raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
+
+
+def _absent(packages: Sequence[str]) -> list[str]:
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def _absent_there(interpreter: str, packages: Sequence[str]) -> list[str]:
+    code = (
+        "import importlib.util, sys\n"
+        "print(' '.join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))"
+    )
+    try:
+        done = subprocess.run([interpreter, "-c", code, *packages], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
+    if done.returncode:
+        raise UserError(f"server.python={interpreter} is no Python interpreter: it ended with {done.returncode}")
+    return done.stdout.split()
