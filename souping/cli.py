@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping import config as configuration
 from souping.core import UserError
+from souping.gate import expectations
+from souping.names import nearest
 
 CLAIM = ".running"
 _TOLD: list[BaseException] = []
@@ -124,6 +126,10 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         stop_after=plain["stop_after"],
         recipe=Path(plain["recipe"]).expanduser() if plain["recipe"] else None,
         plan=plain["plan"],
+        throughput=plain["throughput"],
+        gate=plain["gate"],
+        expected=expectations(plain["expected"]),
+        also=configuration.build_also(plain["also"]),
         out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
         store_path=Path(plain["store"]["path"]).expanduser(),
         run_dir=run_dir,
@@ -178,7 +184,7 @@ def explain(error: BaseException) -> str:
     options = getattr(error, "options", None)
     if options:  # an unknown choice of a group
         asked = str(getattr(error, "missing_cfg_file", "") or "").rsplit("/", 1)[-1]
-        return f"{lines[0]}{configuration.nearest(asked, options)}\nchoices: {', '.join(options)}"
+        return f"{lines[0]}{nearest(asked, options)}\nchoices: {', '.join(options)}"
     dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
     kept[0] = kept[0].rstrip(".") + _nearest_key(error)
@@ -193,7 +199,7 @@ def _nearest_key(error: BaseException) -> str:
         found = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
         if node is not None and found and OmegaConf.is_dict(node):
             keys = [str(k) for k in node if not str(k).startswith("_")]
-            return configuration.nearest(found.group(1), keys) or f"; known keys: {', '.join(keys)}"
+            return nearest(found.group(1), keys) or f"; known keys: {', '.join(keys)}"
         cause = cause.__cause__
     return ""
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from souping import also, gate
 from souping.core import UserError
+from souping.names import nearest
 
 PARTS = ("pool", "benchmark", "scores", "selector", "optimiser", "objective", "evaluator", "merge", "tracker")
 
@@ -43,6 +46,10 @@ class Config:
     out: str | None = None
     recipe: str | None = None
     plan: bool = False
+    throughput: float | None = None
+    gate: Any = "error"
+    expected: Any = None
+    also: list[Any] = field(default_factory=list)
     debug: bool = False
     store: StoreConfig = field(default_factory=StoreConfig)
     pool: Any = MISSING
@@ -75,6 +82,15 @@ def folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "conf"
 
 
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line would run with these overrides, as plain data, checked."""
+    register()
+    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+        plain = resolved(hydra_compose("config", list(overrides)))
+    check(plain)
+    return plain
+
+
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The whole configuration as plain data. A value that must be given is the first thing looked for."""
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
@@ -82,6 +98,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
     plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict)
+    if plain["gate"] is False:  # what YAML makes of a bare off
+        plain["gate"] = "off"
     if plain["recipe"] == "":
         raise UserError("recipe is not set: give the recipe beside a soup, recipe=soup/recipe.json")
     return {str(k): v for k, v in plain.items()}
@@ -106,6 +124,13 @@ def check(config: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(Config)]
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
     problems += [p for part in (*PARTS, "correlation") for p in _problems(part, config[part])]
+    problems += [p for where, node in _beside(config["also"]) for p in _problems(where, node)]
+    if config["gate"] not in gate.MODES:
+        hint = nearest(str(config["gate"]), gate.MODES)
+        problems.append(f"gate={config['gate']} must be one of {', '.join(gate.MODES)}{hint}")
+    if config["throughput"] is not None and config["throughput"] <= 0:
+        problems.append(f"throughput={config['throughput']} must be above 0: items evaluated a second")
+    gate.expectations(config["expected"])
     if config["seed"] < 0 or config["seed"] >= 2**32:
         problems.append(f"seed={config['seed']} must be from 0 to {2**32 - 1}")
     if not re.fullmatch(r"\w[\w.-]*", config["name"]):
@@ -123,7 +148,11 @@ def _problems(where: str, node: Any) -> Iterator[str]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         return
-    target = get_object(node["_target_"])
+    try:
+        target = get_object(node["_target_"])
+    except (ImportError, ValueError):
+        yield f"{where}._target_={node['_target_']} is no class or function that can be imported"
+        return
     known = inspect.signature(target).parameters
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for key, value in node.items():
@@ -141,9 +170,12 @@ def _short(node: Mapping[str, Any]) -> str:
     return str(node["_target_"]).rsplit(".", 1)[-1]
 
 
-def nearest(name: str, options: Any) -> str:
-    near = get_close_matches(name, [str(o) for o in options], n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+def _beside(entries: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """(where, node) of every part that the entries of `also` name."""
+    for number, entry in enumerate(entries):
+        for part, node in also.nodes(entry, number).items():
+            if part != "name":
+                yield f"also[{number}].{part}", node
 
 
 def _mismatch(value: Any, hint: Any) -> str | None:
@@ -175,6 +207,12 @@ def _words(hint: Any) -> str:
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a run. The one place that instantiates (hydra-core 1.4 will want its whitelist here)."""
     return {part: _build(config[part]) for part in PARTS}
+
+
+def build_also(entries: Sequence[Any]) -> tuple[also.Entry, ...]:
+    """The entries of `also` with the parts that they name."""
+    found = [also.nodes(entry, number) for number, entry in enumerate(entries)]
+    return tuple(also.Entry(**{k: v if k == "name" else _build(v) for k, v in entry.items()}) for entry in found)
 
 
 def _build(node: Any) -> Any:

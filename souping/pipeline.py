@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 from souping import pantry
 from souping import report as reporting
 from souping.benchmark import NoBenchmark, OwnBenchmark
-from souping.core import Selection, Trial, UserError
+from souping.core import Selection, UserError
 from souping.kitchen import free_target
 from souping.merging import merge, rebuild
+from souping.records import selection_dict, trial_rows
+from souping.run import Run
 from souping.scores import ScoreMatrix
 from souping.search import Found
-from souping.session import Run, Session
+from souping.session import Session
 from souping.store import Store
 
 __all__ = ["Run", "cook"]
@@ -36,7 +37,7 @@ def cook(run: Run) -> float | None:
     try:
         return _stages(run)
     finally:
-        for part in (run.evaluator, run.merge):
+        for part in (run.evaluator, run.merge, *(entry.evaluator for entry in run.also)):
             if hasattr(part, "close"):  # servers and ranks wait for the next soup until then
                 part.close()
 
@@ -68,6 +69,7 @@ def _cook(session: Session) -> dict[str, Any]:
     run.tracker.start(run.config, run.run_dir)
     report: dict[str, Any] | None = None
     try:
+        _gate(session)
         scores = session.score()
         selection = _select(run, scores, session.progress)
         if run.stop_after == "select":
@@ -81,6 +83,20 @@ def _cook(session: Session) -> dict[str, Any]:
     finally:
         session.kitchen.close()
         run.tracker.finish(report, run.run_dir)
+
+
+def _gate(session: Session) -> None:
+    """Stop (or warn) where a single model is not what it was expected to be, before anything else costs time."""
+    found = session.check_singles()
+    if found is None:
+        return
+    if not found.failed:
+        session.progress.say(found.sentence())
+        return
+    session.progress.show(reporting.gate_table({"gate": found.as_dict()}))
+    if found.mode == "error":
+        raise UserError(f"{found.sentence()}\nnothing is lost: what was evaluated is in the store (gate=warn goes on)")
+    session.notes.append(found.sentence())
 
 
 def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Found) -> dict[str, Any]:
@@ -99,7 +115,11 @@ def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Fo
         card = reporting.card({**parts, "search": _search_scores(session, found)})
         session.progress.stage("writing the soup")
         session.write(found, card)
+    if session.gate is not None:
+        parts["gate"] = session.gate.as_dict()
     evidence = session.evidence(scores, selection, found)
+    if session.sides:
+        evidence["also"] = session.also(selection, found)
     report = {**parts, **evidence, "stability": session.stability(scores), "cost": session.cost(len(trials))}
     reporting.write(report, trials, run.run_dir)
     reporting.write_trials(trials, report, run.run_dir / "trials.csv")
@@ -129,53 +149,6 @@ def _search_scores(session: Session, found: Found) -> dict[str, Any]:
     }
 
 
-def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Any]:
-    """The JSON form of a selection, in `selection.json` and `report.json`."""
-    rho = selection.correlations
-    correlation = None
-    if rho is not None:
-        tables = {"matrix": rho.rho, "low": rho.low, "high": rho.high}
-        correlation = {"categories": list(selection.categories), **{k: v.tolist() for k, v in tables.items()}}
-    seen = {} if scores is None else _scores_seen(scores)
-    return {
-        "ingredients": list(selection.ingredients),
-        "selector": selection.selector,
-        "experts": dict(selection.experts),
-        "low_correlation": list(selection.low_correlation),
-        "metric": selection.metric or None,
-        "threshold": selection.threshold,
-        "correlation": correlation,
-        "notes": list(selection.notes),
-        **seen,
-    }
-
-
-def _scores_seen(scores: ScoreMatrix) -> dict[str, Any]:
-    """The scores that selection saw, whole."""
-    rows = zip(scores.models, scores.values.tolist(), strict=True)
-    return {
-        "published": scores.published,
-        "candidates": list(scores.candidates),
-        "scores": {name: dict(zip(scores.categories, row, strict=True)) for name, row in rows},
-    }
-
-
-def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Any]]:
-    """The JSON form of the trials, in `trials.csv` and the plots."""
-    return [
-        {
-            "number": trial.number,
-            "recipe_id": trial.recipe.id,
-            "weights": dict(zip(selection.ingredients, trial.weights, strict=True)),
-            "objective": trial.result.objective,
-            "categories": dict(trial.result.categories),
-            "items": trial.result.items,
-            "reused": trial.reused,
-        }
-        for trial in trials
-    ]
-
-
 def _select(run: Run, scores: ScoreMatrix, progress: reporting.Progress) -> Selection:
     selection = run.selector.select(scores)
     progress.say(f"selected {', '.join(selection.ingredients)}")
@@ -198,6 +171,8 @@ def _show(run: Run, outcome: dict[str, Any]) -> None:
         console = Console(highlight=False, width=110)
     if "soup" not in outcome:
         console.print(reporting.table(outcome))
+    if outcome.get("also"):
+        console.print(reporting.also_table(outcome))
     for name in SHOWN:
         if (run.run_dir / name).exists():
             console.print(f"  {name:15} {nearby(run.run_dir / name)}", soft_wrap=True, markup=False)

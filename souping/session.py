@@ -5,60 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from souping.also import Side, beside, sides
 from souping.analysis.power import minimal_detectable
 from souping.analysis.stability import stability
-from souping.benchmark import Benchmark
 from souping.core import (
-    Evaluator,
     Fold,
     Item,
     ItemScores,
     Recipe,
     Selection,
-    Selector,
-    Strategy,
-    Tracker,
     Trial,
     digest,
 )
 from souping.evaluation import Evaluation
 from souping.evidence import Contender, gather
 from souping.folds import Folds, split
+from souping.gate import Gate, check_names, judge
 from souping.kitchen import Kitchen
-from souping.merge.pool import Pool
-from souping.objective import Objective
+from souping.run import Run
 from souping.scores import ScoreMatrix
 from souping.search import Found, check_budget, result_of, search
 from souping.selection import ranking
 from souping.store import Store
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """The parts of a run and its root settings, as the command line built them."""
-
-    pool: Pool
-    benchmark: Benchmark
-    scores: Any
-    selector: Selector
-    optimiser: Strategy
-    objective: Objective
-    evaluator: Evaluator
-    merge: Any
-    tracker: Tracker
-    name: str
-    seed: int
-    stop_after: str | None
-    recipe: Path | None = None
-    plan: bool = False
-    out: Path
-    store_path: Path
-    run_dir: Path
-    config: Mapping[str, Any]
-    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass(kw_only=True)
@@ -71,6 +43,8 @@ class Session:
     folds: Folds
     evaluation: Evaluation
     progress: Any
+    sides: Mapping[str, tuple[Side, Evaluation]] = field(default_factory=dict)
+    gate: Gate | None = None
     notes: list[str] = field(default_factory=list)
     best: float = 0.0
 
@@ -79,18 +53,32 @@ class Session:
         """Everything that can be refused before a model is loaded is refused here."""
         items = run.benchmark.items()
         folds = split(items, run.benchmark.title, two=run.scores.published)
-        run.objective.coefficients(list(dict.fromkeys(item.category for item in items)))
+        categories = list(dict.fromkeys(item.category for item in items))
+        run.objective.coefficients(categories)
+        check_names(run.expected, [c.name for c in run.pool.resolve()], categories)
         check_budget(run.optimiser, len(folds.items["search"]))
+        beside_it = sides(run.also, run.evaluator)
         kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store)
         kitchen.check_tokenizers()
         if hasattr(run.selector, "check"):
             run.selector.check(len(kitchen.names))
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
+        others = {
+            side.name: (side, Evaluation(store, side.evaluator, kitchen.serving(side.evaluator), progress.advance))
+            for side in beside_it
+        }
         notes = [*kitchen.warnings, *folds.notes]
         for note in notes:
             progress.say(f"note: {note}")
         return cls(
-            run=run, store=store, kitchen=kitchen, folds=folds, evaluation=evaluation, progress=progress, notes=notes
+            run=run,
+            store=store,
+            kitchen=kitchen,
+            folds=folds,
+            evaluation=evaluation,
+            progress=progress,
+            sides=others,
+            notes=notes,
         )
 
     def fold(self, fold: Fold) -> tuple[Item, ...]:
@@ -103,6 +91,18 @@ class Session:
 
     def single(self, name: str) -> Recipe:
         return self.kitchen.recipe({name: 1.0})
+
+    def check_singles(self) -> Gate | None:
+        """Hold the singles that `expected` names against their figures, on a fold that they are measured on anyway."""
+        names = list(dict.fromkeys(one.candidate for one in self.run.expected))
+        if not names or self.run.gate == "off":
+            return None
+        fold: Fold = "search" if self.run.scores.published else "select"
+        items = self.fold(fold)
+        self.progress.stage(f"gate: singles on the {fold} fold", items=len(names) * len(items))
+        scores = {name: self.evaluation.scores(self.single(name), items) for name in names}
+        self.gate = judge(self.run.expected, scores, self.run.objective, mode=self.run.gate, fold=fold)
+        return self.gate
 
     def score(self) -> ScoreMatrix:
         """The score matrix that selection sees: measured on the select fold, or published."""
@@ -177,6 +177,16 @@ class Session:
         measured = {key: self.evaluation.scores(recipe, items) for key, recipe in recipes.items()}
         return gather(rows, measured, self.run.objective, selection.ingredients, opened)
 
+    def also(self, selection: Selection, found: Found) -> list[dict[str, Any]]:
+        """The frozen soup and its ingredients on all items of every other benchmark."""
+        ingredients = {name: self.single(name) for name in selection.ingredients}
+        results = []
+        for name, (side, evaluation) in self.sides.items():
+            models = len({recipe.id for recipe in (found.recipe, *ingredients.values())})
+            self.progress.stage(f"also: {name}", items=models * len(side.items))
+            results.append(beside(side, found.recipe, ingredients, partial(evaluation.scores, items=side.items)))
+        return results
+
     def write(self, found: Found, card: str) -> Path:
         """The winner alone goes to disk, whole or not at all, with its model card."""
         return self.kitchen.write(found.recipe, self.run.out, {"README.md": card})
@@ -208,9 +218,10 @@ class Session:
         }
 
     def cost(self, trials: int) -> dict[str, Any]:
+        evaluations = [self.evaluation, *(evaluation for _, evaluation in self.sides.values())]
         return {
-            "evaluated_items": self.evaluation.evaluated,
-            "reused_items": self.evaluation.reused,
+            "evaluated_items": sum(evaluation.evaluated for evaluation in evaluations),
+            "reused_items": sum(evaluation.reused for evaluation in evaluations),
             "trials": trials,
             "seconds": round(time.monotonic() - self.run.started, 3),
         }

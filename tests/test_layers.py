@@ -21,14 +21,18 @@ LEVEL |= dict.fromkeys(
     ["selection", "optimise", "merge", "evaluate", "analysis", "report", "track", "store", "folds", "pantry"], 2
 )
 LEVEL |= dict.fromkeys(["evaluation", "evidence", "kitchen", "merging", "search", "serving", "session", "pipeline"], 3)
-LEVEL |= dict.fromkeys(["also", "gate", "planning", "records", "run"], 3)
+LEVEL |= dict.fromkeys(["adopting", "also", "gate", "planning", "records", "run"], 3)
 LEVEL |= {"cli": 4, "config": 4, "__main__": 4}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
 HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic"}
+DOORS = {"souping/evaluate/adopt/__main__.py"}
+"""Entries of their own that compose a run as `cli` does: they stand above everything."""
 ENTRY = {"souping/merge/__main__.py", "souping/pantry/__main__.py"}
 
 
 def module(path: Path) -> str:
+    if str(path.relative_to(ROOT)) in DOORS:
+        return "__main__"
     return path.relative_to(ROOT / "souping").parts[0].removesuffix(".py")
 
 

@@ -5,6 +5,18 @@ from __future__ import annotations
 from souping.report.cards import card
 from souping.report.files import as_json, draw, put, write, write_selection, write_trials
 from souping.report.progress import Progress
-from souping.report.terminal import table
+from souping.report.terminal import also_table, gate_table, table
 
-__all__ = ["Progress", "as_json", "card", "draw", "put", "table", "write", "write_selection", "write_trials"]
+__all__ = [
+    "Progress",
+    "also_table",
+    "as_json",
+    "card",
+    "draw",
+    "gate_table",
+    "put",
+    "table",
+    "write",
+    "write_selection",
+    "write_trials",
+]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from souping.report import texts
 from souping.report.consoles import side_console
@@ -64,6 +66,17 @@ class Progress:
         if self._task is not None:
             self._bar.update(self._task, visible=False)
         self._task = self._bar.add_task(self._name, total=self._total, state="")
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Clear the terminal while another display stands there."""
+        if self._bar is not None:
+            self._bar.stop()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.start()
 
     def advance(self, items: int, reused: int = 0) -> None:
         """`items` more are done, `reused` of them from the store: those count as done, but not as speed."""
@@ -127,6 +140,10 @@ class Progress:
         if rate and left > 0:
             parts.append(f"{texts.seconds(left / rate)} left")
         return ", ".join(part for part in parts if part)
+
+    def show(self, table: Any) -> None:
+        """A table among the lines."""
+        self.console.print(table)
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

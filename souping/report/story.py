@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from souping.report import steadiness, tables, texts
+from souping.report import beside, steadiness, tables, texts
 from souping.report.tables import Grid, Report, entries, part
 
 REBUILD = (
@@ -88,6 +88,8 @@ def sections(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Sectio
         _scores(report),
         _differences(report),
         _bars(report),
+        _also(report),
+        _gate(report),
         _selection(report),
         _search(report, trials),
         _stability(report),
@@ -115,6 +117,34 @@ def _differences(report: Report) -> Section | None:
 
 def _bars(report: Report) -> Section | None:
     return Section("Category by category", picture="bars") if entries(report, "rows") else None
+
+
+def _also(report: Report) -> Section | None:
+    found = entries(report, "also")
+    if not found:
+        return None
+    lines = (
+        "Evaluated once the recipe was frozen, on all items; nothing was chosen on them.",
+        *beside.sentences(report),
+    )
+    folded = tuple(
+        (f"{texts.clean(entry.get('name'))} by category", beside.by_category(entry))
+        for entry in found
+        if len(part(entry, "coefficients")) > 1
+    )
+    return Section("Other benchmarks", lines, "", (beside.overview(report), beside.differences(report)), folded)
+
+
+def _gate(report: Report) -> Section | None:
+    found = part(report, "gate")
+    if not found:
+        return None
+    line = (
+        f"What single models were expected to score, beside what they scored on the {texts.clean(found.get('fold'))} "
+        f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
+        f"{texts.percent(found.get('false_alarm'), 0)} %."
+    )
+    return Section("Were the single models as expected?", (line,), grids=(beside.gate(report),))
 
 
 def _selection(report: Report) -> Section | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from souping.report import story, texts
-from souping.report.tables import Report, entries, part
+from souping.report import beside, story, texts
+from souping.report.tables import Grid, Report, entries, part
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,35 @@ def table(report: Report) -> Table:
             else _difference(compared.get((row.get("name"), row.get("kind")), compared.get(row.get("name"))))
         )
         made.add_row(*(Text(cell) for cell in cells), style="bold" if soup else None)
+    return made
+
+
+def gate_table(report: Report) -> Table:
+    """What the baseline gate found, a line a figure."""
+    return _plain(beside.gate(report))
+
+
+def also_table(report: Report) -> Table:
+    """The other benchmarks: the soup, its ingredients and the paired differences."""
+    from rich.text import Text
+
+    made = _plain(beside.narrow(report))
+    made.caption, made.caption_style, made.caption_justify = Text("\n".join(beside.sentences(report))), "", "left"
+    return made
+
+
+def _plain(grid: Grid) -> Table:
+    """Any of the report's tables, for a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=SIMPLE_HEAD)
+    for number, name in enumerate(grid.header):
+        made.add_column(name, justify="left" if number in grid.left else "right", overflow="fold")
+    for number, row in enumerate(grid.rows):
+        cells = (Text(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row)
+        made.add_row(*cells, style="bold" if number in grid.strong else None)
     return made
 
 

@@ -1,0 +1,182 @@
+"""Benchmarks beside the one that is optimised: what else the soup gained or lost. Nothing is ever chosen on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from souping.analysis.significance import Comparison, compare, holm
+from souping.core import Item, ItemScores, Recipe, UserError
+from souping.evaluate.local import LocalEvaluator
+from souping.evidence import Contender, Design, row
+from souping.names import nearest
+from souping.objective import Mean, Objective
+from souping.protocols import Evaluator
+
+HARNESS = "souping.evaluate.harness.evaluator.HarnessEvaluator"
+KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An entry of `also` with its parts built; `evaluator` or `benchmark` is None where the entry leaves it open."""
+
+    name: str
+    evaluator: Any = None
+    benchmark: Any = None
+    objective: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A benchmark that is evaluated once the recipe is frozen: all of its items."""
+
+    name: str
+    evaluator: Evaluator
+    items: tuple[Item, ...]
+    objective: Objective
+
+
+def nodes(entry: Any, number: int) -> dict[str, Any]:
+    """An entry as its configuration nodes: `name`, and `evaluator`, `benchmark`, `objective` where it says them.
+
+    A text is the path of a JSON Lines file or the name of an lm_eval task. A mapping has `path` or `benchmark` (items)
+    and `evaluator`, or `tasks` with any other key of evaluator=lm_eval; and `name`, `objective`.
+
+    Raises:
+        UserError: it is neither, or a file is not there.
+    """
+    where = f"also[{number}]"
+    if isinstance(entry, str) and entry.strip():
+        return _file(entry, where) if _is_path(entry) else _tasks({"name": entry, "tasks": [entry]})
+    if not isinstance(entry, Mapping) or not entry:
+        raise UserError(f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task or a mapping")
+    if "tasks" in entry:
+        return _tasks(entry)
+    unknown = [key for key in entry if key not in KEYS]
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]} is not a key of an entry{nearest(str(unknown[0]), KEYS)}")
+    if "path" in entry and "benchmark" in entry:
+        raise UserError(f"{where} has both path and benchmark: give one")
+    if not {"path", "benchmark", "evaluator"} & set(entry):
+        raise UserError(f"{where} names no items: give path, tasks, benchmark, or an evaluator that brings its own")
+    given = {key: entry[key] for key in ("evaluator", "benchmark", "objective") if key in entry}
+    found = _file(str(entry["path"]), where) if "path" in entry else {"name": f"also {number}"}
+    return {**found, **given, **({"name": str(entry["name"])} if "name" in entry else {})}
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith((".jsonl", ".json")) or text.startswith((".", "/", "~")) or Path(text).is_file()
+
+
+def _file(text: str, where: str) -> dict[str, Any]:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{where}={text}: there is no such file{nearest(path.name, beside)}")
+    return {"name": path.stem, "benchmark": {"_target_": "souping.benchmark.Benchmark", "path": str(path)}}
+
+
+def _tasks(entry: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = entry["tasks"]
+    name = entry.get("name") or (tasks if isinstance(tasks, str) else "+".join(map(str, tasks)))
+    settings = {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
+    found = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
+    return {**found, "objective": entry["objective"]} if "objective" in entry else found
+
+
+def sides(entries: Sequence[Entry], own: Evaluator) -> tuple[Side, ...]:
+    """The benchmarks with their items read. Where an entry names no evaluator, the run's own answers if its items come
+    from outside, else `evaluator=local` with its defaults.
+
+    Raises:
+        UserError: items cannot be had, or two entries share a name.
+    """
+    found: dict[str, Side] = {}
+    for number, entry in enumerate(entries):
+        if entry.name in found:
+            raise UserError(f"also[{number}]: two entries are called {entry.name!r}: give one a name of its own")
+        found[entry.name] = _side(entry, own)
+    return tuple(found.values())
+
+
+def _side(entry: Entry, own: Evaluator) -> Side:
+    evaluator = entry.evaluator
+    if evaluator is None:
+        evaluator = own if getattr(own, "benchmark", None) is None else LocalEvaluator()
+    benchmark = entry.benchmark if entry.benchmark is not None else getattr(evaluator, "benchmark", None)
+    if benchmark is None:
+        raise UserError(f"also: {entry.name} has an evaluator that brings no items: give it path or benchmark")
+    try:
+        items = benchmark.items()
+    except UserError as error:
+        raise UserError(f"also: {entry.name}: {error}") from error
+    objective = entry.objective or Mean()
+    objective.coefficients(list(dict.fromkeys(item.category for item in items)))
+    return Side(name=entry.name, evaluator=evaluator, items=items, objective=objective)
+
+
+def beside(
+    side: Side, soup: Recipe, ingredients: Mapping[str, Recipe], scores_of: Callable[[Recipe], ItemScores]
+) -> dict[str, Any]:
+    """One entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
+
+    Holm's correction is over the ingredients for the whole benchmark, and over all pairs of ingredient and category.
+    """
+    singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
+    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+    measured = {c.recipe.id: scores_of(c.recipe) for c in rows}
+    design = Design.of(side.items, side.objective)
+    whole = [_against(c, soup, measured, design, design.coefficients) for c in singles]
+    parts = [
+        (name, _against(c, soup, measured, design, np.eye(len(design.names))[number]))
+        for c in singles
+        for number, name in enumerate(design.names)
+    ]
+    return {
+        "name": side.name,
+        "evaluator": str(side.evaluator.settings.get("name", "")),
+        "items": len(side.items),
+        "groups": len(np.unique(design.groups)),
+        "coefficients": dict(zip(design.names, design.coefficients.tolist(), strict=True)),
+        "rows": [row(c, measured[c.recipe.id], design) for c in rows],
+        "comparisons": _judged(whole),
+        "categories": [
+            {"category": name, **found} for (name, _), found in zip(parts, _judged([c for _, c in parts]), strict=True)
+        ],
+    }
+
+
+def _against(
+    single: Contender, soup: Recipe, measured: Mapping[str, ItemScores], design: Design, coefficients: Any
+) -> Comparison:
+    return compare(
+        "soup",
+        single.name,
+        measured[soup.id].values,
+        measured[single.recipe.id].values,
+        design.categories,
+        design.groups,
+        coefficients,
+        same_model=soup.id == single.recipe.id,
+    )
+
+
+def _judged(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as JSON with Holm's p-value, and what it allows to be said of the soup."""
+    adjusted = holm([c.p_value for c in found])
+    words = {1: "higher", -1: "lower"}
+    return [
+        {
+            **c.as_dict(),
+            "p_holm": p,
+            "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else "no difference shown",
+        }
+        for c, p in zip(found, adjusted, strict=True)
+    ]
