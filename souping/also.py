@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.analysis.significance import Comparison, compare, holm
-from souping.core import Item, ItemScores, Recipe, UserError
+from souping.core import FloatArray, Item, ItemScores, Recipe, UserError
 from souping.evaluate.local import LocalEvaluator
 from souping.evidence import Contender, Design, row
 from souping.names import nearest
@@ -19,6 +20,9 @@ from souping.protocols import Evaluator
 
 HARNESS = "souping.evaluate.harness.evaluator.HarnessEvaluator"
 KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
+SHARED = ("dtype", "device", "threads", "trust_remote_code")
+"""How the module is held: evaluators that agree on it share one live module."""
+DTYPES = ("float32", "bfloat16", "float16")
 ALPHA = 0.05
 
 
@@ -42,22 +46,23 @@ class Side:
     objective: Objective
 
 
-def nodes(entry: Any, number: int) -> dict[str, Any]:
+def nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
     """An entry as its configuration nodes: `name`, and `evaluator`, `benchmark`, `objective` where it says them.
 
-    A text is the path of a JSON Lines file or the name of an lm_eval task. A mapping has `path` or `benchmark` (items)
-    and `evaluator`, or `tasks` with any other key of evaluator=lm_eval; and `name`, `objective`.
+    `own` is the run's evaluator node: lm_eval takes its dtype and device where the entry is silent. A text is the path
+    of a JSON Lines file or the name of an lm_eval task. A mapping has `path` or `benchmark` (items) and `evaluator`, or
+    `tasks` with any other key of evaluator=lm_eval; and `name`, `objective`.
 
     Raises:
         UserError: it is neither, or a file is not there.
     """
     where = f"also[{number}]"
     if isinstance(entry, str) and entry.strip():
-        return _file(entry, where) if _is_path(entry) else _tasks({"name": entry, "tasks": [entry]})
+        return _file(entry, where) if _is_path(entry) else _tasks({"name": entry, "tasks": [entry]}, own)
     if not isinstance(entry, Mapping) or not entry:
         raise UserError(f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task or a mapping")
     if "tasks" in entry:
-        return _tasks(entry)
+        return _tasks(entry, own)
     unknown = [key for key in entry if key not in KEYS]
     if unknown:
         raise UserError(f"{where}.{unknown[0]} is not a key of an entry{nearest(str(unknown[0]), KEYS)}")
@@ -82,10 +87,15 @@ def _file(text: str, where: str) -> dict[str, Any]:
     return {"name": path.stem, "benchmark": {"_target_": "souping.benchmark.Benchmark", "path": str(path)}}
 
 
-def _tasks(entry: Mapping[str, Any]) -> dict[str, Any]:
+def held(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluator that say how the module is held, where it has a live one."""
+    return {key: own[key] for key in SHARED if key in own} if own.get("dtype") in DTYPES else {}
+
+
+def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     tasks = entry["tasks"]
     name = entry.get("name") or (tasks if isinstance(tasks, str) else "+".join(map(str, tasks)))
-    settings = {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    settings = held(own) | {key: value for key, value in entry.items() if key not in ("name", "objective")}
     settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
     found = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
     return {**found, "objective": entry["objective"]} if "objective" in entry else found
@@ -93,7 +103,7 @@ def _tasks(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def sides(entries: Sequence[Entry], own: Evaluator) -> tuple[Side, ...]:
     """The benchmarks with their items read. Where an entry names no evaluator, the run's own answers if its items come
-    from outside, else `evaluator=local` with its defaults.
+    from outside, else `evaluator=local` with its defaults and the run's dtype and device.
 
     Raises:
         UserError: items cannot be had, or two entries share a name.
@@ -109,7 +119,7 @@ def sides(entries: Sequence[Entry], own: Evaluator) -> tuple[Side, ...]:
 def _side(entry: Entry, own: Evaluator) -> Side:
     evaluator = entry.evaluator
     if evaluator is None:
-        evaluator = own if getattr(own, "benchmark", None) is None else LocalEvaluator()
+        evaluator = own if getattr(own, "benchmark", None) is None else LocalEvaluator(**held(vars(own)))
     benchmark = entry.benchmark if entry.benchmark is not None else getattr(evaluator, "benchmark", None)
     if benchmark is None:
         raise UserError(f"also: {entry.name} has an evaluator that brings no items: give it path or benchmark")
@@ -133,39 +143,52 @@ def beside(
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     measured = {c.recipe.id: scores_of(c.recipe) for c in rows}
     design = Design.of(side.items, side.objective)
-    whole = [_against(c, soup, measured, design, design.coefficients) for c in singles]
-    parts = [
-        (name, _against(c, soup, measured, design, np.eye(len(design.names))[number]))
-        for c in singles
-        for number, name in enumerate(design.names)
-    ]
+    pairs = [_Pair.of(c, soup, measured, design) for c in singles]
+    parts = [(name, pair.category(name)) for pair in pairs for name in design.names]
+    judged = zip(parts, _judged([found for _, found in parts]), strict=True)
     return {
         "name": side.name,
-        "evaluator": str(side.evaluator.settings.get("name", "")),
+        "evaluator": _called(side.evaluator),
         "items": len(side.items),
         "groups": len(np.unique(design.groups)),
         "coefficients": dict(zip(design.names, design.coefficients.tolist(), strict=True)),
         "rows": [row(c, measured[c.recipe.id], design) for c in rows],
-        "comparisons": _judged(whole),
-        "categories": [
-            {"category": name, **found} for (name, _), found in zip(parts, _judged([c for _, c in parts]), strict=True)
-        ],
+        "comparisons": _judged([pair.whole() for pair in pairs]),
+        "categories": [{"category": name, **found} for (name, _), found in judged],
     }
 
 
-def _against(
-    single: Contender, soup: Recipe, measured: Mapping[str, ItemScores], design: Design, coefficients: Any
-) -> Comparison:
-    return compare(
-        "soup",
-        single.name,
-        measured[soup.id].values,
-        measured[single.recipe.id].values,
-        design.categories,
-        design.groups,
-        coefficients,
-        same_model=soup.id == single.recipe.id,
-    )
+def _called(evaluator: Evaluator) -> str:
+    settings = evaluator.settings
+    return str(settings.get("evaluator") or settings.get("name") or type(evaluator).__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Scores [I] of the soup and of one ingredient."""
+
+    single: str
+    soup: FloatArray
+    other: FloatArray
+    design: Design
+    same: bool
+
+    @classmethod
+    def of(cls, single: Contender, soup: Recipe, measured: Mapping[str, ItemScores], design: Design) -> _Pair:
+        ours, theirs = measured[soup.id].values, measured[single.recipe.id].values
+        return cls(single=single.name, soup=ours, other=theirs, design=design, same=soup.id == single.recipe.id)
+
+    def whole(self) -> Comparison:
+        design = self.design
+        return self._compare(np.ones(len(self.soup), dtype=bool), design.categories, design.coefficients)
+
+    def category(self, name: str) -> Comparison:
+        mask = self.design.categories == self.design.names.index(name)
+        return self._compare(mask, np.zeros(int(mask.sum()), dtype=np.int64), np.ones(1))
+
+    def _compare(self, mask: NDArray[np.bool_], categories: NDArray[np.int64], coefficients: FloatArray) -> Comparison:
+        ours, theirs, groups = self.soup[mask], self.other[mask], self.design.groups[mask]
+        return compare("soup", self.single, ours, theirs, categories, groups, coefficients, same_model=self.same)
 
 
 def _judged(found: Sequence[Comparison]) -> list[dict[str, Any]]:

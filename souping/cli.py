@@ -129,7 +129,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         throughput=plain["throughput"],
         gate=plain["gate"],
         expected=expectations(plain["expected"]),
-        also=configuration.build_also(plain["also"]),
+        also=configuration.build_also(plain),
         out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
         store_path=Path(plain["store"]["path"]).expanduser(),
         run_dir=run_dir,
