@@ -50,6 +50,7 @@ setup(
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
         "souping": ["py.typed", "data/*.md", "data/paper/*.csv"],
+        "souping.evaluate.bfcl": ["requirements/*.txt"],
         "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,

@@ -15,16 +15,17 @@ from tests.conftest import ROOT
 FILES = sorted((ROOT / "souping").rglob("*.py"))
 LEVEL = {"core": 0, "protocols": 0, "simplex": 0}
 LEVEL |= dict.fromkeys(
-    ["scores", "correlation", "benchmark", "objective", "scorers", "calls", "matching", "syntax", "values", "names"], 1
+    ["scores", "correlation", "benchmark", "objective", "scorers", "calls", "matching", "syntax", "values", "names", "bfcl_tree"], 1
 )
 LEVEL |= dict.fromkeys(
     ["selection", "optimise", "merge", "evaluate", "analysis", "report", "track", "store", "folds", "pantry"], 2
 )
 LEVEL |= dict.fromkeys(["evaluation", "evidence", "kitchen", "merging", "search", "serving", "session", "pipeline"], 3)
+LEVEL |= dict.fromkeys(["supply", "upload"], 3)
 LEVEL |= dict.fromkeys(["adopting", "also", "gate", "planning", "records", "run"], 3)
 LEVEL |= {"cli": 4, "config": 4, "__main__": 4}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
-HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic"}
+HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "huggingface_hub"}
 DOORS = {"souping/evaluate/adopt/__main__.py"}
 """Entries of their own that compose a run as `cli` does: they stand above everything."""
 ENTRY = {"souping/merge/__main__.py", "souping/pantry/__main__.py"}

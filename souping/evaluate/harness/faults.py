@@ -1,0 +1,46 @@
+"""What goes wrong in the harness, in one or two lines: what, where, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from souping.evaluate.loading import first_line
+
+OFFLINE = {"ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "MaxRetryError"}
+
+
+def unknown(name: str, known: Sequence[str], skipped: Sequence[str]) -> str:
+    """A name that is no task: the nearest names, and a file that could not be read where that may be why."""
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    where = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
+    own = [file for file in skipped if name in file] or list(skipped[:1])
+    return f"evaluator.tasks: no task, group or tag is named {name}{where}" + (f"\n{own[0]}" if own else "")
+
+
+def not_loaded(name: str, source: Any, error: BaseException) -> str:
+    """A task that fails while it is loaded; `source` is its YAML file."""
+    line = f"evaluator.tasks: {name} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+    kinds = {type(e).__name__ for e in _causes(error)}
+    if kinds & OFFLINE:
+        return f"{line}\nits data is not in the cache of `datasets`: load it once with access to the Hub"
+    if kinds & {"DatasetNotFoundError", "FileNotFoundError"}:
+        return f"{line}\nlook at dataset_path and dataset_kwargs in {source or name}"
+    return line
+
+
+def stopped(names: Sequence[str], error: BaseException) -> str:
+    """The harness's loop failed: what to do where it is known."""
+    line = f"evaluator=lm_eval stopped in {', '.join(names):.100}: {type(error).__name__}: {first_line(error)}"
+    if "chat_template" in line or "chat template" in line:
+        return f"{line}\nthe tokenizer has no chat template: set evaluator.apply_chat_template=false, or give it one"
+    if "max tokens to generate" in line or "maximum sequence length" in line:
+        return f"{line}\nset evaluator.gen_kwargs={{max_gen_toks: N}} or evaluator.max_length"
+    return line
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

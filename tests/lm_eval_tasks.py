@@ -1,0 +1,112 @@
+"""Tasks of our own for lm-evaluation-harness: YAML and JSON files on disk, in the tiny family's words."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WORDS = ("salt", "leek", "rice", "milk", "plum", "corn", "beet", "figs")
+
+
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Questions with four choices of one to three words, a topic and a passage that two questions share."""
+    dice = random.Random(seed)
+    found = []
+    for number in range(count):
+        choices = [" ".join(dice.sample(WORDS, dice.randint(1, 3))) for _ in range(4)]
+        found.append(
+            {
+                "question": f"{dice.choice(WORDS)} {dice.randrange(1000)} and {dice.choice(WORDS)}?",
+                "choices": choices,
+                "answer": dice.randrange(4),
+                "text": choices[0],
+                "topic": ("soup", "stew")[number % 2],
+                "passage": number // 2,
+            }
+        )
+    return found
+
+
+def put(folder: Path, name: str, data: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
+    """A task's YAML and its data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(list(data)))
+    head = [
+        f"task: {name}",
+        "dataset_path: json",
+        "dataset_kwargs:",
+        "  data_files:",
+        f"    test: {folder / name}.json",
+        "test_split: test",
+    ]
+    (folder / f"{name}.yaml").write_text("\n".join([*head, *lines]) + "\n")
+
+
+CHOICE = [
+    "output_type: multiple_choice",
+    'doc_to_text: "{{question}}"',
+    "doc_to_choice: choices",
+    "doc_to_target: answer",
+    "metric_list:",
+    "  - metric: acc",
+    "    aggregation: mean",
+    "    higher_is_better: true",
+    "  - metric: acc_norm",
+    "    aggregation: mean",
+    "    higher_is_better: true",
+    "metadata:",
+    "  version: 1.0",
+]
+WRITE = [
+    "output_type: generate_until",
+    'doc_to_text: "{{question}}"',
+    'doc_to_target: "{{text}}"',
+    "generation_kwargs:",
+    '  until: ["?"]',
+    "  max_gen_toks: 5",
+    "metric_list:",
+    "  - metric: exact_match",
+    "    aggregation: mean",
+    "    higher_is_better: true",
+    "metadata:",
+    "  version: 2.0",
+]
+TRANSLATE = [
+    *WRITE[:6],
+    "metric_list:",
+    *[
+        line
+        for metric, higher in (("bleu", "true"), ("chrf", "true"), ("ter", "false"))
+        for line in (f"  - metric: {metric}", f"    aggregation: {metric}", f"    higher_is_better: {higher}")
+    ],
+]
+
+
+def make(folder: Path, count: int = 12) -> Path:
+    """Tasks pick, pick2 (a group `picks`, tag `chosen`), shots (few-shot), write and translate."""
+    put(folder, "pick", rows(count, 1), ["tag: chosen", *CHOICE])
+    put(folder, "pick2", rows(count, 2), ["tag: chosen", *CHOICE])
+    (folder / "picks.yaml").write_text("group: picks\ntask:\n  - pick\n  - pick2\n")
+    put(folder, "shots", rows(count, 3), ["num_fewshot: 2", "fewshot_split: test", *CHOICE])
+    put(folder, "write", rows(count, 4), WRITE)
+    put(folder, "translate", rows(count, 5), TRANSLATE)
+    return folder
+
+
+def from_family(folder: Path, items: Path) -> Path:
+    """The tiny family's items as one task, `red_green_blue`, with their category and group as columns."""
+    data = [json.loads(line) for line in items.read_text().splitlines()]
+    lines = [
+        "output_type: generate_until",
+        'doc_to_text: "{{prompt}}"',
+        'doc_to_target: "{{answer}}"',
+        "generation_kwargs:",
+        "  until: []",
+        "  max_gen_toks: 4",
+        *WRITE[6:],
+    ]
+    put(folder, "red_green_blue", data, lines)
+    return folder
