@@ -10,6 +10,7 @@ CORE = [
     "torch>=2.6,<3",
     "accelerate>=1.2,<2",
     "transformers>=5,<6",
+    "huggingface-hub>=1.3,<3",
     "safetensors>=0.5",
     "wandb>=0.19",
     "nevergrad>=1.0.8",

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from souping.core import Candidate, Evaluator, Recipe, UserError
+from souping.core import Candidate, Recipe, UserError
 from souping.merge.adapters import open_adapters
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
+from souping.protocols import Evaluator
 from souping.serving import Hob, Shelf, Table, serving
 from souping.store import Store
+from souping.supply import Aside, supply
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -27,15 +29,24 @@ class Kitchen:
     No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], merge: Any, evaluator: Evaluator | None, store: Store) -> None:
-        """Open every candidate's headers, check them against each other, then take their fingerprints.
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        merge: Any,
+        evaluator: Evaluator | None,
+        store: Store,
+        aside: Aside = nullcontext,
+    ) -> None:
+        """Fetch what is named by the Hub, open every candidate's headers, check them against each other, then take
+        their fingerprints. `aside` makes room on the terminal for a download's bar.
 
         Raises:
-            UserError: a folder is absent or broken, or the candidates do not fit each other.
+            UserError: a folder is absent or broken, a model cannot be had, or the candidates do not fit each other.
         """
         self._evaluator, self._hashes = evaluator, store.hashes
-        _check_folders(candidates)
         _check_carry(merge, [c.name for c in candidates])
+        supplied = supply(candidates, merge, aside)
+        candidates, merge = supplied.candidates, supplied.merge
         self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
         self._merge = self._adapters or merge
         if self._adapters is not None:
@@ -51,7 +62,7 @@ class Kitchen:
             store.saw(c.fingerprint, c.path)
         if getattr(merge, "base", None) and self._adapters is None:
             store.saw(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
-        self.warnings += _twins(self.candidates)
+        self.warnings += [*supplied.notes, *_twins(self.candidates)]
         self._hob = Hob(self._load, lambda module: self._merge.live(self._checkpoints, module), self._tokenizer)
         self._shelf = Shelf(lambda recipe, out: self.write(recipe, out, {}), self._own_folder, self._size())
 
@@ -80,10 +91,15 @@ class Kitchen:
         recipe: Recipe = self._merge.recipe(
             chosen, tuple(weights[n] for n in chosen), self._checkpoints, self._fingerprints, self._hashes
         )
-        return recipe
+        sources = {c.name: c.source for c in self.candidates if c.source and c.name in chosen}
+        return replace(recipe, sources=sources) if sources else recipe
 
     def uniform(self, names: tuple[str, ...]) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
+
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer that a candidate is evaluated with."""
+        return self._tokenizer(self.recipe({name: 1.0}))
 
     def serve(self, recipe: Recipe) -> Table:
         """The soup, ready for the run's own evaluator."""
@@ -129,14 +145,6 @@ class Kitchen:
         backend: Any = self._merge
         carrier = backend.plan(recipe, self._folders).carrier if backend.vocab != "error" else ""
         return load_tokenizer(self._folders[carrier or recipe.ingredients[0]])
-
-
-def _check_folders(candidates: Sequence[Candidate]) -> None:
-    for c in candidates:
-        if not c.path.is_dir():
-            hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(c.path))
-            how = f"hf download {c.path} --local-dir {c.path}" if hub else "give the path of a saved Hugging Face model"
-            raise UserError(f"candidate {c.name}: {c.path} is not a folder: {how}")
 
 
 def _check_carry(merge: Any, names: Sequence[str]) -> None:

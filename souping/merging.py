@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from souping.merge.mergekit_yaml import from_yaml, to_yaml
 from souping.merge.pool import Pool
 from souping.report.consoles import side_console
 from souping.report.throughput import Throughput
-from souping.session import Run
+from souping.run import Run
 from souping.store import Store
+from souping.supply import folder_of, with_base
 
 CARD = "README.md"
 
@@ -42,7 +43,7 @@ def rebuild(run: Run, path: Path) -> Path | None:
     """`experiment=rebuild`: the soup of a recipe.json again, bit for bit; or that of a mergekit YAML.
 
     Ingredients of a recipe.json are looked for by name in `pool.candidates`, then by content where this store has seen
-    them; a YAML names its folders itself.
+    them, then on the Hub where they came from; a YAML names its folders or Hub models itself.
 
     Raises:
         UserError: the recipe cannot be read, an ingredient is not found, or its content is not the recipe's.
@@ -59,7 +60,7 @@ def rebuild(run: Run, path: Path) -> Path | None:
             name: _find(name, expected, recipe, given, store)
             for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
         }
-        settings = _settings(run.merge, recipe, table, store)
+        settings = _settings(run.merge, recipe, table, store, list(folders.values()))
         backend = open_adapters(folders, settings, store.hashes) or settings
         card = path.with_name(CARD)
         return _cook(run, backend, recipe, folders, card.read_text(encoding="utf-8") if card.is_file() else None)
@@ -73,10 +74,11 @@ def _from_mergekit(run: Run, path: Path, store: Store) -> Path | None:
     pool = Pool(candidates=list(imported.models)).resolve(at_least=1)
     kitchen = Kitchen(pool, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
     prints = {model: c.fingerprint for model, c in zip(imported.models, kitchen.candidates, strict=True)}
-    base = Path(imported.base) if imported.base is not None else None
+    base = folder_of(imported.base) if imported.base is not None else None
     content = fingerprint(base, store.hashes) if base else ""
     dtype = kitchen.recipe(dict.fromkeys(kitchen.names, 1.0)).dtype
-    recipe = replace(imported.recipe(prints, dtype, content), ingredients=kitchen.names)
+    sources = {c.name: c.source for c in kitchen.candidates if c.source}
+    recipe = replace(imported.recipe(prints, dtype, content), ingredients=kitchen.names, sources=sources)
     changes = {"method": recipe.method, "base": str(base), "scale": recipe.settings.get("scale", 1.0)} if base else {}
     backend = replace(run.merge, **changes)
     return _cook(run, backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
@@ -111,6 +113,7 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:
         dtype=table["dtype"],
         method=table["method"],
         settings=table["settings"],
+        sources=table.get("sources", {}),
     )
 
 
@@ -132,6 +135,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     wrong = [k for k, kind in kinds.items() if not isinstance(table, dict) or not isinstance(table.get(k), kind)]
     if wrong:
         raise UserError(f"recipe={path}: `{wrong[0]}` is missing or of the wrong type: is this a soup's recipe.json?")
+    sources = table.get("sources", {})
+    if not isinstance(sources, dict) or not all(isinstance(v, str) for v in sources.values()):
+        raise UserError(f"recipe={path}: `sources` must be a table of ingredients and Hub names")
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
     numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in table["weights"])
     if len(lengths) != 1 or 0 in lengths or not numbers:
@@ -142,19 +148,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidate], store: Store) -> Path:
     """The folder of an ingredient with the recipe's content."""
     known = store.folder_of(expected)
-    path = given[name].path if name in given else (Path(known) if known else None)
+    path = given[name].path if name in given else (Path(known) if known and Path(known).is_dir() else None)
+    if path is None and name in recipe.sources:
+        path = Path(recipe.sources[name])
     if path is None:
         raise UserError(
             f"ingredient {name} ({expected[:12]}) is not known to this store: give its folder, "
             "pool.candidates='[{name: " + name + ", path: DIR}]'"
         )
+    path = folder_of(str(path))
     found = content(path, recipe.settings.get("base"), store.hashes)
     if found != expected:
         raise UserError(f"ingredient {name}: the content of {path} is {found[:12]}, the recipe's was {expected[:12]}")
     return path
 
 
-def _settings(backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Store) -> Any:
+def _settings(
+    backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Store, ingredients: Sequence[Path]
+) -> Any:
     """The backend with the settings that the recipe was written with."""
     base = recipe.settings.get("base")
     changes: dict[str, Any] = {"carry": table.get("carried_from"), "method": recipe.method}
@@ -162,9 +173,11 @@ def _settings(backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Sto
         changes["max_shard_size"] = table["max_shard_size"]
     if isinstance(base, str):
         folder = backend.base or store.folder_of(base)
+        with suppress(UserError):  # the error below says all that helps
+            folder = folder_of(folder) if folder else with_base(backend, ingredients).base
         if folder is None or fingerprint(Path(folder), store.hashes) != base:
             raise UserError(f"the recipe's base model ({base[:12]}) is not found or has changed: set merge.base=FOLDER")
-        changes |= {"base": folder, "scale": recipe.settings.get("scale", 1.0)}
+        changes |= {"base": str(folder), "scale": recipe.settings.get("scale", 1.0)}
     return replace(backend, **changes)
 
 

@@ -58,7 +58,7 @@ class Session:
         check_names(run.expected, [c.name for c in run.pool.resolve()], categories)
         check_budget(run.optimiser, len(folds.items["search"]))
         beside_it = sides(run.also, run.evaluator)
-        kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store)
+        kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         kitchen.check_tokenizers()
         if hasattr(run.selector, "check"):
             run.selector.check(len(kitchen.names))

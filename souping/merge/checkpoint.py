@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,8 @@ SIDE_FILES = (
     "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "source.spm",
     "target.spm", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
+NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
+"""Endings of what is no side file whatever it is called: weights and code."""
 MAX_SIDE = 512_000_000
 MAX_JSON = 200_000_000
 
@@ -100,7 +103,9 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
         target, root = path.resolve(), folder.resolve()
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
-    hub = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+    cache = root.parents[2] if len(root.parents) > 2 else root
+    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)  # a model's own, and all models'
+    hub = root.parent.name == "snapshots" and target.parent in blobs
     if not target.is_relative_to(root) and not hub:
         raise broken(path, "a symlink that leads out of the folder", tensor)
     return path
@@ -178,9 +183,7 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
 
 def side_files(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    chosen = [
-        n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith((".safetensors", ".bin"))
-    ]
+    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
     for name in chosen:
         if inside(folder, name).stat().st_size > MAX_SIDE:
             raise broken(folder / name, f"larger than {MAX_SIDE} bytes, which no such file is")
@@ -205,7 +208,23 @@ def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, all
     return digest({name: _file_hash(checkpoint.folder / name, cache) for name in names})
 
 
+def hub_digest(path: Path) -> str:
+    """The SHA-256 that the Hub gave a large file, where `path` lies in the Hub's cache; else nothing.
+
+    There a file of `snapshots/<commit>` is a link to `blobs/<name>`, and the name of a large file's blob is its SHA-256
+    (of a small one's it is a git hash, which is shorter).
+    """
+    if "snapshots" not in (parent.name for parent in path.parents) or not path.is_symlink():
+        return ""
+    blob = path.parent / path.readlink()
+    known = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob.name if known else ""
+
+
 def _file_hash(path: Path, cache: MutableMapping[str, str] | None) -> str:
+    promised = hub_digest(path)
+    if promised:
+        return promised
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
     if cache is not None and key in cache:

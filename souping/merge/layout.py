@@ -201,6 +201,7 @@ def recipe_from_dict(table: dict[str, Any]) -> Recipe:
         dtype=str(table["dtype"]),
         method=str(table.get("method", "linear")),
         settings=dict(table.get("settings", {})),
+        sources={str(name): str(source) for name, source in table.get("sources", {}).items()},
     )
 
 

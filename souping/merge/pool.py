@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core import Candidate, UserError
+from souping.merge.hub.names import parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Candidates as paths, or as `{name: NAME, path: PATH}`; a path's name is its last component."""
+    """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
+
+    A path's name is its last component, a Hub name's the part behind the slash; a folder that exists goes before a
+    model of the Hub.
+    """
 
     candidates: list[str | dict[str, str]]
 
@@ -51,5 +56,6 @@ def _candidate(entry: str | dict[str, str], number: int) -> Candidate:
     if not isinstance(entry, str) or not entry.strip():
         raise UserError(f"pool.candidates[{number}] must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path = Path(entry).expanduser()
-    name = path.name or path.resolve().name
+    online = parse(entry)
+    name = online.name if online else path.name or path.resolve().name
     return Candidate(name=name.split("@")[0], path=path)
