@@ -59,6 +59,7 @@ class Config:
     correlation: Any = MISSING
     objective: Any = MISSING
     optimiser: Any = MISSING
+    server: Any = MISSING
     evaluator: Any = MISSING
     merge: Any = MISSING
     tracker: Any = MISSING
@@ -123,8 +124,8 @@ def check(config: Mapping[str, Any]) -> None:
     """
     known = [f.name for f in fields(Config)]
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
-    problems += [p for part in (*PARTS, "correlation") for p in _problems(part, config[part])]
-    problems += [p for where, node in _beside(config["also"]) for p in _problems(where, node)]
+    problems += [p for part in (*PARTS, "correlation", "server") for p in _problems(part, config[part])]
+    problems += [p for where, node in _beside(config) for p in _problems(where, node)]
     if config["gate"] not in gate.MODES:
         hint = nearest(str(config["gate"]), gate.MODES)
         problems.append(f"gate={config['gate']} must be one of {', '.join(gate.MODES)}{hint}")
@@ -170,10 +171,10 @@ def _short(node: Mapping[str, Any]) -> str:
     return str(node["_target_"]).rsplit(".", 1)[-1]
 
 
-def _beside(entries: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(where, node) of every part that the entries of `also` name."""
-    for number, entry in enumerate(entries):
-        for part, node in also.nodes(entry, number).items():
+    for number, entry in enumerate(config["also"]):
+        for part, node in also.nodes(entry, number, config["evaluator"]).items():
             if part != "name":
                 yield f"also[{number}].{part}", node
 
@@ -209,9 +210,9 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     return {part: _build(config[part]) for part in PARTS}
 
 
-def build_also(entries: Sequence[Any]) -> tuple[also.Entry, ...]:
+def build_also(config: Mapping[str, Any]) -> tuple[also.Entry, ...]:
     """The entries of `also` with the parts that they name."""
-    found = [also.nodes(entry, number) for number, entry in enumerate(entries)]
+    found = [also.nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
     return tuple(also.Entry(**{k: v if k == "name" else _build(v) for k, v in entry.items()}) for entry in found)
 
 

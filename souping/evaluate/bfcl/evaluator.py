@@ -1,0 +1,185 @@
+"""Scores a model on BFCL by bfcl-eval: its prompts, sent to an OpenAI-compatible server, and its checker."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from souping.bfcl_tree import Version
+from souping.core import Item, Recipe, Record, UserError, digest
+from souping.evaluate.bfcl.environment import RUNNER, Environment, find, pinned, place_of
+from souping.evaluate.bfcl.items import BfclBenchmark, chosen, needs_full, prerequisites
+from souping.evaluate.bfcl.results import failure, records
+from souping.evaluate.servers import Running
+from souping.evaluate.servers.process import Process
+
+PROTOCOL = 1
+"""Raised when the same answers would be scored otherwise."""
+
+
+@dataclass
+class Stand:
+    """The server that runs, and the folder it serves."""
+
+    running: Running | None = None
+    folder: Path | None = None
+
+    def serve(self, server: Any, folder: Path) -> Running:
+        """The server of this model; the one of another model is stopped first."""
+        if self.running is None or self.folder != folder:
+            self.close()
+            self.running, self.folder = server.start(folder, folder.name), folder
+        return self.running
+
+    def close(self) -> None:
+        running, self.running, self.folder = self.running, None, None
+        if running is not None:
+            running.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BfclEvaluator:
+    """bfcl-eval on a served model.
+
+    `handler` is how a model is asked and its answer read: a model name of bfcl-eval's registry, `chat-template` (the
+    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives single candidates one of their own,
+    `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
+    ask, `limit` the first so many of each category.
+    """
+
+    wants: ClassVar[str] = "folder"
+
+    server: Any
+    version: Version = "v3"
+    categories: list[str] | None = None
+    ids: list[str] = field(default_factory=list)
+    limit: int | None = None
+    handler: str = "chat-template"
+    handlers: dict[str, str] = field(default_factory=dict)
+    soup_handlers: list[str] = field(default_factory=list)
+    temperature: float = 0.001
+    max_tokens: int | None = None
+    threads: int = 100
+    batch_size: int = 512
+    dir: str | None = None
+    _stand: Stand = field(init=False, repr=False, compare=False, default_factory=Stand)
+
+    def __post_init__(self) -> None:
+        chosen(self.version, self.categories)
+        for key in ("limit", "max_tokens", "threads", "batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"evaluator.{key}={value} must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"evaluator.temperature={self.temperature} must be 0 or more")
+        if len(set(self.soup_handlers)) < len(self.soup_handlers):
+            raise UserError("evaluator.soup_handlers names a handler twice")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a score depends on beside the model and the item. Categories are the items' own."""
+        choice = {"handlers": dict(self.handlers), "soup_handlers": list(self.soup_handlers)}
+        return {
+            "name": "bfcl",
+            "protocol": PROTOCOL,
+            "bfcl_eval": pinned("minimal"),
+            "handler": self.handler,
+            **{key: value for key, value in choice.items() if value},
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "server": dict(self.server.settings),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.settings)
+
+    @cached_property
+    def environment(self) -> Environment:
+        full = needs_full(chosen(self.version, self.categories))
+        try:
+            return find(place_of(self.dir), full=bool(full))
+        except UserError as error:
+            without = f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
+            raise UserError(f"evaluator=bfcl: {error}{without}") from error
+
+    @property
+    def benchmark(self) -> BfclBenchmark:
+        return BfclBenchmark(
+            environment=self.environment,
+            categories=chosen(self.version, self.categories),
+            ids=tuple(self.ids),
+            limit=self.limit,
+        )
+
+    def choices(self, recipe: Recipe) -> tuple[str, ...]:
+        """The handlers that may ask this model: a candidate has one, a soup those of `soup_handlers`."""
+        if len(recipe.ingredients) == 1:
+            return (self.handlers.get(recipe.ingredients[0], self.handler),)
+        return tuple(self.soup_handlers) or (self.handler,)
+
+    def by(self, handler: str) -> BfclEvaluator:
+        """This evaluator with that handler for everything; the two share their server."""
+        twin = replace(self, handler=handler, handlers={}, soup_handlers=[])
+        object.__setattr__(twin, "_stand", self._stand)
+        return twin
+
+    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+        return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
+
+    def evaluate(self, model: Any, items: Sequence[Item]) -> list[Record]:
+        """Ask and score. An item whose prompt does not fit the model's context scores 0, its output says so.
+
+        Raises:
+            UserError: the server, the environment or every single item failed.
+        """
+        running = self._stand.serve(self.server, model.folder)
+        wanted = {"url": running.url, "model": running.model, "folder": str(model.folder), "threads": self.threads}
+        wanted |= {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
+            call(self.environment, Path(root), self.handler, self._ids(items), wanted)
+            name = self.handler.replace("/", "_")
+            found = records(Path(root, "result", name), Path(root, "score", name), items)
+        if reason := failure(found):
+            raise UserError(f"handler {self.handler}: no item could be asked: {reason[:300]}")
+        return found
+
+    def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
+        ids: dict[str, list[str]] = {}
+        for item in items:
+            ids.setdefault(item.category, []).append(item.id)
+        return {name: [*prerequisites(self.environment, name, own), *own] for name, own in ids.items()}
+
+    def close(self) -> None:
+        self._stand.close()
+
+
+def call(
+    environment: Environment, root: Path, handler: str, ids: Mapping[str, Sequence[str]], generate: Any = None
+) -> None:
+    """Run bfcl-eval on these ids in its own process, which ends with this one; its files come to lie below `root`.
+
+    Raises:
+        UserError: one line on what stopped it.
+    """
+    request, log = root / "request.json", root / "runner.log"
+    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": generate}))
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
+    own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
+    process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
+    try:
+        while process.alive:
+            time.sleep(0.05)
+    finally:
+        process.stop()
+    outcome = root / "outcome.json"
+    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
+    if error:
+        raise UserError(f"bfcl-eval: {error}")

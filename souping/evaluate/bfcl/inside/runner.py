@@ -1,0 +1,118 @@
+"""Generates and scores BFCL items by bfcl-eval's own functions, inside its own environment.
+
+    python -E -s runner.py REQUEST.json
+
+The request is an object with `root` (a folder of its own, bfcl-eval's project root), `handler` (a name of its model
+registry, `chat-template` or `plain`), `ids` ({category: [id, ...]}) and `generate`: null to score the result files
+that lie below `root` already, else `url` and `model` of the server, `folder` (config and tokenizer), `threads`,
+`temperature` and `max_tokens` (null: bfcl-eval's own 4096). Results lie in bfcl-eval's own files below `root`;
+`outcome.json` beside them holds `error`: null, or the line that stopped the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from handlers import StopError, pointed, register  # type: ignore[import-not-found]
+from vendors import stand_in_for_absent  # type: ignore[import-not-found]
+
+
+def main(request: dict[str, Any]) -> None:
+    """Generate where asked to, then score."""
+    root = Path(request["root"])
+    os.environ["BFCL_PROJECT_ROOT"] = str(root)  # read when bfcl_eval is imported
+    os.environ.setdefault("OPENAI_API_KEY", "none")  # its client wants one
+    stand_in_for_absent()
+    register(request["handler"])
+    if request["generate"]:
+        generate(request["handler"], request["ids"], request["generate"])
+    evaluate(request["handler"], list(request["ids"]))
+
+
+def generate(handler: str, ids: dict[str, list[str]], wanted: dict[str, Any]) -> None:
+    """bfcl-eval's `generate` on the named items, pointed at a server that runs already."""
+    from bfcl_eval import _llm_response_generation as generation
+    from bfcl_eval.__main__ import generate as bfcl_generate
+    from bfcl_eval.constants.eval_config import RESULT_PATH, TEST_IDS_TO_GENERATE_PATH
+
+    _check_server(wanted["url"])
+    TEST_IDS_TO_GENERATE_PATH.write_text(json.dumps(ids))
+    failures: list[str] = []
+    build = generation.build_handler
+    generation.build_handler = lambda name, temperature: pointed(build(name, temperature), wanted, failures)
+    bfcl_generate(
+        model=[handler],
+        test_category=["all"],
+        temperature=wanted["temperature"],
+        include_input_log=False,
+        exclude_state_log=True,
+        num_gpus=1,
+        num_threads=wanted["threads"],
+        gpu_memory_utilization=0.9,
+        backend="vllm",
+        skip_server_setup=True,
+        local_model_path=wanted["folder"],
+        result_dir=str(RESULT_PATH),
+        allow_overwrite=False,
+        run_ids=True,
+        enable_lora=False,
+        max_lora_rank=None,
+        lora_modules=None,
+    )
+    if failures:
+        raise StopError(f"the server at {wanted['url']} failed: {failures[0]}")
+
+
+def _check_server(url: str) -> None:
+    """bfcl-eval waits without end for a server that does not answer."""
+    import requests
+
+    try:
+        status = requests.get(f"{url}/models", timeout=60).status_code
+    except requests.RequestException as error:
+        raise StopError(f"the server at {url} does not answer: {type(error).__name__}") from error
+    if status != 200:
+        raise StopError(f"the server at {url} does not list its models: status {status}")
+
+
+def evaluate(handler: str, categories: list[str]) -> None:
+    """bfcl-eval's `evaluate`. Its leaderboard table is left out: it counts what was not evaluated as 0."""
+    from bfcl_eval.__main__ import evaluate as bfcl_evaluate
+    from bfcl_eval.eval_checker import eval_runner
+
+    for name in ("ast_checker", "agentic_checker", "multi_turn_checker"):
+        setattr(eval_runner, name, _guarded(getattr(eval_runner, name)))
+    eval_runner.generate_leaderboard_csv = lambda table, folder: None
+    bfcl_evaluate(model=[handler], test_category=categories, result_dir=None, score_dir=None, partial_eval=True)
+
+
+def _guarded(check: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A checker that trips over an answer has found a wrong answer."""
+
+    def guarded(*arguments: Any) -> dict[str, Any]:
+        try:
+            return check(*arguments)
+        except Exception as error:
+            reason = f"the checker failed on this answer: {type(error).__name__}: {error}"
+            return {"valid": False, "error": [reason], "error_type": "checker_failed"}
+
+    return guarded
+
+
+if __name__ == "__main__":
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    outcome: dict[str, Any] = {"error": None}
+    try:
+        main(asked)
+    except StopError as stop:
+        outcome["error"] = str(stop)
+    except Exception as error:
+        traceback.print_exc()
+        outcome["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    (Path(asked["root"]) / "outcome.json").write_text(json.dumps(outcome))

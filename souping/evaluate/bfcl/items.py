@@ -1,0 +1,160 @@
+"""BFCL's items, read from the data files of an installed bfcl-eval.
+
+An item's category is its file. Items are in one group if they share content, directly or through others: single-turn
+items a function document, in whatever files; multi-turn items a scenario (the four files tell each in a variant);
+memory items the conversation that they remember; web searches the question. Groups are taken over all files, whatever
+categories are evaluated, so that they never move.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from souping.bfcl_tree import CATEGORIES, COLLECTIONS, MEMORY, MULTI_TURN, SINGLE_TURN, WEB_SEARCH, Version
+from souping.core import Item, UserError
+from souping.evaluate.bfcl.environment import Environment
+from souping.names import nearest
+
+LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
+NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
+"""Categories without a file of answers: no call may be made, or any call must."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BfclBenchmark:
+    """The items of some categories, all of them or those whose ids are named."""
+
+    environment: Environment
+    categories: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+    title: str = "bfcl"
+    path: str | None = None
+
+    def items(self) -> tuple[Item, ...]:
+        """In the order of the categories and of their files.
+
+        Raises:
+            UserError: an id is not one of these categories'.
+        """
+        data = self.environment.package / "data"
+        groups = _groups(data)
+        found = tuple(item for name in self.categories for item in _read(data, name, groups)[: self.limit])
+        if not self.ids:
+            return found
+        known = {item.id: item for item in found}
+        for name in self.ids:
+            if name not in known:
+                raise UserError(f"evaluator.ids: {name!r} is not an item of these categories{nearest(name, known)}")
+        return tuple(known[name] for name in dict.fromkeys(self.ids))
+
+
+def chosen(version: Version, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Categories by their names and the names of collections, in the version's order; all of them where none is named.
+
+    Raises:
+        UserError: a name that the version does not know.
+    """
+    known = CATEGORIES[version]
+    if names is None:
+        return known
+    collections = {key: set(value) for key, value in COLLECTIONS.items() if set(value) <= set(known)}
+    wanted: set[str] = set()
+    for name in names:
+        if name not in known and name not in collections:
+            near = nearest(name, [*known, *collections])
+            raise UserError(f"evaluator.categories: {name!r} is not a category of BFCL {version}{near}")
+        wanted |= collections.get(name, {name})
+    if not wanted:
+        raise UserError("evaluator.categories is empty: name categories, or single_turn, live, multi_turn ...")
+    return tuple(name for name in known if name in wanted)
+
+
+def needs_full(categories: Sequence[str]) -> list[str]:
+    """The categories that the minimal environment cannot evaluate."""
+    return [name for name in categories if name not in SINGLE_TURN]
+
+
+def _file_of(category: str) -> str:
+    """Web searches and memory questions have one file for all of their categories."""
+    return "web_search" if category in WEB_SEARCH else "memory" if category in MEMORY else category
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines if line.strip())
+
+
+def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
+    name = _file_of(category)
+    rows = list(_lines(data / f"BFCL_v4_{name}.json"))
+    if category in NO_ANSWER:
+        answers = [NO_ANSWER[category]] * len(rows)
+    else:
+        answers = [row["ground_truth"] for row in _lines(data / "possible_answer" / f"BFCL_v4_{name}.json")]
+    return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
+
+
+def _item(category: str, row: Mapping[str, Any], answer: Any, groups: Mapping[str, str]) -> Item:
+    turns = tuple({"role": m["role"], "content": m["content"]} for turn in row["question"] for m in turn)
+    single = category in SINGLE_TURN
+    rest = {key: row[key] for key in ("initial_config", "involved_classes", "missed_function") if key in row}
+    return Item(
+        id=row["id"].replace(_file_of(category), category, 1),
+        category=category,
+        prompt=turns,
+        answer={"calls": answer, "functions": row["function"]} if single else {"turns": answer, **rest},
+        scorer="call" if single else "bfcl",
+        group=groups[row["id"]],
+        language=LANGUAGES.get(category, "python"),
+    )
+
+
+@lru_cache(maxsize=4)
+def _groups(data: Path) -> Mapping[str, str]:
+    """{id in its file: group}: the connected parts of the graph that links items to what they share."""
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    ids = []
+    for name in (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search"):
+        for row in _lines(data / f"BFCL_v4_{name}.json"):
+            ids.append(row["id"])
+            for shared in _shared(name, row):
+                parent[root(sha256(shared.encode()).hexdigest())] = root(row["id"])
+    first: dict[str, str] = {}
+    return {name: first.setdefault(root(name), name) for name in ids}
+
+
+def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
+    """What an item has that others may have too, as texts."""
+    if name in SINGLE_TURN:
+        yield from (f"function {json.dumps(doc, sort_keys=True)}" for doc in row["function"])
+    elif name in MULTI_TURN:  # the four files tell one story under one number
+        yield f"story {row['id'].rsplit('_', 1)[1]}"
+        yield f"state {json.dumps(row['initial_config'], sort_keys=True)}"
+        yield f"question {json.dumps(row['question'][0], sort_keys=True)}"
+    elif name == "memory":
+        yield f"conversation {row['scenario']}"
+
+
+def prerequisites(environment: Environment, category: str, ids: Sequence[str]) -> list[str]:
+    """The conversations that memory questions are about: they are had before the questions are asked."""
+    if category not in MEMORY:
+        return []
+    folder = environment.package / "data" / "memory_prereq_conversation"
+    scenarios = dict.fromkeys(name.rsplit("-", 2)[1] for name in ids)
+    rows = [row for scenario in scenarios for row in _lines(folder / f"memory_{scenario}.json")]
+    return [row["id"].replace("memory", category, 1) for row in rows]
