@@ -13,6 +13,7 @@ from souping.also import Side, beside, sides
 from souping.analysis.power import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core import (
+    FOLDS,
     Fold,
     Item,
     ItemScores,
@@ -180,11 +181,12 @@ class Session:
     def also(self, selection: Selection, found: Found) -> list[dict[str, Any]]:
         """The frozen soup and its ingredients on all items of every other benchmark."""
         ingredients = {name: self.single(name) for name in selection.ingredients}
-        results = []
+        results, asked = [], {str(item.prompt) for fold in FOLDS for item in self.fold(fold)}
         for name, (side, evaluation) in self.sides.items():
             models = len({recipe.id for recipe in (found.recipe, *ingredients.values())})
             self.progress.stage(f"also: {name}", items=models * len(side.items))
-            results.append(beside(side, found.recipe, ingredients, partial(evaluation.scores, items=side.items)))
+            result = beside(side, found.recipe, ingredients, partial(evaluation.scores, items=side.items))
+            results.append({**result, "shared": sum(str(item.prompt) in asked for item in side.items)})
         return results
 
     def write(self, found: Found, card: str) -> Path:

@@ -175,6 +175,8 @@ class TestRuns:
         assert entry["items"] == sum(s["n"] for s in entry["rows"][0]["scores"].values()) == 90
         assert {c["b"] for c in entry["comparisons"]} == set(report["selection"]["ingredients"])
         assert len(entry["categories"]) == 2 * 3
+        assert entry["shared"] == 90
+        assert "90 of its 90 prompts stand in the run's own benchmark too" in (tmp_path / "out/report.md").read_text()
         assert report["cost"]["evaluated_items"] == 3 * 90
         without = {k: v for k, v in report.items() if k not in ("also", "cost")}
         first = json.loads((tmp_path / "plain" / "report.json").read_text())

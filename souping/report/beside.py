@@ -129,6 +129,9 @@ def sentences(report: Report) -> Iterator[str]:
     """What the soup lost, benchmark by benchmark; where nothing is shown, how much it may have lost all the same."""
     for entry in entries(report, "also"):
         name = texts.clean(entry.get("name"))
+        if entry.get("shared"):
+            seen = f"{texts.count(entry['shared'])} of its {texts.count(entry.get('items'))} prompts"
+            yield f"{name}: {seen} stand in the run's own benchmark too, where the weights were chosen."
         lost = [found for found in entries(entry, "comparisons") if found.get("verdict") == "lower"]
         for found in lost:
             yield f"{name}: the soup is below {texts.clean(found.get('b'))} by {_points(found)}."
