@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,26 +36,28 @@ class Interval:
 
 
 def rate(values: FloatArray, groups: IntArray) -> Interval:
-    """Interval of one category's mean: values [I] in 0..1, groups [I] as integers.
+    """Interval of one category's mean: values [I], groups [I] as integers.
 
     Right-or-wrong scores: Wilson's interval (1927) with the effective number of items in place of n, n divided by the
     design effect, the variance between groups over the variance that independent items would have (Korn and Graubard
     1998). Where all items are alike there is no variance to compare and each group counts once. Other scores: Student's
-    t over groups, and Jeffreys' limit where they do not vary.
+    t over groups, and Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
+    (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
+    bottom, top = span(values)
     one = np.zeros(len(values), dtype=np.int64)
     whole, size = design(values, one, groups, np.ones(1)), effective_size(values, one, groups, np.ones(1))
     mean = whole.objective
     if np.isin(values, (0.0, 1.0)).all():
         low, high = wilson(mean, size)
     elif whole.flat().all():
-        below, above = flat_margins(whole, 0.0, 1.0)
+        below, above = flat_margins(whole, bottom, top)
         low, high = mean - below, mean + above
     else:
         margin = _student(len(whole.sums) - 1) * float(np.sqrt(whole.variances().sum()))
         low, high = mean - margin, mean + margin
     return Interval(
-        mean=mean, low=max(0.0, low), high=min(1.0, high), n=len(values), groups=len(whole.sums), effective_n=size
+        mean=mean, low=max(bottom, low), high=min(top, high), n=len(values), groups=len(whole.sums), effective_n=size
     )
 
 
@@ -72,7 +75,8 @@ def objective_interval(
     Bootstrap-t over groups within strata (`limits`). All items right: Jeffreys' limits, never width 0.
     """
     whole = design(values, categories, groups, coefficients)
-    low, high = limits(whole, 0.0, float(whole.weights.sum()), draws=draws, seed=seed)
+    bottom, top = (bound * float(whole.weights.sum()) for bound in span(values))
+    low, high = limits(whole, bottom, top, draws=draws, seed=seed)
     return Interval(
         mean=whole.objective,
         low=low,
@@ -81,6 +85,11 @@ def objective_interval(
         groups=len(np.unique(groups)),
         effective_n=effective_size(values, categories, groups, coefficients),
     )
+
+
+def span(values: FloatArray) -> tuple[float, float]:
+    """What a mean of such values may lie between: 0 and 1 where all of them do, else anything."""
+    return (0.0, 1.0) if ((values >= 0) & (values <= 1)).all() else (-math.inf, math.inf)
 
 
 def wilson(mean: float, n: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from souping.analysis.design import Design, IntArray, design, distinct
-from souping.analysis.intervals import SALT, limits
+from souping.analysis.intervals import SALT, limits, span
 from souping.core import FloatArray
 
 TEST = "studentised sign-flip over groups"
@@ -60,7 +60,7 @@ def compare(
 ) -> Comparison:
     """Compare a with b on T = sum_c w_c * mean over items of c of (a_i - b_i).
 
-    a, b [I] are scores in 0..1, categories and groups [I] integers (a group may span categories), coefficients [C] with
+    a, b [I] are scores, categories and groups [I] integers (a group may span categories), coefficients [C] with
     w_c >= 0. The p-value is `sign_flip`'s; the interval is a symmetric, stratified, paired bootstrap-t over groups, in
     which strata without discordance get Jeffreys' limits, so that it never has width 0. Interval and p-value come from
     different resamplings and may disagree in a narrow case: claims go by the p-value.
@@ -72,7 +72,7 @@ def compare(
         raise ValueError("a and b must be scores of the same items")
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     whole = design(deltas, categories, groups, coefficients)
-    scale = float(whole.weights.sum())
+    scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
     low, high, p_value, test = 0.0, 0.0, 1.0, "same model"
     if not same_model:
         turned = whole.objective < 0  # a - b and b - a meet the same draws, so that their intervals mirror each other

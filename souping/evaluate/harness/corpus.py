@@ -53,9 +53,19 @@ def pseudo_values(kind: str, statistics: Sequence[Sequence[float]]) -> FloatArra
 
 
 def _gradient(kind: str, total: FloatArray) -> FloatArray:
-    """Central differences with steps relative to each sum; a sum of zero (no 4-gram matched yet) has no slope."""
+    """Central differences with steps relative to each sum; a sum of zero (no 4-gram matched yet) has no slope.
+
+    sacrebleu cuts BLEU's two lengths to whole numbers, so the slope of its brevity penalty exp(1 - r / c), which is 1
+    where the text is no shorter than the reference, is written out.
+    """
     slopes = np.zeros(len(total))
-    for k in np.flatnonzero(total):
+    moving = np.flatnonzero(total)
+    if kind == "bleu":
+        text, reference = total[:2]
+        if 0 < text < reference:
+            slopes[:2] = score(kind, total) * np.array([reference / text**2, -1 / text])
+        moving = moving[moving > 1]
+    for k in moving:
         step = np.zeros(len(total))
         step[k] = STEP * abs(total[k])
         slopes[k] = (score(kind, total + step) - score(kind, total - step)) / (2 * step[k])
