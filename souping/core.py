@@ -28,6 +28,10 @@ class UserError(Exception):
     """Something the user can mend. The message says what, where and what to do, in one or two lines."""
 
 
+class LateError(UserError):
+    """A `UserError` that comes when the run's results are whole already: they stay."""
+
+
 def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-like value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -180,10 +184,11 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One recipe evaluated inside a run."""
+    """One recipe evaluated inside a run. `handler` is how it was asked, where the evaluator has a choice."""
 
     number: int
     recipe: Recipe
     weights: Weights
     result: Result
     reused: int = 0
+    handler: str = ""

@@ -15,6 +15,8 @@ class Evaluation:
     """An evaluator, the kitchen that serves it soups, and the store that remembers.
 
     `evaluated` and `reused` count items. `serve` is called only for soups with items that are not in the store.
+    An evaluator with `choices(recipe)` can ask a model in several ways (its prompt handlers), and `by(handler)` is the
+    evaluator that asks in one of them. `handler` is the one that soups are asked by unless `scores` is told another.
     """
 
     def __init__(
@@ -22,15 +24,30 @@ class Evaluation:
     ) -> None:
         self._store, self._evaluator, self._serve, self._advance = store, evaluator, serve, advance
         self.evaluated = self.reused = 0
+        self.handler = ""
 
-    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
+        """The ways in which this soup may be asked, the default first."""
+        choices = getattr(self._evaluator, "choices", None)
+        found: tuple[str, ...] = choices(recipe) if choices else ("",)
+        return found
+
+    def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
+        """The evaluator that asks this soup: a handler that it does not have leaves it with its default."""
+        mine = self.handlers(recipe)
+        chosen = next((name for name in (handler, self.handler) if name and name in mine), mine[0])
+        asking: Evaluator = self._evaluator.by(chosen) if chosen else self._evaluator  # type: ignore[attr-defined]
+        return asking
+
+    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of one soup on items, in the items' order. Each batch is committed before the next begins."""
-        known = self._store.load(recipe.fingerprint, self._evaluator.fingerprint)
+        asking = self._asking(recipe, handler)
+        known = self._store.load(recipe.fingerprint, asking.fingerprint)
         fresh = 0
-        for batch in self._evaluator.batches(items):
+        for batch in asking.batches(items):
             missing = [item for item in batch if item.fingerprint not in known]
             if missing:
-                known.update(self._batch(recipe, missing))
+                known.update(self._batch(asking, recipe, missing))
                 fresh += len(missing)
             self._advance(len(batch))
         self.evaluated += fresh
@@ -43,7 +60,7 @@ class Evaluation:
         values: FloatArray = aggregate(items, records) if aggregate else np.array([r.score for r in records])
         return values
 
-    def _batch(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, Record]:
-        records = self._evaluator.evaluate(self._serve(recipe), items)
-        self._store.add(recipe, self._evaluator.fingerprint, self._evaluator.settings, items, records)
+    def _batch(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> dict[str, Record]:
+        records = asking.evaluate(self._serve(recipe), items)
+        self._store.add(recipe, asking.fingerprint, asking.settings, items, records)
         return {item.fingerprint: record for item, record in zip(items, records, strict=True)}

@@ -51,6 +51,7 @@ def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, 
             "categories": dict(trial.result.categories),
             "items": trial.result.items,
             "reused": trial.reused,
+            **({"handler": trial.handler} if trial.handler else {}),
         }
         for trial in trials
     ]

@@ -13,12 +13,13 @@ from souping.protocols import Optimiser, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The winner of a search and every trial that led to it."""
+    """The winner of a search and every trial that led to it; `handler` is how the winner was asked."""
 
     recipe: Recipe
     weights: Weights
     result: Result
     trials: tuple[Trial, ...]
+    handler: str = ""
 
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
@@ -46,22 +47,36 @@ def search(
 ) -> Found:
     """Run a search to its end, or to its limit of trials (soups) or budget (items, reused ones included).
 
-    Reused items count, so that a run that is repeated from the store takes the same path.
+    Reused items count, so that a run that is repeated from the store takes the same path. Where the evaluator can ask a
+    soup in several ways, each way is a trial of its own, and the optimiser hears of the best of them.
     """
     trials: list[Trial] = []
-    results: dict[Weights, Result] = {}
+    best: dict[Weights, Trial] = {}
     while _may_go_on(strategy, len(trials), len(items)):
         weights = optimiser.ask()
         if weights is None:
             break
-        recipe, before = recipe_of(weights), evaluation.reused
-        results[weights] = result_of(evaluation.scores(recipe, items), objective)
-        optimiser.tell(weights, results[weights])
-        reused = evaluation.reused - before
-        trials.append(Trial(number=len(trials), recipe=recipe, weights=weights, result=results[weights], reused=reused))
-        tell(trials[-1])
-    best = optimiser.best()
-    return Found(recipe=recipe_of(best), weights=best, result=results[best], trials=tuple(trials))
+        recipe, first = recipe_of(weights), len(trials)
+        for handler in evaluation.handlers(recipe):
+            if _may_go_on(strategy, len(trials), len(items)):
+                before = evaluation.reused
+                result = result_of(evaluation.scores(recipe, items, handler), objective)
+                reused, number = evaluation.reused - before, len(trials)
+                trial = Trial(
+                    number=number, recipe=recipe, weights=weights, result=result, reused=reused, handler=handler
+                )
+                trials.append(trial)
+                tell(trial)
+        best[weights] = max(trials[first:], key=lambda trial: trial.result.objective)
+        optimiser.tell(weights, best[weights].result)
+    winner = best[optimiser.best()]
+    return Found(
+        recipe=winner.recipe,
+        weights=winner.weights,
+        result=winner.result,
+        trials=tuple(trials),
+        handler=winner.handler,
+    )
 
 
 def _may_go_on(strategy: Strategy, trials: int, items: int) -> bool:

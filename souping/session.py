@@ -68,7 +68,8 @@ class Session:
             side.name: (side, Evaluation(store, side.evaluator, kitchen.serving(side.evaluator), progress.advance))
             for side in beside_it
         }
-        notes = [*kitchen.warnings, *folds.notes]
+        own = getattr(run.objective, "notes", None)
+        notes = [*kitchen.warnings, *folds.notes, *(own(categories) if own else [])]
         for note in notes:
             progress.say(f"note: {note}")
         return cls(
@@ -119,17 +120,21 @@ class Session:
             self.progress.say(f"one expert for everything: {names[0]}; there is nothing to soup")
             recipe = self.single(names[0])
             result = result_of(self.evaluation.scores(recipe, items), self.run.objective)
-            return Found(recipe=recipe, weights=(1.0,), result=result, trials=())
+            (handler,) = self.evaluation.handlers(recipe)
+            return Found(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
         optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
         smallest = 100 * minimal_detectable(len(self.fold("report")))
         self.progress.say(
             f"{len(self.fold('report'))} report items can show a true difference of about {smallest:.1f} points "
             "(80 % power, where two models differ on 10 % of the items)"
         )
-        self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each")
-        count = self.run.optimiser.count(len(names))
-        self.progress.stage("search", items=count * len(items) if count else None, trials=count)
-        return search(
+        ways = len(self.evaluation.handlers(self.kitchen.uniform(names)))
+        by = f", by each of {ways} handlers" if ways > 1 else ""
+        self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each{by}")
+        count = (self.run.optimiser.count(len(names)) or 0) * ways
+        count = min(count, self.run.optimiser.trials or count)
+        self.progress.stage("search", items=count * len(items) or None, trials=count or None)
+        found = search(
             optimiser,
             self.run.optimiser,
             lambda weights: self.kitchen.recipe(dict(zip(names, weights, strict=True))),
@@ -138,6 +143,17 @@ class Session:
             self.run.objective,
             self._tell,
         )
+        self._freeze(found)
+        return found
+
+    def _freeze(self, found: Found) -> None:
+        """From here on soups are asked as the winner was."""
+        self.evaluation.handler = found.handler
+        tried = list(dict.fromkeys(trial.handler for trial in found.trials))
+        if len(tried) > 1:
+            told = f"the soup is asked by handler {found.handler}; tried on the search fold: {', '.join(tried)}"
+            self.notes.append(told)
+            self.progress.say(f"note: {told}")
 
     def _tell(self, trial: Trial) -> None:
         self.best = max(self.best, trial.result.objective)

@@ -68,7 +68,7 @@ def write_trials(trials: Sequence[Mapping[str, Any]], report: Report, path: Path
     categories = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    counts = ("items", "reused")
+    counts = ("items", "reused", *(["handler"] if any("handler" in trial for trial in trials) else []))
     head = ["number", "recipe_id", "objective", *(f"weight:{n}" for n in names), *(f"score:{c}" for c in categories)]
     writer.writerow([*head, *counts])
     for trial in trials:
