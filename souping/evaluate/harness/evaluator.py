@@ -122,6 +122,8 @@ class HarnessEvaluator:
                 raise UserError(f"evaluator.{key}={value} must be {', '.join(fixed)} or column:NAME")
         if self.limit is not None and (self.limit <= 0 or self.samples is not None):
             raise UserError(f"evaluator.limit={self.limit} must be above 0, and stand without evaluator.samples")
+        if self.tools is not None and not self.apply_chat_template:
+            raise UserError("evaluator.tools needs evaluator.apply_chat_template=true: schemas go through the template")
         self._check_batch()
         for key in ("softmax_dtype", "mixed_precision_dtype"):
             if getattr(self, key) not in (None, "float32", "bfloat16", "float16", "float64"):
