@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from souping import config as configuration
-from souping.core import UserError
+from souping.core import LateError, UserError
 from souping.gate import expectations
 from souping.names import nearest
 
@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> float | None:
             write_job(run_dir, hydra_config.job.num, list(hydra_config.overrides.task), objective)
         return objective
     except EXPECTED as error:
-        if owned:
+        if owned and not isinstance(error, LateError):
             _discard(run_dir)
         if cfg.debug:
             raise
@@ -117,6 +117,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     configuration.check(plain)
     parts = configuration.build(plain)
     from souping.pipeline import Run, cook
+    from souping.upload import target
 
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
     settings = Run(
@@ -130,6 +131,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         gate=plain["gate"],
         expected=expectations(plain["expected"]),
         also=configuration.build_also(plain),
+        upload=target(plain["upload"]),
         out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
         store_path=Path(plain["store"]["path"]).expanduser(),
         run_dir=run_dir,

@@ -45,6 +45,7 @@ class Config:
     stop_after: StopAfter | None = None
     out: str | None = None
     recipe: str | None = None
+    upload: Any = None
     plan: bool = False
     throughput: float | None = None
     gate: Any = "error"

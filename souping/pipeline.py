@@ -8,6 +8,7 @@ from typing import Any
 
 from souping import pantry
 from souping import report as reporting
+from souping import upload as uploading
 from souping.benchmark import NoBenchmark, OwnBenchmark
 from souping.core import Selection, UserError
 from souping.kitchen import free_target
@@ -34,12 +35,35 @@ SHOWN = (
 
 def cook(run: Run) -> float | None:
     """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
+    sends = run.upload is not None and not run.plan
+    if sends:
+        _check_upload(run)
     try:
-        return _stages(run)
+        objective = _stages(run)
     finally:
         for part in (run.evaluator, run.merge, *(entry.evaluator for entry in run.also)):
             if hasattr(part, "close"):  # servers and ranks wait for the next soup until then
                 part.close()
+    if sends:
+        _upload(run)
+    return objective
+
+
+def _check_upload(run: Run) -> None:
+    """Whoever may not write to the Hub learns it before the run, not after it."""
+    assert run.upload is not None
+    if run.stop_after:
+        raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
+    uploading.check(run.upload)
+
+
+def _upload(run: Run) -> None:
+    assert run.upload is not None
+    if not run.out.exists():  # one expert for everything: no soup was written
+        print(f"  {'upload':15} nothing to send: there is no soup")
+        return
+    url = uploading.push(run.upload, run.out, run.run_dir / "report.json", run.store_path)
+    print(f"  {'upload':15} {url}")
 
 
 def _stages(run: Run) -> float | None:

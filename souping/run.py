@@ -14,6 +14,7 @@ from souping.gate import Expectation
 from souping.merge.pool import Pool
 from souping.objective import Objective
 from souping.protocols import Evaluator, Selector, Strategy, Tracker
+from souping.upload import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Run:
     gate: str = "error"
     expected: tuple[Expectation, ...] = ()
     also: tuple[Entry, ...] = ()
+    upload: Target | None = None
     out: Path
     store_path: Path
     run_dir: Path

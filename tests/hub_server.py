@@ -57,7 +57,10 @@ class User:
 
 
 class Hub:
-    """The server and what it holds. `log` is every request: (method, path, Range)."""
+    """The server and what it holds. `log` is every request: (method, path, Range).
+
+    With `stall` a body stops at that byte until `awake` is set; `down` answers 503; without `ranges` it sends all.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -65,7 +68,9 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.log: list[tuple[str, str, str]] = []
         self.down = False
+        self.stall: int | None = None
         self.ranges = True
+        self.awake = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -195,6 +200,9 @@ class _Plumbing(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             for place in range(start, end if self.command == "GET" else start, CHUNK):
+                if self.server_hub.stall is not None and place >= self.server_hub.stall:
+                    self.wfile.flush()
+                    self.server_hub.awake.wait(60)
                 self.wfile.write(data[place : min(place + CHUNK, end)])
         except ConnectionError:  # the client has seen enough
             self.close_connection = True

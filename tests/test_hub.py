@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from souping.merge.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
 from souping.merge.hub import transfer
 from souping.merge.hub.listing import Listing, look
 from souping.merge.hub.names import HubName, parse
+from tests.conftest import ROOT
 from tests.hub_server import LARGE, Hub, User, files_of, serving
 
 CODE = {"modeling_ant.py": b"import os", "tokenizer_ant.py": b"import os", "README.md": b"---\nlicense: mit\n---\n"}
@@ -142,7 +147,31 @@ class TestResume:
         assert told[-1] == (len(data), len(data))
         assert not part.exists()
 
-    def test_a_killed_process_leaves_what_it_had(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_kill_minus_nine_keeps_what_had_come(self, hub: Hub, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 131072  # 32 MiB; huggingface_hub hands 10 MB on at a time
+        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+        hub.stall = 25_000_000
+        code = "from souping.merge import hub; hub.fetch_one(hub.parse('org/big'))"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        environment |= {
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+        }
+        victim = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        parts = transfer.storage("org/big") / "blobs"
+        while victim.poll() is None and sum(p.stat().st_size for p in parts.glob("*.incomplete")) < 20_000_000:
+            time.sleep(0.02)
+        victim.kill()
+        victim.wait()
+        hub.stall = None
+        hub.awake.set()
+        hub.log.clear()
+        assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == data
+        (asked,) = [asked for asked in hub.ranges_of(SINGLE) if not asked.startswith("bytes=0-")]
+        assert 20_000_000 <= int(asked.removeprefix("bytes=").removesuffix("-")) < len(data)
+
+    def test_an_interrupt_leaves_what_had_come(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)
         data = bytes(range(256)) * 4096
         hub.add("org/big", {"config.json": b"{}", SINGLE: data})

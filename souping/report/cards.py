@@ -23,10 +23,26 @@ def card(parts: Report) -> str:
     {objective, categories {name: mean}, items, singles {ingredient: objective}} on the search fold, fractions of 1.
     No date, path or timing enters: a path-like name is cut to its last part.
     """
-    known = {**parts, "recipe": _named(part(parts, "recipe"))}
-    blocks = [_front_matter(known), f"# {_title(known)}", _summary(known), "## Recipe", table(tables.recipe(known))]
-    blocks += [_method(known), *_scores(known), *_rebuild(known)]
+    known = named(parts)
+    blocks = [_front_matter(known), *head(known), *_scores(known), *rebuild(known)]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def named(parts: Report) -> Report:
+    """The parts with ingredients' names that show no machine."""
+    return {**parts, "recipe": _named(part(parts, "recipe"))}
+
+
+def head(known: Report) -> list[str]:
+    """Title, what it is, and the recipe."""
+    return [f"# {_title(known)}", _summary(known), "## Recipe", table(tables.recipe(known)), _method(known)]
+
+
+def parents(recipe: Mapping[str, Any]) -> list[str]:
+    """The models that a recipe is made of as the Hub names them: those that came from there, else all names it could
+    have."""
+    sources = [str(source).partition("@")[0] for source in (recipe.get("sources") or {}).values()]
+    return sources or [name for name in recipe["ingredients"] if HUB_NAME.fullmatch(name)]
 
 
 def public_name(name: Any) -> str:
@@ -36,7 +52,8 @@ def public_name(name: Any) -> str:
 
 
 def _named(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {**recipe, "ingredients": [public_name(name) for name in recipe.get("ingredients") or []]}
+    sources = {public_name(name): source for name, source in (recipe.get("sources") or {}).items()}
+    return {**recipe, "ingredients": [public_name(n) for n in recipe.get("ingredients") or []], "sources": sources}
 
 
 def _title(parts: Report) -> str:
@@ -45,7 +62,7 @@ def _title(parts: Report) -> str:
 
 def _front_matter(parts: Report) -> str:
     """YAML; strings are JSON strings, which YAML reads alike. Names that the Hub cannot have are left out."""
-    names = [name for name in part(parts, "recipe")["ingredients"] if HUB_NAME.fullmatch(name)]
+    names = parents(part(parts, "recipe"))
     lines = ["---"]
     if names:
         lines += ["base_model:", *(f"- {_quote(name)}" for name in names), "base_model_relation: merge"]
@@ -67,14 +84,14 @@ def _index(parts: Report) -> list[str]:
         "  - task:",
         "      type: text-generation",
     ]
-    lines += ["    dataset:", f"      name: {_quote(f'{data}, search fold')}", f"      type: {_quote(_kind(parts))}"]
+    lines += ["    dataset:", f"      name: {_quote(f'{data}, search fold')}", f"      type: {_quote(kind(parts))}"]
     lines.append("    metrics:")
     for label, value in metrics:
         lines += ["    - type: accuracy", f"      name: {_quote(label)}", f"      value: {round(value, 6)!r}"]
     return lines
 
 
-def _kind(parts: Report) -> str:
+def kind(parts: Report) -> str:
     found = parts.get("benchmark")
     name = found.get("name") if isinstance(found, Mapping) else found
     return re.sub(r"[^\w.-]+", "-", texts.clean(name)).strip("-") or "benchmark"
@@ -117,9 +134,9 @@ def _why(parts: Report) -> str:
     return f"Experts: {shown}." if shown else ""
 
 
-def _rebuild(parts: Report) -> list[str]:
+def rebuild(parts: Report) -> list[str]:
     command = story.rebuild(parts, folder="")
-    return ["## Rebuild", f"Run it in this folder. {story.REBUILD}", fenced(command)] if command else []
+    return ["## Rebuild", f"Run it in this folder. {story.how_to_rebuild(parts)}", fenced(command)] if command else []
 
 
 def _method(parts: Report) -> str:

@@ -210,22 +210,38 @@ def _recipe(report: Report) -> Section | None:
     line = (
         f"Recipe {texts.clean(found.get('id'))}: {texts.clean(found.get('method'))}, {texts.clean(found.get('dtype'))}."
     )
-    again = REBUILD if rebuild(report) else "One candidate was selected: there is no soup to rebuild."
+    again = how_to_rebuild(report) if rebuild(report) else "One candidate was selected: there is no soup to rebuild."
     return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=rebuild(report))
 
 
 def rebuild(report: Report, folder: str = "soup/") -> str:
     """The command that makes the soup again from the recipe.json in its `folder`, or the report's own `rebuild`.
 
-    Empty where one candidate was selected: then no soup was written.
+    Empty where one candidate was selected: then no soup was written. What came from the Hub is found there by itself.
     """
     if report.get("rebuild"):
         return texts.clean(report["rebuild"])
     chosen, names = part(report, "selection").get("ingredients") or [], part(report, "recipe").get("ingredients") or []
     if len(names) < 2 and len(chosen) == 1:
         return ""
-    pool = shlex.quote(f"pool.candidates=[{','.join(map(quoted, names))}]")
-    return f"python -m souping +experiment=rebuild recipe={folder}recipe.json {pool} out=rebuilt"
+    here = _not_on_the_hub(report)
+    pool = shlex.quote(f"pool.candidates=[{','.join(map(quoted, here))}]") + " " if here else ""
+    return f"python -m souping +experiment=rebuild recipe={folder}recipe.json {pool}out=rebuilt"
+
+
+def how_to_rebuild(report: Report) -> str:
+    """What to know beside the command."""
+    if _not_on_the_hub(report):
+        return REBUILD
+    return (
+        "This command makes the same bytes again: it fetches the ingredients from the Hub at the commits of the recipe "
+        "and refuses where one's content differs."
+    )
+
+
+def _not_on_the_hub(report: Report) -> list[str]:
+    recipe = part(report, "recipe")
+    return [name for name in recipe.get("ingredients") or [] if name not in (recipe.get("sources") or {})]
 
 
 def quoted(name: Any) -> str:

@@ -139,15 +139,19 @@ def experts(report: Report) -> Grid:
 
 
 def recipe(report: Report) -> Grid:
-    """Ingredients, weights and the fingerprints of their content."""
+    """Ingredients, weights, the fingerprints of their content, and where on the Hub they are."""
     found = part(report, "recipe")
     names, weights = found.get("ingredients") or [], found.get("weights") or []
     prints = list(found.get("fingerprints") or []) + [""] * len(names)
     lines = [
-        (texts.clean(name), texts.weight(weight), texts.clean(mark)[:16] or texts.DASH)
+        [texts.clean(name), texts.weight(weight), texts.clean(mark)[:16] or texts.DASH]
         for name, weight, mark in zip(names, weights, prints, strict=False)
     ]
-    return grid(("ingredient", "weight", "content (SHA-256, first 16)"), lines, left=(0, 2))
+    header, sources = ["ingredient", "weight", "content (SHA-256, first 16)"], found.get("sources") or {}
+    if sources:
+        header.append("on the Hub")
+        lines = [[*line, texts.clean(sources.get(n)) or texts.DASH] for n, line in zip(names, lines, strict=False)]
+    return grid(header, lines, left=(0, 2, 3))
 
 
 def folds(report: Report) -> Grid:

@@ -19,7 +19,7 @@ PAUSE = 20.0  # seconds
 class Throughput:
     """A context manager to be called with (bytes done, bytes in all), reads and writes together.
 
-    Nothing is shown where it is never called. Without a terminal a line comes once a tenth, and once in `PAUSE` seconds.
+    Nothing is shown where it is never called. Without a terminal a line comes at a tenth, each `PAUSE` seconds at most.
     Calls may come from several threads. `console` is a rich Console, standard error by default.
     """
 

@@ -44,7 +44,7 @@ def explain(name: HubName, error: BaseException) -> UserError | None:
     if isinstance(error, hub.LocalEntryNotFoundError) or unreachable(error):
         return UserError(f"{name}: the Hub ({endpoint()}) cannot be reached: {_reason(error)}")
     if isinstance(error, hub.HFValidationError | hub.FileMetadataError):
-        return UserError(f"{name}: {_first(error)}")
+        return UserError(f"{name}: {first_line(error)}")
     return None
 
 
@@ -106,10 +106,10 @@ def _status(name: HubName, error: Exception) -> UserError:
     if code == 401:
         return UserError(f"{name.repo}: the Hub does not know your token: {LOGIN} again (HF_TOKEN goes before it)")
     if code == 403:
-        return UserError(f"{name.repo}: your token may not read it: {LOGIN} with one that may ({_first(error)})")
+        return UserError(f"{name.repo}: your token may not read it: {LOGIN} with one that may ({first_line(error)})")
     if code == 429:
         return UserError(f"{name.repo}: the Hub asks for fewer requests (429): wait some minutes, or {LOGIN}")
-    return UserError(f"{name.repo}: the Hub answered {code or 'an error'}: try again later ({_first(error)})")
+    return UserError(f"{name.repo}: the Hub answered {code or 'an error'}: try again later ({first_line(error)})")
 
 
 def _revisions(name: HubName) -> str:
@@ -127,10 +127,10 @@ def _reason(error: BaseException) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return _first(cause)
+    return first_line(cause)
 
 
-def _first(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)]

@@ -38,6 +38,11 @@ class HubName:
 def parse(text: str | Path) -> HubName | None:
     """The Hub name in a text, or None where it cannot be one, or where a path of this name exists: a folder wins."""
     found = NAME.fullmatch(str(text))
-    if found is None or ".." in str(text) or "--" in found["repo"] or Path(text).exists():
+    if found is None or not is_repo(found["repo"]) or ".." in str(text) or Path(text).exists():
         return None
     return HubName(found["repo"], found["revision"] or "main")
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text can be the name of a repository, `org/name`, by the Hub's rules."""
+    return re.fullmatch(f"{PART}/{PART}", text) is not None and ".." not in text and "--" not in text

@@ -154,7 +154,8 @@ def _blob(name: HubName, file: RemoteFile, tally: Tally) -> None:
             target.truncate(0)
         url = hf_hub_url(name.repo, file.path, revision=name.revision)
         http_get(url, target, resume_size=target.held, headers=build_hf_headers(), expected_size=file.size)
-        if target.digest.hexdigest() != file.sha256:
+        length = os.fstat(target.fileno()).st_size  # longer where a file system's locks hold nobody off
+        if target.digest.hexdigest() != file.sha256 or length != file.size:
             part.unlink()
             raise UserError(f"{name}, {file.path}: what came is not what the Hub promised (SHA-256); run this again")
         os.fsync(target.fileno())
