@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,6 +40,11 @@ class Evaluation:
         asking: Evaluator = self._evaluator.by(chosen) if chosen else self._evaluator  # type: ignore[attr-defined]
         return asking
 
+    def known(self, recipe: Recipe, handler: str = "") -> tuple[str, set[str]]:
+        """(what keys this soup's answers in the store beside the soup, the items that are there)."""
+        asking = self._asking(recipe, handler)
+        return asking.fingerprint, set(self._store.load(recipe.fingerprint, asking.fingerprint))
+
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of one soup on items, in the items' order. Each batch is committed before the next begins."""
         asking = self._asking(recipe, handler)
@@ -61,6 +67,9 @@ class Evaluation:
         return values
 
     def _batch(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> dict[str, Record]:
-        records = asking.evaluate(self._serve(recipe), items)
+        model, started = self._serve(recipe), time.monotonic()
+        records = asking.evaluate(model, items)
+        seconds = time.monotonic() - started
         self._store.add(recipe, asking.fingerprint, asking.settings, items, records)
+        self._store.took(recipe.fingerprint, asking.fingerprint, len(items), seconds)
         return {item.fingerprint: record for item, record in zip(items, records, strict=True)}

@@ -28,6 +28,9 @@ CREATE TABLE IF NOT EXISTS scores (soup INTEGER NOT NULL, evaluator INTEGER NOT 
 CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, benchmark TEXT NOT NULL, evaluator TEXT NOT NULL,
     recipe TEXT NOT NULL, UNIQUE (benchmark, evaluator, recipe));
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
+    seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
 VERSION = 2
@@ -118,6 +121,32 @@ class Store:
                 counts = json.dumps(record.statistics) if record.statistics else ""
                 rows.append((soup, judge, key, record.score, record.output, counts))
             db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
+        """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""
+        with self._write() as db:
+            db.execute("INSERT INTO adoptions VALUES (?, ?, ?)", (soup, evaluator, json.dumps(origin, sort_keys=True)))
+
+    def adoptions(self, evaluator: str) -> list[dict[str, Any]]:
+        """The origins of all adopted rows under an evaluator, oldest first."""
+        query = "SELECT origin FROM adoptions WHERE evaluator = ? ORDER BY rowid"
+        return [json.loads(origin) for (origin,) in self._db.execute(query, (evaluator,))]
+
+    def took(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
+        """Remember how long a batch took, for plans of later runs."""
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO speeds VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "items = items + excluded.items, seconds = seconds + excluded.seconds",
+                (soup, evaluator, items, seconds),
+            )
+
+    def speed(self, soups: Iterable[str], evaluator: str) -> float | None:
+        """Items a second that these soups were evaluated at under this evaluator; None if they never were."""
+        query = "SELECT items, seconds FROM speeds WHERE soup = ? AND evaluator = ?"
+        rows = [row for soup in soups for row in self._db.execute(query, (soup, evaluator))]
+        seconds = sum(row[1] for row in rows)
+        return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
     def open_report(self, benchmark: str, evaluator: str, recipe: str) -> int:
         """Write a frozen recipe to the ledger of the report fold; how many recipes were ever opened there.
