@@ -60,6 +60,7 @@ class Config:
     correlation: Any = MISSING
     objective: Any = MISSING
     optimiser: Any = MISSING
+    engine: Any = MISSING
     server: Any = MISSING
     evaluator: Any = MISSING
     merge: Any = MISSING
@@ -125,7 +126,7 @@ def check(config: Mapping[str, Any]) -> None:
     """
     known = [f.name for f in fields(Config)]
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
-    problems += [p for part in (*PARTS, "correlation", "server") for p in _problems(part, config[part])]
+    problems += [p for part in (*PARTS, "correlation", "engine", "server") for p in _problems(part, config[part])]
     problems += [p for where, node in _beside(config) for p in _problems(where, node)]
     if config["gate"] not in gate.MODES:
         hint = nearest(str(config["gate"]), gate.MODES)

@@ -15,8 +15,8 @@ from souping.core import Candidate, Recipe, UserError
 from souping.merge.adapters import open_adapters
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
-from souping.protocols import Evaluator
-from souping.serving import Hob, Shelf, Table, serving
+from souping.protocols import Evaluator, Served
+from souping.serving import Hob, Shelf, serving
 from souping.store import Store
 from souping.supply import Aside, supply
 
@@ -101,14 +101,14 @@ class Kitchen:
         """The tokenizer that a candidate is evaluated with."""
         return self._tokenizer(self.recipe({name: 1.0}))
 
-    def serve(self, recipe: Recipe) -> Table:
+    def serve(self, recipe: Recipe) -> Served:
         """The soup, ready for the run's own evaluator."""
         assert self._evaluator is not None
         return self.serving(self._evaluator)(recipe)
 
-    def serving(self, evaluator: Evaluator) -> Callable[[Recipe], Table]:
+    def serving(self, evaluator: Evaluator) -> Callable[[Recipe], Served]:
         """What serves this pool's soups to an evaluator: a live module, or a folder where it `wants` one."""
-        return serving(self._hob, self._shelf, evaluator)
+        return serving(self._hob, self._shelf, evaluator, self._home)
 
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator."""
@@ -123,7 +123,13 @@ class Kitchen:
     def _load(self, evaluator: Evaluator) -> Any:
         from souping.evaluate.loading import load_module
 
-        return load_module(self._adapters.model_folder if self._adapters else self.candidates[0].path, evaluator)
+        return load_module(self._home, evaluator)
+
+    @property
+    def _home(self) -> Path:
+        """A complete folder of the pool's architecture."""
+        home: Path = self._adapters.model_folder if self._adapters else self.candidates[0].path
+        return home
 
     def _own_folder(self, recipe: Recipe) -> Path | None:
         """The candidate's own folder, where the recipe is that candidate as it lies there."""

@@ -46,19 +46,28 @@ class Strategy(Protocol):
 
 
 class Served(Protocol):
-    """A model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder."""
+    """A model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder.
 
-    module: Any
-    tokenizer: Any
-    folder: Path | None
+    One that wants `either` gets whichever it asks for, and `souping.serving.Either` with it.
+    """
+
+    @property
+    def module(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def folder(self) -> Path | None: ...
 
 
 class Evaluator(Protocol):
     """Scores a model on items, with a record for every item.
 
     `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
-    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module" or "folder"), `benchmark` (its
-    own items), `close()`, and `aggregate(items, records)`: [I] values whose category means are the scores.
+    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module", "folder" or "either"),
+    `benchmark` (its own items), `close()`, and `aggregate(items, records)`: [I] values whose category means are the
+    scores.
     """
 
     @property

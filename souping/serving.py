@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core import Recipe, UserError
-from souping.protocols import Evaluator
+from souping.protocols import Evaluator, Served
 
 SHARED_MEMORY = Path("/dev/shm")
 """A file system in memory: what is written there is read at the speed of memory."""
@@ -45,6 +45,10 @@ class Hob:
             table.tokenizer = self._tokenizer(recipe)
             self._served = recipe.fingerprint
         return table
+
+    def tokenizer(self, recipe: Recipe) -> Any:
+        """The soup's tokenizer."""
+        return self._tokenizer(recipe)
 
     def _ready(self, evaluator: Any) -> Table:
         setup = tuple(getattr(evaluator, name, None) for name in ("resolved_device", "dtype", "trust_remote_code"))
@@ -84,6 +88,31 @@ class Shelf:
         self._root, self._served = None, ""
 
 
+class Either:
+    """A soup that is poured or written only when it is asked for, by an engine that knows which it needs.
+
+    `soup` identifies it, and `home` is a complete folder of a model like it.
+    """
+
+    def __init__(self, hob: Hob, shelf: Shelf, stage: Any, recipe: Recipe, home: Path) -> None:
+        self._hob, self._shelf, self._stage, self._recipe = hob, shelf, stage, recipe
+        self.soup, self.home = recipe.fingerprint, home
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._hob.tokenizer(self._recipe)
+
+    @property
+    def module(self) -> Any:
+        """The live module with the soup in it."""
+        return self._hob.serve(self._stage, self._recipe).module
+
+    @property
+    def folder(self) -> Path | None:
+        """The soup as a complete folder."""
+        return self._shelf.serve(self._stage, self._recipe).folder
+
+
 def place(size: int) -> Path:
     """Where `size` bytes of a passing soup go: shared memory if half of what is free there holds them, else the
     temporary folder.
@@ -103,8 +132,12 @@ def place(size: int) -> Path:
     return temporary
 
 
-def serving(hob: Hob, shelf: Shelf, evaluator: Evaluator) -> Callable[[Recipe], Table]:
-    """What serves soups to this evaluator, as it `wants` them."""
-    where: Mapping[str, Hob | Shelf] = {"module": hob, "folder": shelf}
-    chosen = where[getattr(evaluator, "wants", "module")]
-    return lambda recipe: chosen.serve(evaluator, recipe)
+def serving(hob: Hob, shelf: Shelf, evaluator: Evaluator, home: Path) -> Callable[[Recipe], Served]:
+    """What serves soups to this evaluator, as it `wants` them; `home` is a folder of the pool's architecture."""
+    stage: Any = getattr(evaluator, "stage", None) or evaluator
+    ways: Mapping[str, Callable[[Recipe], Served]] = {
+        "module": lambda recipe: hob.serve(stage, recipe),
+        "folder": lambda recipe: shelf.serve(stage, recipe),
+        "either": lambda recipe: Either(hob, shelf, stage, recipe, home),
+    }
+    return ways[getattr(evaluator, "wants", "module")]

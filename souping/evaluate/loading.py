@@ -22,6 +22,8 @@ def quiet() -> None:
 def load_module(folder: Path, evaluator: Any) -> Any:
     """The architecture of `folder` as a live module in the evaluator's compute dtype, on its device.
 
+    dtype `auto` is the folder's own.
+
     Raises:
         UserError: transformers cannot build this architecture (its own reason is given).
     """
@@ -35,9 +37,8 @@ def load_module(folder: Path, evaluator: Any) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=evaluator.trust_remote_code)
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        module = auto.from_pretrained(
-            folder, dtype=getattr(torch, evaluator.dtype), trust_remote_code=evaluator.trust_remote_code
-        )
+        dtype = "auto" if evaluator.dtype == "auto" else getattr(torch, evaluator.dtype)
+        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=evaluator.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
     return module.to(device).eval()

@@ -1,32 +1,36 @@
-"""Greedy generation with a live transformers module, scored item by item."""
+"""Greedy generation by an engine, scored item by item."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from souping import scorers
 from souping.core import Item, Record, UserError, digest
+from souping.evaluate.engines import Stage
+from souping.evaluate.engines.in_process import TransformersEngine
 from souping.protocols import Served
 
 VERSION = 1
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
+MACHINE = ("dtype", "device", "threads", "workers")
+"""Settings of this process, which an engine that computes elsewhere has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalEvaluator:
-    """Answers by greedy decoding, batched, with a KV cache.
+    """Answers by greedy decoding, in batches that `engine` generates.
 
     A text prompt is tokenised as it stands; chat messages go through the tokenizer's chat template. An answer ends at
-    the model's end of sequence, at the first of `stop`, or after `max_new_tokens`. `dtype` is what the module computes
-    in, whatever the soup is stored in. `workers` share a batch, each generating for every n-th item with `threads`
-    torch threads: small models gain from a second worker, not from a second thread. Batch size, dtype, threads,
-    workers and device are part of the fingerprint: other batches shift logits in the last digits.
+    the model's end of sequence, at the first of `stop`, or after `max_new_tokens`. With `engine=transformers`, `dtype`
+    is what the module computes in, whatever the soup is stored in, and `workers` share a batch, each generating for
+    every n-th item with `threads` torch threads: small models gain from a second worker, not from a second thread.
+    Batch size, dtype, threads, workers and device are part of the fingerprint: other batches shift logits in the last
+    digits. Another engine has settings of its own in place of the last four.
     """
 
     batch_size: int = 64
@@ -37,6 +41,7 @@ class LocalEvaluator:
     workers: int = 1
     stop: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
+    engine: Any = field(default_factory=TransformersEngine)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_new_tokens", "threads", "workers"):
@@ -51,13 +56,28 @@ class LocalEvaluator:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything a score depends on beside the model and the item."""
-        known: Mapping[str, Any] = asdict(self)
+        own = self.engine.settings
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "engine"}
+        if own is not None:
+            known = {key: value for key, value in known.items() if key not in MACHINE}
+            return {"name": "local", "version": VERSION, **known, "engine": dict(own)}
         resolved = {"threads": self.resolved_threads, "device": self.resolved_device}
         return {"name": "local", "version": VERSION, **known, **resolved}
 
     @property
     def fingerprint(self) -> str:
         return digest(self.settings)
+
+    @property
+    def wants(self) -> str:
+        """How the engine takes its soups."""
+        return str(self.engine.wants)
+
+    @property
+    def stage(self) -> Stage | None:
+        """How the module is to be loaded, where that is the engine's to say."""
+        found: Stage | None = self.engine.stage(self)
+        return found
 
     @property
     def resolved_threads(self) -> int:
@@ -85,113 +105,18 @@ class LocalEvaluator:
         Raises:
             UserError: a prompt does not fit the model's context, or needs a chat template that is not there.
         """
-        shares = [items[i :: self.workers] for i in range(min(self.workers, len(items)))]
-        if len(shares) < 2:
-            return self._share(model, items)
-        with ThreadPoolExecutor(len(shares), thread_name_prefix="souping-evaluate") as pool:
-            parts = list(pool.map(lambda share: self._share(model, share), shares))
-        return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
-
-    def _share(self, model: Served, items: Sequence[Item]) -> list[Record]:
-        import torch
-
-        torch.set_num_threads(self.resolved_threads)  # counts for the calling thread alone
-        prompts = [self._render(model.tokenizer, item) for item in items]
-        with torch.inference_mode():
-            outputs = self._generate(model, items, prompts)
+        texts = self.engine.answer(self, model, items)
         return [
             Record(item=item.id, score=scorers.score(item, text), output=text)
-            for item, text in zip(items, outputs, strict=True)
+            for item, text in zip(items, texts, strict=True)
         ]
 
-    def _render(self, tokenizer: Any, item: Item) -> list[int]:
-        if isinstance(item.prompt, str):
-            return list(tokenizer(item.prompt)["input_ids"])
-        return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
-
-    def _generate(self, model: Served, items: Sequence[Item], prompts: list[list[int]]) -> list[str]:
-        import torch
-
-        width = max(len(p) for p in prompts)
-        self._check_context(model, items, prompts)
-        pad = _pad_id(model)
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # left padding: every row ends where its answer begins
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        device = next(model.module.parameters()).device
-        out = model.module.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=self._decoding(model, pad),
-            **({"tokenizer": model.tokenizer} if self.stop else {}),
-        )
-        new = out[:, width:] if not model.module.config.is_encoder_decoder else out[:, 1:]
-        texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [self._cut(text) for text in texts]
-
-    def _decoding(self, model: Served, pad: int) -> Any:
-        """Greedy, whatever sampling the checkpoint's own generation config asks for."""
-        from transformers import GenerationConfig
-
-        own = model.module.generation_config
-        end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-        return GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=end,
-            bos_token_id=own.bos_token_id,
-            decoder_start_token_id=own.decoder_start_token_id,
-            stop_strings=self.stop or None,
-            use_cache=True,
-        )
-
-    def _cut(self, text: str) -> str:
-        ends = [text.find(stop) for stop in self.stop if stop in text]
-        return text[: min(ends)] if ends else text
-
-    def _check_context(self, model: Served, items: Sequence[Item], prompts: list[list[int]]) -> None:
-        limit = getattr(model.module.config, "max_position_embeddings", None)
-        for item, prompt in zip(items, prompts, strict=True):
-            if not prompt:
-                raise UserError(f"item {item.id}: the tokenizer makes no token of its prompt")
-            if limit and len(prompt) + self.max_new_tokens > limit:
-                raise UserError(
-                    f"item {item.id}: {len(prompt)} prompt tokens and evaluator.max_new_tokens={self.max_new_tokens} "
-                    f"exceed the model's context of {limit}"
-                )
-
-
-def _chat(tokenizer: Any, item: Item) -> str:
-    """The item's messages and tools as the tokenizer's chat template writes them."""
-    from jinja2 import TemplateError
-
-    template = getattr(tokenizer, "chat_template", None)
-    if not template:
-        raise UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
-    if item.tools and "tools" not in str(template):
-        raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
-    messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[arg-type]
-    try:
-        text = tokenizer.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise UserError(f"item {item.id}: the chat template refuses its messages: {error}") from error
-    return str(text)
+    def close(self) -> None:
+        """Let go of what the engine holds."""
+        self.engine.close()
 
 
 def _length(item: Item) -> int:
     if isinstance(item.prompt, str):
         return len(item.prompt)
     return sum(len(m["content"]) for m in item.prompt) + len(str(item.tools or ""))
-
-
-def _pad_id(model: Served) -> int:
-    for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
-        if isinstance(value, list):
-            value = value[0]
-        if value is not None:
-            return int(value)
-    return 0

@@ -1,0 +1,68 @@
+"""How prompts become texts under `evaluator=local`: `engine={transformers,vllm}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from souping.core import Item
+from souping.protocols import Served
+
+__all__ = ["Asked", "Engine", "Stage"]
+
+
+class Asked(Protocol):
+    """What an evaluator asks of an engine: greedy answers that end at a text of `stop` or after `max_new_tokens`.
+
+    The rest says how the machine is used, where the engine lets the evaluator say it.
+    """
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def stop(self) -> list[str]: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def resolved_threads(self) -> int: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How the module that soups are poured into is to be loaded, where that is the engine's to say."""
+
+    resolved_device: str
+    dtype: str
+    trust_remote_code: bool
+
+
+class Engine(Protocol):
+    """An engine's settings, checked at composition. What it holds between two soups, `close` lets go."""
+
+    @property
+    def wants(self) -> Literal["module", "either"]:
+        """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """What answers depend on beside the evaluator's settings. None where the evaluator's settings say it all;
+        else those of the machine (dtype, device, threads, workers) have no part in it."""
+        ...
+
+    def stage(self, asked: Asked) -> Stage | None:
+        """How the module is loaded, if not as the evaluator says."""
+        ...
+
+    def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
+        """The texts, in the items' order. UserError where a prompt does not fit or the engine cannot run."""
+        ...
+
+    def close(self) -> None: ...
