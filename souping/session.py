@@ -63,6 +63,8 @@ class Session:
         kitchen.check_tokenizers()
         if hasattr(run.selector, "check"):
             run.selector.check(len(kitchen.names))
+        if hasattr(run.evaluator, "check"):
+            run.evaluator.check(kitchen.names)
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
         others = {
             side.name: (side, Evaluation(store, side.evaluator, kitchen.serving(side.evaluator), progress.advance))

@@ -74,6 +74,16 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("family"))
 
 
+@pytest.fixture(scope="session")
+def bfcl() -> Any:
+    """bfcl-eval's own environment (`python -m souping.evaluate.bfcl install`), found by SOUPING_BFCL."""
+    from souping.evaluate.bfcl.environment import find, place_of
+
+    if not os.environ.get("SOUPING_BFCL"):
+        pytest.skip("needs bfcl-eval: python -m souping.evaluate.bfcl install, and SOUPING_BFCL")
+    return find(place_of())
+
+
 @dataclass
 class Outcome:
     """How a command ended."""

@@ -16,9 +16,11 @@ from souping.bfcl_tree import Version
 from souping.core import Item, Recipe, Record, UserError, digest
 from souping.evaluate.bfcl.environment import RUNNER, Environment, find, pinned, place_of
 from souping.evaluate.bfcl.items import BfclBenchmark, chosen, needs_full, prerequisites
+from souping.evaluate.bfcl.registry import check_handlers
 from souping.evaluate.bfcl.results import failure, records
 from souping.evaluate.servers import Running
 from souping.evaluate.servers.process import Process
+from souping.names import nearest
 
 PROTOCOL = 1
 """Raised when the same answers would be scored otherwise."""
@@ -110,8 +112,21 @@ class BfclEvaluator:
             without = f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
             raise UserError(f"evaluator=bfcl: {error}{without}") from error
 
+    def check(self, candidates: Sequence[str]) -> None:
+        """Refuse, before any work, handlers of candidates that are not there, and unknown handlers.
+
+        Raises:
+            UserError: the key and the nearest name.
+        """
+        for name in self.handlers:
+            if name not in candidates:
+                near = nearest(name, candidates)
+                raise UserError(f"evaluator.handlers: {name!r} is not a candidate ({', '.join(candidates)}){near}")
+        check_handlers(self.environment, [self.handler, *self.handlers.values(), *self.soup_handlers])
+
     @property
     def benchmark(self) -> BfclBenchmark:
+        """Its own items: their folds and groups do not depend on which categories are asked."""
         return BfclBenchmark(
             environment=self.environment,
             categories=chosen(self.version, self.categories),
@@ -140,6 +155,7 @@ class BfclEvaluator:
         Raises:
             UserError: the server, the environment or every single item failed.
         """
+        _check_code(model.folder, bool(getattr(self.server, "trust_remote_code", False)))
         running = self._stand.serve(self.server, model.folder)
         wanted = {"url": running.url, "model": running.model, "folder": str(model.folder), "threads": self.threads}
         wanted |= {"temperature": self.temperature, "max_tokens": self.max_tokens}
@@ -159,6 +175,14 @@ class BfclEvaluator:
 
     def close(self) -> None:
         self._stand.close()
+
+
+def _check_code(folder: Path, trusted: bool) -> None:
+    """bfcl-eval runs the code of a folder's tokenizer unasked; here it is asked first."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if not trusted and path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("auto_map"):
+            raise UserError(f"{path} names code of its own, which bfcl-eval would run: server.trust_remote_code=true")
 
 
 def call(
