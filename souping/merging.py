@@ -92,7 +92,8 @@ def _cook(run: Run, backend: Any, recipe: Recipe, folders: Mapping[str, Path], c
         if hasattr(plan, "save"):
             plan.save(run.run_dir / "plan.json")
         with suppress(UserError):  # what mergekit has no words for is not exported
-            text = to_yaml(recipe, folders, getattr(backend, "base", None))
+            named = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
+            text = to_yaml(recipe, named, getattr(backend, "base", None))
             reporting.put(run.run_dir / "mergekit.yml", text.encode())
         return None
     with Throughput("soup") as progress:
@@ -163,9 +164,7 @@ def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidat
     return path
 
 
-def _settings(
-    backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Store, ingredients: Sequence[Path]
-) -> Any:
+def _settings(backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Store, ingredients: Sequence[Path]) -> Any:
     """The backend with the settings that the recipe was written with."""
     base = recipe.settings.get("base")
     changes: dict[str, Any] = {"carry": table.get("carried_from"), "method": recipe.method}

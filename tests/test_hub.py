@@ -112,8 +112,9 @@ class TestFetch:
         files = files_of(tmp_path / "bee")
         assert INDEX in files
         hub.add("org/bee", {**files, "model-extra.safetensors": b"x" * LARGE})
-        assert files_of(fetch("org/bee").folder) == files
         assert online.sizes("org/bee") == {name: len(data) for name, data in files.items()}
+        assert [path.rpartition("/")[2] for path in hub.bodies()] == [INDEX]
+        assert files_of(fetch("org/bee").folder) == files
 
     def test_a_second_time_nothing_is_sent(self, hub: Hub, ant: dict[str, bytes]) -> None:
         fetch()
@@ -121,6 +122,22 @@ class TestFetch:
         fetch()
         assert not hub.bodies()
         assert len(hub.log) == 1
+
+    def test_pickles_come_where_they_are_allowed(self, hub: Hub) -> None:
+        hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": b"p" * LARGE})
+        folder = online.fetch_one(HubName("org/old"), allow_pickle=True).folder
+        assert set(files_of(folder)) == {"config.json", "pytorch_model.bin"}
+
+    def test_blobs_that_models_share_are_inside_the_cache(self, ant: dict[str, bytes], family: Path) -> None:
+        """huggingface_hub may keep a model's blob as a link to one store for all models."""
+        folder = fetch().folder
+        blob = (folder / SINGLE).resolve()
+        shared = blob.parents[2] / "blobs" / "ab" / ("ab" * 32)
+        shared.parent.mkdir(parents=True)
+        blob.rename(shared)
+        blob.symlink_to(shared)
+        assert Checkpoint.open(folder).tensors == Checkpoint.open(family / "ant").tensors
+        assert fingerprint(folder) == fingerprint(family / "ant")
 
     def test_progress_counts_every_byte(self, ant: dict[str, bytes], hub: Hub) -> None:
         told: list[tuple[int, int]] = []
@@ -347,9 +364,9 @@ class TestOffline:
         assert again.folder == first.folder
         assert "cannot be reached" in again.note
 
-    def test_sizes_ask_for_no_weights(self, hub: Hub, ant: dict[str, bytes]) -> None:
+    def test_sizes_ask_for_no_file(self, hub: Hub, ant: dict[str, bytes]) -> None:
         assert online.sizes("org/ant") == {name: len(data) for name, data in ant.items()}
-        assert not hub.bodies(".safetensors")
+        assert not hub.bodies()
         assert online.cached("org/ant") is None
 
 

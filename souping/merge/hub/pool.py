@@ -80,18 +80,22 @@ def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None =
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
-def order(listing: Listing, allow_pickle: bool = False) -> Order:
-    """What of a listing is needed. Fetches the side files, which are small, and reads the index among them."""
+def order(listing: Listing, allow_pickle: bool = False, side_too: bool = True) -> Order:
+    """What of a listing is needed. Fetches the side files, which are small, and reads the index among them.
+
+    Without `side_too`, of all files the index alone is fetched.
+    """
     main, index = listing.main_weights(allow_pickle)
     side = listing.side(main)
-    download([(listing.name, file) for file in side])
+    download([(listing.name, file) for file in side if side_too or (index and file.path == main)])
     folder = storage(listing.name.repo) / "snapshots" / listing.name.revision
     weights = listing.shards(folder / main) if index else [listing.files[main]]
     return Order(listing.name, tuple(side), tuple(weights))
 
 
 def sizes(name: HubName | str, allow_pickle: bool = False) -> dict[str, int]:
-    """{file: bytes} of what souping needs of a model; no weight is fetched, and the cache answers where it has all.
+    """{file: bytes} of what souping needs of a model; an index of shards alone is fetched, and the cache answers where
+    it has all.
 
     Raises:
         UserError: as `fetch`.
@@ -99,7 +103,7 @@ def sizes(name: HubName | str, allow_pickle: bool = False) -> dict[str, int]:
     found = _cached_or_listing(_named(name), allow_pickle)
     if isinstance(found, Fetched):
         return {file: (found.folder / file).stat().st_size for file in _local_files(found.folder, allow_pickle)}
-    wish = order(found, allow_pickle)
+    wish = order(found, allow_pickle, side_too=False)
     return {file.path: file.size for file in (*wish.side, *wish.weights)}
 
 
