@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from souping.core import Candidate, Item, UserError
-from souping.evaluate.adopt import harness_files, harness_read
+from souping.core import Candidate, Item, Recipe, UserError
+from souping.evaluate.adopt import bfcl_files, bfcl_read, harness_files, harness_read
 from souping.evaluate.adopt.parts import Difference, Found, Single, compare
 from souping.kitchen import Kitchen
 from souping.merge.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 """Tensors that are the embedding again in a model that ties them; some files hold them, and no count includes them."""
 READERS: Mapping[str, tuple[Any, Any]] = {
     "HarnessEvaluator": (harness_files.find, harness_read.read),
+    "BfclEvaluator": (bfcl_files.find, bfcl_read.read),
 }
 """How the files of an evaluator's own tool are found and read."""
 
@@ -81,11 +83,21 @@ def adopt(kitchen: Kitchen, store: Store, boards: Sequence[Board], request: Requ
                 strangers.append(_stranger(files.model, files.path, kitchen.names))
                 continue
             single = single_of(next(c for c in kitchen.candidates if c.name == name))
-            cast = compare("merge.dtype", single.dtype, kitchen.recipe({name: 1.0}).dtype) if single.dtype else []
-            for found in read(files, board.evaluator, board.items, single, kitchen.tokenizer(name)):
-                plans.append((board, name, replace(found, differences=(*cast, *found.differences))))
+            recipe = kitchen.recipe({name: 1.0})
+            asking = asked_by(board, recipe)
+            cast = compare("merge.dtype", single.dtype, recipe.dtype) if single.dtype else []
+            for found in read(files, asking.evaluator, board.items, single, partial(kitchen.tokenizer, name)):
+                plans.append((asking, name, replace(found, differences=(*cast, *found.differences))))
     _check(len(strangers) + len(plans), [found for _, _, found in plans], request)
     return [*(_take(kitchen, store, *plan, request) for plan in plans), *strangers]
+
+
+def asked_by(board: Board, recipe: Recipe) -> Board:
+    """The board as this single is asked: an evaluator with prompt handlers has one for each candidate."""
+    choices = getattr(board.evaluator, "choices", None)
+    if choices is None:
+        return board
+    return replace(board, evaluator=board.evaluator.by(choices(recipe)[0]))  # type: ignore[attr-defined]
 
 
 def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]) -> str | None:
@@ -93,9 +105,10 @@ def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]
     if model in called:
         return called[model]
     for c in candidates:
-        if Path(model).expanduser().resolve() == c.path.resolve() or model in (c.source, c.source.split("@")[0]):
+        repo = c.source.split("@")[0]
+        if Path(model).expanduser().resolve() == c.path.resolve() or model in (c.source, repo, repo.replace("/", "_")):
             return c.name
-    own = [c.name for c in candidates if Path(model).name in (c.name, c.path.name)]
+    own = [c.name for c in candidates if {Path(model).name, model.partition("_")[2]} & {c.name, c.path.name}]
     return own[0] if len(own) == 1 else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
@@ -27,11 +27,13 @@ OTHER_MODEL = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_con
 NO_HASH = "lm_eval keeps no hash of the weights it measured: name, size and dates agree, more cannot be shown"
 
 
-def read(files: HarnessFiles, evaluator: Any, items: Sequence[Item], single: Single, tokenizer: Any) -> Iterator[Found]:
+def read(
+    files: HarnessFiles, evaluator: Any, items: Sequence[Item], single: Single, tokenizer: Callable[[], Any]
+) -> Iterator[Found]:
     """What one run of the harness holds for the run's tasks, task by task."""
     known = {item.id for item in items}
     ours = sorted(task for task in files.samples if task in evaluator.loaded)
-    model = model_of(single.path, tokenizer, evaluator) if ours else None
+    model = model_of(single.path, tokenizer(), evaluator) if ours else None
     about_model = [*_model(files, single), *_settings(files, evaluator, model)] if ours else []
     for task in ours:
         loaded, everything = evaluator.loaded[task], files.rows(task)
