@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from souping.report import story, tables, texts
+from souping.report import rebuilding, story, tables, texts
 from souping.report.markdown import fenced, table
 from souping.report.tables import Report, part
 from souping.report.texts import escape_markdown as escape
@@ -135,8 +135,10 @@ def _why(parts: Report) -> str:
 
 
 def rebuild(parts: Report) -> list[str]:
-    command = story.rebuild(parts, folder="")
-    return ["## Rebuild", f"Run it in this folder. {story.how_to_rebuild(parts)}", fenced(command)] if command else []
+    command = rebuilding.rebuild(parts, folder="")
+    return (
+        ["## Rebuild", f"Run it in this folder. {rebuilding.how_to_rebuild(parts)}", fenced(command)] if command else []
+    )
 
 
 def _method(parts: Report) -> str:
