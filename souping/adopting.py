@@ -214,6 +214,23 @@ def _check(count: int, found: Sequence[Found], request: Request) -> None:
         raise UserError(f"--accept {odd[0]} names no difference found here{nearest(odd[0], mild) or known}")
 
 
+def adopted_notes(kitchen: Kitchen, store: Store, evaluator: Evaluator) -> list[str]:
+    """What a reader of the run's report must know of rows that the run did not measure."""
+    counts: Counter[str] = Counter()
+    accepted: set[str] = set()
+    for name in kitchen.names:
+        recipe = kitchen.recipe({name: 1.0})
+        asking = asked_by(Board(evaluator=evaluator, items=()), recipe).evaluator
+        for origin in store.adoptions(recipe.fingerprint, asking.fingerprint):
+            counts[name] += origin["items"]
+            accepted |= set(origin["accepted"])
+    if not counts:
+        return []
+    who = ", ".join(f"{name} ({count} items)" for name, count in counts.items())
+    spite = f", in spite of differences in {', '.join(sorted(accepted))}" if accepted else ""
+    return [f"answers measured elsewhere were adopted for {who}{spite}"]
+
+
 def totals(rows: Sequence[Row]) -> Counter[str]:
     """Counts of adopted, present and refused."""
     count = Counter(adopted=sum(r.adopted for r in rows), present=sum(r.present for r in rows))

@@ -127,10 +127,10 @@ class Store:
         with self._write() as db:
             db.execute("INSERT INTO adoptions VALUES (?, ?, ?)", (soup, evaluator, json.dumps(origin, sort_keys=True)))
 
-    def adoptions(self, evaluator: str) -> list[dict[str, Any]]:
-        """The origins of all adopted rows under an evaluator, oldest first."""
-        query = "SELECT origin FROM adoptions WHERE evaluator = ? ORDER BY rowid"
-        return [json.loads(origin) for (origin,) in self._db.execute(query, (evaluator,))]
+    def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
+        """The origins of this soup's adopted rows under an evaluator, oldest first."""
+        query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
+        return [json.loads(origin) for (origin,) in self._db.execute(query, (soup, evaluator))]
 
     def took(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
         """Remember how long a batch took, for plans of later runs."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from souping.store import Store
 from tests.adopt_files import DOCS, NAMES, TASKS, make_models, make_tasks, measure
 from tests.conftest import Cli, Outcome
 
@@ -134,16 +133,12 @@ class TestTheRunFindsThem:
         assert f"{DOCS}" in done.out
         assert not rows(tmp_path / "store.sqlite")
 
-    def test_the_store_remembers_where_they_came_from(self, kit: Path, tmp_path: Path, adopt: Any) -> None:
+    def test_the_report_says_where_they_came_from(self, kit: Path, tmp_path: Path, adopt: Any, souping: Cli) -> None:
         adopt(str(changed(kit, tmp_path, **{"config.batch_size": 4})), "--accept", "batch_size")
-        import sqlite3
-
-        with sqlite3.connect(tmp_path / "store.sqlite") as db:
-            (judge,) = db.execute("SELECT fingerprint FROM evaluators").fetchone()
-        with Store(tmp_path / "store.sqlite") as store:
-            origins = store.adoptions(judge)
-        assert {o["task"] for o in origins} == set(TASKS)
-        assert all(o["accepted"] == ["batch_size"] and o["candidate"] == "ant" for o in origins)
+        run = souping(*arguments(kit, tmp_path / "store.sqlite", "stop_after=select", "selector=all"))
+        assert run.code == 0, run.err
+        said = " ".join(run.out.split())
+        assert f"adopted for ant ({DOCS * len(TASKS)} items), in spite of differences in batch_size" in said
 
 
 class TestRefused:
