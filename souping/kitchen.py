@@ -18,9 +18,7 @@ from souping.merge.preflight import preflight
 from souping.protocols import Evaluator, Served
 from souping.serving import Hob, Shelf, serving
 from souping.store import Store
-from souping.supply import Aside, supply
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+from souping.supply import Aside, check_tokenizer, supply
 
 
 class Kitchen:
@@ -45,7 +43,7 @@ class Kitchen:
         """
         self._evaluator, self._hashes = evaluator, store.hashes
         _check_carry(merge, [c.name for c in candidates])
-        supplied = supply(candidates, merge, aside)
+        supplied = supply(candidates, merge, aside, tokenizers=evaluator is not None)
         candidates, merge = supplied.candidates, supplied.merge
         self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
         self._merge = self._adapters or merge
@@ -69,8 +67,7 @@ class Kitchen:
     def check_tokenizers(self) -> None:
         """Refuse, before anything is evaluated, a candidate that has no tokenizer to evaluate it with."""
         for c in self.candidates if self._adapters is None else ():
-            if not any((c.path / name).is_file() for name in TOKENIZERS):
-                raise UserError(f"candidate {c.name}: {c.path} has no tokenizer: copy its base model's tokenizer files")
+            check_tokenizer(c.name, c.path)
 
     @property
     def _folders(self) -> dict[str, Path]:

@@ -56,15 +56,15 @@ class Session:
         folds = split(items, run.benchmark.title, two=run.scores.published)
         categories = list(dict.fromkeys(item.category for item in items))
         run.objective.coefficients(categories)
-        check_names(run.expected, [c.name for c in run.pool.resolve()], categories)
+        names = [c.name for c in run.pool.resolve()]
+        check_names(run.expected, names, categories)
+        for part, given in ((run.selector, len(names)), (run.evaluator, tuple(names))):
+            if hasattr(part, "check"):  # before the pool is opened: models of the Hub are fetched there
+                part.check(given)
         check_budget(run.optimiser, len(folds.items["search"]))
         beside_it = sides(run.also, run.evaluator)
         kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         kitchen.check_tokenizers()
-        if hasattr(run.selector, "check"):
-            run.selector.check(len(kitchen.names))
-        if hasattr(run.evaluator, "check"):
-            run.evaluator.check(kitchen.names)
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
         others = {
             side.name: (side, Evaluation(store, side.evaluator, kitchen.serving(side.evaluator), progress.advance))

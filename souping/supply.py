@@ -16,6 +16,7 @@ from souping.merge.checkpoint import Checkpoint
 from souping.merge.preflight import preflight
 from souping.report.throughput import Throughput
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 Aside = Callable[[], AbstractContextManager[Any]]
 """Makes room on the terminal while something else is shown there."""
 
@@ -29,8 +30,8 @@ class Supply:
     notes: tuple[str, ...] = ()
 
 
-def supply(candidates: Sequence[Candidate], merge: Any, aside: Aside = nullcontext) -> Supply:
-    """Fetch what is named by the Hub.
+def supply(candidates: Sequence[Candidate], merge: Any, aside: Aside = nullcontext, tokenizers: bool = False) -> Supply:
+    """Fetch what is named by the Hub; with `tokenizers`, a model that has none is refused before its weights travel.
 
     Raises:
         UserError: a candidate is neither a folder nor a model that can be had, they do not fit each other by their
@@ -46,7 +47,7 @@ def supply(candidates: Sequence[Candidate], merge: Any, aside: Aside = nullconte
     fetched: Mapping[str, hub.Fetched] = {}
     if names:
         with aside(), Throughput("download") as report:
-            fetched = hub.fetch(names, pickle, _judge(candidates, merge), report)
+            fetched = hub.fetch(names, pickle, _judge(candidates, merge, tokenizers), report)
     here = tuple(_placed(c, fetched.get(c.name)) for c in candidates)
     notes = tuple(f.note for f in fetched.values() if f.note)
     return Supply(candidates=here, merge=with_base(merge, [c.path for c in here], aside), notes=notes)
@@ -79,7 +80,13 @@ def _placed(candidate: Candidate, found: hub.Fetched | None) -> Candidate:
     return candidate if found is None else replace(candidate, path=found.folder, source=str(found.name))
 
 
-def _judge(candidates: Sequence[Candidate], merge: Any) -> Callable[[Mapping[str, Path]], None]:
+def check_tokenizer(name: str, folder: Path) -> None:
+    """Refuse a model that has no tokenizer to be evaluated with."""
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise UserError(f"candidate {name}: {folder} has no tokenizer: copy its base model's tokenizer files")
+
+
+def _judge(candidates: Sequence[Candidate], merge: Any, tokenizers: bool) -> Callable[[Mapping[str, Path]], None]:
     """What headers, configs and tokenizers can tell of the whole pool before its weights travel."""
 
     def check(folders: Mapping[str, Path]) -> None:
@@ -87,6 +94,8 @@ def _judge(candidates: Sequence[Candidate], merge: Any) -> Callable[[Mapping[str
         if not any(is_adapter(folder) for folder in pool.values()):
             opened = {name: Checkpoint.open(folder, merge.allow_pickle) for name, folder in pool.items()}
             preflight(opened, vocab=merge.vocab)
+            for name, folder in pool.items() if tokenizers else ():
+                check_tokenizer(name, folder)
 
     return check
 

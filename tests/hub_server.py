@@ -59,7 +59,8 @@ class User:
 class Hub:
     """The server and what it holds. `log` is every request: (method, path, Range).
 
-    With `stall` a body stops at that byte until `awake` is set; `down` answers 503; without `ranges` it sends all.
+    With `stall` a body stops at that byte until `awake` is set, with `cut` the line is closed there.
+    `down` answers 503; without `ranges` it sends all.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class Hub:
         self.stall: int | None = None
         self.ranges = True
         self.awake = threading.Event()
+        self.cut: int | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -200,6 +202,9 @@ class _Plumbing(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             for place in range(start, end if self.command == "GET" else start, CHUNK):
+                if self.server_hub.cut is not None and place >= self.server_hub.cut:
+                    self.close_connection = True
+                    return
                 if self.server_hub.stall is not None and place >= self.server_hub.stall:
                     self.wfile.flush()
                     self.server_hub.awake.wait(60)

@@ -209,6 +209,19 @@ class TestResume:
         assert hub.ranges_of(SINGLE) == [f"bytes={held}-"]
         assert blob_at(listing.name).read_bytes() == data
 
+    def test_a_line_that_goes_dead_is_one_line(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)
+        data = bytes(range(256)) * 4096
+        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+        hub.cut = 655_360
+        with pytest.raises(UserError, match=r"the download stopped .* the same command goes on from there"):
+            fetch("org/big")
+        hub.cut = None
+        hub.log.clear()
+        assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == data
+        assert "bytes=655360-" in hub.ranges_of(SINGLE)
+
     def test_a_wrong_beginning_is_found_out(self, hub: Hub) -> None:
         hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
         listing = online_listing("org/big")
@@ -295,7 +308,7 @@ class TestRefusals:
 
     def test_no_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-        self.refused("org/ant", "the Hub (http://127.0.0.1:9) cannot be reached")
+        self.refused("org/ant", "org/ant is no folder here, and the Hub (http://127.0.0.1:9) cannot be reached")
 
     def test_the_hub_is_down(self, hub: Hub, ant: dict[str, bytes]) -> None:
         hub.down = True
@@ -342,7 +355,7 @@ class TestOffline:
         self.unplug(monkeypatch)
         for ask in (fetch, online.sizes):
             with pytest.raises(
-                UserError, match=r"org/ant@v1 is not in the Hub's cache .*`hf download org/ant --revision v1`"
+                UserError, match=r"org/ant@v1 is neither .* cache .*`hf download org/ant --revision v1`"
             ):
                 ask("org/ant@v1")
         assert online.cached("org/ant") is None

@@ -97,6 +97,20 @@ def test_a_pool_that_does_not_fit_is_told_before_its_weights_travel(
     assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
 
 
+def test_a_model_without_a_tokenizer_is_told_before_its_weights_travel(hub: Hub, family: Path, souping: Cli) -> None:
+    files = files_of(family / "ant")
+    hub.add("org/mute", {name: files[name] for name in ("config.json", SINGLE)})
+    bare = {"org/bee": hub.repos["org/bee"].head}
+    hub.add("org/bare", {n: d for n, d in bare["org/bee"].items() if n in ("config.json", SINGLE)})
+    souping(*quick(family, "org/mute,org/bare")).refused("candidate mute: org/mute@", "has no tokenizer")
+    assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
+
+
+def test_a_choice_of_more_than_there_are_is_told_before_a_download(hub: Hub, family: Path, souping: Cli) -> None:
+    souping(*quick(family), "selector.k=9").refused("selector.k")
+    assert not hub.log
+
+
 def test_a_missing_model_is_one_line(hub: Hub, family: Path, souping: Cli) -> None:
     souping(*quick(family, "org/ant,org/nobody")).refused("org/nobody", "hf auth login")
 
@@ -126,7 +140,7 @@ def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub,
     third = subprocess.run(other, cwd=tmp_path, env=offline, capture_output=True, text=True)
     assert third.returncode == 2
     assert third.stderr.count("\n") == 1
-    assert "org/cat is not in the Hub's cache" in third.stderr
+    assert "org/cat is neither a folder here nor in the Hub's cache" in third.stderr
 
 
 def test_adapters_bring_their_base_from_the_hub(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:

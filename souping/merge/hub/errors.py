@@ -42,7 +42,7 @@ def explain(name: HubName, error: BaseException) -> UserError | None:
     if isinstance(error, hub.HfHubHTTPError):
         return _status(name, error)
     if isinstance(error, hub.LocalEntryNotFoundError) or unreachable(error):
-        return UserError(f"{name}: the Hub ({endpoint()}) cannot be reached: {_reason(error)}")
+        return UserError(f"{name} is no folder here, and the Hub ({endpoint()}) cannot be reached: {_reason(error)}")
     if isinstance(error, hub.HFValidationError | hub.FileMetadataError):
         return UserError(f"{name}: {first_line(error)}")
     return None
@@ -65,8 +65,8 @@ def not_cached(name: HubName, what: str = "") -> UserError:
 
     revision = "" if name.revision == "main" else f" --revision {name.revision}"
     return UserError(
-        f"{name} is {what or 'not'} in the Hub's cache ({Path(constants.HF_HUB_CACHE)}) and HF_HUB_OFFLINE=1 forbids "
-        f"to fetch it: unset it, or run `hf download {name.repo}{revision}` where the network is"
+        f"{name} is {what or 'neither a folder here nor'} in the Hub's cache ({Path(constants.HF_HUB_CACHE)}), and "
+        f"HF_HUB_OFFLINE=1 forbids to fetch it: unset it, or run `hf download {name.repo}{revision}` elsewhere"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from souping.core import UserError
-from souping.merge.checkpoint import INDEX, PICKLED_INDEX, small
+from souping.merge.checkpoint import INDEX, MAX_SIDE, PICKLED_INDEX, small
 from souping.merge.header import parse_json
 from souping.merge.hub import wanted
 from souping.merge.hub.errors import told
@@ -49,6 +49,9 @@ class Listing:
         """Config, tokenizer and templates, and the index where the weights lie in shards."""
         names = wanted.without_adapter(wanted.side(self.files), main)
         names += [main] if main in (INDEX, PICKLED_INDEX) else []
+        large = next((name for name in names if self.files[name].size > MAX_SIDE), None)
+        if large is not None:
+            raise UserError(f"{self.name}, {large}: larger than {MAX_SIDE} bytes, which no such file is")
         return [self.files[name] for name in names]
 
     def shards(self, index: Path) -> list[RemoteFile]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from souping.core import UserError
-from souping.merge.hub.errors import told
+from souping.merge.hub.errors import first_line, told, unreachable
 from souping.merge.hub.listing import RemoteFile, storage
 from souping.merge.hub.names import HubName
 
@@ -126,7 +126,7 @@ def _one(name: HubName, file: RemoteFile, tally: Tally) -> None:
 
     if tally.stop.is_set():
         raise Stopped
-    with told(name), _disk(name):
+    with told(name), _line(name), _disk(name):
         resumed = file.sha256 is not None and file.size <= LARGEST and not os.environ.get("HF_XET_HIGH_PERFORMANCE")
         if resumed:
             _blob(name, file, tally)
@@ -160,6 +160,19 @@ def _blob(name: HubName, file: RemoteFile, tally: Tally) -> None:
             raise UserError(f"{name}, {file.path}: what came is not what the Hub promised (SHA-256); run this again")
         os.fsync(target.fileno())
         os.replace(part, blob)
+
+
+@contextmanager
+def _line(name: HubName) -> Iterator[None]:
+    """A line that went dead in the middle, and stayed so."""
+    try:
+        yield
+    except Exception as error:
+        if not unreachable(error):
+            raise
+        raise UserError(
+            f"{name}: the download stopped ({first_line(error)}); what came stays, the same command goes on from there"
+        ) from error
 
 
 @contextmanager
