@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from souping import pantry
+from souping import pantry, planning
 from souping import report as reporting
 from souping import upload as uploading
 from souping.benchmark import NoBenchmark, OwnBenchmark
@@ -68,14 +68,15 @@ def _upload(run: Run) -> None:
 
 def _stages(run: Run) -> float | None:
     free_target(run.out)
-    own = getattr(run.evaluator, "benchmark", None)
-    if isinstance(run.benchmark, OwnBenchmark) and own is not None:
-        run = replace(run, benchmark=own)
     if run.recipe or isinstance(run.benchmark, NoBenchmark):
         _show(run, {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)})
         return None
     if run.plan:
-        raise UserError("plan=true shows the plan of a merge: use it with +experiment=merge or +experiment=rebuild")
+        planning.plan(run)
+        return None
+    own = getattr(run.evaluator, "benchmark", None)
+    if isinstance(run.benchmark, OwnBenchmark) and own is not None:
+        run = replace(run, benchmark=own)
     run.pool.resolve()
     with reporting.Progress() as progress:
         if run.stop_after == "select" and run.scores.published:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from souping.adopting import adopted_notes
 from souping.also import Side, beside, sides
 from souping.analysis.power import minimal_detectable
 from souping.analysis.stability import stability
@@ -27,6 +28,7 @@ from souping.evidence import Contender, gather
 from souping.folds import Folds, split
 from souping.gate import Gate, check_names, judge
 from souping.kitchen import Kitchen
+from souping.planning import check_room
 from souping.run import Run
 from souping.scores import ScoreMatrix
 from souping.search import Found, check_budget, result_of, search
@@ -63,6 +65,7 @@ class Session:
                 part.check(given)
         check_budget(run.optimiser, len(folds.items["search"]))
         beside_it = sides(run.also, run.evaluator)
+        check_room(run, [run.evaluator, *(side.evaluator for side in beside_it)])
         kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         kitchen.check_tokenizers()
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
@@ -70,8 +73,8 @@ class Session:
             side.name: (side, Evaluation(store, side.evaluator, kitchen.serving(side.evaluator), progress.advance))
             for side in beside_it
         }
-        own = getattr(run.objective, "notes", None)
-        notes = [*kitchen.warnings, *folds.notes, *(own(categories) if own else [])]
+        own = run.objective.notes(categories) if hasattr(run.objective, "notes") else []
+        notes = [*kitchen.warnings, *folds.notes, *own, *adopted_notes(kitchen, store, run.evaluator)]
         for note in notes:
             progress.say(f"note: {note}")
         return cls(

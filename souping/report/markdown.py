@@ -19,8 +19,8 @@ def markdown(report: Report, trials: Sequence[Mapping[str, Any]]) -> str:
     if numbers:
         blocks.append("\n".join(f"- {escape(a)}: **{escape(b)}**{_small(c)}" for a, b, c in numbers))
     blocks += [f"> Warning: {escape(warning)}" for warning in report.get("warnings") or []]
-    for section in story.sections(report, trials):
-        blocks += _section(section)
+    for part in story.sections(report, trials):
+        blocks += section(part)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -28,14 +28,15 @@ def _small(text: str) -> str:
     return f" ({escape(text)})" if text else ""
 
 
-def _section(section: story.Section) -> list[str]:
-    blocks = [f"## {section.title}", *map(escape, section.lines), *map(table, section.grids)]
-    if section.picture:
-        blocks.insert(1, f"![{section.title}](plots/{section.picture}.png)")
-    for title, grid in section.folded:
+def section(found: story.Section) -> list[str]:
+    """The blocks of one section."""
+    blocks = [f"## {found.title}", *map(escape, found.lines), *map(table, found.grids)]
+    if found.picture:
+        blocks.insert(1, f"![{found.title}](plots/{found.picture}.png)")
+    for title, grid in found.folded:
         blocks += [f"### {title}", table(grid)]
-    if section.code:
-        blocks.append(fenced(section.code))
+    if found.code:
+        blocks.append(fenced(found.code))
     return blocks
 
 

@@ -55,19 +55,19 @@ def table(report: Report) -> Table:
 
 def gate_table(report: Report) -> Table:
     """What the baseline gate found, a line a figure."""
-    return _plain(beside.gate(report))
+    return plain_table(beside.gate(report))
 
 
 def also_table(report: Report) -> Table:
     """The other benchmarks: the soup, its ingredients and the paired differences."""
     from rich.text import Text
 
-    made = _plain(beside.narrow(report))
+    made = plain_table(beside.narrow(report))
     made.caption, made.caption_style, made.caption_justify = Text("\n".join(beside.sentences(report))), "", "left"
     return made
 
 
-def _plain(grid: Grid) -> Table:
+def plain_table(grid: Grid) -> Table:
     """Any of the report's tables, for a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

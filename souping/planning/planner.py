@@ -1,0 +1,171 @@
+"""Puts a plan together, shows it, saves it, and says whether the run can go on here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from souping import report as reporting
+from souping.also import Side, sides
+from souping.benchmark import OwnBenchmark
+from souping.core import FOLDS, Fold, Item, ItemScores, LateError, UserError
+from souping.evaluation import Evaluation
+from souping.folds import split
+from souping.gate import check_names
+from souping.planning import machine as machines
+from souping.planning.choice import Choice, choose
+from souping.planning.machine import Machine
+from souping.planning.missing import Missing, from_error, missing
+from souping.planning.opened import Opened, open_pool
+from souping.planning.room import Room, rooms
+from souping.planning.sheet import as_dict, sections
+from souping.planning.speed import Speed, speed
+from souping.planning.weights import Model, weigh
+from souping.planning.work import NotStoredError, Stage, Work, refuse
+from souping.search import check_budget
+from souping.store import Store
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Everything a plan knows. `reasons` say why the run cannot go on here; empty: it can."""
+
+    run: Any
+    machine: Machine
+    models: Sequence[Model] = ()
+    opened: Opened
+    choice: Choice
+    folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    stages: Sequence[Stage] = ()
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    rooms: Sequence[Room] = ()
+    missing: Sequence[Missing] = ()
+    reasons: list[str] = field(default_factory=list)
+
+
+def plan(run: Any) -> None:
+    """Print and save the plan of a full run, `plan.json` and `plan.md` in its directory.
+
+    Raises:
+        LateError: the run cannot go on here, and why; the plan is whole all the same.
+    """
+    found = make(run)
+    parts = sections(found)
+    reporting.put(run.run_dir / "plan.json", reporting.as_json(as_dict(found)).encode())
+    reporting.put(run.run_dir / "plan.md", reporting.sheet_markdown(f"Plan of {run.name}", parts).encode())
+    reporting.show_sheet(parts)
+    if found.reasons:
+        more = f" (and {len(found.reasons) - 1} more: see above)" if len(found.reasons) > 1 else ""
+        raise LateError(f"this run cannot go on here: {found.reasons[0]}{more}")
+    print("this run can go on: leave plan=true out")
+
+
+def make(run: Any) -> Plan:
+    """The plan. Opens the store where there is one, and writes nothing."""
+    machine = machines.look()
+    models = [weigh(candidate, getattr(run.merge, "allow_pickle", False)) for candidate in run.pool.resolve()]
+    path = run.store_path if run.store_path.exists() else Path(":memory:")
+    with Store(path) as store:
+        return _with(run, machine, models, store)
+
+
+def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> Plan:
+    opened = open_pool(run, models, store)
+    evaluation = Evaluation(store, run.evaluator, refuse, _silent)
+    lacking: list[Missing] = []
+    folds = _folds(run, lacking)
+    beside = _sides(run, lacking)
+    choice = _choose(run, opened, folds.get("select", ()), evaluation)
+    found = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice, folds=folds)
+    others = [(side, Evaluation(store, side.evaluator, refuse, _silent)) for side in beside]
+    work = Work(run=run, opened=opened, choice=choice, folds=folds, evaluation=evaluation, sides=others)
+    evaluators = [run.evaluator, *(side.evaluator for side in beside)]
+    found.notes = [*opened.notes]
+    for reason in (opened.trouble, choice.trouble, *_late(run, folds, opened)):
+        found.reasons += [reason] if reason else []
+    if choice.sizes:
+        try:
+            found.stages = work.stages()
+        except UserError as error:
+            found.reasons.append(str(error))
+    found.speeds = _speeds(run, found, store, beside)
+    found.rooms = rooms(run, models, machine, evaluators)
+    needed = [*missing(run, models, machine, evaluators), *lacking]
+    found.missing = list({one.what: one for one in needed}.values())
+    found.reasons += [room.sentence() for room in found.rooms if not room.fits]
+    found.reasons = [one.sentence() for one in found.missing] + found.reasons
+    return found
+
+
+def _silent(items: int) -> None:
+    """A plan has no progress to show."""
+
+
+def _folds(run: Any, lacking: list[Missing]) -> dict[Fold, tuple[Item, ...]]:
+    try:
+        own = isinstance(run.benchmark, OwnBenchmark)
+        benchmark = getattr(run.evaluator, "benchmark", run.benchmark) if own else run.benchmark
+        found = split(benchmark.items(), benchmark.title, two=run.scores.published)
+    except UserError as error:
+        lacking.append(from_error(error))
+        return {}
+    return {fold: found.items[fold] for fold in FOLDS}
+
+
+def _sides(run: Any, lacking: list[Missing]) -> tuple[Side, ...]:
+    try:
+        return sides(run.also, run.evaluator)
+    except UserError as error:
+        lacking.append(from_error(error))
+        return ()
+
+
+def _choose(run: Any, opened: Opened, items: Sequence[Item], evaluation: Evaluation) -> Choice:
+    def stored(name: str) -> ItemScores | None:
+        try:
+            return evaluation.scores(opened.recipe({name: 1.0}), items)
+        except (NotStoredError, UserError):
+            return None
+
+    try:
+        return choose(run, opened.names, items, stored)
+    except UserError as error:
+        return Choice(basis="", sizes=(), trouble=str(error))
+
+
+def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: Opened) -> list[str]:
+    """What a run refuses when it opens: names that nothing has, a budget below one soup, a target that is taken."""
+    found = []
+    categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
+    if not categories:
+        return []
+    checks = (
+        lambda: run.objective.coefficients(categories),
+        lambda: check_names(run.expected, opened.names, categories),
+        lambda: check_budget(run.optimiser, len(folds["search"])),
+    )
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def _speeds(run: Any, found: Plan, store: Store, beside: Sequence[Side]) -> dict[str, Speed]:
+    """{name of a side, or nothing for the run's own benchmark: speed}."""
+    items = [item for fold in FOLDS for item in found.folds.get(fold, ())]
+    parameters = max((model.parameters for model in found.models if not model.adapter), default=0)
+    soups = [found.opened.recipe({name: 1.0}).fingerprint for name in found.opened.names]
+    speeds = {}
+    for name, evaluator, asked in [("", run.evaluator, items), *((s.name, s.evaluator, s.items) for s in beside)]:
+        try:
+            rate = speed(run, evaluator, asked, parameters, found.machine, store, soups)
+        except UserError:  # an evaluator that lacks a part here
+            rate = None
+        if rate is not None:
+            speeds[name] = rate
+    return speeds

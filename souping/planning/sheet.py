@@ -1,0 +1,191 @@
+"""A plan as sections for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from souping.merge.layout import human
+from souping.planning.figures import detectable, seconds
+from souping.planning.speed import FETCH, POUR
+from souping.planning.work import Stage
+from souping.report import texts
+from souping.report.story import Section
+from souping.report.tables import Grid, grid
+
+if TYPE_CHECKING:
+    from souping.planning.planner import Plan
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """plan.json."""
+    return {
+        "experiment": plan.run.name,
+        "can_go_on": not plan.reasons,
+        "reasons": list(plan.reasons),
+        "notes": list(plan.notes),
+        "machine": plan.machine.as_dict(),
+        "models": [model.as_dict() for model in plan.models],
+        "selection": plan.choice.as_dict(),
+        "folds": {fold: len(items) for fold, items in plan.folds.items()},
+        "stages": [stage.as_dict() for stage in plan.stages],
+        "evaluations": {"asked": _sum(plan.stages, "asked"), "todo": _sum(plan.stages, "todo")},
+        "speeds": {name or "benchmark": speed.as_dict() for name, speed in plan.speeds.items()},
+        "seconds": seconds(plan),
+        "detectable": detectable(plan),
+        "rooms": [room.as_dict() for room in plan.rooms],
+        "missing": [one.as_dict() for one in plan.missing],
+    }
+
+
+def sections(plan: Plan) -> list[Section]:
+    """The plan's sections in reading order."""
+    built = [_selection(plan), _work(plan), _time(plan), _report(plan), _models(plan), _room(plan), _missing(plan)]
+    return [section for section in built if section is not None]
+
+
+def _selection(plan: Plan) -> Section:
+    choice, selector = plan.choice, type(plan.run.selector).__name__.lower()
+    if choice.selection is None:
+        known = "; ".join(
+            t for t in (choice.trouble, f"{selector} picks from {choice.basis}" if choice.basis else "") if t
+        )
+        sizes = f": {_span(choice.sizes[0], choice.sizes[-1])} ingredients" if choice.sizes else ""
+        return Section("Selection", (f"{known}{sizes}.",))
+    found = choice.selection
+    lines = [f"{selector} picks {texts.listed(found.ingredients)}, from {choice.basis}."]
+    if found.threshold is not None:
+        lines.append(
+            f"Low-correlation categories ({found.metric}, threshold {found.threshold:g}): "
+            f"{texts.listed(found.low_correlation)}."
+        )
+    if choice.steady is not None:
+        low, high = choice.steady
+        lines.append(f"The same ingredients come out for every threshold from {low:g} to {high:g}.")
+    lines += found.notes
+    experts = [(category, name) for category, name in found.experts.items()]
+    grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
+    return Section("Selection", tuple(lines), grids=grids)
+
+
+def _work(plan: Plan) -> Section | None:
+    if not plan.stages:
+        return None
+    rows = [_stage(stage) for stage in plan.stages]
+    asked, todo = _sum(plan.stages, "asked"), _sum(plan.stages, "todo")
+    totals = (_span(*asked), _span(*_stored(plan.stages)), _span(*todo)) if plan.folds else (texts.DASH,) * 3
+    rows.append(("all", "", "", *totals))
+    header = ("stage", "models", "items each", "evaluations", "known by then", "to do")
+    made = grid(header, rows)
+    folds = ", ".join(f"{fold} {len(items):,}" for fold, items in plan.folds.items() if items)
+    lines = [f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."]
+    if len(plan.choice.sizes) > 1:
+        lines.append("The number of ingredients is open, so least and most are given.")
+    return Section("Work", tuple(lines), grids=(Grid(made.header, made.rows, frozenset({len(rows) - 1}), made.left),))
+
+
+def _stage(stage: Stage) -> tuple[str, ...]:
+    stored = (stage.asked[0] - stage.todo[0], stage.asked[1] - stage.todo[1])
+    return (
+        stage.name,
+        _span(*stage.models),
+        *(
+            (f"{stage.items:,}", _span(*stage.asked), _span(min(stored), max(stored)), _span(*stage.todo))
+            if stage.items
+            else (texts.DASH,) * 4
+        ),
+    )
+
+
+def _sum(stages: Sequence[Stage], key: str) -> tuple[int, int]:
+    return sum(getattr(s, key)[0] for s in stages), sum(getattr(s, key)[1] for s in stages)
+
+
+def _stored(stages: Sequence[Stage]) -> tuple[int, int]:
+    asked, todo = _sum(stages, "asked"), _sum(stages, "todo")
+    return min(asked[0] - todo[0], asked[1] - todo[1]), max(asked[0] - todo[0], asked[1] - todo[1])
+
+
+def _time(plan: Plan) -> Section | None:
+    found = seconds(plan)
+    if found is None:
+        line = "Not known: neither the items nor a rate can be had here; state one with throughput=ITEMS_PER_SECOND."
+        return Section("Time", (line,)) if plan.stages else None
+    total = (sum(pair[0] for pair in found.values()), sum(pair[1] for pair in found.values()))
+    rows = [(what, _hours(*pair)) for what, pair in found.items() if pair[1] > 0] + [("all", _hours(*total))]
+    lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
+    lines.append(
+        f"Assumed: weights are read at {POUR / 1e9:g} GB/s for each soup, the Hub sends {FETCH / 1e6:g} MB/s. "
+        "Loading the first model and starting servers come on top."
+    )
+    if not plan.folds:
+        lines.append("How long the evaluations take is not known: their items cannot be counted here.")
+    return Section("Time", tuple(lines), grids=(grid(("what", "time"), rows),))
+
+
+def _report(plan: Plan) -> Section | None:
+    found = detectable(plan)
+    if found is None:
+        return None
+    lines = [
+        f"{found['items']:,} items in {found['groups']:,} groups; under the objective they tell as much as "
+        f"{found['worth']:,.0f} items of equal weight.",
+        f"A true difference of {100 * found['difference']:.1f} points is shown with 80 % power, where two models "
+        "differ on 10 % of the items.",
+    ]
+    if found["difference_groups"] > found["difference"] + 5e-4:
+        lines.append(f"If the items of a group answer alike, {100 * found['difference_groups']:.1f} points.")
+    return Section("What the report can show", tuple(lines))
+
+
+def _models(plan: Plan) -> Section:
+    rows = [
+        (
+            model.name,
+            human(model.nbytes) if model.nbytes else "unknown",
+            {"name": "a guess by its name", "unknown": ""}.get(model.basis, model.basis),
+            human(model.download) if model.download else "here" if model.basis == "headers" else "unknown",
+        )
+        for model in plan.models
+    ]
+    return Section("Candidates", grids=(grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2)),))
+
+
+def _room(plan: Plan) -> Section:
+    words: Mapping[bool, str] = {True: "fits", False: "too small"}
+    rows = [
+        (
+            room.where,
+            human(room.need),
+            human(room.have),
+            "fits if others make room" if room.tight else words[room.fits],
+            ", ".join(room.parts),
+        )
+        for room in plan.rooms
+    ]
+    made = grid(("where", "needed", "there", "verdict", "made of"), rows, left=(0, 3, 4))
+    small = frozenset(i for i, room in enumerate(plan.rooms) if not room.fits)
+    gpus = ", ".join(f"{gpu.name} {human(gpu.total)}" for gpu in plan.machine.gpus) or "no GPU"
+    line = f"This machine: {plan.machine.cores} cores, {human(plan.machine.memory)} of memory, {gpus}."
+    return Section("Room", (line,), grids=(Grid(made.header, made.rows, small, made.left),))
+
+
+def _missing(plan: Plan) -> Section | None:
+    notes = tuple(plan.notes)
+    if not plan.missing:
+        return Section("Notes", notes) if notes else None
+    rows = [(one.what, one.mends or texts.DASH) for one in plan.missing]
+    return Section("Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),))
+
+
+def _span(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _hours(least: float, most: float) -> str:
+    a, b = _time_text(least), _time_text(most)
+    return a if a == b else f"{a} to {b}"
+
+
+def _time_text(value: float) -> str:
+    return texts.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h"
