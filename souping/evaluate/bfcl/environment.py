@@ -27,6 +27,7 @@ RUNNER = HERE / "inside" / "runner.py"
 PYTHONS = ((3, 11), (3, 12))
 """Versions of Python that bfcl-eval's pinned numpy and tree-sitter have wheels for."""
 COMMAND = "python -m souping.evaluate.bfcl install"
+LOG = "install.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ def install(place: Path, level: Level, python: str | None = None, say: Callable[
     base = python or sys.executable
     _check_python(base)
     place.mkdir(parents=True, exist_ok=True)
+    (place / LOG).unlink(missing_ok=True)
     _sweep(place)
     beside = place / f".{made.folder.name}.{os.getpid()}"
     try:
@@ -144,8 +146,8 @@ def _check_python(python: str) -> None:
 
 
 def _run(command: list[str], place: Path, what: str) -> None:
-    """A step of the installation, its output in `install.log`."""
-    log = place / "install.log"
+    """A step of the installation, its output in the log."""
+    log = place / LOG
     with log.open("a") as out:
         out.write(f"$ {' '.join(command)}\n")
         out.flush()
@@ -177,5 +179,15 @@ def _try(environment: Environment, place: Path) -> None:
 def _sweep(place: Path) -> None:
     """Remove what installations that were killed have left."""
     for folder in (*place.glob(".minimal-*"), *place.glob(".full-*")):
-        if not Path("/proc", folder.suffix[1:]).exists():
+        if not _lives(int(folder.suffix[1:])):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -64,7 +64,7 @@ class BfclEvaluator:
     ids: list[str] = field(default_factory=list)
     limit: int | None = None
     handler: str = "chat-template"
-    handlers: dict[str, str] = field(default_factory=dict)
+    handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
     temperature: float = 0.001
     max_tokens: int | None = None
@@ -87,7 +87,7 @@ class BfclEvaluator:
     @property
     def settings(self) -> Mapping[str, Any]:
         """What a score depends on beside the model and the item. Categories are the items' own."""
-        choice = {"handlers": dict(self.handlers), "soup_handlers": list(self.soup_handlers)}
+        choice = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
@@ -118,11 +118,12 @@ class BfclEvaluator:
         Raises:
             UserError: the key and the nearest name.
         """
-        for name in self.handlers:
+        own = self.handlers or {}
+        for name in own:
             if name not in candidates:
                 near = nearest(name, candidates)
                 raise UserError(f"evaluator.handlers: {name!r} is not a candidate ({', '.join(candidates)}){near}")
-        check_handlers(self.environment, [self.handler, *self.handlers.values(), *self.soup_handlers])
+        check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
 
     @property
     def benchmark(self) -> BfclBenchmark:
@@ -137,12 +138,12 @@ class BfclEvaluator:
     def choices(self, recipe: Recipe) -> tuple[str, ...]:
         """The handlers that may ask this model: a candidate has one, a soup those of `soup_handlers`."""
         if len(recipe.ingredients) == 1:
-            return (self.handlers.get(recipe.ingredients[0], self.handler),)
+            return ((self.handlers or {}).get(recipe.ingredients[0], self.handler),)
         return tuple(self.soup_handlers) or (self.handler,)
 
     def by(self, handler: str) -> BfclEvaluator:
         """This evaluator with that handler for everything; the two share their server."""
-        twin = replace(self, handler=handler, handlers={}, soup_handlers=[])
+        twin = replace(self, handler=handler, handlers=None, soup_handlers=[])
         object.__setattr__(twin, "_stand", self._stand)
         return twin
 
