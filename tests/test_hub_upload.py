@@ -16,6 +16,7 @@ from souping.merge.checkpoint import SINGLE, fingerprint
 from souping.merge.hub import fetch_one, parse
 from souping.report.hub_card import hub_card, relicensed
 from souping.report.licences import CHAINS, Licence, combine
+from tests.adapter_files import change_config, save_adapter
 from tests.conftest import Cli
 from tests.family import NAMES
 from tests.hub_server import Hub, Repo, User, files_of, serving
@@ -217,6 +218,22 @@ def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
     assert front(card)["base_model"] == ["org/bee"]
     assert "bee (apache-2.0), mine (gpl-3.0); the strictest, gpl-3.0" in card
     assert "## Rebuild" in card
+
+
+def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+    base = b"---\nlicense: llama3.1\n---\n"
+    hub.add("org/base", {**files_of(family / "base"), "README.md": base})
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(tmp_path / name, family / "base", {"model.layers.0.mlp.up_proj": 2}, seed)
+        change_config(tmp_path / name, base_model_name_or_path="org/base")
+        hub.add(f"org/{name}", {**files_of(tmp_path / name), "README.md": b"---\nlicense: mit\n---\n"})
+    made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "pool.candidates=[org/one,org/two]", "out=soup"]
+    done = souping(*made, "upload=me/Llama-adapter")
+    assert done.code == 0, done.err
+    repo = hub.repos["me/Llama-adapter"].head
+    assert "adapter_model.safetensors" in repo
+    assert front(repo["README.md"])["license"] == "llama3.1"
+    assert b"the base model (llama3.1)" in repo["README.md"]
 
 
 def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
