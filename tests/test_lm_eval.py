@@ -249,6 +249,16 @@ class TestItems:
         assert item.fingerprint == plain.fingerprint
         assert own.fingerprint == evaluator.fingerprint
 
+    def test_a_book_that_groups_questions_goes_by_its_hash(self, tmp_path: Path) -> None:
+        data = [{**row, "book": f"{row['passage']} " * 100} for row in lm_eval_tasks.rows(6, 1)]
+        lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
+        own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), group="column:book")
+        groups = [i.group for i in own.benchmark.items()]
+        assert [groups.index(g) for g in groups] == [0, 0, 2, 2, 4, 4]
+        assert {len(g) for g in groups} == {16}
+        with pytest.raises(UserError, match="has a text of 200 characters there"):
+            replace(own, category="column:book").benchmark.items()
+
     def test_limit_and_samples_choose_documents(self, evaluator: HarnessEvaluator) -> None:
         first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
         assert [i.id for i in first.benchmark.items()] == [f"{t}/{n}" for t in ("pick", "write") for n in range(3)]

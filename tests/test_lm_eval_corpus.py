@@ -123,6 +123,26 @@ def test_a_perplexity_is_turned_round() -> None:
     assert corpus.measure("perplexity", -2.0, "x") == (math.exp(-2), (-2.0, 1.0))
 
 
+@pytest.mark.parametrize("kind", ["f1", "matthews_corrcoef"])
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
+def test_f1_and_matthews_correlation(kind: str, wrong: float) -> None:
+    from lm_eval.api import metrics
+
+    dice = random.Random(1)
+    golds = [int(dice.random() < 0.3) for _ in range(80)]
+    raw = [(gold, 1 - gold if dice.random() < wrong else gold) for gold in golds]
+    table = np.array([corpus.measure(kind, value, "x")[1] for value in raw])
+    values = corpus.pseudo_values(kind, table.tolist())
+    theirs = {"f1": metrics.f1_score, "matthews_corrcoef": metrics.matthews_corrcoef}[kind](raw)
+    assert values.mean() == pytest.approx(theirs, abs=1e-12)
+    if wrong == 0.3:
+        total, n = table.sum(axis=0), len(table)
+        left_out = [n * corpus.score(kind, total) - (n - 1) * corpus.score(kind, total - row) for row in table]
+        assert np.corrcoef(values, left_out)[0, 1] > 0.99
+    with pytest.raises(UserError, match="needs two labels, 0 or 1, not"):
+        corpus.measure(kind, (2, 1), "item t/1")
+
+
 def test_a_value_that_is_no_pair_of_texts_is_refused() -> None:
     with pytest.raises(UserError, match=r"item t/3: bleu needs a reference and a text, not 0\.5"):
         corpus.measure("bleu", 0.5, "item t/3")

@@ -17,7 +17,9 @@ import numpy as np
 
 from souping.core import FloatArray, UserError
 
-CORPUS = ("bleu", "chrf", "chrf++", "ter", "perplexity", "weighted_perplexity", "bits_per_byte")
+SENTENCES = ("bleu", "chrf", "chrf++", "ter")
+TABLES = ("f1", "matthews_corrcoef")
+CORPUS = (*SENTENCES, *TABLES, "perplexity", "weighted_perplexity", "bits_per_byte")
 TURNED = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
 """Lower is better in the harness. TER is reported as 1 - TER, a perplexity P as 1 / P: the geometric mean of the
 probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the same per byte."""
@@ -33,16 +35,29 @@ def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]
     try:
         statistics = _statistics(kind, value)
     except (TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{where}: {kind} needs a reference and a text, not {value!r:.60}") from error
+        wanted = "two labels, 0 or 1" if kind in TABLES else "a reference and a text"
+        raise UserError(f"{where}: {kind} needs {wanted}, not {value!r:.60}") from error
     return score(kind, np.array(statistics)), statistics
 
 
 def score(kind: str, total: FloatArray) -> float:
     """The metric of summed statistics [S], a fraction of 1, higher is better."""
-    if kind in ("bleu", "chrf", "chrf++", "ter"):
+    if kind in SENTENCES:
         value = float(_sacrebleu(kind)._compute_score_from_stats(total.tolist()).score) / 100
         return 1 - value if kind in TURNED else value
+    if kind in TABLES:
+        return _of_table(kind, *total.tolist())
     return math.exp(total[0] / total[1]) if total[1] > 0 else 0.0
+
+
+def _of_table(kind: str, hits: float, false_alarms: float, misses: float, rejections: float) -> float:
+    """F1 of label 1, or Matthews' correlation, from the four counts of right and wrong yes and no."""
+    if kind == "f1":
+        whole = 2 * hits + false_alarms + misses
+        return 2 * hits / whole if whole else 0.0
+    sides = (hits + false_alarms, hits + misses, rejections + false_alarms, rejections + misses)
+    scale = math.sqrt(math.prod(sides))
+    return (hits * rejections - false_alarms * misses) / scale if scale else 0.0
 
 
 def pseudo_values(kind: str, statistics: Sequence[Sequence[float]]) -> FloatArray:
@@ -78,6 +93,11 @@ def _statistics(kind: str, value: Any) -> tuple[float, ...]:
     if kind in ("weighted_perplexity", "bits_per_byte"):
         likelihood, weight = value
         return float(likelihood), float(weight)
+    if kind in TABLES:
+        gold, said = (int(label) for label in value)
+        if {gold, said} - {0, 1}:
+            raise ValueError("labels 0 and 1 are needed")
+        return tuple(float(cell == (gold, said)) for cell in ((1, 1), (0, 1), (1, 0), (0, 0)))
     reference, text = value
     references = [reference] if isinstance(reference, str) else list(reference)
     if isinstance(text, list | tuple):

@@ -18,6 +18,9 @@ from souping.evaluate.harness.tasks import Loaded
 NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, where the data lies, and metrics that were not chosen."""
 
+LONGEST = 80
+"""Characters of a category or group as it stands in a column; a longer group goes by its hash."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessItem(Item):
@@ -72,7 +75,12 @@ def _column(doc: Any, setting: str, name: str, key: str) -> str:
     value = doc[column]
     if value is None or value == "" or isinstance(value, list | dict):
         raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, which names no {key}")
-    return str(value)
+    text = str(value)
+    if len(text) <= LONGEST:
+        return text
+    if key == "category":
+        raise UserError(f"evaluator.{key}={setting}: document {name} has a text of {len(text)} characters there")
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
 
 
 def _shown(render: Callable[[Any], Any], doc: Any, name: str) -> str:
