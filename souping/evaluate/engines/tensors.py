@@ -27,6 +27,11 @@ def stored_names(folder: Path) -> frozenset[str]:
     return frozenset(names)
 
 
+def tied(folder: Path) -> bool:
+    """Whether a checkpoint holds no head of its own: its embeddings are the head too."""
+    return not any(name.endswith("lm_head.weight") for name in stored_names(folder))
+
+
 def checkpoint_tensors(module: Any, stored: frozenset[str]) -> list[Named] | None:
     """(name, tensor) of everything that a checkpoint holds of this module; a tied weight once, under a stored name.
 

@@ -11,20 +11,19 @@ from __future__ import annotations
 import gc
 import os
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from souping.core import UserError
-from souping.evaluate.engines.tensors import Named, chunks, pack
+from souping.evaluate.engines.tensors import Named, chunks, pack, tied
 
 VERSIONS = ((0, 32), (0, 34))
 """First version that fits, first that does not."""
 CHUNK = 1 << 30
 """Bytes of soup that pass at once. On each GPU this much is needed beside what vLLM takes."""
 ENVIRONMENT = {
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # this process has threads: a fork of it may hang
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # IPC handles travel pickled, from this process to its own children
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -98,13 +97,14 @@ class Vllm:
         """
         check_version()
         self._gpus = settings["tensor_parallel_size"]
-        with _environment():
-            import vllm
+        self._added = _set_environment()  # it reads them for as long as it lives
+        import vllm
 
-            try:
-                self._llm: Any = vllm.LLM(**llm_arguments(folder, settings, transfer))
-            except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
-                raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
+        try:
+            self._llm: Any = vllm.LLM(**llm_arguments(folder, settings, transfer))
+        except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
+            self._restore()
+            raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
         self._sampling: Any = vllm.SamplingParams
         if transfer:
             self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
@@ -137,7 +137,16 @@ class Vllm:
         collect()
 
     def reload(self, folder: Path) -> None:
-        """Let the workers read the weights of a folder of the same architecture."""
+        """Let the workers read the weights of a folder of the same architecture.
+
+        Raises:
+            UserError: it cannot be done in place. (vLLM's build for CPUs keeps a packed copy of tied embeddings for
+                the head that stays as it was: answers then come from two models. Seen with 0.32.0.)
+        """
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu() and tied(folder):
+            raise UserError("on a CPU, tied embeddings are not renewed in place")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()
 
@@ -154,19 +163,18 @@ class Vllm:
         engine.engine_core.shutdown()
         del engine
         gc.collect()
+        self._restore()
 
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """What vLLM and the processes it starts read from the environment, without leaving it there."""
-    before = dict(os.environ)
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    try:
-        yield
-    finally:
-        for key in ENVIRONMENT.keys() - before.keys():
+    def _restore(self) -> None:
+        for key in self._added:
             os.environ.pop(key, None)
+
+
+def _set_environment() -> list[str]:
+    """Set what vLLM reads from the environment; the names of what was not set before."""
+    added = [key for key in ENVIRONMENT if key not in os.environ]
+    os.environ.update({key: ENVIRONMENT[key] for key in added})
+    return added
 
 
 def first_line(error: BaseException) -> str:

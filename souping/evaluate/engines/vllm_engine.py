@@ -28,6 +28,7 @@ class Running:
         self.served: object = None
         self.config = ""
         self.by_folder = False
+        self.in_place = True
 
     def close(self) -> None:
         engine, self.engine, self.served = self.engine, None, None
@@ -128,12 +129,13 @@ class VllmEngine:
         """Let the workers read the soup's folder; where they cannot, or its config is another, start anew with it."""
         state, folder = self.running, Path(model.folder)
         config = (folder / "config.json").read_text(encoding="utf-8")
-        if state.engine is not None and config == state.config:
+        if state.engine is not None and state.in_place and config == state.config:
             try:
                 state.engine.reload(folder)
                 return
             except Exception as error:
-                log.warning("vLLM cannot reload weights in place (%s): it is started anew", first_line(error))
+                log.warning("vLLM takes no weights in place (%s): it starts anew for every soup", first_line(error))
+                state.in_place = False
         state.close()
         self._start(folder, trust, transfer=False)
 

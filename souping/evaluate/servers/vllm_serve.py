@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from souping.core import UserError
+from souping.evaluate.engines.tensors import tied
 from souping.evaluate.servers import client
 from souping.evaluate.servers.launch import Order, Running, Say, launch, served
 from souping.evaluate.servers.settings import Server, check_packages
@@ -107,13 +109,16 @@ class VllmServer(Server):
 
     def _take(self, address: str, folder: Path) -> str:
         """The served id, once the weights are the folder's. A server without the means has what it began with."""
-        order = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         try:
-            client.ask(f"{address}/collective_rpc", order, timeout=self.timeout)
+            about = client.ask(f"{address}/server_info", timeout=60.0)
         except client.ServerError as error:
             if error.status != 404:
                 raise
             return served(address, folder)
+        if re.search(r"device(_config)?=.?cpu", about) and tied(folder):
+            raise client.ServerError("on a CPU, vLLM does not renew tied embeddings in place")
+        order = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        client.ask(f"{address}/collective_rpc", order, timeout=self.timeout)
         client.ask(f"{address}/reset_prefix_cache", {}, timeout=60.0)
         return str(client.models(address)[0]["id"])
 
