@@ -144,12 +144,6 @@ def test_a_plan_is_shown_saved_and_cooked_alone(souping: Cli, family: Path, tmp_
     assert one == two == three
 
 
-def test_a_plan_of_a_search_is_refused(souping: Cli, family: Path) -> None:
-    from tests.conftest import pool_of
-
-    souping(*pool_of(family), "plan=true").refused("plan=true", "+experiment=merge")
-
-
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_mergekit_file_is_souped(souping: Cli, family: Path, tmp_path: Path, normalize: bool) -> None:
     rows = "".join(f"  - model: {family / n}\n    parameters: {{weight: {w}}}\n" for n, w in (("ant", 1), ("bee", 3)))

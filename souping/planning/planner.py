@@ -57,6 +57,7 @@ def plan(run: Any) -> None:
     reporting.put(run.run_dir / "plan.json", reporting.as_json(as_dict(found)).encode())
     reporting.put(run.run_dir / "plan.md", reporting.sheet_markdown(f"Plan of {run.name}", parts).encode())
     reporting.show_sheet(parts)
+    print(f"saved as plan.md and plan.json in {run.run_dir}")
     if found.reasons:
         more = f" (and {len(found.reasons) - 1} more: see above)" if len(found.reasons) > 1 else ""
         raise LateError(f"this run cannot go on here: {found.reasons[0]}{more}")

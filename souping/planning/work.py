@@ -63,6 +63,10 @@ class Counter:
             side=side,
         )
 
+    def answered(self, recipe: Recipe, handler: str, items: Sequence[Item], by: Evaluation) -> None:
+        """From here on this soup's answers to these items are known."""
+        self._new(recipe, handler, items, by)
+
     def _new(self, recipe: Recipe, handler: str, items: Sequence[Item], by: Evaluation) -> int:
         try:
             key, stored = by.known(recipe, handler)
@@ -121,6 +125,7 @@ class Work:
             return stages
         asks, soup, handler = self.soups(ingredients)
         stages.append(count.stage("search: soups and singles", asks, self._fold("search"), self.evaluation))
+        count.answered(soup, handler, self._fold("search"), self.evaluation)  # the winner is one of the trials
         if run.stop_after == "search":
             return stages
         asks = [(recipe, "") for recipe in singles]
