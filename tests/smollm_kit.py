@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ def function(name: str, description: str = "") -> dict[str, Any]:
     return {"name": name, "description": told, "parameters": {"type": "dict", "properties": properties}}
 
 
+def code(text: str) -> str:
+    """Four letters, as many as `none` has: a random model then prefers no choice for its length."""
+    number = int(hashlib.sha256(text.encode()).hexdigest(), 16)
+    return "".join(chr(97 + number // 26**place % 26) for place in range(4))
+
+
 def rows(stem: str) -> list[dict[str, Any]]:
     """Questions 0 and 1, 2 and 3, ... share a function; files named `multiple` offer two more."""
     made = []
     for i in range(EACH):
-        names = [f"{stem}.f{i // 2}"]
-        if "multiple" in stem:
-            names += [f"{stem}.f{i // 2}_near", f"{stem}.f{i // 2}_far"]
+        names = [code(f"{stem} {i // 2} {j}") for j in range(3 if "multiple" in stem else 1)]
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Please {stem} {i}?"}]
         made.append({"id": f"{stem}_{i}", "question": [messages], "function": [function(n) for n in names]})
     return made

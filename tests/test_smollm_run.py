@@ -20,7 +20,9 @@ from tests import smollm_kit
 from tests.conftest import Cli
 
 pytest.importorskip("lm_eval")
-QUICK = ["+experiment=smollm_tools", "optimiser.trials=4", "selector.threshold=0.9", "evaluator.threads=1"]
+A_CATEGORY = 8
+QUICK = ["+experiment=smollm_tools", "optimiser.trials=2", "selector=all", "evaluator.threads=1"]
+"""Correlations of random models over three items a category are a matter of chance: all are ingredients."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm") / "outputs" / "smollm"
     data = smollm_kit.write(folder / "bfcl")
     material = items.gather(questions.read(data), questions.spare(data))
-    tasks.write(material.asked("test"), folder / "tasks")
+    asked = material.asked("test")
+    few = [item for c in questions.FILES for item in [i for i in asked if i.category == c][:A_CATEGORY]]
+    tasks.write(few, folder / "tasks")
     for seed, name in enumerate(("base", *SLICES)):
         smollm_kit.model(folder / "models" / name, seed)
     return folder.parents[1]
@@ -66,7 +70,7 @@ def test_it_runs_small_from_selection_to_report(here: Path, souping: Cli) -> Non
     assert report["experiment"] == "smollm_tools"
     assert set(report["objective"]["coefficients"]) == set(questions.FILES)
     assert set(report["selection"]["candidates"]) == {"base", *SLICES}
-    assert report["cost"]["trials"] <= 4
+    assert report["cost"]["trials"] == 2
     assert report["verdict"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,19 @@ def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
     assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "smol_live", "smol_script"]
     assert (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes() == first
     assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
+
+
+def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
+    data = smollm_kit.write(tmp_path / "data")
+    command = [sys.executable, "-m", "souping.smollm", "--base", str(start), "--bfcl", str(data), "--jobs", "1"]
+    command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        while "step 10/" not in running.stdout.readline():
+            assert running.poll() is None
+        running.kill()
+        assert "done" not in running.stdout.read()  # ends when the last process that holds the pipe has ended
+    assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["base"]
 
 
 def test_errors_are_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

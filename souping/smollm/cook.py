@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from souping.smollm.items import Choice
 from souping.smollm.slices import Lesson
@@ -26,6 +28,7 @@ def cook(lessons: Sequence[Lesson], settings: Settings, start: Path, out: Path, 
 
 
 def _one(lesson: Lesson, settings: Settings, start: Path, out: Path) -> None:
+    _end_with_the_command()
     _single_thread()
     tune(lesson, settings, start, out, partial(print, flush=True))
 
@@ -46,6 +49,17 @@ def table(folders: Sequence[Path], items: Sequence[Choice], jobs: int) -> list[s
 def _tasted(folder: Path, items: Sequence[Choice]) -> dict[str, float]:
     _single_thread()
     return taste(folder, items)
+
+
+def _end_with_the_command() -> None:
+    """A command that was killed must leave no process that trains on, into the folder of the next command."""
+
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _single_thread() -> None:
