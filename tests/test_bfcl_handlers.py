@@ -1,0 +1,100 @@
+"""A choice among prompt handlers is a choice of the search: each is a trial, counts, and stays chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core import Item, Recipe, Record, Trial, digest
+from souping.evaluation import Evaluation
+from souping.objective import Mean
+from souping.optimise import Grid
+from souping.search import search
+from souping.store import Store
+from tests.conftest import make_items
+
+NAMES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Right on items below a number that depends on the weights and, for soups, on the handler."""
+
+    handler: str = "own"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"handler": self.handler}
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.settings)
+
+    def choices(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("own",) if len(recipe.ingredients) == 1 else ("short", "long")
+
+    def by(self, handler: str) -> Asking:
+        return replace(self, handler=handler)
+
+    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+        return [tuple(items)]
+
+    def evaluate(self, model: Any, items: Sequence[Item]) -> list[Record]:
+        skill = 20 * max(model.module) + {"own": 0, "short": -5, "long": 15}[self.handler]
+        return [Record(item=item.id, score=float(int(item.answer) < skill)) for item in items]
+
+
+def recipe_of(weights: tuple[float, ...]) -> Recipe:
+    return Recipe(ingredients=NAMES, fingerprints=NAMES, weights=weights, dtype="float32")
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Iterator[Evaluation]:
+    with Store(tmp_path / "store.sqlite") as store:
+        yield Evaluation(store, Asking(), lambda r: SimpleNamespace(module=r.weights), lambda count: None)
+
+
+def run(evaluation: Evaluation, strategy: Grid, told: list[Trial]) -> Any:
+    optimiser = strategy.start(NAMES, NAMES, 0)
+    return search(optimiser, strategy, recipe_of, evaluation, make_items(), Mean(), told.append)
+
+
+def test_every_handler_is_a_trial(evaluation: Evaluation) -> None:
+    told: list[Trial] = []
+    found = run(evaluation, Grid(step=0.25), told)
+    asked: dict[tuple[float, ...], list[str]] = {}
+    for trial in told:
+        asked.setdefault(trial.weights, []).append(trial.handler)
+    assert {(0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)} <= set(asked)
+    assert all(handlers == (["own"] if 1.0 in weights else ["short", "long"]) for weights, handlers in asked.items())
+    assert [trial.number for trial in told] == list(range(len(told)))
+    assert evaluation.evaluated == len(told) * 80
+    assert found.handler == "long"
+    assert found.weights in ((0.25, 0.75), (0.75, 0.25))
+    assert found.result.objective == max(trial.result.objective for trial in told)
+
+
+def test_they_count_against_the_limits(evaluation: Evaluation) -> None:
+    told: list[Trial] = []
+    run(evaluation, Grid(step=0.25, trials=4), told)
+    assert len(told) == 4
+    told.clear()
+    run(evaluation, Grid(step=0.25, budget=5 * 80 + 79), told)
+    assert len(told) == 5
+
+
+def test_the_winners_handler_stays(evaluation: Evaluation) -> None:
+    """After the search the report asks other soups as the winner was asked, and singles in their own way."""
+    items, soup = make_items(), recipe_of((0.5, 0.5))
+    default, short, long = (evaluation.scores(soup, items, handler).values.mean() for handler in ("", "short", "long"))
+    assert default == short < long
+    evaluation.handler = "long"
+    assert evaluation.scores(soup, items).values.mean() == long
+    before = evaluation.evaluated
+    assert evaluation.scores(recipe_of((1.0, 0.0)), items).values.mean() == 20 / 40
+    assert evaluation.evaluated == before + len(items)
