@@ -50,15 +50,16 @@ def from_error(error: UserError) -> Missing:
 
 def missing(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
-    found: dict[str, Missing] = {}
-    for one in (
-        *_packages([*evaluators, run.merge, run.tracker]),
-        *_gpus(evaluators, machine),
-        *_models(models),
-        *_login(run),
-    ):
-        found.setdefault(one.what, one)
-    return list(found.values())
+    parts = [*evaluators, run.merge, run.tracker]
+    return once([*_packages(parts), *_gpus(evaluators, machine), *_models(models), *_login(run)])
+
+
+def once(found: Iterable[Missing]) -> list[Missing]:
+    """Each command once, and what has none once: several parts may lack the same."""
+    kept: dict[str, Missing] = {}
+    for one in found:
+        kept.setdefault(one.mends or one.what, one)
+    return list(kept.values())
 
 
 def _packages(parts: Iterable[Any]) -> Iterator[Missing]:

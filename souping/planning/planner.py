@@ -17,7 +17,7 @@ from souping.gate import check_names
 from souping.planning import machine as machines
 from souping.planning.choice import Choice, choose
 from souping.planning.machine import Machine
-from souping.planning.missing import Missing, from_error, missing
+from souping.planning.missing import Missing, from_error, missing, once
 from souping.planning.opened import Opened, open_pool
 from souping.planning.room import Room, rooms
 from souping.planning.sheet import as_dict, sections
@@ -94,8 +94,7 @@ def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> 
             found.reasons.append(str(error))
     found.speeds = _speeds(run, found, store, beside)
     found.rooms = rooms(run, models, machine, evaluators)
-    needed = [*missing(run, models, machine, evaluators), *lacking]
-    found.missing = list({one.what: one for one in needed}.values())
+    found.missing = once([*missing(run, models, machine, evaluators), *lacking])
     found.reasons += [room.sentence() for room in found.rooms if not room.fits]
     found.reasons = [one.sentence() for one in found.missing] + found.reasons
     return found

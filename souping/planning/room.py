@@ -55,7 +55,9 @@ class Room:
 
 
 def rooms(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Room]:
-    """Everything that can be too small. Models of unknown size count nothing."""
+    """Everything that can be too small; nothing where no model's size is known."""
+    if not any(model.nbytes for model in models):
+        return []
     return [
         *_disks(run, models, evaluators),
         _memory(run, models, machine, evaluators),

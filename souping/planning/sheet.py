@@ -163,11 +163,16 @@ def _room(plan: Plan) -> Section:
         )
         for room in plan.rooms
     ]
+    if not rows:
+        return Section("Room", (_hardware(plan), "What is needed is not known: no candidate's size is."))
     made = grid(("where", "needed", "there", "verdict", "made of"), rows, left=(0, 3, 4))
     small = frozenset(i for i, room in enumerate(plan.rooms) if not room.fits)
+    return Section("Room", (_hardware(plan),), grids=(Grid(made.header, made.rows, small, made.left),))
+
+
+def _hardware(plan: Plan) -> str:
     gpus = ", ".join(f"{gpu.name} {human(gpu.total)}" for gpu in plan.machine.gpus) or "no GPU"
-    line = f"This machine: {plan.machine.cores} cores, {human(plan.machine.memory)} of memory, {gpus}."
-    return Section("Room", (line,), grids=(Grid(made.header, made.rows, small, made.left),))
+    return f"This machine: {plan.machine.cores} cores, {human(plan.machine.memory)} of memory, {gpus}."
 
 
 def _missing(plan: Plan) -> Section | None:
