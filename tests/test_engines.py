@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +26,9 @@ from souping.kitchen import Kitchen
 from souping.merge.backends import LocalMerge
 from souping.serving import Either
 from souping.store import Store
-from tests.conftest import Cli, pool_of
+from tests.conftest import ROOT, Cli, pool_of
 from tests.family import save_model
+from tests.processes import gone, members, wait_for
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 VLLM = replace(LOCAL, engine=VllmEngine())
@@ -306,3 +312,30 @@ def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: P
         assert all(torch.equal(value, written[name]) for name, value in module.state_dict().items())
         kitchen.close()
         assert not folder.exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None], ids=str)
+def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None, tmp_path: Path) -> None:
+    code = f"""
+        import os, subprocess, sys, time
+        from pathlib import Path
+        from souping.evaluate.engines.watch import Watch
+        inner = "import time; time.sleep(600)"
+        outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", outer, inner], start_new_session=True)
+        while not Path(f"/proc/{{child.pid}}/task/{{child.pid}}/children").read_text().strip():
+            time.sleep(0.02)
+        watch = Watch([child.pid])
+        time.sleep(1)
+        Path("group").write_text(f"{{child.pid}}\\n")
+        {"time.sleep(600)" if how else "watch.stop()"}
+    """
+    run = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    group = int(wait_for(tmp_path / "group"))
+    if how is not None:
+        assert len(members(group)) == 2
+        run.send_signal(how)
+    run.wait(60)
+    assert gone(group)

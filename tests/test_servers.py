@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from souping import pantry
@@ -31,6 +30,7 @@ from souping.evaluate.servers.process import Process
 from souping.evaluate.servers.transformers_serve import NEEDS, TransformersServer
 from souping.evaluate.servers.vllm_serve import VllmServer
 from tests.conftest import ROOT
+from tests.processes import gone, members, wait_for
 
 SERVERS: list[ServerChoice] = [TransformersServer(device="cpu"), VllmServer()]
 REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
@@ -39,36 +39,8 @@ real = pytest.mark.skipif(
 )
 
 
-def members(group: int) -> list[int]:
-    """Living processes of a process group."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def gone(group: int, seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while members(group) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not members(group)
-
-
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); {}"
 """A server that has a process of its own."""
-
-
-def wait_for(path: Path, seconds: float = 60.0) -> str:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.exists() and path.read_text().endswith("\n"):
-            return path.read_text().strip()
-        time.sleep(0.05)
-    raise AssertionError(f"{path} never came")
 
 
 class TestProcess:

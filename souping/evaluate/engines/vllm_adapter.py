@@ -9,6 +9,7 @@ which the workers read a folder.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, cast
 
 from souping.core import UserError
 from souping.evaluate.engines.tensors import Named, chunks, pack, tied
+from souping.evaluate.engines.watch import Watch
 
 VERSIONS = ((0, 32), (0, 34))
 """First version that fits, first that does not."""
@@ -98,13 +100,16 @@ class Vllm:
         check_version()
         self._gpus = settings["tensor_parallel_size"]
         self._added = _set_environment()  # it reads them for as long as it lives
-        import vllm
-
+        before = {child.pid for child in multiprocessing.active_children()}
         try:
+            import vllm
+
             self._llm: Any = vllm.LLM(**llm_arguments(folder, settings, transfer))
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             self._restore()
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
+        own = {child.pid for child in multiprocessing.active_children()} - before
+        self._watch = Watch([pid for pid in own if pid])
         self._sampling: Any = vllm.SamplingParams
         if transfer:
             self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
@@ -160,10 +165,13 @@ class Vllm:
     def close(self) -> None:
         """End the workers and give their memory back."""
         engine, self._llm = self._llm.llm_engine, None
-        engine.engine_core.shutdown()
-        del engine
-        gc.collect()
-        self._restore()
+        try:
+            engine.engine_core.shutdown()
+        finally:
+            del engine
+            gc.collect()
+            self._watch.stop()
+            self._restore()
 
     def _restore(self) -> None:
         for key in self._added:
