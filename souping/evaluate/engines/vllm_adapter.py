@@ -112,7 +112,11 @@ class Vllm:
         self._watch = Watch([pid for pid in own if pid])
         self._sampling: Any = vllm.SamplingParams
         if transfer:
-            self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
+            try:
+                self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def context(self) -> int:
@@ -126,7 +130,8 @@ class Vllm:
 
         export, collect = cast(Any, reductions).reduce_tensor, cast(Any, torch.cuda).ipc_collect
 
-        size = max(CHUNK, *(tensor.nbytes for _, tensor in tensors))
+        sizes = [tensor.nbytes for _, tensor in tensors]
+        size = max(min(CHUNK, sum(sizes)), *sizes)
         buffers = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in range(self._gpus)]
         names = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in range(self._gpus)]
         exported = {name: export(buffer)[1] for name, buffer in zip(names, buffers, strict=True)}
