@@ -85,6 +85,23 @@ TRANSLATE = [
 ]
 
 
+ROLL = [
+    "output_type: loglikelihood_rolling",
+    'doc_to_text: ""',
+    'doc_to_target: "{{question}}"',
+    "metric_list:",
+    *[f"  - metric: {metric}" for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+]
+LAST = [
+    "output_type: loglikelihood",
+    'doc_to_text: "{{question}}"',
+    'doc_to_target: " {{text}}"',
+    "metric_list:",
+    "  - metric: perplexity",
+    "  - metric: acc",
+]
+
+
 def make(folder: Path, count: int = 12) -> Path:
     """Tasks pick, pick2 (a group `picks`, tag `chosen`), shots (few-shot), write and translate."""
     put(folder, "pick", rows(count, 1), ["tag: chosen", *CHOICE])
@@ -93,6 +110,8 @@ def make(folder: Path, count: int = 12) -> Path:
     put(folder, "shots", rows(count, 3), ["num_fewshot: 2", "fewshot_split: test", *CHOICE])
     put(folder, "write", rows(count, 4), WRITE)
     put(folder, "translate", rows(count, 5), TRANSLATE)
+    put(folder, "roll", rows(count, 6), ROLL)
+    put(folder, "last", rows(count, 7), LAST)
     return folder
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,22 +160,42 @@ class TestTasks:
     def test_a_category_scores_what_the_harness_says(
         self, evaluator: HarnessEvaluator, family: Path, metric: str
     ) -> None:
+        values, results = self.both(replace(evaluator, metric={"translate": metric}), family)
+        theirs = results["translate"][f"{metric},none"] / 100
+        assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
+        assert values[12:].mean() == results["write"]["exact_match,none"]
+
+    def both(self, own: HarnessEvaluator, family: Path) -> tuple[Any, Any]:
+        """(our values, the harness's results) of one model."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
         from souping.evaluate.loading import load_module, load_tokenizer
 
-        own = replace(evaluator, metric={"translate": metric})
-        served = SimpleNamespace(module=load_module(family / "bee", own), tokenizer=load_tokenizer(family / "bee"))
+        served: Any = SimpleNamespace(module=load_module(family / "bee", own), tokenizer=load_tokenizer(family / "bee"))
         items = own.benchmark.items()
-        values = own.aggregate(items, own.evaluate(served, items))  # type: ignore[arg-type]
+        values = own.aggregate(items, own.evaluate(served, items))
         lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
         manager = TaskManager(include_path=own.include_path, include_defaults=False)
-        found = simple_evaluate(model=lm, tasks=["translate", "write"], task_manager=manager, bootstrap_iters=0)
-        theirs = found["results"]["translate"][f"{metric},none"] / 100
-        assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
-        assert values[12:].mean() == found["results"]["write"]["exact_match,none"]
+        tasks: list[Any] = list(own.tasks)
+        found: Any = simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0)
+        return values, found["results"]
+
+    @pytest.mark.parametrize(
+        ("task", "metric"),
+        [("roll", None), ("roll", "bits_per_byte"), ("last", "perplexity"), ("last", None)],
+    )
+    def test_likelihoods_of_whole_texts(
+        self, evaluator: HarnessEvaluator, family: Path, task: str, metric: str | None
+    ) -> None:
+        own = replace(evaluator, tasks=[task], metric=metric)
+        values, results = self.both(own, family)
+        used = own.loaded[task].metric.name
+        assert used == (metric or {"roll": "word_perplexity", "last": "perplexity"}[task])
+        theirs = results[task][f"{used},none"]
+        expected = 2**-theirs if used == "bits_per_byte" else 1 / theirs
+        assert values.mean() == pytest.approx(expected, rel=1e-5)
 
     def test_one_category_has_one_kind_of_metric(self, evaluator: HarnessEvaluator) -> None:
         own = replace(evaluator, category="column:topic")

@@ -150,6 +150,26 @@ class TestRunning:
         with pytest.raises(UserError, match=r"set evaluator\.gen_kwargs=\{max_gen_toks: N\}"):
             long.evaluate(served, long.benchmark.items())
 
+    @pytest.mark.parametrize("task", ["pick", "write"])
+    def test_prompts_that_are_cut_are_told_of_once(
+        self, folder: Path, served: Any, task: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own = HarnessEvaluator(tasks=[task], include_path=str(folder), device="cpu", max_length=16)
+        for _ in range(2):
+            own.evaluate(served, own.benchmark.items())
+        assert [r.getMessage() for r in caplog.records if "are cut on the left" in r.getMessage()] == [
+            f"some prompts of {task} are longer than the model's context of 16 tokens and are cut on the left"
+        ]
+
+    def test_a_batch_size_that_is_found_prints_nothing(
+        self, folder: Path, served: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        own = HarnessEvaluator(tasks=["pick", "write"], include_path=str(folder), device="cpu")
+        found = replace(own, batch_size="auto", max_batch_size=4).evaluate(served, own.benchmark.items())
+        assert [r.score for r in found] == [r.score for r in own.evaluate(served, own.benchmark.items())]
+        said = capfd.readouterr()
+        assert said.out + said.err == ""
+
     def test_a_task_whose_own_code_fails(self, tmp_path: Path, served: Any) -> None:
         (tmp_path / "utils.py").write_text("def judge(doc, results):\n    raise KeyError('no such thing')\n")
         lines = [*lm_eval_tasks.WRITE, "process_results: !function utils.judge"]

@@ -92,6 +92,7 @@ def live_class() -> type:
         tools: Any = None
         chat_template_args: dict[str, Any]
         prefix_fits: bool | None = None
+        told = False
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from souping.core import UserError
 
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
+LISTENED = ("lm_eval.tasks._index", "lm_eval.models.huggingface")
 
 
 def require() -> None:
@@ -26,39 +27,44 @@ def harness_version() -> str:
     return version("lm_eval")
 
 
-class Skipped(logging.Handler):
-    """Collects the task files that the harness passes over without a word."""
+class Heard(logging.Handler):
+    """What of the harness's log a user must know: task files that it passes over, and prompts that it cuts."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.files: list[str] = []
+        self.skipped: list[str] = []
+        self.cut = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith("Skip"):
-            self.files.append(" ".join(record.getMessage().split())[:200])
+        text = " ".join(record.getMessage().split())
+        if text.startswith("Skip"):
+            self.skipped.append(text[:200])
+        self.cut += "runcat" in text
 
 
 @contextmanager
-def quiet() -> Iterator[Skipped]:
-    """Silence for the body; what the harness skipped is kept."""
+def quiet() -> Iterator[Heard]:
+    """Silence for the body; `Heard` listens."""
     import datasets
 
     datasets.disable_progress_bars()
-    skipped, index = Skipped(), logging.getLogger("lm_eval.tasks._index")
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    own, propagate = index.level, index.propagate
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    index.addHandler(skipped)
-    index.setLevel(logging.DEBUG)
-    index.propagate = False
+    heard = Heard()
+    ears = [logging.getLogger(name) for name in LISTENED]
+    every = [logging.getLogger(name) for name in LOGGERS] + ears
+    before = [(logger, logger.level, logger.propagate) for logger in every]
+    for logger in every:
+        logger.setLevel(logging.CRITICAL)
+    for logger in ears:
+        logger.addHandler(heard)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield skipped
+            yield heard
     finally:
-        index.removeHandler(skipped)
-        index.setLevel(own)
-        index.propagate = propagate
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger in ears:
+            logger.removeHandler(heard)
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 from souping.core import Record, UserError
 from souping.evaluate.harness.faults import stopped
 from souping.evaluate.harness.quiet import quiet
 from souping.evaluate.harness.tasks import Loaded
+
+log = logging.getLogger(__name__)
+CUT = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
 
 
 class Chosen:
@@ -126,7 +132,7 @@ def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]
     ids = {name: sorted(numbers) for name, numbers in asked.items()}
     tasks = {name: Chosen(loaded[name], lm, evaluator) for name in ids}
     try:
-        with quiet():
+        with quiet() as heard, _hushed(evaluator.batch_size):
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
@@ -142,8 +148,16 @@ def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]
         raise
     except Exception as error:  # a task may run any code
         raise UserError(stopped(list(ids), error)) from error
+    if heard.cut and not lm.told:  # once a model: it is so for every soup
+        lm.told = True
+        log.warning(CUT, ", ".join(ids)[:100], lm.max_length)
     samples = results["samples"]
     return {r.item: r for name in ids for r in _records(loaded[name], samples[name])}
+
+
+def _hushed(batch_size: int | str) -> AbstractContextManager[Any]:
+    """HFLM prints how it finds a batch size."""
+    return redirect_stdout(io.StringIO()) if isinstance(batch_size, str) else nullcontext()
 
 
 def _seed(evaluator: Any) -> None:

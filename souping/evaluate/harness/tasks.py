@@ -14,7 +14,7 @@ from typing import Any
 from souping.core import UserError
 from souping.evaluate.harness.faults import not_loaded, unknown
 from souping.evaluate.harness.metrics import Metric, choose
-from souping.evaluate.harness.quiet import Skipped, quiet, require
+from souping.evaluate.harness.quiet import Heard, quiet, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ def load(evaluator: Any) -> dict[str, Loaded]:
     if not evaluator.tasks:
         raise UserError("evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'")
     loaded: dict[str, Loaded] = {}
-    with quiet() as skipped:
+    with quiet() as heard:
         _seed(evaluator)
         manager = _manager(evaluator)
         for entry, spec in _expand(evaluator.tasks, manager):
-            for name, task in _build(manager, spec, skipped).items():
+            for name, task in _build(manager, spec, heard).items():
                 if name in loaded:
                     raise UserError(
                         f"evaluator.tasks: {name} stands in both {loaded[name].entry} and {entry}: name it once"
@@ -109,7 +109,7 @@ def _closed(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
 def _expand(tasks: Sequence[Any], manager: Any) -> Iterator[tuple[str, Any]]:
     """(entry, name); a pattern (`mgsm_direct_*`) stands for the tasks that it matches, groups and tags left out."""
     for spec in tasks:
-        if isinstance(spec, str) and "*" in spec:
+        if isinstance(spec, str) and set(spec) & set("*?["):
             found = fnmatch.filter(manager.all_subtasks, spec)
             if not found:
                 raise UserError(f"evaluator.tasks: no task matches {spec}")
@@ -125,12 +125,12 @@ def _title(spec: Any) -> str:
     return path.stem if path.suffix in (".yaml", ".yml") else str(spec)
 
 
-def _build(manager: Any, spec: Any, skipped: Skipped) -> dict[str, Any]:
+def _build(manager: Any, spec: Any, heard: Heard) -> dict[str, Any]:
     """{leaf name: task} of one entry."""
     index = manager.task_index
     if isinstance(spec, str) and spec not in index:
         if not Path(spec).expanduser().is_file():
-            raise UserError(unknown(spec, manager.all_tasks, skipped.files))
+            raise UserError(unknown(spec, manager.all_tasks, heard.skipped))
         spec = str(Path(spec).expanduser())
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": _title(spec), "task": [spec]}
