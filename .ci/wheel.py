@@ -10,6 +10,8 @@ NEEDED = (
     "souping/conf/config.yaml",
     "souping/conf/experiment/bfcl.yaml",
     "souping/data/paper/bfcl_8b.csv",
+    "souping/evaluate/bfcl/inside/runner.py",
+    "souping/evaluate/bfcl/requirements/minimal.txt",
     "souping/pantry/items.jsonl",
     "souping/py.typed",
 )
