@@ -50,7 +50,7 @@ setup(
     package_dir={"souping.conf": "conf"},
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
-        "souping": ["py.typed", "data/*.md", "data/paper/*.csv"],
+        "souping": ["py.typed", "data/*.md", "data/paper/*.csv", "data/tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
         "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
     },

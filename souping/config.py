@@ -68,9 +68,10 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema and the `pantry` resolver known to Hydra."""
+    """Make the schema known to Hydra, and the resolvers `pantry` and `data` (files that travel with the package)."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("pantry", _pantry, replace=True)
+    OmegaConf.register_new_resolver("data", lambda name: str(Path(__file__).parent / "data" / name), replace=True)
 
 
 def _pantry(what: str) -> Any:

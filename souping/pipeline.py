@@ -74,12 +74,13 @@ def _stages(run: Run) -> float | None:
     if run.plan:
         planning.plan(run)
         return None
-    own = getattr(run.evaluator, "benchmark", None)
+    from_table = run.stop_after == "select" and run.scores.published  # asks no item, needs no evaluator's environment
+    own = None if from_table else getattr(run.evaluator, "benchmark", None)
     if isinstance(run.benchmark, OwnBenchmark) and own is not None:
         run = replace(run, benchmark=own)
     run.pool.resolve()
     with reporting.Progress() as progress:
-        if run.stop_after == "select" and run.scores.published:
+        if from_table:
             outcome = _select_from_table(run, progress)
         else:
             with Store(run.store_path) as store:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from souping.core import FloatArray, Selection, UserError
-from souping.objective import Objective
+from souping.objective import Mean, Objective
 from souping.protocols import Correlation
 from souping.scores import ScoreMatrix
 
@@ -19,9 +19,19 @@ def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
     return tuple(name for name in scores.candidates if name in names)
 
 
-def ranking(scores: ScoreMatrix, objective: Objective) -> list[str]:
-    """Candidates by objective, best first; equal ones in the pool's order."""
-    totals = scores.rows(scores.candidates) @ objective.coefficients(scores.categories)
+def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True) -> list[str]:
+    """Candidates by objective, best first; equal ones in the pool's order.
+
+    The columns of a published table may be other categories than the benchmark's: unless `strict`, their plain mean
+    ranks where the objective does not know them.
+    """
+    try:
+        coefficients = objective.coefficients(scores.categories)
+    except UserError:
+        if strict or not scores.published:
+            raise
+        coefficients = Mean().coefficients(scores.categories)
+    totals = scores.rows(scores.candidates) @ coefficients
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
 

@@ -181,7 +181,7 @@ class Session:
         rows = [*singles, Contender(name=best, kind="best_single", recipe=self.single(best))]
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.kitchen.uniform(names)))
         if len(chosen) > 1:
-            top = tuple(n for n in names if n in ranking(scores, self.run.objective)[: len(chosen)])
+            top = tuple(n for n in names if n in ranking(scores, self.run.objective, False)[: len(chosen)])
             rows.append(
                 Contender(name="uniform_selected", kind="uniform_selected", recipe=self.kitchen.uniform(chosen))
             )

@@ -58,7 +58,7 @@ def arguments(kit: Path, store: Path, *more: str) -> list[str]:
         "evaluator=bfcl",
         f"evaluator.categories=[{','.join(CATEGORIES)}]",
         f"evaluator.limit={LIMIT}",
-        f"+evaluator.handlers={{{handlers}}}",
+        f"evaluator.handlers={{{handlers}}}",
         f"pool.candidates=[{','.join(str(kit / name) for name in HANDLERS)}]",
         f"store.path={store}",
         *more,

@@ -150,7 +150,7 @@ class Work:
         names = self.opened.names
         found = [self.opened.uniform(names)]
         if len(ingredients) > 1:
-            best = ranking(self.choice.scores, self.run.objective) if self.choice.scores is not None else names
+            best = ranking(self.choice.scores, self.run.objective, False) if self.choice.scores is not None else names
             top = best[: len(ingredients)]
             found += [self.opened.uniform(ingredients), self.opened.uniform([n for n in names if n in top])]
         return found
