@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 def score(
-    environment: Environment, root: Path, items: Sequence[Item], answers: Mapping[str, str], handler: str = "plain"
+    environment: Environment, root: Path, items: Sequence[Item], answers: Mapping[str, Any], handler: str = "plain"
 ) -> list[Record]:
     """bfcl-eval's own verdict on answers, as result files of a model would hold them."""
     ids: dict[str, list[str]] = {}

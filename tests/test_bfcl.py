@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 from collections import Counter
@@ -121,6 +122,18 @@ class TestChecker:
                 (found,) = score(bfcl, root, [item], {item.id: text}, handler)
                 assert found.score == right, handler
 
+    def test_turns_are_checked_by_running_their_calls(self, bfcl: Environment, tmp_path: Path) -> None:
+        """Multi-turn: the right calls, and the right calls but for the last turn's."""
+        items = BfclBenchmark(environment=bfcl, categories=MULTI_TURN, limit=12).items()
+        named = [item for item in items if all(_named(call) for turn in item.answer["turns"] for call in turn)]
+        assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
+        right = {item.id: [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]] for item in named}
+        for silent in (False, True):
+            said = {name: [*turns[:-1], ["[]"]] if silent else turns for name, turns in right.items()}
+            found = score(bfcl, tmp_path / str(silent), named, said)
+            wanted = [float(not silent or not item.answer["turns"][-1]) for item in named]
+            assert [record.score for record in found] == wanted
+
     def test_what_stops_bfcl_eval_is_one_line(self, bfcl: Environment, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"^bfcl-eval: handler 'watt-tool' is not .* did you mean 'watt-ai/watt-"):
             call(bfcl, tmp_path, "watt-tool", {})
@@ -128,6 +141,12 @@ class TestChecker:
             check_handlers(bfcl, ["plain", "watt-ai/watt-tool-8"])
         with pytest.raises(UserError, match="neither chat-template nor plain nor a model"):
             check_handlers(bfcl, ["gpt-4o-2024-11-20"])
+
+
+def _named(call: str) -> bool:
+    """Whether a call names all of its arguments: bfcl-eval's reader loses the others."""
+    tree = ast.parse(call, mode="eval").body
+    return isinstance(tree, ast.Call) and not tree.args
 
 
 class TestCategories:
