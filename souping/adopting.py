@@ -59,6 +59,7 @@ class Row:
     present: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     refused: str = ""
+    stranger: bool = False
     accepted: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
 
@@ -148,6 +149,7 @@ def _stranger(model: str, path: Path, names: Sequence[str]) -> Row:
         candidate="-",
         task="-",
         source=path,
+        stranger=True,
         refused=f"no candidate is {model!r}{hint}: say which with --candidate NAME={model}",
     )
 
@@ -232,7 +234,7 @@ def adopted_notes(kitchen: Kitchen, store: Store, evaluator: Evaluator) -> list[
 
 
 def totals(rows: Sequence[Row]) -> Counter[str]:
-    """Counts of adopted, present and refused."""
+    """Counts of adopted, present and refused; files of models that are no candidates are nobody's loss."""
     count = Counter(adopted=sum(r.adopted for r in rows), present=sum(r.present for r in rows))
-    count["refused"] = sum(bool(r.refused) for r in rows)
+    count["refused"] = sum(bool(r.refused) and not r.stranger for r in rows)
     return count

@@ -234,6 +234,19 @@ class TestRefused:
         assert done.code == 2
         assert "prompt of tiny_gen/0" in done.err
 
+    def test_files_of_older_versions_and_other_engines(self, kit: Path, tmp_path: Path, adopt: Any) -> None:
+        """Arguments as lists, as they were before 0.4.3, and no dtype, as vLLM's results have none."""
+        copy = changed(kit, tmp_path, **{"config.model_dtype": None})
+        for path in copy.rglob("samples_*.jsonl"):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            for line in lines:
+                line["arguments"] = [list(parts.values()) for parts in line["arguments"].values()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        done = adopt(str(copy))
+        assert done.code == 0, done.err
+        assert "not checked: the dtype it computed in" in done.out
+        assert len(rows(tmp_path / "store.sqlite")) == DOCS * len(TASKS)
+
     def test_a_single_that_the_run_converts(self, kit: Path, adopt: Any) -> None:
         done = adopt(str(kit / "old"), "merge.dtype=float32")
         assert done.code == 2
@@ -262,6 +275,13 @@ class TestTheCommandLine:
         done = adopt(old, "--candidate", "ant=somewhere/else")
         assert done.code == 0, done.err
         assert {name for name, _ in rows(tmp_path / "store.sqlite")} == {"ant"}
+
+    def test_files_of_other_models_are_passed_over(self, kit: Path, tmp_path: Path, adopt: Any) -> None:
+        foreign = changed(kit, tmp_path, model_name="somewhere/else")
+        done = adopt(str(foreign), str(kit / "old" / "bee"))
+        assert done.code == 0
+        assert "no candidate is 'somewhere/else'" in done.err
+        assert {name for name, _ in rows(tmp_path / "store.sqlite")} == {"bee"}
 
     def test_the_wrong_model_is_not_hidden_by_its_name(self, kit: Path, tmp_path: Path, adopt: Any) -> None:
         done = adopt(str(kit / "old" / "ant"), "--candidate", f"bee={kit / 'ant'}")

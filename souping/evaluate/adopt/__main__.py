@@ -25,7 +25,7 @@ from souping.store import Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 where something was refused."""
+    """Exit status: 0, or 2 where something was refused, or nothing was there to take."""
     options = _parser().parse_intermixed_args(arguments)
     try:
         paths, overrides = split(options.words)
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(explain(error), file=sys.stderr)
         return 2
     show(rows, written=not options.dry_run)
-    return 2 if totals(rows)["refused"] else 0
+    count = totals(rows)
+    return 2 if count["refused"] or not count["adopted"] + count["present"] else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -127,5 +127,10 @@ def _row(line: str, where: str) -> dict[str, Any]:
     absent = [key for key in ("doc_id", "doc_hash", "arguments", "resps", "filter") if key not in row]
     if absent:
         raise UserError(f"{where}: no sample of lm_eval: it has no {absent[0]}")
+    if not isinstance(row["arguments"], dict):  # a list of lists before 0.4.3
+        row["arguments"] = {
+            f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(parts)}
+            for i, parts in enumerate(row["arguments"])
+        }
     row["doc_id"] = int(row["doc_id"])
-    return dict(row)
+    return {key: value for key, value in row.items() if key != "doc"}  # which may be a book; its hash is enough

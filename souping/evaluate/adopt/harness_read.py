@@ -51,12 +51,15 @@ def read(
             records=records,
             differences=tuple(differences),
             skipped={why: count for why, count in skipped.items() if count > 0},
-            unchecked=() if _proven(files, single) else (NO_HASH,),
+            unchecked=tuple(_unchecked(files, single)),
         )
 
 
-def _proven(files: HarnessFiles, single: Single) -> bool:
-    return bool(single.commit) and files.config.get("model_sha") == single.commit
+def _unchecked(files: HarnessFiles, single: Single) -> Iterator[str]:
+    if not single.commit or files.config.get("model_sha") != single.commit:
+        yield NO_HASH
+    if not files.config.get("model_dtype"):
+        yield f"the dtype it computed in, which model_source={files.results.get('model_source')} does not write down"
 
 
 def _model(files: HarnessFiles, single: Single) -> Iterator[Difference]:

@@ -93,7 +93,7 @@ class Replay:
 
     def _compare(self, request: Any, row: Mapping[str, Any], item: str) -> None:
         """The request as it is made now against the one that was made then."""
-        then = row["arguments"].get(f"gen_args_{request.idx}", {}) if isinstance(row["arguments"], dict) else {}
+        then = row["arguments"].get(f"gen_args_{request.idx}", {})
         for number, part in enumerate(ARGUMENTS[request.request_type]):
             now = _plain(request.args[number])
             if then.get(f"arg_{number}") != now and part not in self.differences:
