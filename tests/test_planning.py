@@ -17,6 +17,7 @@ from souping.merge.backends import LocalMerge
 from souping.objective import Mean, Weighted
 from souping.planning import figures, machine, missing, room, speed, weights
 from souping.planning.machine import Gpu, Machine
+from souping.planning.outlines import outline
 from souping.planning.weights import Model
 from souping.store import Store
 from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
@@ -179,6 +180,42 @@ class TestPublished:
         assert [one["what"].split(":")[0] for one in lacking] == [name for name, _ in HUB]
         for words in (*BEST, "hf download Salesforce/Llama-xLAM-2-8b-fc-r", "HF_HUB_OFFLINE"):
             assert words in done.out
+
+
+class TestOutlines:
+    """Benchmarks whose items cannot be read here are counted by their published sizes."""
+
+    def test_bfcl_v3_holds_4441_items(self) -> None:
+        from souping.evaluate.bfcl.evaluator import BfclEvaluator
+
+        items = outline(BfclEvaluator(server=None))
+        assert len(items) == 4441
+        assert len({item.category for item in items}) == 17
+        shared = {item.group for item in items if item.category.startswith("multi_turn")}
+        assert len(shared) == 200
+        assert len(outline(BfclEvaluator(server=None, categories=["live"], limit=20))) == 4 * 20 + 16 * 2
+        assert outline(BfclEvaluator(server=None, version="v4")) == ()  # memory and web search are not known
+
+    def test_tasks_by_name(self) -> None:
+        tasks = SimpleNamespace(tasks=["mgsm_native_cot_de", "mgsm_native_cot_en"], group="doc", limit=None)
+        items = outline(tasks)
+        assert len(items) == 500
+        assert len({item.group for item in items}) == 250
+        assert outline(SimpleNamespace(tasks=["mgsm_native_cot_de", "hellaswag"])) == ()
+        assert outline(SimpleNamespace()) == ()
+
+    def test_an_experiment_is_planned_without_its_tools(self, souping: Cli, tmp_path: Path) -> None:
+        done = souping("+experiment=bfcl_8b", "evaluator.dir=nowhere", "plan=true", "hydra.run.dir=out")
+        assert done.code == 2
+        found = plan_of(tmp_path / "out")
+        assert found["outlined"]
+        assert sum(found["folds"].values()) == 4441
+        assert found["selection"]["selection"]["ingredients"] == BEST
+        assert found["evaluations"]["todo"][0] > 90_000
+        assert 0 < found["detectable"]["difference"] < 0.03
+        lacking = {one["mends"] for one in found["missing"]}
+        assert "python -m souping.evaluate.bfcl install --full" in lacking
+        assert "published sizes" in done.out
 
 
 class TestMachine:
@@ -373,6 +410,15 @@ class TestWorth:
     def test_the_mean_over_even_categories_is_worth_its_items(self) -> None:
         assert figures.worth(make_items(40), Mean(), by_group=False) == pytest.approx(80)
         assert figures.worth(make_items(40), Mean(), by_group=True) == pytest.approx(40)
+
+    def test_groups_that_span_categories_are_one_each(self) -> None:
+        items = [
+            Item(id=f"{c}-{i}", category=c, group=str(i), prompt="p", answer="a")
+            for c in ("de", "en")
+            for i in range(30)
+        ]
+        assert figures.worth(items, Mean(), by_group=False) == pytest.approx(60)
+        assert figures.worth(items, Mean(), by_group=True) == pytest.approx(30)
 
     def test_a_small_category_with_much_weight_costs(self) -> None:
         items: list[Item] = [*make_items(90, ("w",)), *make_items(10, ("x",))]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from souping.analysis.power import minimal_detectable
 from souping.core import Item
@@ -62,10 +61,14 @@ def detectable(plan: Plan) -> dict[str, Any] | None:
 
 
 def worth(items: Sequence[Item], objective: Any, by_group: bool) -> float:
-    """Items of equal weight that would tell as much of the objective: 1 / sum_c w_c^2 / n_c, n_c items (or groups)."""
-    units: dict[str, set[str]] = {}
+    """Independent items of equal weight that would tell as much of the objective.
+
+    1 / sum_u (sum of w_c / n_c over the items of u)^2, with n_c items in category c; the units u are items, or groups
+    as if the items of a group always answered alike.
+    """
+    sizes = Counter(item.category for item in items)
+    weights = dict(zip(sizes, objective.coefficients(list(sizes)), strict=True))
+    pull: dict[str, float] = defaultdict(float)
     for item in items:
-        units.setdefault(item.category, set()).add(item.group if by_group else item.id)
-    weights = np.asarray(objective.coefficients(list(units)))
-    sizes = np.array([len(found) for found in units.values()], dtype=float)
-    return float(1 / (weights**2 / sizes).sum())
+        pull[item.group if by_group else item.id] += float(weights[item.category]) / sizes[item.category]
+    return 1 / sum(value**2 for value in pull.values())

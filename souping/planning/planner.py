@@ -19,6 +19,7 @@ from souping.planning.choice import Choice, choose
 from souping.planning.machine import Machine
 from souping.planning.missing import Missing, from_error, missing, once
 from souping.planning.opened import Opened, open_pool
+from souping.planning.outlines import outline
 from souping.planning.room import Room, rooms
 from souping.planning.sheet import as_dict, sections
 from souping.planning.speed import Speed, speed
@@ -30,7 +31,10 @@ from souping.store import Store
 
 @dataclass(kw_only=True)
 class Plan:
-    """Everything a plan knows. `reasons` say why the run cannot go on here; empty: it can."""
+    """Everything a plan knows. `reasons` say why the run cannot go on here; empty: it can.
+
+    With `outlined`, the folds hold items without content, as many as the benchmark's published sizes say.
+    """
 
     run: Any
     machine: Machine
@@ -38,6 +42,7 @@ class Plan:
     opened: Opened
     choice: Choice
     folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
+    outlined: bool = False
     notes: list[str] = field(default_factory=list)
     stages: Sequence[Stage] = ()
     speeds: Mapping[str, Speed] = field(default_factory=dict)
@@ -77,10 +82,12 @@ def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> 
     opened = open_pool(run, models, store)
     evaluation = Evaluation(store, run.evaluator, refuse, _silent)
     lacking: list[Missing] = []
-    folds = _folds(run, lacking)
+    read = _folds(run, lacking)
+    folds = read or _outlined(run)
     beside = _sides(run, lacking)
     choice = _choose(run, opened, folds.get("select", ()), evaluation)
     found = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice, folds=folds)
+    found.outlined = bool(folds) and not read
     others = [(side, Evaluation(store, side.evaluator, refuse, _silent)) for side in beside]
     work = Work(run=run, opened=opened, choice=choice, folds=folds, evaluation=evaluation, sides=others)
     evaluators = [run.evaluator, *(side.evaluator for side in beside)]
@@ -112,6 +119,15 @@ def _folds(run: Any, lacking: list[Missing]) -> dict[Fold, tuple[Item, ...]]:
     except UserError as error:
         lacking.append(from_error(error))
         return {}
+    return {fold: found.items[fold] for fold in FOLDS}
+
+
+def _outlined(run: Any) -> dict[Fold, tuple[Item, ...]]:
+    """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
+    items = outline(run.evaluator)
+    if not items:
+        return {}
+    found = split(items, run.name, two=run.scores.published)
     return {fold: found.items[fold] for fold in FOLDS}
 
 

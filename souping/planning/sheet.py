@@ -27,6 +27,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "machine": plan.machine.as_dict(),
         "models": [model.as_dict() for model in plan.models],
         "selection": plan.choice.as_dict(),
+        "outlined": plan.outlined,
         "folds": {fold: len(items) for fold, items in plan.folds.items()},
         "stages": [stage.as_dict() for stage in plan.stages],
         "evaluations": {"asked": _sum(plan.stages, "asked"), "todo": _sum(plan.stages, "todo")},
@@ -79,6 +80,8 @@ def _work(plan: Plan) -> Section | None:
     made = grid(header, rows)
     folds = ", ".join(f"{fold} {len(items):,}" for fold, items in plan.folds.items() if items)
     lines = [f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."]
+    if plan.outlined:
+        lines.append("The items cannot be read here: they are counted by the benchmark's published sizes, about right.")
     if len(plan.choice.sizes) > 1:
         lines.append("The number of ingredients is open, so least and most are given.")
     return Section("Work", tuple(lines), grids=(Grid(made.header, made.rows, frozenset({len(rows) - 1}), made.left),))
