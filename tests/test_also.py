@@ -263,6 +263,6 @@ class TestHarness:
         try:
             import lm_eval  # noqa: F401
         except ImportError:
-            souping(*settings(family), "also=[hellaswag]").refused('pip install "souping[lm_eval]"')
+            souping(*settings(family), "also=[hellaswag]").refused('pip install "souping[lm-eval]"')
         else:
             pytest.skip("the extra is installed")

@@ -20,7 +20,7 @@ COMMAND = re.compile(
 )
 """A command in the words of an error."""
 EXTRAS = {
-    "HarnessEvaluator": ("lm_eval", "lm_eval"),
+    "HarnessEvaluator": ("lm_eval", "lm-eval"),
     "VllmEngine": ("vllm", "vllm"),
     "MergekitMerge": ("mergekit", "mergekit"),
 }

@@ -111,6 +111,7 @@ def _statistics(kind: str, value: Any) -> tuple[float, ...]:
 @cache
 def _sacrebleu(kind: str) -> Any:
     """sacrebleu's metric with the settings of the harness's aggregation: sacrebleu's defaults, words too for chrF++."""
-    from sacrebleu.metrics import BLEU, CHRF, TER
+    from sacrebleu import metrics
 
-    return {"bleu": BLEU, "chrf": CHRF, "ter": TER, "chrf++": lambda: CHRF(word_order=2)}[kind]()
+    known: Any = metrics
+    return known.CHRF(word_order=2) if kind == "chrf++" else getattr(known, {"chrf": "CHRF"}.get(kind, kind.upper()))()
