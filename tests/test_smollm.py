@@ -156,8 +156,11 @@ class TestTasks:
         self, material: items.Material, tmp_path: Path
     ) -> None:
         asked = material.asked("test")
-        folder = tasks.write(asked, tmp_path / "tasks")
-        tasks.write(asked, tmp_path / "tasks")
+        folder = tasks.write(asked[1:], tmp_path / "tasks")
+        tasks.write(asked, folder)
+        left = folder.stat().st_ino
+        tasks.write(asked, folder)
+        assert folder.stat().st_ino == left  # a run may be reading it
         docs = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
         assert len(docs) == len(asked)
         assert {doc["category"] for doc in docs} == set(FILES)

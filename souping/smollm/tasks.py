@@ -35,24 +35,34 @@ metadata:
 
 
 def write(items: Sequence[Choice], out: Path) -> Path:
-    """The folder for `evaluator.include_path`, whole or not at all; what stood there is replaced.
+    """The folder for `evaluator.include_path`, whole or not at all; one that says the same stays as it is.
 
     Columns of a document: `id` (BFCL's), `category`, `group`, `prompt`, `choices`, `label`.
     """
+    files = texts(items, out)
+    if all((out / name).is_file() and (out / name).read_text(encoding="utf-8") == files[name] for name in files):
+        return out  # a run may be reading it
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    names = [c for c in FILES if any(item.category == c for item in items)]
-    for category in names:
-        rows = [json.dumps(row(item)) for item in items if item.category == category]
-        (beside / f"{category}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        data = json.dumps(str((out / f"{category}.jsonl").absolute()))
-        (beside / f"{category}.yaml").write_text(TASK.format(task=PREFIX + category, data=data), encoding="utf-8")
-    tasks = "".join(f"  - {PREFIX}{category}\n" for category in names)
-    (beside / "all.yaml").write_text(f"group: {GROUP}\ntask:\n{tasks}", encoding="utf-8")
+    for name, text in files.items():
+        (beside / name).write_text(text, encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
     return out
+
+
+def texts(items: Sequence[Choice], out: Path) -> dict[str, str]:
+    """{file name: content} of the folder `out`, whose place the tasks name in full."""
+    files = {}
+    names = [c for c in FILES if any(item.category == c for item in items)]
+    for category in names:
+        rows = [json.dumps(row(item)) for item in items if item.category == category]
+        data = json.dumps(str((out / f"{category}.jsonl").absolute()))
+        files[f"{category}.jsonl"] = "\n".join(rows) + "\n"
+        files[f"{category}.yaml"] = TASK.format(task=PREFIX + category, data=data)
+    files["all.yaml"] = f"group: {GROUP}\ntask:\n" + "".join(f"  - {PREFIX}{category}\n" for category in names)
+    return files
 
 
 def row(item: Choice) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ def likelihoods(model: Any, tokenizer: Any, item: Choice) -> list[float]:
 
     rows = [encode(tokenizer, item.prompt, choice) for choice in item.choices]
     begin = rows[0][1]
-    cache = DynamicCache()
-    model.model(torch.tensor([rows[0][0][: begin - 1]]), past_key_values=cache)
+    cache, taken = DynamicCache(), inspect.signature(model.model.forward).parameters
+    name = "cache" if "cache" in taken else "past_key_values"  # as transformers named it before 5.24
+    model.model(torch.tensor([rows[0][0][: begin - 1]]), **{name: cache})
     cache.batch_repeat_interleave(len(rows))
     width = max(len(ids) for ids, _ in rows)
     tails = torch.tensor([ids[begin - 1 :] + [0] * (width - len(ids)) for ids, _ in rows])
-    hidden = model.model(tails, past_key_values=cache).last_hidden_state
+    hidden = model.model(tails, **{name: cache}).last_hidden_state
     logs = model.lm_head(hidden).float().log_softmax(-1)
     return [sum(logs[row, i, token].item() for i, token in enumerate(ids[begin:])) for row, (ids, _) in enumerate(rows)]
