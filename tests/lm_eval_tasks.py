@@ -125,7 +125,10 @@ def from_family(folder: Path, items: Path) -> Path:
         "generation_kwargs:",
         "  until: []",
         "  max_gen_toks: 4",
-        *WRITE[6:],
+        *WRITE[6:10],
+        "  - metric: chrf",
+        "    aggregation: chrf",
+        "    higher_is_better: true",
     ]
     put(folder, "red_green_blue", data, lines)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from souping.core import Item, Record, UserError
 from souping.evaluate.harness.evaluator import HarnessEvaluator
 from souping.evaluate.harness.live import HFLM_KEYS, live_class
 from souping.evaluate.loading import load_module, load_tokenizer
+from souping.folds import assign
 from tests import lm_eval_tasks
 from tests.conftest import Cli
 
@@ -393,3 +395,44 @@ def test_a_run_from_select_to_report(souping: Cli, family: Path, tmp_path: Path)
     assert set(reports[0]["rows"][0]["scores"]) == {"red", "green", "blue"}
     assert reports[0]["benchmark"]["name"] == "lm_eval"
     assert "lm_eval" not in first.err.lower().replace(str(tmp_path), "")
+
+
+def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_path: Path) -> None:
+    """The report's category scores are sacrebleu's of the answers in the store."""
+    import sacrebleu
+
+    tasks = lm_eval_tasks.from_family(tmp_path / "tasks", family / "items.jsonl")
+    docs = {f"red_green_blue/{n}": d for n, d in enumerate(json.loads((tasks / "red_green_blue.json").read_text()))}
+    done = souping(
+        "evaluator=lm_eval",
+        "evaluator.tasks=[red_green_blue]",
+        f"evaluator.include_path={tasks}",
+        "evaluator.metric=chrf",
+        "evaluator.category=column:category",
+        "evaluator.group=column:group",
+        "evaluator.threads=1",
+        f"pool.candidates=[{','.join(str(family / n) for n in ('ant', 'bee', 'cat', 'dog'))}]",
+        "optimiser.trials=3",
+        "selector.threshold=0.99",
+        "name=chrf",
+    )
+    assert done.code == 0, done.err
+    report = json.loads(next((tmp_path / "outputs" / "chrf").glob("*/report.json")).read_text())
+    row = next(r for r in report["rows"] if r["kind"] == "soup")
+    with sqlite3.connect(tmp_path / "outputs" / "store.sqlite") as db:
+        found = db.execute(
+            "SELECT items.category, items.name, output FROM scores JOIN items ON items.id = item "
+            "JOIN soups ON soups.id = soup WHERE json_extract(soups.recipe, '$.id') = ?",
+            (row["recipe_id"],),
+        ).fetchall()
+    title = report["benchmark"]["name"]
+    for category, score in row["scores"].items():
+        own = [
+            (docs[name]["answer"], text)
+            for kind, name, text in found
+            if kind == category and assign(title, docs[name]["group"]) == "report"
+        ]
+        assert len(own) == score["n"]
+        theirs = sacrebleu.corpus_chrf([text for _, text in own], [[answer for answer, _ in own]]).score / 100
+        assert score["mean"] == pytest.approx(theirs, abs=1e-9)
+        assert score["low"] < score["mean"] < score["high"]
