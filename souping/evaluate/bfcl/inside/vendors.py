@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -38,16 +39,20 @@ class _Absent(ModuleType):
 def _stand_in(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    return _Named(name, (Exception,), {})  # an exception, since some of them are named after `except`
+    # an exception, since some of them stand after `except`; made with any arguments, since clients are made early
+    return _Named(name, (Exception,), {"__init__": lambda self, *_, **__: None})
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands last in the import path, so it is asked only for what is not installed."""
+    """Makes stand-ins for these SDKs, wherever in the import path it stands."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name.split(".")[0] not in SDKS:
+        if name.split(".")[0] not in self._names:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -58,6 +63,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def stand_in_for_absent() -> None:
-    """From here on, an SDK that is not installed can be imported."""
-    sys.meta_path.append(_Finder())
+def stand_in_for_absent(unused: Sequence[str] = ()) -> None:
+    """From here on, an SDK that is not installed can be imported. Nor is an `unused` one, where it alone is installed:
+    others may ask what they build on for its version.
+    """
+    alone = importlib.util.find_spec("qwen_agent") is None
+    sys.meta_path.append(_Finder(SDKS))
+    sys.meta_path.insert(0, _Finder(unused if alone else ()))
