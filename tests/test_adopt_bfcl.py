@@ -124,6 +124,27 @@ def test_results_alone_are_enough(tmp_path: Path, old: Path, adopt: Any) -> None
     assert {name for name, _ in rows(tmp_path / "store.sqlite")} == {"watt-tool-8B"}
 
 
+def test_multi_turn_results_are_judged_too(kit: Path, tmp_path: Path, adopt: Any) -> None:
+    from souping.core import UserError
+    from souping.evaluate.bfcl.environment import find, place_of
+
+    try:
+        full = find(place_of(), full=True)
+    except UserError:
+        pytest.skip("needs bfcl-eval's full environment")
+    items = BfclBenchmark(environment=full, categories=("multi_turn_base",), limit=4).items()
+    lines = []
+    for number, item in enumerate(items):
+        turns = [[f"[{', '.join(calls)}]", "done"] if number % 2 else ["no"] for calls in item.answer["turns"]]
+        lines.append(json.dumps({"id": item.id, "result": turns}))
+    folder = tmp_path / "old" / "result" / "watt-ai_watt-tool-8B" / "multi_turn"
+    folder.mkdir(parents=True)
+    (folder / "BFCL_v4_multi_turn_base_result.json").write_text("\n".join(lines) + "\n")
+    done = adopt(str(tmp_path / "old"), "evaluator.categories=[multi_turn_base]", "evaluator.limit=4")
+    assert done.code == 0, done.err
+    assert list(rows(tmp_path / "store.sqlite").values()) == [0.0, 1.0, 0.0, 1.0]
+
+
 def test_what_is_not_there_is_counted(tmp_path: Path, old: Path, adopt: Any) -> None:
     path = next((old / "result" / "watt-ai_watt-tool-8B").rglob("*irrelevance_result.json"))
     lines = [json.loads(line) for line in path.read_text().splitlines()][2:]
