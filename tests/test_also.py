@@ -259,10 +259,8 @@ class TestHarness:
         souping(*settings(family), f"also=[{entry}]").refused("leters", "letters")
         assert not (tmp_path / "store.sqlite").exists() or known(tmp_path) == 0
 
-    def test_without_the_extra_the_line_to_install_it(self, family: Path, souping: Cli) -> None:
-        try:
-            import lm_eval  # noqa: F401
-        except ImportError:
-            souping(*settings(family), "also=[hellaswag]").refused('pip install "souping[lm-eval]"')
-        else:
-            pytest.skip("the extra is installed")
+    def test_without_the_extra_the_line_to_install_it(
+        self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("souping.evaluate.harness.quiet.find_spec", lambda name: None)
+        souping(*settings(family), "also=[hellaswag]").refused('pip install "souping[lm_eval]"')

@@ -29,7 +29,7 @@ from souping.store import Store
 from tests.family import save_model
 
 SPEC = importlib.util.find_spec("vllm")
-pytestmark = pytest.mark.skipif(SPEC is None, reason="needs the extra `vllm`")
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(SPEC is None, reason="needs the extra `vllm`")]
 HOME = Path((SPEC.submodule_search_locations or ["."])[0]) if SPEC else Path()
 
 
@@ -180,6 +180,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
+@pytest.mark.vllm_runs
 @real
 @pytest.mark.parametrize("kind", ["apart", "tied"])
 def test_soup_after_soup_says_what_transformers_says(
@@ -239,6 +240,7 @@ def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
     return [record.output for record in evaluator.evaluate(served, items)]
 
 
+@pytest.mark.vllm_runs
 @real
 @serves
 def test_a_found_server_takes_one_models_weights_after_another(
@@ -253,6 +255,7 @@ def test_a_found_server_takes_one_models_weights_after_another(
             server.start(models / "tied" / "bee", "bee")
 
 
+@pytest.mark.vllm_runs
 @real
 @serves
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:

@@ -19,7 +19,7 @@ def require() -> None:
     """Refuse, in one line, where the extra is not installed."""
     absent = [name for name in ("lm_eval", "sacrebleu") if find_spec(name) is None]
     if absent:
-        raise UserError(f'evaluator=lm_eval needs {absent[0]}: pip install "souping[lm-eval]"')
+        raise UserError(f'evaluator=lm_eval needs {absent[0]}: pip install "souping[lm_eval]"')
 
 
 def harness_version() -> str:
