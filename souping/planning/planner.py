@@ -31,7 +31,8 @@ from souping.store import Store
 
 @dataclass(kw_only=True)
 class Plan:
-    """Everything a plan knows. `reasons` say why the run cannot go on here; empty: it can.
+    """Everything a plan knows. `reasons` say why the run cannot go on here; empty: it can. Those that no other machine
+    would mend are `faults` too.
 
     With `outlined`, the folds hold items without content, as many as the benchmark's published sizes say.
     """
@@ -49,13 +50,14 @@ class Plan:
     rooms: Sequence[Room] = ()
     missing: Sequence[Missing] = ()
     reasons: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def plan(run: Any) -> None:
     """Print and save the plan of a full run, `plan.json` and `plan.md` in its directory.
 
     Raises:
-        LateError: the run cannot go on here, and why; the plan is whole all the same.
+        LateError: the run cannot go on anywhere as it is configured; the plan is whole all the same.
     """
     found = make(run)
     parts = sections(found)
@@ -63,10 +65,15 @@ def plan(run: Any) -> None:
     reporting.put(run.run_dir / "plan.md", reporting.sheet_markdown(f"Plan of {run.name}", parts).encode())
     reporting.show_sheet(parts)
     print(f"saved as plan.md and plan.json in {run.run_dir}")
-    if found.reasons:
-        more = f" (and {len(found.reasons) - 1} more: see above)" if len(found.reasons) > 1 else ""
-        raise LateError(f"this run cannot go on here: {found.reasons[0]}{more}")
-    print("this run can go on: leave plan=true out")
+    if not found.reasons:
+        print("this run can go on: leave plan=true out")
+        return
+    first = (found.faults or found.reasons)[0]
+    more = f" (and {len(found.reasons) - 1} more: see above)" if len(found.reasons) > 1 else ""
+    verdict = f"this run cannot go on here: {first}{more}"
+    if found.faults:
+        raise LateError(verdict)
+    print(verdict)
 
 
 def make(run: Any) -> Plan:
@@ -84,7 +91,8 @@ def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> 
     lacking: list[Missing] = []
     read = _folds(run, lacking)
     folds = read or _outlined(run)
-    beside = _sides(run, lacking)
+    odd: list[Missing] = []
+    beside = _sides(run, odd)
     choice = _choose(run, opened, folds.get("select", ()), evaluation)
     found = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice, folds=folds)
     found.outlined = bool(folds) and not read
@@ -92,18 +100,18 @@ def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> 
     work = Work(run=run, opened=opened, choice=choice, folds=folds, evaluation=evaluation, sides=others)
     evaluators = [run.evaluator, *(side.evaluator for side in beside)]
     found.notes = [*opened.notes]
-    for reason in (opened.trouble, choice.trouble, *_late(run, folds, opened)):
-        found.reasons += [reason] if reason else []
+    found.faults = [reason for reason in (opened.trouble, choice.trouble, *_late(run, folds, opened)) if reason]
+    found.faults += [one.what for one in odd if not one.mends]
     if choice.sizes:
         try:
             found.stages = work.stages()
         except UserError as error:
-            found.reasons.append(str(error))
+            found.faults.append(str(error))
     found.speeds = _speeds(run, found, store, beside)
     found.rooms = rooms(run, models, machine, evaluators)
-    found.missing = once([*missing(run, models, machine, evaluators), *lacking])
-    found.reasons += [room.sentence() for room in found.rooms if not room.fits]
-    found.reasons = [one.sentence() for one in found.missing] + found.reasons
+    found.missing = once([*missing(run, models, machine, evaluators), *lacking, *(one for one in odd if one.mends)])
+    small = [room.sentence() for room in found.rooms if not room.fits]
+    found.reasons = [*(one.sentence() for one in found.missing), *found.faults, *small]
     return found
 
 
