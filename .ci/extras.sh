@@ -9,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 declare -A proof=(
     [peft]='import peft'
     [mergekit]='import mergekit'
-    [lm-eval]='import lm_eval, sacrebleu'
+    [lm_eval]='import lm_eval, sacrebleu'
     [serving]='import transformers, fastapi, uvicorn'
     [vllm]='import importlib.metadata as m; m.version("vllm")'
     [smollm]='import gguf'
