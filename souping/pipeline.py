@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from souping import pantry, planning
 from souping import report as reporting
 from souping import upload as uploading
 from souping.benchmark import NoBenchmark, OwnBenchmark
-from souping.core import Selection, UserError
+from souping.core import LateError, Selection, UserError
 from souping.kitchen import free_target
 from souping.merging import merge, rebuild
 from souping.records import selection_dict, trial_rows
@@ -38,15 +40,30 @@ def cook(run: Run) -> float | None:
     sends = run.upload is not None and not run.plan
     if sends:
         _check_upload(run)
-    try:
-        objective = _stages(run)
-    finally:
+    with ExitStack() as parts:
         for part in (run.evaluator, run.merge, *(entry.evaluator for entry in run.also)):
             if hasattr(part, "close"):  # servers and ranks wait for the next soup until then
-                part.close()
-    if sends:
-        _upload(run)
-    return objective
+                parts.callback(part.close)
+        outcome = _stages(run)
+    if outcome is None:
+        return None
+    with _results_stay():
+        _show(run, outcome)
+        if sends:
+            _upload(run)
+    found: Found | None = outcome.get("found")
+    return found.result.objective if found else None
+
+
+@contextmanager
+def _results_stay() -> Iterator[None]:
+    """What goes wrong once everything is written (a pipe that closed, the Hub) takes none of it away."""
+    try:
+        yield
+    except LateError:
+        raise
+    except (UserError, OSError) as error:
+        raise LateError(str(error)) from error
 
 
 def _check_upload(run: Run) -> None:
@@ -66,11 +83,11 @@ def _upload(run: Run) -> None:
     print(f"  {'upload':15} {url}")
 
 
-def _stages(run: Run) -> float | None:
+def _stages(run: Run) -> dict[str, Any] | None:
+    """What the run came to; None where it was only planned."""
     free_target(run.out)
     if run.recipe or isinstance(run.benchmark, NoBenchmark):
-        _show(run, {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)})
-        return None
+        return {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)}
     if run.plan:
         planning.plan(run)
         return None
@@ -81,13 +98,9 @@ def _stages(run: Run) -> float | None:
     run.pool.resolve()
     with reporting.Progress() as progress:
         if from_table:
-            outcome = _select_from_table(run, progress)
-        else:
-            with Store(run.store_path) as store:
-                outcome = _cook(Session.open(run, store, progress))
-    _show(run, outcome)
-    found: Found | None = outcome.get("found")
-    return found.result.objective if found else None
+            return _select_from_table(run, progress)
+        with Store(run.store_path) as store:
+            return _cook(Session.open(run, store, progress))
 
 
 def _cook(session: Session) -> dict[str, Any]:

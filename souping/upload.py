@@ -155,7 +155,11 @@ def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store:
     if (found.get("recipe") or {}).get("id") == recipe.get("id"):
         return hub_card(found, licence)
     own = folder / CARD
-    return relicensed(own.read_text("utf-8") if own.is_file() else reporting.card({"recipe": recipe}), licence)
+    try:
+        return relicensed(own.read_text("utf-8") if own.is_file() else reporting.card({"recipe": recipe}), licence)
+    except (OSError, ValueError) as error:
+        reason = hub.first_line(error)
+        raise UserError(f"{own}: cannot be read as a model card: {reason}: mend it, or delete it") from error
 
 
 def licence_of(recipe: Mapping[str, Any], store: Path | None = None) -> Licence:

@@ -202,6 +202,28 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     assert hub.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
 
 
+def test_a_refusal_at_the_end_costs_nothing_either(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise UserError("upload=me/soup holds a model that is no soup")
+
+    monkeypatch.setattr(upload, "push", refused)
+    souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused("holds a model that is no soup")
+    (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
+    assert (folder / SINGLE).is_file()
+    assert (folder.parent / "report.json").is_file()
+
+
+@pytest.mark.parametrize("head", ["license: [a", "- a"], ids=["broken", "a list"])
+def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path: Path, head: str) -> None:
+    assert souping(*merge()).code == 0
+    (tmp_path / "soup/README.md").write_text(f"---\n{head}\n---\n# mine\n")
+    with pytest.raises(UserError, match=r"soup/README\.md: cannot be read as a model card: .+: mend it"):
+        upload.push(upload.Target("me/soup"), tmp_path / "soup")
+    assert "me/soup" not in hub.repos
+
+
 def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

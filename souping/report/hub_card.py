@@ -27,8 +27,12 @@ def relicensed(text: str, licence: Licence) -> str:
         ValueError: its front matter cannot be read.
     """
     from huggingface_hub import ModelCard
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
-    found = ModelCard(text, ignore_metadata_errors=True)
+    try:
+        found = ModelCard(text, ignore_metadata_errors=True)
+    except YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
     for key, value in _licence_keys(licence).items():
         setattr(found.data, key, value)
     notes = "\n\n".join(_licence(licence))
