@@ -13,16 +13,7 @@ from souping.adopting import adopted_notes
 from souping.also import Side, beside, sides
 from souping.analysis.power import minimal_detectable
 from souping.analysis.stability import stability
-from souping.core import (
-    FOLDS,
-    Fold,
-    Item,
-    ItemScores,
-    Recipe,
-    Selection,
-    Trial,
-    digest,
-)
+from souping.core import FOLDS, Fold, Item, ItemScores, Recipe, Selection, Trial, digest
 from souping.evaluation import Evaluation
 from souping.evidence import Contender, gather
 from souping.folds import Folds, split
@@ -60,12 +51,13 @@ class Session:
         run.objective.coefficients(categories)
         names = [c.name for c in run.pool.resolve()]
         check_names(run.expected, names, categories)
-        for part, given in ((run.selector, len(names)), (run.evaluator, tuple(names))):
+        beside_it = sides(run.also, run.evaluator)
+        evaluators = [run.evaluator, *(side.evaluator for side in beside_it)]
+        for part, given in ((run.selector, len(names)), *((evaluator, names) for evaluator in evaluators)):
             if hasattr(part, "check"):  # before the pool is opened: models of the Hub are fetched there
                 part.check(given)
         check_budget(run.optimiser, len(folds.items["search"]))
-        beside_it = sides(run.also, run.evaluator)
-        check_room(run, [run.evaluator, *(side.evaluator for side in beside_it)])
+        check_room(run, evaluators)
         kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         kitchen.check_tokenizers()
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,13 @@ def side(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Picky(LocalEvaluator):
+    """An evaluator that refuses its candidates, as BFCL's does where a handler is not there."""
+
+    def check(self, candidates: Sequence[str]) -> None:
+        raise UserError(", ".join(candidates))
+
+
 def settings(family: Path) -> list[str]:
     return [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "store.path=store.sqlite"]
 
@@ -211,6 +219,7 @@ class TestRuns:
                 "names category 'rad'",
             ),
             ("{evaluator: {_target_: souping.evaluate.local.LocalEvaluator}}", "brings no items"),
+            ("{path: SIDE, evaluator: {_target_: tests.test_also.Picky}}", "ant, bee"),
         ],
     )
     def test_wrong_entries_are_refused_before_work(
