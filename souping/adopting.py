@@ -105,6 +105,8 @@ def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]
     """The candidate that the files call `model`: as the user says, by its place, its Hub name, or its own name."""
     if model in called:
         return called[model]
+    if not model:  # files that do not say
+        return None
     for c in candidates:
         repo = c.source.split("@")[0]
         if Path(model).expanduser().resolve() == c.path.resolve() or model in (c.source, repo, repo.replace("/", "_")):

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from souping.adopting import whose
+from souping.core import Candidate
 from tests.adopt_files import DOCS, NAMES, TASKS, make_models, make_tasks, measure
 from tests.conftest import Cli, Outcome
 
@@ -56,6 +58,13 @@ def adopt(tmp_path: Path, kit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+def test_files_that_do_not_name_their_model_are_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pool = [Candidate(name="here", path=tmp_path), Candidate(name="there", path=tmp_path / "there")]
+    assert whose("", pool, {}) is None
+    assert whose(str(tmp_path / "there"), pool, {}) == "there"
 
 
 def rows(path: Path) -> dict[tuple[str, str], tuple[float, str, str]]:
