@@ -89,9 +89,10 @@ class Store:
             yield self._db
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            raise UserError(f"store.path={self.path}: cannot write to the results store: {error}") from error
+        finally:  # whatever stopped the body: the next writer finds no half transaction
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise UserError(f"store.path={self.path}: cannot write to the results store: {error}") from error
 
     def load(self, soup: str, evaluator: str) -> dict[str, Record]:
         """{item fingerprint: record} of everything this soup was ever asked under this evaluator."""

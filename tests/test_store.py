@@ -44,6 +44,17 @@ def test_what_is_stored_comes_back_and_first_writer_wins(tmp_path: Path) -> None
         assert store.load(recipe(1.0, 0.0).fingerprint, "other") == {}
 
 
+def test_a_batch_that_breaks_off_leaves_the_store_to_the_next(tmp_path: Path) -> None:
+    items = make_items(2)
+    records = [Record(item=i.id, score=1.0) for i in items]
+    with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
+        with pytest.raises(ValueError, match="shorter"):
+            one.add(recipe(0.5, 0.5), "j", {}, items, records[:1])
+        for store in (two, one):
+            store.add(recipe(0.5, 0.5), "j", {}, items, records)
+        assert len(one.load(recipe(0.5, 0.5).fingerprint, "j")) == len(items)
+
+
 def test_two_processes_may_write_one_store(tmp_path: Path) -> None:
     items = make_items(2)
     with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
