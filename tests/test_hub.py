@@ -65,6 +65,7 @@ def fetch(name: str = "org/ant") -> online.Fetched:
         ("../name", None),
         ("~/name", None),
         ("org/name@", None),
+        ("org/name@/etc/hostname", None),
         ("org/..", None),
         ("org/a--b", None),
     ],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
-NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>[\w./-]{{1,255}}))?")
+NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>\w[\w./-]{{0,254}}))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
