@@ -19,6 +19,7 @@ from typing import Any, cast
 from souping.core import UserError
 from souping.evaluate.engines.tensors import Named, chunks, pack, tied
 from souping.evaluate.engines.watch import Watch
+from souping.evaluate.loading import first_line
 
 VERSIONS = ((0, 32), (0, 34))
 """First version that fits, first that does not."""
@@ -188,8 +189,3 @@ def _set_environment() -> list[str]:
     added = [key for key in ENVIRONMENT if key not in os.environ]
     os.environ.update({key: ENVIRONMENT[key] for key in added})
     return added
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

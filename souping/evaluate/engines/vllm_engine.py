@@ -12,7 +12,9 @@ from souping.core import Item, UserError
 from souping.evaluate.engines import Asked, Stage
 from souping.evaluate.engines.prompts import check_context, cut, render
 from souping.evaluate.engines.tensors import checkpoint_tensors, stored_names
-from souping.evaluate.engines.vllm_adapter import Vllm, first_line
+from souping.evaluate.engines.vllm_adapter import Vllm
+from souping.evaluate.loading import first_line
+from souping.evaluate.servers.vllm_serve import check_gpu_settings
 from souping.protocols import Served
 
 VERSION = 1
@@ -57,12 +59,7 @@ class VllmEngine:
     running: Running = field(default_factory=Running, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel_size < 1:
-            raise UserError(f"engine.tensor_parallel_size={self.tensor_parallel_size} must be at least 1")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise UserError(f"engine.gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1")
-        if self.max_model_len is not None and self.max_model_len < 1:
-            raise UserError(f"engine.max_model_len={self.max_model_len} must be at least 1")
+        check_gpu_settings("engine", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
 
     @property
     def wants(self) -> Literal["module", "either"]:

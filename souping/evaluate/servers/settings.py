@@ -1,26 +1,30 @@
-"""The settings that every server has."""
+"""The settings that every server has, and what each does alike: check, start, or find one that runs already."""
 
 from __future__ import annotations
 
 import importlib.util
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from souping.core import UserError
 from souping.evaluate.servers import client
+from souping.evaluate.servers.launch import Order, Running, Say, launch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class Server(ABC):
     """Where a server runs. `url` is one that somebody else runs; else it is started on `port` (a free one by default)
     by `python` (the interpreter of another environment; this one by default), which has `timeout` seconds to load a
     model. `extra_args` go to its command line as they are.
     """
+
+    title: ClassVar[str]
 
     url: str | None = None
     port: int | None = None
@@ -45,6 +49,52 @@ class Server:
         if self.url is not None:
             return {"name": name, "version": version, "url": client.base(self.url)}
         return {"name": name, "version": version, "extra_args": list(self.extra_args)}
+
+    def check(self) -> None:
+        """Refuse, before any work, what cannot start here.
+
+        Raises:
+            UserError: packages are absent, or the found server does not answer.
+        """
+        if self.url is None:
+            self.check_installed()
+            return
+        try:
+            client.models(client.base(self.url))
+        except client.ServerError as error:
+            raise UserError(f"server.url={self.url} does not answer: {error}") from error
+
+    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> Running:
+        """A server for the model in `folder`; `say` hears how long the loading takes.
+
+        Raises:
+            UserError: as `check`, or the model does not load.
+        """
+        self.check()
+        folder = folder.absolute()
+        if self.url is not None:
+            return self.take(client.base(self.url), folder, name)
+        order = Order(
+            title=self.title,
+            folder=folder,
+            name=name,
+            command=lambda port: self.command(folder, port),
+            port=self.port,
+            timeout=self.timeout,
+        )
+        return launch(order, log_dir, say)
+
+    @abstractmethod
+    def check_installed(self) -> None:
+        """Refuse an interpreter that cannot start this server (UserError)."""
+
+    @abstractmethod
+    def command(self, folder: Path, port: int) -> list[str]:
+        """The command line."""
+
+    @abstractmethod
+    def take(self, address: str, folder: Path, name: str) -> Running:
+        """A server that is there already, with the model in `folder` in it (UserError where it does not take it)."""
 
 
 @lru_cache(maxsize=16)

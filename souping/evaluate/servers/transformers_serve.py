@@ -6,11 +6,11 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from souping.core import UserError
 from souping.evaluate.servers import client
-from souping.evaluate.servers.launch import Order, Running, Say, launch, served
+from souping.evaluate.servers.launch import Running, served
 from souping.evaluate.servers.settings import Server, check_packages
 
 VERSION = 1
@@ -26,6 +26,8 @@ class TransformersServer(Server):
     started without a model (`transformers serve --port P`), where it loads whatever folder it is asked for: it has to
     see this machine's files.
     """
+
+    title: ClassVar[str] = "transformers serve"
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -47,45 +49,10 @@ class TransformersServer(Server):
             "continuous_batching": self.continuous_batching,
         }
 
-    def check(self) -> None:
-        """Refuse, before any work, what cannot start here.
-
-        Raises:
-            UserError: packages are absent, or the found server does not answer.
-        """
-        if self.url is None:
-            check_packages("transformers", self.interpreter, NEEDS, "souping[serving]", "transformers[serving]")
-            return
-        try:
-            client.models(client.base(self.url))
-        except client.ServerError as error:
-            raise UserError(f"server.url={self.url} does not answer: {error}") from error
-
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> Running:
-        """A server for the model in `folder`; `say` hears how long the loading takes.
-
-        Raises:
-            UserError: as `check`, or the model does not load.
-        """
-        self.check()
-        folder = folder.absolute()
-        if self.url is not None:
-            return self._ask(client.base(self.url), folder, name)
-        return launch(
-            Order(
-                title="transformers serve",
-                folder=folder,
-                name=name,
-                command=lambda port: self.command(folder, port),
-                port=self.port,
-                timeout=self.timeout,
-            ),
-            log_dir,
-            say,
-        )
+    def check_installed(self) -> None:
+        check_packages("transformers", self.interpreter, NEEDS, "souping[serving]", "transformers[serving]")
 
     def command(self, folder: Path, port: int) -> list[str]:
-        """The command line."""
         flags = ["--host", "127.0.0.1", "--port", str(port), "--device", self.device, "--dtype", self.dtype]
         if self.attn_implementation:
             flags += ["--attn-implementation", self.attn_implementation]
@@ -94,7 +61,7 @@ class TransformersServer(Server):
         module = "transformers.cli.transformers"
         return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
 
-    def _ask(self, address: str, folder: Path, name: str) -> Running:
+    def take(self, address: str, folder: Path, name: str) -> Running:
         """A server that is there already loads the folder; `stop` makes it forget what it loaded."""
         try:
             told = client.ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from souping.core import UserError
 from souping.evaluate.engines.tensors import tied
 from souping.evaluate.servers import client
-from souping.evaluate.servers.launch import Order, Running, Say, launch, served
+from souping.evaluate.servers.launch import Running, served
 from souping.evaluate.servers.settings import Server, check_packages
 
 VERSION = 1
@@ -25,6 +25,8 @@ class VllmServer(Server):
     With `url` the server keeps its tokenizer and its settings, and only its weights change: it must see this machine's
     files and run with VLLM_SERVER_DEV_MODE=1, or else serve the very folder that is asked for.
     """
+
+    title: ClassVar[str] = "vllm serve"
 
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
@@ -47,45 +49,10 @@ class VllmServer(Server):
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
         return {**known, **{name: getattr(self, name) for name in names}}
 
-    def check(self) -> None:
-        """Refuse, before any work, what cannot start here.
-
-        Raises:
-            UserError: vLLM is absent, or the found server does not answer.
-        """
-        if self.url is None:
-            check_packages("vllm", self.interpreter, ("vllm",), "souping[vllm]", "vllm")
-            return
-        try:
-            client.models(client.base(self.url))
-        except client.ServerError as error:
-            raise UserError(f"server.url={self.url} does not answer: {error}") from error
-
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> Running:
-        """A server for the model in `folder`; `say` hears how long the loading takes.
-
-        Raises:
-            UserError: as `check`, or the model does not load.
-        """
-        self.check()
-        folder = folder.absolute()
-        if self.url is not None:
-            return self._reload(client.base(self.url), folder, name)
-        return launch(
-            Order(
-                title="vllm serve",
-                folder=folder,
-                name=name,
-                command=lambda port: self.command(folder, port),
-                port=self.port,
-                timeout=self.timeout,
-            ),
-            log_dir,
-            say,
-        )
+    def check_installed(self) -> None:
+        check_packages("vllm", self.interpreter, ("vllm",), "souping[vllm]", "vllm")
 
     def command(self, folder: Path, port: int) -> list[str]:
-        """The command line."""
         flags = ["--host", "127.0.0.1", "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
@@ -94,10 +61,10 @@ class VllmServer(Server):
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
 
-    def _reload(self, address: str, folder: Path, name: str) -> Running:
+    def take(self, address: str, folder: Path, name: str) -> Running:
         """A server that is there already takes the folder's weights, or has them already."""
         try:
-            model = self._take(address, folder)
+            model = self._renew(address, folder)
         except client.ServerError as error:
             raise UserError(
                 f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
@@ -107,7 +74,7 @@ class VllmServer(Server):
         host, port = client.place(address)
         return Running(url=f"{address}/v1", host=host, port=port, model=model)
 
-    def _take(self, address: str, folder: Path) -> str:
+    def _renew(self, address: str, folder: Path) -> str:
         """The served id, once the weights are the folder's. A server without the means has what it began with."""
         try:
             about = client.ask(f"{address}/server_info", timeout=60.0)
