@@ -1,4 +1,4 @@
-"""Nouns and protocols of souping: what the parts hand to each other.
+"""Nouns of souping: what the parts hand to each other.
 
 Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
 """
@@ -10,13 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    pass
 
 FloatArray = NDArray[np.float64]
 Weights = tuple[float, ...]

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from souping.core import Candidate, Recipe, UserError
 from souping.merge.adapters import open_adapters
 from souping.merge.checkpoint import Checkpoint, fingerprint
 from souping.merge.preflight import preflight
+from souping.names import nearest
 from souping.protocols import Evaluator, Served
 from souping.serving import Hob, Shelf, serving
 from souping.store import Store
@@ -153,9 +153,7 @@ class Kitchen:
 def _check_carry(merge: Any, names: Sequence[str]) -> None:
     carry = getattr(merge, "carry", None)
     if carry is not None and carry not in names:
-        near = get_close_matches(carry, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"merge.carry={carry} is not a candidate ({', '.join(names)}){hint}")
+        raise UserError(f"merge.carry={carry} is not a candidate ({', '.join(names)}){nearest(carry, names)}")
 
 
 def _twins(candidates: tuple[Candidate, ...]) -> list[str]:

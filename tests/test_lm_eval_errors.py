@@ -201,7 +201,7 @@ class TestCommandLine:
 
     def test_without_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("souping.evaluate.harness.quiet.find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r'needs lm_eval: pip install "souping\[lm-eval\]"'):
+        with pytest.raises(UserError, match=r'needs lm_eval: pip install "souping\[lm_eval\]"'):
             require()
 
 

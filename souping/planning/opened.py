@@ -22,16 +22,13 @@ class Known(MutableMapping[str, str]):
     """
 
     def __init__(self, store: Store) -> None:
-        self._hashes, self.unhashed = store.hashes, 0
+        self._hashes = store.hashes
 
     def __contains__(self, file: object) -> bool:
         return True
 
     def __getitem__(self, file: str) -> str:
-        if file in self._hashes:
-            return self._hashes[file]
-        self.unhashed += 1
-        return f"not hashed: {file}"
+        return self._hashes.get(file) or f"not hashed: {file}"
 
     def __setitem__(self, file: str, digest: str) -> None:
         raise AssertionError("a plan hashes nothing")

@@ -161,7 +161,7 @@ def _choose(run: Any, opened: Opened, items: Sequence[Item], evaluation: Evaluat
 
 
 def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: Opened) -> list[str]:
-    """What a run refuses when it opens: names that nothing has, a budget below one soup, a target that is taken."""
+    """What a run refuses when it opens: names that nothing has, a budget below one soup."""
     found = []
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
     if not categories:

@@ -7,13 +7,13 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
-from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from souping.core import Item, UserError, digest
 from souping.evaluate.harness.tasks import Loaded
+from souping.names import nearest
 
 NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, where the data lies, and metrics that were not chosen."""
@@ -69,8 +69,7 @@ def _of_task(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
 def _column(doc: Any, setting: str, name: str, key: str) -> str:
     column = setting.removeprefix("column:")
     if column not in doc:
-        near = get_close_matches(column, list(doc), n=1)
-        hint = f"; did you mean {near[0]}?" if near else f": its columns are {', '.join(doc)}"
+        hint = nearest(column, doc) or f": its columns are {', '.join(doc)}"
         raise UserError(f"evaluator.{key}={setting}: document {name} has no such column{hint}")
     value = doc[column]
     if value is None or value == "" or isinstance(value, list | dict):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from souping.core import UserError
 from souping.evaluate.harness import corpus
+from souping.names import nearest
 
 MEANS = ("mean", "nanmean")
 
@@ -64,9 +64,7 @@ def choose(name: str, task: Any, metric: str | None, filter_: str | None) -> Met
             raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {_reasons(kinds)}")
         metric = usable[0]
     elif metric not in kinds and not _open(task):
-        near = get_close_matches(metric, kinds, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"evaluator.metric={metric}: task {name} has {', '.join(kinds)}{hint}")
+        raise UserError(f"evaluator.metric={metric}: task {name} has {', '.join(kinds)}{nearest(metric, kinds)}")
     kind = kinds.get(metric, "mean")
     if kind.startswith("!"):
         other = f"; it also has {', '.join(usable)}" if usable else ""

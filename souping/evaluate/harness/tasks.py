@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from souping.core import UserError
 from souping.evaluate.harness.faults import not_loaded, unknown
 from souping.evaluate.harness.metrics import Metric, choose
 from souping.evaluate.harness.quiet import Heard, quiet, require
+from souping.names import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +211,5 @@ def _check_named(evaluator: Any, loaded: Mapping[str, Loaded]) -> None:
         setting = getattr(evaluator, key)
         odd = [name for name in setting if name not in known] if isinstance(setting, Mapping) else []
         if odd:
-            near = get_close_matches(odd[0], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f": {', '.join(sorted(known)[:5])}"
+            hint = nearest(odd[0], known) or f": {', '.join(sorted(known)[:5])}"
             raise UserError(f"evaluator.{key} names {odd[0]}, which evaluator.tasks does not bring{hint}")

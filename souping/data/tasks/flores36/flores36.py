@@ -50,7 +50,7 @@ def _lines(split: str, language: str) -> list[str]:
     if not folder:
         raise FileNotFoundError("set FLORES_DIR to the unpacked flores200_dataset.tar.gz (dl.fbaipublicfiles.com/nllb)")
     path = Path(folder).expanduser() / split / f"{language}.{split}"
-    return path.read_text(encoding="utf-8").splitlines()
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
 
 
 def bleu(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
