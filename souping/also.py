@@ -108,12 +108,16 @@ def sides(entries: Sequence[Entry], own: Evaluator) -> tuple[Side, ...]:
     Raises:
         UserError: items cannot be had, or two entries share a name.
     """
-    found: dict[str, Side] = {}
-    for number, entry in enumerate(entries):
-        if entry.name in found:
-            raise UserError(f"also[{number}]: two entries are called {entry.name!r}: give one a name of its own")
-        found[entry.name] = _side(entry, own)
-    return tuple(found.values())
+    check_entries(entries)
+    return tuple(_side(entry, own) for entry in entries)
+
+
+def check_entries(entries: Sequence[Entry]) -> None:
+    """Refuse two entries of one name."""
+    names = [entry.name for entry in entries]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UserError(f"also[{number}]: two entries are called {name!r}: give one a name of its own")
 
 
 def _side(entry: Entry, own: Evaluator) -> Side:

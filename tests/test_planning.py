@@ -124,7 +124,7 @@ class TestAgainstRuns:
         [
             ("expected={antt:50}", "expected.antt is not a candidate"),
             ("optimiser.budget=3", "optimiser.budget=3 is less than"),
-            ("also=[hellaswag,hellaswag]", ""),
+            ("also=[hellaswag,hellaswag]", "two entries are called 'hellaswag'"),
         ],
     )
     def test_what_a_run_would_refuse_is_the_last_line(

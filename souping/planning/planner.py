@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from souping import report as reporting
-from souping.also import Side, sides
+from souping.also import Side, check_entries, sides
 from souping.benchmark import OwnBenchmark
 from souping.core import FOLDS, Fold, Item, ItemScores, LateError, UserError
 from souping.evaluation import Evaluation
@@ -111,7 +111,7 @@ def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> 
     found.rooms = rooms(run, models, machine, evaluators)
     found.missing = once([*missing(run, models, machine, evaluators), *lacking, *(one for one in odd if one.mends)])
     small = [room.sentence() for room in found.rooms if not room.fits]
-    found.reasons = [*(one.sentence() for one in found.missing), *found.faults, *small]
+    found.reasons = list(dict.fromkeys([*(one.sentence() for one in found.missing), *found.faults, *small]))
     return found
 
 
@@ -169,6 +169,7 @@ def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: Opened) -> lis
     checks = (
         lambda: run.objective.coefficients(categories),
         lambda: check_names(run.expected, opened.names, categories),
+        lambda: check_entries(run.also),
         lambda: check_budget(run.optimiser, len(folds["search"])),
     )
     for check in checks:
