@@ -53,6 +53,22 @@ class TestTasks:
         (tmp_path / "lost.json").unlink()
         assert "lost.yaml" in refused(tmp_path, "lost")
 
+    def test_data_that_does_not_hold_what_it_should(self, tmp_path: Path) -> None:
+        lm_eval_tasks.put(tmp_path, "bare", [], lm_eval_tasks.CHOICE)
+        (tmp_path / "bare.json").write_text("")
+        assert "bare has no documents" in refused(tmp_path, "bare")
+        lm_eval_tasks.put(tmp_path, "torn", lm_eval_tasks.rows(3, 1), lm_eval_tasks.CHOICE)
+        (tmp_path / "torn.json").write_text('{"question": "a"}\n{"question": ')
+        assert "An error occurred" not in refused(tmp_path, "torn")
+
+    def test_more_examples_than_there_are(self, folder: Path) -> None:
+        assert "fewer few-shot examples than evaluator.num_fewshot" in refused(folder, "pick", num_fewshot=500)
+
+    def test_a_task_with_a_key_that_is_none(self, folder: Path) -> None:
+        said = refused(folder, {"task": "pick", "num_fewshto": 2})
+        assert said.startswith("evaluator.tasks: pick cannot be loaded")
+        assert "num_fewshto" in said
+
     def test_data_of_the_hub_without_a_way_there(self, folder: Path, tmp_path: Path) -> None:
         lines = ["task: far", "dataset_path: nobody/nothing-there", "test_split: test", *lm_eval_tasks.CHOICE]
         (tmp_path / "far.yaml").write_text("\n".join(lines))
@@ -120,6 +136,8 @@ class TestItems:
         ({"limit": 2, "samples": {}}, "without evaluator.samples"),
         ({"batch_size": 0}, "at least 1, or auto"),
         ({"batch_size": "many"}, "at least 1, or auto"),
+        ({"batch_size": "autos"}, "at least 1, or auto"),
+        ({"num_fewshot": -1}, "evaluator.num_fewshot=-1 must be 0 or more"),
         ({"batch_size": "auto", "shared_prefix": True}, "needs a number"),
         ({"softmax_dtype": "int4"}, "must be float32"),
         ({"tools": "functions"}, "needs evaluator.apply_chat_template=true"),
@@ -149,6 +167,11 @@ class TestRunning:
         long = replace(own, gen_kwargs={"max_gen_toks": 500})
         with pytest.raises(UserError, match=r"set evaluator\.gen_kwargs=\{max_gen_toks: N\}"):
             long.evaluate(served, long.benchmark.items())
+
+    def test_a_choice_longer_than_the_context(self, folder: Path, served: Any) -> None:
+        own = HarnessEvaluator(tasks=["pick"], include_path=str(folder), device="cpu", max_length=3)
+        with pytest.raises(UserError, match="is a choice empty, or longer than the model's context"):
+            own.evaluate(served, own.benchmark.items())
 
     @pytest.mark.parametrize("task", ["pick", "write"])
     def test_prompts_that_are_cut_are_told_of_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -23,6 +24,7 @@ VERSION = 1
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 CUT = 8
 """A commit holds so many batches' worth of items: HFLM sorts them by length, and few are lost with a killed run."""
+AUTO = re.compile(r"auto(:\d+(\.\d+)?)?")
 IN_ITEMS = (
     "tasks",
     "include_path",
@@ -124,6 +126,8 @@ class HarnessEvaluator:
             raise UserError(f"evaluator.limit={self.limit} must be above 0, and stand without evaluator.samples")
         if self.tools is not None and not self.apply_chat_template:
             raise UserError("evaluator.tools needs evaluator.apply_chat_template=true: schemas go through the template")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"evaluator.num_fewshot={self.num_fewshot} must be 0 or more")
         self._check_batch()
         for key in ("softmax_dtype", "mixed_precision_dtype"):
             if getattr(self, key) not in (None, "float32", "bfloat16", "float16", "float64"):
@@ -131,7 +135,7 @@ class HarnessEvaluator:
 
     def _check_batch(self) -> None:
         size = self.batch_size
-        if (isinstance(size, int) and size < 1) or (isinstance(size, str) and not size.startswith("auto")):
+        if (isinstance(size, int) and size < 1) or (isinstance(size, str) and not AUTO.fullmatch(size)):
             raise UserError(f"evaluator.batch_size={size} must be at least 1, or auto, or auto:N")
         if self.shared_prefix and isinstance(size, str):
             raise UserError("evaluator.shared_prefix=true needs a number as evaluator.batch_size")

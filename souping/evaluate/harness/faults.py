@@ -8,6 +8,8 @@ from typing import Any
 
 from souping.evaluate.loading import first_line
 
+HARNESS = "/lm_eval/tasks/"
+"""Where the harness's own files lie: that some cannot be read is no news to the user."""
 OFFLINE = {"ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "MaxRetryError"}
 
 
@@ -15,13 +17,18 @@ def unknown(name: str, known: Sequence[str], skipped: Sequence[str]) -> str:
     """A name that is no task: the nearest names, and a file that could not be read where that may be why."""
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     where = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
-    own = [file for file in skipped if name in file] or list(skipped[:1])
+    own = [file for file in skipped if name in file] or [file for file in skipped if HARNESS not in file]
     return f"evaluator.tasks: no task, group or tag is named {name}{where}" + (f"\n{own[0]}" if own else "")
 
 
 def not_loaded(name: str, source: Any, error: BaseException) -> str:
     """A task that fails while it is loaded; `source` is its YAML file."""
-    line = f"evaluator.tasks: {name} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+    if isinstance(error, StopIteration):
+        return f"evaluator.tasks: {name} has no documents\nlook at its dataset_path and splits in {source or name}"
+    told = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+    line = f"evaluator.tasks: {name} cannot be loaded: {type(told).__name__}: {first_line(told)}"
+    if "Sample larger than population" in line:
+        return f"{line}\nit has fewer few-shot examples than evaluator.num_fewshot (or its own num_fewshot) asks for"
     kinds = {type(e).__name__ for e in _causes(error)}
     if kinds & OFFLINE:
         return f"{line}\nits data is not in the cache of `datasets`: load it once with access to the Hub"
@@ -33,6 +40,8 @@ def not_loaded(name: str, source: Any, error: BaseException) -> str:
 def stopped(names: Sequence[str], error: BaseException) -> str:
     """The harness's loop failed: what to do where it is known."""
     line = f"evaluator=lm_eval stopped in {', '.join(names):.100}: {type(error).__name__}: {first_line(error)}"
+    if isinstance(error, AssertionError) and not str(error):  # HFLM's, of what it is to score
+        return f"{line}\nis a choice empty, or longer than the model's context (evaluator.max_length)?"
     if "chat_template" in line or "chat template" in line:
         return f"{line}\nthe tokenizer has no chat template: set evaluator.apply_chat_template=false, or give it one"
     if "max tokens to generate" in line or "maximum sequence length" in line:

@@ -58,7 +58,7 @@ def load(evaluator: Any) -> dict[str, Loaded]:
                     raise UserError(
                         f"evaluator.tasks: {name} stands in both {loaded[name].entry} and {entry}: name it once"
                     )
-                loaded[name] = _load(evaluator, name, entry, task)
+                loaded[name] = _loaded(evaluator, name, entry, task)
     _check_named(evaluator, loaded)
     return loaded
 
@@ -127,19 +127,28 @@ def _title(spec: Any) -> str:
 
 def _build(manager: Any, spec: Any, heard: Heard) -> dict[str, Any]:
     """{leaf name: task} of one entry."""
-    index = manager.task_index
+    index, title = manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:
         if not Path(spec).expanduser().is_file():
             raise UserError(unknown(spec, manager.all_tasks, heard.skipped))
         spec = str(Path(spec).expanduser())
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
-        spec = {"group": _title(spec), "task": [spec]}
+        spec = {"group": title, "task": [spec]}
     try:
         tasks: dict[str, Any] = manager.load([spec])["tasks"]
     except Exception as error:  # a task's YAML may run any code, and its data may be anywhere
-        source = getattr(index.get(_title(spec)), "yaml_path", None)
-        raise UserError(not_loaded(_title(spec), source, error)) from error
+        source = getattr(index.get(title), "yaml_path", None)
+        raise UserError(not_loaded(title, source, error)) from error
     return tasks
+
+
+def _loaded(evaluator: Any, name: str, entry: str, task: Any) -> Loaded:
+    try:
+        return _load(evaluator, name, entry, task)
+    except UserError:
+        raise
+    except Exception as error:  # the task's own code and data again, and the draw of its examples
+        raise UserError(not_loaded(name, None, error)) from error
 
 
 def _load(evaluator: Any, name: str, entry: str, task: Any) -> Loaded:
