@@ -136,9 +136,11 @@ class Kitchen:
         return self._folders[name] if recipe.dtype == self._checkpoints[name].dtype else None
 
     def _size(self) -> int:
-        """Bytes that a soup takes as a folder, at most: the largest candidate's."""
+        """Bytes that a soup takes as a folder, at most: the largest candidate's, twice that where it is widened."""
         folders = [self._adapters.model_folder] if self._adapters else self._folders.values()
-        return max(sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) for folder in folders)
+        largest = max(sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) for folder in folders)
+        narrow = self._adapters or any(c.dtype != "float32" for c in self._checkpoints.values())
+        return 2 * largest if narrow and getattr(self._merge, "dtype", None) == "float32" else largest
 
     def _tokenizer(self, recipe: Recipe) -> Any:
         from souping.evaluate.loading import load_tokenizer

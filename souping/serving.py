@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from souping.core import Recipe, UserError
 from souping.protocols import Evaluator, Served
 
 SHARED_MEMORY = Path("/dev/shm")
 """A file system in memory: what is written there is read at the speed of memory."""
+PREFIX, LOCK = "souping-soup-", ".in-use"
 
 
 @dataclass
@@ -61,11 +64,15 @@ class Hob:
 
 
 class Shelf:
-    """One soup as a folder, in shared memory where it fits; the next soup takes its place, `close` removes it."""
+    """One soup as a folder, in shared memory where it fits; the next soup takes its place, `close` removes it.
+
+    What a killed run left there is removed before the next soup is written.
+    """
 
     def __init__(self, write: Callable[[Recipe, Path], Path], own: Callable[[Recipe], Path | None], size: int) -> None:
         self._write, self._own, self._size = write, own, size
         self._root: Path | None = None
+        self._lock: IO[str] | None = None
         self._served = ""
 
     def serve(self, evaluator: Any, recipe: Recipe) -> Table:
@@ -75,7 +82,9 @@ class Shelf:
             return Table(module=None, tokenizer=None, folder=own)
         if self._served != recipe.fingerprint:
             self.close()
-            self._root = Path(tempfile.mkdtemp(prefix="souping-", dir=place(self._size)))
+            sweep()
+            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place(self._size)))
+            self._lock = hold(self._root)
             if not (self._write(recipe, self._root / recipe.id) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
             self._served = recipe.fingerprint
@@ -85,7 +94,9 @@ class Shelf:
     def close(self) -> None:
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
-        self._root, self._served = None, ""
+        if self._lock is not None:
+            self._lock.close()
+        self._root, self._lock, self._served = None, None, ""
 
 
 class Either:
@@ -111,6 +122,24 @@ class Either:
     def folder(self) -> Path | None:
         """The soup as a complete folder."""
         return self._shelf.serve(self._stage, self._recipe).folder
+
+
+def hold(root: Path) -> IO[str]:
+    """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
+    new = root / f"{LOCK}.new"
+    file = new.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    new.rename(root / LOCK)  # under this name once it is held
+    return file
+
+
+def sweep() -> None:
+    """Remove the soups of runs that were killed: nobody holds their lock."""
+    for above in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for lock in above.glob(f"{PREFIX}*/{LOCK}"):
+            with suppress(OSError), lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def place(size: int) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping import serving
+from souping import pantry, serving
 from souping.core import Candidate, FloatArray, Item, Record, UserError
 from souping.evaluate.local import LocalEvaluator
 from souping.evaluation import Evaluation
@@ -57,6 +57,35 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(kitchen: Kitchen, 
     kitchen.close()
     assert not other.exists()
     assert not other.parent.exists()
+
+
+def test_what_a_killed_run_left_goes_and_what_is_in_use_stays(
+    kitchen: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "SHARED_MEMORY", tmp_path)
+    dead, live, other = (tmp_path / f"{serving.PREFIX}{name}" for name in ("dead", "live", "other"))
+    for folder in (dead, live, other):
+        folder.mkdir()
+    serving.hold(dead).close()
+    with serving.hold(live):
+        served = kitchen.serving(FolderEvaluator(skill={}))(kitchen.recipe({"ant": 0.5, "bee": 0.5})).folder
+        assert served is not None
+        assert served.parent.parent == tmp_path
+        assert [folder.exists() for folder in (dead, live, other)] == [False, True, True]
+    kitchen.close()
+    assert not served.parent.exists()
+
+
+def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(serving, "place", lambda size: asked.append(size) or tmp_path)
+    pool = [Candidate(name=name, path=pantry.path(name)) for name in pantry.CANDIDATES[:2]]  # in bfloat16
+    for dtype in ("bfloat16", "float32"):
+        with Store(tmp_path / "store.sqlite") as store:
+            kitchen = Kitchen(pool, LocalMerge(dtype=dtype), LocalEvaluator(threads=1, device="cpu"), store)
+        kitchen.serving(FolderEvaluator(skill={}))(kitchen.uniform(kitchen.names))
+        kitchen.close()
+    assert asked[1] == 2 * asked[0]
 
 
 def test_no_room_is_said_before_the_soup_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
