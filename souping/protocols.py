@@ -65,9 +65,10 @@ class Evaluator(Protocol):
     """Scores a model on items, with a record for every item.
 
     `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
-    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module", "folder" or "either"),
-    `benchmark` (its own items), `close()`, and `aggregate(items, records)`: [I] values whose category means are the
-    scores.
+    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module", "folder" or "either"), `stage`
+    (how the module is loaded, if not as it says itself), `benchmark` (its own items), `check(candidates)` (refuses
+    before any work), `choices(recipe)` and `by(handler)` (see `Evaluation`), `close()`, and `aggregate(items,
+    records)`: [I] values whose category means are the scores.
     """
 
     @property

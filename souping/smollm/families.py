@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from souping import linked
 from souping.smollm.questions import Question
 
 Part = Literal["test", "development", "spare", "train"]
@@ -22,20 +23,7 @@ LARGEST = 60
 
 def families(questions: Sequence[Question]) -> dict[str, str]:
     """{question id: its family}, named after the family's first question."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for question in questions:
-        for key in _shared(question):
-            parent[root(key)] = root(f"id:{question.id}")
-    first: dict[str, str] = {}
-    return {q.id: first.setdefault(root(f"id:{q.id}"), q.id) for q in questions}
+    return linked.groups((question.id, _shared(question)) for question in questions)
 
 
 def _shared(question: Question) -> list[str]:

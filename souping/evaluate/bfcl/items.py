@@ -12,10 +12,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from souping import linked
 from souping.bfcl_tree import CATEGORIES, COLLECTIONS, MEMORY, MULTI_TURN, SINGLE_TURN, WEB_SEARCH, Version
 from souping.core import Item, UserError
 from souping.evaluate.bfcl.environment import Environment
@@ -118,24 +118,10 @@ def _item(category: str, row: Mapping[str, Any], answer: Any, groups: Mapping[st
 
 @lru_cache(maxsize=4)
 def _groups(data: Path) -> Mapping[str, str]:
-    """{id in its file: group}: the connected parts of the graph that links items to what they share."""
-    parent: dict[str, str] = {}
-
-    def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    ids = []
-    for name in (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search"):
-        for row in _lines(data / f"BFCL_v4_{name}.json"):
-            ids.append(row["id"])
-            for shared in _shared(name, row):
-                parent[root(sha256(shared.encode()).hexdigest())] = root(row["id"])
-    first: dict[str, str] = {}
-    return {name: first.setdefault(root(name), name) for name in ids}
+    """{id in its file: group}."""
+    names = (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search")
+    rows = ((name, row) for name in names for row in _lines(data / f"BFCL_v4_{name}.json"))
+    return linked.groups((row["id"], _shared(name, row)) for name, row in rows)
 
 
 def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
