@@ -166,6 +166,21 @@ class TestLaunch:
             launch(ordered, tmp_path, None)
         assert str(told.value).count("\n") <= 1
 
+    def test_an_interrupt_leaves_no_folder_and_a_failure_leaves_its_log(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object) -> str:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with pytest.raises(UserError, match="its log: "):
+            launch(order("raise SystemExit(3)"), None, None)
+        assert [log.name for log in tmp_path.glob("souping-server-*/*")] == ["m.log"]
+        monkeypatch.setattr("souping.evaluate.servers.launch._wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch(order("import time; time.sleep(60)"), None, None)
+        assert len(list(tmp_path.glob("souping-server-*"))) == 1
+
     def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))

@@ -93,8 +93,10 @@ def _launch(order: Order, port: int, folder: Path, temporary: Path | None, say: 
     process = Process(order.command(port), _environment(os.environ), folder / f"{_plain(order.name)}.log")
     try:
         model = _wait(order, port, process, say)
-    except BaseException:
+    except BaseException as error:
         process.stop()
+        if temporary is not None and not isinstance(error, Exception):  # a Ctrl-C: nobody will read the log
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
 
     def end() -> None:
