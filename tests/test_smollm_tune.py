@@ -68,6 +68,17 @@ def test_only_the_upper_layers_learn(material: items.Material, start: Path, tmp_
     assert all(name.startswith("model.layers.1.") for name in changed)
 
 
+def test_something_else_in_its_place_is_refused_before_training(
+    material: items.Material, start: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "notes.txt").write_text("mine")
+    said: list[str] = []
+    with pytest.raises(UserError, match="is no fine-tune of this command"):
+        tune(lesson(material), QUICK, start, tmp_path / "made", said.append)
+    assert said == []
+
+
 def test_what_is_there_stays_and_other_settings_are_refused(
     material: items.Material, start: Path, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ def tune(lesson: Lesson, settings: Settings, start: Path, out: Path, say: Say = 
     """Fine-tune `start` into `out`, whole or not at all; a finished one with the same settings stays.
 
     Raises:
-        UserError: `out` holds a fine-tune of other settings, data or base.
+        UserError: `out` holds something else, or a fine-tune of other settings, data or base.
     """
     record = describe(lesson, settings, start)
     if (out / RECORD).exists():
@@ -45,6 +45,8 @@ def tune(lesson: Lesson, settings: Settings, start: Path, out: Path, say: Say = 
             raise UserError(f"{out}: made with other settings, questions or base; delete it, or take another --out")
         say(f"{lesson.name}: there already")
         return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something that is no fine-tune of this command: move it, or take another --out")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base.quiet()
