@@ -19,7 +19,7 @@ from souping.evidence import Contender, gather
 from souping.folds import Folds, split
 from souping.gate import Gate, check_names, judge
 from souping.kitchen import Kitchen
-from souping.planning import check_room
+from souping.planning import check_installed, check_room
 from souping.run import Run
 from souping.scores import ScoreMatrix
 from souping.search import Found, check_budget, result_of, search
@@ -57,6 +57,7 @@ class Session:
             if hasattr(part, "check"):  # before the pool is opened: models of the Hub are fetched there
                 part.check(given)
         check_budget(run.optimiser, len(folds.items["search"]))
+        check_installed(evaluators)
         check_room(run, evaluators)
         kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         kitchen.check_tokenizers()

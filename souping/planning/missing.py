@@ -54,6 +54,16 @@ def missing(run: Any, models: Sequence[Model], machine: Machine, evaluators: Seq
     return once([*_packages(parts), *_gpus(evaluators, machine), *_models(models), *_login(run)])
 
 
+def check(evaluators: Sequence[Any]) -> None:
+    """Refuse, before a model is fetched or loaded, evaluators that cannot start here.
+
+    Raises:
+        UserError: a package of an engine or server is absent, or the server that was named does not answer.
+    """
+    for one in _packages(evaluators):
+        raise UserError(f"this run cannot go on here: {one.sentence()}")
+
+
 def once(found: Iterable[Missing]) -> list[Missing]:
     """Each command once, and what has none once: several parts may lack the same."""
     kept: dict[str, Missing] = {}
