@@ -62,6 +62,8 @@ def nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(entry, Mapping) or not entry:
         raise UserError(f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task or a mapping")
     if "tasks" in entry:
+        if not entry["tasks"]:
+            raise UserError(f"{where}.tasks is empty: name tasks or groups of lm_eval")
         return _tasks(entry, own)
     unknown = [key for key in entry if key not in KEYS]
     if unknown:

@@ -201,7 +201,7 @@ def _nearest_key(error: BaseException) -> str:
         found = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
         if node is not None and found and OmegaConf.is_dict(node):
             keys = [str(k) for k in node if not str(k).startswith("_")]
-            return nearest(found.group(1), keys) or f"; known keys: {', '.join(keys)}"
+            return nearest(found.group(1), keys) or f"; known keys: {', '.join(keys) or 'none'}"
         cause = cause.__cause__
     return ""
 

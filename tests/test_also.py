@@ -60,6 +60,7 @@ class TestEntries:
             ("", "must be a JSON Lines file"),
             ({"pth": "x"}, "did you mean path?"),
             ({"name": "x"}, "names no items"),
+            ({"tasks": []}, "tasks is empty"),
             ({"path": "x", "benchmark": {}}, "give one"),
         ],
     )
