@@ -97,7 +97,8 @@ def held(own: Mapping[str, Any]) -> dict[str, Any]:
 def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     tasks = entry["tasks"]
     name = entry.get("name") or (tasks if isinstance(tasks, str) else "+".join(map(str, tasks)))
-    settings = held(own) | {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    own_tasks = {"include_path": own.get("include_path")} if own.get("_target_") == HARNESS else {}
+    settings = held(own) | own_tasks | {key: value for key, value in entry.items() if key not in ("name", "objective")}
     settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
     found = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
     return {**found, "objective": entry["objective"]} if "objective" in entry else found

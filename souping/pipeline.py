@@ -88,6 +88,7 @@ def _stages(run: Run) -> dict[str, Any] | None:
     free_target(run.out)
     if run.recipe or isinstance(run.benchmark, NoBenchmark):
         return {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)}
+    _check_benchmark(run)
     if run.plan:
         planning.plan(run)
         return None
@@ -101,6 +102,13 @@ def _stages(run: Run) -> dict[str, Any] | None:
             return _select_from_table(run, progress)
         with Store(run.store_path) as store:
             return _cook(Session.open(run, store, progress))
+
+
+def _check_benchmark(run: Run) -> None:
+    """An evaluator that brings its own items can ask no others (an experiment may have named some)."""
+    if hasattr(type(run.evaluator), "benchmark") and not isinstance(run.benchmark, OwnBenchmark):
+        name = type(run.evaluator).__name__
+        raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
 
 
 def _cook(session: Session) -> dict[str, Any]:

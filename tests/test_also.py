@@ -42,6 +42,13 @@ class TestEntries:
             "threads": 1,
         }
 
+    def test_tasks_beside_the_runs_own_are_looked_for_where_those_are(self) -> None:
+        own = {**OWN, "_target_": also.HARNESS, "include_path": "sheets"}
+        assert also.nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
+        entry = {"tasks": ["letters"], "include_path": "others"}
+        assert also.nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
+        assert "include_path" not in also.nodes("letters", 0, OWN)["evaluator"]
+
     def test_a_mapping_of_tasks_keeps_its_settings(self) -> None:
         found = also.nodes({"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}, 0, OWN)
         assert found["name"] == "a+b"

@@ -146,3 +146,9 @@ def test_a_store_of_the_first_layout_is_upgraded(tmp_path: Path) -> None:
 def test_own_items_need_an_evaluator_that_has_some(family: Path, souping: Cli) -> None:
     arguments = [a for a in pool_of(family) if not a.startswith("benchmark.")]
     souping(*arguments, "benchmark=own").refused("this evaluator brings no items", "benchmark.path=items.jsonl")
+
+
+@pytest.mark.parametrize("extra", [(), ("plan=true",)])
+def test_an_evaluator_with_its_own_items_asks_no_others(souping: Cli, extra: tuple[str, ...]) -> None:
+    told = souping("+experiment=bfcl", "evaluator=lm_eval", "evaluator.tasks=[mine]", *extra)
+    told.refused("evaluator=HarnessEvaluator brings its own items and asks no others: add benchmark=own")
