@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from souping.core import Item, Record, digest
 from souping.protocols import Served
 from souping.scores import ScoreMatrix
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in a shell's background: processes of tests hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

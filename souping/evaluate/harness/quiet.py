@@ -51,13 +51,13 @@ def quiet() -> Iterator[Heard]:
     heard = Heard()
     ears = [logging.getLogger(name) for name in LISTENED]
     every = [logging.getLogger(name) for name in LOGGERS] + ears
-    before = [(logger, logger.level, logger.propagate) for logger in every]
+    before = [(logger, logger.level, logger.propagate, logger.disabled) for logger in every]
     for logger in every:
         logger.setLevel(logging.CRITICAL)
     for logger in ears:
         logger.addHandler(heard)
         logger.setLevel(logging.DEBUG)
-        logger.propagate = False
+        logger.propagate = logger.disabled = False  # Hydra disables the loggers that it finds
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,6 +65,6 @@ def quiet() -> Iterator[Heard]:
     finally:
         for logger in ears:
             logger.removeHandler(heard)
-        for logger, level, propagate in before:
+        for logger, level, propagate, disabled in before:
             logger.setLevel(level)
-            logger.propagate = propagate
+            logger.propagate, logger.disabled = propagate, disabled
