@@ -123,7 +123,9 @@ class TestGenerate:
             assert not [record.output for record in found if record.output.startswith("Error")], handler
             texts[handler] = tuple(record.output for record in found)
         assert len(set(texts.values())) > 1
-        with pytest.raises(UserError, match=r"no item could be asked: Cannot use chat template"):
+        with pytest.raises(
+            UserError, match=r"no item could be asked: the tokenizer has no chat template; evaluator.handler=plain"
+        ):
             evaluator.by("chat-template").evaluate(table(COOK), asked)
         evaluator.close()
 

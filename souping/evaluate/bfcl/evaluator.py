@@ -165,7 +165,9 @@ class BfclEvaluator:
             name = self.handler.replace("/", "_")
             found = records(Path(root, "result", name), Path(root, "score", name), items)
         if reason := failure(found):
-            raise UserError(f"handler {self.handler}: no item could be asked: {reason[:300]}")
+            bare = "Cannot use chat template" in reason  # transformers' words; it goes on for lines
+            why = "the tokenizer has no chat template; evaluator.handler=plain needs none" if bare else reason[:300]
+            raise UserError(f"handler {self.handler}: no item could be asked: {why}")
         return found
 
     def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
