@@ -67,7 +67,7 @@ def _tokeniser(name: str) -> Any:
     if name == "zh":
         from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
-        return TokenizerZh()
+        return TokenizerZh()  # type: ignore[no-untyped-call]
     from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
 
-    return TokenizerChar()
+    return TokenizerChar()  # type: ignore[no-untyped-call]
