@@ -124,6 +124,7 @@ def test_results_alone_are_enough(tmp_path: Path, old: Path, adopt: Any) -> None
     assert {name for name, _ in rows(tmp_path / "store.sqlite")} == {"watt-tool-8B"}
 
 
+@pytest.mark.bfcl_full
 def test_multi_turn_results_are_judged_too(kit: Path, tmp_path: Path, adopt: Any) -> None:
     from souping.core import UserError
     from souping.evaluate.bfcl.environment import find, place_of

@@ -156,8 +156,11 @@ def _environment() -> dict[str, str]:
 
 
 class TestPublished:
-    def test_the_papers_8b_table_with_hub_names(self, family: Path, souping: Cli, tmp_path: Path) -> None:
+    def test_the_papers_8b_table_with_hub_names(
+        self, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """No network and no cache: the selection, the trials, sizes by name, and what is missing."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         pool = ",".join("{" + f"name: {name}, path: {path}" + "}" for name, path in HUB)
         table = ["scores=table", f"scores.path={PAPER / 'bfcl_8b.csv'}", f"benchmark.path={family / 'items.jsonl'}"]
         done = souping(f"pool.candidates=[{pool}]", *table, "throughput=20", "plan=true", "hydra.run.dir=out")
