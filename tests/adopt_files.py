@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.conftest import Outcome
 from tests.family import save_model
 
 NAMES = ("ant", "bee", "cat")
@@ -15,6 +19,15 @@ TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}me: {% endif %}"
 )
 DOCS = 24
+
+
+def adopted(words: Sequence[str], capfd: pytest.CaptureFixture[str]) -> Outcome:
+    """The adopting command in this process."""
+    from souping.evaluate.adopt.__main__ import main
+
+    code = main(list(words))
+    captured = capfd.readouterr()
+    return Outcome(code, captured.out, captured.err)
 
 
 def make_models(folder: Path) -> Path:

@@ -15,8 +15,8 @@ import pytest
 
 from souping.adopting import whose
 from souping.core import Candidate
-from tests.adopt_files import DOCS, NAMES, TASKS, make_models, make_tasks, measure
-from tests.conftest import Cli, Outcome
+from tests.adopt_files import DOCS, NAMES, TASKS, adopted, make_models, make_tasks, measure
+from tests.conftest import Cli
 
 pytest.importorskip("lm_eval")
 
@@ -48,16 +48,8 @@ def arguments(kit: Path, store: Path, *more: str) -> list[str]:
 @pytest.fixture
 def adopt(tmp_path: Path, kit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
     """Adopt files into `tmp_path/store.sqlite` as the command line does."""
-
-    def run(*words: str) -> Outcome:
-        from souping.evaluate.adopt.__main__ import main
-
-        monkeypatch.chdir(tmp_path)
-        code = main([*arguments(kit, tmp_path / "store.sqlite"), *words])
-        captured = capfd.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: adopted([*arguments(kit, tmp_path / "store.sqlite"), *words], capfd)
 
 
 def test_files_that_do_not_name_their_model_are_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

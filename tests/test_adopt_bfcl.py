@@ -15,8 +15,8 @@ from souping.core import Item
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import call
 from souping.evaluate.bfcl.items import BfclBenchmark
+from tests.adopt_files import adopted
 from tests.bfcl_kit import right_answer, wrong_answers
-from tests.conftest import Outcome
 from tests.family import save_model
 
 HANDLERS = {"watt-tool-8B": "watt-ai/watt-tool-8B", "ToolACE-2-8B": "Team-ACE/ToolACE-2-8B"}
@@ -67,15 +67,8 @@ def arguments(kit: Path, store: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def adopt(tmp_path: Path, kit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: str) -> Outcome:
-        from souping.evaluate.adopt.__main__ import main
-
-        monkeypatch.chdir(tmp_path)
-        code = main([*arguments(kit, tmp_path / "store.sqlite"), *words])
-        captured = capfd.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: adopted([*arguments(kit, tmp_path / "store.sqlite"), *words], capfd)
 
 
 def rows(path: Path) -> dict[tuple[str, str], float]:

@@ -15,7 +15,20 @@ from tests.conftest import ROOT
 FILES = sorted((ROOT / "souping").rglob("*.py"))
 LEVEL = {"core": 0, "protocols": 0, "simplex": 0, "bfcl_tree": 1, "linked": 1}
 LEVEL |= dict.fromkeys(
-    ["scores", "correlation", "benchmark", "objective", "scorers", "calls", "matching", "syntax", "values", "names"], 1
+    [
+        "scores",
+        "correlation",
+        "benchmark",
+        "objective",
+        "scorers",
+        "calls",
+        "matching",
+        "syntax",
+        "values",
+        "names",
+        "arguments",
+    ],
+    1,
 )
 LEVEL |= dict.fromkeys(
     ["selection", "optimise", "merge", "evaluate", "analysis", "report", "track", "store", "folds", "pantry"], 2

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from souping.arguments import positive
 from souping.core import UserError
 from souping.pantry import HERE, items
 
@@ -28,17 +29,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m souping.pantry", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("models", "items"), default="models", help="default: models")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the package's own)")
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of torch (default: 1, about ten minutes)")
-    parser.add_argument("--steps", type=_positive, help="stop each stage after so many steps, to try the script out")
-    parser.add_argument("--dev", type=_positive, default=60, help="development items a category (default: 60)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of torch (default: 1, about ten minutes)")
+    parser.add_argument("--steps", type=positive, help="stop each stage after so many steps, to try the script out")
+    parser.add_argument("--dev", type=positive, default=60, help="development items a category (default: 60)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def _items(options: argparse.Namespace) -> int:

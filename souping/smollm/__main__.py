@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from souping.arguments import positive
 from souping.core import UserError
 from souping.smollm import base, cook, find, items, questions, tasks
 from souping.smollm.slices import SLICES, Lesson
@@ -37,19 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm")
     parser.add_argument("--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME")
-    parser.add_argument("--steps", type=_positive, default=Settings.steps, help=f"default: {Settings.steps}")
-    parser.add_argument("--batch", type=_positive, default=Settings.batch, help=f"default: {Settings.batch}")
+    parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"default: {Settings.steps}")
+    parser.add_argument("--batch", type=positive, default=Settings.batch, help=f"default: {Settings.batch}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=_positive, default=2, help="fine-tunes at a time, a thread each (default: 2)")
+    parser.add_argument("--jobs", type=positive, default=2, help="fine-tunes at a time, a thread each (default: 2)")
     parser.add_argument("--taste", action="store_true", help="then score all models on development items")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def _make(options: argparse.Namespace) -> None:
