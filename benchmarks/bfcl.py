@@ -22,12 +22,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from souping.bfcl_tree import LIVE, SINGLE_TURN
-from souping.core import Item
-from souping.evaluate.bfcl.environment import Environment, find, place_of
+from souping.core.types import Item
+from souping.evaluate.bfcl.benchmark import LIVE, SINGLE_TURN, BfclBenchmark
+from souping.evaluate.bfcl.environment import Environment, find, place_of, records
 from souping.evaluate.bfcl.evaluator import call
-from souping.evaluate.bfcl.items import BfclBenchmark
-from souping.evaluate.bfcl.results import records
 
 
 def main() -> None:

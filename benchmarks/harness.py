@@ -55,7 +55,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 def write_tasks(folder: Path, documents: int) -> None:
     """The pantry's items as two tasks of the harness."""
-    from souping import pantry
+    from souping.examples import pantry
 
     lines = Path(str(pantry.path("items"))).read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["answer"] and isinstance(row["answer"], list)]
@@ -88,8 +88,8 @@ class Sides:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from souping.evaluate.harness.evaluator import HarnessEvaluator
-        from souping.evaluate.loading import load_module, load_tokenizer
+        from souping.evaluate.engines.transformers import load_module, load_tokenizer
+        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
         settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
         self.plain = HarnessEvaluator(**settings, device="cpu")
@@ -148,8 +148,8 @@ def main() -> None:
     import torch
     import transformers
 
-    from souping import pantry
-    from souping.evaluate.loading import quiet
+    from souping.evaluate.engines.transformers import quiet
+    from souping.examples import pantry
 
     today = datetime.date.today().isoformat()
     parser = argparse.ArgumentParser(description=__doc__)

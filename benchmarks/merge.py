@@ -24,8 +24,8 @@ import numpy as np
 from merge_inputs import generate, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
-from souping.merge.checkpoint import Checkpoint
-from souping.merge.plan import plan
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.merge.planner import plan
 
 HERE = Path(__file__).resolve().parent
 LAUNCHER = """

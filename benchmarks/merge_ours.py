@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from souping.core import Recipe
-from souping.merge.cook import cook
-from souping.merge.plan import plan
+from souping.core.types import Recipe
+from souping.merge.planner import plan
+from souping.merge.writer import cook
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from souping.core import Recipe
-from souping.merge import average
-from souping.merge.checkpoint import Checkpoint
-from souping.merge.layout import MergePlan
-from souping.merge.plan import plan
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.core.types import Recipe
+from souping.merge import writer
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan
 
 
 def recipe_of(folders: dict[str, Path], weights: Sequence[float]) -> Recipe:
@@ -61,13 +61,13 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
     os.sync()
     if cold:
         forget(made)
-    mix = average.mix
+    mix = writer.mix
     if not arithmetic:
-        average.mix = lambda *_: True
+        writer.mix = lambda *_: True
     try:
         start = time.perf_counter()
-        average.prepare(made, stage)
-        with average.Kitchen(made, stage) as kitchen:
+        writer.prepare(made, stage)
+        with writer.Kitchen(made, stage) as kitchen:
             kitchen.cook()
         if cold:
             for path in stage.iterdir():
@@ -75,7 +75,7 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
                     os.fsync(file.fileno())
         return time.perf_counter() - start
     finally:
-        average.mix = mix
+        writer.mix = mix
 
 
 def forget(made: MergePlan) -> None:

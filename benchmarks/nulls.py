@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.analysis.design import design
-from souping.analysis.intervals import limits, objective_interval, rate
+from souping.analysis.intervals import design, limits, objective_interval, rate
 from souping.analysis.significance import over_ledger, sign_flip
 
 ALPHA, DRAWS, BASE = 0.05, 999, 0.7

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from merge_inputs import generate
 
-from souping.core import Recipe
-from souping.merge.accelerate import AccelerateMerge
-from souping.merge.backends import LocalMerge
-from souping.merge.layout import MergePlan
+from souping.core.types import Recipe
+from souping.merge.distributed.backend import AccelerateMerge
+from souping.merge.local import LocalMerge
+from souping.merge.plan import MergePlan
 
 
 def main() -> None:

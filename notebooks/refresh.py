@@ -15,7 +15,7 @@ from typing import Any
 
 import nbformat
 
-from souping import pantry
+from souping.examples import pantry
 
 NOTEBOOK = Path(__file__).resolve().with_name("tour.ipynb")
 

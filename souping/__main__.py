@@ -1,5 +1,5 @@
 """`python -m souping`."""
 
-from souping.cli import main
+from souping.cli.main import main
 
 main()

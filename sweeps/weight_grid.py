@@ -19,8 +19,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from souping.core import UserError, Weights
-from souping.optimise import Grid
+from souping.core.types import UserError, Weights
+from souping.search.points import Grid
 
 SETTINGS = {"selector": "topk", "optimiser": "fixed"}
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from souping.merge import accelerate_share
-from souping.merge.accelerate_messages import LostError
-from souping.merge.accelerate_team import Team
-from souping.merge.average import prepare
-from souping.merge.backends import LocalMerge
-from souping.merge.layout import MergePlan
+from souping.merge.distributed import worker
+from souping.merge.distributed.messages import LostError
+from souping.merge.distributed.worker import Team
+from souping.merge.local import LocalMerge
+from souping.merge.plan import MergePlan
+from souping.merge.writer import prepare
 from tests.merge_files import opened, random_tensors, save
 
 ROWS = (1003, 601)  # more elements than a block, so that two ranks share a tensor, and no power of two
@@ -131,4 +131,4 @@ def staging(plan: MergePlan, folder: Path) -> Path:
 
 
 def fill(team: Team, plan: MergePlan, stage: Path, leave: Callable[[], bool] = lambda: False) -> None:
-    accelerate_share.fill(team, plan, stage, None, lambda _: None, leave)
+    worker.fill(team, plan, stage, None, lambda _: None, leave)

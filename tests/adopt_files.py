@@ -23,7 +23,7 @@ DOCS = 24
 
 def adopted(words: Sequence[str], capfd: pytest.CaptureFixture[str]) -> Outcome:
     """The adopting command in this process."""
-    from souping.evaluate.adopt.__main__ import main
+    from souping.cli.import_results import main
 
     code = main(list(words))
     captured = capfd.readouterr()

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from souping.core import Item, Record
-from souping.evaluate.bfcl.environment import Environment
+from souping.core.types import Item, Record
+from souping.evaluate.bfcl.environment import Environment, records
 from souping.evaluate.bfcl.evaluator import call
-from souping.evaluate.bfcl.results import records
 
 CHAT = "I am sorry, none of these functions can do that"
 UNMET = {

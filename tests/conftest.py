@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core import Item, Record, digest
-from souping.protocols import Served
-from souping.scores import ScoreMatrix
+from souping.core.protocols import Served
+from souping.core.scores import ScoreMatrix
+from souping.core.types import Item, Record, digest
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in a shell's background: processes of tests hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("souping")  # the same examples at every run, however busy the machine
 ROOT = Path(__file__).resolve().parents[1]
-PAPER = ROOT / "souping" / "data" / "paper"
+PAPER = ROOT / "souping" / "examples" / "paper"
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     """Run the command line in this process, in an empty folder."""
 
     def run(*arguments: str) -> Outcome:
-        from souping.cli import main
+        from souping.cli.main import main
 
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["souping", *arguments])

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from souping.core import Recipe
-from souping.merge.backends import LocalMerge
-from souping.merge.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.core.types import Recipe
+from souping.merge.local import LocalMerge
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "torch_dtype": "bfloat16"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.simplex import grid, uniform, vertices
+from souping.core.simplex import grid, uniform, vertices
 
 CATEGORIES = (
     "simple_python",

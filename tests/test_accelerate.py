@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from souping.core import UserError
-from souping.merge.accelerate import AccelerateMerge, rank_count
-from souping.merge.backends import LocalMerge
-from souping.merge.runs import runs, share
+from souping.core.types import UserError
+from souping.merge.chunks import runs, share
+from souping.merge.distributed.backend import AccelerateMerge, rank_count
+from souping.merge.local import LocalMerge
 from tests.accelerate_kit import (
     Siblings,
     audible,

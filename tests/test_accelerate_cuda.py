@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from souping.core import UserError
-from souping.merge import (
-    accelerate_mix,
-)
-from souping.merge.accelerate_team import Team
-from souping.merge.backends import LocalMerge
-from souping.merge.layout import MergePlan
+from souping.core.types import UserError
+from souping.merge.distributed.worker import Team
+from souping.merge.kernels.gpu import agrees
+from souping.merge.local import LocalMerge
+from souping.merge.plan import MergePlan
 from tests.accelerate_kit import (
     fill,
     planned,
@@ -53,7 +51,7 @@ GPU_CASES: dict[str, dict[str, Any]] = {
 
 
 def cook_on(device: torch.device, plan: MergePlan, stage: Path) -> list[int]:
-    from souping.merge.accelerate_cuda import CudaKitchen
+    from souping.merge.distributed.cuda import CudaKitchen
 
     cooked: list[int] = []
     with CudaKitchen(plan, stage, device) as kitchen:
@@ -81,13 +79,13 @@ def test_the_gpu_path_without_a_gpu(case: str, monkeypatch: pytest.MonkeyPatch, 
 
 
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    from souping.merge import accelerate_cuda
+    from souping.merge.distributed import cuda
 
     empty = torch.empty
     for name in ("Stream", "Event", "device", "stream"):
         monkeypatch.setattr(torch.cuda, name, Stream)
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
-    monkeypatch.setattr(accelerate_cuda, "LARGEST", 1 << 16)  # several blocks in flight
+    monkeypatch.setattr(cuda, "LARGEST", 1 << 16)  # several blocks in flight
 
 
 def test_the_gpu_path_refuses_nan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -113,5 +111,5 @@ def test_a_rank_with_a_gpu_cooks_on_it(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize("case", GPU_CASES)
 def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    assert accelerate_mix.agrees(device)
+    assert agrees(device)
     check_gpu(case, device, tmp_path)

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from souping.core import UserError
-from souping.merge import accelerate_ranks
-from souping.merge.accelerate import AccelerateMerge
-from souping.merge.accelerate_ranks import Ranks, environment
-from souping.merge.backends import LocalMerge
-from souping.merge.layout import MergePlan
+from souping.core.types import UserError
+from souping.merge.distributed import backend
+from souping.merge.distributed.backend import AccelerateMerge, Ranks, environment
+from souping.merge.local import LocalMerge
+from souping.merge.plan import MergePlan
 from tests.accelerate_kit import (
     Siblings,
     contents,
@@ -86,7 +85,7 @@ def test_a_rank_that_dies_or_hangs(pool: Siblings, tmp_path: Path) -> None:
 
 
 def test_ranks_end_with_the_process_that_started_them() -> None:
-    code = "from souping.merge.accelerate_ranks import Ranks\nprint(*Ranks(2).pids, flush=True); input()"
+    code = "from souping.merge.distributed.backend import Ranks\nprint(*Ranks(2).pids, flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     parent = subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=environment())
     assert parent.stdin is not None
@@ -104,17 +103,17 @@ def test_fewer_ranks_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_cpu(*arguments: Any) -> list[str]:
         return ["--cpu" if part == "--multi_gpu" else part for part in real(*arguments)]
 
-    real = accelerate_ranks.command
-    monkeypatch.setattr(accelerate_ranks, "command", on_cpu)
+    real = backend.command
+    monkeypatch.setattr(backend, "command", on_cpu)
     with pytest.raises(UserError, match="2 ranks were asked for and accelerate started 1"):
         Ranks(2)
 
 
 def test_ranks_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accelerate_ranks, "command", lambda *_: [sys.executable, "-c", "import no_such_module"])
+    monkeypatch.setattr(backend, "command", lambda *_: [sys.executable, "-c", "import no_such_module"])
     with pytest.raises(UserError, match="the ranks ended: ModuleNotFoundError: No module named 'no_such_module'"):
         Ranks(2)
-    monkeypatch.setattr(accelerate_ranks, "command", lambda *_: ["sleep", "60"])
+    monkeypatch.setattr(backend, "command", lambda *_: ["sleep", "60"])
     with pytest.raises(UserError, match=r"the ranks were not ready within 0\.2 s"):
         Ranks(2, start=0.2)
 

@@ -13,15 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.core import UserError
-from souping.merge import (
-    accelerate_mix,
-    accelerate_team,
-    kernels,
-)
-from souping.merge.accelerate_messages import diagnosis, line, overheard, pack, parse, unpack
-from souping.merge.accelerate_ranks import environment
-from souping.merge.accelerate_team import check_ranks
+from souping.core.types import UserError
+from souping.merge.distributed.backend import environment
+from souping.merge.distributed.messages import diagnosis, line, overheard, pack, parse, unpack
+from souping.merge.distributed.worker import _arithmetic, check_ranks
+from souping.merge.kernels import gpu as accelerate_mix
+from souping.merge.kernels import reference
 from tests.accelerate_kit import audible
 
 LAUNCHER = """E1124 failed (exitcode: {code}) local_rank: 0 (pid: 7)
@@ -119,7 +116,7 @@ def test_a_device_that_rounds_otherwise_is_found_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut, "div_": times}[broken])
     assert not accelerate_mix.agrees(torch.device("cpu"))
     monkeypatch.setattr(accelerate_mix, "agrees", lambda _: False)
-    gpu, note = accelerate_team._arithmetic(torch.device("cuda", 0))
+    gpu, note = _arithmetic(torch.device("cuda", 0))
     assert gpu is None
     assert "cuda:0 rounds otherwise" in note
 
@@ -127,8 +124,8 @@ def test_a_device_that_rounds_otherwise_is_found_out(monkeypatch: pytest.MonkeyP
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    dtypes=st.lists(st.sampled_from(sorted(kernels.ITEMSIZE)), min_size=2, max_size=4),
-    dtype=st.sampled_from(sorted(kernels.ITEMSIZE)),
+    dtypes=st.lists(st.sampled_from(sorted(reference.ITEMSIZE)), min_size=2, max_size=4),
+    dtype=st.sampled_from(sorted(reference.ITEMSIZE)),
     divisor=st.sampled_from([None, 3.0, 0.1]),
     delta=st.booleans(),
 )
@@ -136,21 +133,21 @@ def test_torch_mixes_as_the_kernels(
     seed: int, dtypes: list[str], dtype: str, divisor: float | None, delta: bool
 ) -> None:
     dice = np.random.default_rng(seed)
-    rows = [np.frombuffer(dice.bytes(37 * kernels.ITEMSIZE[tag]), np.uint8).copy() for tag in dtypes]
+    rows = [np.frombuffer(dice.bytes(37 * reference.ITEMSIZE[tag]), np.uint8).copy() for tag in dtypes]
     weights = dice.uniform(-1, 2, len(rows)).tolist()
-    function = kernels.delta if delta else kernels.linear
+    function = reference.delta if delta else reference.linear
     with np.errstate(all="ignore"):
-        total = function([kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
-        wanted = kernels.narrow(kernels.divide(total, divisor), dtype)
+        total = function([reference.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
+        wanted = reference.narrow(reference.divide(total, divisor), dtype)
     by = None if divisor is None else torch.tensor([divisor])
     got, finite = accelerate_mix.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, by, dtype)
     assert got.numpy().tobytes() == wanted.tobytes()
-    assert bool(finite) == kernels.finite(wanted, dtype)
+    assert bool(finite) == reference.finite(wanted, dtype)
 
 
 def test_warnings_are_overheard_once() -> None:
     audible()
     with overheard() as heard:
-        logging.getLogger("souping.merge.runs").warning("NaN in %s", "x")
+        logging.getLogger("souping.merge.chunks").warning("NaN in %s", "x")
         logging.getLogger("souping").info("nothing")
     assert heard == ["NaN in x"]

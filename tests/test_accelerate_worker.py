@@ -14,18 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from souping.core import UserError
-from souping.merge import __main__ as command
-from souping.merge import (
-    accelerate_launch,
-    accelerate_worker,
-)
-from souping.merge.accelerate_messages import line
-from souping.merge.accelerate_team import Team
-from souping.merge.accelerate_worker import Inbox, lead, serve
-from souping.merge.average import Kitchen
-from souping.merge.backends import LocalMerge
-from souping.merge.layout import MergePlan
+from souping.core.types import UserError
+from souping.merge import __main__
+from souping.merge.__main__ import main
+from souping.merge.distributed import worker
+from souping.merge.distributed.messages import line
+from souping.merge.distributed.worker import Inbox, Team, lead, serve
+from souping.merge.local import LocalMerge
+from souping.merge.plan import MergePlan
+from souping.merge.writer import Kitchen
 from tests.accelerate_kit import (
     audible,
     contents,
@@ -43,9 +40,9 @@ from tests.accelerate_kit import (
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No lingering; the logger and signals as they were (two ranks in one process share them)."""
-    monkeypatch.setattr(accelerate_launch, "LINGER", 0.0)
-    monkeypatch.setattr(accelerate_worker, "LINGER", 0.0)
-    monkeypatch.setattr(accelerate_worker, "IDLE", 0.05)
+    monkeypatch.setattr(__main__, "LINGER", 0.0)
+    monkeypatch.setattr(worker, "LINGER", 0.0)
+    monkeypatch.setattr(worker, "IDLE", 0.05)
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     audible()
@@ -149,7 +146,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, team: Team | UserError, *argume
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setattr(Team, "join", join)
-    return command.main(arguments)
+    return main(arguments)
 
 
 def test_a_launched_command(
@@ -190,7 +187,7 @@ def test_a_command_that_loses_a_rank_clears_away(
 
 def test_a_launcher_that_is_stopped_ends_its_command_through_the_clean_up() -> None:
     with pytest.raises(SystemExit) as caught:
-        accelerate_launch._clear(signal.SIGTERM, None)
+        __main__._clear(signal.SIGTERM, None)
     assert caught.value.code == 143
 
 
@@ -199,32 +196,32 @@ def test_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Team(rank=0, ranks=1, local=1, gpu=None, group=None)
     arguments = ["--ranks", "1", "--timeout", "60"]
     parent = Parent((plan, staging(plan, tmp_path / "stage")))
-    monkeypatch.setattr(accelerate_worker, "claim_stdout", lambda: parent.hear)
+    monkeypatch.setattr(worker, "claim_stdout", lambda: parent.hear)
     monkeypatch.setattr(Team, "join", lambda *_: alone)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(parent.stream))
-    assert accelerate_worker.main(arguments) == 0
+    assert worker.main(arguments) == 0
     assert parent.said[-1] == {"done": True}
     assert parent.said[-2] == {"progress": [plan.nbytes, plan.nbytes]}
 
     lost = pair()[1]
     lost.group.barrier.abort()
     monkeypatch.setattr(Team, "join", lambda *_: lost)
-    assert accelerate_worker.main(arguments) == 1
+    assert worker.main(arguments) == 1
 
     def refuse(*_: Any) -> Team:
         raise UserError("too few")
 
     said: list[dict[str, Any]] = []
-    monkeypatch.setattr(accelerate_worker, "claim_stdout", lambda: said.append)
+    monkeypatch.setattr(worker, "claim_stdout", lambda: said.append)
     monkeypatch.setattr(Team, "join", refuse)
-    assert accelerate_worker.main(arguments) == 0
+    assert worker.main(arguments) == 0
     assert said[-1] == {"failed": {"kind": "user", "text": "too few"}}
 
 
 def test_the_worker_keeps_chatter_out_of_its_answers(capfd: pytest.CaptureFixture[str]) -> None:
     keep = os.dup(1)
     try:
-        send = accelerate_worker.claim_stdout()
+        send = worker.claim_stdout()
         os.write(1, b"a library says hello\n")
         send({"done": True})
     finally:

@@ -15,13 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from souping.core import UserError
-from souping.merge.adapters import AdapterPool, open_adapters
-from souping.merge.adapters.device import DeviceProduct
-from souping.merge.adapters.factors import Product
-from souping.merge.adapters.keep import _pattern
-from souping.merge.adapters.settings import first_match
-from souping.merge.backends import LocalMerge
+from souping.checkpoints.lora import first_match
+from souping.core.types import UserError
+from souping.merge.adapters.factors import DeviceProduct, Product
+from souping.merge.adapters.pool import AdapterPool, open_adapters
+from souping.merge.adapters.writer import _pattern
+from souping.merge.local import LocalMerge
 from tests.adapter_files import PREFIX, change_config, deltas, save_adapter, weighted
 
 Q0, Q1, UP1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from souping.core import UserError
-from souping.merge.adapters import AdapterPool, open_adapters
-from souping.merge.backends import LocalMerge
+from souping.core.types import UserError
+from souping.merge.adapters.pool import AdapterPool, open_adapters
+from souping.merge.local import LocalMerge
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")

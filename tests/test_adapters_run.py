@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from souping.merge.adapters import open_adapters
-from souping.merge.backends import LocalMerge
+from souping.merge.adapters.pool import open_adapters
+from souping.merge.local import LocalMerge
 from tests.adapter_files import deltas, save_adapter, weighted
 from tests.conftest import Cli
 from tests.family import answers, save_model, save_tokenizer
@@ -162,7 +162,7 @@ def test_a_pool_of_adapters_needs_no_torch_to_be_written(adapters: Path, tmp_pat
 
     code = (
         "import sys\nfrom pathlib import Path\nfrom souping.merge.adapters import open_adapters\n"
-        "from souping.merge.backends import LocalMerge\nroot = Path(sys.argv[1])\n"
+        "from souping.merge.local import LocalMerge\nroot = Path(sys.argv[1])\n"
         "pool = open_adapters({n: root / n for n in ('ant', 'bee')}, LocalMerge(base=str(root / 'base')))\n"
         "pool.write(pool.plan(pool.recipe(('ant', 'bee'), (0.5, 0.5))), Path(sys.argv[2]))\n"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)"

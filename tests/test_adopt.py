@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from souping.adopting import whose
-from souping.core import Candidate
+from souping.core.types import Candidate
+from souping.pipeline.import_results import whose
 from tests.adopt_files import DOCS, NAMES, TASKS, adopted, make_models, make_tasks, measure
 from tests.conftest import Cli
 
@@ -107,7 +107,7 @@ class TestTheRunFindsThem:
         self, kit: Path, tmp_path: Path, adopt: Any, souping: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert adopt(str(kit / "old")).code == 0
-        from souping.evaluate.harness.evaluator import HarnessEvaluator
+        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
         def never(*_: Any) -> Any:
             raise AssertionError("a single was evaluated again")
@@ -304,7 +304,7 @@ class TestTheCommandLine:
         done.refused(says)
 
     def test_an_evaluator_that_leaves_no_files(self, kit: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        from souping.evaluate.adopt.__main__ import main
+        from souping.cli.import_results import main
 
         assert main([str(kit / "old"), "+experiment=bfcl"]) == 2
         assert "evaluator=lm_eval and evaluator=bfcl leave files to adopt" in capfd.readouterr().err
@@ -325,7 +325,7 @@ class TestTheCommandLine:
         command = [
             sys.executable,
             "-m",
-            "souping.evaluate.adopt",
+            "souping.cli.import_results",
             str(kit / "old"),
             *arguments(kit, tmp_path / "s.sqlite"),
         ]

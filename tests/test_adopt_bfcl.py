@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from souping.core import Item
+from souping.core.types import Item
+from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import call
-from souping.evaluate.bfcl.items import BfclBenchmark
 from tests.adopt_files import adopted
 from tests.bfcl_kit import right_answer, wrong_answers
 from tests.family import save_model
@@ -95,10 +95,10 @@ def test_every_item_is_taken_and_judged(kit: Path, tmp_path: Path, adopt: Any) -
 
 def test_the_run_finds_them(kit: Path, tmp_path: Path, adopt: Any) -> None:
     """The keys are those that an evaluation of the same configuration looks up."""
-    from souping import config
-    from souping.evaluation import Evaluation
-    from souping.kitchen import Kitchen
-    from souping.store import Store
+    from souping.cli import config
+    from souping.pipeline.evaluation import Evaluation
+    from souping.pipeline.models import Kitchen
+    from souping.pipeline.store import Store
 
     assert adopt(str(kit / "old")).code == 0
     parts = config.build(config.compose(arguments(kit, tmp_path / "store.sqlite")))
@@ -119,7 +119,7 @@ def test_results_alone_are_enough(tmp_path: Path, old: Path, adopt: Any) -> None
 
 @pytest.mark.bfcl_full
 def test_multi_turn_results_are_judged_too(kit: Path, tmp_path: Path, adopt: Any) -> None:
-    from souping.core import UserError
+    from souping.core.types import UserError
     from souping.evaluate.bfcl.environment import find, place_of
 
     try:

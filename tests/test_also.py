@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping import also
-from souping.core import Item, ItemScores, Recipe, UserError
-from souping.evaluate.local import LocalEvaluator
-from souping.objective import Mean
-from souping.report import beside
+from souping.core.objectives import Mean
+from souping.core.types import Item, ItemScores, Recipe, UserError
+from souping.evaluate.generate import LocalEvaluator
+from souping.pipeline import side_benchmarks
+from souping.report.tables import sentences
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
 
 OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}
@@ -25,17 +25,17 @@ class TestEntries:
     def test_a_file_is_read_by_the_runs_own_evaluator(self, tmp_path: Path) -> None:
         path = tmp_path / "side.jsonl"
         path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
-        found = also.nodes(str(path), 0, OWN)
+        found = side_benchmarks.nodes(str(path), 0, OWN)
         assert found == {
             "name": "side",
-            "benchmark": {"_target_": "souping.benchmark.Benchmark", "path": str(path)},
+            "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)},
         }
 
     def test_any_other_text_is_a_task(self) -> None:
-        found = also.nodes("hellaswag", 0, OWN)
+        found = side_benchmarks.nodes("hellaswag", 0, OWN)
         assert found["name"] == "hellaswag"
         assert found["evaluator"] == {
-            "_target_": also.HARNESS,
+            "_target_": side_benchmarks.HARNESS,
             "tasks": ["hellaswag"],
             "dtype": "bfloat16",
             "device": "cpu",
@@ -43,22 +43,22 @@ class TestEntries:
         }
 
     def test_tasks_beside_the_runs_own_are_looked_for_where_those_are(self) -> None:
-        own = {**OWN, "_target_": also.HARNESS, "include_path": "sheets"}
-        assert also.nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
+        own = {**OWN, "_target_": side_benchmarks.HARNESS, "include_path": "sheets"}
+        assert side_benchmarks.nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
         entry = {"tasks": ["letters"], "include_path": "others"}
-        assert also.nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
-        assert "include_path" not in also.nodes("letters", 0, OWN)["evaluator"]
+        assert side_benchmarks.nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
+        assert "include_path" not in side_benchmarks.nodes("letters", 0, OWN)["evaluator"]
 
     def test_a_mapping_of_tasks_keeps_its_settings(self) -> None:
-        found = also.nodes({"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}, 0, OWN)
+        found = side_benchmarks.nodes({"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}, 0, OWN)
         assert found["name"] == "a+b"
         assert found["evaluator"]["num_fewshot"] == 3
         assert found["evaluator"]["dtype"] == "float32"
 
     def test_full_control(self) -> None:
-        node = {"_target_": "souping.evaluate.local.LocalEvaluator"}
+        node = {"_target_": "souping.evaluate.generate.LocalEvaluator"}
         entry = {"name": "n", "evaluator": node, "benchmark": {"_target_": "b"}, "objective": {"_target_": "o"}}
-        assert also.nodes(entry, 0, OWN) == entry
+        assert side_benchmarks.nodes(entry, 0, OWN) == entry
 
     @pytest.mark.parametrize(
         ("entry", "says"),
@@ -73,22 +73,22 @@ class TestEntries:
     )
     def test_what_is_none_of_these_is_refused(self, entry: Any, says: str) -> None:
         with pytest.raises(UserError, match=r"also\[2\]") as caught:
-            also.nodes(entry, 2, OWN)
+            side_benchmarks.nodes(entry, 2, OWN)
         assert says in str(caught.value)
 
     def test_a_file_that_is_not_there_names_the_nearest(self, tmp_path: Path) -> None:
         (tmp_path / "side.jsonl").write_text("x")
         with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
-            also.nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
+            side_benchmarks.nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
 
     def test_names_must_differ(self) -> None:
         class Three:
             def items(self) -> tuple[Item, ...]:
                 return tuple(make_items(3))
 
-        entry = also.Entry(name="a", benchmark=Three())
+        entry = side_benchmarks.Entry(name="a", benchmark=Three())
         with pytest.raises(UserError, match="two entries are called 'a'"):
-            also.sides([entry, entry], FakeEvaluator(skill={}))
+            side_benchmarks.sides([entry, entry], FakeEvaluator(skill={}))
 
     def test_an_evaluator_with_items_of_its_own_leaves_files_to_local(self) -> None:
         class Own(FakeEvaluator):
@@ -101,7 +101,7 @@ class TestEntries:
 
         own = Own(skill={})
         own.dtype, own.threads = "bfloat16", 1  # type: ignore[attr-defined]
-        found = also.sides([also.Entry(name="a", benchmark=Three())], own)[0]
+        found = side_benchmarks.sides([side_benchmarks.Entry(name="a", benchmark=Three())], own)[0]
         assert found.evaluator == LocalEvaluator(dtype="bfloat16", threads=1)
         assert isinstance(found.objective, Mean)
 
@@ -123,9 +123,9 @@ class TestBeside:
             limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
             return ItemScores(items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items]))
 
-        side = also.Side(name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean())
+        side = side_benchmarks.Side(name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean())
         ingredients = {name: recipes[name] for name in ("a", "b")}
-        return also.beside(side, recipes["soup"], ingredients, scores)
+        return side_benchmarks.beside(side, recipes["soup"], ingredients, scores)
 
     def test_rows_and_pairs(self, entry: dict[str, Any]) -> None:
         assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
@@ -143,13 +143,13 @@ class TestBeside:
         assert found["x", "b"]["verdict"] == "higher"
 
     def test_the_words_say_what_was_lost(self, entry: dict[str, Any]) -> None:
-        lines = list(beside.sentences({"also": [entry]}))
+        lines = list(sentences({"also": [entry]}))
         assert lines[0].startswith("other: the soup is below a by 20.8 points (95 % interval of the difference ")
         assert "w (a, \N{MINUS SIGN}41.7)" in lines[1]
 
     def test_where_nothing_is_shown_the_interval_is_told(self, entry: dict[str, Any]) -> None:
         alone = {**entry, "comparisons": entry["comparisons"][1:], "categories": []}
-        (line,) = beside.sentences({"also": [alone]})
+        (line,) = sentences({"also": [alone]})
         assert line.startswith("other: no regression shown; the intervals reach down to +")
 
 
@@ -206,7 +206,7 @@ class TestRuns:
         assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
 
     def test_an_evaluator_of_its_own(self, family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
-        node = "{_target_: souping.evaluate.local.LocalEvaluator, max_new_tokens: 2, threads: 1}"
+        node = "{_target_: souping.evaluate.generate.LocalEvaluator, max_new_tokens: 2, threads: 1}"
         entry = "{" + f"name: short, path: {side}, evaluator: {node}" + "}"
         done = souping(*settings(family), f"also=[{entry}]", "hydra.run.dir=out")
         assert done.code == 0, done.err
@@ -218,15 +218,15 @@ class TestRuns:
         [
             ("nowhere.jsonl", "also[0]=nowhere.jsonl: there is no such file"),
             (
-                "{path: SIDE, evaluator: {_target_: souping.evaluate.local.LocalEvaluator, max_tokens: 2}}",
+                "{path: SIDE, evaluator: {_target_: souping.evaluate.generate.LocalEvaluator, max_tokens: 2}}",
                 "max_new_tok",
             ),
             ("{path: SIDE, evaluator: {_target_: souping.evaluate.nothing.Here}}", "can be imported"),
             (
-                "{path: SIDE, objective: {_target_: souping.objective.Weighted, weights: {rad: 1}}}",
+                "{path: SIDE, objective: {_target_: souping.core.objectives.Weighted, weights: {rad: 1}}}",
                 "names category 'rad'",
             ),
-            ("{evaluator: {_target_: souping.evaluate.local.LocalEvaluator}}", "brings no items"),
+            ("{evaluator: {_target_: souping.evaluate.generate.LocalEvaluator}}", "brings no items"),
             ("{path: SIDE, evaluator: {_target_: tests.test_also.Picky}}", "ant, bee"),
         ],
     )
@@ -279,5 +279,5 @@ class TestHarness:
     def test_without_the_extra_the_line_to_install_it(
         self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("souping.evaluate.harness.quiet.find_spec", lambda name: None)
+        monkeypatch.setattr("souping.evaluate.lm_eval.errors.find_spec", lambda name: None)
         souping(*settings(family), "also=[hellaswag]").refused('pip install "souping[lm_eval]"')

@@ -12,16 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping import scorers
-from souping.bfcl_tree import CATEGORIES, LIVE, MULTI_TURN, SINGLE_TURN, TREES, Bfcl, Version, _leaves
-from souping.core import Item, UserError
-from souping.evaluate.bfcl.environment import RUNNER, Environment
+from souping.core.objectives import value
+from souping.core.types import Item, UserError
+from souping.evaluate import scoring
+from souping.evaluate.bfcl.benchmark import (
+    CATEGORIES,
+    LIVE,
+    MULTI_TURN,
+    SINGLE_TURN,
+    TREES,
+    Bfcl,
+    BfclBenchmark,
+    Version,
+    _leaves,
+    chosen,
+    needs_full,
+)
+from souping.evaluate.bfcl.environment import FAILED, RUNNER, Environment, check_handlers, failure, records
 from souping.evaluate.bfcl.evaluator import call
-from souping.evaluate.bfcl.items import BfclBenchmark, chosen, needs_full
-from souping.evaluate.bfcl.registry import check_handlers
-from souping.evaluate.bfcl.results import FAILED, failure, records
-from souping.folds import split
-from souping.objective import value
+from souping.evaluate.folds import split
 from tests.bfcl_kit import CHAT, UNMET, right_answer, score, wrong_answers
 
 
@@ -78,7 +87,7 @@ class TestChecker:
         found = score(bfcl, tmp_path, items, {item.id: right_answer(item) for item in items})
         assert {item.id for item, record in zip(items, found, strict=True) if not record.score} == set(UNMET)
         assert Counter(item.category for item in items).keys() == set(SINGLE_TURN)
-        ours = {item.id for item, r in zip(items, found, strict=True) if scorers.score(item, r.output) != r.score}
+        ours = {item.id for item, r in zip(items, found, strict=True) if scoring.score(item, r.output) != r.score}
         # our scorer takes the quotes off strings in Java arrays, bfcl-eval leaves them on
         assert ours == {name for name, reason in UNMET.items() if reason == "array of strings"}
 
@@ -91,7 +100,7 @@ class TestChecker:
             kinds[kind, item.category] += 1
         found = score(bfcl, tmp_path, items, planted)
         assert [record.item for record in found if record.score] == []
-        assert [item.id for item in items if scorers.score(item, planted[item.id])] == []
+        assert [item.id for item in items if scoring.score(item, planted[item.id])] == []
         assert len({kind for kind, _ in kinds}) == 6
         for category in ("simple_java", "simple_javascript", "live_parallel_multiple"):
             assert len({kind for kind, where in kinds if where == category}) == 5, category

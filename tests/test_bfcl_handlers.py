@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from souping.core import Item, Recipe, Record, Trial, digest
-from souping.evaluation import Evaluation
-from souping.objective import Mean
-from souping.optimise import Grid
-from souping.search import search
-from souping.store import Store
+from souping.core.objectives import Mean
+from souping.core.types import Item, Recipe, Record, Trial, digest
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.store import Store
+from souping.search.loop import search
+from souping.search.points import Grid
 from tests.conftest import make_items
 
 NAMES = ("a", "b")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.core import UserError
+from souping.core.types import UserError
 from souping.evaluate.bfcl.__main__ import main
 from souping.evaluate.bfcl.environment import (
     LEVELS,

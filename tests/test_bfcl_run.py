@@ -16,17 +16,15 @@ from typing import ClassVar
 import pytest
 from transformers import AutoTokenizer
 
-from souping import pantry
-from souping.core import Item, Recipe, UserError, digest
+from souping.core.types import Item, Recipe, UserError, digest
+from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.bfcl.items import BfclBenchmark
-from souping.evaluate.loading import load_module
-from souping.evaluate.servers import Running, client
-from souping.evaluate.servers.launch import free_port
-from souping.evaluate.servers.process import Process
-from souping.evaluate.servers.transformers_serve import NEEDS, TransformersServer
-from souping.serving import Table
+from souping.evaluate.engines.transformers import load_module
+from souping.evaluate.servers.choices import NEEDS, TransformersServer
+from souping.evaluate.servers.process import Process, Running, ServerError, free_port, models_at
+from souping.examples import pantry
+from souping.pipeline.models import Table
 from tests.conftest import Cli
 
 SERVER = TransformersServer(device="cpu", dtype="float32", timeout=300)
@@ -79,9 +77,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     end = time.monotonic() + 300
     while time.monotonic() < end:
         try:
-            client.models(f"http://127.0.0.1:{port}")
+            models_at(f"http://127.0.0.1:{port}")
             break
-        except client.ServerError:
+        except ServerError:
             assert process.alive, process.said()
             time.sleep(0.2)
     yield f"http://127.0.0.1:{port}"

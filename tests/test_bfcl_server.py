@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from souping import pantry
-from souping.core import Item, UserError
+from souping.core.types import Item, UserError
+from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.bfcl.items import BfclBenchmark
-from souping.evaluate.servers import Running
-from souping.serving import Table
+from souping.evaluate.servers.process import Running
+from souping.examples import pantry
+from souping.pipeline.models import Table
 
 COOK = Path(pantry.path("python_cook"))
 
@@ -134,7 +134,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from types import SimpleNamespace
 from tests.test_bfcl_server import TABLE, evaluator
-from souping.evaluate.bfcl.items import BfclBenchmark
+from souping.evaluate.bfcl.benchmark import BfclBenchmark
 asking = evaluator(SimpleNamespace(server_address=("127.0.0.1", int(sys.argv[2]))), ids=[sys.argv[3]])
 asking.evaluate(TABLE, asking.benchmark.items())
 """

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from souping.calls import DEEPEST, LANGUAGES, Unparsable, is_attempt, parse
-from souping.core import UserError
-from souping.values import plain
+from souping.core.types import UserError
+from souping.evaluate.scoring.call_matcher import plain
+from souping.evaluate.scoring.call_parser import DEEPEST, LANGUAGES, Unparsable, is_attempt, parse
 
 JUNK = [
     "(" * 5000,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from souping.core import FloatArray, UserError
-from souping.correlation import CORRELATIONS, check_columns, kendall, pearson, spearman
+from souping.analysis.correlation import CORRELATIONS, check_columns, kendall, pearson, spearman
+from souping.core.types import FloatArray, UserError
 
 SCIPY = {
     "pearson": lambda x, y: stats.pearsonr(x, y).statistic,

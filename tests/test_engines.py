@@ -15,17 +15,23 @@ from typing import Any
 
 import pytest
 
-from souping.core import Candidate, Item, UserError, digest
-from souping.evaluate.engines import vllm_adapter
-from souping.evaluate.engines.in_process import TransformersEngine
-from souping.evaluate.engines.tensors import checkpoint_tensors, chunks, pack, stored_names, tied
-from souping.evaluate.engines.vllm_engine import VllmEngine
-from souping.evaluate.loading import load_module
-from souping.evaluate.local import LocalEvaluator
-from souping.kitchen import Kitchen
-from souping.merge.backends import LocalMerge
-from souping.serving import Either
-from souping.store import Store
+from souping.core.types import Candidate, Item, UserError, digest
+from souping.evaluate.engines.transformers import TransformersEngine, load_module
+from souping.evaluate.engines.vllm import (
+    VERSIONS,
+    VllmEngine,
+    check_version,
+    checkpoint_tensors,
+    chunks,
+    pack,
+    stored_names,
+    tied,
+    update,
+)
+from souping.evaluate.generate import LocalEvaluator
+from souping.merge.local import LocalMerge
+from souping.pipeline.models import Either, Kitchen
+from souping.pipeline.store import Store
 from tests.conftest import ROOT, Cli, pool_of
 from tests.family import save_model
 from tests.processes import gone, members, wait_for
@@ -98,15 +104,15 @@ class TestVersion:
     def test_another_version_is_refused(self, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.metadata.version", lambda name: found)
         with pytest.raises(UserError, match=rf'vllm {found} .* not in range: pip install "souping\[vllm\]"'):
-            vllm_adapter.check_version()
+            check_version()
 
     @pytest.mark.parametrize("found", ["0.32.0", "0.33.1+cpu"])
     def test_those_in_range_pass(self, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.metadata.version", lambda name: found)
-        vllm_adapter.check_version()
+        check_version()
 
     def test_the_range_is_that_of_the_extra(self) -> None:
-        (low, lower), (high, higher) = vllm_adapter.VERSIONS
+        (low, lower), (high, higher) = VERSIONS
         setup = (Path(__file__).parents[1] / "setup.py").read_text()
         assert f'"vllm>={low}.{lower},<{high}.{higher}"' in setup
 
@@ -185,7 +191,7 @@ def test_a_chunk_bears_its_handles_by_gpu() -> None:
 
     import torch
 
-    told = vllm_adapter.update([("a", torch.zeros(2, 3, dtype=torch.bfloat16))], [12], {"GPU-1": (1, b"x")})
+    told = update([("a", torch.zeros(2, 3, dtype=torch.bfloat16))], [12], {"GPU-1": (1, b"x")})
     assert (told["names"], told["dtype_names"], told["shapes"]) == (["a"], ["bfloat16"], [[2, 3]])
     assert pickle.loads(b64decode(told["ipc_handles_pickled"])) == {"GPU-1": (1, b"x")}
 
@@ -222,7 +228,7 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         found.all.append(Sink(folder, found.fails))
         return found.all[-1]
 
-    monkeypatch.setattr("souping.evaluate.engines.vllm_engine.Vllm", start)
+    monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
     return found
 
 
@@ -289,7 +295,7 @@ class TestTheWayOfASoup:
 
     def test_a_prompt_that_does_not_fit_is_named(self, family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
         served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None)
-        from souping.evaluate.loading import load_tokenizer
+        from souping.evaluate.engines.transformers import load_tokenizer
 
         served.tokenizer = load_tokenizer(family / "ant")
         evaluator = replace(LOCAL, engine=VllmEngine(weights="reload"))

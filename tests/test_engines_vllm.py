@@ -15,17 +15,21 @@ from typing import Any
 
 import pytest
 
-from souping.core import Candidate, Item, UserError
-from souping.evaluate.engines import vllm_adapter as adapter
-from souping.evaluate.engines.vllm_engine import VllmEngine
-from souping.evaluate.local import LocalEvaluator
-from souping.evaluate.servers import client
-from souping.evaluate.servers.launch import HOST, free_port
-from souping.evaluate.servers.process import Process
-from souping.evaluate.servers.vllm_serve import VllmServer
-from souping.kitchen import Kitchen
-from souping.merge.backends import LocalMerge
-from souping.store import Store
+from souping.core.types import Candidate, Item, UserError
+from souping.evaluate.engines.vllm import (
+    ENVIRONMENT,
+    VllmEngine,
+    check_version,
+    llm_arguments,
+    sampling_arguments,
+    update,
+)
+from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.servers.choices import VllmServer
+from souping.evaluate.servers.process import HOST, Process, ServerError, ask, free_port, models_at
+from souping.merge.local import LocalMerge
+from souping.pipeline.models import Kitchen
+from souping.pipeline.store import Store
 from tests.family import save_model
 
 SPEC = importlib.util.find_spec("vllm")
@@ -60,14 +64,14 @@ class TestAgainstItsSource:
     """What the adapter calls is there, under these names, in the version that is installed."""
 
     def test_the_version_is_in_range(self) -> None:
-        adapter.check_version()
+        check_version()
 
     def test_the_arguments_of_llm(self) -> None:
         known = parameters(method("entrypoints/llm.py", "LLM", "__init__"))
         passed_on = fields("engine/arg_utils.py", "EngineArgs")
         engine = VllmEngine(tensor_parallel_size=2)
         settings = {**engine.settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
-        for argument in adapter.llm_arguments(Path("/m"), settings, transfer=True):
+        for argument in llm_arguments(Path("/m"), settings, transfer=True):
             assert argument in known or argument in passed_on, argument
 
     def test_the_transfer_config(self) -> None:
@@ -94,7 +98,7 @@ class TestAgainstItsSource:
 
         path = "distributed/weight_transfer/ipc_engine.py"
         known = fields(path, "IPCWeightTransferUpdateInfo")
-        given = adapter.update([("a", torch.zeros(2, 3))], [24], {"GPU-1": ("handle",)})
+        given = update([("a", torch.zeros(2, 3))], [24], {"GPU-1": ("handle",)})
         assert set(given) <= set(known)
         assert {name for name, default in known.items() if not default} <= set(given)
         assert set(fields(path, "IPCWeightTransferInitInfo")) >= {"packed"}
@@ -103,7 +107,7 @@ class TestAgainstItsSource:
         """Its own unpacking, run on our bytes."""
         import torch
 
-        from souping.evaluate.engines.tensors import pack
+        from souping.evaluate.engines.vllm import pack
 
         code = (HOME / "distributed/weight_transfer/packed_tensor.py").read_text()
         found = next(n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == "unpack_tensor")
@@ -112,7 +116,7 @@ class TestAgainstItsSource:
         run = [("a", torch.randn(3, 5).bfloat16()), ("b", torch.randn(7).bfloat16())]
         buffer = torch.zeros(100, dtype=torch.uint8)
         sizes = pack(run, buffer)
-        told = adapter.update(run, sizes, {})
+        told = update(run, sizes, {})
         dtypes = [getattr(torch, name) for name in told["dtype_names"]]
         unpacked = space["unpack_tensor"](buffer[: sum(sizes)], told["names"], told["shapes"], dtypes, sizes)
         assert [name for name, _ in unpacked] == ["a", "b"]
@@ -124,10 +128,10 @@ class TestAgainstItsSource:
         assert method("entrypoints/llm.py", "LLM", "reset_prefix_cache")
         assert parameters(method("entrypoints/llm.py", "LLM", "collective_rpc"))[:1] == ["method"]
         known = fields("sampling_params.py", "SamplingParams")
-        assert set(adapter.sampling_arguments(4, ["x"])) <= set(known)
+        assert set(sampling_arguments(4, ["x"])) <= set(known)
         assert method("platforms/interface.py", "Platform", "is_cpu")
         assert method("v1/engine/core_client.py", "EngineCoreClient", "shutdown")
-        for name in adapter.ENVIRONMENT:
+        for name in ENVIRONMENT:
             assert f'"{name}"' in (HOME / "envs.py").read_text()
 
     def test_the_servers_flags(self) -> None:
@@ -204,7 +208,7 @@ def test_soup_after_soup_says_what_transformers_says(
         finally:
             evaluator.close()
             kitchen.close()
-    assert not adapter.ENVIRONMENT.keys() & (os.environ.keys() - before)  # (vLLM leaves some of its own)
+    assert not ENVIRONMENT.keys() & (os.environ.keys() - before)  # (vLLM leaves some of its own)
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +221,9 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     address = f"http://{HOST}:{port}"
     while process.alive:
         try:
-            client.models(address)
+            models_at(address)
             break
-        except client.ServerError:
+        except ServerError:
             continue
     assert process.alive, process.reason()
     yield address
@@ -228,12 +232,12 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 def said(url: str, model: str, items: tuple[Item, ...]) -> list[str]:
     body = {"model": model, "max_tokens": 8, "temperature": 0}
-    answers = [client.ask(f"{url}/completions", {**body, "prompt": item.prompt}, 120) for item in items]
+    answers = [ask(f"{url}/completions", {**body, "prompt": item.prompt}, 120) for item in items]
     return [json.loads(answer)["choices"][0]["text"] for answer in answers]
 
 
 def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
-    from souping.evaluate.loading import load_module, load_tokenizer
+    from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
     evaluator = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
     served = SimpleNamespace(module=load_module(folder, evaluator), tokenizer=load_tokenizer(folder), folder=folder)

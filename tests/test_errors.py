@@ -164,7 +164,7 @@ def test_a_target_that_is_in_use_is_refused_before_work(family: Path, souping: C
 
 
 def test_debug_shows_the_traceback(family: Path, souping: Cli) -> None:
-    from souping.core import UserError
+    from souping.core.types import UserError
 
     with pytest.raises(UserError, match=r"selector\.threshold"):
         souping(*pool_of(family), "selector.threshold=0", "debug=true")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from souping.benchmark import Benchmark
-from souping.core import Item, UserError
-from souping.evaluate.loading import load_module, load_tokenizer
-from souping.evaluate.local import LocalEvaluator
-from souping.protocols import Evaluator
+from souping.core.protocols import Evaluator
+from souping.core.types import Item, UserError
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.generate import LocalEvaluator
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7, workers=3)]
@@ -167,10 +167,10 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
     """Bit for bit, in the compute dtype: what is evaluated is what is written."""
     import torch
 
-    from souping.core import Candidate
-    from souping.kitchen import Kitchen
-    from souping.merge.backends import LocalMerge
-    from souping.store import Store
+    from souping.core.types import Candidate
+    from souping.merge.local import LocalMerge
+    from souping.pipeline.models import Kitchen
+    from souping.pipeline.store import Store
 
     candidates = [Candidate(name=n, path=family / n) for n in ("ant", "bee", "cat")]
     with Store(tmp_path / "s") as store:

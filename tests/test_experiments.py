@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from souping import config
-from souping.scores import read_table
+from souping.cli import config
+from souping.core.scores import read_table
 from tests.adopt_files import measure
 from tests.conftest import PAPER, ROOT, Cli
 from tests.experiment_kit import LANGUAGES, NOVEL, checkpoints, flores, flores_module, infinitebench, mgsm, pool
@@ -157,8 +157,8 @@ class TestSmall:
     def test_singles_that_lm_eval_measured_cost_mgsm_nothing(
         self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from souping.evaluate.adopt.__main__ import main
-        from souping.evaluate.harness.evaluator import HarnessEvaluator
+        from souping.cli.import_results import main
+        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
         plain = composed("mgsm")
         names, tasks = list(plain["expected"]), tuple(plain["evaluator"]["tasks"])

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from souping.benchmark import Benchmark
-from souping.core import FOLDS, Item, UserError
-from souping.folds import assign, position, split
+from souping.core.types import FOLDS, Item, UserError
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.folds import assign, position, split
 from tests.conftest import make_items
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from souping.analysis.intervals import Interval
-from souping.core import ItemScores, UserError
-from souping.gate import FALSE_ALARM, Expectation, expectations, judge, widened
-from souping.objective import Mean
+from souping.core.objectives import Mean
+from souping.core.types import ItemScores, UserError
+from souping.pipeline.baseline_gate import FALSE_ALARM, Expectation, expectations, judge, widened
 from tests.conftest import Cli, make_items
 from tests.family import answers
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from souping.core import UserError
-from souping.merge import hub as online
-from souping.merge.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
-from souping.merge.hub import transfer
-from souping.merge.hub.listing import Listing, look
-from souping.merge.hub.names import HubName, parse
+from souping.checkpoints import hub as online
+from souping.checkpoints.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
+from souping.checkpoints.hub.client import HubName, parse
+from souping.checkpoints.hub.download import Listing, download, look, missing_bytes, part_of, storage
+from souping.core.types import UserError
 from tests.conftest import ROOT
 from tests.hub_server import LARGE, Hub, User, files_of, serving
 
@@ -155,12 +154,12 @@ class TestResume:
         hub.add("org/big", {"config.json": b"{}", SINGLE: data})
         listing = online_listing("org/big")
         job = (listing.name, listing.files[SINGLE])
-        part = transfer.part_of(transfer.storage("org/big") / "blobs" / str(job[1].sha256))
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
         part.parent.mkdir(parents=True)
         part.write_bytes(data[:600_000])
-        assert transfer.missing_bytes([job]) == len(data) - 600_000
+        assert missing_bytes([job]) == len(data) - 600_000
         told: list[tuple[int, int]] = []
-        transfer.download([job], lambda done, total: told.append((done, total)))
+        download([job], lambda done, total: told.append((done, total)))
         assert hub.ranges_of(SINGLE) == ["bytes=600000-"]
         assert told[-1] == (len(data), len(data))
         assert not part.exists()
@@ -169,7 +168,7 @@ class TestResume:
         data = bytes(range(256)) * 131072  # 32 MiB; huggingface_hub hands 10 MB on at a time
         hub.add("org/big", {"config.json": b"{}", SINGLE: data})
         hub.stall = 25_000_000
-        code = "from souping.merge import hub; hub.fetch_one(hub.parse('org/big'))"
+        code = "from souping.checkpoints.hub.client import parse; from souping.checkpoints.hub.fetch import fetch_one; fetch_one(parse('org/big'))"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         environment |= {
             "HF_HUB_CACHE": str(tmp_path / "hub"),
@@ -177,7 +176,7 @@ class TestResume:
             "HF_HUB_DOWNLOAD_TIMEOUT": "60",
         }
         victim = subprocess.Popen([sys.executable, "-c", code], env=environment)
-        parts = transfer.storage("org/big") / "blobs"
+        parts = storage("org/big") / "blobs"
         while victim.poll() is None and sum(p.stat().st_size for p in parts.glob("*.incomplete")) < 20_000_000:
             time.sleep(0.02)
         victim.kill()
@@ -201,12 +200,12 @@ class TestResume:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            transfer.download([job], interrupt)
-        part = transfer.part_of(transfer.storage("org/big") / "blobs" / str(job[1].sha256))
+            download([job], interrupt)
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
         held = part.stat().st_size
         assert len(data) // 2 < held < len(data)
         hub.log.clear()
-        transfer.download([job])
+        download([job])
         assert hub.ranges_of(SINGLE) == [f"bytes={held}-"]
         assert blob_at(listing.name).read_bytes() == data
 
@@ -227,26 +226,24 @@ class TestResume:
         hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
         listing = online_listing("org/big")
         job = (listing.name, listing.files[SINGLE])
-        part = transfer.part_of(transfer.storage("org/big") / "blobs" / str(job[1].sha256))
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
         part.parent.mkdir(parents=True)
         part.write_bytes(b"w" * 50_000)
         with pytest.raises(UserError, match="not what the Hub promised"):
-            transfer.download([job])
-        transfer.download([job])
-        assert (
-            transfer.storage("org/big") / "snapshots" / listing.name.revision / SINGLE
-        ).read_bytes() == b"r" * 100_000
+            download([job])
+        download([job])
+        assert (storage("org/big") / "snapshots" / listing.name.revision / SINGLE).read_bytes() == b"r" * 100_000
 
     def test_a_server_without_ranges_sends_all_again(self, hub: Hub) -> None:
         hub.ranges = False
         hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
         listing = online_listing("org/big")
         job = (listing.name, listing.files[SINGLE])
-        part = transfer.part_of(transfer.storage("org/big") / "blobs" / str(job[1].sha256))
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
         part.parent.mkdir(parents=True)
         part.write_bytes(b"r" * 50_000)
         told: list[int] = []
-        transfer.download([job], lambda done, total: told.append(done))
+        download([job], lambda done, total: told.append(done))
         assert told[-1] == 100_000
 
     def test_two_at_once_send_a_file_once(self, hub: Hub, ant: dict[str, bytes]) -> None:
@@ -259,7 +256,7 @@ class TestResume:
 
 
 def blob_at(name: HubName) -> Path:
-    return transfer.storage(name.repo) / "snapshots" / name.revision / SINGLE
+    return storage(name.repo) / "snapshots" / name.revision / SINGLE
 
 
 def online_listing(name: str) -> Listing:
@@ -408,9 +405,9 @@ class TestRehearsal:
         assert all(r.startswith("bytes=0-") for r in asked)
 
     def test_a_refusal_names_the_model_and_not_a_scratch_folder(self, hub: Hub) -> None:
-        from souping.core import Candidate
-        from souping.merge.backends import LocalMerge
-        from souping.supply import supply
+        from souping.core.types import Candidate
+        from souping.merge.local import LocalMerge
+        from souping.pipeline.models import supply
 
         hub.add("org/bad", {"config.json": b"{}", SINGLE: b"\xff" * LARGE})
         with pytest.raises(UserError, match="org/bad@") as caught:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.merge.checkpoint import SINGLE, fingerprint
+from souping.checkpoints.checkpoint import SINGLE, fingerprint
 from tests.adapter_files import save_adapter
 from tests.conftest import ROOT, Cli
 from tests.family import NAMES

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from souping import upload
-from souping.core import UserError
-from souping.merge.checkpoint import SINGLE, fingerprint
-from souping.merge.hub import fetch_one, parse
-from souping.report.hub_card import hub_card, relicensed
-from souping.report.licences import CHAINS, Licence, combine
+from souping.checkpoints.checkpoint import SINGLE, fingerprint
+from souping.checkpoints.hub.client import parse
+from souping.checkpoints.hub.fetch import fetch_one
+from souping.core.types import UserError
+from souping.pipeline import upload
+from souping.report.cards import CHAINS, Licence, combine, hub_card, relicensed
 from tests.adapter_files import change_config, save_adapter
 from tests.conftest import Cli
 from tests.family import NAMES
@@ -191,7 +191,7 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", broken)
         souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused(
-            "the line went dead", "it lies whole at", "python -m souping.upload"
+            "the line went dead", "it lies whole at", "python -m souping.pipeline.upload"
         )
     (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
     assert (folder.parent / "report.json").is_file()

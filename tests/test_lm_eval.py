@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from souping.core import Item, Record, UserError
-from souping.evaluate.harness.evaluator import HarnessEvaluator
-from souping.evaluate.harness.live import HFLM_KEYS, live_class
-from souping.evaluate.loading import load_module, load_tokenizer
-from souping.folds import assign
+from souping.core.types import Item, Record, UserError
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.folds import assign
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval.model import HFLM_KEYS, live_class
 from tests import lm_eval_tasks
 from tests.conftest import Cli
 
@@ -205,7 +205,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
 def test_the_harness_model_is_built_once_a_module(
     evaluator: HarnessEvaluator, served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from souping.evaluate.harness import live
+    from souping.evaluate.lm_eval import model as live
 
     own, built = replace(evaluator, tasks=["pick"]), []
     build = live.build
@@ -364,7 +364,7 @@ class TestArguments:
     def test_the_yaml_names_every_key(self) -> None:
         from omegaconf import OmegaConf
 
-        from souping.config import folder as conf
+        from souping.cli.config import folder as conf
 
         keys = OmegaConf.load(conf() / "evaluator" / "lm_eval.yaml")
         assert set(map(str, keys)) - {"defaults", "_target_"} == self.own

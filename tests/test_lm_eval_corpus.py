@@ -16,9 +16,9 @@ import pytest
 
 from souping.analysis.intervals import objective_interval, rate
 from souping.analysis.significance import compare
-from souping.core import UserError
-from souping.evaluate.harness import corpus
-from souping.evaluate.harness.evaluator import HarnessEvaluator
+from souping.core.types import UserError
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval.tasks import measure, pseudo_values, score
 from tests import lm_eval_tasks
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -43,7 +43,7 @@ def translations(count: int, noise: float, seed: int) -> tuple[list[str], list[s
 
 
 def statistics(kind: str, references: Sequence[str], texts: Sequence[str]) -> list[tuple[float, ...]]:
-    return [corpus.measure(kind, [r, t], "item x")[1] for r, t in zip(references, texts, strict=True)]
+    return [measure(kind, [r, t], "item x")[1] for r, t in zip(references, texts, strict=True)]
 
 
 def official(kind: str, references: list[str], texts: list[str]) -> float:
@@ -60,7 +60,7 @@ class TestSacrebleu:
     @pytest.mark.parametrize(("count", "noise"), [(1, 0.3), (40, 0.0), (40, 0.3), (40, 0.95), (7, 1.0)])
     def test_the_mean_is_the_corpus_score(self, kind: str, count: int, noise: float) -> None:
         references, texts = translations(count, noise, seed=count)
-        values = corpus.pseudo_values(kind, statistics(kind, references, texts))
+        values = pseudo_values(kind, statistics(kind, references, texts))
         assert values.mean() == pytest.approx(official(kind, references, texts), abs=1e-12)
 
     def test_values_are_the_limit_of_the_jackknife(self, kind: str) -> None:
@@ -68,14 +68,14 @@ class TestSacrebleu:
         references, texts = translations(200, 0.4, seed=1)
         table = np.array(statistics(kind, references, texts))
         total, n = table.sum(axis=0), len(table)
-        left_out = [n * corpus.score(kind, total) - (n - 1) * corpus.score(kind, total - row) for row in table]
-        values = corpus.pseudo_values(kind, table.tolist())
+        left_out = [n * score(kind, total) - (n - 1) * score(kind, total - row) for row in table]
+        values = pseudo_values(kind, table.tolist())
         assert np.corrcoef(values, left_out)[0, 1] > 0.999
         assert np.abs(values - left_out).max() < 0.05 * np.ptp(values)
 
     def test_values_lie_outside_of_0_and_1_and_intervals_do_not_mind(self, kind: str) -> None:
         references, texts = translations(60, 0.25, seed=2)
-        values = corpus.pseudo_values(kind, statistics(kind, references, texts))
+        values = pseudo_values(kind, statistics(kind, references, texts))
         groups, one = np.arange(60), np.zeros(60, dtype=np.int64)
         assert values.max() > 1
         for found in (rate(values, groups), objective_interval(values, one, groups, np.ones(1))):
@@ -91,7 +91,7 @@ class TestAgainstSacrebleusBootstrap:
         references, texts = translations(300, 0.35, seed=3)
         metric = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}[kind]()
         theirs = metric.corpus_score(texts, [references], n_bootstrap=1000)
-        ours = rate(corpus.pseudo_values(kind, statistics(kind, references, texts)), np.arange(300))
+        ours = rate(pseudo_values(kind, statistics(kind, references, texts)), np.arange(300))
         assert (ours.high - ours.low) / 2 == pytest.approx(theirs._ci / 100, rel=0.12)
 
     @pytest.mark.parametrize(("noise", "differs"), [(0.30, True), (0.35, False)])
@@ -105,7 +105,7 @@ class TestAgainstSacrebleusBootstrap:
         _, found = PairedTest([("base", base), ("soup", texts)], {name: metric}, None, "bs", n_samples=1000)()
         theirs = found[name][1].p_value
         one = np.zeros(300, dtype=np.int64)
-        values = [corpus.pseudo_values(kind, statistics(kind, references, t)) for t in (texts, base)]
+        values = [pseudo_values(kind, statistics(kind, references, t)) for t in (texts, base)]
         ours = compare("soup", "base", *values, one, np.arange(300), np.ones(1))
         expected = official(kind, references, texts) - official(kind, references, base)
         assert ours.difference == pytest.approx(expected, abs=1e-12)
@@ -118,10 +118,10 @@ def test_a_perplexity_is_turned_round() -> None:
     from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 
     raw = [(-9.5, 4), (-30.25, 11), (-2.5, 2)]
-    table = [corpus.measure("weighted_perplexity", value, "x")[1] for value in raw]
-    assert corpus.pseudo_values("weighted_perplexity", table).mean() == pytest.approx(1 / weighted_perplexity(raw))
-    assert corpus.pseudo_values("bits_per_byte", table).mean() == pytest.approx(2 ** -bits_per_byte(raw))
-    assert corpus.measure("perplexity", -2.0, "x") == (math.exp(-2), (-2.0, 1.0))
+    table = [measure("weighted_perplexity", value, "x")[1] for value in raw]
+    assert pseudo_values("weighted_perplexity", table).mean() == pytest.approx(1 / weighted_perplexity(raw))
+    assert pseudo_values("bits_per_byte", table).mean() == pytest.approx(2 ** -bits_per_byte(raw))
+    assert measure("perplexity", -2.0, "x") == (math.exp(-2), (-2.0, 1.0))
 
 
 @pytest.mark.parametrize("kind", ["f1", "matthews_corrcoef"])
@@ -132,21 +132,21 @@ def test_f1_and_matthews_correlation(kind: str, wrong: float) -> None:
     dice = random.Random(1)
     golds = [int(dice.random() < 0.3) for _ in range(80)]
     raw = [(gold, 1 - gold if dice.random() < wrong else gold) for gold in golds]
-    table = np.array([corpus.measure(kind, value, "x")[1] for value in raw])
-    values = corpus.pseudo_values(kind, table.tolist())
+    table = np.array([measure(kind, value, "x")[1] for value in raw])
+    values = pseudo_values(kind, table.tolist())
     theirs = {"f1": metrics.f1_score, "matthews_corrcoef": metrics.matthews_corrcoef}[kind](raw)
     assert values.mean() == pytest.approx(theirs, abs=1e-12)
     if wrong == 0.3:
         total, n = table.sum(axis=0), len(table)
-        left_out = [n * corpus.score(kind, total) - (n - 1) * corpus.score(kind, total - row) for row in table]
+        left_out = [n * score(kind, total) - (n - 1) * score(kind, total - row) for row in table]
         assert np.corrcoef(values, left_out)[0, 1] > 0.99
     with pytest.raises(UserError, match="needs two labels, 0 or 1, not"):
-        corpus.measure(kind, (2, 1), "item t/1")
+        measure(kind, (2, 1), "item t/1")
 
 
 def test_a_value_that_is_no_pair_of_texts_is_refused() -> None:
     with pytest.raises(UserError, match=r"item t/3: bleu needs a reference and a text, not 0\.5"):
-        corpus.measure("bleu", 0.5, "item t/3")
+        measure("bleu", 0.5, "item t/3")
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ class TestTasks:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from souping.evaluate.loading import load_module, load_tokenizer
+        from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
         served: Any = SimpleNamespace(module=load_module(family / "bee", own), tokenizer=load_tokenizer(family / "bee"))
         items = own.benchmark.items()
@@ -213,8 +213,8 @@ class TestTasks:
 
 
 def test_statistics_survive_the_store(tmp_path: Path) -> None:
-    from souping.core import Item, Recipe, Record
-    from souping.store import Store
+    from souping.core.types import Item, Recipe, Record
+    from souping.pipeline.store import Store
 
     references, texts = translations(3, 0.3, seed=1)
     rows = statistics("bleu", references, texts)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from souping.core import Item, UserError
-from souping.evaluate.harness.evaluator import HarnessEvaluator
-from souping.evaluate.harness.quiet import require
-from souping.evaluate.loading import load_module, load_tokenizer
+from souping.core.types import Item, UserError
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.lm_eval.errors import require
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from tests import lm_eval_tasks
 from tests.conftest import Cli, pool_of
 
@@ -223,7 +223,7 @@ class TestCommandLine:
         souping(*own, "evaluator.tasks=[pick]", "evaluator.limit=many").refused("evaluator.limit", "a number")
 
     def test_without_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("souping.evaluate.harness.quiet.find_spec", lambda name: None)
+        monkeypatch.setattr("souping.evaluate.lm_eval.errors.find_spec", lambda name: None)
         with pytest.raises(UserError, match=r'needs lm_eval: pip install "souping\[lm_eval\]"'):
             require()
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from souping.evaluate.harness import prefix
-from souping.evaluate.harness.evaluator import HarnessEvaluator
-from souping.evaluate.loading import load_module, load_tokenizer
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval.shared_prefix import Request, fits, score, split
 from tests import lm_eval_tasks
 
 pytest.importorskip("lm_eval")
@@ -80,7 +80,7 @@ def test_shared_contexts_give_the_scores_of_whole_sequences(
     """A model whose cache cannot be shared (a recurrent state, no positions) is scored the harness's way."""
     served = SimpleNamespace(module=build(kind), tokenizer=load_tokenizer(family / "ant"))
     with evaluator._hand.model(served, evaluator) as lm:  # type: ignore[arg-type]
-        assert prefix.fits(lm) == shared
+        assert fits(lm) == shared
     ours = likelihoods(evaluator, served)
     theirs = likelihoods(replace(evaluator, shared_prefix=False), served)
     assert any(len(set(row)) > 1 for row in theirs)
@@ -107,9 +107,9 @@ def test_greedy_answers_are_known_as_such(evaluator: HarnessEvaluator, family: P
     with torch.no_grad():
         own = served.module.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, len(context) :]
     wrong = [*own.tolist()[:2], (int(own[2]) + 1) % 90]
-    requests: list[prefix.Request] = [("", context, own.tolist()), ("", context, wrong), ("", context, [int(own[0])])]
+    requests: list[Request] = [("", context, own.tolist()), ("", context, wrong), ("", context, [int(own[0])])]
     with evaluator._hand.model(served, evaluator) as lm:  # type: ignore[arg-type]
-        found = prefix.score(lm, requests, lambda rest: [])
+        found = score(lm, requests, lambda rest: [])
         whole = replace(evaluator, shared_prefix=False)
     with whole._hand.model(served, whole) as lm:  # type: ignore[arg-type]
         theirs = lm._loglikelihood_tokens(requests)
@@ -118,13 +118,13 @@ def test_greedy_answers_are_known_as_such(evaluator: HarnessEvaluator, family: P
 
 
 def test_requests_are_split_by_context() -> None:
-    requests: list[prefix.Request] = [
+    requests: list[Request] = [
         ("", [1, 2], [3]),
         ("", [1, 2, 3], [4]),
         ("", [1, 2], [5, 6]),
         ("", [1, 2, 3, 4, 5], [6]),
         ("", [1, 2, 3, 4, 5], [6, 7]),
     ]
-    groups, rest = prefix.split(requests, longest=5)
+    groups, rest = split(requests, longest=5)
     assert [(g.context, g.members) for g in groups] == [((1, 2), (0, 2))]
     assert rest == [1, 3, 4]  # alone, or alone once the longer one must be cut

@@ -11,9 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from souping.merge.backends import LocalMerge
-from souping.merge.checkpoint import Checkpoint, fingerprint
-from souping.merge.preflight import preflight
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.compatibility import preflight
+from souping.merge.local import LocalMerge
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from souping.core import UserError
-from souping.merge.backends import LocalMerge
-from souping.merge.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.compatibility import preflight
+from souping.core.types import UserError
+from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.preflight import preflight
 
 NAMES = ("a", "b", "c")
 WEIGHTS = (0.2, 0.5, 0.3)

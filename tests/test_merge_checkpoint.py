@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.core import UserError
-from souping.merge.backends import LocalMerge
-from souping.merge.checkpoint import Checkpoint, fingerprint
-from souping.merge.header import read_header
-from souping.merge.plan import plan
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.header import read_header
+from souping.core.types import UserError
+from souping.merge.local import LocalMerge
+from souping.merge.planner import plan
 from tests.merge_files import family, random_tensors, raw_file, save, simple
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

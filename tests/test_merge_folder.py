@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from souping.core import UserError
-from souping.merge import average, folder, runs
+from souping.core.files import _sweep, staged
+from souping.core.types import UserError
+from souping.merge import chunks, writer
 from souping.merge.__main__ import main, meter
-from souping.merge.cook import cook
-from souping.merge.layout import MergePlan
-from souping.merge.plan import plan
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan
+from souping.merge.writer import cook
 from tests.merge_files import family, load, random_tensors, save, simple
 
 
@@ -114,8 +115,8 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     made.save(tmp_path / "pool" / "plan.json")
     script = f"""
         import os, pathlib, signal
-        from souping.merge.cook import cook
-        from souping.merge.layout import MergePlan
+        from souping.merge.writer import cook
+        from souping.merge.plan import MergePlan
         plan = MergePlan.load(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         cook(plan, pathlib.Path({str(tmp_path / "soup")!r}), progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     """
@@ -127,17 +128,17 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
 
 
 def test_a_run_that_lives_keeps_its_staging_folder(made: MergePlan, tmp_path: Path) -> None:
-    with folder.staged(tmp_path / "soup") as stage:
+    with staged(tmp_path / "soup") as stage:
         moved = stage.with_name(".soup.part-1")
         stage.rename(moved)
-        folder._sweep(tmp_path / "soup")
+        _sweep(tmp_path / "soup")
         assert moved.exists()
         moved.rename(stage)
     assert left(tmp_path) == ["soup"]
 
 
 def test_ingredients_that_end_early_are_named(made: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(average.os, "preadv", lambda *_: 0)
+    monkeypatch.setattr(writer.os, "preadv", lambda *_: 0)
     with pytest.raises(UserError, match=r"the file ends early in tensor .*m0/model\.safetensors"):
         cook(made, tmp_path / "soup")
     assert left(tmp_path) == []
@@ -170,9 +171,9 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, t
 def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
     tensors = {"w": random_tensors(0)["model.norm.weight"]}
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
-    run = runs.runs(plan(simple(folders, (1 / count,) * count), folders))[0]
-    block = next(runs.blocks(replace(run, count=1 << 30)))
-    assert block.count * count <= runs.ROWS
+    run = chunks.runs(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(chunks.blocks(replace(run, count=1 << 30)))
+    assert block.count * count <= chunks.ROWS
 
 
 def test_the_meter_shows_share_and_speed_on_a_terminal(

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.core import UserError
-from souping.merge import fused, kernels
-from souping.merge.blocks import mix, store
-from souping.merge.kernels import delta, divide, fma, linear, narrow, widen
+from souping.core.types import UserError
+from souping.merge.kernels import mix, store
+from souping.merge.kernels.compiled import _engine, native
+from souping.merge.kernels.reference import ITEMSIZE, Raw, delta, divide, fma, linear, narrow, widen
 from souping.merge.methods import METHODS, Method, check_count, slerp_weights, stock_weights
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
 
 
-def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[kernels.Raw]:
+def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
     """Any bits at all in the first half, weights as trained models have them in the second."""
     rng = np.random.default_rng(seed)
     half = count // 2
@@ -34,7 +34,7 @@ def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[kernels.Ra
     return made
 
 
-@pytest.mark.skipif(fused._engine() is None, reason="llvmlite is not installed")
+@pytest.mark.skipif(_engine() is None, reason="llvmlite is not installed")
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("divisor", [None, 1.0000001])
 @pytest.mark.parametrize("dtype", TAGS)
@@ -45,9 +45,9 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, divisor: float 
             for count, rows in ((1, 2), (31, 3), (2049, 20)):
                 raw = random_rows(count + rows, count, rows, source)
                 weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
-                size = kernels.ITEMSIZE[stored] * count
+                size = ITEMSIZE[stored] * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert fused.native(combine is delta, source, dtype, stored, divisor is not None) is not None
+                assert native(combine is delta, source, dtype, stored, divisor is not None) is not None
                 good = mix(combine, raw, [source] * rows, weights, divisor, dtype, fast, stored)
                 total = divide(combine([widen(r, source) for r in raw], weights), divisor)
                 assert store(narrow(total, dtype), dtype, plain, stored) == good

@@ -9,13 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.core import UserError
-from souping.merge.backends import LocalMerge
-from souping.merge.device import Device
-from souping.merge.kernels import delta, linear
-from souping.merge.live import Live
-from souping.merge.plan import plan_opened
-from souping.merge.runs import runs
+from souping.core.types import UserError
+from souping.merge.chunks import runs
+from souping.merge.kernels.reference import delta, linear
+from souping.merge.live import Device, Live
+from souping.merge.local import LocalMerge
+from souping.merge.planner import plan_opened
 from tests.merge_files import opened
 
 
@@ -113,7 +112,7 @@ def test_the_code_for_devices_gives_the_same_bits(
     tmp_path: Path, method: str, divisor: float | None, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The torch operations that a GPU runs, here on the CPU, against what is written."""
-    monkeypatch.setattr("souping.merge.device.STEP", 1000)
+    monkeypatch.setattr("souping.merge.live.STEP", 1000)
     folders = pool_of(tmp_path)
     fields: dict[str, Any] = {"base": str(folders["m2"]), "scale": 0.9} if method != "linear" else {}
     merge, (checkpoints, fingerprints) = LocalMerge(method=method, **fields), opened(folders)

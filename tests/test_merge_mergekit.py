@@ -14,14 +14,13 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.core import Recipe, UserError
-from souping.merge.backends import LocalMerge
-from souping.merge.checkpoint import Checkpoint, fingerprint
-from souping.merge.cook import cook
-from souping.merge.layout import MergePlan
-from souping.merge.mergekit import MergekitMerge, MergekitPlan
-from souping.merge.mergekit_yaml import Imported, from_yaml, to_yaml
-from souping.merge.plan import plan
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.core.types import Recipe, UserError
+from souping.merge.local import LocalMerge
+from souping.merge.mergekit import Imported, MergekitMerge, MergekitPlan, from_yaml, to_yaml
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan
+from souping.merge.writer import cook
 from tests.merge_files import family, load, opened, same_bits
 
 COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)

@@ -13,15 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.core import UserError
-from souping.merge import runs as work
-from souping.merge import statistics
-from souping.merge.average import Kitchen, prepare
-from souping.merge.checkpoint import Checkpoint
-from souping.merge.cook import cook
-from souping.merge.kernels import Float32
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.core.types import UserError
+from souping.merge import chunks
+from souping.merge.kernels.reference import Float32
 from souping.merge.methods import METHODS, Method
-from souping.merge.plan import MergePlan, plan
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan
+from souping.merge.writer import Kitchen, cook, prepare
 from tests.merge_files import expected, family, load, random_tensors, same_bits, save, simple, soup_of, sparse_70b
 
 
@@ -163,8 +162,8 @@ def test_overflow_of_a_narrow_dtype_is_found(tmp_path: Path) -> None:
 def test_files_get_what_the_method_gives_on_whole_tensors(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "STEP", 16)
-    monkeypatch.setattr(work, "BLOCK", 16)
+    monkeypatch.setattr(chunks, "STEP", 16)
+    monkeypatch.setattr(chunks, "BLOCK", 16)
     folders, based = family(tmp_path, 3), method != "slerp"
     fields = {"base": str(folders["m2"])} if based else {}
     pair = {name: folders[name] for name in ("m0", "m1")}
@@ -185,7 +184,7 @@ def test_a_whole_tensor_method_is_never_cut(tmp_path: Path, monkeypatch: pytest.
         seen.append(len(tensors[0]))
         return np.asarray(np.median(np.stack(tensors), axis=0), np.float32)
 
-    monkeypatch.setattr(work, "BLOCK", 16)
+    monkeypatch.setattr(chunks, "BLOCK", 16)
     monkeypatch.setitem(METHODS, "middle", Method(function=middle, whole=True))
     folders = family(tmp_path, 3)
     soup = soup_of(folders, tmp_path / "soup", (0.2, 0.3, 0.5), method="middle")
@@ -230,9 +229,9 @@ def test_shares_of_ranks_cover_the_output_once(
     folders = family(root, 2)
     made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "BLOCK", block)
-        shares = [work.share(work.runs(made), rank, ranks) for rank in range(ranks)]
-        assert sum(run.count for share in shares for run in share) == sum(run.count for run in work.runs(made))
+        patch.setattr(chunks, "BLOCK", block)
+        shares = [chunks.share(chunks.runs(made), rank, ranks) for rank in range(ranks)]
+        assert sum(run.count for share in shares for run in share) == sum(run.count for run in chunks.runs(made))
         stage = root / "stage"
         stage.mkdir()
         prepare(made, stage)

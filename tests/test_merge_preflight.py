@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from souping.core import UserError
-from souping.merge.backends import LocalMerge
-from souping.merge.preflight import preflight
+from souping.checkpoints.compatibility import preflight
+from souping.core.types import UserError
+from souping.merge.local import LocalMerge
 from tests.merge_files import family, load, opened, random_tensors, save
 
 VOCAB = {f"w{i}": i for i in range(12)}

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from souping.core import UserError
-from souping.merge.backends import LocalMerge
-from souping.merge.cook import cook
-from souping.merge.patterns import matcher
-from souping.merge.plan import parse_size, plan
+from souping.core.types import UserError
+from souping.merge.local import LocalMerge
+from souping.merge.planner import matcher, parse_size, plan
+from souping.merge.writer import cook
 from tests.merge_files import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from souping import simplex
-from souping.core import Result, UserError, Weights
-from souping.optimise import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
-from souping.protocols import Strategy
+from souping.core import simplex
+from souping.core.protocols import Strategy
+from souping.core.types import Result, UserError, Weights
+from souping.search.nevergrad import Nevergrad
+from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
 
 NAMES = ("a", "b", "c")
 STRATEGIES = [

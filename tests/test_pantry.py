@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping import folds, pantry
-from souping.benchmark import Benchmark
-from souping.core import FOLDS, Item, UserError
-from souping.pantry import cook, items
-from souping.pantry.__main__ import main
-from souping.pantry.recipes import STAGES, Stage
-from souping.pantry.tasks import CATEGORIES, MAKERS, REFUSAL
-from souping.scorers import score
+from souping.core.types import FOLDS, Item, UserError
+from souping.evaluate import folds
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.scoring import score
+from souping.examples import pantry
+from souping.examples.pantry import items, train
+from souping.examples.pantry.__main__ import main
+from souping.examples.pantry.recipes import STAGES, Stage
+from souping.examples.pantry.tasks import CATEGORIES, MAKERS, REFUSAL
 
 SHIPPED = Benchmark(path=str(pantry.path("items"))).items()
 TASKS = items.make(items.SEED, items.PER_CATEGORY)
@@ -75,14 +76,14 @@ class TestItems:
         assert len(development) == 20 * len(CATEGORIES)
         assert not shipped & development
         stage = Stage(name="x", seed=3, steps=1, rate=0.1, batch=200, mix={"others": 1.0})
-        drawn = {task.key for step in range(5) for task in cook.draw(stage, step, frozenset(shipped))}
+        drawn = {task.key for step in range(5) for task in train.draw(stage, step, frozenset(shipped))}
         assert not shipped & drawn
 
     def test_exclusion_is_by_content(self) -> None:
         """What a step would draw is skipped once it is held out, and replaced."""
         stage = Stage(name="x", seed=3, steps=1, rate=0.1, batch=20, mix={"others": 1.0})
-        free = cook.draw(stage, 0, frozenset())
-        bound = cook.draw(stage, 0, frozenset(task.key for task in free))
+        free = train.draw(stage, 0, frozenset())
+        bound = train.draw(stage, 0, frozenset(task.key for task in free))
         assert len(bound) == 20
         assert not {task.key for task in free} & {task.key for task in bound}
 
@@ -168,7 +169,7 @@ def test_paths() -> None:
 
 
 def test_importing_the_pantry_loads_no_torch() -> None:
-    code = "import sys, souping.pantry; sys.exit(int('torch' in sys.modules or 'transformers' in sys.modules))"
+    code = "import sys, souping.examples.pantry; sys.exit(int('torch' in sys.modules or 'transformers' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -184,18 +185,18 @@ def weights(folder: Path) -> bytes:
 
 def test_a_killed_training_continues_to_the_same_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    cook.cook(tmp_path / "whole", SMALL, dev=1, say=lines.append)
-    monkeypatch.setattr(cook, "EVERY", 1)
+    train.cook(tmp_path / "whole", SMALL, dev=1, say=lines.append)
+    monkeypatch.setattr(train, "EVERY", 1)
 
     def die(line: str) -> None:
         if line.startswith("base_cook: step 2"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cook.cook(tmp_path / "killed", SMALL, dev=1, say=die)
+        train.cook(tmp_path / "killed", SMALL, dev=1, say=die)
     assert not (tmp_path / "killed" / "models").exists()
     later: list[str] = []
-    cook.cook(tmp_path / "killed", SMALL, dev=1, say=later.append)
+    train.cook(tmp_path / "killed", SMALL, dev=1, say=later.append)
     assert later[0].startswith("base_cook: step 3 of 3")
     assert any("% on development items" in line for line in lines)
     for stage in SMALL:
@@ -207,14 +208,14 @@ def test_a_killed_training_continues_to_the_same_models(tmp_path: Path, monkeypa
 
 def test_training_lowers_the_loss() -> None:
     stage = Stage(name="x", seed=4, steps=12, rate=1e-2, warmup=2, batch=8, mix={"irrelevance": 1.0})
-    tokens = cook.vocabulary()
-    model = cook.fresh(0, len(tokens))
+    tokens = train.vocabulary()
+    model = train.fresh(0, len(tokens))
     import torch
 
     optimiser = torch.optim.AdamW(model.parameters())
     losses = [
-        cook.learn(
-            model, optimiser, *cook.encode(tokens, cook.draw(stage, step, frozenset())), cook.rate_at(stage, step)
+        train.learn(
+            model, optimiser, *train.encode(tokens, train.draw(stage, step, frozenset())), train.rate_at(stage, step)
         )
         for step in range(stage.steps)
     ]
@@ -222,7 +223,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_the_command_retrains_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("souping.pantry.recipes.STAGES", SMALL)
+    monkeypatch.setattr("souping.examples.pantry.recipes.STAGES", SMALL)
     assert main(["--out", str(tmp_path), "--steps", "1", "--dev", "1", "--threads", "1"]) == 0
     record = json.loads((tmp_path / "scores.json").read_text())
     assert [stage["steps"] for stage in record["stages"]] == [1, 1]
@@ -236,7 +237,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cook, "cook", interrupt)
+    monkeypatch.setattr(train, "cook", interrupt)
     assert main(["--out", str(tmp_path)]) == 130
     assert "continues" in capsys.readouterr().err
 

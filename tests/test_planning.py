@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from souping.core import Candidate, Item, UserError
-from souping.evaluate.local import LocalEvaluator
-from souping.merge.backends import LocalMerge
-from souping.objective import Mean, Weighted
-from souping.planning import figures, machine, missing, room, speed, weights
-from souping.planning.machine import Gpu, Machine
-from souping.planning.outlines import outline
-from souping.planning.weights import Model
-from souping.store import Store
+from souping.checkpoints.pool import Model, parameters_in, weigh
+from souping.core.objectives import Mean, Weighted
+from souping.core.types import Candidate, Item, UserError
+from souping.evaluate.generate import LocalEvaluator
+from souping.merge.local import LocalMerge
+from souping.pipeline import requirements
+from souping.pipeline.requirements import Gpu, Machine, Room, rooms, soup_bytes
+from souping.pipeline.store import Store
+from souping.planning.plan import outline, speed, worth
 from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
 
 GB = 10**9
@@ -111,7 +111,7 @@ class TestAgainstRuns:
     def test_it_loads_nothing_heavy(self, family: Path, tmp_path: Path) -> None:
         words = ["souping", *pool_of(family), "plan=true"]
         code = (
-            f"import sys; sys.argv={words!r}\nfrom souping.cli import main\nmain()\n"
+            f"import sys; sys.argv={words!r}\nfrom souping.cli.main import main\nmain()\n"
             "print('|'.join(sorted({'torch', 'transformers', 'nevergrad', 'accelerate'} & set(sys.modules))))"
         )
         done = subprocess.run(
@@ -224,7 +224,7 @@ class TestOutlines:
 
 class TestMachine:
     def test_gpus_as_the_driver_lists_them(self) -> None:
-        found = machine.listed("NVIDIA H100 80GB HBM3, 81559, 81000\nNVIDIA A10, 23028, [N/A]\n")
+        found = requirements.listed_gpus("NVIDIA H100 80GB HBM3, 81559, 81000\nNVIDIA A10, 23028, [N/A]\n")
         assert found == (Gpu(name="NVIDIA H100 80GB HBM3", total=81559 * 2**20, free=81000 * 2**20),)
 
     @pytest.mark.parametrize(
@@ -232,17 +232,17 @@ class TestMachine:
     )
     def test_cuda_visible_devices(self, setting: str | None, seen: str) -> None:
         three = tuple(Gpu(name=name, total=1, free=1) for name in "abc")
-        assert "".join(gpu.name for gpu in machine.visible(three, setting)) == seen
+        assert "".join(gpu.name for gpu in requirements.visible(three, setting)) == seen
 
     def test_a_container_may_have_less_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "memory.max").write_text("123456789\n")
         (tmp_path / "none").write_text("max\n")
-        monkeypatch.setattr(machine, "CGROUPS", (tmp_path / "none", tmp_path / "memory.max", tmp_path / "absent"))
-        assert machine.look().memory == 123456789
-        assert machine.look().available <= 123456789
+        monkeypatch.setattr(requirements, "CGROUPS", (tmp_path / "none", tmp_path / "memory.max", tmp_path / "absent"))
+        assert requirements.look().memory == 123456789
+        assert requirements.look().available <= 123456789
 
     def test_room_where_nothing_is_yet(self, tmp_path: Path) -> None:
-        assert machine.room(tmp_path / "a" / "b") == machine.room(tmp_path)
+        assert requirements.room(tmp_path / "a" / "b") == requirements.room(tmp_path)
 
 
 class TestWeights:
@@ -258,16 +258,16 @@ class TestWeights:
         ],
     )
     def test_parameters_by_name(self, name: str, number: float) -> None:
-        assert weights.parameters_in(name) == number
+        assert parameters_in(name) == number
 
     def test_a_folder_is_known_from_its_headers(self, family: Path) -> None:
-        found = weights.weigh(Candidate(name="ant", path=family / "ant"))
+        found = weigh(Candidate(name="ant", path=family / "ant"))
         assert found.basis == "headers"
         assert found.nbytes == 2 * found.parameters
         assert found.download == 0
 
     def test_what_is_no_model_carries_its_trouble(self, tmp_path: Path) -> None:
-        found = weights.weigh(Candidate(name="x", path=tmp_path / "nowhere" / "x" / "y"))
+        found = weigh(Candidate(name="x", path=tmp_path / "nowhere" / "x" / "y"))
         assert "is not a folder" in found.trouble
 
 
@@ -284,18 +284,18 @@ HOST = Machine(cores=64, memory=512 * GB, available=500 * GB, gpus=(Gpu(name="H1
 class TestRoom:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "room", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(requirements, "room", lambda path: (100 * GB, 1))
 
-    def kinds(self, found: list[room.Room]) -> dict[str, bool]:
+    def kinds(self, found: list[Room]) -> dict[str, bool]:
         return {one.kind: one.fits for one in found}
 
     def test_a_disk_holds_soup_and_downloads_together(self) -> None:
-        found = room.rooms(run(), [EIGHT] * 4, LAPTOP, [LocalEvaluator()])
+        found = rooms(run(), [EIGHT] * 4, LAPTOP, [LocalEvaluator()])
         disk = next(one for one in found if one.kind == "disk")
         assert disk.need == 4 * 17 * GB + 16 * GB
         assert disk.fits
-        assert not self.kinds(room.rooms(run(), [EIGHT] * 5, LAPTOP, [LocalEvaluator()]))["disk"]
-        assert self.kinds(room.rooms(run(stop_after="search"), [EIGHT] * 5, LAPTOP, [LocalEvaluator()]))["disk"]
+        assert not self.kinds(rooms(run(), [EIGHT] * 5, LAPTOP, [LocalEvaluator()]))["disk"]
+        assert self.kinds(rooms(run(stop_after="search"), [EIGHT] * 5, LAPTOP, [LocalEvaluator()]))["disk"]
 
     @pytest.mark.parametrize(
         ("dtype", "resident", "fits"),
@@ -303,34 +303,34 @@ class TestRoom:
     )
     def test_memory_of_a_live_model(self, dtype: Any, resident: str, fits: bool) -> None:
         merge = LocalMerge(resident=resident)
-        found = room.rooms(run(merge=merge), [EIGHT] * 2, LAPTOP, [LocalEvaluator(dtype=dtype)])
+        found = rooms(run(merge=merge), [EIGHT] * 2, LAPTOP, [LocalEvaluator(dtype=dtype)])
         assert self.kinds(found)["memory"] is fits
 
     def test_a_gpu_holds_the_model_in_the_evaluators_dtype(self) -> None:
         seventy = Model(name="m", path="m", basis="headers", nbytes=140 * GB, parameters=70 * GB)
         evaluator = LocalEvaluator(dtype="bfloat16", device="cuda")
-        assert self.kinds(room.rooms(run(), [EIGHT], HOST, [evaluator]))["GPU memory"]
-        assert not self.kinds(room.rooms(run(), [seventy], HOST, [evaluator]))["GPU memory"]
+        assert self.kinds(rooms(run(), [EIGHT], HOST, [evaluator]))["GPU memory"]
+        assert not self.kinds(rooms(run(), [seventy], HOST, [evaluator]))["GPU memory"]
 
     @pytest.mark.parametrize(("ways", "fits"), [(1, False), (2, True), (4, False)])
     def test_vllm_shares_a_model_over_gpus(self, ways: int, fits: bool) -> None:
-        from souping.evaluate.engines.vllm_engine import VllmEngine
+        from souping.evaluate.engines.vllm import VllmEngine
 
         model = Model(name="m", path="m", basis="headers", nbytes=100 * GB, parameters=50 * GB)
         evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=ways))
-        assert self.kinds(room.rooms(run(), [model], HOST, [evaluator]))["GPU memory"] is fits
+        assert self.kinds(rooms(run(), [model], HOST, [evaluator]))["GPU memory"] is fits
 
     def test_a_dtype_of_the_merge_sizes_the_soup(self) -> None:
-        assert room.soup_bytes([EIGHT], LocalMerge(dtype="float32")) == 32 * GB
+        assert soup_bytes([EIGHT], LocalMerge(dtype="float32")) == 32 * GB
         adapter = Model(name="a", path="a", basis="headers", nbytes=GB // 10, parameters=GB // 20, adapter=True)
-        assert room.soup_bytes([adapter], LocalMerge()) == GB // 10
+        assert soup_bytes([adapter], LocalMerge()) == GB // 10
 
 
 class TestRefusal:
     """A real run on too small a machine stops before a model is loaded."""
 
     def test_a_full_disk(self, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "room", lambda path: (1000, 1))
+        monkeypatch.setattr(requirements, "room", lambda path: (1000, 1))
         souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
         assert not list(tmp_path.glob("outputs/fam/*"))
         done = souping(*pool_of(family), "plan=true")
@@ -338,29 +338,31 @@ class TestRefusal:
         assert "the disk for the soup has 1.00 kB" in done.out.splitlines()[-1]
 
     def test_too_little_memory(self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "look", lambda: Machine(cores=1, memory=GB, available=GB))
+        monkeypatch.setattr(requirements, "look", lambda: Machine(cores=1, memory=GB, available=GB))
         souping(*pool_of(family)).refused("this machine's memory has 1.00 GB, the run needs 1.50 GB", "evaluator.dtype")
 
 
 class TestMissing:
     def test_a_command_in_an_error_is_found(self) -> None:
         error = UserError('evaluator=lm_eval needs lm_eval: pip install "souping[lm_eval]"\nmore')
-        assert missing.from_error(error) == missing.Missing(
+        assert requirements.from_error(error) == requirements.Missing(
             what="evaluator=lm_eval needs lm_eval", mends='pip install "souping[lm_eval]"'
         )
-        long = missing.from_error(UserError("bfcl-eval is not in x: python -m souping.evaluate.bfcl install --full"))
+        long = requirements.from_error(
+            UserError("bfcl-eval is not in x: python -m souping.evaluate.bfcl install --full")
+        )
         assert long.mends == "python -m souping.evaluate.bfcl install --full"
-        assert missing.from_error(UserError("no such file")).mends == ""
+        assert requirements.from_error(UserError("no such file")).mends == ""
 
     def test_vllm_without_a_gpu(self) -> None:
-        from souping.evaluate.engines.vllm_engine import VllmEngine
+        from souping.evaluate.engines.vllm import VllmEngine
 
         evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=4))
-        found = missing.missing(run(tracker=None), [], HOST, [evaluator])
+        found = requirements.missing(run(tracker=None), [], HOST, [evaluator])
         assert any(one.what == "GPUs: vLLM is to use 4, nvidia-smi shows 2" for one in found)
 
     def test_a_gpu_that_is_not_there(self) -> None:
-        found = missing.missing(run(tracker=None), [], LAPTOP, [LocalEvaluator(device="cuda:1")])
+        found = requirements.missing(run(tracker=None), [], LAPTOP, [LocalEvaluator(device="cuda:1")])
         assert [one.what for one in found] == ["a GPU: evaluator.device=cuda:1, nvidia-smi shows 0"]
 
     def test_an_upload_needs_a_login(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,29 +371,29 @@ class TestMissing:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        found = missing.missing(run(tracker=None, upload="org/name"), [], LAPTOP, [])
+        found = requirements.missing(run(tracker=None, upload="org/name"), [], LAPTOP, [])
         assert "hf auth login" in found[0].mends
 
     def test_a_part_may_tell_for_itself(self) -> None:
         part = SimpleNamespace(needs=lambda: [("a spoon", "pip install spoon")])
-        found = missing.missing(run(tracker=part), [], LAPTOP, [])
-        assert found == [missing.Missing(what="a spoon", mends="pip install spoon")]
+        found = requirements.missing(run(tracker=part), [], LAPTOP, [])
+        assert found == [requirements.Missing(what="a spoon", mends="pip install spoon")]
 
 
 class TestSpeed:
     def test_stated_measured_assumed(self, tmp_path: Path) -> None:
         items, evaluator = make_items(5), LocalEvaluator(threads=1, device="cpu")
         with Store(tmp_path / "s.sqlite") as store:
-            assumed = speed.speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
+            assumed = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
             assert assumed is not None
             assert assumed.basis == "assumed"
             store.took("a", evaluator.fingerprint, 30, 2.0)
             store.took("a", evaluator.fingerprint, 30, 4.0)
             store.took("b", evaluator.fingerprint, 1, 99.0)
-            measured = speed.speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a", "c"])
+            measured = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a", "c"])
             assert measured is not None
             assert (measured.basis, measured.items_per_second) == ("measured", 10.0)
-            stated = speed.speed(run(throughput=3.5), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
+            stated = speed(run(throughput=3.5), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
             assert stated is not None
             assert (stated.basis, stated.items_per_second) == ("stated", 3.5)
 
@@ -399,7 +401,7 @@ class TestSpeed:
         items, evaluator = make_items(5), LocalEvaluator(device="cuda")
         with Store(tmp_path / "s.sqlite") as store:
             rates = [
-                speed.speed(run(), evaluator.__class__(device=device), items, size, where, store, [])
+                speed(run(), evaluator.__class__(device=device), items, size, where, store, [])
                 for device, size, where in (("cuda", 8 * GB, HOST), ("cpu", 8 * GB, HOST), ("cpu", 70 * GB, HOST))
             ]
         values = [rate.items_per_second for rate in rates if rate is not None]
@@ -407,13 +409,13 @@ class TestSpeed:
 
     def test_nothing_known_nothing_said(self, tmp_path: Path) -> None:
         with Store(tmp_path / "s.sqlite") as store:
-            assert speed.speed(run(), LocalEvaluator(threads=1, device="cpu"), [], 1, LAPTOP, store, []) is None
+            assert speed(run(), LocalEvaluator(threads=1, device="cpu"), [], 1, LAPTOP, store, []) is None
 
 
 class TestWorth:
     def test_the_mean_over_even_categories_is_worth_its_items(self) -> None:
-        assert figures.worth(make_items(40), Mean(), by_group=False) == pytest.approx(80)
-        assert figures.worth(make_items(40), Mean(), by_group=True) == pytest.approx(40)
+        assert worth(make_items(40), Mean(), by_group=False) == pytest.approx(80)
+        assert worth(make_items(40), Mean(), by_group=True) == pytest.approx(40)
 
     def test_groups_that_span_categories_are_one_each(self) -> None:
         items = [
@@ -421,10 +423,10 @@ class TestWorth:
             for c in ("de", "en")
             for i in range(30)
         ]
-        assert figures.worth(items, Mean(), by_group=False) == pytest.approx(60)
-        assert figures.worth(items, Mean(), by_group=True) == pytest.approx(30)
+        assert worth(items, Mean(), by_group=False) == pytest.approx(60)
+        assert worth(items, Mean(), by_group=True) == pytest.approx(30)
 
     def test_a_small_category_with_much_weight_costs(self) -> None:
         items: list[Item] = [*make_items(90, ("w",)), *make_items(10, ("x",))]
-        assert figures.worth(items, Mean(), by_group=False) == pytest.approx(1 / (0.25 / 90 + 0.25 / 10))
-        assert figures.worth(items, Weighted(weights={"w": 1}), by_group=False) == pytest.approx(90)
+        assert worth(items, Mean(), by_group=False) == pytest.approx(1 / (0.25 / 90 + 0.25 / 10))
+        assert worth(items, Weighted(weights={"w": 1}), by_group=False) == pytest.approx(90)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.benchmark import Benchmark
+from souping.evaluate.benchmark import Benchmark
 from tests.conftest import ROOT, Cli
 
 TEXT = (ROOT / "README.md").read_text()
@@ -55,7 +55,7 @@ def test_the_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_the_table_command_picks_what_the_readme_says(souping: Cli) -> None:
     words = next(shlex.split(c)[3:] for c in commands() if "bfcl_8b.csv" in c)
-    words = [w.replace("souping/data", str(ROOT / "souping/data")) for w in words]
+    words = [w.replace("souping/examples", str(ROOT / "souping/examples")) for w in words]
     done = souping(*words)
     assert done.code == 0, done.err
     assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.out + done.err

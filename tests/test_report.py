@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from souping.core import UserError
-from souping.report import as_json, draw, put, table, write, write_selection, write_trials
-from souping.report.markdown import markdown
-from souping.report.page import page
-from souping.report.texts import percent, seconds, short
+from souping.core.types import UserError
+from souping.report.files import as_json, draw, put, write, write_selection, write_trials
+from souping.report.format import percent, seconds, short
+from souping.report.render import markdown, page
+from souping.report.terminal import table
 from tests.html_outline import outline
 from tests.report_sample import sample
 

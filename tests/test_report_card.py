@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.report import card
+from souping.report.cards import card
 from tests.report_sample import sample
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from souping.report import Progress
+from souping.report.progress import Progress
 
 
 def plain() -> Console:

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from souping.report.rebuilding import rebuild
+from souping.report.sections import rebuild
 
 
 @pytest.mark.parametrize(

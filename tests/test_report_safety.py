@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from souping.report import write, write_trials
-from souping.report.texts import escape_markdown
+from souping.report.files import write, write_trials
+from souping.report.format import escape_markdown
 from tests.html_outline import outline
 from tests.report_sample import sample
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.core import Item, UserError
-from souping.scorers import SCORERS, check, last_number, score
+from souping.core.types import Item, UserError
+from souping.evaluate.scoring import SCORERS, check, last_number, score
 
 
 def item(answer: Any, scorer: str = "call", language: str = "python") -> Item:

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from souping.core import ItemScores, UserError
-from souping.scores import ScoreMatrix, read_table
+from souping.core.scores import ScoreMatrix, read_table
+from souping.core.types import ItemScores, UserError
 from tests.conftest import PAPER, make_items
 
 

@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from souping import correlation
-from souping.core import UserError
-from souping.objective import Mean, Tree, Weighted
-from souping.protocols import Selector
-from souping.scores import ScoreMatrix, read_table
-from souping.selection import All, Greedy, SoCE, TopK, ranking
+from souping.analysis import correlation
+from souping.core.objectives import Mean, Tree, Weighted
+from souping.core.protocols import Selector
+from souping.core.scores import ScoreMatrix, read_table
+from souping.core.types import UserError
+from souping.selection.selectors import All, Greedy, SoCE, TopK, ranking
 from tests.conftest import PAPER
 
 SELECTORS = [

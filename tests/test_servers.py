@@ -20,15 +20,13 @@ from typing import Any
 
 import pytest
 
-from souping import pantry
-from souping.core import Item, UserError, digest
-from souping.evaluate.loading import load_module, load_tokenizer
-from souping.evaluate.local import LocalEvaluator
-from souping.evaluate.servers import Running, ServerChoice, client
-from souping.evaluate.servers.launch import Order, free_port, launch
-from souping.evaluate.servers.process import Process
-from souping.evaluate.servers.transformers_serve import NEEDS, TransformersServer
-from souping.evaluate.servers.vllm_serve import VllmServer
+from souping.core.types import Item, UserError, digest
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.servers import ServerChoice
+from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers.process import Order, Process, Running, ServerError, ask, free_port, launch, models_at
+from souping.examples import pantry
 from tests.conftest import ROOT
 from tests.processes import gone, members, wait_for
 
@@ -176,7 +174,7 @@ class TestLaunch:
         with pytest.raises(UserError, match="its log: "):
             launch(order("raise SystemExit(3)"), None, None)
         assert [log.name for log in tmp_path.glob("souping-server-*/*")] == ["m.log"]
-        monkeypatch.setattr("souping.evaluate.servers.launch._wait", interrupted)
+        monkeypatch.setattr("souping.evaluate.servers.process._wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             launch(order("import time; time.sleep(60)"), None, None)
         assert len(list(tmp_path.glob("souping-server-*"))) == 1
@@ -225,7 +223,7 @@ class TestLaunch:
 
 def said(running: Running, prompt: str, tokens: int) -> str:
     body = {"model": running.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-    return str(json.loads(client.ask(f"{running.url}/completions", body, 120))["choices"][0]["text"])
+    return str(json.loads(ask(f"{running.url}/completions", body, 120))["choices"][0]["text"])
 
 
 def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
@@ -266,7 +264,7 @@ def running(cook: Path) -> Iterator[Running]:
 @real
 class TestTransformersServe:
     def test_it_lists_the_model(self, running: Running, cook: Path) -> None:
-        assert [m["id"] for m in client.models(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
+        assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
         assert running.url == f"http://{running.host}:{running.port}/v1"
 
     def test_completions_are_the_local_evaluators(self, running: Running, cook: Path, prompts: list[str]) -> None:
@@ -277,15 +275,13 @@ class TestTransformersServe:
     def test_chat_is_the_local_evaluators(self, running: Running, cook: Path, prompts: list[str]) -> None:
         chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         body = {"model": running.model, "max_tokens": 24, "temperature": 0}
-        texts = [
-            json.loads(client.ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120)) for chat in chats
-        ]
+        texts = [json.loads(ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120)) for chat in chats]
         said = [text["choices"][0]["message"]["content"] for text in texts]
         assert said == local(cook, [tuple(chat) for chat in chats], 24)
 
     def test_what_it_refuses_is_told(self, running: Running) -> None:
-        with pytest.raises(client.ServerError, match="pinned to"):
-            client.ask(f"{running.url}/completions", {"model": "another", "prompt": "x"})
+        with pytest.raises(ServerError, match="pinned to"):
+            ask(f"{running.url}/completions", {"model": "another", "prompt": "x"})
 
 
 @real
@@ -293,7 +289,7 @@ def test_ctrl_c_ends_a_run_and_its_server(tmp_path: Path) -> None:
     code = f"""
         import time
         from pathlib import Path
-        from souping.evaluate.servers.transformers_serve import TransformersServer
+        from souping.evaluate.servers.choices import TransformersServer
         running = TransformersServer(device="cpu").start(Path({str(pantry.path("java_cook"))!r}), "java_cook")
         Path("group").write_text(f"{{running.process.group}}\\n")
         time.sleep(600)
@@ -332,9 +328,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     while time.monotonic() < end:
         try:
-            client.models(address)
+            models_at(address)
             break
-        except client.ServerError:
+        except ServerError:
             time.sleep(0.2)
     yield address
     process.stop()
@@ -348,8 +344,8 @@ class TestAFoundServer:
             with server.start(pantry.path(name), name) as running:
                 assert running.process is None
                 assert [said(running, p, 24) for p in prompts] == local(pantry.path(name), prompts, 24)
-            assert client.models(url) == []  # it forgot the soup
-        client.models(url)  # and runs on
+            assert models_at(url) == []  # it forgot the soup
+        models_at(url)  # and runs on
 
     def test_a_folder_that_it_cannot_load(self, url: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"server.url=\S+ cannot serve m \(.*\): .*\n.*leave server.url out"):

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping import pantry, serving
-from souping.core import Candidate, FloatArray, Item, Record, UserError
-from souping.evaluate.local import LocalEvaluator
-from souping.evaluation import Evaluation
-from souping.kitchen import Kitchen
-from souping.merge.backends import LocalMerge
-from souping.store import Store
+from souping.core.types import Candidate, FloatArray, Item, Record, UserError
+from souping.evaluate.generate import LocalEvaluator
+from souping.examples import pantry
+from souping.merge.local import LocalMerge
+from souping.pipeline import models
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.models import Kitchen
+from souping.pipeline.store import Store
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
 
 
@@ -62,12 +63,12 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(kitchen: Kitchen, 
 def test_what_a_killed_run_left_goes_and_what_is_in_use_stays(
     kitchen: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "SHARED_MEMORY", tmp_path)
-    dead, live, other = (tmp_path / f"{serving.PREFIX}{name}" for name in ("dead", "live", "other"))
+    monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
+    dead, live, other = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live", "other"))
     for folder in (dead, live, other):
         folder.mkdir()
-    serving.hold(dead).close()
-    with serving.hold(live):
+    models.hold(dead).close()
+    with models.hold(live):
         served = kitchen.serving(FolderEvaluator(skill={}))(kitchen.recipe({"ant": 0.5, "bee": 0.5})).folder
         assert served is not None
         assert served.parent.parent == tmp_path
@@ -78,7 +79,7 @@ def test_what_a_killed_run_left_goes_and_what_is_in_use_stays(
 
 def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(serving, "place", lambda size: asked.append(size) or tmp_path)
+    monkeypatch.setattr(models, "place", lambda size: asked.append(size) or tmp_path)
     pool = [Candidate(name=name, path=pantry.path(name)) for name in pantry.CANDIDATES[:2]]  # in bfloat16
     for dtype in ("bfloat16", "float32"):
         with Store(tmp_path / "store.sqlite") as store:
@@ -89,10 +90,10 @@ def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatc
 
 
 def test_no_room_is_said_before_the_soup_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(UserError, match="set TMPDIR to a place with room"):
-        serving.place(2 * 10**9)
-    assert serving.place(10**8) == serving.SHARED_MEMORY if serving.SHARED_MEMORY.is_dir() else True
+        models.place(2 * 10**9)
+    assert models.place(10**8) == models.SHARED_MEMORY if models.SHARED_MEMORY.is_dir() else True
 
 
 def test_evaluators_that_want_the_module_alike_share_it(kitchen: Kitchen) -> None:

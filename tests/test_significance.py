@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from souping.analysis import significance
-from souping.analysis.design import design
-from souping.analysis.intervals import IntArray
-from souping.analysis.power import minimal_detectable, power
+from souping.analysis.intervals import IntArray, design, minimal_detectable, power
 from souping.analysis.significance import Comparison, better_than_every, compare, holm, mcnemar, over_ledger, sign_flip
-from souping.core import FloatArray, UserError
+from souping.core.types import FloatArray, UserError
 
 Data = tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from souping import simplex
-from souping.core import UserError
+from souping.core import simplex
+from souping.core.types import UserError
 
 
 @pytest.mark.parametrize(("size", "points"), [(1, 0), (2, 9), (3, 36), (4, 84), (5, 126), (10, 1), (11, 0)])

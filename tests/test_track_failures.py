@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from souping.track import WandbTracker
-from souping.track.session import reachable
+from souping.trackers.wandb import WandbTracker, reachable
 from tests.report_sample import sample
 from tests.track_log import log_of, made, of_type
 
@@ -63,7 +62,7 @@ def test_online_without_a_key_records_offline_and_does_not_ask(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: True)
+    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: True)
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
@@ -80,8 +79,8 @@ def test_online_with_a_dead_server_records_offline_without_waiting(
         raise AssertionError("asked a dead server")
 
     monkeypatch.setattr(wandb, "login", never)
-    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: False)
-    monkeypatch.setattr("souping.track.session.PROXIES", ())
+    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: False)
+    monkeypatch.setattr("souping.trackers.wandb.PROXIES", ())
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
@@ -102,7 +101,7 @@ def test_a_server_that_refuses_the_run_leaves_an_offline_one(
         return real(**settings)
 
     monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
-    monkeypatch.setattr("souping.track.session.reachable", lambda address, timeout: True)
+    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: True)
     monkeypatch.setattr(wandb, "init", refused)
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)

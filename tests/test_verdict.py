@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from souping.analysis.significance import Comparison
-from souping.analysis.verdict import Verdict, verdict
+from souping.analysis.significance import Comparison, Verdict, verdict
 
 CANDIDATES = ("ace", "bit", "cow")
 

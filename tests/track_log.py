@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from souping.core import Recipe, Result, Trial
+from souping.core.types import Recipe, Result, Trial
 
 
 def made(entry: dict[str, Any]) -> Trial:

@@ -2,32 +2,43 @@
 
 A parameter gets the very numbers that writing the soup and loading it back would give: fp32 accumulation, one rounding
 to the soup's dtype, then the cast to the parameter's dtype.
+
+Ingredients at hand between pours: mapped from their files, or kept in memory.
+
+Where in a live module each tensor of a checkpoint goes.
+
+The detour of a live pour for modules that do not look like their checkpoints: let transformers load the soup.
+
+Live pouring on a GPU: blocks of the ingredients go through pinned buffers to the device and are mixed there.
+
+The operations are torch's, in the order of `kernels`: `add_(x, alpha=w)` on fp32 is a fused multiply-add on CUDA as on
+CPUs, the divisor is a tensor because torch multiplies by the reciprocal of a plain number. With `resident="device"` the
+ingredients stay on the device between pours.
 """
 
 from __future__ import annotations
 
+import mmap
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.core import Recipe
-from souping.merge.blocks import mix, store
-from souping.merge.checkpoint import Checkpoint
-from souping.merge.device import FUSED, Device
-from souping.merge.kernels import Raw, linear
-from souping.merge.larder import Larder
-from souping.merge.layout import MergePlan, PlannedTensor, Source
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.compatibility import listed
+from souping.checkpoints.header import BITS
+from souping.core.types import Recipe, UserError
+from souping.merge.chunks import Run, agree, blocks, check_finite, piece_gram, size_of, tensor_runs
+from souping.merge.kernels import mix, store
+from souping.merge.kernels.reference import Combine, Raw, delta, linear
 from souping.merge.methods import get_method
-from souping.merge.plan import base_name, plan_opened
-from souping.merge.reload import reload
-from souping.merge.runs import Run, agree, blocks, check_finite, size_of, tensor_runs
-from souping.merge.statistics import piece_gram
-from souping.merge.targets import TORCH_DTYPES, Target, Targets
+from souping.merge.plan import MergePlan, PlannedTensor, Source
+from souping.merge.planner import base_name, plan_opened
 
 if TYPE_CHECKING:
     import torch
@@ -168,3 +179,250 @@ class Live:
             for job in self._cut(plan, tensor, run, flat, tensor.dtype):
                 job()
         return torch.from_numpy(flat).view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(tensor.shape)
+
+
+class Larder:
+    """Bytes of the checkpoints' files: memory maps, or copies in memory (`cpu`)."""
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], resident: str = "none") -> None:
+        self._checkpoints, self._resident = dict(checkpoints), resident
+        self._files: dict[tuple[str, str], Raw] = {}
+        self._lock = threading.Lock()
+
+    def row(self, names: Sequence[str], source: Source, count: int) -> Raw:
+        """The bytes of `count` elements from a source of a plan whose ingredients are `names`. No copy.
+
+        Raises:
+            UserError: the file has become shorter.
+        """
+        name = names[source.ingredient]
+        data = self._file(name, self._checkpoints[name].files[source.file])
+        return data[source.offset : source.offset + count * BITS[source.dtype] // 8]
+
+    def _file(self, name: str, file: str) -> Raw:
+        key = (name, file)
+        with self._lock:
+            if key not in self._files:
+                self._files[key] = self._open(self._checkpoints[name].folder / file)
+            return self._files[key]
+
+    def _open(self, path: Path) -> Raw:
+        try:
+            with path.open("rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be mapped: {error}") from None
+        data: Raw = np.frombuffer(mapped, np.uint8)
+        return data.copy() if self._resident == "cpu" else data
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parameter or buffer; `flat` are its bytes where it lies in CPU memory in one piece, else None."""
+
+    tensor: torch.Tensor
+    pointer: int
+    dtype: str
+    flat: Raw | None
+
+
+TAGS = {
+    "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+TORCH_DTYPES = {tag: name for name, tag in TAGS.items()}
+
+
+class Targets:
+    """A module's parameters and persistent buffers by the names that checkpoints use."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._found: dict[str, Target] = {}
+
+    def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, Target] | None:
+        """{tensor name: target}, each storage once (tied parameters share one).
+
+        Tensors the module has no use for are left out, as loading does. None where names or shapes do not cover the
+        module, as for mixtures of experts, whose experts transformers stacks when it loads them.
+        """
+        named = self._named()
+        found: dict[str, Target] = {}
+        taken: set[int] = set()
+        for tensor in tensors:
+            place = self._lookup(tensor.name, named)
+            if place is None:
+                continue
+            if tuple(place.shape) != tensor.shape:
+                return None
+            target = self._target(tensor.name, place)
+            if target.pointer not in taken or not tensor.nbytes:
+                taken.add(target.pointer)
+                found[tensor.name] = target
+        return found if self._covered(named, taken) else None
+
+    def resize(self, tensors: Iterable[PlannedTensor]) -> None:
+        """Give the module's embeddings the soup's number of rows, where they differ."""
+        embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()
+        weight: Any = getattr(embeddings, "weight", None)
+        if weight is None:
+            return
+        named = self._named()
+        for tensor in tensors:
+            place = self._lookup(tensor.name, named)
+            if place is not None and place is weight:
+                if tensor.shape[0] != place.shape[0]:
+                    self._module.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
+                return
+
+    def _named(self) -> Mapping[str, torch.Tensor]:
+        state: Mapping[str, torch.Tensor] = self._module.state_dict(keep_vars=True)
+        return state
+
+    def _lookup(self, name: str, named: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """By its own name; with the base model's prefix added, or taken off, as transformers does."""
+        prefix = f"{getattr(self._module, 'base_model_prefix', '')}."
+        for key in (name, prefix + name, name.removeprefix(prefix)):
+            if key in named:
+                return named[key]
+        return None
+
+    def _target(self, name: str, tensor: torch.Tensor) -> Target:
+        """Remembered between pours, as long as the storage stays where it is."""
+        pointer = tensor.data_ptr()
+        known = self._found.get(name)
+        if known is None or known.pointer != pointer or known.tensor is not tensor:
+            known = Target(tensor, pointer, TAGS.get(str(tensor.dtype).removeprefix("torch."), ""), _flat(tensor))
+            self._found[name] = known
+        return known
+
+    def _covered(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> bool:
+        """Whether every parameter is filled."""
+        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
+        return all(tensor.data_ptr() in taken for tensor in own)
+
+
+def _flat(tensor: torch.Tensor) -> Raw | None:
+    """The tensor's own bytes as numpy, or None off the CPU or where it is not contiguous."""
+    import torch
+
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() == 0:
+        return None
+    view: Raw = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return np.asarray(view)
+
+
+def reload(module: Any, soup: Mapping[str, torch.Tensor]) -> None:
+    """Fill `module` with what transformers makes of the tensors `soup`, in place.
+
+    Raises:
+        UserError: transformers cannot load them, or its module has other parameters.
+    """
+    import torch
+
+    fresh = _load(module, soup)
+    source = fresh.state_dict()
+    with torch.no_grad():
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if name not in source or source[name].shape != tensor.shape:
+                raise UserError(f"the soup does not fit the live module: {name} is missing or of another shape")
+            tensor.copy_(source[name])
+
+
+def _load(module: Any, soup: Mapping[str, torch.Tensor]) -> Any:
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        fresh, report = type(module).from_pretrained(
+            None, config=module.config, state_dict=dict(soup), dtype=module.dtype, output_loading_info=True
+        )
+    except (RuntimeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"the soup does not fit the live module: {str(error).splitlines()[0][:150]}") from None
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    lost = sorted(str(name) for name in report["missing_keys"])
+    if lost or report["mismatched_keys"]:
+        raise UserError(f"the soup does not fit the live module: it has nothing for {listed(lost) or 'a shape of it'}")
+    return fresh
+
+
+STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
+FUSED = (linear, delta)
+Row = Callable[[MergePlan, Source, int], Raw]
+"""row(plan, source, count): an ingredient's bytes in host memory"""
+
+
+class Device:
+    """Mixes runs on one device. Blocks that are not finite are remembered, so that nothing waits for the device."""
+
+    def __init__(self, device: torch.device, row: Row, keep: bool) -> None:
+        self._device, self._row, self._keep = device, row, keep
+        self._kept: dict[tuple[str, int, int], torch.Tensor] = {}
+        self._finite: list[tuple[Run, torch.Tensor]] = []
+
+    def mix(self, plan: MergePlan, run: Run, function: Combine, out: torch.Tensor) -> None:
+        """The run's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
+        import torch
+
+        for start in range(0, run.count, STEP):
+            part = run.part(start, min(STEP, run.count - start))
+            soup = self._soup(plan, part, function).to(getattr(torch, TORCH_DTYPES[run.dtype]))
+            self._finite.append((part, torch.isfinite(soup).all()))
+            out[start : start + part.count].copy_(soup)
+
+    def bad_runs(self) -> list[Run]:
+        """Blocks mixed since the last call that hold NaN or infinity. Waits for the device once."""
+        import torch
+
+        pending, self._finite = self._finite, []
+        if not pending:
+            return []
+        flags = torch.stack([flag for _, flag in pending]).tolist()
+        return [run for (run, _), good in zip(pending, flags, strict=True) if not good]
+
+    def _soup(self, plan: MergePlan, run: Run, function: Combine) -> torch.Tensor:
+        """fp32 values of a block."""
+        import torch
+
+        if run.op == "copy":
+            return self._fetch(plan, run, 0)
+        total = torch.zeros(run.count, dtype=torch.float32, device=self._device)
+        first = int(function is delta)
+        base = self._fetch(plan, run, 0).float() if first else None
+        for number in range(first, len(run.sources)):
+            row = self._fetch(plan, run, number).float()
+            total.add_(row if base is None else row - base, alpha=run.weights[number])
+        if base is not None:
+            total = base + total
+        if plan.divisor is not None:
+            total.div_(torch.tensor(plan.divisor, dtype=torch.float32, device=self._device))
+        return total
+
+    def _fetch(self, plan: MergePlan, run: Run, number: int) -> torch.Tensor:
+        """A source's elements on the device, in their own dtype."""
+        source = run.sources[number]
+        key = (plan.ingredients[source.ingredient].folder, source.file, source.offset)
+        row = self._kept.get(key)
+        if row is None or row.numel() != run.count:
+            row = self._upload(self._row(plan, source, run.count), source)
+            if self._keep:
+                self._kept[key] = row
+        return row
+
+    def _upload(self, raw: Raw, source: Source) -> torch.Tensor:
+        import torch
+
+        pinned = self._device.type == "cuda"
+        host = torch.empty(len(raw) // size_of(source.dtype), dtype=getattr(torch, TORCH_DTYPES[source.dtype]))
+        if pinned:
+            host = host.pin_memory()
+        host.view(torch.uint8).numpy()[:] = raw
+        return host.to(self._device, non_blocking=pinned)

@@ -1,25 +1,33 @@
-"""`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`)."""
+"""`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`).
+
+Recipes from and to mergekit's YAML, for linear, task_arithmetic and slerp.
+
+mergekit's `linear` with `normalize: true` (its default) divides once, at the end, by the fp32 sum of the raw fp32
+weights: an import keeps the raw weights and puts that sum into the recipe's `divisor`. An export says
+`normalize: false` where there is no divisor, and asks for fp32 arithmetic.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from souping.core import Recipe, UserError, Weights
-from souping.merge.backends import check_choice, common_dtype
-from souping.merge.checkpoint import TORCH_NAMES, Checkpoint, fingerprint
-from souping.merge.folder import staged, write_files
-from souping.merge.layout import MergePlan
-from souping.merge.plan import plan as plan_recipe
+from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint, fingerprint
+from souping.core.files import staged, write_files
+from souping.core.types import Recipe, UserError, Weights
+from souping.merge.local import check_choice, common_dtype
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan as plan_recipe
 
 FLAGS = ("--quiet", "--no-write-model-card", "--lazy-unpickle")
 OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is what travels
@@ -137,7 +145,7 @@ class MergekitMerge:
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
         if isinstance(plan, MergePlan):
-            from souping.merge.cook import cook
+            from souping.merge.writer import cook
 
             return cook(plan, out, progress=progress, extra_files=extra_files)
         with staged(out) as stage:
@@ -193,3 +201,203 @@ class _Live:
             soup = Checkpoint.open(out)
             alone = Recipe(ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype)
             Live({"soup": soup}, self._module, nonfinite=self._merge.nonfinite).pour(alone)
+
+
+METHODS = ("linear", "task_arithmetic", "slerp")
+KNOWN = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters", "tokenizer_source"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What a YAML asks for: models as written in it, raw weights, and the settings a recipe needs.
+
+    `dtype` is None where the ingredients' own is meant. `base` is the base model of task_arithmetic.
+    """
+
+    method: str
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
+    dtype: str | None = None
+    base: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def recipe(self, fingerprints: Mapping[str, str], dtype: str, base: str = "") -> Recipe:
+        """The recipe, with the content of each model by its name, the dtype where the YAML has none, and the base's."""
+        settings = {**self.settings, **({"base": base} if self.base is not None else {})}
+        return Recipe(
+            ingredients=self.models,
+            fingerprints=tuple(fingerprints[name] for name in self.models),
+            weights=self.weights,
+            dtype=self.dtype or dtype,
+            method=self.method,
+            settings=settings,
+        )
+
+
+def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str | None = None) -> str:
+    """mergekit's YAML for a recipe; models are named by their folders.
+
+    Raises:
+        UserError: the method, vocabulary rule or per-pattern weights have no counterpart there.
+    """
+    if recipe.method not in METHODS:
+        raise UserError(f"merge.method={recipe.method} has no export to mergekit: only {', '.join(METHODS)} have")
+    for key in ("overrides", "vocab"):
+        if key in recipe.settings:
+            raise UserError(f"merge.{key} has no counterpart in mergekit's YAML: export a recipe without it")
+    document = _document(recipe, [str(folders[name]) for name in recipe.ingredients], base)
+    if recipe.dtype in TORCH_NAMES:
+        document |= {"dtype": "float32", "out_dtype": recipe.dtype}
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    text: str = yaml.safe_dump(document, sort_keys=False)
+    return text
+
+
+def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict[str, Any]:
+    weighted = [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, recipe.weights, strict=True)]
+    if recipe.method == "slerp" and len(paths) == 2:
+        t = recipe.weights[1] / sum(recipe.weights)
+        models = [{"model": path} for path in paths]
+        return {"merge_method": "slerp", "base_model": paths[0], "models": models, "parameters": {"t": t}}
+    if recipe.method == "task_arithmetic":
+        if base is None:
+            raise UserError("merge.method=task_arithmetic needs the base model: set merge.base=FOLDER")
+        settings = {"normalize": False, "lambda": float(recipe.settings.get("scale", 1.0))}
+        return {"merge_method": "task_arithmetic", "base_model": str(base), "models": weighted, "parameters": settings}
+    divisor = recipe.settings.get("divisor")
+    if divisor is not None and divisor != fp32_sum(recipe.weights):
+        raise UserError(f"the recipe's divisor {divisor} is not the sum of its weights, the only one mergekit knows")
+    return {"merge_method": "linear", "models": weighted, "parameters": {"normalize": divisor is not None}}
+
+
+def from_yaml(text: str) -> Imported:
+    """Read mergekit's YAML.
+
+    Raises:
+        UserError: not YAML, or it uses what only mergekit itself can do (slices, gradients of parameters, LoRA models,
+            other methods): those run with `merge=mergekit`.
+    """
+    document = _parse(text)
+    method = document.get("merge_method")
+    if method not in METHODS:
+        raise UserError(f"mergekit's {method} is not imported, only {', '.join(METHODS)} are: use merge=mergekit")
+    unknown = sorted(set(document) - KNOWN)
+    if unknown:
+        raise UserError(f"mergekit's {unknown[0]} is not imported: run this file with merge=mergekit")
+    rows = document.get("models")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError("mergekit's YAML has no list of models")
+    models = [_model(row.get("model")) for row in rows]
+    parameters = _table(document.get("parameters"), "parameters")
+    read = {"linear": _linear, "task_arithmetic": _task_arithmetic, "slerp": _slerp}[method]
+    return read(document, models, [_table(row.get("parameters"), "parameters") for row in rows], parameters)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"not a YAML file: {str(error).splitlines()[0][:150]}") from None
+    if not isinstance(document, dict):
+        raise UserError("not a mergekit YAML: it is no table")
+    return document
+
+
+def _model(value: object) -> str:
+    if isinstance(value, dict) and set(value) <= {"path", "model"}:
+        value = value.get("path", value.get("model"))
+    if not isinstance(value, str) or "+" in value.rsplit("/", 1)[-1]:
+        raise UserError(f"mergekit's model {value} is not imported: only plain paths and names are")
+    return value
+
+
+def _table(value: object, key: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"mergekit's {key} must be a table, not {value}")
+    return value
+
+
+def _number(parameters: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    value = parameters.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"mergekit's {key} of {where} is {value}, not one number: run this file with merge=mergekit")
+    return float(value)
+
+
+def _normalize(parameters: Mapping[str, Any], default: bool) -> bool:
+    value = parameters.get("normalize", default)
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    raise UserError(f"mergekit's normalize is {value}, neither true nor false")
+
+
+def _dtype(document: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """(dtype of the soup, notes)."""
+    work, out = document.get("dtype"), document.get("out_dtype")
+    for value in (work, out):
+        if value is not None and value not in TORCH_NAMES:
+            raise UserError(f"mergekit's dtype {value} is not imported: only {', '.join(TORCH_NAMES)} are")
+    notes: tuple[str, ...] = ()
+    if work in ("bfloat16", "float16"):
+        notes = (f"mergekit casts models to {work} first; here they stay as stored and the sum is rounded once",)
+    return out or work, notes
+
+
+def fp32_sum(weights: tuple[float, ...] | list[float]) -> float:
+    """The sum that mergekit divides by: torch's fp32 sum of the fp32 weights."""
+    import torch
+
+    return float(torch.tensor([list(weights)], dtype=torch.float32).sum(dim=1)[0])
+
+
+def _linear(
+    document: Mapping[str, Any], models: list[str], rows: list[dict[str, Any]], parameters: Mapping[str, Any]
+) -> Imported:
+    weights = [_number({**parameters, **row}, "weight", m) for m, row in zip(models, rows, strict=True)]
+    divisor = fp32_sum(weights) if _normalize(parameters, True) else 1.0
+    if divisor == 0:
+        raise UserError("mergekit's weights sum to zero and normalize is true: nothing to divide by")
+    dtype, notes = _dtype(document)
+    settings = {"divisor": divisor} if divisor != 1 else {}
+    return Imported(
+        method="linear", models=tuple(models), weights=tuple(weights), dtype=dtype, settings=settings, notes=notes
+    )
+
+
+def _task_arithmetic(
+    document: Mapping[str, Any], models: list[str], rows: list[dict[str, Any]], parameters: Mapping[str, Any]
+) -> Imported:
+    base = _model(document.get("base_model"))
+    pairs = [(m, {**parameters, **row}) for m, row in zip(models, rows, strict=True) if m != base]
+    weights = [_number(row, "weight", m) for m, row in pairs]
+    scale = _number(parameters, "lambda", "the merge", 1.0)
+    if _normalize(parameters, False):
+        scale /= sum(weights) if abs(sum(weights)) >= 1e-8 else 1.0
+    dtype, notes = _dtype(document)
+    return Imported(
+        method="task_arithmetic",
+        models=tuple(m for m, _ in pairs),
+        weights=tuple(weights),
+        dtype=dtype,
+        base=base,
+        settings={"scale": scale},
+        notes=notes,
+    )
+
+
+def _slerp(
+    document: Mapping[str, Any], models: list[str], rows: list[dict[str, Any]], parameters: Mapping[str, Any]
+) -> Imported:
+    base = _model(document.get("base_model"))
+    others = [model for model in models if model != base]
+    if len(others) != 1 or any(rows):
+        raise UserError("mergekit's slerp is imported for a base and one other model, with one t for all")
+    t = _number(parameters, "t", "the merge")
+    dtype, notes = _dtype(document)
+    return Imported(method="slerp", models=(base, others[0]), weights=(1 - t, t), dtype=dtype, notes=notes)

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core import UserError, Weights
-from souping.merge.kernels import Float32, delta, linear
+from souping.core.types import UserError, Weights
+from souping.merge.kernels.reference import Combine, Float32, delta, linear
 
 Gram = NDArray[np.float64]
-Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 
 
 @dataclass(frozen=True, kw_only=True)

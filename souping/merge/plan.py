@@ -1,179 +1,292 @@
-"""From a recipe and the ingredients' headers to a `MergePlan`. Reads no weight."""
+"""The merge plan: plain data that says where every byte of the soup comes from and where it goes.
+
+Plans from files: everything a cook relies on is checked before anything is written.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from souping.core import Recipe, UserError
-from souping.merge.bands import Mix, bands
-from souping.merge.checkpoint import TORCH_NAMES, Checkpoint
-from souping.merge.header import Tensor
-from souping.merge.layout import Ingredient, MergePlan, Piece, Source, recipe_from_dict
-from souping.merge.methods import Method, check_count, get_method
-from souping.merge.patterns import overridden
-from souping.merge.shards import Draft, place
-from souping.merge.slots import FLOATS, Slot, slots, widest
+from souping.checkpoints.checkpoint import INDEX, SINGLE, TORCH_NAMES, inside
+from souping.checkpoints.header import BITS
+from souping.core.types import Recipe, UserError
+from souping.merge.methods import get_method
 
-__all__ = ["MergePlan", "Source", "parse_size", "plan", "plan_opened", "recipe_from_dict"]
-DEFAULT_SHARD = 5_000_000_000
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+VERSION = 1
 
 
-def plan(
-    recipe: Recipe,
-    folders: Mapping[str, Path],
-    *,
-    base: Path | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD,
-    nonfinite: str = "error",
-    allow_pickle: bool = False,
-    carry: str | None = None,
-) -> MergePlan:
-    """Plan a recipe whose ingredients lie in `folders` (others in the mapping are not opened).
+@dataclass(frozen=True)
+class Source:
+    """Where a piece begins in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
 
-    `base` is the base model's folder for the methods that have one; `carry` names the ingredient whose config and
-    tokenizer the soup gets (default: the first, or with `vocab` settings the first that has the soup's vocabulary).
+    ingredient: int
+    file: int
+    offset: int
+    dtype: str
 
-    Raises:
-        UserError: an ingredient has no folder, or folders do not fit together.
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements `start .. start + count` of a tensor.
+
+    `op` is mix (the plan's method), linear, copy (one source, same dtype) or
+    same (not floats: all sources must agree).
     """
-    missing = [name for name in recipe.ingredients if name not in folders]
-    if missing:
-        raise UserError(f"the recipe's ingredient {missing[0]} has no folder: the pool has {', '.join(folders)}")
-    opened = {name: Checkpoint.open(folders[name], allow_pickle) for name in recipe.ingredients}
-    foundation = Checkpoint.open(base, allow_pickle) if base is not None else None
-    return plan_opened(recipe, opened, base=foundation, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
+
+    op: str
+    start: int
+    count: int
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
 
 
-def plan_opened(
-    recipe: Recipe,
-    checkpoints: Mapping[str, Checkpoint],
-    *,
-    base: Checkpoint | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD,
-    nonfinite: str = "error",
-    carry: str | None = None,
-) -> MergePlan:
-    """`plan` for checkpoints that are open already; each recipe of a search costs microseconds a tensor."""
-    method = get_method(recipe.method)
-    if not recipe.ingredients:
-        raise UserError("the recipe has no ingredient with a weight above zero")
-    pool = {name: checkpoints[name] for name in recipe.ingredients}
-    lone = len(pool) == 1 and _effective(recipe, method) == (1.0,)
-    if not lone:
-        check_count(recipe.method, len(pool))
-        if method.base:
-            if base is None:
-                raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
-            pool[base_name(checkpoints)] = base
-    return _assemble(recipe, pool, method, lone, parse_size(max_shard_size), nonfinite, carry)
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the soup: its place is `offset` bytes into the data of shard number `shard`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    nbytes: int
+    pieces: tuple[Piece, ...]
 
 
-def base_name(names: Iterable[str]) -> str:
-    """What the base model is called in a plan beside candidates of these names."""
-    taken, name = set(names), "base"
-    while name in taken:
-        name += " model"
-    return name
+@dataclass(frozen=True)
+class Ingredient:
+    """A folder that is read: `files` are (name, size in bytes)."""
+
+    name: str
+    folder: str
+    files: tuple[tuple[str, int], ...]
 
 
-def parse_size(size: int | str) -> int:
-    """Bytes in a size such as 5GB, 500MB or 1GiB; a bare number is bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
-    unit = match.group(2).upper() if match else "?"
-    unit = unit if unit in UNITS else f"{unit}B"
-    value = int(float(match.group(1)) * UNITS[unit]) if match and unit in UNITS else 0
-    if value < 1:
-        raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")
-    return value
+@dataclass(frozen=True, kw_only=True)
+class MergePlan:
+    """A recipe worked out to the byte. With a base model, that is the last ingredient."""
+
+    recipe: Recipe
+    method: str
+    dtype: str
+    divisor: float | None
+    nonfinite: str
+    carry: int
+    vocab_size: int | None
+    max_shard_size: int
+    ingredients: tuple[Ingredient, ...]
+    shards: tuple[str, ...]
+    tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that are written."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that are read."""
+        pieces = (piece for tensor in self.tensors for piece in tensor.pieces)
+        return sum(piece.count * BITS[source.dtype] // 8 for piece in pieces for source in piece.sources)
+
+    def header(self, shard: int) -> bytes:
+        """The safetensors header of a shard with its length in front, padded to 8 bytes."""
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        for t in self.tensors:
+            if t.shard == shard:
+                place = [t.offset, t.offset + t.nbytes]
+                entries[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": place}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def index(self) -> bytes | None:
+        """`model.safetensors.index.json`, or None for a single file."""
+        if self.shards == (SINGLE,):
+            return None
+        places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
+        return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
+
+    @property
+    def carrier(self) -> str:
+        """The ingredient whose config and tokenizer the soup gets."""
+        return self.ingredients[self.carry].name
+
+    def describe(self) -> str:
+        """The plan in a few lines, for people."""
+        lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]
+        place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
+        read, written = human(self.read_bytes), human(self.nbytes)
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
+        return (
+            f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
+            f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}{notes}"
+        )
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` gives an equal plan."""
+        table = {"version": VERSION, **{k: v for k, v in vars(self).items() if k not in ("recipe", "tensors")}}
+        table["recipe"] = self.recipe.as_dict()
+        table["ingredients"] = [asdict(ingredient) for ingredient in self.ingredients]
+        table["tensors"] = [_dump(tensor) for tensor in self.tensors]
+        return json.dumps(table, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> MergePlan:
+        """The plan of `to_json`.
+
+        Raises:
+            UserError: the text is not a plan of this version.
+        """
+        try:
+            plan = _load(json.loads(text))
+            check_plan(plan)
+            return plan
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+            raise UserError(
+                f"not a merge plan of version {VERSION}: {type(error).__name__} {str(error)[:100]}"
+            ) from None
+
+    def save(self, path: Path) -> Path:
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> MergePlan:
+        """Raises UserError where the file is missing or no plan."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the plan {path} cannot be read: {error}") from None
 
 
-def _assemble(
-    recipe: Recipe,
-    pool: Mapping[str, Checkpoint],
-    method: Method,
-    lone: bool,
-    limit: int,
-    nonfinite: str,
-    carry: str | None,
-) -> MergePlan:
-    vocab = str(recipe.settings.get("vocab", "error"))
-    found = slots(pool, vocab)
-    weigh = overridden(recipe, [slot.name for slot in found], _effective(recipe, method))
-    files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
-    drafts = [_draft(slot, weigh(slot.name), method, files, recipe) for slot in found]
-    tensors, shards = place(drafts, limit)
-    uneven = [slot for slot in found if slot.uneven]
-    return MergePlan(
-        recipe=recipe,
-        method="linear" if lone else recipe.method,
-        dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in drafts)),
-        divisor=_divisor(recipe),
-        nonfinite=nonfinite,
-        carry=_carrier(pool, uneven, carry),
-        vocab_size=uneven[0].shape[0] if uneven else None,
-        max_shard_size=limit,
-        ingredients=tuple(_ingredient(name, checkpoint) for name, checkpoint in pool.items()),
-        shards=shards,
-        tensors=tensors,
-        notes=_notes(pool, found, recipe),
+def _dump(tensor: PlannedTensor) -> list[Any]:
+    pieces = [
+        [p.op, p.start, p.count, [[s.ingredient, s.file, s.offset, s.dtype] for s in p.sources], list(p.weights)]
+        for p in tensor.pieces
+    ]
+    return [tensor.name, tensor.dtype, list(tensor.shape), tensor.shard, tensor.offset, tensor.nbytes, pieces]
+
+
+def _piece(row: list[Any]) -> Piece:
+    op, start, count, sources, weights = row
+    if op not in ("mix", "linear", "copy", "same"):
+        raise ValueError(f"unknown operation {op}")
+    return Piece(op, int(start), int(count), tuple(Source(*s) for s in sources), tuple(float(w) for w in weights))
+
+
+def _load(table: dict[str, Any]) -> MergePlan:
+    if table.pop("version") != VERSION:
+        raise ValueError("another version")
+    table["recipe"] = recipe_from_dict(table["recipe"])
+    table["ingredients"] = tuple(
+        Ingredient(i["name"], i["folder"], tuple((str(n), int(s)) for n, s in i["files"])) for i in table["ingredients"]
+    )
+    table["tensors"] = tuple(
+        PlannedTensor(name, dtype, tuple(shape), shard, offset, nbytes, tuple(_piece(row) for row in pieces))
+        for name, dtype, shape, shard, offset, nbytes, pieces in table["tensors"]
+    )
+    table["shards"], table["notes"] = tuple(table["shards"]), tuple(table["notes"])
+    return MergePlan(**table)
+
+
+def recipe_from_dict(table: dict[str, Any]) -> Recipe:
+    """A recipe from the JSON form of `Recipe.as_dict` (its `id` is recomputed, other keys are ignored)."""
+    return Recipe(
+        ingredients=tuple(str(name) for name in table["ingredients"]),
+        fingerprints=tuple(str(value) for value in table["fingerprints"]),
+        weights=tuple(float(weight) for weight in table["weights"]),
+        dtype=str(table["dtype"]),
+        method=str(table.get("method", "linear")),
+        settings=dict(table.get("settings", {})),
+        sources={str(name): str(source) for name, source in table.get("sources", {}).items()},
     )
 
 
-def _effective(recipe: Recipe, method: Method) -> tuple[float, ...]:
-    """The recipe's weights with the method's scale (of the differences to a base) in them."""
-    scale = float(recipe.settings.get("scale", 1.0)) if method.base else 1.0
-    return tuple(weight * scale for weight in recipe.weights)
+def human(nbytes: int) -> str:
+    """Bytes in the decimal unit that reads best."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes} B"
 
 
-def _divisor(recipe: Recipe) -> float | None:
-    value = recipe.settings.get("divisor")
-    return None if value is None else float(value)
+FLOATS = tuple(TORCH_NAMES.values())
+SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
-def _ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
-    files = tuple((file, (checkpoint.folder / file).stat().st_size) for file in checkpoint.files)
-    return Ingredient(name, str(checkpoint.folder.resolve()), files)
+def check_plan(plan: MergePlan) -> None:
+    """Refuse a plan whose places do not tile its shards, or that reads or writes elsewhere.
+
+    Raises:
+        ValueError: what is wrong. UserError: a method or a file name that cannot be.
+    """
+    texts = [plan.dtype, plan.method, *plan.notes, *(part for i in plan.ingredients for part in (i.name, i.folder))]
+    _need(all(isinstance(text, str) for text in texts), "a name")
+    get_method(plan.method)
+    _need(plan.nonfinite in ("error", "warn"), "nonfinite")
+    _need(_whole(plan.carry) and plan.carry < len(plan.ingredients), "carry")
+    _need(plan.vocab_size is None or _whole(plan.vocab_size), "vocab_size")
+    _need(_whole(plan.max_shard_size), "max_shard_size")
+    divisor = plan.divisor
+    _need(divisor is None or (isinstance(divisor, float) and math.isfinite(divisor) and divisor != 0), "divisor")
+    names = plan.shards
+    _need(all(isinstance(n, str) and SHARD.fullmatch(n) for n in names) and len(set(names)) == len(names), "shards")
+    for ingredient in plan.ingredients:
+        for name, _ in ingredient.files:
+            inside(Path(ingredient.folder), name)
+    _tensors(plan)
 
 
-def _draft(
-    slot: Slot, weights: tuple[float, ...], method: Method, files: Sequence[Mapping[str, int]], recipe: Recipe
-) -> Draft:
-    sources = [_source(i, part, files) for i, part in enumerate(slot.parts)]
-    if slot.dtype not in FLOATS or any(part.dtype not in FLOATS for part in slot.parts):
-        piece = Piece("same", 0, slot.parts[0].count, tuple(sources), (1.0,) * len(sources))
-        return Draft(slot, slot.parts[0].dtype, (piece,))
-    used = [part.dtype for part, weight in zip(slot.parts, weights, strict=False) if weight != 0]
-    dtype = TORCH_NAMES.get(recipe.dtype) or widest(used)
-    return Draft(slot, dtype, bands(slot, sources, Mix(method, weights, dtype, _divisor(recipe))))
+def _tensors(plan: MergePlan) -> None:
+    ends = [0] * len(plan.shards)
+    for tensor in plan.tensors:
+        _need(isinstance(tensor.name, str) and tensor.dtype in BITS, "a tensor's name or dtype")
+        _need(all(map(_whole, tensor.shape)) and _whole(tensor.offset) and _whole(tensor.nbytes), f"{tensor.name}")
+        _need(_whole(tensor.shard) and tensor.shard < len(ends), f"the shard of {tensor.name}")
+        _need(tensor.offset == ends[tensor.shard], f"the place of {tensor.name}")
+        ends[tensor.shard] += tensor.nbytes
+        _pieces(plan, tensor)
+    _need(len({tensor.name for tensor in plan.tensors}) == len(plan.tensors), "tensor names")
 
 
-def _source(ingredient: int, part: Tensor, files: Sequence[Mapping[str, int]]) -> Source:
-    return Source(ingredient, files[ingredient][part.file], part.offset, part.dtype)
+def _pieces(plan: MergePlan, tensor: PlannedTensor) -> None:
+    count = math.prod(tensor.shape)
+    _need(count * BITS[tensor.dtype] == tensor.nbytes * 8, f"the size of {tensor.name}")
+    start = 0
+    for piece in tensor.pieces:
+        _need(piece.start == start and piece.count >= 0, f"the pieces of {tensor.name}")
+        start += piece.count
+        _need(len(piece.sources) == len(piece.weights) > 0, f"the sources of {tensor.name}")
+        _need(all(map(math.isfinite, piece.weights)), f"the weights of {tensor.name}")
+        _sources(plan, tensor, piece)
+    _need(start == count, f"the pieces of {tensor.name}")
 
 
-def _carrier(pool: Mapping[str, Checkpoint], uneven: Sequence[Slot], carry: str | None) -> int:
-    """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
-    names = list(pool)
-    if carry is not None:
-        if carry not in names:
-            raise UserError(f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}")
-        return names.index(carry)
-    fits = [i for i in range(len(names)) if all(slot.parts[i].shape == slot.shape for slot in uneven)]
-    return fits[0] if fits else 0
+def _sources(plan: MergePlan, tensor: PlannedTensor, piece: Piece) -> None:
+    mixed = piece.op in ("mix", "linear")
+    _need(not mixed or tensor.dtype in FLOATS, f"the dtype of {tensor.name}")
+    _need(piece.op != "copy" or (len(piece.sources) == 1 and tensor.dtype in FLOATS), f"the copy of {tensor.name}")
+    for source in piece.sources:
+        numbers = (source.ingredient, source.file, source.offset)
+        _need(all(map(_whole, numbers)) and source.ingredient < len(plan.ingredients), f"a source of {tensor.name}")
+        files = plan.ingredients[source.ingredient].files
+        _need(source.file < len(files), f"a source of {tensor.name}")
+        _need(source.dtype in FLOATS if mixed else source.dtype == tensor.dtype, f"a source's dtype of {tensor.name}")
+        end = source.offset + piece.count * BITS[source.dtype] // 8
+        _need(end <= files[source.file][1], f"a source of {tensor.name}")
 
 
-def _notes(pool: Mapping[str, Checkpoint], found: Sequence[Slot], recipe: Recipe) -> tuple[str, ...]:
-    """What the user should hear of: dtypes that differ, rows that some lack."""
-    notes = []
-    mixed = [slot for slot in found if len({part.dtype for part in slot.parts}) > 1]
-    if mixed and recipe.dtype not in TORCH_NAMES:
-        stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
-        notes.append(f"ingredients differ in dtype ({stored}): the widest is written")
-    uneven = [slot for slot in found if slot.uneven]
-    if uneven:
-        rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
-        notes.append(f"vocabularies differ ({rows}): the soup has {uneven[0].shape[0]} rows")
-    return tuple(notes)
+def _whole(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _need(good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(f"{what} cannot be")

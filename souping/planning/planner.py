@@ -7,26 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from souping import report as reporting
-from souping.also import Side, check_entries, sides
-from souping.benchmark import OwnBenchmark
-from souping.core import FOLDS, Fold, Item, ItemScores, LateError, UserError
-from souping.evaluation import Evaluation
-from souping.folds import split
-from souping.gate import check_names
-from souping.planning import machine as machines
-from souping.planning.choice import Choice, choose
-from souping.planning.machine import Machine
-from souping.planning.missing import Missing, from_error, missing, once
-from souping.planning.opened import Opened, open_pool
-from souping.planning.outlines import outline
-from souping.planning.room import Room, rooms
+from souping.checkpoints.pool import Model, weigh
+from souping.core.types import FOLDS, Fold, Item, ItemScores, LateError, UserError
+from souping.evaluate.benchmark import OwnBenchmark
+from souping.evaluate.folds import split
+from souping.pipeline.baseline_gate import check_names
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.requirements import Machine, Missing, Room, from_error, look, missing, once, rooms
+from souping.pipeline.side_benchmarks import Side, check_entries, sides
+from souping.pipeline.store import Store
+from souping.planning.plan import Speed, outline, speed
 from souping.planning.sheet import as_dict, sections
-from souping.planning.speed import Speed, speed
-from souping.planning.weights import Model, weigh
-from souping.planning.work import NotStoredError, Stage, Work, refuse
-from souping.search import check_budget
-from souping.store import Store
+from souping.planning.workload import Choice, NotStoredError, Opened, Stage, Work, choose, open_pool, refuse
+from souping.report.files import as_json, put
+from souping.report.terminal import sheet_markdown, show_sheet
+from souping.search.loop import check_budget
 
 
 @dataclass(kw_only=True)
@@ -61,9 +56,9 @@ def plan(run: Any) -> None:
     """
     found = make(run)
     parts = sections(found)
-    reporting.put(run.run_dir / "plan.json", reporting.as_json(as_dict(found)).encode())
-    reporting.put(run.run_dir / "plan.md", reporting.sheet_markdown(f"Plan of {run.name}", parts).encode())
-    reporting.show_sheet(parts)
+    put(run.run_dir / "plan.json", as_json(as_dict(found)).encode())
+    put(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
+    show_sheet(parts)
     print(f"saved as plan.md and plan.json in {run.run_dir}")
     if not found.reasons:
         print("this run can go on: leave plan=true out")
@@ -78,7 +73,7 @@ def plan(run: Any) -> None:
 
 def make(run: Any) -> Plan:
     """The plan. Opens the store where there is one, and writes nothing."""
-    machine = machines.look()
+    machine = look()
     models = [weigh(candidate, getattr(run.merge, "allow_pickle", False)) for candidate in run.pool.resolve()]
     path = run.store_path if run.store_path.exists() else Path(":memory:")
     with Store(path) as store:

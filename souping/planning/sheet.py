@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from souping.merge.layout import human
-from souping.planning.figures import detectable, seconds
-from souping.planning.speed import FETCH, POUR
-from souping.planning.work import Stage
-from souping.report import texts
-from souping.report.story import Section
+from souping.merge.plan import human
+from souping.planning.plan import FETCH, POUR, detectable, seconds
+from souping.planning.workload import Stage
+from souping.report import format
+from souping.report.sections import Section
 from souping.report.tables import Grid, grid
 
 if TYPE_CHECKING:
@@ -54,11 +53,11 @@ def _selection(plan: Plan) -> Section:
         sizes = f": {_span(choice.sizes[0], choice.sizes[-1])} ingredients" if choice.sizes else ""
         return Section("Selection", (f"{known}{sizes}.",))
     found = choice.selection
-    lines = [f"{selector} picks {texts.listed(found.ingredients)}, from {choice.basis}."]
+    lines = [f"{selector} picks {format.listed(found.ingredients)}, from {choice.basis}."]
     if found.threshold is not None:
         lines.append(
             f"Low-correlation categories ({found.metric}, threshold {found.threshold:g}): "
-            f"{texts.listed(found.low_correlation)}."
+            f"{format.listed(found.low_correlation)}."
         )
     if choice.steady is not None:
         low, high = choice.steady
@@ -74,7 +73,7 @@ def _work(plan: Plan) -> Section | None:
         return None
     rows = [_stage(stage) for stage in plan.stages]
     asked, todo = _sum(plan.stages, "asked"), _sum(plan.stages, "todo")
-    totals = (_span(*asked), _span(*_stored(plan.stages)), _span(*todo)) if plan.folds else (texts.DASH,) * 3
+    totals = (_span(*asked), _span(*_stored(plan.stages)), _span(*todo)) if plan.folds else (format.DASH,) * 3
     rows.append(("all", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "known by then", "to do")
     made = grid(header, rows)
@@ -95,7 +94,7 @@ def _stage(stage: Stage) -> tuple[str, ...]:
         *(
             (f"{stage.items:,}", _span(*stage.asked), _span(min(stored), max(stored)), _span(*stage.todo))
             if stage.items
-            else (texts.DASH,) * 4
+            else (format.DASH,) * 4
         ),
     )
 
@@ -182,7 +181,7 @@ def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
     if not plan.missing:
         return Section("Notes", notes) if notes else None
-    rows = [(one.what, one.mends or texts.DASH) for one in plan.missing]
+    rows = [(one.what, one.mends or format.DASH) for one in plan.missing]
     return Section("Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),))
 
 
@@ -196,4 +195,4 @@ def _hours(least: float, most: float) -> str:
 
 
 def _time_text(value: float) -> str:
-    return texts.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h"
+    return format.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from souping.report.cards import card
 from souping.report.files import as_json, draw, put, write, write_selection, write_trials
 from souping.report.progress import Progress
-from souping.report.sheets import sheet_markdown, show_sheet
-from souping.report.terminal import also_table, gate_table, table
+from souping.report.terminal import also_table, gate_table, sheet_markdown, show_sheet, table
 
 __all__ = [
     "Progress",

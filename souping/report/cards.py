@@ -1,16 +1,26 @@
-"""The soup's model card: a function of the recipe and the search alone, so that equal soups have equal cards."""
+"""The soup's model card: a function of the recipe and the search alone, so that equal soups have equal cards.
+
+The card of a soup that goes to the Hub: the run's report in figures, the parents, the licence.
+
+Which licence a soup can have: the strictest of its ingredients', where that one takes in all the others.
+
+Names are the Hub's (https://huggingface.co/docs/hub/repositories-licenses). This is a reading of the licences' own
+compatibility rules for the usual cases and no legal advice; what it does not know becomes `other`, with the list.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from souping.report import rebuilding, story, tables, texts
-from souping.report.markdown import fenced, table
-from souping.report.tables import Report, part
-from souping.report.texts import escape_markdown as escape
+from souping.report import sections, tables
+from souping.report.format import clean, count, escape_markdown, listed, number, percent
+from souping.report.render import _markdown_table, fenced
+from souping.report.sections import benchmark, headline
+from souping.report.tables import Report, comparisons, entries, part, scores
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
@@ -35,10 +45,10 @@ def named(parts: Report) -> Report:
 
 def head(known: Report) -> list[str]:
     """Title, what it is, and the recipe."""
-    return [f"# {_title(known)}", _summary(known), "## Recipe", table(tables.recipe(known)), _method(known)]
+    return [f"# {_title(known)}", _summary(known), "## Recipe", _markdown_table(tables.recipe(known)), _method(known)]
 
 
-def parents(recipe: Mapping[str, Any]) -> list[str]:
+def parents_named(recipe: Mapping[str, Any]) -> list[str]:
     """The models that a recipe is made of as the Hub names them: those that came from there, else all names it could
     have."""
     sources = [str(source).partition("@")[0] for source in (recipe.get("sources") or {}).values()]
@@ -47,7 +57,7 @@ def parents(recipe: Mapping[str, Any]) -> list[str]:
 
 def public_name(name: Any) -> str:
     """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
-    text = texts.clean(name)
+    text = clean(name)
     return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
@@ -57,12 +67,12 @@ def _named(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _title(parts: Report) -> str:
-    return f"Soup {escape(part(parts, 'recipe').get('id'))}"
+    return f"Soup {escape_markdown(part(parts, 'recipe').get('id'))}"
 
 
 def _front_matter(parts: Report) -> str:
     """YAML; strings are JSON strings, which YAML reads alike. Names that the Hub cannot have are left out."""
-    names = parents(part(parts, "recipe"))
+    names = parents_named(part(parts, "recipe"))
     lines = ["---"]
     if names:
         lines += ["base_model:", *(f"- {_quote(name)}" for name in names), "base_model_relation: merge"]
@@ -75,8 +85,8 @@ def _index(parts: Report) -> list[str]:
     metrics = _metrics(parts)
     if not metrics:
         return []
-    name = texts.clean(part(parts, "recipe").get("id"))
-    data = story.benchmark(parts) or "benchmark"
+    name = clean(part(parts, "recipe").get("id"))
+    data = benchmark(parts) or "benchmark"
     lines = [
         "model-index:",
         f"- name: {_quote(f'soup {name}')}",
@@ -94,7 +104,7 @@ def _index(parts: Report) -> list[str]:
 def kind(parts: Report) -> str:
     found = parts.get("benchmark")
     name = found.get("name") if isinstance(found, Mapping) else found
-    return re.sub(r"[^\w.-]+", "-", texts.clean(name)).strip("-") or "benchmark"
+    return re.sub(r"[^\w.-]+", "-", clean(name)).strip("-") or "benchmark"
 
 
 def _metrics(parts: Report) -> list[tuple[str, float]]:
@@ -102,7 +112,7 @@ def _metrics(parts: Report) -> list[tuple[str, float]]:
     search = part(parts, "search")
     whole = search.get("objective", part(parts, "objective").get("search"))
     pairs = [("objective", whole), *part(search, "categories").items()]
-    values = [(texts.clean(label), texts.number(value)) for label, value in pairs]
+    values = [(clean(label), number(value)) for label, value in pairs]
     return [(label, value) for label, value in values if value is not None]
 
 
@@ -118,10 +128,8 @@ def _summary(parts: Report) -> str:
         if many
         else "A copy of one model: the search found no mixture above it"
     )
-    made = (
-        f", made with souping for {escape(story.benchmark(parts))}" if story.benchmark(parts) else ", made with souping"
-    )
-    return f"{what}{made}. {escape(_why(parts))}".strip()
+    made = f", made with souping for {escape_markdown(benchmark(parts))}" if benchmark(parts) else ", made with souping"
+    return f"{what}{made}. {escape_markdown(_why(parts))}".strip()
 
 
 def _why(parts: Report) -> str:
@@ -129,15 +137,15 @@ def _why(parts: Report) -> str:
     chosen = part(part(parts, "selection"), "experts")
     by_model: dict[str, list[str]] = {}
     for category, name in chosen.items():
-        by_model.setdefault(public_name(name), []).append(texts.clean(category))
-    shown = "; ".join(f"{name} for {texts.listed(found)}" for name, found in by_model.items())
+        by_model.setdefault(public_name(name), []).append(clean(category))
+    shown = "; ".join(f"{name} for {listed(found)}" for name, found in by_model.items())
     return f"Experts: {shown}." if shown else ""
 
 
 def rebuild(parts: Report) -> list[str]:
-    command = rebuilding.rebuild(parts, folder="")
+    command = sections.rebuild(parts, folder="")
     return (
-        ["## Rebuild", f"Run it in this folder. {rebuilding.how_to_rebuild(parts)}", fenced(command)] if command else []
+        ["## Rebuild", f"Run it in this folder. {sections.how_to_rebuild(parts)}", fenced(command)] if command else []
     )
 
 
@@ -145,7 +153,7 @@ def _method(parts: Report) -> str:
     found = part(parts, "recipe")
     settings = json.dumps(found.get("settings") or {}, sort_keys=True)
     extra = f" Settings: `{settings}`." if found.get("settings") else ""
-    return f"Method `{texts.clean(found.get('method'))}`, stored as `{texts.clean(found.get('dtype'))}`.{extra}"
+    return f"Method `{clean(found.get('method'))}`, stored as `{clean(found.get('dtype'))}`.{extra}"
 
 
 def _scores(parts: Report) -> list[str]:
@@ -154,12 +162,200 @@ def _scores(parts: Report) -> list[str]:
     if not metrics:
         return []
     items = part(parts, "search").get("items", part(parts, "folds").get("search"))
-    size = f" ({texts.count(items)} items)" if texts.number(items) is not None else ""
+    size = f" ({count(items)} items)" if number(items) is not None else ""
     text = (
         f"Percent correct on the search fold{size}. The weights were chosen on these items, so the numbers flatter "
         "the soup; the run's report has those of items that nothing was chosen on."
     )
-    lines = [(label, texts.percent(value)) for label, value in metrics]
+    lines = [(label, percent(value)) for label, value in metrics]
     singles = part(parts, "search").get("singles")
-    lines += [(f"objective of {public_name(n)} alone", texts.percent(v)) for n, v in (singles or {}).items()]
-    return ["## Scores", text, table(tables.grid(("score", "%"), lines))]
+    lines += [(f"objective of {public_name(n)} alone", percent(v)) for n, v in (singles or {}).items()]
+    return ["## Scores", text, _markdown_table(tables.grid(("score", "%"), lines))]
+
+
+def hub_card(report: Report, licence: Licence) -> str:
+    """README.md for the Hub with the report fold's scores in its model-index (fractions of 1)."""
+    known = named(report)
+    body = "\n\n".join(block for block in [*head(known), *_evidence(known), *_licence(licence)] if block)
+    more = rebuild(known)
+    return _front(known, licence) + "\n\n" + "\n\n".join([body, *more]) + "\n"
+
+
+def relicensed(text: str, licence: Licence) -> str:
+    """A card that lies beside a soup, with the licence and nothing else changed.
+
+    Raises:
+        ValueError: its front matter cannot be read.
+    """
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        found = ModelCard(text, ignore_metadata_errors=True)
+    except YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    for key, value in _licence_keys(licence).items():
+        setattr(found.data, key, value)
+    notes = "\n\n".join(_licence(licence))
+    body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", found.text, flags=re.DOTALL).strip()
+    return f"---\n{found.data.to_yaml()}\n---\n\n{body}{f'{chr(10) * 2}{notes}' if notes else ''}\n"
+
+
+def _front(known: Report, licence: Licence) -> str:
+    """The front matter, by the Hub's own writer."""
+    from huggingface_hub import ModelCardData
+
+    recipe, results = part(known, "recipe"), _results(known)
+    parents = parents_named(recipe)
+    data = ModelCardData(
+        base_model=parents or None,  # type: ignore[arg-type]  # a list is what the Hub wants
+        library_name="transformers",
+        tags=["merge", "souping"],
+        model_name=f"soup {clean(recipe.get('id'))}" if results else None,
+        eval_results=results or None,
+    )
+    if parents:
+        data["base_model_relation"] = "merge"
+    for key, value in _licence_keys(licence).items():
+        data[key] = value
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _licence_keys(licence: Licence) -> dict[str, str]:
+    """The Hub wants a name and a link beside `other`."""
+    keys = {"license": licence.id}
+    return {**keys, "license_name": licence.name, "license_link": "README.md"} if licence.id == "other" else keys
+
+
+def _results(known: Report) -> list[Any]:
+    """The soup's objective and categories on the report fold."""
+    from huggingface_hub import EvalResult
+
+    row = next((row for row in entries(known, "rows") if row.get("kind") == "soup"), None)
+    if row is None:
+        return []
+    data = {"name": f"{benchmark(known) or 'benchmark'}, report fold", "type": kind(known)}
+    pairs = [("objective", row.get("objective")), *(row.get("scores") or {}).items()]
+    values = [(clean(label), number((score or {}).get("mean"))) for label, score in pairs]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_name=data["name"],
+            dataset_type=data["type"],
+            metric_type="accuracy",
+            metric_name=label,
+            metric_value=round(value, 6),
+        )
+        for label, value in values
+        if value is not None
+    ]
+
+
+def _evidence(known: Report) -> list[str]:
+    """The verdict and the report fold's tables."""
+    if not entries(known, "rows"):
+        return []
+    text = (
+        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
+        "weights saw these items."
+    )
+    if part(known, "selection").get("published"):
+        text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
+    blocks = ["## Result", escape_markdown(headline(known)), text, _markdown_table(scores(known))]
+    compared = comparisons(known) if entries(known, "comparisons") else None
+    return [*blocks, _markdown_table(compared)] if compared else blocks
+
+
+def _licence(licence: Licence) -> list[str]:
+    return ["## Licence", *map(escape_markdown, licence.notes)] if licence.notes else []
+
+
+PERMISSIVE = (
+    "cc0-1.0", "unlicense", "wtfpl", "pddl", "mit", "isc", "zlib", "bsl-1.0", "ncsa", "postgresql", "bsd",
+    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "ecl-2.0", "afl-3.0", "apache-2.0",
+)  # fmt: skip
+"""From the loosest to the strictest; each may go into every later one, and into the licences below."""
+OWN_TERMS = (
+    "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "openrail", "openrail++",
+    "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "openmdw-1.0",
+    "apple-amlr", "deepfloyd", "grok2-community",
+)  # fmt: skip
+"""Licences that take in permissive ones and nothing else."""
+CHAINS = (
+    (*PERMISSIVE, "cc-by-4.0", "cc-by-sa-4.0", "gpl-3.0", "agpl-3.0"),
+    (*PERMISSIVE, "mpl-2.0", "lgpl-3.0", "gpl-3.0", "agpl-3.0"),
+    (*PERMISSIVE, "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+    *((*PERMISSIVE, name) for name in OWN_TERMS),
+)
+"""In a chain, the whole may have the licence of its last member. Two licences of no common chain do not go together."""
+NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd-.*")
+LLAMA = {
+    "llama3": ("Llama 3", "Built with Meta Llama 3"),
+    "llama3.1": ("Llama", "Built with Llama"),
+    "llama3.2": ("Llama", "Built with Llama"),
+    "llama3.3": ("Llama", "Built with Llama"),
+    "llama4": ("Llama", "Built with Llama"),
+}
+"""{licence: (what the name of a model made from it must begin with, what must be shown)}, from the licences' 1.b.i."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A soup's licence as the Hub's card names it; `name` only for `other`. `notes` are for readers of the card."""
+
+    id: str
+    name: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def combine(found: Mapping[str, str]) -> Licence:
+    """The licence of a soup of ingredients with these licences, {ingredient: the Hub's name, "" where unknown}."""
+    names = {value.strip().lower() for value in found.values()}
+    strictest = next((name for name in sorted(names) if _takes_in(name, names)), "")
+    if strictest:
+        notes = [_mixed(found, strictest)] if len(names) > 1 else []
+        return Licence(strictest, notes=(*notes, *_llama(names)))
+    return Licence("other", _slug(names), (_open(found), *_forbidden(found), *_llama(names)))
+
+
+def _takes_in(name: str, names: set[str]) -> bool:
+    """Whether the whole may have this licence: it is the only one, or a chain holds all and it comes last there."""
+    if NO_DERIVATIVES.fullmatch(name) or name in ("", "unknown") or name.startswith("other"):
+        return False
+    chains = [chain for chain in CHAINS if names <= set(chain)]
+    return names == {name} or any(name == max(names, key=chain.index) for chain in chains)
+
+
+def _slug(names: set[str]) -> str:
+    plain = (name.removeprefix("other:") for name in names)
+    known = sorted({re.sub(r"[^a-z0-9.+-]+", "-", name).strip("-") or "unknown" for name in plain})
+    return "-and-".join(known) or "unknown"
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
+
+
+def _mixed(found: Mapping[str, str], strictest: str) -> str:
+    return f"The ingredients' licences are {_listed(found)}; the strictest, {strictest}, holds for the whole."
+
+
+def _open(found: Mapping[str, str]) -> str:
+    unknown = any(value.strip().lower() in ("", "unknown") for value in found.values())
+    why = "not all of them are known" if unknown else "none of them is known to take in the others"
+    return f"The ingredients' licences are {_listed(found)}; {why}, so all of them hold: read them before you use this."
+
+
+def _forbidden(found: Mapping[str, str]) -> list[str]:
+    owners = [name for name, licence in found.items() if NO_DERIVATIVES.fullmatch(licence.strip().lower())]
+    return [f"The licence of {owner} allows nobody to share what is made from it." for owner in owners]
+
+
+def _llama(names: set[str]) -> list[str]:
+    """What the Llama licences ask of whoever shares a model made from theirs."""
+    wishes = dict.fromkeys(LLAMA[name] for name in sorted(names) if name in LLAMA)
+    return [
+        f"{shown}. The licence asks that the name of a model made from it begin with {begin!r} and that these words be "
+        "shown."
+        for begin, shown in wishes
+    ]

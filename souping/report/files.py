@@ -1,4 +1,9 @@
-"""Writes a run's report files. Each appears whole or not at all; none holds a date, and report.json no NaN."""
+"""Writes a run's report files. Each appears whole or not at all; none holds a date, and report.json no NaN.
+
+The table of a multirun: what each job set and what it reached.
+
+The JSON forms of a selection and of trials, for `selection.json`, `report.json`, `trials.csv` and the plots.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from souping.core import UserError
-from souping.report import landscape, plots
-from souping.report.drawing import Drawing
-from souping.report.markdown import markdown
-from souping.report.page import page
+from souping.core.scores import ScoreMatrix
+from souping.core.types import Selection, Trial, UserError
+from souping.report import plots as landscape
+from souping.report.plots import Drawing, bars, forest, heatmap
+from souping.report.render import markdown, page
 from souping.report.tables import Report, ingredients, part
 
 
@@ -40,7 +45,7 @@ def write(report: Report, trials: Sequence[Mapping[str, Any]], run_dir: Path) ->
 
 def draw(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
-    made = [plots.forest(report), plots.bars(report), plots.heatmap(report), landscape.landscape(report, trials)]
+    made = [forest(report), bars(report), heatmap(report), landscape.landscape(report, trials)]
     return [drawing for drawing in made if drawing is not None]
 
 
@@ -109,3 +114,78 @@ def put(path: Path, content: bytes) -> Path:
             beside.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
+
+
+JOB = "job.json"
+
+
+def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: float | None) -> None:
+    """What the sweep's table needs of one job; a file, since jobs may run in other processes."""
+    job = {"job": number, "overrides": list(overrides), "objective": objective, "run_dir": run_dir.name}
+    put(run_dir / JOB, as_json(job).encode())
+
+
+def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
+    """The jobs that ended well, by number."""
+    jobs = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
+    return sorted(jobs, key=lambda job: int(job["job"]))
+
+
+def write_sweep(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
+    """sweep.csv, a line a job."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["job", "objective", "overrides", "run_dir"])
+    for job in jobs:
+        value = job["objective"]
+        shown = "" if value is None else repr(value)
+        writer.writerow([job["job"], shown, " ".join(job["overrides"]), job["run_dir"]])
+    return put(sweep_dir / "sweep.csv", stream.getvalue().encode())
+
+
+def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Any]:
+    """The JSON form of a selection, in `selection.json` and `report.json`."""
+    rho = selection.correlations
+    correlation = None
+    if rho is not None:
+        tables = {"matrix": rho.rho, "low": rho.low, "high": rho.high}
+        correlation = {"categories": list(selection.categories), **{k: v.tolist() for k, v in tables.items()}}
+    seen = {} if scores is None else _scores_seen(scores)
+    return {
+        "ingredients": list(selection.ingredients),
+        "selector": selection.selector,
+        "experts": dict(selection.experts),
+        "low_correlation": list(selection.low_correlation),
+        "metric": selection.metric or None,
+        "threshold": selection.threshold,
+        "correlation": correlation,
+        "notes": list(selection.notes),
+        **seen,
+    }
+
+
+def _scores_seen(scores: ScoreMatrix) -> dict[str, Any]:
+    """The scores that selection saw, whole."""
+    rows = zip(scores.models, scores.values.tolist(), strict=True)
+    return {
+        "published": scores.published,
+        "candidates": list(scores.candidates),
+        "scores": {name: dict(zip(scores.categories, row, strict=True)) for name, row in rows},
+    }
+
+
+def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Any]]:
+    """The JSON form of the trials, in `trials.csv` and the plots."""
+    return [
+        {
+            "number": trial.number,
+            "recipe_id": trial.recipe.id,
+            "weights": dict(zip(selection.ingredients, trial.weights, strict=True)),
+            "objective": trial.result.objective,
+            "categories": dict(trial.result.categories),
+            "items": trial.result.items,
+            "reused": trial.reused,
+            **({"handler": trial.handler} if trial.handler else {}),
+        }
+        for trial in trials
+    ]

@@ -1,15 +1,20 @@
-"""One live display on a terminal, plain lines anywhere else: stage, trials done, best so far, items/s, time left."""
+"""One live display on a terminal, plain lines anywhere else: stage, trials done, best so far, items/s, time left.
+
+Bytes and GB/s of a merge or a download: a bar on a terminal; anywhere else a line at times, and one at the end.
+
+Where progress goes: beside the results on a terminal, among them in a log, so that errors stand alone.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from souping.report import texts
-from souping.report.consoles import side_console
+from souping.report import format
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,11 +61,11 @@ class Progress:
         """Begin a stage of `items` item evaluations (the constructor's totals where nothing is given)."""
         if self._bar is None:
             self._end_stage()
-        self._name, self.trials, self.best = texts.clean(name), 0, None
+        self._name, self.trials, self.best = format.clean(name), 0, None
         self.total_trials = trials if trials is not None else self._given
         self._begin(items if items is not None else self.total_items)
         if self._bar is None:
-            expected = f": {texts.count(self._total)} items" if self._total else ""
+            expected = f": {format.count(self._total)} items" if self._total else ""
             self.say(f"{self._name}{expected}")
             return
         if self._task is not None:
@@ -131,14 +136,14 @@ class Progress:
         if self.trials:
             parts.append(_of(self.trials, self.total_trials, "trials"))
         if self.best is not None:
-            parts.append(f"best {texts.percent(self.best, digits=2)} %")
+            parts.append(f"best {format.percent(self.best, digits=2)} %")
         seconds = time.monotonic() - self._started
         rate = self._fresh / seconds if seconds > 0.2 else 0.0
         if rate:
             parts.append(f"{rate:,.0f} items/s")
         left = (self._total or 0) - self._done
         if rate and left > 0:
-            parts.append(f"{texts.seconds(left / rate)} left")
+            parts.append(f"{format.seconds(left / rate)} left")
         return ", ".join(part for part in parts if part)
 
     def show(self, table: Any) -> None:
@@ -150,7 +155,7 @@ class Progress:
 
 
 def _of(done: int, total: int | None, unit: str) -> str:
-    return f"{texts.count(done)}{f' of {texts.count(total)}' if total else ''} {unit}"
+    return f"{format.count(done)}{f' of {format.count(total)}' if total else ''} {unit}"
 
 
 def _bar(console: Console) -> Bar:
@@ -164,3 +169,70 @@ def _bar(console: Console) -> Bar:
         TextColumn("{task.fields[state]}", markup=False),
     )
     return Bar(*columns, console=console, transient=True, refresh_per_second=4)
+
+
+PAUSE = 20.0  # seconds
+
+
+class Throughput:
+    """A context manager to be called with (bytes done, bytes in all), reads and writes together.
+
+    Nothing is shown where it is never called. Without a terminal a line comes at a tenth, each `PAUSE` seconds at most.
+    Calls may come from several threads. `console` is a rich Console, standard error by default.
+    """
+
+    def __init__(self, name: str, console: Console | None = None) -> None:
+        self.console = console or side_console()
+        self._name, self._done, self._started = name, 0, time.monotonic()
+        self._told, self._tenth = self._started, 0
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Throughput:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done = max(self._done, done)
+        if self._bar is None and self.console.is_terminal:
+            self._bar = _rate_bar(self.console)
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=None)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, total=total)
+        elif total and 10 * self._done // total > self._tenth and time.monotonic() - self._told > PAUSE:
+            self._told, self._tenth = time.monotonic(), 10 * self._done // total
+            self._say(f"{self._done / 1e9:.2f} of {total / 1e9:.2f} GB")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self._done:
+            self._say(f"{self._done / 1e9:.2f} GB")
+
+    def _say(self, amount: str) -> None:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        line = f"{self._name}: {amount} in {seconds:.1f} s, {self._done / 1e9 / seconds:.2f} GB/s"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rate_bar(console: Console) -> Bar:
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Bar(*columns, console=console, refresh_per_second=8)
+
+
+def side_console() -> Console:
+    """Standard error where it is a terminal (a live display may be drawn there), else standard output."""
+    from rich.console import Console
+
+    return Console(stderr=sys.stderr.isatty(), highlight=False)

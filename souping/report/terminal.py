@@ -1,12 +1,17 @@
-"""The table at the end of a run, for a terminal."""
+"""The table at the end of a run, for a terminal.
+
+Sections on their own, outside a report: as Markdown, and on a terminal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from souping.report import beside, story, texts
-from souping.report.tables import Grid, Report, entries, part
+from souping.report import render
+from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_value, weight
+from souping.report.sections import Section, headline
+from souping.report.tables import Grid, Report, entries, gate, narrow, part, sentences
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,8 +34,8 @@ def table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, caption=Text(story.headline(report)), caption_style="bold", caption_justify="left")
-    rows = texts.in_order(entries(report, "rows"))
+    made = Table(box=SIMPLE_HEAD, caption=Text(headline(report)), caption_style="bold", caption_justify="left")
+    rows = in_order(entries(report, "rows"))
     if not rows:
         return _selected(report, made)
     compared = {key: found for found in entries(report, "comparisons") for key in _keys(found)}
@@ -43,7 +48,7 @@ def table(report: Report) -> Table:
         made.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
     for row in rows:
         soup = row.get("kind") == "soup"
-        cells = [_model(row), texts.brackets(row.get("objective"))]
+        cells = [_model(row), brackets(row.get("objective"))]
         cells += (
             ["", ""]
             if soup
@@ -55,15 +60,15 @@ def table(report: Report) -> Table:
 
 def gate_table(report: Report) -> Table:
     """What the baseline gate found, a line a figure."""
-    return plain_table(beside.gate(report))
+    return plain_table(gate(report))
 
 
 def also_table(report: Report) -> Table:
     """The other benchmarks: the soup, its ingredients and the paired differences."""
     from rich.text import Text
 
-    made = plain_table(beside.narrow(report))
-    made.caption, made.caption_style, made.caption_justify = Text("\n".join(beside.sentences(report))), "", "left"
+    made = plain_table(narrow(report))
+    made.caption, made.caption_style, made.caption_justify = Text("\n".join(sentences(report))), "", "left"
     return made
 
 
@@ -84,8 +89,8 @@ def plain_table(grid: Grid) -> Table:
 
 def _model(row: Mapping[str, Any]) -> str:
     """`dog, best single`; rows that are named after their role say it once."""
-    name, kind = texts.clean(row.get("name")), str(row.get("kind"))
-    role = ROLES.get(kind, texts.clean(kind))
+    name, kind = clean(row.get("name")), str(row.get("kind"))
+    role = ROLES.get(kind, clean(kind))
     return role if name == kind else f"{name}, {role}"
 
 
@@ -97,7 +102,7 @@ def _keys(found: Mapping[str, Any]) -> tuple[Any, ...]:
 def _difference(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return ["", ""]
-    return [texts.brackets(found, sign=True), texts.p_value(found.get("p_value"))]
+    return [brackets(found, sign=True), p_value(found.get("p_value"))]
 
 
 def _selected(report: Report, made: Table) -> Table:
@@ -110,6 +115,31 @@ def _selected(report: Report, made: Table) -> Table:
         made.add_column(name, overflow="fold")
     for name in found.get("ingredients") or []:
         owned = [category for category, expert in part(found, "experts").items() if expert == name]
-        shown = texts.weight(weights.get(name, 0.0)) if weights else texts.DASH
-        made.add_row(Text(texts.clean(name)), Text(", ".join(map(texts.clean, owned))), Text(shown))
+        shown = weight(weights.get(name, 0.0)) if weights else DASH
+        made.add_row(Text(clean(name)), Text(", ".join(map(clean, owned))), Text(shown))
     return made
+
+
+def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
+    """A Markdown document of sections."""
+    blocks = [f"# {escape_markdown(title)}", *(block for section in sections for block in render.section(section))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def show_sheet(sections: Sequence[Section]) -> None:
+    """The same on standard output."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    for section in sections:
+        console.print(Text(section.title, style="bold"))
+        for line in section.lines:
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
+        for grid in section.grids:
+            console.print(plain_table(grid))
+        if not section.grids:
+            console.print()

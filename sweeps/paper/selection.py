@@ -17,11 +17,11 @@ from typing import Literal, get_args
 import numpy as np
 from tables import DATA, Found, published, show
 
-from souping import correlation
-from souping.core import Selection, UserError
-from souping.objective import Mean
-from souping.scores import ScoreMatrix, read_table
-from souping.selection import SoCE, ranking
+from souping.analysis import correlation
+from souping.core.objectives import Mean
+from souping.core.scores import ScoreMatrix, read_table
+from souping.core.types import Selection, UserError
+from souping.selection.selectors import SoCE, ranking
 
 Sign = Literal["absolute", "signed"]
 Ties = Literal["overall", "all", "first"]
@@ -94,7 +94,7 @@ class Published:
     def command(self) -> str:
         """The same selection by the stated rule through the command line."""
         return (
-            f"python -m souping scores=table scores.path=souping/data/paper/{self.file} stop_after=select "
+            f"python -m souping scores=table scores.path=souping/examples/paper/{self.file} stop_after=select "
             f"pool.candidates='[{','.join(self.scores.models)}]'"
         )
 

@@ -1,4 +1,4 @@
-"""The published figures (souping/data/paper), and how the scripts beside this file print what they found."""
+"""The published figures (souping/examples/paper), and how the scripts beside this file print what they found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-DATA = Path(str(files("souping"))) / "data" / "paper"
+DATA = Path(str(files("souping"))) / "examples" / "paper"
 HERE = Path(__file__).resolve().parent
 
 Row = Sequence[str]

@@ -2,8 +2,8 @@
 
     python sweeps/paper/weights.py [--markdown]
 
-Source: arXiv 2511.13254v1; figures in souping/data/paper, printed gains in gains.csv beside this file. A gain has two
-readings, points (a difference of percentages) and relative (percent of the baseline); both are shown.
+Source: arXiv 2511.13254v1; figures in souping/examples/paper, printed gains in gains.csv beside this file. A gain has
+two readings, points (a difference of percentages) and relative (percent of the baseline); both are shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from tables import HERE, Found, published, show
 
-from souping import simplex
+from souping.core import simplex
 
 ROUNDING = 0.02
 """How far a gain may lie from the printed one: totals and gains are printed to 0.01, some totals to 0.1."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from souping.core import UserError
+from souping.core.types import UserError
 from souping.evaluate.bfcl.environment import COMMAND, LEVELS, folder_of, install, pinned, place_of, present
 
 

@@ -3,22 +3,32 @@
 bfcl-eval pins numpy 1.26 and twenty vendor SDKs, so it never shares an environment with souping. A place holds up to
 two environments, named by the content of their requirements: `minimal` generates and scores the single-turn
 categories, `full` has all that bfcl-eval asks for.
+
+The prompt handlers that an installed bfcl-eval has for models that are served here, read without importing it.
+
+bfcl-eval's result and score files -> a record for every item.
+
+A result file has a line for each item that was asked, a score file a line on the whole and then one for each item that
+failed: an item is right if it was asked and did not fail.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from souping.core import UserError
+from souping.core.text import nearest
+from souping.core.types import Item, Record, UserError
 
 Level = Literal["minimal", "full"]
 LEVELS: tuple[Level, ...] = ("minimal", "full")
@@ -191,3 +201,97 @@ def _lives(process: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+OWN = ("chat-template", "plain")
+"""Handlers of ours: the tokenizer's chat template below BFCL's system prompt, and a short prompt without a template."""
+SERVED_APIS = ("FunctionaryHandler",)
+"""Handlers that ask by chat completions and whose server is one's own; the other APIs are vendors'."""
+
+
+@lru_cache(maxsize=4)
+def registered(package: Path) -> tuple[str, ...]:
+    """Names of bfcl-eval's model registry whose handlers can ask a server of ours."""
+    tree = ast.parse((package / "constants" / "model_config.py").read_text(encoding="utf-8"))
+    return tuple(name for table, name, kind in _entries(tree) if "local" in table or kind in SERVED_APIS)
+
+
+def _entries(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """(table, model name, handler's class) of every entry of the registry."""
+    for node in tree.body:
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)):
+            continue
+        table = ast.unparse(node.targets[0])
+        for key, value in zip(node.value.keys, node.value.values, strict=True):
+            if isinstance(key, ast.Constant) and isinstance(value, ast.Call):
+                kinds = [ast.unparse(k.value) for k in value.keywords if k.arg == "model_handler"]
+                yield table, str(key.value), kinds[0] if kinds else ""
+
+
+def check_handlers(environment: Environment, names: Sequence[str]) -> None:
+    """Refuse, before any work, a handler that is not there.
+
+    Raises:
+        UserError: the nearest name is named.
+    """
+    known = (*OWN, *registered(environment.package))
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"evaluator.handler: {name!r} is neither {' nor '.join(OWN)} nor a model of bfcl-eval's registry that "
+                f"can be served here{nearest(name, known)}"
+            )
+
+
+FAILED = "Error during inference: "
+"""How bfcl-eval's generation marks an item whose answer could not be had; such an item counts as wrong in every
+category (bfcl-eval counts it as right where no call may be made)."""
+TOO_LONG = "does not fit the context"
+
+
+def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
+    """The records of the items, in their order, from one model's folders `result/MODEL` and `score/MODEL`.
+
+    Raises:
+        UserError: an item has no result, or its category no score.
+    """
+    answers = {str(row["id"]): row for path in _files(results, "result") for row in _rows(path)}
+    judged = {path.name.removesuffix("_score.json"): _rows(path) for path in _files(scores, "score")}
+    wrong = {category: {str(row["id"]) for row in list(rows)[1:]} for category, rows in judged.items()}
+    found = []
+    for item in items:
+        if item.id not in answers:
+            raise UserError(f"{results}: no result for item {item.id}")
+        if f"BFCL_v4_{item.category}" not in wrong:
+            raise UserError(f"{scores}: no score file for {item.category}")
+        answer = answers[item.id]
+        right = item.id not in wrong[f"BFCL_v4_{item.category}"] and not _failed(answer)
+        found.append(Record(item=item.id, score=float(right), output=_text(answer["result"])))
+    return found
+
+
+def failure(records: Sequence[Record]) -> str | None:
+    """Why no item at all could be answered, if that is so and it is not for want of context."""
+    reasons = [record.output.removeprefix(FAILED) for record in records if record.output.startswith(FAILED)]
+    other = [reason for reason in reasons if TOO_LONG not in reason]
+    return other[0] if other and len(reasons) == len(records) else None
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _failed(answer: Mapping[str, Any]) -> bool:
+    return "traceback" in answer and str(answer["result"]).startswith(FAILED)
+
+
+def _text(result: Any) -> str:
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)

@@ -12,15 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from souping.bfcl_tree import Version
-from souping.core import Item, Recipe, Record, UserError, digest
-from souping.evaluate.bfcl.environment import RUNNER, Environment, find, pinned, place_of
-from souping.evaluate.bfcl.items import BfclBenchmark, chosen, needs_full, prerequisites
-from souping.evaluate.bfcl.registry import check_handlers
-from souping.evaluate.bfcl.results import failure, records
-from souping.evaluate.servers import Running
-from souping.evaluate.servers.process import Process
-from souping.names import nearest
+from souping.core.text import nearest
+from souping.core.types import Item, Recipe, Record, UserError, digest
+from souping.evaluate.bfcl.benchmark import BfclBenchmark, Version, chosen, needs_full, prerequisites
+from souping.evaluate.bfcl.environment import (
+    RUNNER,
+    Environment,
+    check_handlers,
+    failure,
+    find,
+    pinned,
+    place_of,
+    records,
+)
+from souping.evaluate.servers.process import Process, Running
 
 PROTOCOL = 1
 """Raised when the same answers would be scored otherwise."""

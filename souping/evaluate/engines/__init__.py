@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from souping.core import Item
-from souping.protocols import Served
+from souping.core.protocols import Served
+from souping.core.types import Item, UserError
 
-__all__ = ["Asked", "Engine", "Stage"]
+__all__ = ["Asked", "Engine", "Stage", "check_gpu_settings"]
 
 
 class Asked(Protocol):
@@ -66,3 +66,17 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_gpu_settings(where: str, tensor_parallel_size: int, fraction: float, max_model_len: int | None) -> None:
+    """Refuse values out of range; `where` is the group whose keys they are.
+
+    Raises:
+        UserError: the message names the key.
+    """
+    if tensor_parallel_size < 1:
+        raise UserError(f"{where}.tensor_parallel_size={tensor_parallel_size} must be at least 1")
+    if not 0 < fraction <= 1:
+        raise UserError(f"{where}.gpu_memory_utilization={fraction} must be above 0 and at most 1")
+    if max_model_len is not None and max_model_len < 1:
+        raise UserError(f"{where}.max_model_len={max_model_len} must be at least 1")

@@ -1,12 +1,136 @@
-"""OpenAI-compatible servers that a run starts, uses and stops, or finds: `server={transformers,vllm}`."""
+"""The settings that every server has, and what each does alike: check, start, or find one that runs already.
+
+OpenAI-compatible servers that a run starts, uses and stops, or finds: `server={transformers,vllm}`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from souping.evaluate.servers.launch import Running, Say
+from souping.core.types import UserError
+from souping.evaluate.servers.process import Order, Running, Say, ServerError, base, launch, models_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server(ABC):
+    """Where a server runs. `url` is one that somebody else runs; else it is started on `port` (a free one by default)
+    by `python` (the interpreter of another environment; this one by default), which has `timeout` seconds to load a
+    model. `extra_args` go to its command line as they are.
+    """
+
+    title: ClassVar[str]
+
+    url: str | None = None
+    port: int | None = None
+    timeout: float = 1800.0
+    python: str | None = None
+    extra_args: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            base(self.url)
+        if self.port is not None and not 0 < self.port < 65536:
+            raise UserError(f"server.port={self.port} must be from 1 to 65535")
+        if self.timeout <= 0:
+            raise UserError(f"server.timeout={self.timeout} must be above 0")
+
+    @property
+    def interpreter(self) -> str:
+        return str(Path(self.python).expanduser()) if self.python else sys.executable
+
+    def common(self, name: str, version: int) -> dict[str, Any]:
+        """The settings, common to all servers, that can change answers. Of a found server only its address is known."""
+        if self.url is not None:
+            return {"name": name, "version": version, "url": base(self.url)}
+        return {"name": name, "version": version, "extra_args": list(self.extra_args)}
+
+    def check(self) -> None:
+        """Refuse, before any work, what cannot start here.
+
+        Raises:
+            UserError: packages are absent, or the found server does not answer.
+        """
+        if self.url is None:
+            self.check_installed()
+            return
+        try:
+            models_at(base(self.url))
+        except ServerError as error:
+            raise UserError(f"server.url={self.url} does not answer: {error}") from error
+
+    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> Running:
+        """A server for the model in `folder`; `say` hears how long the loading takes.
+
+        Raises:
+            UserError: as `check`, or the model does not load.
+        """
+        self.check()
+        folder = folder.absolute()
+        if self.url is not None:
+            return self.take(base(self.url), folder, name)
+        order = Order(
+            title=self.title,
+            folder=folder,
+            name=name,
+            command=lambda port: self.command(folder, port),
+            port=self.port,
+            timeout=self.timeout,
+        )
+        return launch(order, log_dir, say)
+
+    @abstractmethod
+    def check_installed(self) -> None:
+        """Refuse an interpreter that cannot start this server (UserError)."""
+
+    @abstractmethod
+    def command(self, folder: Path, port: int) -> list[str]:
+        """The command line."""
+
+    @abstractmethod
+    def take(self, address: str, folder: Path, name: str) -> Running:
+        """A server that is there already, with the model in `folder` in it (UserError where it does not take it)."""
+
+
+@lru_cache(maxsize=16)
+def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own: str, other: str) -> None:
+    """Refuse an interpreter without these packages; `own` and `other` are what to install into this or that one.
+
+    Raises:
+        UserError: packages are absent, or the interpreter cannot be run.
+    """
+    absent = _absent(packages) if interpreter == sys.executable else _absent_there(interpreter, packages)
+    if not absent:
+        return
+    who = f"server={server}" if interpreter == sys.executable else interpreter
+    how = f'pip install "{own}"' if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
+    raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
+
+
+def _absent(packages: Sequence[str]) -> list[str]:
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+def _absent_there(interpreter: str, packages: Sequence[str]) -> list[str]:
+    code = (
+        "import importlib.util, sys\n"
+        "print(' '.join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))"
+    )
+    try:
+        done = subprocess.run([interpreter, "-c", code, *packages], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
+    if done.returncode:
+        raise UserError(f"server.python={interpreter} is no Python interpreter: it ended with {done.returncode}")
+    return done.stdout.split()
+
 
 __all__ = ["Running", "Say", "ServerChoice"]
 

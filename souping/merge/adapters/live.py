@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from souping.core import Recipe, UserError
+from souping.checkpoints.header import shown
+from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import Site
-from souping.merge.adapters.device import DeviceProduct
-from souping.merge.adapters.factors import Product, Read, Share, blocks_of, product
-from souping.merge.adapters.guard import Guard
-from souping.merge.header import shown
-from souping.merge.kernels import Float32, widen
-from souping.merge.targets import TORCH_DTYPES
+from souping.merge.adapters.factors import DeviceProduct, Guard, Product, Read, Share, blocks_of, product
+from souping.merge.kernels.reference import Float32, widen
+from souping.merge.live import TORCH_DTYPES
 
 
 class AdapterLive:

@@ -8,27 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.core import Recipe, UserError, Weights
-from souping.merge.adapters.adapter import WEIGHTS, Adapter, is_adapter
-from souping.merge.adapters.base import Site, find_base, sites
-from souping.merge.adapters.checks import check_settings, compare_with_base, note_base, note_targets
-from souping.merge.adapters.factors import FileReader, Read, Share
-from souping.merge.adapters.full import FULL, base_plan, refuse_shared, write_model
-from souping.merge.adapters.guard import Guard
-from souping.merge.adapters.keep import config_text, write_weights
+from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint, fingerprint, inside, small
+from souping.checkpoints.compatibility import listed
+from souping.checkpoints.header import BITS, Tensor, shown
+from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, is_adapter
+from souping.core.files import staged, write_files
+from souping.core.types import Recipe, UserError, Weights
+from souping.merge.adapters.base import (
+    Site,
+    check_settings,
+    compare_with_base,
+    find_base,
+    note_base,
+    note_targets,
+    sites,
+)
+from souping.merge.adapters.factors import FileReader, Guard, Read, Share
 from souping.merge.adapters.live import AdapterLive
-from souping.merge.adapters.settings import CONFIG
-from souping.merge.average import Progress
-from souping.merge.carry import carried
-from souping.merge.checkpoint import TORCH_NAMES, Checkpoint, fingerprint, inside, small
-from souping.merge.folder import staged, write_files
-from souping.merge.header import BITS, Tensor, shown
-from souping.merge.kernels import Raw
-from souping.merge.larder import Larder
-from souping.merge.layout import Source
-from souping.merge.live import Live
-from souping.merge.plan import base_name
-from souping.merge.slots import listed
+from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_shared, write_model, write_weights
+from souping.merge.kernels.reference import Raw
+from souping.merge.live import Larder, Live
+from souping.merge.plan import Source
+from souping.merge.planner import base_name
+from souping.merge.writer import Progress, carried
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,303 @@
+"""A checkpoint folder, known from its headers: tensors and where they lie, config, side files, fingerprint.
+
+Pickled weights (`pytorch_model.bin`), only with `merge.allow_pickle=true`: their table, without running their code.
+
+`torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight either and
+tells where in the zip file each storage lies (`UntypedStorage._checkpoint_offset`), so that a pickled file streams
+like a safetensors file afterwards.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+import zipfile
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from souping.checkpoints.header import Tensor, broken, parse_json, read_header, shown
+from souping.core.types import UserError, digest
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "source.spm",
+    "target.spm", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
+"""Endings of what is no side file whatever it is called: weights and code."""
+MAX_SIDE = 512_000_000
+MAX_JSON = 200_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model folder whose headers were read and found sound; no weight is in memory.
+
+    `tensors` are in file order, `files` are the weight files and `side` the files that a soup carries over, both
+    relative to `folder`.
+    """
+
+    folder: Path
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    files: tuple[str, ...]
+    side: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def open(cls, folder: Path, allow_pickle: bool = False) -> Checkpoint:
+        """Read a folder's headers.
+
+        Raises:
+            UserError: it is missing, has no config.json or no weights, holds pickled weights that were not asked
+                for, a name or symlink leaves it, or a header cannot be trusted.
+        """
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
+        try:
+            return cls._read(folder, allow_pickle)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+    @classmethod
+    def _read(cls, folder: Path, allow_pickle: bool) -> Checkpoint:
+        config = _read_config(folder)
+        tensors = _read_weights(folder, allow_pickle)
+        if not tensors:
+            raise UserError(f"{folder} holds no tensor: nothing to soup.")
+        files = tuple(sorted({tensor.file for tensor in tensors.values()}))
+        return cls(folder=folder, tensors=tensors, config=config, files=files, side=side_files(folder))
+
+    @property
+    def dtype(self) -> str:
+        """Its float dtypes by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
+        present = {tensor.dtype for tensor in self.tensors.values()}
+        return "+".join(name for name, tag in TORCH_NAMES.items() if tag in present)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def side_text(self, name: str) -> bytes | None:
+        """The bytes of a side file, or None where there is none."""
+        if name not in self.side:
+            return None
+        return (self.folder / name).read_bytes()
+
+
+Reader = Callable[[Path, str], dict[str, Tensor]]
+TORCH_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
+    """`folder/name`, if it really is inside the folder.
+
+    One exception: the Hub's own cache, where a file of `snapshots/<revision>` is a link into its sibling `blobs`.
+
+    Raises:
+        UserError: an absolute name, `..`, or a symlink that leads out.
+    """
+    parts = PurePosixPath(name).parts
+    path = folder / name
+    if not parts or "\0" in name or "\\" in name or ".." in parts or PurePosixPath(name).is_absolute():
+        raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
+    try:
+        target, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
+    cache = root.parents[2] if len(root.parents) > 2 else root
+    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)  # a model's own, and all models'
+    hub = root.parent.name == "snapshots" and target.parent in blobs
+    if not target.is_relative_to(root) and not hub:
+        raise broken(path, "a symlink that leads out of the folder", tensor)
+    return path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = inside(folder, "config.json")
+    if not path.is_file():
+        hint = " It looks like an adapter: pools of adapters need their base." if _is_adapter(folder) else ""
+        raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
+    config = parse_json(path, small(path))
+    if not isinstance(config, dict):
+        raise broken(path, "config.json is not a JSON object")
+    return config
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def small(path: Path, limit: int = MAX_JSON) -> bytes:
+    """The whole of a file that has to be small."""
+    try:
+        if path.stat().st_size > limit:
+            raise broken(path, f"larger than {limit} bytes, which no such file is")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    """The tensor table; one file wins over an index, as in transformers."""
+    if inside(folder, SINGLE).is_file():
+        return read_header(folder / SINGLE)[0]
+    if inside(folder, INDEX).is_file():
+        return _read_sharded(folder, INDEX, lambda path, name: read_header(path, name)[0])
+    pickles = [name for name in (PICKLED, PICKLED_INDEX) if inside(folder, name).is_file()]
+    if not pickles:
+        raise UserError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
+    if not allow_pickle:
+        raise UserError(
+            f"{folder / pickles[0]} holds pickled weights, which can run code when opened. "
+            "Convert them to safetensors, or set merge.allow_pickle=true."
+        )
+    if pickles[0] == PICKLED:
+        return read_pickled(folder / PICKLED, PICKLED)
+    return _read_sharded(folder, PICKLED_INDEX, read_pickled)
+
+
+def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
+    """The tensors an index lists; index and shards must tell the same story."""
+    path = folder / index
+    table = parse_json(path, small(path))
+    places = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
+        raise broken(path, "weight_map is not a table of tensor names and file names")
+    tensors: dict[str, Tensor] = {}
+    owners = {file: name for name, file in reversed(places.items())}
+    shards = {file: inside(folder, file, name) for file, name in owners.items()}
+    for file, shard in shards.items():
+        if not shard.is_file():
+            raise broken(path, f"the shard {shown(file)} is missing", owners[file])
+    for file in dict.fromkeys(places.values()):
+        for name, tensor in read(shards[file], file).items():
+            if places.get(name) != file:
+                raise broken(shards[file], f"{index} does not place it here", name)
+            tensors[name] = tensor
+    lost = next((name for name in places if name not in tensors), None)
+    if lost is not None:
+        raise broken(folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost)
+    return tensors
+
+
+def side_files(folder: Path) -> tuple[str, ...]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
+    for name in chosen:
+        if inside(folder, name).stat().st_size > MAX_SIDE:
+            raise broken(folder / name, f"larger than {MAX_SIDE} bytes, which no such file is")
+    templates = folder / "additional_chat_templates"
+    if inside(folder, templates.name).is_dir():
+        extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
+        chosen += [name for name in extra if inside(folder, name).is_file()]
+    return tuple(chosen)
+
+
+def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
+    """SHA-256 (hex) over the content of the weights, config, tokenizer and chat template of a model folder.
+
+    Names of the files count, the folder's own name and place do not. With `cache`, a weight file is hashed once for
+    each (resolved path, size, mtime, inode).
+
+    Raises:
+        UserError: as `Checkpoint.open`.
+    """
+    checkpoint = Checkpoint.open(folder, allow_pickle)
+    names = (*checkpoint.files, *checkpoint.side)
+    return digest({name: _file_hash(checkpoint.folder / name, cache) for name in names})
+
+
+def hub_digest(path: Path) -> str:
+    """The SHA-256 that the Hub gave a large file, where `path` lies in the Hub's cache; else nothing.
+
+    There a file of `snapshots/<commit>` is a link to `blobs/<name>`, and the name of a large file's blob is its SHA-256
+    (of a small one's it is a git hash, which is shorter).
+    """
+    if "snapshots" not in (parent.name for parent in path.parents) or not path.is_symlink():
+        return ""
+    blob = path.parent / path.readlink()
+    known = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob.name if known else ""
+
+
+def _file_hash(path: Path, cache: MutableMapping[str, str] | None) -> str:
+    promised = hub_digest(path)
+    if promised:
+        return promised
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    if cache is not None and key in cache:
+        return cache[key]
+    try:
+        with path.open("rb") as file:
+            value = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if cache is not None:
+        cache[key] = value
+    return value
+
+
+TAGS = {
+    "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+
+
+def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
+    """The tensors of a pickled file and where their bytes are.
+
+    Raises:
+        UserError: it is not a zip of plain, contiguous tensors, or it is truncated.
+    """
+    _check_zip(path)
+    state = _load(path)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise broken(path, "not a table of tensors")
+    size = path.stat().st_size
+    return {name: _tensor(path, label, name, value, size) for name, value in state.items()}
+
+
+def _check_zip(path: Path) -> None:
+    """Stored, not compressed: otherwise an offset in the file would not be a tensor's bytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        raise broken(path, "not a zip as torch.save writes it since 2020, or truncated") from None
+    if packed:
+        raise broken(path, "its entries are compressed")
+
+
+def _load(path: Path) -> Any:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with FakeTensorMode():
+            return torch.load(path, weights_only=True)
+    except Exception as error:  # whatever a hostile pickle makes of the loader is the file's fault
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise UserError(f"{path} holds more than plain tensors, or is broken ({reason}). Do not trust it.") from None
+
+
+def _tensor(path: Path, label: str, name: str, value: Any, size: int) -> Tensor:
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_sparse or not value.is_contiguous():
+        raise broken(path, "not a contiguous tensor", name)
+    tag = TAGS.get(str(value.dtype).removeprefix("torch."))
+    start = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+    if tag is None or start is None:
+        raise broken(path, f"a tensor of {value.dtype} cannot be read", name)
+    offset, nbytes = start + value.storage_offset() * value.element_size(), value.numel() * value.element_size()
+    if not 0 <= offset <= offset + nbytes <= size:
+        raise broken(path, "truncated: its bytes lie behind the end", name)
+    return Tensor(name, tag, tuple(value.shape), label, int(offset), int(nbytes))

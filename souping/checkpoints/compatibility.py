@@ -1,0 +1,429 @@
+"""Ingredients side by side: the tensors they share, by name, with the shape and dtype the soup will have.
+
+Preflight of a pool: what can be known to go wrong from headers, configs and tokenizers, before any work.
+
+Tokenizers and chat templates compared by content, not by formatting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint
+from souping.checkpoints.header import Tensor, parse_json, shown
+from souping.core.types import UserError, digest
+
+FLOATS = tuple(TORCH_NAMES.values())
+OTHER_FLOATS = ("F64", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+VOCAB_RULES = ("error", "intersect", "union")
+VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
+TIED = ("lm_head.weight", "output.weight")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of the soup and its counterpart in each ingredient. Rows may differ where `merge.vocab` allows it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Tensor, ...]
+
+    @property
+    def uneven(self) -> bool:
+        return len({part.shape for part in self.parts}) > 1
+
+
+def listed(names: Iterable[str], limit: int = 10) -> str:
+    """At most ten names, then a count."""
+    every = [shown(name) for name in names]
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more
+
+
+def slots(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[Slot]:
+    """The soup's tensors in the first ingredient's file order.
+
+    Raises:
+        UserError: tensors are missing or extra, shapes differ, or a float type cannot be souped.
+    """
+    first = next(iter(checkpoints))
+    tables = {name: _table(checkpoint, checkpoints) for name, checkpoint in checkpoints.items()}
+    for name, table in tables.items():
+        _same_names(first, name, tables[first], table, checkpoints)
+    found = [_slot(name, tables, checkpoints, vocab) for name in tables[first]]
+    _refuse_shapes(found, checkpoints, vocab)
+    _refuse_floats(found, checkpoints)
+    return found
+
+
+def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+    """Output heads that some ingredients store beside the embedding they are tied to, and others do not.
+
+    They are left out of the soup: the models tie them again when they are loaded.
+    """
+    if not all(tied(checkpoint) for checkpoint in checkpoints.values()):
+        return ()
+    counts = [(head, sum(head in checkpoint.tensors for checkpoint in checkpoints.values())) for head in TIED]
+    return tuple(head for head, count in counts if 0 < count < len(checkpoints))
+
+
+def tied(checkpoint: Checkpoint) -> bool:
+    """Whether the config ties the output head to the embedding."""
+    return _setting(checkpoint, "tie_word_embeddings") is True
+
+
+def _setting(checkpoint: Checkpoint, key: str) -> object:
+    nested = checkpoint.config.get("text_config")
+    inner = nested.get(key) if isinstance(nested, dict) else None
+    return checkpoint.config.get(key, inner)
+
+
+def _table(checkpoint: Checkpoint, pool: Mapping[str, Checkpoint]) -> dict[str, Tensor]:
+    drop = redundant(pool)
+    return {name: tensor for name, tensor in checkpoint.tensors.items() if name not in drop}
+
+
+def _same_names(
+    a: str, b: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor], pool: Mapping[str, Checkpoint]
+) -> None:
+    missing, extra = [n for n in left if n not in right], [n for n in right if n not in left]
+    if not missing and not extra:
+        return
+    lines = [f"{b} lacks {listed(missing)}"] if missing else []
+    lines += [f"{b} also has {listed(extra)}"] if extra else []
+    hint = ""
+    if tied(pool[a]) != tied(pool[b]) and {*missing, *extra} & set(TIED):
+        hint = " (tied embeddings on one side only)"
+    raise UserError(f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(lines)}")
+
+
+def _slot(name: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint], vocab: str) -> Slot:
+    parts = tuple(table[name] for table in tables.values())
+    shapes = [part.shape for part in parts]
+    shape = shapes[0]
+    if len(set(shapes)) > 1 and vocab != "error" and _is_vocab(name, parts, list(pool.values())):
+        pick = max if vocab == "union" else min
+        shape = (pick(s[0] for s in shapes), *shape[1:])
+    return Slot(name, widest(part.dtype for part in parts), shape, parts)
+
+
+def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) -> bool:
+    """Shapes differ in their first size alone, and that size is the vocabulary's."""
+    if len({part.shape[1:] for part in parts}) > 1 or not all(part.shape for part in parts):
+        return False
+    sizes = [_setting(checkpoint, "vocab_size") for checkpoint in pool]
+    rows = [part.shape[0] for part in parts]
+    return rows == sizes or any(word in name for word in VOCAB_WORDS)
+
+
+def _refuse_shapes(found: Sequence[Slot], pool: Mapping[str, Checkpoint], vocab: str) -> None:
+    names, checkpoints = list(pool), list(pool.values())
+    bad = [
+        slot
+        for slot in found
+        if slot.uneven and (vocab == "error" or not _is_vocab(slot.name, slot.parts, checkpoints))
+    ]
+    if not bad:
+        return
+    slot = bad[0]
+    other = next(i for i, part in enumerate(slot.parts) if part.shape != slot.parts[0].shape)
+    hint = ""
+    if all(_is_vocab(s.name, s.parts, checkpoints) for s in bad):
+        hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect"
+    raise UserError(
+        f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {list(slot.parts[0].shape)} in "
+        f"{names[0]} and {list(slot.parts[other].shape)} in {names[other]}{hint}"
+    )
+
+
+def _refuse_floats(found: Sequence[Slot], pool: Mapping[str, Checkpoint]) -> None:
+    for name, index in zip(pool, range(len(pool)), strict=True):
+        bad = [slot.parts[index] for slot in found if slot.parts[index].dtype in OTHER_FLOATS]
+        if bad:
+            raise UserError(
+                f"candidate {name} stores {listed(t.name for t in bad)} as {bad[0].dtype}: only bfloat16, float16 and "
+                "float32 tensors are souped. Convert it first."
+            )
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The dtype that holds every value of all of them: bf16 with fp16 needs fp32. Others come back as they are."""
+    present = set(dtypes)
+    if len(present) == 1 or not present <= set(FLOATS):
+        return sorted(present)[0]
+    return "F32"
+
+
+CHUNK = 1 << 22
+IGNORED = {
+    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation",
+    "_attn_implementation_autoset", "attn_implementation", "vocab_size", "architectures", "model_type", "auto_map",
+    "output_attentions", "output_hidden_states", "return_dict", "_commit_hash", "gradient_checkpointing",
+}  # fmt: skip
+STRUCTURE = {
+    "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "hidden_size", "n_head", "n_layer",
+    "num_experts_per_tok", "num_local_experts", "num_experts", "hidden_act", "hidden_activation", "activation_function",
+    "layer_types", "tie_word_embeddings", "quantization_config", "is_encoder_decoder", "d_kv", "num_heads",
+}  # fmt: skip
+
+
+def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[str]:
+    """Check that a pool can be souped; returns warnings for the report.
+
+    Reads no float weight: only headers, configs, tokenizers, and the bytes of tensors that have to be equal (those
+    that are not floats, and tied heads that some store twice).
+
+    Raises:
+        UserError: tensors are missing or extra (at most ten named, then a count), shapes or architectures differ, a
+            float type cannot be souped, tensors that are not floats differ, tokenizers give other ids.
+    """
+    if vocab not in VOCAB_RULES:
+        raise UserError(f"merge.vocab={vocab} must be one of {', '.join(VOCAB_RULES)}")
+    names = list(checkpoints)
+    if not names:
+        raise UserError("the pool is empty")
+    for name in names[1:]:
+        _same_architecture(names[0], name, checkpoints)
+    found = slots(checkpoints, vocab)
+    warnings = _dtypes(checkpoints, found) + _ties(checkpoints)
+    _equal_where_not_float(checkpoints, found)
+    tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
+    for name in names[1:]:
+        warnings += _config_drift(names[0], name, checkpoints[names[0]].config, checkpoints[name].config)
+        warnings += compare_tokenizers(names[0], name, tokenizers[names[0]], tokenizers[name], vocab)
+    return warnings + _rows(checkpoints, found, vocab)
+
+
+def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
+    for key in ("model_type", "architectures"):
+        left, right = pool[a].config.get(key), pool[b].config.get(key)
+        if left != right and left is not None and right is not None:
+            raise UserError(f"candidates {a} and {b} differ in {key}: {_short(left)} and {_short(right)}")
+
+
+def _dtypes(pool: Mapping[str, Checkpoint], found: list[Slot]) -> list[str]:
+    mixed = [slot for slot in found if len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS]
+    if not mixed:
+        return []
+    stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
+    return [f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set"]
+
+
+def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
+    """Heads stored beside a tied embedding by some: fine if they are equal to it, refused if not."""
+    notes = []
+    for head in redundant(pool):
+        owners = [name for name, checkpoint in pool.items() if head in checkpoint.tensors]
+        for owner in owners:
+            _equals_embedding(owner, pool[owner], head)
+        notes.append(f"{listed(owners)} stores the tied {head} beside the embedding, others do not: it is left out")
+    return notes
+
+
+def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
+    tensor = checkpoint.tensors[head]
+    others = [t for t in checkpoint.tensors.values() if t.name != head]
+    twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
+    if twins and not any(_same_bytes(checkpoint, tensor, checkpoint, twin) for twin in twins):
+        raise UserError(
+            f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
+            "other values, and another candidate does not store it"
+        )
+
+
+def _equal_where_not_float(pool: Mapping[str, Checkpoint], found: list[Slot]) -> None:
+    names = list(pool)
+    for slot in found:
+        if all(part.dtype in FLOATS for part in slot.parts):
+            continue
+        odd = next(part.dtype for part in slot.parts if part.dtype not in FLOATS)
+        for name, part in zip(names[1:], slot.parts[1:], strict=True):
+            same = part.dtype == slot.parts[0].dtype and part.shape == slot.parts[0].shape
+            if not same or not _same_bytes(pool[names[0]], slot.parts[0], pool[name], part):
+                raise UserError(
+                    f"{slot.name} is not a float tensor ({odd}) and differs between {names[0]} and {name}: "
+                    "quantised models cannot be averaged. Use their float originals."
+                )
+
+
+def _same_bytes(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
+    """Compare two tensors in chunks."""
+    if left.nbytes != right.nbytes:
+        return False
+    with (a.folder / left.file).open("rb") as x, (b.folder / right.file).open("rb") as y:
+        x.seek(left.offset, os.SEEK_SET)
+        y.seek(right.offset, os.SEEK_SET)
+        sizes = [min(CHUNK, left.nbytes - start) for start in range(0, left.nbytes, CHUNK)]
+        return all(x.read(size) == y.read(size) for size in sizes)
+
+
+def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Warnings for settings that differ; what changes the meaning of the weights is refused."""
+    notes = []
+    for key in dict.fromkeys([*left, *right]):
+        x, y = left.get(key), right.get(key)
+        if key in IGNORED or x == y:
+            continue
+        if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config") and key != "quantization_config":
+            notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
+        elif key in STRUCTURE and x is not None and y is not None:
+            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {_short(x)} and {_short(y)}")
+        else:
+            what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
+            notes.append(f"{what} {prefix}{key}: {a} {_short(x)}, {b} {_short(y)}")
+    return notes
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _rows(pool: Mapping[str, Checkpoint], found: list[Slot], vocab: str) -> list[str]:
+    uneven = [slot for slot in found if slot.uneven]
+    if not uneven:
+        return []
+    rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
+    return [f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows"]
+
+
+PROCESSING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+VOCAB_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What a tokenizer does: ids of ordinary and of added tokens, and digests of the rest.
+
+    `rules` are merges and the model's kind, `steps` digests of the processing around it, `files` of slow tokenizers'
+    files, `template` the chat template or None.
+    """
+
+    ids: Mapping[str, int]
+    added: Mapping[str, int]
+    rules: str
+    steps: Mapping[str, str]
+    files: Mapping[str, str]
+    template: str | None
+    present: bool
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a folder; an empty one where it has none.
+
+    Raises:
+        UserError: a tokenizer file is not JSON, or not one of a tokenizer.
+    """
+    fast, settings = _json(checkpoint, "tokenizer.json"), _json(checkpoint, "tokenizer_config.json")
+    try:
+        return _read(checkpoint, fast, settings)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"the tokenizer of {checkpoint.folder} cannot be read: {error}") from None
+
+
+def _read(checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]) -> Tokenizer:
+    model: dict[str, Any] = fast.get("model") or {}
+    ids = _ids(model.get("vocab"))
+    added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
+    rest = {key: value for key, value in model.items() if key not in ("vocab", "merges", "dropout")}
+    merges = [" ".join(m) if isinstance(m, list) else m for m in _list(model.get("merges"))]
+    raw = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
+    return Tokenizer(
+        ids={token: number for token, number in ids.items() if token not in added},
+        added=added,
+        rules=digest([rest, merges]),
+        steps={step: digest(fast.get(step)) for step in PROCESSING},
+        files={name: digest(data.hex()) for name, data in raw.items() if data is not None and not fast},
+        template=_template(checkpoint, settings),
+        present=bool(fast) or any(data is not None for data in raw.values()),
+    )
+
+
+def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str) -> list[str]:
+    """Warnings about two tokenizers.
+
+    Raises:
+        UserError: they give ids to different texts: an id means another ordinary token, or other merges apply; with
+            `vocab=error` also where one has ordinary tokens that the other lacks.
+    """
+    if left.present != right.present:
+        owner, other = (a, b) if left.present else (b, a)
+        return [f"{owner} has a tokenizer, {other} has none", *_templates(a, b, left, right)]
+    clash = [token for token, number in left.ids.items() if right.ids.get(token, number) != number]
+    clash += [t for t, n in _swapped(left, right) if t not in clash]
+    if clash:
+        raise UserError(f"tokenizers of {a} and {b} differ: other ids for {listed(clash)}")
+    lone = sorted(set(left.ids) ^ set(right.ids))
+    if lone and vocab == "error":
+        raise UserError(
+            f"tokenizers of {a} and {b} differ: only one has {listed(lone)}. If the vocabularies differ in trailing "
+            "rows alone, set merge.vocab=union or merge.vocab=intersect"
+        )
+    if (left.rules != right.rules and not lone) or left.files != right.files:
+        raise UserError(f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings")
+    return [*_warn(a, b, left, right), *_templates(a, b, left, right)]
+
+
+def _swapped(left: Tokenizer, right: Tokenizer) -> list[tuple[str, int]]:
+    """Ordinary tokens whose id is another ordinary token on the other side."""
+    names = {number: token for token, number in right.ids.items()}
+    return [(token, number) for token, number in left.ids.items() if names.get(number, token) != token]
+
+
+def _warn(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
+    notes = []
+    added = sorted(t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t))
+    if added:
+        notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
+    steps = [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]
+    if steps:
+        notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
+    return notes
+
+
+def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
+    if left.template == right.template:
+        return []
+    if left.template is None or right.template is None:
+        owner, other = (b, a) if left.template is None else (a, b)
+        return [
+            f"{owner} has a chat template, {other} has none: souping models of different training stages "
+            "(base with instruct) is not advised"
+        ]
+    return [f"chat templates of {a} and {b} differ: the soup carries one of them"]
+
+
+def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
+    for name in ("chat_template.jinja", "chat_template.json"):
+        data = checkpoint.side_text(name)
+        if data is not None and name.endswith(".jinja"):
+            return data.decode("utf-8", "replace").strip()
+        if data is not None:
+            value = _json(checkpoint, name).get("chat_template")
+            return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    value = settings.get("chat_template")
+    return value.strip() if isinstance(value, str) else (json.dumps(value, sort_keys=True) if value else None)
+
+
+def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    data = checkpoint.side_text(name)
+    value = parse_json(checkpoint.folder / name, data) if data is not None else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{checkpoint.folder / name} is not a JSON object: not a tokenizer's file")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _ids(vocab: object) -> dict[str, int]:
+    """Token ids of a BPE, WordPiece or WordLevel table, or of a Unigram list."""
+    if isinstance(vocab, dict):
+        return {str(token): number for token, number in vocab.items() if isinstance(number, int)}
+    return {str(row[0]): i for i, row in enumerate(_list(vocab)) if isinstance(row, list) and row}

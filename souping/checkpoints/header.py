@@ -1,0 +1,164 @@
+"""Safetensors headers, read as if an enemy had written them.
+
+The format: 8 bytes little-endian length, that many bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data
+(https://huggingface.co/docs/safetensors). Nothing is allocated before the file's real size has been compared.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.core.types import UserError
+
+MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+MAX_RANK = 64
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint and where its bytes are: `offset` counts from the start of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return _product(self.shape)
+
+
+def read_header(path: Path, label: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, in the order of their data, and its metadata. Reads no weight.
+
+    Raises:
+        UserError: the file is truncated, or its header lies (length, JSON, dtype, shape, overlap, overrun, holes).
+    """
+    file = label or path.name
+    size, raw = _raw_header(path)
+    table = _parse(path, raw)
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise broken(path, "its __metadata__ is not a table of texts")
+    start = 8 + len(raw)
+    tensors = sorted(
+        (_tensor(path, file, start, *entry) for entry in table.items()), key=lambda t: (t.offset, t.nbytes)
+    )
+    _check_layout(path, tensors, start, size)
+    return {t.name: t for t in tensors}, metadata
+
+
+def broken(path: Path, why: str, tensor: str | None = None) -> UserError:
+    """The error for a file that cannot be trusted."""
+    where = f", tensor {shown(tensor)}" if tensor is not None else ""
+    return UserError(f"{path}{where}: {why}. Download or save this checkpoint again.")
+
+
+def shown(name: str) -> str:
+    """A name from a file, safe to print: control characters escaped, long ones cut."""
+    text = name.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _raw_header(path: Path) -> tuple[int, bytes]:
+    """(file size, header bytes)."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            head = file.read(8)
+            if len(head) < 8:
+                raise broken(path, f"truncated: {size} bytes are too few for a safetensors file")
+            length = struct.unpack("<Q", head)[0]
+            if length > MAX_HEADER or length > size - 8:
+                raise broken(path, f"its header claims {length} bytes, the file has {size}")
+            raw = file.read(length)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(raw) != length:
+        raise broken(path, "truncated while it was read")
+    return size, raw
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` that refuses a key given twice (two parsers would read two different models)."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return table
+
+
+def parse_json(path: Path, raw: bytes) -> Any:
+    """JSON from an untrusted file, duplicate keys refused; every failure is one UserError that names the file."""
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise broken(path, f"not valid JSON ({shown(reason)})") from None
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    if not raw.startswith(b"{"):
+        raise broken(path, "its header is not JSON")
+    table = parse_json(path, raw)
+    return dict(table)
+
+
+def _whole(values: object) -> bool:
+    """A list of integers that are not negative (true is not an integer here)."""
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _tensor(path: Path, file: str, start: int, name: str, entry: object) -> Tensor:
+    if not isinstance(entry, Mapping) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+        raise broken(path, "the header's entry lacks dtype, shape or data_offsets", name)
+    if shown(name) == "" or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise broken(path, "a tensor's name is empty or not text", name)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise broken(path, f"unknown dtype {shown(str(dtype))}", name)
+    if not _whole(shape) or len(shape) > MAX_RANK or not _whole(offsets) or len(offsets) != 2:
+        raise broken(path, "shape or data_offsets is not a short list of whole numbers", name)
+    begin, end = offsets
+    bits = _product(shape) * BITS[dtype]
+    if bits % 8 or end - begin != bits // 8:
+        claim = f"{dtype} {shape if len(str(shape)) < 80 else '[...]'}"
+        raise broken(path, f"its place has {end - begin} bytes, which is not the size of {claim}", name)
+    return Tensor(name, dtype, tuple(shape), file, start + begin, end - begin)
+
+
+def _product(shape: tuple[int, ...] | list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+        if count > 1 << 62:  # no file is that large: stop before the number grows
+            return 1 << 62
+    return count if 0 not in shape else 0
+
+
+def _check_layout(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
+    """The data must tile the rest of the file: no overlap, no hole, no overrun."""
+    cursor = start
+    for tensor in tensors:
+        if tensor.offset < cursor:
+            raise broken(path, "its bytes overlap another tensor's", tensor.name)
+        if tensor.offset > cursor:
+            raise broken(path, f"{tensor.offset - cursor} bytes before it belong to no tensor", tensor.name)
+        cursor += tensor.nbytes
+        if cursor > size:
+            raise broken(path, f"truncated: its bytes end at {cursor}, the file at {size}", tensor.name)
+    if cursor != size:
+        raise broken(path, f"{size - cursor} bytes after the last tensor belong to none")

@@ -1,0 +1,345 @@
+"""An adapter folder, known from its headers: the pairs A and B of each adapted module, and their scaling.
+
+`adapter_config.json`: what of it decides the adapter's product B*A, and what makes it no plain LoRA.
+
+The rules are PEFT's own (LoraConfig and get_pattern_key): a module's rank and alpha are those of the first key of
+rank_pattern and alpha_pattern that matches its name as `(.*\.)?(key)$`, else `r` and `lora_alpha`; the product is
+scaled by alpha / rank, or with use_rslora by alpha / sqrt(rank).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.checkpoint import (
+    INDEX,
+    PICKLED,
+    PICKLED_INDEX,
+    SINGLE,
+    Checkpoint,
+    _file_hash,
+    inside,
+    side_files,
+    small,
+)
+from souping.checkpoints.compatibility import FLOATS, listed
+from souping.checkpoints.header import Tensor, broken, parse_json, read_header, shown
+from souping.core.types import UserError, digest
+
+WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"(?P<module>.+)\.(?P<side>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
+MAX_NAME, MAX_DOTS = 150, 15  # generous for a module; they bound what a pattern can cost
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapted module: A [rank, in] and B [out, rank], so that the product is scaling * B @ A.
+
+    For an embedding, in is the vocabulary and the product is transposed when it is added to the weight.
+    """
+
+    module: str
+    embedding: bool
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Names of A and B in a file."""
+        sides = ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_A.weight", "lora_B.weight")
+        return (f"{PREFIX}{self.module}.{sides[0]}", f"{PREFIX}{self.module}.{sides[1]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA folder whose headers were read and found sound.
+
+    `whole` are full weights of the base that PEFT saved beside the factors (embeddings), by module: they have to be
+    the base's own.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    parts: Mapping[str, Part]
+    whole: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path, allow_pickle: bool = False) -> Adapter:
+        """Read a folder's config and headers.
+
+        Raises:
+            UserError: it is missing or broken, pickled without leave, or no plain LoRA; what it is is named.
+        """
+        folder = Path(folder).expanduser()
+        settings = read_settings(folder)
+        tensors = _read_weights(folder, allow_pickle)
+        side = tuple(name for name in side_files(folder) if name not in ("config.json", "generation_config.json"))
+        files = tuple(sorted({tensor.file for tensor in tensors.values()}))
+        checkpoint = Checkpoint(folder=folder, tensors=tensors, config={}, files=files, side=side)
+        parts, whole = _sort(folder, tensors, settings)
+        return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=whole)
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def dtype(self) -> str:
+        return self.checkpoint.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.checkpoint.nbytes
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return bool({"tokenizer.json", "tokenizer_config.json"} & set(self.checkpoint.side))
+
+    def fingerprint(self, base: str, cache: MutableMapping[str, str] | None) -> str:
+        """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the base's fingerprint."""
+        rules = [[part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()]
+        names = (*self.checkpoint.files, *self.checkpoint.side)
+        return digest([base, sorted(rules), {name: _file_hash(self.folder / name, cache) for name in names}])
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is a PEFT adapter.
+
+    Raises:
+        UserError: it holds a full model's weights too, so that nobody knows which is meant.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / CONFIG).is_file():
+        return False
+    full = [name for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX) if (folder / name).is_file()]
+    if full:
+        raise UserError(f"{folder} holds an adapter ({CONFIG}) and a full model ({full[0]}): move one of them away.")
+    return True
+
+
+def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    if inside(folder, WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)[0]
+    if not inside(folder, PICKLED_WEIGHTS).is_file():
+        raise UserError(f"{folder} has no weights: {WEIGHTS} is not there.")
+    if not allow_pickle:
+        raise UserError(
+            f"{folder / PICKLED_WEIGHTS} holds pickled weights, which can run code when opened. "
+            "Convert them to safetensors, or set merge.allow_pickle=true."
+        )
+    from souping.checkpoints.checkpoint import read_pickled
+
+    return read_pickled(folder / PICKLED_WEIGHTS, PICKLED_WEIGHTS)
+
+
+def _sort(folder: Path, tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str, Part], dict[str, Tensor]]:
+    """The factors by module in file order, and the whole weights."""
+    sides: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        found = FACTOR.fullmatch(name)
+        if found:
+            sides.setdefault(found["module"], {})[found["side"]] = tensor
+        else:
+            whole[_whole_module(folder, key, name)] = tensor
+    if not sides:
+        raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
+    return {module: _part(folder, module, pair, settings) for module, pair in sorted(sides.items())}, whole
+
+
+def _whole_module(folder: Path, key: str, name: str) -> str:
+    """The module whose full weight this is; everything else that is no factor is refused by name."""
+    kinds = {"lora_magnitude_vector": "DoRA", "lora_B.bias": "lora_bias", "modules_to_save": "modules_to_save"}
+    kind = next((kind for word, kind in kinds.items() if word in name), "")
+    if kind or not name.endswith(".weight") or "lora_" in name:
+        raise UserError(f"adapter {folder}: {shown(key)} is {kind or 'no part of a plain LoRA'}; it cannot be souped.")
+    return name.removesuffix(".weight").removesuffix(".base_layer")
+
+
+def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Settings) -> Part:
+    """A and B of one module, which have to fit each other and the config."""
+    path = folder / WEIGHTS
+    embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    if set(pair) != set(names):
+        raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
+    if len(module) > MAX_NAME or module.count(".") > MAX_DOTS or not re.fullmatch(r"[\w.-]+", module):
+        raise broken(path, "a module has a name that no module has", module)
+    a, b = pair[names[0]], pair[names[1]]
+    dims = {len(a.shape), len(b.shape)}
+    if dims <= {3, 4, 5}:
+        raise UserError(
+            f"adapter {folder}: {module} is a convolution ({len(a.shape)} dimensions); it cannot be souped."
+        )
+    if dims != {2} or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} do not fit each other", module)
+    if {a.dtype, b.dtype} - set(FLOATS):
+        raise broken(path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module)
+    rank = settings.rank_of(module)
+    if a.shape[0] != rank:
+        raise broken(path, f"its rank is {a.shape[0]}, but {CONFIG} says {rank}", module)
+    return Part(module, embedding, a, b, settings.scaling_of(module))
+
+
+CONFIG = "adapter_config.json"
+PLAIN = {
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
+    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+    "ensure_weight_tying", "modules_to_tie", "target_modules_to_tie", "runtime_config",
+}  # fmt: skip
+"""Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
+REASONS = {
+    "use_dora": "DoRA scales each row by a norm that no sum of products has",
+    "modules_to_save": "it carries whole modules beside its low-rank parts",
+    "trainable_token_indices": "it carries trained token embeddings",
+    "lora_bias": "it carries biases",
+    "layer_replication": "its model has other layers than the base",
+    "target_parameters": "it adapts parameters that are not a module's weight",
+}
+HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave the base's weights as they are."""
+MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The part of an adapter's config that its numbers depend on, and what a soup carries over."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    transposed: bool
+    base: str | None
+    revision: str | None
+    task_type: str | None
+    auto_mapping: Any
+
+    def rank_of(self, module: str) -> int:
+        return self.rank_pattern.get(first_match(self.rank_pattern, module), self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """What PEFT multiplies the product B*A of this module with."""
+        alpha = self.alpha_pattern.get(first_match(self.alpha_pattern, module), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def first_match(patterns: Iterable[str], module: str) -> str:
+    """The first pattern that matches a module's name, or that name itself, as PEFT's get_pattern_key."""
+    return next((key for key in patterns if _compiled(key).match(module)), module)
+
+
+@lru_cache(maxsize=2 * MAX_PATTERNS)
+def _compiled(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read and judge a folder's adapter_config.json.
+
+    Raises:
+        UserError: it is missing or broken, or asks for something that is not a plain LoRA; that is named.
+    """
+    path = inside(folder, CONFIG)
+    config = parse_json(path, small(path))
+    if not isinstance(config, dict):
+        raise broken(path, f"{CONFIG} is not a JSON object")
+    _refuse(folder, config)
+    try:
+        return _settings(path, config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise broken(path, f"a setting has a wrong type ({shown(str(error))})") from None
+
+
+def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    """Everything that is not a plain LoRA, by name."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"adapter {folder}: peft_type={shown(str(kind))}: only LORA adapters are souped.")
+    bias = config.get("bias", "none")
+    if bias not in ("none", None):
+        raise UserError(f"adapter {folder}: bias={shown(str(bias))}: it trains biases too, only bias=none is souped.")
+    start = config.get("init_lora_weights", True)
+    if not any(start is known or start == known for known in HARMLESS_STARTS if isinstance(start, type(known))):
+        raise UserError(
+            f"adapter {folder}: init_lora_weights={shown(str(start))}: this start changes the base's weights. Save it "
+            "again with PEFT's path_initial_model_for_weight_conversion."
+        )
+    odd = [key for key, value in config.items() if value and key not in PLAIN]
+    if odd:
+        key = next((key for key in REASONS if key in odd), odd[0])
+        reason = REASONS.get(key, "that is no plain LoRA")
+        raise UserError(
+            f"adapter {folder}: {shown(key)}={shown(str(config[key]))[:40]}: {reason}; it cannot be souped."
+        )
+
+
+def _settings(path: Path, config: Mapping[str, Any]) -> Settings:
+    texts = {key: config.get(key) for key in ("base_model_name_or_path", "revision", "task_type")}
+    for key, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise ValueError(key)
+    return Settings(
+        rank=_rank("r", config.get("r", 8)),
+        alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
+        rslora=_flag("use_rslora", config),
+        rank_pattern={key: _rank(key, value) for key, value in _patterns(path, config, "rank_pattern").items()},
+        alpha_pattern={key: _number(key, value) for key, value in _patterns(path, config, "alpha_pattern").items()},
+        transposed=_flag("fan_in_fan_out", config),
+        base=texts["base_model_name_or_path"] or None,
+        revision=texts["revision"],
+        task_type=texts["task_type"],
+        auto_mapping=config.get("auto_mapping"),
+    )
+
+
+def _flag(key: str, config: Mapping[str, Any]) -> bool:
+    value = config.get(key) or False
+    if not isinstance(value, bool):
+        raise ValueError(key)
+    return value
+
+
+def _rank(key: str, value: object) -> int:
+    if type(value) is not int or not 0 < value <= 1 << 20:
+        raise ValueError(f"{key}={value}, a rank is a whole number above zero")
+    return value
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key}={value}, not a finite number")
+    return float(value)
+
+
+def _patterns(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A table of regular expressions, each small enough that no name makes it run for long."""
+    table = config.get(key) or {}
+    if not isinstance(table, dict) or len(table) > MAX_PATTERNS:
+        raise ValueError(key)
+    for pattern in table:
+        wild, optional = len(re.findall(r"[*+{]", pattern)), pattern.count("?")
+        if len(pattern) > MAX_PATTERN or wild > MAX_WILD or optional > MAX_OPTIONAL or re.search(r"\)[*+{]", pattern):
+            raise broken(path, f"the pattern {shown(pattern)} of {key} is too complex to be tried on names")
+        try:
+            _compiled(pattern)
+        except (re.error, RecursionError, OverflowError):
+            raise broken(path, f"the pattern {shown(pattern)} of {key} is no regular expression") from None
+    return table

@@ -1,0 +1,236 @@
+"""The configuration's schema, its check against the signatures it feeds, and the build of the parts.
+
+Config stops here: parts get plain arguments, never a DictConfig.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from souping.core.text import nearest
+from souping.core.types import UserError
+from souping.pipeline import baseline_gate, side_benchmarks
+
+PARTS = ("pool", "benchmark", "scores", "selector", "optimiser", "objective", "evaluator", "merge", "tracker")
+
+
+class StopAfter(Enum):
+    select = "select"
+    search = "search"
+
+
+@dataclass
+class StoreConfig:
+    path: str = "outputs/store.sqlite"
+
+
+@dataclass
+class Config:
+    """Root keys; the groups are free nodes that `check` holds against their target's signature."""
+
+    name: str = "souping"
+    seed: int = 0
+    stop_after: StopAfter | None = None
+    out: str | None = None
+    recipe: str | None = None
+    upload: Any = None
+    plan: bool = False
+    throughput: float | None = None
+    gate: Any = "error"
+    expected: Any = None
+    also: list[Any] = field(default_factory=list)
+    debug: bool = False
+    store: StoreConfig = field(default_factory=StoreConfig)
+    pool: Any = MISSING
+    benchmark: Any = MISSING
+    scores: Any = MISSING
+    selector: Any = MISSING
+    correlation: Any = MISSING
+    objective: Any = MISSING
+    optimiser: Any = MISSING
+    engine: Any = MISSING
+    server: Any = MISSING
+    evaluator: Any = MISSING
+    merge: Any = MISSING
+    tracker: Any = MISSING
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def register() -> None:
+    """Make the schema known to Hydra, and the resolvers `pantry` and `data` (files that travel with the package)."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("pantry", _pantry, replace=True)
+    OmegaConf.register_new_resolver("data", lambda name: str(EXAMPLES / name), replace=True)
+
+
+def _pantry(what: str) -> Any:
+    from souping.examples import pantry
+
+    return [str(pantry.path(name)) for name in pantry.CANDIDATES] if what == "candidates" else str(pantry.path(what))
+
+
+def folder() -> Path:
+    """Where the YAML files lie: in the installed package, or beside it in a checkout."""
+    packaged = Path(__file__).resolve().parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line would run with these overrides, as plain data, checked."""
+    register()
+    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+        plain = resolved(hydra_compose("config", list(overrides)))
+    check(plain)
+    return plain
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The whole configuration as plain data. A value that must be given is the first thing looked for."""
+    missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
+    if missing:
+        raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
+    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    if plain["gate"] is False:  # what YAML makes of a bare off
+        plain["gate"] = "off"
+    if plain["recipe"] == "":
+        raise UserError("recipe is not set: give the recipe beside a soup, recipe=soup/recipe.json")
+    return {str(k): v for k, v in plain.items()}
+
+
+def _how(key: str) -> str:
+    examples = {
+        "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]'",
+        "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
+        "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
+    }
+    return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Hold every node against the signature that it feeds, before anything is built.
+
+    Raises:
+        UserError: unknown keys (nearest named), wrong types or a wrong value of a closed choice; up to three, then a
+            count.
+    """
+    known = [f.name for f in fields(Config)]
+    problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
+    problems += [p for part in (*PARTS, "correlation", "engine", "server") for p in _problems(part, config[part])]
+    problems += [p for where, node in _beside(config) for p in _problems(where, node)]
+    if config["gate"] not in baseline_gate.MODES:
+        hint = nearest(str(config["gate"]), baseline_gate.MODES)
+        problems.append(f"gate={config['gate']} must be one of {', '.join(baseline_gate.MODES)}{hint}")
+    if config["throughput"] is not None and config["throughput"] <= 0:
+        problems.append(f"throughput={config['throughput']} must be above 0: items evaluated a second")
+    baseline_gate.expectations(config["expected"])
+    if config["seed"] < 0 or config["seed"] >= 2**32:
+        problems.append(f"seed={config['seed']} must be from 0 to {2**32 - 1}")
+    if not re.fullmatch(r"\w[\w.-]*", config["name"]):
+        problems.append(
+            f"name={config['name']!r} must be letters, digits, dots, dashes or underscores: it names a folder"
+        )
+    if not config["store"]["path"]:
+        problems.append("store.path is empty: name a file")
+    if problems:
+        more = f"\n(and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError("\n".join(problems[:3]) + more)
+
+
+def _problems(where: str, node: Any) -> Iterator[str]:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
+        return
+    try:
+        target = get_object(node["_target_"])
+    except (ImportError, ValueError):
+        yield f"{where}._target_={node['_target_']} is no class or function that can be imported"
+        return
+    known = inspect.signature(target).parameters
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for key, value in node.items():
+        if key in ("_target_", "_partial_"):
+            continue
+        if key not in known:
+            yield f"{where}.{key} is not a key of {where}={_short(node)}{nearest(str(key), known)}"
+        elif isinstance(value, Mapping) and "_target_" in value:
+            continue
+        elif message := _mismatch(value, hints.get(str(key), Any)):
+            yield f"{where}.{key}={value!r:.60} {message}"
+
+
+def _short(node: Mapping[str, Any]) -> str:
+    return str(node["_target_"]).rsplit(".", 1)[-1]
+
+
+def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(where, node) of every part that the entries of `also` name."""
+    for number, entry in enumerate(config["also"]):
+        for part, node in side_benchmarks.nodes(entry, number, config["evaluator"]).items():
+            if part != "name":
+                yield f"also[{number}].{part}", node
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """What is wrong with a value's type, or None."""
+    from pydantic import TypeAdapter, ValidationError
+
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        choices = [str(c) for c in get_args(hint)]
+        return f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        return f"must be {_words(hint)}"
+    return None
+
+
+def _words(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    arguments = get_args(hint)
+    if get_origin(hint) is list:
+        return f"a list, each {_words(arguments[0])}"
+    if get_origin(hint) is dict:
+        return f"a mapping whose values are each {_words(arguments[1])}"
+    return " or ".join(_words(a) for a in arguments) if arguments else str(getattr(hint, "__name__", hint))
+
+
+def build(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a run. The one place that instantiates (hydra-core 1.4 will want its whitelist here)."""
+    return {part: _build(config[part]) for part in PARTS}
+
+
+def build_also(config: Mapping[str, Any]) -> tuple[side_benchmarks.Entry, ...]:
+    """The entries of `also` with the parts that they name."""
+    found = [side_benchmarks.nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
+    return tuple(
+        side_benchmarks.Entry(**{k: v if k == "name" else _build(v) for k, v in entry.items()}) for entry in found
+    )
+
+
+def _build(node: Any) -> Any:
+    try:
+        return instantiate(OmegaConf.create(node), _convert_="all")
+    except Exception as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

@@ -1,0 +1,107 @@
+"""A model folder that appears whole or not at all: written beside its place, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from souping.core.types import UserError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.
+
+    `out` must be absent or an empty folder: a soup never replaces anything. What killed runs left beside it is
+    removed first (their locks are free; a run that lives holds its own).
+
+    Raises:
+        UserError: `out` is not empty, its parent cannot be written, or the disk is full.
+    """
+    out = Path(os.path.abspath(Path(out).expanduser()))
+    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: choose another place, or remove it first")
+    made = _missing_parents(out)
+    stage = out.parent / f".{out.name}.part-{os.getpid()}"
+    try:
+        with _clear_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(out)
+            stage.mkdir()
+            with (stage / LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield stage
+                _finish(stage, out)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        for parent in made:
+            _remove_empty(parent)
+        raise
+
+
+def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
+    """Small files into the staging folder; names may have one level of folders."""
+    for name, content in files.items():
+        path = stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def _clear_errors(out: Path) -> Iterator[None]:
+    """Operating-system errors as UserErrors that say what is there now: nothing."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"{error.strerror or error}"
+        raise UserError(f"{out} was not written ({what}); nothing is left there. Choose a place with room.") from None
+
+
+def _missing_parents(out: Path) -> list[Path]:
+    """Folders above `out` that do not exist yet, deepest first."""
+    return [parent for parent in out.parents if not parent.exists()]
+
+
+def _remove_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        return
+
+
+def _sweep(out: Path) -> None:
+    """Remove staging folders of the same target whose writer is dead."""
+    for left in out.parent.glob(f".{out.name}.part-*"):
+        try:
+            with (left / LOCK).open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        except OSError:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _finish(stage: Path, out: Path) -> None:
+    (stage / LOCK).unlink()
+    folders = [stage, *(path for path in stage.rglob("*") if path.is_dir())]
+    for path in [*(path for path in stage.rglob("*") if path.is_file()), *folders]:
+        _sync(path)
+    os.rename(stage, out)
+    _sync(out.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""The score matrix (models x categories) and its CSV form.
+
+Where the scores come from that selection sees: measured here, or published.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from souping.core.types import FloatArray, ItemScores, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatrix:
+    """Scores of models on categories, fractions of 1.
+
+    `values` is [M, C]. `candidates` are the rows that may become ingredients; further rows (of a leaderboard) only
+    inform the correlations. `items` holds per-item scores where the project evaluated the models itself.
+    """
+
+    models: tuple[str, ...]
+    categories: tuple[str, ...]
+    values: FloatArray
+    candidates: tuple[str, ...] = ()
+    items: Mapping[str, ItemScores] | None = None
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            object.__setattr__(self, "candidates", self.models)
+        if self.values.shape != (len(self.models), len(self.categories)):
+            raise ValueError(f"values {self.values.shape} must be [{len(self.models)}, {len(self.categories)}]")
+
+    def rows(self, models: Sequence[str]) -> FloatArray:
+        """[len(models), C] scores of the named models, in that order."""
+        return self.values[[self.models.index(name) for name in models]]
+
+    @classmethod
+    def from_items(cls, scores: Mapping[str, ItemScores]) -> ScoreMatrix:
+        """Category means of per-item scores; the categories are those of the items, in their order."""
+        tables = {name: score.by_category() for name, score in scores.items()}
+        categories = tuple(next(iter(tables.values())))
+        values = np.array([[table[c].mean() for c in categories] for table in tables.values()])
+        return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
+
+
+def read_table(path: Path) -> ScoreMatrix:
+    """Read a score table: header `model,<category>,...`, then a row a model; percent or fraction.
+
+    A table with any value above 1 is percent as a whole.
+
+    Raises:
+        UserError: the file is absent, ragged, holds a duplicate or a value that is not a score (row and column named).
+    """
+    rows = _read_rows(path)
+    header, body = rows[0], rows[1:]
+    _check_header(path, header)
+    names: list[str] = []
+    values = np.empty((len(body), len(header) - 1))
+    for line, row in enumerate(body, start=2):
+        if len(row) != len(header):
+            raise UserError(f"{path}:{line}: {len(row)} cells, but the header has {len(header)} columns")
+        names.append(row[0].strip())
+        for column, cell in enumerate(row[1:], start=1):
+            values[line - 2, column - 1] = _number(cell, path, line, header[column])
+    _check_names(path, names)
+    scale = 100.0 if values.size and values.max() > 1 else 1.0
+    return ScoreMatrix(
+        models=tuple(names), categories=tuple(h.strip() for h in header[1:]), values=values / scale, published=True
+    )
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"scores.path={path}: cannot read the score table: {reason}") from error
+    if len(rows) < 2:
+        raise UserError(f"{path}: a score table needs a header `model,<category>,...` and at least one row")
+    return rows
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    names = [h.strip() for h in header]
+    if names[0].lower() != "model" or len(names) < 2 or not all(names):
+        raise UserError(f"{path}:1: the header must be `model,<category>,...`, not `{','.join(names)[:80]}`")
+    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
+    if twice:
+        raise UserError(f"{path}:1: column {twice[0]!r} appears twice")
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    for line, name in enumerate(names, start=2):
+        if not name:
+            raise UserError(f"{path}:{line}: the model has no name")
+        if names.index(name) != line - 2:
+            raise UserError(f"{path}:{line}: model {name!r} appears twice")
+
+
+def _number(cell: str, path: Path, line: int, column: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not 0 <= value <= 100:
+        raise UserError(
+            f"{path}:{line}: column {column.strip()!r} holds {cell.strip()!r}, not a score from 0 to 1 or 0 to 100"
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate the candidates on the select fold."""
+
+    published = False
+
+    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
+        return measure()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
+
+    path: str
+
+    published = True
+
+    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
+        """The table with its candidates marked.
+
+        Raises:
+            UserError: the table cannot be read, or a candidate has no row (the nearest is named).
+        """
+        path = Path(self.path).expanduser()
+        scores = read_table(path)
+        for name in candidates:
+            if name not in scores.models:
+                near = get_close_matches(name, scores.models, n=1, cutoff=0.3)
+                hint = f"; the nearest row is {near[0]}" if near else ""
+                raise UserError(f"candidate {name!r} has no row in {path}{hint}")
+        return replace(scores, candidates=tuple(candidates))

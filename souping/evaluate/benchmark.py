@@ -1,0 +1,155 @@
+"""A benchmark: items with categories, read from a JSON Lines file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.core.types import Item, UserError
+from souping.evaluate.scoring import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
+
+    `name` (default: the file's stem) salts the folds: two files of one name and one group share their fold.
+    """
+
+    path: str | None = None
+    name: str | None = None
+
+    @property
+    def title(self) -> str:
+        return self.name or Path(self.path or "").stem
+
+    def items(self) -> tuple[Item, ...]:
+        """All items, checked.
+
+        Raises:
+            UserError: the file is absent, a line is not a valid item (file and line named), or an id stands twice.
+        """
+        if not self.path:
+            raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
+        path = Path(self.path).expanduser()
+        items: dict[str, Item] = {}
+        for number, line in enumerate(_lines(path), start=1):
+            if not line.strip():
+                continue
+            item = _item(line, f"{path}:{number}")
+            if item.id in items:
+                raise UserError(f"{path}:{number}: id {item.id!r} appears twice; ids must be unique")
+            items[item.id] = item
+        if not items:
+            raise UserError(f"benchmark.path={path}: the file holds no items")
+        return tuple(items.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBenchmark:
+    """No items: soups are written and nothing is evaluated (`experiment=merge`, `experiment=rebuild`)."""
+
+    path = None
+    title = ""
+
+    def items(self) -> tuple[Item, ...]:
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnBenchmark:
+    """The items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
+
+    path = None
+    title = ""
+
+    def items(self) -> tuple[Item, ...]:
+        raise UserError(
+            "benchmark=own: this evaluator brings no items; give benchmark=jsonl benchmark.path=items.jsonl"
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error
+
+
+def _item(line: str, where: str) -> Item:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a JSON object: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: an item is a JSON object, not {type(row).__name__}")
+    category = _text(row, "category", where)
+    item = Item(
+        id=_text(row, "id", where),
+        category=category,
+        prompt=_prompt(row, where),
+        answer=_answer(row, where),
+        scorer=_text(row, "scorer", where, default="exact"),
+        group=_text(row, "group", where, default=""),
+        language=_text(row, "language", where, default="python"),
+        tools=_tools(row, where),
+    )
+    try:
+        check(item)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return item
+
+
+def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = row.get(key, default)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or (default is None and not value.strip()):
+        raise UserError(f"{where}: `{key}` must be a non-empty text, not {value!r:.60}")
+    return value
+
+
+def _answer(row: Mapping[str, Any], where: str) -> Any:
+    if row.get("answer") is None:
+        raise UserError(f"{where}: `answer` is missing")
+    return row["answer"]
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, Any], ...]:
+    """`prompt` as text or messages; `messages` is read the same way."""
+    value = row.get("prompt", row.get("messages"))
+    if isinstance(value, str) and value:
+        return value
+    if not isinstance(value, list) or not value:
+        raise UserError(
+            f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}"
+        )
+    return tuple(_message(message, where) for message in value)
+
+
+def _message(value: Any, where: str) -> Mapping[str, Any]:
+    """A message for the chat template: what it holds beside role and content (tool calls, names) goes there too."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        raise UserError(f"{where}: a chat message is an object with `role` and `content`, not {value!r:.60}")
+    content = value.get("content")
+    if isinstance(content, list):
+        raise UserError(f"{where}: a message's `content` must be one text: images and parts are not read")
+    if not isinstance(content, str) and not (content is None and value.get("tool_calls")):
+        raise UserError(f"{where}: a message's `content` must be a text (or absent beside `tool_calls`)")
+    return {**value, "content": content or ""}
+
+
+def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    value = row.get("tools") or []
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UserError(f"{where}: `tools` must be a list of JSON schemas of functions, not {value!r:.60}")
+    if value and isinstance(row.get("prompt"), str):
+        raise UserError(f"{where}: `tools` are shown by the chat template: write the prompt as messages")
+    return tuple(value)

@@ -1,0 +1,261 @@
+"""BFCL's items, read from the data files of an installed bfcl-eval.
+
+An item's category is its file. Items are in one group if they share content, directly or through others: single-turn
+items a function document, in whatever files; multi-turn items a scenario (the four files tell each in a variant);
+memory items the conversation that they remember; web searches the question. Groups are taken over all files, whatever
+categories are evaluated, so that they never move.
+
+BFCL's categories, and its overall accuracy as an objective.
+
+The trees follow bfcl-eval 2026.3.23 (Apache-2.0) for v4 and the leaderboard of 2025 for v3. Both are linear in the
+categories' accuracies, so they are objectives like any other. bfcl-eval's own "Overall Acc" counts a category that was
+not evaluated as 0; here the categories that are there share the weight of their group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from souping.core.text import nearest
+from souping.core.types import FloatArray, Item, UserError
+from souping.evaluate import folds
+from souping.evaluate.bfcl.environment import Environment
+
+LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
+NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
+"""Categories without a file of answers: no call may be made, or any call must."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BfclBenchmark:
+    """The items of some categories, all of them or those whose ids are named."""
+
+    environment: Environment
+    categories: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+    title: str = "bfcl"
+    path: str | None = None
+
+    def items(self) -> tuple[Item, ...]:
+        """In the order of the categories and of their files.
+
+        Raises:
+            UserError: an id is not one of these categories'.
+        """
+        data = self.environment.package / "data"
+        groups = _groups(data)
+        found = tuple(item for name in self.categories for item in _read(data, name, groups)[: self.limit])
+        if not self.ids:
+            return found
+        known = {item.id: item for item in found}
+        for name in self.ids:
+            if name not in known:
+                raise UserError(f"evaluator.ids: {name!r} is not an item of these categories{nearest(name, known)}")
+        return tuple(known[name] for name in dict.fromkeys(self.ids))
+
+
+def chosen(version: Version, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Categories by their names and the names of collections, in the version's order; all of them where none is named.
+
+    Raises:
+        UserError: a name that the version does not know.
+    """
+    known = CATEGORIES[version]
+    if names is None:
+        return known
+    collections = {key: set(value) for key, value in COLLECTIONS.items() if set(value) <= set(known)}
+    wanted: set[str] = set()
+    for name in names:
+        if name not in known and name not in collections:
+            near = nearest(name, [*known, *collections])
+            raise UserError(f"evaluator.categories: {name!r} is not a category of BFCL {version}{near}")
+        wanted |= collections.get(name, {name})
+    if not wanted:
+        raise UserError("evaluator.categories is empty: name categories, or single_turn, live, multi_turn ...")
+    return tuple(name for name in known if name in wanted)
+
+
+def needs_full(categories: Sequence[str]) -> list[str]:
+    """The categories that the minimal environment cannot evaluate."""
+    return [name for name in categories if name not in SINGLE_TURN]
+
+
+def _file_of(category: str) -> str:
+    """Web searches and memory questions have one file for all of their categories."""
+    return "web_search" if category in WEB_SEARCH else "memory" if category in MEMORY else category
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines if line.strip())
+
+
+def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
+    name = _file_of(category)
+    rows = list(_lines(data / f"BFCL_v4_{name}.json"))
+    if category in NO_ANSWER:
+        answers = [NO_ANSWER[category]] * len(rows)
+    else:
+        answers = [row["ground_truth"] for row in _lines(data / "possible_answer" / f"BFCL_v4_{name}.json")]
+    return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
+
+
+def _item(category: str, row: Mapping[str, Any], answer: Any, groups: Mapping[str, str]) -> Item:
+    turns = tuple({"role": m["role"], "content": m["content"]} for turn in row["question"] for m in turn)
+    single = category in SINGLE_TURN
+    rest = {key: row[key] for key in ("initial_config", "involved_classes", "missed_function") if key in row}
+    return Item(
+        id=row["id"].replace(_file_of(category), category, 1),
+        category=category,
+        prompt=turns,
+        answer={"calls": answer, "functions": row["function"]} if single else {"turns": answer, **rest},
+        scorer="call" if single else "bfcl",
+        group=groups[row["id"]],
+        language=LANGUAGES.get(category, "python"),
+    )
+
+
+@lru_cache(maxsize=4)
+def _groups(data: Path) -> Mapping[str, str]:
+    """{id in its file: group}."""
+    names = (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search")
+    rows = ((name, row) for name in names for row in _lines(data / f"BFCL_v4_{name}.json"))
+    return folds.groups((row["id"], _shared(name, row)) for name, row in rows)
+
+
+def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
+    """What an item has that others may have too, as texts."""
+    if name in SINGLE_TURN:
+        yield from (f"function {json.dumps(doc, sort_keys=True)}" for doc in row["function"])
+    elif name in MULTI_TURN:  # the four files tell one story under one number
+        yield f"story {row['id'].rsplit('_', 1)[1]}"
+        yield f"state {json.dumps(row['initial_config'], sort_keys=True)}"
+        yield f"question {json.dumps(row['question'][0], sort_keys=True)}"
+    elif name == "memory":
+        yield f"conversation {row['scenario']}"
+
+
+def prerequisites(environment: Environment, category: str, ids: Sequence[str]) -> list[str]:
+    """The conversations that memory questions are about: they are had before the questions are asked."""
+    if category not in MEMORY:
+        return []
+    folder = environment.package / "data" / "memory_prereq_conversation"
+    scenarios = dict.fromkeys(name.rsplit("-", 2)[1] for name in ids)
+    rows = [row for scenario in scenarios for row in _lines(folder / f"memory_{scenario}.json")]
+    return [row["id"].replace("memory", category, 1) for row in rows]
+
+
+Version = Literal["v3", "v4"]
+NON_LIVE = (
+    "simple_python",
+    "simple_java",
+    "simple_javascript",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "irrelevance",
+)
+LIVE = {
+    "live_simple": 258,
+    "live_multiple": 1053,
+    "live_parallel": 16,
+    "live_parallel_multiple": 24,
+    "live_irrelevance": 884,
+    "live_relevance": 16,
+}
+"""Items of each live file: BFCL's live accuracy is over items, not over files."""
+MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
+WEB_SEARCH = ("web_search_base", "web_search_no_snippet")
+MEMORY = ("memory_kv", "memory_vector", "memory_rec_sum")
+SINGLE_TURN = (*NON_LIVE, *LIVE)
+COLLECTIONS: Mapping[str, tuple[str, ...]] = {
+    "non_live": NON_LIVE,
+    "live": tuple(LIVE),
+    "single_turn": SINGLE_TURN,
+    "multi_turn": MULTI_TURN,
+    "web_search": WEB_SEARCH,
+    "memory": MEMORY,
+    "agentic": (*MEMORY, *WEB_SEARCH),
+}
+CATEGORIES: Mapping[Version, tuple[str, ...]] = {
+    "v3": (*SINGLE_TURN, *MULTI_TURN),
+    "v4": (*SINGLE_TURN, *MULTI_TURN, *MEMORY, *WEB_SEARCH),
+}
+
+Node = str | tuple[tuple[float, "Node"], ...]
+"""A category, or parts with their weights: a node's value is the weighted mean of its parts."""
+
+
+def _mean(*parts: Node) -> Node:
+    return tuple((1.0, part) for part in parts)
+
+
+def _items(*names: str) -> Node:
+    return tuple((float(LIVE[name]), name) for name in names)
+
+
+_SIMPLE = _mean("simple_python", "simple_java", "simple_javascript")
+_AST = (_SIMPLE, "multiple", "parallel", "parallel_multiple")
+TREES: Mapping[Version, Node] = {
+    "v3": _mean(_mean(*_AST, "irrelevance"), _items(*LIVE), _mean(*MULTI_TURN)),
+    "v4": (
+        (10.0, _mean(*_AST)),
+        (10.0, _items("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")),
+        (10.0, _mean("irrelevance", "live_irrelevance")),
+        (30.0, _mean(*MULTI_TURN)),
+        (40.0, _mean(_mean(*WEB_SEARCH), _mean(*MEMORY))),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bfcl:
+    """BFCL's overall accuracy: v3's mean of non-live, live and multi-turn, or v4's weighted mean of five groups.
+
+    Of the categories that the benchmark lacks, the weight goes to their siblings; a group that is lacking as a whole
+    leaves its weight to the other groups. In v4 live_relevance is shown and weighs nothing.
+    """
+
+    version: Version = "v3"
+
+    def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        known = CATEGORIES["v4"]
+        unknown = [name for name in categories if name not in known]
+        if unknown:
+            raise UserError(f"objective=bfcl: {unknown[0]!r} is not a category of BFCL{nearest(unknown[0], known)}")
+        shares = _shares(TREES[self.version], frozenset(categories))
+        if not shares:
+            raise UserError(f"objective=bfcl: none of {', '.join(categories)} counts in BFCL {self.version}'s overall")
+        return np.array([shares.get(name, 0.0) for name in categories])
+
+    def notes(self, categories: Sequence[str]) -> list[str]:
+        """What a reader must know of this overall: it is not the leaderboard's where categories are lacking."""
+        lacking = [name for name in _leaves(TREES[self.version]) if name not in categories]
+        if not lacking:
+            return []
+        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+        return [
+            f"BFCL {self.version}'s overall without {shown}: their weight went to the others of their group; "
+            "do not compare it with the leaderboard's"
+        ]
+
+
+def _shares(node: Node, there: frozenset[str]) -> dict[str, float]:
+    """{category: coefficient} of a node over the categories that are there; empty if none is."""
+    if isinstance(node, str):
+        return {node: 1.0} if node in there else {}
+    parts = [(weight, _shares(child, there)) for weight, child in node]
+    total = sum(weight for weight, shares in parts if shares)
+    return {name: weight / total * share for weight, shares in parts for name, share in shares.items()}
+
+
+def _leaves(node: Node) -> list[str]:
+    return [node] if isinstance(node, str) else [leaf for _, child in node for leaf in _leaves(child)]

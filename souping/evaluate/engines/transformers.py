@@ -1,0 +1,215 @@
+"""`engine=transformers`: transformers' own generation, with the poured module, in this process.
+
+From an item to tokens, and from a text to the answer in it: alike for every engine.
+
+Load a module and its tokenizer with transformers, quietly, from a local folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from souping.core.protocols import Served
+from souping.core.types import Item, UserError
+from souping.evaluate.engines import Asked, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersEngine:
+    """Batched greedy decoding with a KV cache. Its settings are the evaluator's: dtype, device, threads, workers."""
+
+    @property
+    def wants(self) -> Literal["module", "either"]:
+        return "module"
+
+    @property
+    def settings(self) -> None:
+        """The evaluator's settings say it all, so that scores in older stores stay valid."""
+        return None
+
+    def stage(self, asked: Asked) -> Stage | None:
+        return None
+
+    def close(self) -> None:
+        """It holds nothing: the module is the kitchen's."""
+
+    def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
+        """The texts, in the items' order; `asked.workers` threads share the items."""
+        shares = [items[i :: asked.workers] for i in range(min(asked.workers, len(items)))]
+        if len(shares) < 2:
+            return _share(asked, model, items)
+        with ThreadPoolExecutor(len(shares), thread_name_prefix="souping-evaluate") as pool:
+            parts = list(pool.map(lambda share: _share(asked, model, share), shares))
+        return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
+
+
+def _share(asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
+    import torch
+
+    torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
+    prompts = [render(model.tokenizer, item) for item in items]
+    limit = getattr(model.module.config, "max_position_embeddings", None)
+    check_context(items, prompts, asked.max_new_tokens, limit)
+    with torch.inference_mode():
+        return _generate(asked, model, prompts)
+
+
+def _generate(asked: Asked, model: Served, prompts: Sequence[list[int]]) -> list[str]:
+    import torch
+
+    width, pad = max(len(p) for p in prompts), _pad_id(model)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # left padding: every row ends where its answer begins
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    device = next(model.module.parameters()).device
+    out = model.module.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=_decoding(asked, model, pad),
+        **({"tokenizer": model.tokenizer} if asked.stop else {}),
+    )
+    new = out[:, width:] if not model.module.config.is_encoder_decoder else out[:, 1:]
+    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [cut(text, asked.stop) for text in texts]
+
+
+def _decoding(asked: Asked, model: Served, pad: int) -> Any:
+    """Greedy, whatever sampling the checkpoint's own generation config asks for."""
+    from transformers import GenerationConfig
+
+    own = model.module.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=asked.max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=end,
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+        stop_strings=asked.stop or None,
+        use_cache=True,
+    )
+
+
+def _pad_id(model: Served) -> int:
+    for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
+        if isinstance(value, list):
+            value = value[0]
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def render(tokenizer: Any, item: Item) -> list[int]:
+    """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
+
+    Raises:
+        UserError: there is no chat template, or it refuses the messages.
+    """
+    if isinstance(item.prompt, str):
+        return list(tokenizer(item.prompt)["input_ids"])
+    return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
+
+
+def _chat(tokenizer: Any, item: Item) -> str:
+    """The item's messages and tools as the tokenizer's chat template writes them."""
+    from jinja2 import TemplateError
+
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        raise UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
+    if item.tools and "tools" not in str(template):
+        raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
+    messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[arg-type]
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"item {item.id}: the chat template refuses its messages: {error}") from error
+    return str(text)
+
+
+def check_context(items: Sequence[Item], prompts: Sequence[Sequence[int]], new: int, limit: int | None) -> None:
+    """Refuse a prompt that leaves no room for `new` tokens in a context of `limit`, or that is empty.
+
+    Raises:
+        UserError: the message names the item.
+    """
+    for item, prompt in zip(items, prompts, strict=True):
+        if not prompt:
+            raise UserError(f"item {item.id}: the tokenizer makes no token of its prompt")
+        if limit and len(prompt) + new > limit:
+            raise UserError(
+                f"item {item.id}: {len(prompt)} prompt tokens and evaluator.max_new_tokens={new} "
+                f"exceed the model's context of {limit}"
+            )
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    ends = [text.find(end) for end in stop if end in text]
+    return text[: min(ends)] if ends else text
+
+
+def quiet() -> None:
+    """No progress bars or advice from transformers: the run has one display of its own."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_module(folder: Path, evaluator: Any) -> Any:
+    """The architecture of `folder` as a live module in the evaluator's compute dtype, on its device.
+
+    dtype `auto` is the folder's own.
+
+    Raises:
+        UserError: transformers cannot build this architecture (its own reason is given).
+    """
+    import torch
+    import transformers
+
+    quiet()
+    device = evaluator.resolved_device
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=evaluator.trust_remote_code)
+        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        dtype = "auto" if evaluator.dtype == "auto" else getattr(torch, evaluator.dtype)
+        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=evaluator.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
+    return module.to(device).eval()
+
+
+@lru_cache(maxsize=64)
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer.
+
+    Raises:
+        UserError: there is none, or transformers cannot read it.
+    """
+    import transformers
+
+    quiet()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{folder}: transformers cannot load the tokenizer: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return (first or type(error).__name__)[:300]

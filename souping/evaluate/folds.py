@@ -1,0 +1,125 @@
+"""Folds: disjoint sets of groups, from a hash with a fixed salt.
+
+A group's fold depends on the benchmark's name, the group and nothing else: never on the run's seed, or a shared store
+would leak one run's report items into another run's search. Adding items never moves old ones.
+
+Items that belong together: connected parts of the graph that links each to what it shares with others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from souping.core.types import FOLDS, Fold, Item, UserError
+
+SALT = "souping folds, version 1"
+SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
+ENOUGH = 20
+"""Items of a category in a fold below which its rate is too rough to stand alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """Items of each fold, in the benchmark's order; `notes` says what a reader must know."""
+
+    items: Mapping[Fold, tuple[Item, ...]]
+    notes: tuple[str, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        return {fold: len(self.items[fold]) for fold in FOLDS}
+
+
+def position(benchmark: str, group: str) -> float:
+    """Where a group stands in [0, 1): the first 64 bits of a SHA-256."""
+    text = "\0".join((SALT, benchmark, group)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+
+
+def assign(benchmark: str, group: str, two: bool = False) -> Fold:
+    """The fold of a group. With `two` (published scores select) the select share goes to search."""
+    place = position(benchmark, group)
+    if place < SHARES["select"]:
+        return "search" if two else "select"
+    return "search" if place < SHARES["select"] + SHARES["search"] else "report"
+
+
+def split(items: Sequence[Item], benchmark: str, two: bool = False) -> Folds:
+    """Cut a benchmark into folds.
+
+    Raises:
+        UserError: a category has too few groups to stand in every fold.
+    """
+    fold_of = {item.group: assign(benchmark, item.group, two) for item in items}
+    needed = FOLDS[1:] if two else FOLDS
+    members: dict[str, list[str]] = {}
+    for item in items:
+        members.setdefault(item.category, []).append(item.group)
+    notes = [
+        note
+        for category, groups in members.items()
+        for note in _fill(benchmark, category, list(dict.fromkeys(groups)), fold_of, needed)
+    ]
+    folds = {fold: tuple(item for item in items if fold_of[item.group] == fold) for fold in FOLDS}
+    for fold in needed:
+        _check_present(fold, folds[fold], list(members))
+        notes += _small(fold, folds[fold])
+    return Folds(items=folds, notes=tuple(notes))
+
+
+def _fill(
+    benchmark: str, category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]
+) -> list[str]:
+    """Give a small category a group in each fold that the hash left empty, taken where it has most."""
+    notes = []
+    for fold in needed:
+        counts = Counter(fold_of[g] for g in groups)
+        if counts[fold] or len(groups) < len(needed):
+            continue
+        donor = max(needed, key=lambda f: counts[f])
+        moved = min((g for g in groups if fold_of[g] == donor), key=lambda g: position(benchmark, g))
+        fold_of[moved] = fold
+        notes.append(f"category {category} has few groups ({len(groups)}): one was moved from {donor} to {fold}")
+    return notes
+
+
+def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str]) -> None:
+    present = {item.category for item in items}
+    empty = [c for c in categories if c not in present]
+    if empty:
+        raise UserError(
+            f"category {empty[0]!r} has no items in fold {fold}: it needs at least one group in each fold; "
+            "add items (20 in a fold make a usable rate) or leave the category out"
+        )
+
+
+def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
+    counts = Counter(item.category for item in items)
+    small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH]
+    return [f"fold {fold}: fewer than {ENOUGH} items in {', '.join(small)}: their rates are rough"] if small else []
+
+
+Node = tuple[str, str]
+
+
+def groups(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
+    """{id: the first id of its part} from (id, texts) pairs: two ids are in one part that have a text in common,
+    directly or through others."""
+    parent: dict[Node, Node] = {}
+
+    def root(node: Node) -> Node:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    ids = []
+    for name, texts in shared:
+        ids.append(name)
+        for text in texts:
+            parent[root(("text", text))] = root(("id", name))
+    first: dict[Node, str] = {}
+    return {name: first.setdefault(root(("id", name)), name) for name in ids}

@@ -1,0 +1,308 @@
+"""Run the harness's own evaluation loop on chosen documents of loaded tasks, and read its samples.
+
+The poured module as a model of the harness, built once and used for every soup that is poured into it.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import random
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from functools import cache
+from typing import Any
+
+from souping.core.protocols import Served
+from souping.core.types import Record, UserError
+from souping.evaluate.engines.transformers import first_line
+from souping.evaluate.lm_eval.errors import quiet, stopped
+from souping.evaluate.lm_eval.shared_prefix import fits, score
+from souping.evaluate.lm_eval.tasks import Loaded
+
+log = logging.getLogger(__name__)
+CUT = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
+
+
+class Chosen:
+    """A task as the harness's loop sees it: its own prompts, filters and metrics, on the documents it is asked for.
+
+    Three things differ from the task itself. Documents are at hand, where the harness would read and process them anew
+    at each call; few-shot examples are those that were drawn at loading; and nothing is aggregated, for souping does.
+    """
+
+    def __init__(self, loaded: Loaded, lm: Any, evaluator: Any) -> None:
+        self._loaded, self._task, self._lm, self._evaluator = loaded, loaded.task, lm, evaluator
+        self.eval_docs = loaded.docs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def doc_iterator(
+        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: list[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """(position, document), as the harness numbers chosen documents."""
+        return enumerate(self._loaded.docs[number] for number in samples or [])
+
+    def build_all_requests(
+        self,
+        *,
+        limit: int | None = None,
+        samples: list[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_requests: bool = False,
+        rewrite_requests_cache: bool = False,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        chat_template: Any = None,
+        tokenizer_name: str = "",
+    ) -> None:
+        """Requests of the chosen documents."""
+        task, instances = self._task, []
+        for position, number in enumerate(samples or []):
+            doc = self._loaded.docs[number]
+            self._set_out(doc, number)
+            context = task.fewshot_context(
+                doc,
+                num_fewshot=task.config.num_fewshot or 0,
+                system_instruction=system_instruction,
+                apply_chat_template=apply_chat_template,
+                fewshot_as_multiturn=fewshot_as_multiturn,
+                chat_template=chat_template,
+                gen_prefix=task.doc_to_prefix(doc),
+            )
+            made = task.construct_requests(
+                doc=doc,
+                ctx=context,
+                metadata=(task.config["task"], position, task.config.repeats),
+                apply_chat_template=apply_chat_template,
+                chat_template=chat_template,
+            )
+            instances += made if isinstance(made, list) else [made]
+        task._instances = instances
+
+    def _set_out(self, doc: Any, number: int) -> None:
+        """The document's few-shot examples, and its tool schemas for the chat template."""
+        shots = self._loaded.shots[number]
+        if shots:
+            self._task.sampler = Drawn(shots)
+        elif not hasattr(self._task, "sampler"):  # a task in Python that draws for itself: each document on its own
+            seed = self._evaluator.fewshot_random_seed
+            self._task.fewshot_rnd = random.Random(None if seed is None else f"{seed} {number}")
+        self._lm.tools = _tools(doc, self._evaluator.tools, f"{self._loaded.name}/{number}")
+
+    def aggregation(self) -> Mapping[str, Any]:
+        """The loop wants a number for every metric; how many values there are never fails."""
+        return defaultdict(lambda: len)
+
+
+class Drawn:
+    """A sampler whose draw is known."""
+
+    def __init__(self, shots: Sequence[Any]) -> None:
+        self._shots = list(shots)
+
+    def sample(self, n: int, eval_doc: Any = None, df: Any = None) -> list[Any]:
+        return self._shots
+
+
+def _tools(doc: Any, column: str | None, where: str) -> Any:
+    """A document's tool schemas: a list, or JSON text of one."""
+    if column is None:
+        return None
+    if column not in doc:
+        raise UserError(f"evaluator.tools={column}: document {where} has no such column")
+    value = doc[column]
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UserError(f"evaluator.tools={column}: document {where} has no JSON there: {error}") from error
+    if tools is not None and not isinstance(tools, list):
+        raise UserError(f"evaluator.tools={column}: document {where} has {type(tools).__name__}, not a list of schemas")
+    return tools or None
+
+
+def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]], evaluator: Any) -> dict[str, Record]:
+    """{item id: record} of the asked documents, `asked` by task.
+
+    Raises:
+        UserError: the task's own code fails on an answer, or a prompt does not fit the model.
+    """
+    from lm_eval.evaluator import evaluate
+
+    _seed(evaluator)
+    ids = {name: sorted(numbers) for name, numbers in asked.items()}
+    tasks = {name: Chosen(loaded[name], lm, evaluator) for name in ids}
+    try:
+        with quiet() as heard, _hushed(evaluator.batch_size):
+            results = evaluate(
+                lm=lm,
+                task_dict={"tasks": tasks, "groups": {}},
+                samples=ids,
+                bootstrap_iters=0,
+                log_samples=True,
+                system_instruction=evaluator.system_instruction,
+                apply_chat_template=evaluator.apply_chat_template,
+                fewshot_as_multiturn=evaluator.fewshot_as_multiturn,
+                confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
+            )
+    except UserError:
+        raise
+    except Exception as error:  # a task may run any code
+        raise UserError(stopped(list(ids), error)) from error
+    if heard.cut and not lm.told:  # once a model: it is so for every soup
+        lm.told = True
+        log.warning(CUT, ", ".join(ids)[:100], lm.max_length)
+    samples = results["samples"]
+    return {r.item: r for name in ids for r in _records(loaded[name], samples[name])}
+
+
+def _hushed(batch_size: int | str) -> AbstractContextManager[Any]:
+    """HFLM prints how it finds a batch size."""
+    return redirect_stdout(io.StringIO()) if isinstance(batch_size, str) else nullcontext()
+
+
+def _seed(evaluator: Any) -> None:
+    """As simple_evaluate does before each run: tasks that sample answers draw from torch's generator."""
+    import numpy as np
+    import torch
+
+    random.seed(evaluator.random_seed)
+    np.random.seed(evaluator.numpy_random_seed)
+    if evaluator.torch_random_seed is not None:
+        torch.manual_seed(evaluator.torch_random_seed)
+
+
+def _records(loaded: Loaded, samples: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
+    for sample in samples:
+        if sample["filter"] != loaded.metric.filter:
+            continue
+        item = f"{loaded.name}/{sample['doc_id']}"
+        score, statistics = loaded.metric.take(sample, f"item {item}")
+        yield Record(item=item, score=score, output=_output(loaded, sample), statistics=statistics)
+
+
+def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
+    """What the model wrote, or the log-likelihoods of the choices."""
+    answers = [answer for answers in sample["resps"] for answer in answers]
+    if loaded.generates:
+        return str(answers[0]) if len(answers) == 1 else json.dumps([str(a) for a in answers])
+    first = [a[0] if isinstance(a, list | tuple) else a for a in answers]
+    return json.dumps([round(float(value), 4) for value in first])
+
+
+HFLM_KEYS = (
+    "backend",
+    "truncation",
+    "logits_cache",
+    "max_length",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "batch_size",
+    "max_batch_size",
+    "add_bos_token",
+    "prefix_token_id",
+    "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
+)
+"""Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which the kitchen has done."""
+
+
+class Hand:
+    """Holds the harness's model of the module that was served last.
+
+    It keeps no answer: HFLM's cache of logits lives within one call, and its request cache is never opened. Weights
+    that are poured into the same module are therefore seen at the next call. Between calls it does not hold the module
+    either, or a kitchen that lets go of one to load another would have both in memory.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[Any, Any] = (lambda: None, lambda: None)
+        self._model: Any = None
+
+    @contextmanager
+    def model(self, served: Served, evaluator: Any) -> Iterator[Any]:
+        """The harness's model of what is served; a new one only for another module or tokenizer."""
+        module, tokenizer = (seen() for seen in self._seen)
+        if module is not served.module or tokenizer is not served.tokenizer:
+            self._model = build(served, evaluator)
+            self._seen = (weakref.ref(served.module), weakref.ref(served.tokenizer))
+        self._model._model = self._model.pretrained = served.module
+        try:
+            yield self._model
+        finally:
+            self._model._model = self._model.pretrained = None
+
+
+def build(served: Served, evaluator: Any) -> Any:
+    """HFLM around a live module.
+
+    Raises:
+        UserError: HFLM refuses the settings, or the model is of a kind that it does not know.
+    """
+    tokenizer = served.tokenizer
+    if tokenizer.pad_token_id is None:
+        tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a padding token, and others use it too
+    arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS}
+    try:
+        with quiet():
+            model = live_class()(
+                pretrained=served.module, tokenizer=tokenizer, device=str(served.module.device), **arguments
+            )
+    except (ValueError, TypeError, AssertionError, AttributeError, KeyError) as error:
+        raise UserError(f"evaluator=lm_eval cannot take this model: {first_line(error)}") from error
+    model.shared_prefix = evaluator.shared_prefix
+    if isinstance(evaluator.apply_chat_template, str):
+        model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
+    return model
+
+
+@cache
+def live_class() -> type:
+    """HFLM without progress bars, with tool schemas in the chat template, and with shared contexts on request."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Live(HFLM):  # type: ignore[misc]
+        shared_prefix = False
+        tools: Any = None
+        chat_template_args: dict[str, Any]
+        prefix_fits: bool | None = None
+        told = False
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+            return found
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+            return found
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+            found: list[str] = super().generate_until(requests, disable_tqdm=True)
+            return found
+
+        def apply_chat_template(self, chat_history: list[Any], add_generation_prompt: bool = True) -> str:
+            own: Any = self.chat_template_args
+            if self.tools is not None:
+                self.chat_template_args = {**own, "tools": self.tools}
+            try:
+                return str(super().apply_chat_template(chat_history, add_generation_prompt))
+            finally:
+                self.chat_template_args = own
+
+        def _loglikelihood_tokens(
+            self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+        ) -> list[tuple[float, bool]]:
+            whole = super()._loglikelihood_tokens
+            if not self.shared_prefix or not fits(self):
+                return list(whole(requests, disable_tqdm=True, override_bs=override_bs))
+            return score(self, requests, lambda rest: list(whole(rest, disable_tqdm=True, override_bs=override_bs)))
+
+    return Live

@@ -1,0 +1,126 @@
+"""Scorers: an item and a model's output -> a fraction of 1. They never raise on an output, whatever it is.
+
+- `exact`: equal after every run of white space became one space and the ends were stripped; case and punctuation
+  count. The answer may be a list: any of them is right.
+- `number`: the last number in the output equals the answer. Signs, decimals, exponents and thousands separators
+  (`1,234.5`) are read; units and words around it are not looked at.
+- `call`: the calls in the output are the answer's calls, as BFCL's checker compares them (`call_matcher`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from souping.core.types import Item, UserError
+from souping.evaluate.scoring import call_matcher
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How outputs are scored, and how an answer is checked when items are read."""
+
+    score: Callable[[Item, str], float]
+    check: Callable[[Item], None]
+
+
+def score(item: Item, output: str) -> float:
+    """Score of an output on an item, a fraction of 1.
+
+    Raises:
+        UserError: the item's scorer is not known or its answer is malformed; never because of the output.
+    """
+    return _scorer(item).score(item, output)
+
+
+def check(item: Item) -> None:
+    """Whether the item can be scored at all.
+
+    Raises:
+        UserError: unknown scorer or language, or an answer that the scorer cannot read.
+    """
+    _scorer(item).check(item)
+
+
+def _scorer(item: Item) -> Scorer:
+    if item.scorer in SCORERS:
+        return SCORERS[item.scorer]
+    near = difflib.get_close_matches(item.scorer, SCORERS, n=1, cutoff=0.0)[0]
+    raise UserError(
+        f"item {item.id}: scorer {item.scorer!r} is not known; did you mean {near!r}? (one of {', '.join(SCORERS)})"
+    )
+
+
+def _exact(item: Item, output: str) -> float:
+    answers = item.answer if isinstance(item.answer, list) else [item.answer]
+    return float(_plain(output) in [_plain(str(answer)) for answer in answers])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _check_exact(item: Item) -> None:
+    answers = item.answer if isinstance(item.answer, list) else [item.answer]
+    if not answers or not all(isinstance(a, str | int | float) and not isinstance(a, bool) for a in answers):
+        raise UserError(f"item {item.id}: an `exact` answer is a text, or a list of texts, not {item.answer!r:.60}")
+
+
+def _number(item: Item, output: str) -> float:
+    wanted, found = _as_number(item.answer), last_number(output)
+    if wanted is None:
+        _check_number(item)
+    return float(found is not None and wanted is not None and math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-12))
+
+
+def _check_number(item: Item) -> None:
+    if _as_number(item.answer) is None:
+        raise UserError(f"item {item.id}: a `number` answer is a finite number, not {item.answer!r:.60}")
+
+
+def _as_number(answer: Any) -> float | None:
+    if isinstance(answer, bool) or not isinstance(answer, int | float | str):
+        return None
+    return _finite(str(answer).strip())
+
+
+def _finite(text: str) -> float | None:
+    """The whole text as one finite number; separators are thousands' commas."""
+    cleaned = text.replace("\u2212", "-")
+    if re.search(r"\d,(?!\d{3}(?!\d))", cleaned):
+        return None
+    try:
+        value = float(cleaned.replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)"
+_FOUND = re.compile(rf"(?<![\d.])[-+\u2212]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\d))?")
+
+
+def last_number(text: str) -> float | None:
+    """The last number written in a text, None where there is none.
+
+    A hyphen between word characters is no sign: `3-4` ends in 4.
+    """
+    matches = deque(_FOUND.finditer(text), maxlen=1)
+    if not matches:
+        return None
+    found, start = matches[0][0], matches[0].start()
+    if found[0] in "-+\u2212" and start and text[start - 1].isalnum():
+        found = found[1:]
+    return _finite(found)
+
+
+SCORERS: dict[str, Scorer] = {
+    "exact": Scorer(_exact, _check_exact),
+    "number": Scorer(_number, _check_number),
+    "call": Scorer(call_matcher.score, call_matcher.check),
+}

@@ -1,0 +1,353 @@
+"""Whether the calls of an output are the calls of an answer, as BFCL's AST checker decides it.
+
+Number of calls, names, required and optional arguments, types and values; the order of keyword arguments and of
+parallel calls does not matter. Texts are compared without case, spaces and `,./-_*^`. Rules after bfcl-eval 2026.3.23
+(Apache-2.0), with deliberate differences: calls are matched to answers by a perfect matching (BFCL takes the first
+that fits), newline- or `;`-separated calls are read, and in Java and JavaScript a quoted number is a string, strings
+in arrays lose their quotes and maps keep their entries (BFCL's parsers drop these).
+
+An answer is one of
+- `[{name: {parameter: [allowed, ...]}}]`, BFCL's form; "" among the allowed values: may be left out;
+- a call as text or a list of such texts; `{"name": ..., "arguments": {...}}` or a list of these;
+- `[]`: no call may be attempted; `"any"`: some call must be made;
+- `{"calls": <any of these>, "functions": [BFCL's function docs]}`: types and required parameters come from the docs.
+
+Values of arguments: their types, and when one agrees with the allowed ones (rules of BFCL's checker).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from souping.core.types import Item, UserError
+from souping.evaluate.scoring.call_parser import Call, Literal, Unparsable, check_language, is_attempt, parse
+
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A call that is right: allowed values of each argument, and what the function's docs say of it."""
+
+    name: str
+    allowed: Mapping[str, Sequence[Any]]
+    positional: tuple[Any, ...] = ()
+    kinds: Mapping[str, Kind] | None = None
+    required: tuple[str, ...] = field(default=())
+
+
+def score(item: Item, output: str) -> float:
+    """1.0 where the output's calls are the answer's, else 0.0; unparsable outputs are wrong."""
+    wanted = read_answer(item)
+    if wanted is not None and not wanted:
+        return float(not is_attempt(output, item.language))
+    try:
+        calls = parse(output, item.language)
+    except Unparsable:
+        return 0.0
+    if wanted is None:
+        return float(bool(calls))
+    return float(len(calls) == len(wanted) and _matched(calls, wanted, item.language))
+
+
+def check(item: Item) -> None:
+    """UserError where the answer is not of an accepted form or the language is not known."""
+    read_answer(item)
+
+
+def read_answer(item: Item) -> list[Wanted] | None:
+    """The calls that an answer asks for; None for `"any"`."""
+    check_language(item.language)
+    answer, functions = item.answer, []
+    if isinstance(answer, dict) and "calls" in answer and set(answer) <= {"calls", "functions"}:
+        answer, functions = answer["calls"], answer.get("functions", [])
+    if answer == ANY:
+        return None
+    entries = answer if isinstance(answer, list) else [answer]
+    try:
+        wanted = [call for entry in entries for call in _read(entry, item.language)]
+        docs = {function["name"]: function["parameters"] for function in functions}
+        return [_documented(call, docs, item.language) for call in wanted]
+    except (Unparsable, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"item {item.id}: the `call` answer cannot be read ({_reason(error)}); "
+            "give [{name: {parameter: [allowed, ...]}}], a call as text, {name, arguments}, or [] for no call"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else f"{error}"[:80]
+
+
+def _read(entry: Any, language: str) -> list[Wanted]:
+    if isinstance(entry, str):
+        return _from_text(entry, language)
+    if not isinstance(entry, dict) or not entry:
+        raise ValueError(f"{entry!r:.40} is no call")
+    if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
+        if not isinstance(entry["arguments"], dict):
+            raise ValueError("`arguments` must be an object")
+        return [Wanted(entry["name"], {key: [_allow(value)] for key, value in entry["arguments"].items()})]
+    if len(entry) != 1:
+        raise ValueError("one object names one function")
+    ((name, arguments),) = entry.items()
+    if not isinstance(arguments, dict) or not all(isinstance(v, list) for v in arguments.values()):
+        raise ValueError(f"every argument of {name} needs a list of allowed values")
+    return [Wanted(name, arguments)]
+
+
+def _from_text(text: str, language: str) -> list[Wanted]:
+    calls = parse(text, language)
+    if not calls:
+        raise ValueError("a text without a call")
+    return [
+        Wanted(
+            call.name,
+            {name: [_allow(plain(value))] for name, value in call.arguments.items()},
+            tuple(plain(value) for value in call.positional),
+        )
+        for call in calls
+    ]
+
+
+def _allow(value: Any) -> Any:
+    """A plain value in BFCL's form: each key of an object has a list of allowed values."""
+    if isinstance(value, dict):
+        return {key: [_allow(inner)] for key, inner in value.items()}
+    return [_allow(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _documented(call: Wanted, docs: Mapping[str, Any], language: str) -> Wanted:
+    if not docs:
+        return call
+    parameters = docs[call.name]
+    kinds = {name: kind_of(schema, language) for name, schema in parameters["properties"].items()}
+    return Wanted(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
+
+
+def _matched(calls: Sequence[Call], wanted: Sequence[Wanted], language: str) -> bool:
+    """Whether calls and answers can be paired one to one (augmenting paths; order does not matter)."""
+    fits = [[i for i, call in enumerate(calls) if _fits(call, want, language)] for want in wanted]
+    owner: dict[int, int] = {}
+
+    def place(number: int, tried: set[int]) -> bool:
+        for index in fits[number]:
+            if index in tried:
+                continue
+            tried.add(index)
+            if index not in owner or place(owner[index], tried):
+                owner[index] = number
+                return True
+        return False
+
+    return all(place(number, set()) for number in range(len(wanted)))
+
+
+def _fits(call: Call, wanted: Wanted, language: str) -> bool:
+    if call.name != wanted.name or any(name not in call.arguments for name in wanted.required):
+        return False
+    if not _positional(call, wanted, language):
+        return False
+    missing = [name for name in wanted.allowed if name not in call.arguments]
+    if any("" not in wanted.allowed[name] for name in missing):
+        return False
+    return all(_argument(name, value, wanted) for name, value in call.arguments.items())
+
+
+def _positional(call: Call, wanted: Wanted, language: str) -> bool:
+    """BFCL looks at keyword arguments alone; an answer given as text may ask for positional ones too."""
+    if wanted.positional:
+        values = [plain(value) for value in call.positional]
+        return len(values) == len(wanted.positional) and all(
+            agrees(value, [_allow(other)]) for value, other in zip(values, wanted.positional, strict=True)
+        )
+    if language == "python":
+        return True
+    return not any(value.kind == "code" and re.fullmatch(r"[\w$]+", value.text) for value in call.positional)
+
+
+def _argument(name: str, value: Any, wanted: Wanted) -> bool:
+    if name not in wanted.allowed:
+        return False
+    allowed = wanted.allowed[name]
+    if wanted.kinds is None:
+        return agrees(plain(value), allowed) or _verbatim(value, allowed)
+    if name not in wanted.kinds:
+        return False
+    kind = wanted.kinds[name]
+    return agrees(to_kind(value, kind), allowed, kind) or (kind.type is str and _verbatim(value, allowed))
+
+
+def _verbatim(value: Any, allowed: Sequence[Any]) -> bool:
+    """A Java or JavaScript string also counts as written, with its escapes, which is how BFCL reads it."""
+    return getattr(value, "kind", "") == "string" and value.text != value.value and agrees(value.text, allowed)
+
+
+_PYTHON = {
+    "string": str, "integer": int, "float": float, "number": float, "boolean": bool, "array": list, "list": list,
+    "tuple": list, "dict": dict, "object": dict, "any": str,
+}  # fmt: skip
+_JAVA = {
+    "byte": int, "short": int, "integer": int, "long": int, "float": float, "double": float, "boolean": bool,
+    "char": str, "String": str, "any": str, "Array": list, "ArrayList": list, "Set": set, "Queue": list,
+    "Stack": list, "HashMap": dict, "Hashtable": dict,
+}  # fmt: skip
+_JAVASCRIPT = {
+    "String": str, "integer": int, "float": float, "Bigint": int, "Boolean": bool, "dict": dict, "array": list,
+    "any": str,
+}  # fmt: skip
+TYPES: dict[str, dict[str, type]] = {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT}
+_SPELLINGS = {
+    "byte": ("int",), "short": ("int",), "integer": ("int",), "long": ("long",), "Bigint": ("long",),
+    "float": ("float",), "double": ("double", "int"), "boolean": ("bool",), "Boolean": ("bool",),
+}  # fmt: skip
+"""Kinds of literal that may be written for a documented type; JavaScript's float is any plain number."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A parameter's type in the docs: the name there, its Python type, and both for the elements of a list."""
+
+    name: str
+    type: type
+    language: str
+    inner: Kind | None = None
+
+
+def kind_of(schema: Mapping[str, Any], language: str) -> Kind:
+    """The type that a parameter's JSON schema names.
+
+    Raises:
+        ValueError: BFCL has no such type in this language.
+    """
+    name = schema["type"]
+    if name not in TYPES[language]:
+        raise ValueError(f"type {name!r} is not known in {language}")
+    items = schema.get("items")
+    nested = name in ("array", "tuple", "Array", "ArrayList") and isinstance(items, Mapping) and "type" in items
+    return Kind(name, TYPES[language][name], language, kind_of(items, language) if nested and items else None)
+
+
+def plain(value: Any) -> Any:
+    """A Python value of a literal, its type told by its spelling; Python values stay as they are."""
+    if not isinstance(value, Literal):
+        return value
+    if value.kind == "list":
+        return [plain(element) for element in value.value]
+    if value.kind == "dict":
+        return {key: plain(element) for key, element in value.value.items()}
+    return value.value
+
+
+def to_kind(value: Any, kind: Kind) -> Any:
+    """A literal read as a documented type; a spelling of another type stays text, and so is wrong or a variable."""
+    if not isinstance(value, Literal):
+        return value
+    if kind.type is str:
+        return value.value if value.kind == "string" else value.text
+    if kind.type in (list, dict):
+        return _container(value, kind)
+    wanted = _SPELLINGS[kind.name] if kind.language == "java" or kind.name != "float" else ("double", "int")
+    return kind.type(value.value) if value.kind in wanted and _bare(value) else value.text
+
+
+def _bare(value: Literal) -> bool:
+    """BFCL's number patterns know no plus sign, no underscore, no leading or trailing point, no `d`."""
+    return value.kind == "bool" or re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?[fFlLn]?", value.text) is not None
+
+
+def _container(value: Literal, kind: Kind) -> Any:
+    opening = {"Array": r"new\s+\w+\s*\[", "ArrayList": r"new\s+ArrayList\b", "HashMap": r"new\s+HashMap\b"}
+    if value.kind != kind.type.__name__ or not re.match(opening.get(kind.name, ""), value.text):
+        return value.text
+    if kind.type is list and kind.inner is not None:
+        return [to_kind(element, kind.inner) for element in value.value]
+    return plain(value)
+
+
+def agrees(value: Any, allowed: Sequence[Any], kind: Kind | None = None) -> bool:
+    """Whether a value is one of the allowed ones, in type and content.
+
+    Without `kind` the allowed values tell the type (an int may stand for a float). With it, the type is the
+    documented one or, where a variable is allowed in its place, that of the first allowed value.
+    """
+    if kind is None:
+        return any(_same(value, option, strict=True) for option in allowed)
+    if kind.type is float and type(value) is int and kind.language == "python":
+        value = float(value)
+    if kind.name == "tuple" and isinstance(value, tuple):
+        value = list(value)
+    first = next((type(option) for option in allowed if option != ""), None)
+    if type(value) is kind.type:
+        if not _nested(value, allowed, kind):
+            return False
+        variable = first is not None and first is not kind.type
+    elif first is not None and type(value) is first:
+        variable = True
+    else:
+        return False
+    if variable:
+        return any((type(value) is type(option) and value == option) or _number(value, option) for option in allowed)
+    return any(_same(value, option, strict=False) for option in allowed)
+
+
+def _number(value: Any, option: Any) -> bool:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, option))
+    return numbers and bool(value == option)
+
+
+def _nested(value: Any, allowed: Sequence[Any], kind: Kind) -> bool:
+    """One level of element types, as BFCL checks it: documented, or that of the allowed list's first element."""
+    if kind.type is not list or kind.inner is None:
+        return True
+    for option in allowed:
+        if not isinstance(option, list):
+            return True
+        types = {kind.inner.type, *(type(element) for element in option[:1])}
+        if all(type(element) in types for element in value):
+            return True
+    return False
+
+
+def standardise(text: str) -> str:
+    """Text without spaces, `,./-_*^` and case, with double quotes only."""
+    return re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')
+
+
+def _same(value: Any, option: Any, strict: bool) -> bool:
+    if isinstance(value, str) and isinstance(option, str):
+        return standardise(value) == standardise(option)
+    if isinstance(value, list | tuple):
+        return _same_list(value, option, strict)
+    if isinstance(value, dict) and isinstance(option, dict):
+        return _same_dict(value, option)
+    if not strict:
+        return bool(value == option) if type(value) is type(option) else _number(value, option)
+    return _typed(value, option)
+
+
+def _typed(value: Any, option: Any) -> bool:
+    if isinstance(option, float) and type(value) is int:
+        return bool(value == option)
+    return type(value) is type(option) and bool(value == option)
+
+
+def _same_list(value: Sequence[Any], option: Any, strict: bool) -> bool:
+    if option == "":
+        return len(value) == 0
+    if not isinstance(option, list | tuple) or len(value) != len(option):
+        return False
+    return all(_same(a, b, strict) for a, b in zip(value, option, strict=True))
+
+
+def _same_dict(value: Mapping[Any, Any], option: Mapping[str, Any]) -> bool:
+    """Keys and values against BFCL's {key: [allowed, ...]}; a value that is no list stands for itself."""
+    lists = {key: allowed if isinstance(allowed, list) else [allowed] for key, allowed in option.items()}
+    if any(key not in value and "" not in allowed for key, allowed in lists.items()):
+        return False
+    return all(
+        key in lists and any(_same(inner, other, strict=False) for other in lists[key]) for key, inner in value.items()
+    )

@@ -1,0 +1,175 @@
+"""`server=vllm`: `vllm serve`, on GPUs.
+
+`server=transformers`: `transformers serve`, which runs on anything that transformers runs on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from souping.core.types import UserError
+from souping.evaluate.engines import check_gpu_settings
+from souping.evaluate.engines.vllm import tied
+from souping.evaluate.servers import Server, check_packages
+from souping.evaluate.servers.process import Running, ServerError, ask, models_at, place, served
+
+VLLM_VERSION = 1
+"""Raise when the same settings would give other answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmServer(Server):
+    """vLLM's OpenAI-compatible server over `tensor_parallel_size` GPUs, of each of which it takes the fraction
+    `gpu_memory_utilization`. `max_model_len` (tokens) bounds prompt and answer together; by default the model's own.
+
+    With `url` the server keeps its tokenizer and its settings, and only its weights change: it must see this machine's
+    files and run with VLLM_SERVER_DEV_MODE=1, or else serve the very folder that is asked for.
+    """
+
+    title: ClassVar[str] = "vllm serve"
+
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    enforce_eager: bool = False
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gpu_settings("server", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can change an answer beside the model and the request."""
+        known = self.common("vllm", VLLM_VERSION)
+        if self.url is not None:
+            return known
+        names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+        return {**known, **{name: getattr(self, name) for name in names}}
+
+    def check_installed(self) -> None:
+        check_packages("vllm", self.interpreter, ("vllm",), "souping[vllm]", "vllm")
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
+        flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
+        flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
+        flags += ["--enforce-eager"] if self.enforce_eager else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
+
+    def take(self, address: str, folder: Path, name: str) -> Running:
+        """A server that is there already takes the folder's weights, or has them already."""
+        try:
+            model = self._renew(address, folder)
+        except ServerError as error:
+            raise UserError(
+                f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
+                "start it on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model, or leave "
+                "server.url out"
+            ) from error
+        host, port = place(address)
+        return Running(url=f"{address}/v1", host=host, port=port, model=model)
+
+    def _renew(self, address: str, folder: Path) -> str:
+        """The served id, once the weights are the folder's. A server without the means has what it began with."""
+        try:
+            about = ask(f"{address}/server_info", timeout=60.0)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            return served(address, folder)
+        if re.search(r"device(_config)?=.?cpu", about) and tied(folder):
+            raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
+        order = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        ask(f"{address}/collective_rpc", order, timeout=self.timeout)
+        ask(f"{address}/reset_prefix_cache", {}, timeout=60.0)
+        return str(models_at(address)[0]["id"])
+
+
+TRANSFORMERS_VERSION = 1
+"""Raise when the same settings would give other answers."""
+NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersServer(Server):
+    """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
+
+    `dtype` auto is the model's own; `device` auto shares a model out over the GPUs there are. With `url` it must be
+    started without a model (`transformers serve --port P`), where it loads whatever folder it is asked for: it has to
+    see this machine's files.
+    """
+
+    title: ClassVar[str] = "transformers serve"
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    continuous_batching: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can change an answer beside the model and the request."""
+        known = self.common("transformers", TRANSFORMERS_VERSION)
+        if self.url is not None:
+            return known
+        return {
+            **known,
+            "device": self.device if self.device != "auto" else f"auto:{_kind()}",
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+            "continuous_batching": self.continuous_batching,
+        }
+
+    def check_installed(self) -> None:
+        check_packages("transformers", self.interpreter, NEEDS, "souping[serving]", "transformers[serving]")
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--device", self.device, "--dtype", self.dtype]
+        if self.attn_implementation:
+            flags += ["--attn-implementation", self.attn_implementation]
+        flags += ["--continuous-batching"] if self.continuous_batching else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        module = "transformers.cli.transformers"
+        return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
+
+    def take(self, address: str, folder: Path, name: str) -> Running:
+        """A server that is there already loads the folder; `stop` makes it forget what it loaded."""
+        try:
+            told = ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
+            failed = [event["message"] for event in _events(told) if event.get("status") == "error"]
+            if failed:
+                raise ServerError(str(failed[-1]).splitlines()[0])
+            model = served(address, folder)
+        except ServerError as error:
+            raise UserError(
+                f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
+                "start it on this machine without a model (`transformers serve --port P`), or leave server.url out"
+            ) from error
+        host, port = place(address)
+        return Running(url=f"{address}/v1", host=host, port=port, model=model, end=lambda: _reset(address))
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    """The data of server-sent events."""
+    return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+
+
+def _reset(address: str) -> None:
+    with suppress(ServerError):  # it is somebody else's, and may be gone
+        ask(f"{address}/reset", {})
+
+
+def _kind() -> str:
+    """What `auto` finds here, as far as answers depend on it."""
+    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"

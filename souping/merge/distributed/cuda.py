@@ -1,0 +1,169 @@
+"""A rank's share of a soup on its GPU. Needs CUDA: not covered by tests on machines without one.
+
+Each reading thread has two slots, and each slot its own stream with pinned rows on the host and rows on the device.
+While one slot's block is copied in, mixed and copied out (in order on the slot's stream), the thread reads the files of
+the next block into the other slot:
+
+    slot 0   read | copy in, mix, copy out  | write | read ...
+    slot 1          read                    | copy in, mix, copy out | write
+
+Copies of one slot run beside the arithmetic of the other, also across threads. Tensors that are only copied, and
+methods that `accelerate_mix` does not know, are cooked by the engine on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from souping.merge.chunks import Run, size_of
+from souping.merge.kernels.gpu import DIFFERENCES, blend
+from souping.merge.kernels.reference import Combine, Raw, linear
+from souping.merge.plan import MergePlan
+from souping.merge.writer import Bench, Kitchen, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+ELEMENTS = 1 << 23  # of all ingredients in a slot: at most 32 MiB pinned, and as much on the device
+LARGEST = 1 << 22  # elements of one block
+THREADS = 4  # that read files for one GPU
+
+
+class CudaKitchen(Kitchen):
+    """`Kitchen` whose sums run on a GPU; the bytes are the same."""
+
+    def __init__(self, plan: MergePlan, folder: Path, device: torch.device) -> None:
+        super().__init__(plan, folder)
+        self._device = device
+
+    def _queue(self, work: list[Run]) -> Iterator[Run]:
+        """As the engine's, in larger blocks: a copy to the device has to be worth its start."""
+        for run in work:
+            yield from [run] if run.solid and self.method.whole else _large(self._settle(run))
+
+    def _drain(self, queue: Iterator[Run], total: int, progress: Progress | None) -> None:
+        import torch
+
+        try:
+            with torch.cuda.device(self._device), torch.no_grad():
+                self._alternate(queue, [_Slot(self._device), _Slot(self._device)], total, progress)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _alternate(self, queue: Iterator[Run], slots: list[_Slot], total: int, progress: Progress | None) -> None:
+        turn = 0
+        while (run := self._next(queue)) is not None:
+            slot = slots[turn % 2]
+            self._finish(slot, total, progress)
+            self._begin(slot, run)
+            turn += 1
+        self._finish(slots[turn % 2], total, progress)  # the older one first
+        self._finish(slots[(turn + 1) % 2], total, progress)
+
+    def _begin(self, slot: _Slot, run: Run) -> None:
+        """Read a block; start its way to the device and back."""
+        function = self.method.function if run.op == "mix" else linear
+        slot.run = run
+        if run.op not in ("mix", "linear") or function not in DIFFERENCES:
+            self._block(run, slot.bench)
+            slot.pending = False
+            return
+        for number, source in enumerate(run.sources):
+            self.read(run, number, slot.row(number, run.count * size_of(source.dtype)))
+        slot.start(function, self.plan.divisor)
+
+    def _finish(self, slot: _Slot, total: int, progress: Progress | None) -> None:
+        """Write what the slot holds, if it holds something."""
+        run, slot.run = slot.run, None
+        if run is None:
+            return
+        if slot.pending:
+            out, good = slot.wait(run.nbytes)
+            self._check(run, good, [slot.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)])
+            self._write(run, out)
+        with self._lock:
+            self._done += run.nbytes
+            if progress is not None:
+                progress(self._done, total)
+
+
+class _Slot:
+    """One block on its way: a stream, pinned rows on the host (the last is the soup's), rows on the device.
+
+    Everything the stream reads or writes stays alive until `wait` has seen its end, and temporaries are allocated on
+    the stream itself, so the allocator reuses them in its order.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self.run: Run | None = None
+        self.pending, self.bench = False, Bench()
+        self._device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._pinned: dict[int, torch.Tensor] = {}
+        self._rows: dict[int, torch.Tensor] = {}
+        self._flag = torch.empty(1, dtype=torch.bool, pin_memory=True)
+        self._divisor: torch.Tensor | None = None
+
+    def row(self, number: int, nbytes: int) -> Raw:
+        """The first bytes of pinned row `number` as numpy; -1 is the soup's."""
+        view: Raw = self._host(number, nbytes).numpy()
+        return np.asarray(view)
+
+    def start(self, function: Combine, divisor: float | None) -> None:
+        """Queue copy in, arithmetic and copy out of the block in `run`; returns at once."""
+        import torch
+
+        run = self.run
+        assert run is not None
+        sizes = [run.count * size_of(source.dtype) for source in run.sources]
+        with torch.cuda.stream(self._stream):
+            rows = [self._on_device(number, size) for number, size in enumerate(sizes)]
+            for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+                row.copy_(self._host(number, size), non_blocking=True)
+            tags = [source.dtype for source in run.sources]
+            soup, finite = blend(function, rows, tags, run.weights, self._by(divisor), run.dtype)
+            self._host(-1, run.nbytes).copy_(soup, non_blocking=True)
+            self._flag.copy_(finite.reshape(1), non_blocking=True)
+            self._event.record(self._stream)
+        self.pending = True
+
+    def wait(self, nbytes: int) -> tuple[Raw, bool]:
+        """The soup's bytes and whether all are finite, when the stream has delivered them."""
+        self._event.synchronize()
+        self.pending = False
+        return self.row(-1, nbytes), bool(self._flag[0])
+
+    def _host(self, number: int, nbytes: int) -> torch.Tensor:
+        import torch
+
+        if number not in self._pinned or self._pinned[number].numel() < nbytes:
+            self._pinned[number] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return self._pinned[number][:nbytes]
+
+    def _on_device(self, number: int, nbytes: int) -> torch.Tensor:
+        import torch
+
+        if number not in self._rows or self._rows[number].numel() < nbytes:
+            self._rows[number] = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        return self._rows[number][:nbytes]
+
+    def _by(self, divisor: float | None) -> torch.Tensor | None:
+        import torch
+
+        if divisor is not None and self._divisor is None:
+            self._divisor = torch.full((1,), divisor, dtype=torch.float32, device=self._device)
+        return self._divisor
+
+
+def _large(run: Run) -> Iterator[Run]:
+    size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(run.sources)) & ~0xFFF))
+    for start in range(0, run.count, size):
+        yield run.part(start, min(size, run.count - start))

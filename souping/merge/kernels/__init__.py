@@ -1,0 +1,55 @@
+"""One block of a soup: bytes of the ingredients in, bytes of the soup out. Everything above only moves blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from souping.merge.kernels.compiled import native
+from souping.merge.kernels.reference import Combine, Raw, delta, divide, linear, narrow, widen
+
+FUSED = {linear: False, delta: True}
+
+
+def mix(
+    function: Combine,
+    rows: Sequence[Raw],
+    dtypes: Sequence[str],
+    weights: Sequence[float],
+    divisor: float | None,
+    dtype: str,
+    out: Raw,
+    stored: str,
+) -> bool:
+    """Mix rows [K][count] of `dtypes` into `out` [count]: rounded once to `dtype`, then cast to `stored`.
+
+    Returns whether every element of the soup is finite. Sums and sums of differences run fused where LLVM is there;
+    the bytes are the same either way.
+    """
+    if function in FUSED:
+        kernel = native(FUSED[function], widest_row(dtypes), dtype, stored, divisor is not None)
+        if kernel is not None:
+            return kernel(alike(rows, dtypes), weights, divisor, out)
+    tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
+    total = divide(function(tensors, weights), divisor)
+    return store(narrow(total, dtype), dtype, out, stored)
+
+
+def widest_row(dtypes: Sequence[str]) -> str:
+    """The dtype of all rows, or F32 for rows that differ."""
+    return dtypes[0] if len(set(dtypes)) == 1 else "F32"
+
+
+def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
+    """The rows as they are, or widened to fp32 where their dtypes differ."""
+    if len(set(dtypes)) == 1:
+        return list(rows)
+    return [widen(row, tag).view(np.uint8) for row, tag in zip(rows, dtypes, strict=True)]
+
+
+def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
+    """Put bytes of `dtype` into `out` as `stored`; returns whether all are finite."""
+    wide = widen(soup, dtype)
+    out[:] = soup if dtype == stored else narrow(wide, stored)
+    return bool(np.isfinite(wide).all())

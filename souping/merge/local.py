@@ -1,0 +1,167 @@
+"""`merge=local`: the settings of a merge as one component, and the verbs the pipeline calls."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint, fingerprint
+from souping.checkpoints.compatibility import VOCAB_RULES
+from souping.core.types import Recipe, UserError, Weights
+from souping.merge.methods import get_method
+from souping.merge.plan import MergePlan
+from souping.merge.planner import check_overrides, fitted, parse_size, plan, plan_opened
+
+CHOICES = {
+    "vocab": VOCAB_RULES,
+    "nonfinite": ("error", "warn"),
+    "resident": ("none", "cpu", "device"),
+    "adapters": ("keep", "merge"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMerge:
+    """Weighted averaging in this process.
+
+    `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
+    the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences to it.
+    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `carry` names the
+    ingredient whose config and tokenizer the soup gets.
+
+    Raises:
+        UserError: a value is out of its range; the message names `merge.<key>`.
+    """
+
+    method: str = "linear"
+    dtype: str | None = None
+    vocab: str = "error"
+    nonfinite: str = "error"
+    allow_pickle: bool = False
+    resident: str = "none"
+    adapters: str = "keep"
+    max_shard_size: str | int = "5GB"
+    overrides: dict[str, list[float]] | None = None
+    num_processes: int | None = 1
+    base: str | None = None
+    scale: float = 1.0
+    carry: str | None = None
+
+    def __post_init__(self) -> None:
+        method = get_method(self.method)
+        for key, choices in CHOICES.items():
+            check_choice(key, getattr(self, key), choices)
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, tuple(TORCH_NAMES))
+        if not isinstance(self.allow_pickle, bool):
+            raise UserError(f"merge.allow_pickle={self.allow_pickle} must be true or false")
+        parse_size(self.max_shard_size)
+        if not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+            raise UserError(f"merge.scale={self.scale} must be a finite number")
+        if not method.base and self.scale != 1:
+            raise UserError(f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic")
+        if method.base and not self.base:
+            raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
+        if check_overrides(self.overrides or {}) and self.method != "linear":
+            raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        if self.num_processes != 1:
+            raise UserError(f"merge.num_processes={self.num_processes} needs merge=accelerate: merge=local has one")
+
+    def recipe(
+        self,
+        ingredients: Sequence[str],
+        weights: Weights,
+        checkpoints: Mapping[str, Checkpoint],
+        fingerprints: Mapping[str, str],
+        cache: MutableMapping[str, str] | None = None,
+    ) -> Recipe:
+        """The recipe of these weights with everything of these settings that decides the soup's numbers.
+
+        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`. A single
+        ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
+        soups have equal ids.
+
+        Raises:
+            UserError: a list in `overrides` has another length than the pool.
+        """
+        used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
+        lone = len(used) == 1
+        return Recipe(
+            ingredients=tuple(ingredients),
+            fingerprints=tuple(fingerprints[name] for name in ingredients),
+            weights=tuple(float(weight) for weight in weights),
+            dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
+            method="linear" if lone else self.method,
+            settings={} if lone else self._settings(used, tuple(checkpoints), cache),
+        )
+
+    def _settings(
+        self, used: Sequence[str], pool: Sequence[str], cache: MutableMapping[str, str] | None
+    ) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        if self.vocab != "error":
+            settings["vocab"] = self.vocab
+        if self.overrides:
+            settings["overrides"] = fitted(self.overrides, pool, used)
+        if self.base and get_method(self.method).base:
+            settings["base"] = fingerprint(Path(self.base), cache, self.allow_pickle)
+            settings["scale"] = float(self.scale)
+        return settings
+
+    def plan(self, recipe: Recipe, folders: Mapping[str, Path]) -> MergePlan:
+        """The recipe worked out to the byte, from headers. Raises UserError as `plan.plan`."""
+        return plan(
+            recipe,
+            folders,
+            base=Path(self.base) if self.base else None,
+            max_shard_size=self.max_shard_size,
+            nonfinite=self.nonfinite,
+            allow_pickle=self.allow_pickle,
+            carry=self.carry if self.carry in recipe.ingredients else None,
+        )
+
+    def write(
+        self, plan: MergePlan, out: Path, progress: Any = None, extra_files: Mapping[str, str] | None = None
+    ) -> Path:
+        """The soup as a complete folder, which appears whole or not at all. Raises UserError as `cook.cook`."""
+        from souping.merge.writer import cook
+
+        return cook(plan, out, progress=progress, extra_files=extra_files)
+
+    def live(self, checkpoints: Mapping[str, Checkpoint], module: Any) -> Any:
+        """A `Live`: the pool held open beside a module that its `pour(recipe)` fills."""
+        from souping.merge.live import Live
+
+        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
+        return Live(checkpoints, module, base=base, resident=self.resident, nonfinite=self.nonfinite)
+
+    def pour(self, recipe: Recipe, module: Any, checkpoints: Mapping[str, Checkpoint]) -> None:
+        """One soup into a module; for many, keep the `live` of this pool."""
+        self.live(checkpoints, module).pour(recipe)
+
+
+def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
+    """The dtype of their soup by torch's name; several joined by `+` where a model itself mixes dtypes."""
+    stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
+    if len(stored) == 1:
+        return stored[0]
+    return "float32" if all("+" not in name for name in stored) else "+".join(sorted(set("+".join(stored).split("+"))))
+
+
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is not among the choices; the nearest one is offered."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"merge.{key}={value} must be one of {', '.join(choices)}{hint}")
+
+
+__all__ = ["LocalMerge", "common_dtype", "plan_opened"]

@@ -1,0 +1,295 @@
+"""Cooking a plan: stream blocks of the ingredients from their files through the method into the shards.
+
+Two threads each read N rows (`preadv`), mix them and write the block; numpy and the kernels release the interpreter's
+lock. Memory is a few blocks a thread, whatever the size or the number of models.
+
+A plan into a complete model folder.
+
+What a soup carries beside its weights: config, tokenizer, chat template, recipe.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from souping.checkpoints.checkpoint import TORCH_NAMES, inside, side_files, small
+from souping.checkpoints.header import parse_json
+from souping.core.files import staged, write_files
+from souping.core.types import UserError
+from souping.merge.chunks import Run, agree, blocks, check_finite, complaint, piece_gram, runs, share, size_of
+from souping.merge.kernels import mix
+from souping.merge.kernels.reference import Raw, finite, linear
+from souping.merge.methods import get_method
+from souping.merge.plan import Ingredient, MergePlan
+
+Progress = Callable[[int, int], None]
+"""progress(bytes written, bytes to write)"""
+THREADS = 2
+WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
+
+
+class Kitchen:
+    """A plan with its files open: cooks any share of the output into shards that exist already (`prepare`)."""
+
+    def __init__(self, plan: MergePlan, folder: Path) -> None:
+        self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
+        self._lock, self._done, self._failed = threading.Lock(), 0, False
+        self._warned: set[str] = set()
+        try:
+            self._inputs = [self._open_all(ingredient) for ingredient in plan.ingredients]
+            self._outputs = [self._open(folder / name, os.O_RDWR, None) for name in plan.shards]
+        except BaseException:
+            self._stack.close()
+            raise
+        self._starts = [len(plan.header(shard)) for shard in range(len(plan.shards))]
+
+    def __enter__(self) -> Kitchen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _open_all(self, ingredient: Ingredient) -> list[int]:
+        return [self._open(Path(ingredient.folder) / name, os.O_RDONLY, size) for name, size in ingredient.files]
+
+    def _open(self, path: Path, flags: int, size: int | None) -> int:
+        try:
+            descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+        self._stack.callback(os.close, descriptor)
+        if size is not None and os.fstat(descriptor).st_size != size:
+            raise UserError(f"{path} has changed since the plan was made: plan again")
+        return descriptor
+
+    def cook(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
+        """Write the blocks of one share.
+
+        Raises:
+            UserError: an ingredient ended early, a value is not finite, or the disk is full.
+        """
+        work = share(runs(self.plan), rank, ranks)
+        total, queue = sum(run.nbytes for run in work), self._queue(work)
+        self._done = 0
+        with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
+            jobs = [pool.submit(self._drain, queue, total, progress) for _ in range(threads)]
+        for job in jobs:
+            job.result()
+
+    def _queue(self, work: list[Run]) -> Iterator[Run]:
+        """Blocks in order; a solid run gets its weights from its statistics first, then streams like any other."""
+        for run in work:
+            yield from [run] if run.solid and self.method.whole else blocks(self._settle(run))
+
+    def _settle(self, run: Run) -> Run:
+        if not run.solid:
+            return run
+        return replace(run, weights=self.method.weigh(piece_gram(run, self.method.base, self.read), run.weights))
+
+    def _drain(self, queue: Iterator[Run], total: int, progress: Progress | None) -> None:
+        """A thread's life: take a block, cook it, until the queue is empty or another thread failed."""
+        bench = Bench()
+        try:
+            while (run := self._next(queue)) is not None:
+                self._block(run, bench)
+                with self._lock:
+                    self._done += run.nbytes
+                    if progress is not None:
+                        progress(self._done, total)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _next(self, queue: Iterator[Run]) -> Run | None:
+        with self._lock:
+            return None if self._failed else next(queue, None)
+
+    def read(self, run: Run, number: int, into: Raw) -> None:
+        """The bytes of a run's source `number`, whole or a UserError."""
+        source = run.sources[number]
+        descriptor, offset = self._inputs[source.ingredient][source.file], source.offset
+        view = into.data
+        while len(view):
+            count = os.preadv(descriptor, [view], offset)
+            if count <= 0:
+                raise complaint(self.plan, run, "the file ends early", source)
+            view, offset = view[count:], offset + count
+
+    def _block(self, run: Run, bench: Bench) -> None:
+        rows = [bench.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
+        for number, row in enumerate(rows):
+            self.read(run, number, row)
+        out = rows[0]
+        if run.op == "same":
+            agree(self.plan, run, rows)
+        elif run.op == "copy":
+            self._check(run, finite(out, run.dtype), rows)
+        else:
+            function = self.method.function if run.op == "mix" else linear
+            out = bench.row(-1, run.nbytes)
+            tags = [source.dtype for source in run.sources]
+            good = mix(function, rows, tags, run.weights, self.plan.divisor, run.dtype, out, run.dtype)
+            self._check(run, good, rows)
+        self._write(run, out)
+
+    def _check(self, run: Run, good: bool, rows: list[Raw]) -> None:
+        if not good:
+            with self._lock:
+                check_finite(self.plan, run, good, rows, self._warned)
+
+    def _write(self, run: Run, out: Raw) -> None:
+        descriptor, view, offset = self._outputs[run.shard], out.data, self._starts[run.shard] + run.offset
+        window = offset // WINDOW
+        if window != (offset + len(view)) // WINDOW:
+            start_writing(descriptor, (window - 1) * WINDOW)
+        while len(view):
+            count = os.pwrite(descriptor, view, offset)
+            view, offset = view[count:], offset + count
+
+
+def start_writing(descriptor: int, offset: int) -> None:
+    """Send a window that is complete to the disk while the next ones are mixed, so that the last flush is short.
+
+    Advice on dirty pages starts their writing (they stay in the cache until then); elsewhere it does nothing.
+    """
+    if hasattr(os, "posix_fadvise") and offset >= 0:
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, WINDOW, os.POSIX_FADV_DONTNEED)
+
+
+class Bench:
+    """A thread's buffers, made once and reused for every block."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Raw] = {}
+
+    def row(self, number: int, nbytes: int) -> Raw:
+        if number not in self._rows or len(self._rows[number]) < nbytes:
+            self._rows[number] = np.empty(nbytes, np.uint8)
+        return self._rows[number][:nbytes]
+
+
+def prepare(plan: MergePlan, folder: Path) -> None:
+    """Make the shards at their full size with their headers; a disk that is too full says so here.
+
+    Raises:
+        OSError: no space, or no right to write.
+    """
+    for shard, name in enumerate(plan.shards):
+        header = plan.header(shard)
+        size = len(header) + sum(tensor.nbytes for tensor in plan.tensors if tensor.shard == shard)
+        with (folder / name).open("xb") as file:
+            file.write(header)
+            file.flush()
+            _reserve(file.fileno(), size)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(descriptor, size)
+
+
+Shares = Callable[[MergePlan, Path, Progress | None], None]
+"""Fills the prepared shards in a staging folder: alone, or by ranks that each take a share."""
+
+
+def cook(
+    plan: MergePlan,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    extra_files: Mapping[str, str] | None = None,
+    shares: Shares | None = None,
+) -> Path:
+    """Write the soup of a plan to `out` and return it: shards, index, config, tokenizer, recipe.json, `extra_files`.
+
+    The folder appears whole or not at all. Its bytes follow from the plan and the ingredients alone.
+
+    Raises:
+        UserError: `out` is there already, an ingredient has changed or is broken, or the disk is full.
+    """
+    files: dict[str, str | bytes] = {**carried(plan)}
+    for name, text in (extra_files or {}).items():
+        if name in files or name in plan.shards:
+            raise UserError(f"the extra file {name} would replace a file of the model")
+        files[name] = text
+    with staged(out) as stage:
+        prepare(plan, stage)
+        (shares or alone)(plan, stage, progress)
+        write_files(stage, files)
+    return Path(out)
+
+
+def alone(plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
+    """All shares in this process, with two threads."""
+    with Kitchen(plan, stage) as kitchen:
+        kitchen.cook(threads=THREADS, progress=progress)
+
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+def carried(plan: MergePlan) -> dict[str, bytes]:
+    """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
+    folder = Path(plan.ingredients[plan.carry].folder)
+    try:
+        files = {name: small(inside(folder, name)) for name in side_files(folder)}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    if "config.json" not in files:
+        raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
+    files["config.json"] = _config(plan, folder, files["config.json"])
+    files["recipe.json"] = recipe_text(plan).encode()
+    index = plan.index()
+    return {**files, INDEX_NAME: index} if index is not None else files
+
+
+def recipe_text(plan: MergePlan) -> str:
+    """The recipe's JSON form, with what else decides the bytes of the folder."""
+    carrier = plan.ingredients[plan.carry].name
+    table = {**plan.recipe.as_dict(), "carried_from": carrier, "max_shard_size": plan.max_shard_size}
+    return json.dumps(table, indent=2) + "\n"
+
+
+def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
+    """config.json with the soup's dtype and vocabulary; its very bytes where both are right already."""
+    before: dict[str, Any] = parse_json(folder / "config.json", raw)
+    after = copy.deepcopy(before)
+    if plan.dtype in TORCH_NAMES:
+        _set_dtype(after, plan.dtype)
+    if plan.vocab_size is not None:
+        for part in _parts(after):
+            if "vocab_size" in part:
+                part["vocab_size"] = plan.vocab_size
+    return raw if after == before else (json.dumps(after, indent=2) + "\n").encode()
+
+
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config and the text model's config inside it."""
+    inner = config.get("text_config")
+    return [config, inner] if isinstance(inner, dict) else [config]
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Under the name the config uses (`dtype`, or `torch_dtype` before transformers 5)."""
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    for part in _parts(config):
+        for key in keys:
+            if part is config or key in part:
+                part[key] = dtype

@@ -1,0 +1,243 @@
+"""Take answers that were measured elsewhere into the store, as the rows that the run would have written itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.core.protocols import Evaluator
+from souping.core.text import nearest
+from souping.core.types import Candidate, Item, Recipe, UserError
+from souping.evaluate.bfcl.import_results import find_bfcl, read_bfcl
+from souping.evaluate.imported import Difference, Found, Single, compare
+from souping.evaluate.lm_eval.import_results import find_samples, read_samples
+from souping.pipeline.models import Kitchen
+from souping.pipeline.store import Store
+
+HEADS = ("lm_head.weight", "embed_out.weight")
+"""Tensors that are the embedding again in a model that ties them; some files hold them, and no count includes them."""
+READERS: Mapping[str, tuple[Any, Any]] = {
+    "HarnessEvaluator": (find_samples, read_samples),
+    "BfclEvaluator": (find_bfcl, read_bfcl),
+}
+"""How the files of an evaluator's own tool are found and read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A benchmark of the run: its evaluator and its items."""
+
+    evaluator: Evaluator
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for: where the files lie, {name in the files: candidate}, differences to accept, and whether
+    to write at all."""
+
+    paths: Sequence[Path]
+    called: Mapping[str, str] = field(default_factory=dict)
+    accept: frozenset[str] = frozenset()
+    write: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What became of one file: `adopted` rows are new in the store, `present` were there; `refused` says why not."""
+
+    candidate: str
+    task: str
+    source: Path
+    adopted: int = 0
+    present: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    refused: str = ""
+    stranger: bool = False
+    accepted: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+def adoptable(evaluator: Evaluator) -> bool:
+    """Whether an evaluator's tool leaves files that can be read back."""
+    return type(evaluator).__name__ in READERS
+
+
+def adopt(kitchen: Kitchen, store: Store, boards: Sequence[Board], request: Request) -> list[Row]:
+    """A row for every task that the files hold answers of, newest files first.
+
+    Raises:
+        UserError: nothing is there to adopt, a file is broken, or `accept` names a difference that is none.
+    """
+    strangers, plans = [], []
+    for board in boards:
+        find, read = READERS[type(board.evaluator).__name__]
+        for files in find(request.paths):
+            name = whose(files.model, kitchen.candidates, request.called)
+            if name is None:
+                strangers.append(_stranger(files.model, files.path, kitchen.names))
+                continue
+            single = single_of(next(c for c in kitchen.candidates if c.name == name))
+            recipe = kitchen.recipe({name: 1.0})
+            asking = asked_by(board, recipe)
+            cast = compare("merge.dtype", single.dtype, recipe.dtype) if single.dtype else []
+            for found in read(files, asking.evaluator, board.items, single, partial(kitchen.tokenizer, name)):
+                plans.append((asking, name, replace(found, differences=(*cast, *found.differences))))
+    _check(len(strangers) + len(plans), [found for _, _, found in plans], request)
+    return [*(_take(kitchen, store, *plan, request) for plan in plans), *strangers]
+
+
+def asked_by(board: Board, recipe: Recipe) -> Board:
+    """The board as this single is asked: an evaluator with prompt handlers has one for each candidate."""
+    choices = getattr(board.evaluator, "choices", None)
+    if choices is None:
+        return board
+    return replace(board, evaluator=board.evaluator.by(choices(recipe)[0]))  # type: ignore[attr-defined]
+
+
+def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]) -> str | None:
+    """The candidate that the files call `model`: as the user says, by its place, its Hub name, or its own name."""
+    if model in called:
+        return called[model]
+    if not model:  # files that do not say
+        return None
+    for c in candidates:
+        repo = c.source.split("@")[0]
+        if Path(model).expanduser().resolve() == c.path.resolve() or model in (c.source, repo, repo.replace("/", "_")):
+            return c.name
+    own = [c.name for c in candidates if {Path(model).name, model.partition("_")[2]} & {c.name, c.path.name}]
+    return own[0] if len(own) == 1 else None
+
+
+def single_of(candidate: Candidate) -> Single:
+    """A candidate as its files show it. What came from the Hub is known by its commit; its file times say nothing."""
+    repo, _, commit = candidate.source.partition("@")
+    weights = [p for p in candidate.path.iterdir() if p.suffix in (".safetensors", ".bin")]
+    checkpoint = _headers(candidate.path)
+    return Single(
+        name=candidate.name,
+        path=candidate.path,
+        hub=repo or None,
+        commit=commit or None,
+        parameters=_parameters(checkpoint) if checkpoint else frozenset(),
+        dtype=checkpoint.dtype if checkpoint else None,
+        written=None if repo else max((p.stat().st_mtime for p in weights), default=None),
+    )
+
+
+def _headers(folder: Path) -> Checkpoint | None:
+    """None for an adapter, whose base has the parameters, and for pickles, which the kitchen was allowed to read."""
+    try:
+        return Checkpoint.open(folder)
+    except UserError:
+        return None
+
+
+def _parameters(checkpoint: Checkpoint) -> frozenset[int]:
+    counts = {name: prod(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    whole = sum(counts.values())
+    return frozenset({whole, *(whole - counts[name] for name in HEADS if name in counts)})
+
+
+def _stranger(model: str, path: Path, names: Sequence[str]) -> Row:
+    hint = nearest(Path(model).name, names) or f" ({', '.join(names)})"
+    return Row(
+        candidate="-",
+        task="-",
+        source=path,
+        stranger=True,
+        refused=f"no candidate is {model!r}{hint}: say which with --candidate NAME={model}",
+    )
+
+
+def _take(kitchen: Kitchen, store: Store, board: Board, name: str, found: Found, request: Request) -> Row:
+    """Write what the files prove; nothing where they and the run disagree."""
+    open_ = [d for d in found.differences if not (d.mild and d.key in request.accept)]
+    accepted = tuple(sorted({d.key for d in found.differences} - {d.key for d in open_}))
+    if open_:
+        return Row(candidate=name, task=found.task, source=found.source, refused=_refusal(open_))
+    recipe, evaluator = kitchen.recipe({name: 1.0}), board.evaluator
+    known = store.load(recipe.fingerprint, evaluator.fingerprint)
+    items = [item for item in board.items if item.id in found.records]
+    fresh = [item for item in items if item.fingerprint not in known]
+    if request.write and fresh:
+        records = [found.records[item.id] for item in fresh]
+        store.add(recipe, evaluator.fingerprint, evaluator.settings, fresh, records)
+        store.note_adoption(recipe.fingerprint, evaluator.fingerprint, _origin(name, found, len(fresh), accepted))
+    return Row(
+        candidate=name,
+        task=found.task,
+        source=found.source,
+        adopted=len(fresh),
+        present=len(items) - len(fresh),
+        skipped=found.skipped,
+        accepted=accepted,
+        unchecked=found.unchecked,
+    )
+
+
+def _refusal(differences: Sequence[Difference]) -> str:
+    first = next((d for d in differences if not d.mild), differences[0])
+    more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
+    if not all(d.mild for d in differences):
+        return f"{first.sentence}{more}"
+    keys = " ".join(f"--accept {key}" for key in dict.fromkeys(d.key for d in differences))
+    return f"{first.sentence}{more} ({keys} takes the answers nevertheless)"
+
+
+def _origin(name: str, found: Found, count: int, accepted: Sequence[str]) -> dict[str, Any]:
+    """What the store keeps of an adoption, for whoever asks later where rows came from."""
+    return {
+        "candidate": name,
+        "task": found.task,
+        "items": count,
+        "source": str(found.source),
+        "accepted": list(accepted),
+        "unchecked": list(found.unchecked),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check(count: int, found: Sequence[Found], request: Request) -> None:
+    """Before anything is written: there is something, and `accept` names differences that are there."""
+    if not count:
+        raise UserError(
+            f"{', '.join(map(str, request.paths))}: nothing to adopt of what the run asks: neither samples_*.jsonl "
+            "beside their results_*.json (lm_eval --log_samples --output_path DIR) nor a result folder of BFCL"
+        )
+    mild = sorted({d.key for one in found for d in one.differences if d.mild})
+    odd = sorted(request.accept - set(mild))
+    if odd:
+        known = f" ({', '.join(mild)})" if mild else ": there is none that can be accepted"
+        raise UserError(f"--accept {odd[0]} names no difference found here{nearest(odd[0], mild) or known}")
+
+
+def adopted_notes(kitchen: Kitchen, store: Store, evaluator: Evaluator) -> list[str]:
+    """What a reader of the run's report must know of rows that the run did not measure."""
+    counts: Counter[str] = Counter()
+    accepted: set[str] = set()
+    for name in kitchen.names:
+        recipe = kitchen.recipe({name: 1.0})
+        asking = asked_by(Board(evaluator=evaluator, items=()), recipe).evaluator
+        for origin in store.adoptions(recipe.fingerprint, asking.fingerprint):
+            counts[name] += origin["items"]
+            accepted |= set(origin["accepted"])
+    if not counts:
+        return []
+    who = ", ".join(f"{name} ({count} items)" for name, count in counts.items())
+    spite = f", in spite of differences in {', '.join(sorted(accepted))}" if accepted else ""
+    return [f"answers measured elsewhere were adopted for {who}{spite}"]
+
+
+def totals(rows: Sequence[Row]) -> Counter[str]:
+    """Counts of adopted, present and refused; files of models that are no candidates are nobody's loss."""
+    count = Counter(adopted=sum(r.adopted for r in rows), present=sum(r.present for r in rows))
+    count["refused"] = sum(bool(r.refused) and not r.stranger for r in rows)
+    return count

@@ -1,0 +1,440 @@
+"""What a run needs of disks, memory and GPUs, beside what this machine has. Bytes throughout.
+
+What this machine has: cores, memory, GPUs, room on its disks. No torch is asked.
+
+What a run needs that is not on this machine, each with the command that mends it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from souping.checkpoints.pool import Model, weigh
+from souping.core.types import UserError
+from souping.merge.plan import human
+from souping.pipeline.models import SHARED_MEMORY
+from souping.report.format import listed
+
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+PROGRAM = 1_500_000_000
+"""Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
+Kind = Literal["disk", "memory", "GPU memory"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """`need` beside `have`, what there is of it in all (a disk: what is free), and `free`, what is free just now.
+
+    `parts` says what the need is made of, `mends` what to do where it does not fit.
+    """
+
+    kind: Kind
+    where: str
+    need: int
+    have: int
+    free: int
+    parts: tuple[str, ...]
+    mends: str
+
+    @property
+    def fits(self) -> bool:
+        return self.need <= self.have
+
+    @property
+    def tight(self) -> bool:
+        return self.fits and self.need > self.free
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "fits": self.fits}
+
+    def sentence(self) -> str:
+        """Why a run cannot go on, and what to do, in one line."""
+        need = f"{human(self.need)} ({', '.join(self.parts)})"
+        return f"{self.where} has {human(self.have)}, the run needs {need}: {self.mends}"
+
+
+def rooms(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Room]:
+    """Everything that can be too small; nothing where no model's size is known."""
+    if not any(model.nbytes for model in models):
+        return []
+    return [
+        *_disks(run, models, evaluators),
+        _memory(run, models, machine, evaluators),
+        *_gpu_rooms(run, models, machine, evaluators),
+    ]
+
+
+def check_room(run: Any, evaluators: Sequence[Any]) -> None:
+    """Refuse a run that this machine cannot finish, before a model is fetched or loaded.
+
+    Raises:
+        UserError: a disk, the memory or a GPU is too small.
+    """
+    models = [weigh(candidate, getattr(run.merge, "allow_pickle", False)) for candidate in run.pool.resolve()]
+    if any(model.trouble for model in models):
+        return  # whoever opens the pool next says it better
+    lacking = [room for room in rooms(run, models, look(), evaluators) if not room.fits]
+    if lacking:
+        raise UserError("\n".join(room.sentence() for room in lacking[:2]))
+
+
+def soup_bytes(models: Sequence[Model], merge: Any) -> int:
+    """A soup on disk: as large as the largest candidate, in the merge's dtype; an adapter where adapters are kept."""
+    kept = [m for m in models if m.adapter] if getattr(merge, "adapters", "") == "keep" else []
+    largest = max(kept or models, key=lambda model: model.nbytes)
+    dtype = getattr(merge, "dtype", None)
+    return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
+
+
+def module_bytes(models: Sequence[Model], dtype: str | None) -> int:
+    """A model in memory: its parameters in `dtype` (auto and None: as stored)."""
+    largest = max(models, key=lambda model: model.parameters)
+    return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
+
+
+def _disks(run: Any, models: Sequence[Model], evaluators: Sequence[Any]) -> list[Room]:
+    """A room for each file system that is written to: the soup, downloads, a soup that is served as a folder."""
+    wishes: list[tuple[Path, str, int, str]] = []
+    if not run.stop_after:
+        wishes.append((run.out, "the soup", soup_bytes(models, run.merge), "out=FOLDER on a larger disk"))
+    fetched = sum(model.download for model in models)
+    if fetched:
+        wishes.append((_cache(), "downloads", fetched, "HF_HOME=FOLDER on a larger disk"))
+    if any(getattr(evaluator, "wants", "module") != "module" for evaluator in evaluators):
+        size = module_bytes(models, getattr(run.merge, "dtype", None))
+        if not in_memory(size):
+            wishes.append(
+                (Path(tempfile.gettempdir()), "a soup for the server", size, "TMPDIR=FOLDER on a larger disk")
+            )
+    by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
+    for wish in wishes:
+        by_system.setdefault(room(wish[0])[1], []).append(wish)
+    found = []
+    for group in by_system.values():
+        free = room(group[0][0])[0]
+        parts = tuple(f"{what} {human(size)}" for _, what, size, _ in group)
+        mends = "make room, or " + " or ".join(mends for *_, mends in group)
+        need = sum(size for _, _, size, _ in group)
+        found.append(
+            Room(
+                kind="disk",
+                where=f"the disk for {listed([what for _, what, _, _ in group])}",
+                need=need,
+                have=free,
+                free=free,
+                parts=parts,
+                mends=mends,
+            )
+        )
+    return found
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def in_memory(size: int) -> bool:
+    """Whether a passing soup of this size goes to shared memory, as `souping.pipeline.models.place` decides."""
+    return SHARED_MEMORY.is_dir() and room(SHARED_MEMORY)[0] > 2 * size
+
+
+def on_gpu(evaluator: Any, machine: Machine) -> bool:
+    """Whether a live module stands on a GPU."""
+    device = str(getattr(evaluator, "device", "cpu"))
+    return device.startswith("cuda") or (device == "auto" and bool(machine.gpus))
+
+
+def _holder(evaluator: Any) -> Any:
+    """The engine or server that holds the model in its own processes, or None."""
+    parts = (getattr(evaluator, "server", None), getattr(evaluator, "engine", None))
+    return next((p for p in parts if hasattr(p, "tensor_parallel_size") or hasattr(p, "interpreter")), None)
+
+
+def _memory(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> Room:
+    parts = [("program", PROGRAM)]
+    held = max((_held(evaluator, models, machine) for evaluator in evaluators), default=0)
+    if held:
+        parts.append(("one model", held))
+    if getattr(run.merge, "resident", "none") == "cpu":
+        parts.append(("resident candidates", sum(model.nbytes for model in models)))
+    if any(getattr(evaluator, "wants", "module") != "module" for evaluator in evaluators):
+        size = module_bytes(models, getattr(run.merge, "dtype", None))
+        if in_memory(size):
+            parts.append((f"a soup in {SHARED_MEMORY}", size))
+    return Room(
+        kind="memory",
+        where="this machine's memory",
+        need=sum(size for _, size in parts),
+        have=machine.memory,
+        free=machine.available,
+        parts=tuple(f"{what} {human(size)}" for what, size in parts),
+        mends="use a smaller evaluator.dtype, merge.resident=none, or a larger machine",
+    )
+
+
+def _held(evaluator: Any, models: Sequence[Model], machine: Machine) -> int:
+    """Main memory that one evaluator's model takes; a model for a GPU passes through it when it is loaded."""
+    holder = _holder(evaluator)
+    if holder is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps it all
+        pours = getattr(evaluator, "wants", "module") == "either"
+        return module_bytes(models, holder.dtype) if pours or not machine.gpus else 0
+    return module_bytes(models, getattr(evaluator, "dtype", None))
+
+
+def _gpu_rooms(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Room]:
+    """Each kind of use of a GPU once: a live module on one, or a share of the model on each of several."""
+    found: dict[str, Room] = {}
+    for evaluator in evaluators:
+        holder = _holder(evaluator)
+        if holder is None and not on_gpu(evaluator, machine):
+            continue
+        if holder is not None and not machine.gpus and not hasattr(holder, "tensor_parallel_size"):
+            continue  # transformers' server runs on the CPU too
+        room = _gpu(run, models, machine, evaluator, holder)
+        found.setdefault(f"{room.where} {room.parts}", room)
+    return list(found.values())
+
+
+def _gpu(run: Any, models: Sequence[Model], machine: Machine, evaluator: Any, holder: Any) -> Room:
+    ways = int(getattr(holder, "tensor_parallel_size", 1))
+    share = float(getattr(holder, "gpu_memory_utilization", 1.0))
+    size = module_bytes(models, (holder or evaluator).dtype)
+    parts = [(f"one model over {ways} GPUs" if ways > 1 else "one model", -(-size // ways))]
+    if holder is None and getattr(run.merge, "resident", "none") == "device":
+        parts.append(("resident candidates", sum(model.nbytes for model in models)))
+    used = sorted(machine.gpus, key=lambda gpu: gpu.total)[-ways:] if len(machine.gpus) >= ways else []
+    mends = "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or evaluator.dtype=bfloat16"
+    return Room(
+        kind="GPU memory",
+        where=f"each of {ways} GPUs" if ways > 1 else "a GPU",
+        need=sum(bytes_ for _, bytes_ in parts),
+        have=int(share * min((gpu.total for gpu in used), default=0)),
+        free=int(share * min((gpu.free for gpu in used), default=0)),
+        parts=(*(f"{what} {human(bytes_)}" for what, bytes_ in parts), "the KV cache beside it"),
+        mends=mends if machine.gpus else "this machine has no GPU that nvidia-smi shows",
+    )
+
+
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU that this process may use, with its memory in bytes."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Memory in bytes: what there is for this process, and what of it is free or can be freed."""
+
+    cores: int
+    memory: int
+    available: int
+    gpus: tuple[Gpu, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def look() -> Machine:
+    """This machine as it is now."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [int(text) for path in CGROUPS if (text := _text(path)).isdigit()]
+    memory = min([total, *limits])
+    return Machine(cores=_cores(), memory=memory, available=min(memory, _available(total)), gpus=gpus())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _available(total: int) -> int:
+    """Linux' own estimate of what can be had without swapping; elsewhere all of it."""
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return total
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """NVIDIA's GPUs as its driver lists them, those of CUDA_VISIBLE_DEVICES only where it is set to numbers."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return visible(listed_gpus(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def listed_gpus(text: str) -> tuple[Gpu, ...]:
+    """GPUs from lines `name, total MiB, free MiB`."""
+    rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if len(row) == 3]
+    return tuple(
+        Gpu(name=name, total=int(total) * 2**20, free=int(free) * 2**20)
+        for name, total, free in rows
+        if total.isdigit() and free.isdigit()
+    )
+
+
+def visible(found: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, where it holds numbers."""
+    if setting is None:
+        return found
+    parts = [part.strip() for part in setting.split(",") if part.strip()]
+    if not all(part.lstrip("-").isdigit() for part in parts):
+        return found
+    chosen: list[Gpu] = []
+    for part in parts:
+        if not 0 <= int(part) < len(found):
+            break  # as CUDA: what follows a number that is not there is not seen
+        chosen.append(found[int(part)])
+    return tuple(chosen)
+
+
+def room(path: Path) -> tuple[int, int]:
+    """(bytes free where `path` is or will be, the number of that file system)."""
+    there = path.expanduser().absolute()
+    there = next(p for p in (there, *there.parents) if p.exists())
+    return shutil.disk_usage(there).free, there.stat().st_dev
+
+
+COMMAND = re.compile(
+    r"(?:\S+ -m )?pip install (?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
+    r"|python -m souping[\w.]*(?: install)?(?: --full)?"
+    r"|hf auth login"
+)
+"""A command in the words of an error."""
+EXTRAS = {
+    "HarnessEvaluator": ("lm_eval", "lm-eval"),
+    "VllmEngine": ("vllm", "vllm"),
+    "MergekitMerge": ("mergekit", "mergekit"),
+}
+"""Parts that need a package of an extra: (package, extra)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """Something that stops the run here; `mends` is a command, or empty where none would do."""
+
+    what: str
+    mends: str = ""
+
+    def sentence(self) -> str:
+        return f"{self.what}: {self.mends}" if self.mends else self.what
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def from_error(error: UserError) -> Missing:
+    """What a part said; the command in its words, where there is one."""
+    text = str(error).splitlines()[0]
+    found = COMMAND.search(text)
+    return Missing(what=text[: found.start()].rstrip(" :;,") if found else text, mends=found.group() if found else "")
+
+
+def missing(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Missing]:
+    """Extras, environments, GPUs, models and a login, each once."""
+    parts = [*evaluators, run.merge, run.tracker]
+    return once([*_packages(parts), *_missing_gpus(evaluators, machine), *_models(models), *_login(run)])
+
+
+def check_installed(evaluators: Sequence[Any]) -> None:
+    """Refuse, before a model is fetched or loaded, evaluators that cannot start here.
+
+    Raises:
+        UserError: a package of an engine or server is absent, or the server that was named does not answer.
+    """
+    for one in _packages(evaluators):
+        raise UserError(f"this run cannot go on here: {one.sentence()}")
+
+
+def once(found: Iterable[Missing]) -> list[Missing]:
+    """Each command once, and what has none once: several parts may lack the same."""
+    kept: dict[str, Missing] = {}
+    for one in found:
+        kept.setdefault(one.mends or one.what, one)
+    return list(kept.values())
+
+
+def _packages(parts: Iterable[Any]) -> Iterator[Missing]:
+    """Of a part and what it stands on (engine, server): an absent extra, and what the part itself says it lacks."""
+    for part in parts:
+        for one in (part, getattr(part, "engine", None), getattr(part, "server", None)):
+            if one is None:
+                continue
+            package, extra = EXTRAS.get(type(one).__name__, ("", ""))
+            if package and getattr(one, "command", None) is None and find_spec(package) is None:
+                yield Missing(what=f"the package {package}", mends=f'pip install "souping[{extra}]"')
+            yield from _own(one)
+
+
+def _own(part: Any) -> Iterator[Missing]:
+    """`needs()` of a part gives (what, command) pairs; `check()` of a server raises, and so does an environment."""
+    needs = getattr(part, "needs", None)
+    if callable(needs):
+        yield from (Missing(what=what, mends=mends) for what, mends in needs())
+    try:
+        if hasattr(part, "interpreter"):
+            part.check()
+        if hasattr(type(part), "environment"):
+            _ = part.environment
+    except UserError as error:
+        yield from_error(error)
+
+
+def _missing_gpus(evaluators: Iterable[Any], machine: Machine) -> Iterator[Missing]:
+    for evaluator in evaluators:
+        holders = (getattr(evaluator, "engine", None), getattr(evaluator, "server", None))
+        ours = [holder for holder in holders if getattr(holder, "url", None) is None]
+        ways = max(int(getattr(holder, "tensor_parallel_size", 0)) for holder in [*ours, None])
+        if ways > len(machine.gpus):
+            yield Missing(what=f"GPUs: vLLM is to use {ways}, nvidia-smi shows {len(machine.gpus)}")
+        number = re.fullmatch(r"cuda(?::(\d+))?", str(getattr(evaluator, "device", "")))
+        if number and int(number.group(1) or 0) >= len(machine.gpus):
+            yield Missing(what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {len(machine.gpus)}")
+
+
+def _models(models: Iterable[Model]) -> Iterator[Missing]:
+    for model in models:
+        if model.trouble:
+            yield Missing(what=model.trouble, mends=model.mends)
+
+
+def _login(run: Any) -> Iterator[Missing]:
+    """A run that uploads needs a token; one that only reads public models needs none."""
+    if getattr(run, "upload", None) is None:
+        return
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        how = "hf auth login" if shutil.which("hf") else "pip install huggingface_hub && hf auth login"
+        yield Missing(what="a login to the Hub, which upload= needs", mends=how)

@@ -1,0 +1,47 @@
+"""What a run is made of: its parts and root settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.pool import Pool
+from souping.core.objectives import Objective
+from souping.core.protocols import Evaluator, Selector, Strategy, Tracker
+from souping.evaluate.benchmark import Benchmark
+from souping.pipeline.baseline_gate import Expectation
+from souping.pipeline.side_benchmarks import Entry
+from souping.pipeline.upload import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run and its root settings, as the command line built them."""
+
+    pool: Pool
+    benchmark: Benchmark
+    scores: Any
+    selector: Selector
+    optimiser: Strategy
+    objective: Objective
+    evaluator: Evaluator
+    merge: Any
+    tracker: Tracker
+    name: str
+    seed: int
+    stop_after: str | None
+    recipe: Path | None = None
+    plan: bool = False
+    throughput: float | None = None
+    gate: str = "error"
+    expected: tuple[Expectation, ...] = ()
+    also: tuple[Entry, ...] = ()
+    upload: Target | None = None
+    out: Path
+    store_path: Path
+    run_dir: Path
+    config: Mapping[str, Any]
+    started: float = field(default_factory=time.monotonic)

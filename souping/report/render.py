@@ -1,0 +1,205 @@
+"""report.html: one file that needs nothing else, readable in light, dark, print and on a phone.
+
+report.md: the same sections as the page, without pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from souping.report.format import escape_html, escape_markdown
+from souping.report.plots import Drawing
+from souping.report.sections import Section, figures, headline, kicker, sections
+from souping.report.tables import Cell, Grid, Report
+
+STYLE = """
+:root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
+--warm:#fff4ea}
+@media (prefers-color-scheme:dark){:root{--page:#16181c;--ink:#e6e8eb;--soft:#a0a8b3;--line:#3a4049;--band:#1f2329;
+--mark:#ff9a4d;--warm:#33261a}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
+h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .6em;text-wrap:balance;overflow-wrap:anywhere}
+h2{font-size:1.2rem;margin:2.4em 0 .5em;padding-top:.9em;border-top:1px solid var(--line)}
+p{margin:.5em 0;max-width:75ch;overflow-wrap:anywhere}
+.kicker{color:var(--soft);font-size:.95rem;margin:0}
+.figures{display:flex;flex-wrap:wrap;gap:10px;margin:1.2em 0}
+.figures div{flex:1 1 170px;background:var(--band);border-radius:8px;padding:12px 14px;min-width:0}
+.figures span,.figures small{display:block;color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
+.figures b{display:block;font-size:1.6rem;line-height:1.3;font-variant-numeric:tabular-nums}
+.figures .soup{border-left:4px solid var(--mark)}
+.warnings{background:var(--warm);border-left:4px solid var(--mark);border-radius:6px;margin:1em 0;padding:10px 14px}
+.warnings ul{margin:.3em 0 0;padding-left:1.2em}
+.scroll{overflow-x:auto;margin:.8em 0;max-width:100%}
+table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
+th,td{padding:6px 10px;text-align:right;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
+th{font-weight:600;vertical-align:bottom;white-space:normal}
+thead th{border-bottom:2px solid var(--line)}
+thead th+th{min-width:6.5em}
+td.left,th.left{text-align:left}
+td.left{white-space:normal;min-width:9em;overflow-wrap:break-word}
+tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:10em;max-width:20em;
+overflow-wrap:break-word;position:sticky;left:0;background:var(--page);z-index:1}
+thead th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
+td small,th small{display:block;color:var(--soft);font-size:.78rem;font-weight:400}
+tr.strong>*{background:var(--warm);font-weight:650}
+figure{margin:1em 0}
+figure svg{display:block;width:100%;height:auto;color:var(--ink)}
+figcaption{color:var(--soft);font-size:.85rem}
+details{margin:.8em 0}
+summary{cursor:pointer;color:var(--soft)}
+pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
+footer{margin-top:3em;color:var(--soft);font-size:.85rem}
+@media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
+@media print{details>*{display:block}.scroll{overflow:visible}figure svg{min-width:0!important}}
+""".strip()
+
+
+def page(report: Report, trials: Sequence[Mapping[str, Any]], drawings: Sequence[Drawing]) -> str:
+    """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
+    pictures = {drawing.name: drawing for drawing in drawings}
+    title = escape_html(f"souping: {kicker(report)}")
+    body = [_head(report), _figures(report), _warnings(report)]
+    body += [_section(section, pictures) for section in sections(report, trials)]
+    body.append(
+        "<footer>Scores are fractions of 1 in report.json and percent here; every key is in docs/report.md.</footer>"
+    )
+    inner = "\n".join(text for text in body if text)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(report: Report) -> str:
+    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>'
+
+
+def _figures(report: Report) -> str:
+    boxes = [
+        f"<div{' class=soup' if label == 'soup' else ''}><span>{escape_html(label)}</span><b>{escape_html(value)}</b>"
+        f"<small>{escape_html(small)}</small></div>"
+        for label, value, small in figures(report)
+    ]
+    return f'<div class="figures">{"".join(boxes)}</div>' if boxes else ""
+
+
+def _warnings(report: Report) -> str:
+    found = "".join(f"<li>{escape_html(warning)}</li>" for warning in report.get("warnings") or [])
+    return f'<div class="warnings" role="note"><b>Warnings</b><ul>{found}</ul></div>' if found else ""
+
+
+def _section(section: Section, pictures: Mapping[str, Drawing]) -> str:
+    parts = [
+        f"<section>\n<h2>{escape_html(section.title)}</h2>",
+        *(f"<p>{escape_html(line)}</p>" for line in section.lines),
+    ]
+    if section.picture in pictures:
+        parts.append(_figure(pictures[section.picture]))
+    parts += [_html_table(grid) for grid in section.grids]
+    parts += [
+        f"<details><summary>{escape_html(name)}</summary>{_html_table(grid)}</details>" for name, grid in section.folded
+    ]
+    if section.code:
+        parts.append(f"<pre><code>{escape_html(section.code)}</code></pre>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _figure(drawing: Drawing) -> str:
+    caption = f"<figcaption>{escape_html(drawing.caption)}</figcaption>" if drawing.caption else ""
+    return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
+
+
+def _html_table(grid: Grid) -> str:
+    """An HTML table that scrolls sideways by itself, its first column fixed."""
+    head = "".join(f'<th scope="col"{_side(i, grid)}>{_breakable(name)}</th>' for i, name in enumerate(grid.header))
+    rows = "".join(
+        f"<tr{' class=strong' if r in grid.strong else ''}>"
+        + "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
+        + "</tr>\n"
+        for r, row in enumerate(grid.rows)
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
+    )
+
+
+def _breakable(text: str) -> str:
+    """Lets names wrap after `_`, `/` and `-`, where a reader expects it."""
+    return re.sub(r"(?<=\w)([_/-])(?=\w)", r"\1<wbr>", escape_html(text))
+
+
+def _side(column: int, grid: Grid) -> str:
+    return ' class="left"' if column in grid.left else ""
+
+
+def _html_cell(cell: Cell, column: int, grid: Grid) -> str:
+    inner = _breakable(cell.text) + (f"<small>{escape_html(cell.sub)}</small>" if cell.sub else "")
+    if column == 0 and 0 in grid.left:
+        return f'<th scope="row">{inner}</th>'
+    return f"<td{_side(column, grid)}>{inner}</td>"
+
+
+def markdown(report: Report, trials: Sequence[Mapping[str, Any]]) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    blocks = [f"# {escape_markdown(headline(report))}"]
+    if kicker(report):
+        blocks.append(escape_markdown(kicker(report)))
+    numbers = figures(report)
+    if numbers:
+        blocks.append("\n".join(f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}" for a, b, c in numbers))
+    blocks += [f"> Warning: {escape_markdown(warning)}" for warning in report.get("warnings") or []]
+    for part in sections(report, trials):
+        blocks += section(part)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _small(text: str) -> str:
+    return f" ({escape_markdown(text)})" if text else ""
+
+
+def section(found: Section) -> list[str]:
+    """The blocks of one section."""
+    blocks = [f"## {found.title}", *map(escape_markdown, found.lines), *map(_markdown_table, found.grids)]
+    if found.picture:
+        blocks.insert(1, f"![{found.title}](plots/{found.picture}.png)")
+    for title, grid in found.folded:
+        blocks += [f"### {title}", _markdown_table(grid)]
+    if found.code:
+        blocks.append(fenced(found.code))
+    return blocks
+
+
+def fenced(code: str, language: str = "bash") -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    fence = "```"
+    while fence in code:
+        fence += "`"
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def _markdown_table(grid: Grid) -> str:
+    """A pipe table; numbers set right, stressed rows bold."""
+    marks = ["---" if i in grid.left else "---:" for i in range(len(grid.header))]
+    lines = [_line(map_escape(grid.header)), _line(marks)]
+    lines += [_line([_markdown_cell(cell, i in grid.strong) for cell in row]) for i, row in enumerate(grid.rows)]
+    return "\n".join(lines)
+
+
+def map_escape(names: Sequence[str]) -> list[str]:
+    return [escape_markdown(name) for name in names]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: Cell, strong: bool) -> str:
+    text = escape_markdown(cell.text)
+    text = f"**{text}**" if strong and text else text
+    return f"{text} ({escape_markdown(cell.sub)})" if cell.sub else text

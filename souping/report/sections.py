@@ -1,0 +1,262 @@
+"""The report's words, section by section; `html` and `markdown` only set them.
+
+The command that makes a soup again, and what to know beside it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from souping.report import tables
+from souping.report import tables as steadiness
+from souping.report.format import clean, count, interval, listed, number, p_value, percent, weight
+from souping.report.tables import Grid, Report, by_category, differences, entries, gate, overview, part, sentences
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with sentences, at most one picture (by its name), tables to show and tables to fold away."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    picture: str = ""
+    grids: tuple[Grid, ...] = ()
+    folded: tuple[tuple[str, Grid], ...] = ()
+    code: str = ""
+
+
+def headline(report: Report) -> str:
+    """The verdict's sentence, or what can be said of a run that ended before the report fold."""
+    sentence = clean(part(report, "verdict").get("sentence"))
+    if sentence:
+        return sentence
+    if report.get("soup") and not part(report, "selection"):
+        return "The soup is written."
+    chosen = list(part(report, "selection").get("ingredients") or [])
+    if not part(report, "recipe"):
+        return f"Selected {listed(chosen)}; the run ended before the search." if chosen else "Nothing was selected."
+    if len(chosen) == 1:
+        return f"Nothing to soup: {clean(chosen[0])} is the only ingredient."
+    return "The search is done; the report fold was not opened."
+
+
+def benchmark(report: Report) -> str:
+    """`pantry: BFCL-shaped, not BFCL`, as far as it is known."""
+    found = report.get("benchmark")
+    if not isinstance(found, Mapping):
+        return clean(found)
+    name, note = clean(found.get("name")), clean(found.get("note"))
+    return f"{name} ({note})" if name and note and name not in note else note or name
+
+
+def kicker(report: Report) -> str:
+    """Experiment and benchmark, above the headline."""
+    shown = [clean(report.get("experiment")), benchmark(report)]
+    return " \N{MIDDLE DOT} ".join(text for text in shown if text)
+
+
+def figures(report: Report) -> list[tuple[str, str, str]]:
+    """(label, number, small print) of the few numbers that matter most."""
+    rows = {row.get("kind"): row for row in reversed(entries(report, "rows"))}
+    shown = []
+    for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
+        if kind in rows:
+            score = rows[kind].get("objective") or {}
+            name = clean(rows[kind].get("name")) if kind == "best_single" else ""
+            small = "; ".join(t for t in (name, interval(score.get("low"), score.get("high"))) if t)
+            shown.append((label, f"{percent(score.get('mean'))} %", small))
+    deployed = rows.get("best_single", {}).get("name")
+    for found in entries(report, "comparisons"):
+        if deployed is not None and found.get("b") == deployed and found.get("kind", "best_single") == "best_single":
+            around = interval(found.get("low"), found.get("high"), sign=True)
+            small = f"{around}; p {p_value(found.get('p_value'))}"
+            shown.append(("soup minus best single", percent(found.get("difference"), sign=True), small))
+            break
+    return shown
+
+
+def sections(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """All sections that have something to show."""
+    built = [
+        _scores(report),
+        _differences(report),
+        _bars(report),
+        _also(report),
+        _gate(report),
+        _selection(report),
+        _search(report, trials),
+        _stability(report),
+        _recipe(report),
+        _cost(report),
+    ]
+    return [section for section in built if section is not None]
+
+
+def _scores(report: Report) -> Section | None:
+    if not entries(report, "rows"):
+        return None
+    lines = ("Percent correct on the report fold with 95 % intervals. Search and selection never saw these items.",)
+    return Section(
+        "Scores", lines, grids=(tables.scores(report),), folded=(("Items a category", tables.sizes(report)),)
+    )
+
+
+def _differences(report: Report) -> Section | None:
+    if not entries(report, "comparisons"):
+        return None
+    lines = ("Every model answered the same items, so differences are paired; items that share content are one group.",)
+    return Section("Is the soup better?", lines, "forest", (tables.comparisons(report),))
+
+
+def _bars(report: Report) -> Section | None:
+    return Section("Category by category", picture="bars") if entries(report, "rows") else None
+
+
+def _also(report: Report) -> Section | None:
+    found = entries(report, "also")
+    if not found:
+        return None
+    lines = (
+        "Evaluated once the recipe was frozen, on all items; nothing was chosen on them.",
+        *sentences(report),
+    )
+    folded = tuple(
+        (f"{clean(entry.get('name'))} by category", by_category(entry))
+        for entry in found
+        if len(part(entry, "coefficients")) > 1
+    )
+    return Section("Other benchmarks", lines, "", (overview(report), differences(report)), folded)
+
+
+def _gate(report: Report) -> Section | None:
+    found = part(report, "gate")
+    if not found:
+        return None
+    line = (
+        f"What single models were expected to score, beside what they scored on the {clean(found.get('fold'))} "
+        f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
+        f"{percent(found.get('false_alarm'), 0)} %."
+    )
+    return Section("Were the single models as expected?", (line,), grids=(gate(report),))
+
+
+def _selection(report: Report) -> Section | None:
+    found = part(report, "selection")
+    if not found:
+        return None
+    lines = [_chosen(found)]
+    if found.get("published"):
+        lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
+    lines += [clean(note) for note in found.get("notes") or []]
+    grids = (tables.experts(report),) if found.get("experts") else ()
+    pairs = steadiness.pairs(report)
+    folded = (("Every correlation with its interval", pairs),) if pairs.rows else ()
+    return Section("Selection", tuple(lines), "heatmap", grids, folded)
+
+
+def _chosen(found: Mapping[str, Any]) -> str:
+    """`soce chose a, b and c: experts of ... (pearson, threshold 0.2).`"""
+    who = clean(found.get("selector")) or "The selector"
+    names = list(found.get("ingredients") or [])
+    rule = [clean(found.get("metric"))]
+    if number(found.get("threshold")) is not None:
+        rule.append(f"threshold {weight(found['threshold'])}")
+    how = ", ".join(text for text in rule if text)
+    low = list(found.get("low_correlation") or [])
+    where = f" Low-correlation categories: {listed(low)}." if low else ""
+    return f"{who} chose {listed(names) or 'nothing'}{f' ({how})' if how else ''}.{where}"
+
+
+def _search(report: Report, trials: Sequence[Mapping[str, Any]]) -> Section | None:
+    if not trials:
+        return None
+    reached = number(part(report, "objective").get("search"))
+    best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
+    lines = (
+        f"{count(len(trials))} soups were evaluated on the search fold.{best} "
+        "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
+    )
+    grid = tables.trials(report, trials)
+    return Section("Search", lines, "landscape", (), (("The best trials (all are in trials.csv)", grid),))
+
+
+def _stability(report: Report) -> Section | None:
+    found = part(report, "stability")
+    if not found:
+        return None
+    drawn = "How often the same choice is made when the items of the select fold are drawn again with replacement."
+    lines = (drawn,) if found.get("draws") else ()
+    built = (steadiness.picks(report), steadiness.shares(report))
+    more = (("Other thresholds", steadiness.thresholds(report)), ("One model left out", steadiness.jackknife(report)))
+    return Section(
+        "Stability of the selection",
+        (*lines, *steadiness.notes(report)),
+        grids=tuple(grid for grid in built if grid.rows),
+        folded=tuple((title, grid) for title, grid in more if grid.rows),
+    )
+
+
+def _recipe(report: Report) -> Section | None:
+    found = part(report, "recipe")
+    if not found:
+        return None
+    line = f"Recipe {clean(found.get('id'))}: {clean(found.get('method'))}, {clean(found.get('dtype'))}."
+    again = how_to_rebuild(report) if rebuild(report) else "One candidate was selected: there is no soup to rebuild."
+    return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=rebuild(report))
+
+
+def _cost(report: Report) -> Section | None:
+    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report)) if grid.rows)
+    return Section("Folds and cost", grids=grids) if grids else None
+
+
+REBUILD = (
+    "This command makes the same bytes again, and refuses where an ingredient's content differs. "
+    "In the directory where the run was started leave `pool.candidates` out: its store knows the folders. "
+    "Elsewhere write each ingredient's folder there."
+)
+
+
+def rebuild(report: Report, folder: str = "soup/") -> str:
+    """The command that makes the soup again from the recipe.json in its `folder`, or the report's own `rebuild`.
+
+    Empty where one candidate was selected: then no soup was written. What came from the Hub is found there by itself.
+    """
+    if report.get("rebuild"):
+        return clean(report["rebuild"])
+    chosen, names = part(report, "selection").get("ingredients") or [], part(report, "recipe").get("ingredients") or []
+    if len(names) < 2 and len(chosen) == 1:
+        return ""
+    here = _not_on_the_hub(report)
+    pool = shlex.quote(f"pool.candidates=[{','.join(map(quoted, here))}]") + " " if here else ""
+    return f"python -m souping +experiment=rebuild recipe={folder}recipe.json {pool}out=rebuilt"
+
+
+def how_to_rebuild(report: Report) -> str:
+    """What to know beside the command."""
+    if _not_on_the_hub(report):
+        return REBUILD
+    return (
+        "This command makes the same bytes again: it fetches the ingredients from the Hub at the commits of the recipe "
+        "and refuses where one's content differs."
+    )
+
+
+def _not_on_the_hub(report: Report) -> list[str]:
+    recipe = part(report, "recipe")
+    return [name for name in recipe.get("ingredients") or [] if name not in (recipe.get("sources") or {})]
+
+
+def quoted(name: Any) -> str:
+    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes.
+
+    Inside quotes, Hydra reads a backslash as an escape only in front of a quote, the closing one included.
+    """
+    text = clean(name)
+    if text and all(c.isalnum() or c in "/-_.@+" for c in text):
+        return text
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'

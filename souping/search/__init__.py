@@ -1,0 +1,6 @@
+"""Weight search: settings are checked at composition; `start` opens a search that is asked and told."""
+
+from souping.search.nevergrad import Nevergrad, NevergradSearch
+from souping.search.points import Fixed, GreedySearch, GreedySoup, Grid, Search, Uniform
+
+__all__ = ["Fixed", "GreedySearch", "GreedySoup", "Grid", "Nevergrad", "NevergradSearch", "Search", "Uniform"]

@@ -1,0 +1,85 @@
+"""The weight search: ask, pour, evaluate on the search fold, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from souping.core.objectives import Objective, value
+from souping.core.protocols import Optimiser, Strategy
+from souping.core.types import Item, ItemScores, Recipe, Result, Trial, UserError, Weights
+from souping.pipeline.evaluation import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The winner of a search and every trial that led to it; `handler` is how the winner was asked."""
+
+    recipe: Recipe
+    weights: Weights
+    result: Result
+    trials: tuple[Trial, ...]
+    handler: str = ""
+
+
+def result_of(scores: ItemScores, objective: Objective) -> Result:
+    categories = {name: float(values.mean()) for name, values in scores.by_category().items()}
+    return Result(objective=value(objective, categories), categories=categories, items=len(scores.items))
+
+
+def check_budget(strategy: Strategy, items: int) -> None:
+    """A budget never overshoots, so it must cover one soup."""
+    if strategy.budget is not None and strategy.budget < items:
+        raise UserError(
+            f"optimiser.budget={strategy.budget} is less than the {items} items of the search fold that one soup "
+            f"takes; set it to at least {items}"
+        )
+
+
+def search(
+    optimiser: Optimiser,
+    strategy: Strategy,
+    recipe_of: Callable[[Weights], Recipe],
+    evaluation: Evaluation,
+    items: Sequence[Item],
+    objective: Objective,
+    tell: Callable[[Trial], None],
+) -> Found:
+    """Run a search to its end, or to its limit of trials (soups) or budget (items, reused ones included).
+
+    Reused items count, so that a run that is repeated from the store takes the same path. Where the evaluator can ask a
+    soup in several ways, each way is a trial of its own, and the optimiser hears of the best of them.
+    """
+    trials: list[Trial] = []
+    best: dict[Weights, Trial] = {}
+    while _may_go_on(strategy, len(trials), len(items)):
+        weights = optimiser.ask()
+        if weights is None:
+            break
+        recipe, first = recipe_of(weights), len(trials)
+        for handler in evaluation.handlers(recipe):
+            if _may_go_on(strategy, len(trials), len(items)):
+                before = evaluation.reused
+                result = result_of(evaluation.scores(recipe, items, handler), objective)
+                reused, number = evaluation.reused - before, len(trials)
+                trial = Trial(
+                    number=number, recipe=recipe, weights=weights, result=result, reused=reused, handler=handler
+                )
+                trials.append(trial)
+                tell(trial)
+        best[weights] = max(trials[first:], key=lambda trial: trial.result.objective)
+        optimiser.tell(weights, best[weights].result)
+    winner = best[optimiser.best()]
+    return Found(
+        recipe=winner.recipe,
+        weights=winner.weights,
+        result=winner.result,
+        trials=tuple(trials),
+        handler=winner.handler,
+    )
+
+
+def _may_go_on(strategy: Strategy, trials: int, items: int) -> bool:
+    if strategy.trials is not None and trials >= strategy.trials:
+        return False
+    return strategy.budget is None or (trials + 1) * items <= strategy.budget

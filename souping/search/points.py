@@ -1,0 +1,248 @@
+"""Searches over points known beforehand: the grid, the uniform point, weights given by hand.
+
+What every weight search stands on: limits, the points all know, and the best of what was told.
+
+Greedy soup (Wortsman et al. 2022, arXiv 2203.05482, recipe 1): grow a uniform soup as long as it gets better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from souping.core import simplex
+from souping.core.types import Result, UserError, Weights
+
+
+def _same(a: Weights, b: Weights) -> bool:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The paper's grid (section 3), the uniform point and the vertices, each once.
+
+    Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
+    """
+
+    step: float = 0.1
+    minimum: float | None = None
+    maximum: float | None = None
+    trials: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.trials, self.budget)
+        simplex.grid_size(2, *self.bounds)
+
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """Step, smallest and largest weight: the step itself and what it leaves, unless given."""
+        low = self.step if self.minimum is None else self.minimum
+        return self.step, low, round(1 - self.step, 12) if self.maximum is None else self.maximum
+
+    def points(self, size: int) -> list[Weights]:
+        """All points for K = `size`.
+
+        Raises:
+            UserError: the grid is empty, or has more than a million points.
+        """
+        if simplex.grid_size(size, *self.bounds) > 1_000_000:
+            raise UserError(f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step")
+        inner = simplex.grid(size, *self.bounds)
+        if not inner:
+            raise UserError(
+                f"optimiser=grid has no point for {size} ingredients with step={self.step}, minimum={self.bounds[1]}, "
+                f"maximum={self.bounds[2]}: lower optimiser.minimum and step, or use optimiser=nevergrad"
+            )
+        known = anchors(size)
+        return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
+
+    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
+        return Search(self.points(len(ingredients)))
+
+    def count(self, size: int) -> int | None:
+        return capped(len(self.points(size)), self.trials)
+
+    def describe(self, size: int) -> str:
+        count = len(self.points(size))
+        on_grid = len(simplex.grid(size, *self.bounds))
+        cut = f", cut at {self.trials} trials" if self.trials and self.trials < count else ""
+        return f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles){cut}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """No search: equal weights."""
+
+    trials: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.trials, self.budget)
+
+    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
+        return Search([simplex.uniform(len(ingredients))])
+
+    def count(self, size: int) -> int | None:
+        return 1
+
+    def describe(self, size: int) -> str:
+        return f"uniform: one soup, weights 1/{size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
+
+    weights: list[float]
+    trials: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.trials, self.budget)
+        simplex.check_weights(self.weights)
+
+    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
+        """One point.
+
+        Raises:
+            UserError: the number of weights fits neither, or a candidate that was not selected has a weight.
+        """
+        if len(self.weights) == len(candidates) != len(ingredients):
+            given = dict(zip(candidates, self.weights, strict=True))
+            lost = [name for name in candidates if given[name] and name not in ingredients]
+            if lost:
+                raise UserError(
+                    f"optimiser.weights gives {given[lost[0]]} to {lost[0]}, which was not selected: "
+                    "set it to 0 or use selector=all"
+                )
+            return Search([tuple(given[name] for name in ingredients)])
+        if len(self.weights) != len(ingredients):
+            raise UserError(
+                f"optimiser.weights has {len(self.weights)} weights; give one for each of the {len(ingredients)} "
+                f"ingredients ({', '.join(ingredients)}) or of the {len(candidates)} candidates"
+            )
+        return Search([tuple(self.weights)])
+
+    def count(self, size: int) -> int | None:
+        return 1
+
+    def describe(self, size: int) -> str:
+        return "fixed: one soup, weights as given"
+
+
+def check_limits(trials: int | None, budget: int | None) -> None:
+    for name, limit in (("trials", trials), ("budget", budget)):
+        if limit is not None and limit < 1:
+            raise UserError(f"optimiser.{name}={limit} must be at least 1 (or null for no limit)")
+
+
+def capped(count: int, trials: int | None) -> int:
+    return count if trials is None else min(count, trials)
+
+
+def anchors(size: int) -> list[Weights]:
+    """The uniform soup and the single ingredients: every search knows them."""
+    return [simplex.uniform(size), *simplex.vertices(size)]
+
+
+@dataclass
+class Search:
+    """A list of points to ask, the results told, and the best of them.
+
+    Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
+    and the order in which results come back changes nothing.
+    """
+
+    points: list[Weights]
+    results: dict[Weights, float] = field(default_factory=dict)
+    asked: list[Weights] = field(default_factory=list)
+
+    def ask(self) -> Weights | None:
+        if not self.points:
+            return None
+        self.asked.append(self.points.pop(0))
+        return self.asked[-1]
+
+    def tell(self, weights: Weights, result: Result) -> None:
+        self.results[weights] = result.objective
+
+    def best(self) -> Weights:
+        if not self.results:
+            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+
+        def rank(weights: Weights) -> tuple[float, int, int]:
+            return -round(self.results[weights], 12), sum(w > 0 for w in weights), self.asked.index(weights)
+
+        return min(self.results, key=rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedySoup:
+    """Evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
+
+    An ingredient stays only when the soup with it is strictly better on the search fold. At most 2 K - 1 soups.
+    """
+
+    trials: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.trials, self.budget)
+
+    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> GreedySearch:
+        return GreedySearch(len(ingredients))
+
+    def count(self, size: int) -> int | None:
+        return capped(2 * size - 1, self.trials)
+
+    def describe(self, size: int) -> str:
+        return f"greedy soup: {size} singles, then at most {size - 1} uniform soups"
+
+
+class GreedySearch(Search):
+    """The state is what was asked and told: each ask walks the recipe again as far as the results reach."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(simplex.vertices(size))
+        self._size = size
+
+    def ask(self) -> Weights | None:
+        """The next soup that the walk needs; results still open count as rejected until they come in."""
+        if self.points:
+            return super().ask()
+        fresh = next((w for w, _ in self._walk() if w not in self.asked), None)
+        if fresh is not None:
+            self.asked.append(fresh)
+        return fresh
+
+    def best(self) -> Weights:
+        """The soup as grown so far."""
+        if not self.results:
+            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+        kept = self._order()[:1]
+        for _, members in self._walk():
+            kept = members
+        return self._uniform(kept)
+
+    def _walk(self) -> Iterator[tuple[Weights, list[int]]]:
+        """(soup to judge, members after judging it) for each ingredient after the first, best first."""
+        order = self._order()
+        kept = order[:1]
+        for number in order[1:]:
+            soup = self._uniform([*kept, number])
+            if self._told(soup) > self._told(self._uniform(kept)):
+                kept = [*kept, number]
+            yield soup, kept
+
+    def _order(self) -> list[int]:
+        """Ingredients by their own result, best first; equal ones in the pool's order, untold ones last."""
+        corners = simplex.vertices(self._size)
+        return sorted(range(self._size), key=lambda i: -self._told(corners[i]))
+
+    def _told(self, weights: Weights) -> float:
+        return round(self.results.get(weights, float("-inf")), 12)
+
+    def _uniform(self, members: Sequence[int]) -> Weights:
+        return tuple(1.0 / len(members) if i in members else 0.0 for i in range(self._size))

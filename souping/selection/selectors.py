@@ -1,0 +1,206 @@
+"""Which candidates become ingredients: experts of weakly correlated categories (SoCE), greedy, top-k, all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from souping.core.objectives import Mean, Objective
+from souping.core.protocols import Correlation
+from souping.core.scores import ScoreMatrix
+from souping.core.types import FloatArray, Selection, UserError
+
+TIE = 1e-9
+
+
+def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in scores.candidates if name in names)
+
+
+def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True) -> list[str]:
+    """Candidates by objective, best first; equal ones in the pool's order.
+
+    The columns of a published table may be other categories than the benchmark's: unless `strict`, their plain mean
+    ranks where the objective does not know them.
+    """
+    try:
+        coefficients = objective.coefficients(scores.categories)
+    except UserError:
+        if strict or not scores.published:
+            raise
+        coefficients = Mean().coefficients(scores.categories)
+    totals = scores.rows(scores.candidates) @ coefficients
+    order = np.argsort(-totals.round(12), kind="stable")
+    return [scores.candidates[i] for i in order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoCE:
+    """Soup Of Category Experts (arXiv 2511.13254, Algorithm 1).
+
+    A category is *low-correlation* when some other category has |rho| < threshold (`sign=absolute`) or rho < threshold
+    (`sign=signed`). The best candidate of each is its expert; the distinct experts are the ingredients. Correlations
+    are over all rows of the score matrix, experts over the candidates only.
+
+    Ties (equal best scores): `overall` takes the tied candidate with the best objective, `first` the first in the pool,
+    `all` makes every tied candidate an ingredient.
+    """
+
+    correlation: Correlation
+    objective: Objective
+    threshold: float = 0.2
+    sign: Literal["absolute", "signed"] = "absolute"
+    ties: Literal["overall", "all", "first"] = "overall"
+
+    def __post_init__(self) -> None:
+        low = 0.0 if self.sign == "absolute" else -1.0
+        if not low < self.threshold <= 1:
+            raise UserError(f"selector.threshold={self.threshold} must be above {low:g} and at most 1")
+        if self.sign not in ("absolute", "signed"):
+            raise UserError(f"selector.sign={self.sign} must be absolute or signed")
+        if self.ties not in ("overall", "all", "first"):
+            raise UserError(f"selector.ties={self.ties} must be overall, all or first")
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        """Correlate, find the low-correlation categories, pick their experts.
+
+        Raises:
+            UserError: no category is below the threshold, or the correlation is not defined.
+        """
+        correlations = self.correlation(_named(scores))
+        low = self.low_categories(correlations.rho)
+        if not low:
+            raise UserError(self._none_low(correlations.rho, scores.categories))
+        experts: dict[str, str] = {}
+        chosen: set[str] = set()
+        for column in low:
+            tied = self._best(scores, column)
+            experts[scores.categories[column]] = tied[0]
+            chosen.update(tied if self.ties == "all" else tied[:1])
+        return Selection(
+            selector="soce",
+            ingredients=in_pool_order(scores, chosen),
+            experts=experts,
+            low_correlation=tuple(experts),
+            metric=getattr(getattr(self.correlation, "func", self.correlation), "__name__", ""),
+            threshold=self.threshold,
+            categories=scores.categories,
+            correlations=correlations,
+        )
+
+    def low_categories(self, rho: FloatArray) -> list[int]:
+        """Columns with some other column below the threshold; `rho` is [C, C]."""
+        values = (np.abs(rho) if self.sign == "absolute" else rho).copy()
+        np.fill_diagonal(values, np.inf)
+        return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
+
+    def _best(self, scores: ScoreMatrix, column: int) -> list[str]:
+        """The tied best candidates of a category, preferred one first."""
+        order = list(scores.candidates) if self.ties == "first" else ranking(scores, self.objective)
+        values = scores.rows(order)[:, column]
+        return [name for name, v in zip(order, values, strict=True) if v >= values.max() - TIE]
+
+    def _none_low(self, rho: FloatArray, categories: tuple[str, ...]) -> str:
+        values = np.abs(rho) if self.sign == "absolute" else rho.copy()
+        np.fill_diagonal(values, np.inf)
+        a, b = np.unravel_index(int(np.argmin(values)), values.shape)
+        kind = "|rho|" if self.sign == "absolute" else "rho"
+        return (
+            f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is "
+            f"{values[a, b]:.3f} ({categories[a]}, {categories[b]}): raise the threshold or use selector=greedy"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy:
+    """Adds the candidate that most raises the mean over categories of the best score so far; stops when none does."""
+
+    objective: Objective
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        values = scores.rows(scores.candidates)
+        best, chosen = np.zeros(values.shape[1]), list[int]()
+        while self.k is None or len(chosen) < self.k:
+            gains = (np.maximum(values, best) - best).mean(axis=1).round(12)
+            pick = self._pick(gains, scores)
+            if gains[pick] <= 0:
+                break
+            chosen.append(pick)
+            best = np.maximum(best, values[pick])
+        if not chosen:
+            raise UserError("selector=greedy: every candidate scores zero in every category; nothing to select")
+        names = in_pool_order(scores, {scores.candidates[i] for i in chosen})
+        experts = _holders(scores, names)
+        return Selection(selector="greedy", ingredients=names, experts=experts, categories=scores.categories)
+
+    def _pick(self, gains: FloatArray, scores: ScoreMatrix) -> int:
+        """The largest gain; among equal ones the better objective."""
+        order = [scores.candidates.index(name) for name in ranking(scores, self.objective)]
+        return max(order, key=lambda i: gains[i])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK:
+    """The k best candidates by the objective."""
+
+    objective: Objective
+    k: int = 3
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+
+    def check(self, candidates: int) -> None:
+        """Refuse, before anything is evaluated, what a pool of this size cannot give."""
+        if self.k > candidates:
+            raise UserError(f"selector.k={self.k} is more than the {candidates} candidates")
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        self.check(len(scores.candidates))
+        names = in_pool_order(scores, set(ranking(scores, self.objective)[: self.k]))
+        return Selection(selector="topk", ingredients=names, categories=scores.categories)
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Every candidate."""
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        return Selection(selector="all", ingredients=scores.candidates, categories=scores.categories)
+
+
+def _check_k(k: int | None) -> None:
+    if k is not None and k < 1:
+        raise UserError(f"selector.k={k} must be at least 1")
+
+
+def _holders(scores: ScoreMatrix, names: tuple[str, ...]) -> dict[str, str]:
+    """{category: the best of `names` there}."""
+    best = scores.rows(names).argmax(axis=0)
+    return {category: names[i] for category, i in zip(scores.categories, best, strict=True)}
+
+
+def _named(scores: ScoreMatrix) -> FloatArray:
+    """The [M, C] values, refusing what has no correlation while the names are at hand."""
+    values = scores.values
+    if len(scores.models) < 3:
+        raise UserError(
+            f"selector=soce correlates categories over models and needs at least 3; there are {len(scores.models)}: "
+            "add candidates or a score table (scores=table), or use selector=all"
+        )
+    if values.shape[1] < 2:
+        raise UserError("selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all")
+    flat = [i for i, column in enumerate(values.T) if np.ptp(column) <= TIE]
+    if flat:
+        where = "" if scores.published else "; see what they answered (evaluator.max_new_tokens? the items' scorer?)"
+        raise UserError(
+            f"category {scores.categories[flat[0]]!r} is constant, {100 * values[0, flat[0]]:.1f} % for all "
+            f"{len(scores.models)} models, so it has no correlation{where}\n"
+            "leave it out, add models that differ there, or use selector=greedy"
+        )
+    return values

@@ -1,0 +1,341 @@
+"""One open wandb run, fenced off: whatever fails becomes one warning, and nothing waits for a network without end.
+
+The Weights & Biases tracker: config, a point a trial, tables, plots, and the report files as an artifact.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from souping.core.types import Trial, UserError
+
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+
+
+@dataclass
+class Session:
+    """What a tracker keeps between its calls. `run` is wandb's, None while closed."""
+
+    run: Any = None
+    failed: bool = False
+    warned: bool = False
+    best: float | None = None
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, str | None] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """As new, for another run."""
+        self.close(exit_code=1)
+        self.failed, self.warned, self.best, self.trials = False, False, None, []
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do it; after a first failure, do nothing."""
+        if self.failed:
+            return
+        try:
+            action()
+        except Exception as error:  # any failure of a tracker is a warning, by contract
+            self.failed = True
+            self.warn(f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
+
+    def warn(self, message: str) -> None:
+        """One line on stderr, once a session."""
+        if not self.warned:
+            self.warned = True
+            print(f"warning: wandb: {message}; the run goes on", file=sys.stderr)
+
+    def enter(self, run_dir: Path) -> None:
+        """Keep wandb quiet and inside the run's directory: it reads these variables, not its settings."""
+        home = run_dir / "wandb"
+        home.mkdir(parents=True, exist_ok=True)
+        wanted = {
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_DATA_DIR": str(home / "data"),
+            "WANDB_CACHE_DIR": str(home / "cache"),
+        }
+        self.kept = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+
+    def leave(self) -> None:
+        """Give the environment back as it was."""
+        for name, value in self.kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self.kept = {}
+
+    def close(self, exit_code: int) -> None:
+        """Finish the run, which waits no longer than the settings' `finish_timeout`, even after a failure."""
+        run, self.run = self.run, None
+        try:
+            if run is not None:
+                run.finish(exit_code=exit_code)
+        except Exception as error:
+            self.warn(f"the end was not recorded ({type(error).__name__})")
+        finally:
+            self.leave()
+
+
+def chosen_mode(mode: str | None, session: Session, timeout: float) -> Any:
+    """`online` only where there is a key and the server answers; offline, with a warning, where it does not.
+
+    Without this, `wandb.init` asks a terminal for a key, or retries a dead network for a minute and a half.
+    """
+    wanted = mode or os.environ.get("WANDB_MODE") or "online"
+    if wanted != "online":
+        return wanted
+    import wandb
+
+    address = wandb.Settings().base_url
+    if not any(os.environ.get(name) for name in PROXIES) and not reachable(address, timeout):
+        session.warn(f"{address} does not answer, so the run is recorded offline (`wandb sync` sends it later)")
+        return "offline"
+    if not wandb.login(prompt=False):
+        session.warn("no API key (`wandb login`), so the run is recorded offline (`wandb sync` sends it later)")
+        return "offline"
+    return wanted
+
+
+def reachable(address: str, timeout: float) -> bool:
+    """Whether the server's port opens within `timeout` seconds, the look-up of its name included."""
+    parts = urlsplit(address)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    answers: list[bool] = []
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection((parts.hostname or "", port), timeout=timeout):
+            answers.append(True)
+
+    # A name server that does not answer blocks far beyond any socket timeout; the thread is left to it.
+    thread = Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answers)
+
+
+def opened(
+    settings: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, session: Session, timeout: float
+) -> Any:
+    """A new wandb run in `run_dir`; where the server refuses it or is not there, an offline one."""
+    try:
+        mode = chosen_mode(settings.get("mode"), session, min(timeout, 3.0))
+        return _init(settings, mode, config, run_dir, timeout)
+    except Exception as error:
+        if (settings.get("mode") or os.environ.get("WANDB_MODE") or "online") != "online":
+            raise
+        session.warn(f"{type(error).__name__}, so the run is recorded offline (`wandb sync` sends it later)")
+        return _init(settings, "offline", config, run_dir, timeout)
+
+
+def _init(settings: Mapping[str, Any], mode: Any, config: Mapping[str, Any], run_dir: Path, timeout: float) -> Any:
+    """No console capture, no git, no machine statistics, bounded waits."""
+    import wandb
+
+    quiet = wandb.Settings(
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        disable_job_creation=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        init_timeout=timeout,
+        finish_timeout=timeout,
+    )
+    known = {key: value for key, value in settings.items() if key != "mode" and value is not None}
+    return wandb.init(
+        **known, mode=mode, dir=str(run_dir), config=dict(config), settings=quiet, reinit="finish_previous"
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A wandb table; lists and mappings, which its cells cannot hold, as text."""
+    import wandb
+
+    plain = [
+        [value if value is None or isinstance(value, str | int | float) else str(value) for value in row]
+        for row in rows
+    ]
+    return wandb.Table(columns=list(columns), data=plain, allow_mixed_types=True)
+
+
+FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv")
+"""What the artifact holds, beside the plots, as far as the run wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbTracker:
+    """Settings of a W&B run; None leaves a choice to wandb's own environment variables.
+
+    `group` gathers the jobs of a multirun. `timeout` (seconds) bounds every wait for the server; where it does not
+    answer, the run is recorded offline. wandb's files lie in the run's directory, under `wandb/`.
+    """
+
+    project: str = "souping"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: list[str] = field(default_factory=list)
+    job_type: str = "run"
+    timeout: float = 10.0
+    _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise UserError(f"tracker.timeout={self.timeout} must be above 0 (seconds)")
+        if not self.project:
+            raise UserError("tracker.project must not be empty")
+
+    def start(self, config: Mapping[str, Any], run_dir: Path) -> None:
+        """Open the run with the resolved plain config."""
+        names = ("project", "entity", "group", "name", "mode", "tags", "job_type")
+        settings = {name: getattr(self, name) for name in names}
+
+        def action() -> None:
+            session.enter(run_dir)
+            session.run = opened(settings, config, run_dir, session, self.timeout)
+
+        session = self._session
+        session.reset()
+        session.attempt(action)
+
+    def log(self, trial: Trial) -> None:
+        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late."""
+        session, result = self._session, trial.result
+        session.best = max(result.objective, session.best if session.best is not None else result.objective)
+        point = {"trial": trial.number, "objective": result.objective, "best": session.best}
+        point |= {f"category/{name}": value for name, value in result.categories.items()}
+        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+        point |= {f"weight/{name}": weight for name, weight in weights.items()}
+        point |= {"items": result.items, "reused": trial.reused}
+        step = len(session.trials)
+        session.trials.append(point)
+        session.attempt(lambda: session.run.log(point, step=step))
+
+    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None:
+        """Tables, plots, summary and artifact, then the end; while an error passes through, it is marked as failed."""
+        session = self._session
+        if report is not None and session.run is not None:
+            session.attempt(lambda: _summary(session, report))
+            session.attempt(lambda: session.run.log({**_tables(session, report), **_plots(run_dir)}))
+            session.attempt(lambda: _artifact(session, run_dir))
+        session.close(exit_code=0 if report is not None or sys.exc_info()[0] is None else 1)
+
+
+def summarise(
+    group: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    run_dir: Path,
+    project: str = "souping",
+    entity: str | None = None,
+    mode: Literal["online", "offline", "disabled"] | None = None,
+    tags: Sequence[str] = (),
+    timeout: float = 10.0,
+) -> None:
+    """One summary run (job type `summary`) of a multirun's group: a table with a line a job, and the best job.
+
+    `rows` are {job, overrides (list or text), objective (fraction or None), run_dir}; `run_dir` is the multirun's.
+    """
+    tracker = WandbTracker(
+        project=project, entity=entity, group=group, name=f"{group}-summary", mode=mode, tags=list(tags),
+        job_type="summary", timeout=timeout,
+    )  # fmt: skip
+    tracker.start({"group": group, "jobs": len(rows)}, run_dir)
+    session = tracker._session
+    if session.run is not None:
+        session.attempt(lambda: _jobs(session, rows))
+    session.close(exit_code=0)
+
+
+def _jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    split = [_overrides(row.get("overrides")) for row in rows]
+    keys = sorted({key for one in split for key in one})
+    columns = ["job", "objective", *keys, "overrides", "run_dir"]
+    lines = [
+        [str(row.get("job")), row.get("objective"), *map(one.get, keys), _joined(one), str(row.get("run_dir"))]
+        for row, one in zip(rows, split, strict=True)
+    ]
+    session.run.log({"jobs": table(columns, lines)})
+    done = [row for row in rows if row.get("objective") is not None]
+    if done:
+        best = max(done, key=lambda row: float(row["objective"]))
+        session.run.summary.update({"best_objective": best["objective"], "best_job": str(best.get("job"))})
+
+
+def _overrides(given: Any) -> dict[str, str]:
+    """`key=value` texts as a dict; a text without `=` keeps its name."""
+    found = given.split() if isinstance(given, str) else given or []
+    return {key: value for key, _, value in (str(one).partition("=") for one in found)}
+
+
+def _joined(overrides: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" if value else key for key, value in overrides.items())
+
+
+def _summary(session: Session, report: Mapping[str, Any]) -> None:
+    verdict, recipe = report.get("verdict") or {}, report.get("recipe") or {}
+    flat = {
+        "claim": verdict.get("claim"),
+        "verdict": verdict.get("sentence"),
+        "p_value": verdict.get("p_value"),
+        "recipe_id": recipe.get("id"),
+        "search_objective": (report.get("objective") or {}).get("search"),
+        **{f"cost/{name}": value for name, value in (report.get("cost") or {}).items()},
+    }
+    for row in report.get("rows") or []:
+        if row["kind"] in ("soup", "best_single"):
+            flat[f"report/{row['kind']}"] = row["objective"]["mean"]
+    session.run.summary.update({name: value for name, value in flat.items() if value is not None})
+
+
+def _tables(session: Session, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows, comparisons and trials, each where there are any."""
+    rows, compared = report.get("rows") or [], report.get("comparisons") or []
+    categories = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    whole = ("mean", "low", "high", "n")
+    lines = [
+        [row["name"], row["kind"], *(row["objective"].get(key) for key in whole)]
+        + [(row["scores"].get(name) or {}).get("mean") for name in categories]
+        for row in rows
+    ]
+    pairs, points = list(compared[0]) if compared else [], list(dict.fromkeys(k for t in session.trials for k in t))
+    built = {
+        "rows": (["name", "kind", "objective", *whole[1:], *categories], lines),
+        "comparisons": (pairs, [[one.get(key) for key in pairs] for one in compared]),
+        "trials": (points, [[one.get(key) for key in points] for one in session.trials]),
+    }
+    return {name: table(columns, found) for name, (columns, found) in built.items() if found}
+
+
+def _plots(run_dir: Path) -> dict[str, Any]:
+    """The report's pictures, as it wrote them."""
+    import wandb
+
+    return {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((run_dir / "plots").glob("*.png"))}
+
+
+def _artifact(session: Session, run_dir: Path) -> None:
+    """The report's files where they lie: `immutable` spares a copy of each in a staging area."""
+    import wandb
+
+    artifact = wandb.Artifact(f"report-{session.run.id}", type="report")
+    paths = [run_dir / name for name in FILES] + sorted((run_dir / "plots").glob("*.png"))
+    for path in paths:
+        if path.is_file():
+            artifact.add_file(str(path), name=str(path.relative_to(run_dir)), policy="immutable")
+    session.run.log_artifact(artifact)
