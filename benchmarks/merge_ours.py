@@ -7,7 +7,7 @@ from pathlib import Path
 
 from souping.core.types import Recipe
 from souping.merge.planner import plan
-from souping.merge.writer import cook
+from souping.merge.writer import write_checkpoint
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         weights=tuple(float(w) for w in weights.split(",")),
         dtype="bfloat16",
     )
-    cook(plan(recipe, folders), Path(out))
+    write_checkpoint(plan(recipe, folders), Path(out))
 
 
 if __name__ == "__main__":

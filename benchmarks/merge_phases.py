@@ -67,7 +67,7 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
     try:
         start = time.perf_counter()
         writer.prepare(made, stage)
-        with writer.Kitchen(made, stage) as kitchen:
+        with writer.ShardWriter(made, stage) as kitchen:
             kitchen.cook()
         if cold:
             for path in stage.iterdir():
@@ -90,13 +90,13 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
     """A soup into a live fp32 module, a plain copy of as many bytes, and whole-tensor fp32 arithmetic (two rounds)."""
     import torch
 
-    from souping.merge.live import Live
+    from souping.merge.live import LiveModule
 
     torch.set_num_threads(1)
     checkpoints = {name: Checkpoint.open(path) for name, path in folders.items()}
     recipe = recipe_of(folders, weights)
     module = _module(next(iter(folders.values())))
-    live = Live(checkpoints, module)
+    live = LiveModule(checkpoints, module)
     made = plan(recipe, folders)
     half = (made.read_bytes + 2 * made.nbytes) // 2  # a copy reads and writes each byte
     source, target = np.ones(half, np.uint8), np.zeros(half, np.uint8)

@@ -71,8 +71,8 @@ class FakeEvaluator:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four tiny models and their items (see tests/family.py)."""
-    from tests.family import make
+    """A folder with four tiny models and their items (see tests/support/family.py)."""
+    from tests.support.family import make
 
     return make(tmp_path_factory.mktemp("family"))
 

@@ -1,116 +1,204 @@
-"""The layers hold: imports go down only, heavy packages are imported at call time, files and functions stay small."""
+"""The house: imports go down only, never sideways; heavy packages wait, files and functions stay small, names are one.
+
+Every import of every file counts, inside functions too; only those for type checkers (`if TYPE_CHECKING:`) load nothing
+and so make no circle, but they keep the layers like all others.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
-FILES = sorted((ROOT / "souping").rglob("*.py"))
-LEVEL = {"core": 0, "protocols": 0, "simplex": 0, "bfcl_tree": 1, "linked": 1}
-LEVEL |= dict.fromkeys(
-    [
-        "scores",
-        "correlation",
-        "benchmark",
-        "objective",
-        "scorers",
-        "calls",
-        "matching",
-        "syntax",
-        "values",
-        "names",
-        "arguments",
-    ],
-    1,
+PACKAGE = ROOT / "souping"
+LAYERS = (
+    ("core",),
+    ("checkpoints",),
+    ("selection", "search", "analysis", "merge", "evaluate", "report", "trackers"),
+    ("pipeline", "examples"),
+    ("planning",),
+    ("cli",),
 )
-LEVEL |= dict.fromkeys(
-    ["selection", "optimise", "merge", "evaluate", "analysis", "report", "track", "store", "folds", "pantry"], 2
-)
-LEVEL["smollm"] = 2
-LEVEL |= dict.fromkeys(["evaluation", "evidence", "kitchen", "merging", "search", "serving", "session", "pipeline"], 3)
-LEVEL |= dict.fromkeys(["supply", "upload"], 3)
-LEVEL |= dict.fromkeys(["adopting", "also", "gate", "planning", "records", "run"], 3)
-LEVEL |= {"cli": 4, "config": 4, "__main__": 4}
+"""Rooms from the ground up. A file imports from its own room and from lower layers, never from a room of its layer."""
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
 HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "huggingface_hub"}
-DOORS = {"souping/cli/import_results.py"}
-"""Entries of their own that compose a run as `cli` does: they stand above everything."""
-ENTRY = {"souping/merge/__main__.py", "souping/examples/pantry/__main__.py"}
+FORBIDDEN = ("Kitchen", "Hob", "Shelf", "Table", "Larder", "Bench", "Hand", "Stand")
+"""Names of classes that say nothing of what they hold."""
 
 
-def module(path: Path) -> str:
-    if str(path.relative_to(ROOT)) in DOORS:
-        return "__main__"
-    return path.relative_to(ROOT / "souping").parts[0].removesuffix(".py")
+def sources(root: Path) -> dict[str, ast.Module]:
+    """{dotted module: its syntax tree} of a package."""
+    files = sorted(root.rglob("*.py"))
+    return {dotted(path.relative_to(root.parent)): ast.parse(path.read_text()) for path in files}
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
 def typing_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-def walk(node: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
-    """Nodes that run: all of them, or those that run when the module is imported."""
+def walk(node: ast.AST, *, functions: bool = True, typing: bool = True) -> Iterator[ast.AST]:
+    """All nodes below; without `functions` only those that run on import, without `typing` only those that ever run."""
     for child in ast.iter_child_nodes(node):
         inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if typing_only(child) or (inner and not into_functions):
+        if (typing_only(child) and not typing) or (inner and not functions):
             continue
         yield child
-        yield from walk(child, into_functions)
+        yield from walk(child, functions=functions, typing=typing)
 
 
-def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+def imported(nodes: Iterator[ast.AST], modules: Mapping[str, ast.Module]) -> Iterator[str]:
+    """Modules that are imported; `from package import module` names the module."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "souping":
-            yield from (f"souping.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in modules else str(node.module)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def not_downward(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Imports that go up, or sideways into another room of the same layer."""
+    wrong = []
+    for module, tree in modules.items():
+        own = room(module)
+        if own in ("", "__main__"):  # the package itself and its entry stand above all rooms
+            continue
+        for name in imported(walk(tree), modules):
+            other = room(name) if name.split(".")[0] == "souping" else own
+            if other != own and LEVEL.get(other, len(LAYERS)) >= LEVEL[own]:
+                wrong.append(f"{module} imports {name}")
+    return wrong
+
+
+def circle(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Modules that need one another to be imported, empty where there are none; a package runs before its modules."""
+    needs = {module: needed(module, tree, modules) for module, tree in modules.items()}
+    while True:
+        free = {module for module, others in needs.items() if not others & set(needs)}
+        if not free:
+            return sorted(needs)
+        needs = {module: others for module, others in needs.items() if module not in free}
+
+
+def needed(module: str, tree: ast.Module, modules: Mapping[str, ast.Module]) -> set[str]:
+    names = set(imported(walk(tree, typing=False), modules)) & set(modules)
+    parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
+    outside = {parent for parent in parents if not f"{module}.".startswith(f"{parent}.")}
+    return (names | outside) - {module}
+
+
+MODULES = sources(PACKAGE)
+FUNCTIONS = [
+    (module, node)
+    for module, tree in MODULES.items()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+]
+
+
+def test_imports_go_down() -> None:
+    assert not_downward(MODULES) == []
+
+
+def test_no_import_circle() -> None:
+    assert circle(MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("souping.core.text", "from souping.checkpoints import pool"),
+        ("souping.report.plots", "def late():\n    from souping.analysis import stability"),
+        ("souping.merge.plan", "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings"),
+        ("souping.pipeline.store", "import souping.planning.planner"),
+    ],
+    ids=["up", "sideways in a function", "for types", "import"],
+)
+def test_a_planted_import_is_found(module: str, line: str) -> None:
+    planted = {**MODULES, module: ast.parse(line)}
+    assert [wrong.split()[0] for wrong in not_downward(planted)] == [module]
+
+
+def test_a_planted_circle_is_found() -> None:
+    back = ast.parse("def late():\n    import souping.merge.writer")
+    assert "souping.merge.plan" in circle({**MODULES, "souping.merge.plan": back})
+
+
+def test_the_tree_is_small() -> None:
+    entries = [path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "conf")]
+    assert len(entries) <= 16, entries
+    assert set(LEVEL) == {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__", "conf"}
+    assert len(MODULES) <= 140
+
+
+def test_files_and_functions_stay_small() -> None:
+    assert {str(p): n for p in PACKAGE.rglob("*.py") if (n := p.read_text().count("\n")) > 500} == {}
+    lengths = {f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1 for module, node in FUNCTIONS}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    assert statistics.median((node.end_lineno or 0) - node.lineno + 1 for _, node in FUNCTIONS) <= 8
+
+
+def test_everything_is_annotated_and_takes_no_leftovers() -> None:
+    assert [f"{module}.{node.name}" for module, node in FUNCTIONS if node.returns is None] == []
+    assert [f"{m}.{n.name}" for m, n in FUNCTIONS if n.args.kwarg is not None and room(m) != "cli"] == []
+
+
+def test_names_are_one() -> None:
+    names = [(node.name, m) for m, tree in MODULES.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    count = Counter(name for name, _ in names)
+    assert {name: [m for n, m in names if n == name] for name, number in count.items() if number > 1} == {}
+    assert [name for name in count if name in FORBIDDEN] == []
+
+
+def test_no_alias_tells_homonyms_apart() -> None:
+    aliases = [
+        f"{module}: {alias.name} as {alias.asname}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("souping")
+        for alias in node.names
+        if alias.asname
+    ]
+    assert aliases == []
+
+
+@pytest.mark.parametrize("module", MODULES)
 class TestEveryFile:
-    def test_imports_go_down(self, path: Path) -> None:
-        own = module(path)
-        if own == "__init__":
+    def test_heavy_packages_wait(self, module: str) -> None:
+        if room(module) == "cli" or module.endswith("__main__"):
             return
-        for name in imported(walk(ast.parse(path.read_text()), into_functions=True)):
-            if not name.startswith("souping."):
-                continue
-            other = name.split(".")[1]
-            sibling = LEVEL[own] == 2 and LEVEL[other] == 2 and own != other and (own, other) != ("report", "analysis")
-            assert LEVEL[other] <= LEVEL[own], f"{own} imports {other}, which lies above"
-            assert not sibling, f"{own} imports its sibling {other}"
+        nodes = walk(MODULES[module], functions=False, typing=False)
+        assert not {name.split(".")[0] for name in imported(nodes, MODULES)} & HEAVY
 
-    def test_heavy_packages_wait(self, path: Path) -> None:
-        if module(path) in ("cli", "config") or str(path.relative_to(ROOT)) in ENTRY:
-            return
-        roots = {name.split(".")[0] for name in imported(walk(ast.parse(path.read_text()), into_functions=False))}
-        assert not roots & HEAVY
+    def test_hydra_lives_at_the_door(self, module: str) -> None:
+        roots = {name.split(".")[0] for name in imported(walk(MODULES[module]), MODULES)}
+        assert room(module) == "cli" or not roots & {"hydra", "omegaconf"}
 
-    def test_hydra_lives_at_the_door(self, path: Path) -> None:
-        roots = {name.split(".")[0] for name in imported(walk(ast.parse(path.read_text()), into_functions=True))}
-        assert module(path) in ("cli", "config") or not roots & {"hydra", "omegaconf"}
-
-    def test_files_and_functions_stay_small(self, path: Path) -> None:
-        text = path.read_text()
-        assert text.count("\n") <= 250
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                assert (node.end_lineno or 0) - node.lineno < 60, node.name
-                assert node.returns is not None, node.name
-                assert node.args.kwarg is None or module(path) == "cli", f"{node.name} takes **"
-
-    def test_no_trace_of_a_machine(self, path: Path) -> None:
-        text = path.read_text()
-        assert "TODO" not in text
+    def test_no_trace_of_a_machine(self, module: str) -> None:
+        path = ROOT / Path(*module.split("."))
+        text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        assert not re.search(r"TODO|FIXME", text)
         assert "/" + "work/" not in text
 
 

@@ -123,7 +123,7 @@ def effective_size(values: FloatArray, categories: IntArray, groups: IntArray, c
 
 
 def limits(
-    whole: Design, bottom: float, top: float, *, draws: int, seed: int, symmetric: bool = False
+    whole: GroupedScores, bottom: float, top: float, *, draws: int, seed: int, symmetric: bool = False
 ) -> tuple[float, float]:
     """95 % limits of the objective T of a design whose scores, item by item, lie in bottom..top.
 
@@ -138,7 +138,7 @@ def limits(
     return float(max(bottom, low)), float(min(top, high))
 
 
-def flat_margins(whole: Design, bottom: float, top: float) -> tuple[float, float]:
+def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
     """How far T may lie below and above because of strata that show no variation.
 
     None of n groups differed, so at most a rate of J differs, the 97.5 % point of Beta(1/2, n + 1/2) (Jeffreys' prior;
@@ -155,12 +155,12 @@ def flat_margins(whole: Design, bottom: float, top: float) -> tuple[float, float
     return float(np.sqrt((down[flat] ** 2).sum())), float(np.sqrt((up[flat] ** 2).sum()))
 
 
-def _by_stratum(whole: Design, table: FloatArray) -> FloatArray:
+def _by_stratum(whole: GroupedScores, table: FloatArray) -> FloatArray:
     """[G, C] -> sums over the groups of each stratum, [H, C]."""
     return np.stack([np.bincount(whole.stratum, column, whole.strata) for column in table.T], axis=1)
 
 
-def _bootstrap_margins(whole: Design, draws: int, seed: int, symmetric: bool) -> tuple[float, float]:
+def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int, symmetric: bool) -> tuple[float, float]:
     """Distances from T to its bootstrap-t limits: quantiles of (T* - T) / se*, turned round, times se.
 
     Never below the normal 1.96 se: with few wrong (or few discordant) items many draws show hardly any.
@@ -177,7 +177,7 @@ def _bootstrap_margins(whole: Design, draws: int, seed: int, symmetric: bool) ->
     return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
 
 
-def bootstrap(whole: Design, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Objective and its standard error on each draw of groups within strata, both [D].
 
     A stratum whose groups are all alike in a draw counts with the variance of half a discordant group (Jeffreys).
@@ -200,7 +200,7 @@ def bootstrap(whole: Design, draws: int, rng: np.random.Generator) -> tuple[Floa
     return (whole.weights * means).sum(axis=1), np.sqrt(variance)
 
 
-def _floor(whole: Design) -> FloatArray:
+def _floor(whole: GroupedScores) -> FloatArray:
     """Variance of T from half a discordant group among n + 1, by stratum, [H]."""
     n = whole.sizes
     return np.asarray(whole.shares().sum(axis=1) ** 2 * 0.5 / (n + 1) / n)
@@ -219,7 +219,7 @@ FLAT = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
+class GroupedScores:
     """Scores (or paired differences) summed over the items of each group.
 
     `sums`, `counts` [G, C]; `stratum` [G] numbers the groups with items in the same categories; `weights` [C] are the
@@ -269,7 +269,7 @@ class Design:
         return np.asarray(self.variances() <= FLAT * self.shares().sum(axis=1) ** 2)
 
 
-def design(values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray) -> Design:
+def design(values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray) -> GroupedScores:
     """Sum values [I] by group and category. Categories without weight are left out.
 
     Raises:
@@ -290,7 +290,7 @@ def design(values: FloatArray, categories: IntArray, groups: IntArray, coefficie
         raise ValueError("every category with weight needs at least one item")
     rows = counts[:, used].sum(axis=1) > 0
     sums, counts = sums[rows][:, used], counts[rows][:, used]
-    return Design(sums=sums, counts=counts, stratum=stratify(counts > 0), weights=weights[used])
+    return GroupedScores(sums=sums, counts=counts, stratum=stratify(counts > 0), weights=weights[used])
 
 
 def stratify(present: NDArray[np.bool_]) -> IntArray:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.analysis.intervals import SALT, Design, IntArray, design, distinct, limits, span
+from souping.analysis.intervals import SALT, GroupedScores, IntArray, design, distinct, limits, span
 from souping.core.types import FloatArray
 
 TEST = "studentised sign-flip over groups"
@@ -95,7 +95,7 @@ def compare(
     )
 
 
-def sign_flip(whole: Design, *, draws: int = 9999, seed: int = 0) -> float:
+def sign_flip(whole: GroupedScores, *, draws: int = 9999, seed: int = 0) -> float:
     """Two-sided p-value of T = 0 by flipping the sign of all differences of a group together.
 
     Under "a and b are exchangeable in every group" any pattern of signs is as likely as the one seen, so the test is
@@ -123,7 +123,7 @@ def sign_flip(whole: Design, *, draws: int = 9999, seed: int = 0) -> float:
     return float((1 + (_studentised(sums, squares, whole.sizes) >= threshold).sum()) / (draws + 1))
 
 
-def _by_stratum(whole: Design, values: FloatArray) -> FloatArray:
+def _by_stratum(whole: GroupedScores, values: FloatArray) -> FloatArray:
     """[G] -> sums over the groups of each stratum, [H]."""
     return np.bincount(whole.stratum, values, whole.strata).astype(float)
 

@@ -25,7 +25,7 @@ TIED = ("lm_head.weight", "output.weight")
 
 
 @dataclass(frozen=True)
-class Slot:
+class AlignedTensor:
     """A tensor of the soup and its counterpart in each ingredient. Rows may differ where `merge.vocab` allows it."""
 
     name: str
@@ -45,7 +45,7 @@ def listed(names: Iterable[str], limit: int = 10) -> str:
     return ", ".join(every[:limit]) + more
 
 
-def slots(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[Slot]:
+def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[AlignedTensor]:
     """The soup's tensors in the first ingredient's file order.
 
     Raises:
@@ -102,14 +102,16 @@ def _same_names(
     raise UserError(f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(lines)}")
 
 
-def _slot(name: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint], vocab: str) -> Slot:
+def _slot(
+    name: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint], vocab: str
+) -> AlignedTensor:
     parts = tuple(table[name] for table in tables.values())
     shapes = [part.shape for part in parts]
     shape = shapes[0]
     if len(set(shapes)) > 1 and vocab != "error" and _is_vocab(name, parts, list(pool.values())):
         pick = max if vocab == "union" else min
         shape = (pick(s[0] for s in shapes), *shape[1:])
-    return Slot(name, widest(part.dtype for part in parts), shape, parts)
+    return AlignedTensor(name, widest(part.dtype for part in parts), shape, parts)
 
 
 def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) -> bool:
@@ -121,7 +123,7 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
     return rows == sizes or any(word in name for word in VOCAB_WORDS)
 
 
-def _refuse_shapes(found: Sequence[Slot], pool: Mapping[str, Checkpoint], vocab: str) -> None:
+def _refuse_shapes(found: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str) -> None:
     names, checkpoints = list(pool), list(pool.values())
     bad = [
         slot
@@ -141,7 +143,7 @@ def _refuse_shapes(found: Sequence[Slot], pool: Mapping[str, Checkpoint], vocab:
     )
 
 
-def _refuse_floats(found: Sequence[Slot], pool: Mapping[str, Checkpoint]) -> None:
+def _refuse_floats(found: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint]) -> None:
     for name, index in zip(pool, range(len(pool)), strict=True):
         bad = [slot.parts[index] for slot in found if slot.parts[index].dtype in OTHER_FLOATS]
         if bad:
@@ -189,7 +191,7 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
         raise UserError("the pool is empty")
     for name in names[1:]:
         _same_architecture(names[0], name, checkpoints)
-    found = slots(checkpoints, vocab)
+    found = align(checkpoints, vocab)
     warnings = _dtypes(checkpoints, found) + _ties(checkpoints)
     _equal_where_not_float(checkpoints, found)
     tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
@@ -206,7 +208,7 @@ def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
             raise UserError(f"candidates {a} and {b} differ in {key}: {_short(left)} and {_short(right)}")
 
 
-def _dtypes(pool: Mapping[str, Checkpoint], found: list[Slot]) -> list[str]:
+def _dtypes(pool: Mapping[str, Checkpoint], found: list[AlignedTensor]) -> list[str]:
     mixed = [slot for slot in found if len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS]
     if not mixed:
         return []
@@ -236,7 +238,7 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
         )
 
 
-def _equal_where_not_float(pool: Mapping[str, Checkpoint], found: list[Slot]) -> None:
+def _equal_where_not_float(pool: Mapping[str, Checkpoint], found: list[AlignedTensor]) -> None:
     names = list(pool)
     for slot in found:
         if all(part.dtype in FLOATS for part in slot.parts):
@@ -284,7 +286,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _rows(pool: Mapping[str, Checkpoint], found: list[Slot], vocab: str) -> list[str]:
+def _rows(pool: Mapping[str, Checkpoint], found: list[AlignedTensor], vocab: str) -> list[str]:
     uneven = [slot for slot in found if slot.uneven]
     if not uneven:
         return []

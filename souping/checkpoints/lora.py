@@ -71,7 +71,7 @@ class Adapter:
     """
 
     checkpoint: Checkpoint
-    settings: Settings
+    settings: AdapterSettings
     parts: Mapping[str, Part]
     whole: Mapping[str, Tensor]
 
@@ -144,7 +144,9 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     return read_pickled(folder / PICKLED_WEIGHTS, PICKLED_WEIGHTS)
 
 
-def _sort(folder: Path, tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str, Part], dict[str, Tensor]]:
+def _sort(
+    folder: Path, tensors: Mapping[str, Tensor], settings: AdapterSettings
+) -> tuple[dict[str, Part], dict[str, Tensor]]:
     """The factors by module in file order, and the whole weights."""
     sides: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
@@ -169,7 +171,7 @@ def _whole_module(folder: Path, key: str, name: str) -> str:
     return name.removesuffix(".weight").removesuffix(".base_layer")
 
 
-def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Settings) -> Part:
+def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings) -> Part:
     """A and B of one module, which have to fit each other and the config."""
     path = folder / WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
@@ -217,7 +219,7 @@ MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class AdapterSettings:
     """The part of an adapter's config that its numbers depend on, and what a soup carries over."""
 
     rank: int
@@ -251,7 +253,7 @@ def _compiled(key: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({key})$")
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> AdapterSettings:
     """Read and judge a folder's adapter_config.json.
 
     Raises:
@@ -291,12 +293,12 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _settings(path: Path, config: Mapping[str, Any]) -> Settings:
+def _settings(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
     texts = {key: config.get(key) for key in ("base_model_name_or_path", "revision", "task_type")}
     for key, value in texts.items():
         if value is not None and not isinstance(value, str):
             raise ValueError(key)
-    return Settings(
+    return AdapterSettings(
         rank=_rank("r", config.get("r", 8)),
         alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
         rslora=_flag("use_rslora", config),

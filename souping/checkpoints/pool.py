@@ -77,7 +77,7 @@ BITS16 = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSize:
     """A model of the pool. `nbytes` are its weights as they lie on disk, `download` what has to be fetched of all its
     files, both in bytes; `trouble` says why it cannot be had here."""
 
@@ -95,7 +95,7 @@ class Model:
         return asdict(self)
 
 
-def weigh(candidate: Candidate, allow_pickle: bool = False) -> Model:
+def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     """One candidate. A folder that is broken, and a model that the Hub does not give, carry their trouble."""
     name = hub.parse(candidate.path)
     try:
@@ -107,7 +107,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> Model:
         return _remote(candidate.name, name, allow_pickle)
     except UserError as error:
         guess = parameters_in(str(candidate.path)) if name else 0
-        return Model(
+        return ModelSize(
             name=candidate.name,
             path=str(candidate.path),
             basis="name" if guess else "unknown",
@@ -132,7 +132,7 @@ def _mends(name: hub.HubName, error: UserError) -> str:
     return login if login in str(error) else f"hf download {name.repo}, where the network is"
 
 
-def _folder(name: str, folder: Path, allow_pickle: bool) -> Model:
+def _folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name")
     if is_adapter(folder):
@@ -140,7 +140,7 @@ def _folder(name: str, folder: Path, allow_pickle: bool) -> Model:
     else:
         opened, adapter = Checkpoint.open(folder, allow_pickle), False
     floats = [tensor.count for tensor in opened.tensors.values() if tensor.dtype in TORCH_NAMES.values()]
-    return Model(
+    return ModelSize(
         name=name,
         path=str(folder),
         basis="headers",
@@ -150,10 +150,10 @@ def _folder(name: str, folder: Path, allow_pickle: bool) -> Model:
     )
 
 
-def _remote(name: str, found: hub.HubName, allow_pickle: bool) -> Model:
+def _remote(name: str, found: hub.HubName, allow_pickle: bool) -> ModelSize:
     files = hub.sizes(found, allow_pickle)
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS))
-    return Model(
+    return ModelSize(
         name=name,
         path=str(found),
         basis="Hub",
@@ -170,7 +170,7 @@ def parameters_in(name: str) -> int:
     return int(float(found[-1][0]) * scale[found[-1][1].lower()]) if found else 0
 
 
-def base_of(models: Sequence[Model], merge_base: str | None) -> str | None:
+def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
     """The base model that a pool of adapters needs, as a path or a Hub name."""
     first = next((model for model in models if model.adapter), None)
     if first is None:

@@ -216,11 +216,11 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     return {part: _build(config[part]) for part in PARTS}
 
 
-def build_also(config: Mapping[str, Any]) -> tuple[side_benchmarks.Entry, ...]:
+def build_also(config: Mapping[str, Any]) -> tuple[side_benchmarks.SideEntry, ...]:
     """The entries of `also` with the parts that they name."""
     found = [side_benchmarks.nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
     return tuple(
-        side_benchmarks.Entry(**{k: v if k == "name" else _build(v) for k, v in entry.items()}) for entry in found
+        side_benchmarks.SideEntry(**{k: v if k == "name" else _build(v) for k, v in entry.items()}) for entry in found
     )
 
 

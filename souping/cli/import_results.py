@@ -18,9 +18,9 @@ from souping.cli.main import EXPECTED, explain
 from souping.core.text import nearest
 from souping.core.types import UserError
 from souping.evaluate.benchmark import OwnBenchmark
-from souping.pipeline.import_results import Board, Request, Row, adopt, adoptable, totals
-from souping.pipeline.models import Kitchen
-from souping.pipeline.side_benchmarks import Side, sides
+from souping.pipeline.import_results import AskedBenchmark, ImportRow, Request, adopt, adoptable, totals
+from souping.pipeline.models import OpenPool
+from souping.pipeline.side_benchmarks import SideBenchmark, sides
 from souping.pipeline.store import Store
 
 
@@ -74,14 +74,14 @@ def split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     return paths, overrides
 
 
-def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[str]) -> list[Row]:
+def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[str]) -> list[ImportRow]:
     """Compose the run as the command line would, and hold the files against it."""
     more = [f"store.path='{options.store}'"] if options.store else []
     plain = compose([*overrides, *more])
     parts = build(plain)
     own = _boards(plain, parts)
     with Store(Path(plain["store"]["path"]).expanduser()) as store:
-        kitchen = Kitchen(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
+        kitchen = OpenPool(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
         request = Request(
             paths=paths,
             called=_called(options.candidate, kitchen.names),
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[
         return adopt(kitchen, store, own, request)
 
 
-def _boards(plain: dict[str, Any], parts: dict[str, Any]) -> list[Board]:
+def _boards(plain: dict[str, Any], parts: dict[str, Any]) -> list[AskedBenchmark]:
     """The run's benchmark, and those of `also` that have files of their own."""
     evaluator, benchmark = parts["evaluator"], parts["benchmark"]
     own = getattr(evaluator, "benchmark", None)
@@ -103,7 +103,7 @@ def _boards(plain: dict[str, Any], parts: dict[str, Any]) -> list[Board]:
     if not found:
         raise UserError("evaluator=lm_eval and evaluator=bfcl leave files to adopt; this run has neither")
     return [
-        Board(evaluator=judge, items=items.items if isinstance(items, Side) else tuple(items.items()))
+        AskedBenchmark(evaluator=judge, items=items.items if isinstance(items, SideBenchmark) else tuple(items.items()))
         for judge, items in found
     ]
 
@@ -121,7 +121,7 @@ def _called(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return called
 
 
-def show(rows: Sequence[Row], written: bool) -> None:
+def show(rows: Sequence[ImportRow], written: bool) -> None:
     """The table of what was taken, and the lines of what was not."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -145,7 +145,7 @@ def show(rows: Sequence[Row], written: bool) -> None:
         print(line, file=sys.stderr)
 
 
-def refusals(rows: Sequence[Row]) -> list[str]:
+def refusals(rows: Sequence[ImportRow]) -> list[str]:
     """One line for each reason and place, however many tasks it holds for."""
     places: dict[tuple[Path, str], list[str]] = {}
     for row in rows:

@@ -117,11 +117,11 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     check(plain)
     parts = build(plain)
     from souping.pipeline.run import cook
-    from souping.pipeline.settings import Run
+    from souping.pipeline.settings import RunSettings
     from souping.pipeline.upload import target
 
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
-    settings = Run(
+    settings = RunSettings(
         **parts,
         name=plain["name"],
         seed=plain["seed"],
@@ -138,6 +138,11 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         run_dir=run_dir,
         config=plain,
     )
+    if settings.plan and not settings.merges_only:
+        from souping.planning.planner import plan
+
+        plan(settings)
+        return None
     return cook(settings)
 
 

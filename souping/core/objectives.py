@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from souping.core.protocols import Objective
 from souping.core.types import FloatArray, UserError
-
-
-class Objective(Protocol):
-    """`coefficients` gives w_c in the order of `categories`; they sum to one."""
-
-    def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
 
 
 def value(objective: Objective, scores: Mapping[str, float]) -> float:
@@ -28,7 +23,7 @@ def value(objective: Objective, scores: Mapping[str, float]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class Mean(Objective):
     """Plain mean over categories."""
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
@@ -36,7 +31,7 @@ class Mean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted:
+class Weighted(Objective):
     """Mean over categories with given weights; categories not named weigh nothing."""
 
     weights: dict[str, float]
@@ -53,7 +48,7 @@ class Weighted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class Tree(Objective):
     """Mean of group means, as deep as the tree: {non_live: [simple, multiple], live: [live_simple]}.
 
     A node is a category's name, a list of nodes or a mapping of names to nodes; a node's value is the mean of its

@@ -1,29 +1,95 @@
-"""What the parts must be able to do: protocols of one to three verbs."""
+"""Protocols of the exchangeable parts: every member that anybody asks for, with defaults where a part has no opinion.
+
+A part subclasses its protocol and gets the defaults; members without one (they end in `...`) it has to bring. A field
+of a part must not be named like a property below unless it has a default of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from souping.core.types import Correlations, FloatArray, Item, Record, Result, Selection, Trial, Weights
+import numpy as np
+
+from souping.core.types import (
+    Correlations,
+    FloatArray,
+    Item,
+    ItemScores,
+    Json,
+    Missing,
+    Recipe,
+    Record,
+    Result,
+    Selection,
+    Trial,
+    Weights,
+    digest,
+)
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
     from souping.core.scores import ScoreMatrix
 
-
-class Selector(Protocol):
-    """Picks ingredients from scores. `candidates` are the rows that may be picked (others only inform)."""
-
-    def select(self, scores: ScoreMatrix) -> Selection: ...
-
-
+Wants = Literal["module", "folder", "either"]
+Progress = Callable[[int, int], None]
+"""progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
 
+class Part(Protocol):
+    """A part that may lack something here, and may hold something between two soups."""
+
+    def needs(self) -> list[Missing]:
+        """Packages, environments and services that this part uses and that are not here. Loads and starts nothing."""
+        return []
+
+    def close(self) -> None:
+        """Let go of processes, files and memory that are held."""
+
+
+class Selector(Protocol):
+    """Rule that picks ingredients from scores. Of the score matrix's rows only `candidates` may be picked."""
+
+    @property
+    def label(self) -> str:
+        """Name in `selection.json` and plans."""
+        return type(self).__name__.lower()
+
+    def select(self, scores: ScoreMatrix) -> Selection: ...
+
+    def check(self, models: int, candidates: int, categories: int) -> None:
+        """Refuse, before anything is evaluated, what so many rows, candidates and categories cannot give (UserError).
+
+        `models` counts the rows of the score matrix, `candidates` those of them that may be picked.
+        """
+
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        """How many ingredients may be picked of so many candidates, ascending."""
+        return tuple(range(1, candidates + 1))
+
+    @property
+    def cut(self) -> float | None:
+        """Threshold that decides what is picked, if there is one."""
+        return None
+
+    def with_cut(self, threshold: float) -> Selector:
+        """This selector with another threshold."""
+        return self
+
+    @property
+    def measure(self) -> Correlation | None:
+        """Correlation that decides what is picked, if there is one."""
+        return None
+
+
 class Optimiser(Protocol):
-    """A running weight search. Several asks may be open; results come back in any order."""
+    """Running weight search. Several asks may be open; results come back in any order."""
 
     def ask(self) -> Weights | None: ...
 
@@ -33,10 +99,13 @@ class Optimiser(Protocol):
 
 
 class Strategy(Protocol):
-    """An optimiser's settings, checked at composition; `start` opens a search over the ingredients."""
+    """Settings of an optimiser, checked at composition; `start` opens a search over the ingredients."""
 
-    trials: int | None
-    budget: int | None
+    @property
+    def trials(self) -> int | None: ...
+
+    @property
+    def budget(self) -> int | None: ...
 
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Optimiser: ...
 
@@ -44,49 +113,245 @@ class Strategy(Protocol):
 
     def describe(self, size: int) -> str: ...
 
+    def known_points(self, size: int) -> Sequence[Weights] | None:
+        """All weights that will be asked for, where they are known beforehand."""
+        return None
+
+
+class Objective(Protocol):
+    """Linear functional of category means: `coefficients` gives w_c in the order of `categories`; they sum to one."""
+
+    @property
+    def name(self) -> str:
+        """Name in `report.json`."""
+        return type(self).__name__.lower()
+
+    def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
+
+    def notes(self, categories: Sequence[str]) -> list[str]:
+        """What a reader of the report must know of these categories under this objective."""
+        return []
+
+
+class BenchmarkItems(Protocol):
+    """Source of items. `title` salts the folds, `label` and `note` are what reports show."""
+
+    @property
+    def title(self) -> str: ...
+
+    def items(self) -> tuple[Item, ...]: ...
+
+    @property
+    def label(self) -> str:
+        return self.title
+
+    @property
+    def note(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSettings:
+    """How the live module that soups are poured into is loaded. Evaluators with equal settings share one module."""
+
+    device: str = "cpu"
+    dtype: str | None = "float32"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelHost:
+    """Engine or server that holds the model in processes of its own, as far as plans and checks ask.
+
+    `gpus` is how many it spreads a model over, 0 where it runs without one too; it takes `fraction` of each one's
+    memory. `url` is that of a server that somebody else runs.
+    """
+
+    dtype: str | None = None
+    gpus: int = 0
+    fraction: float = 1.0
+    url: str | None = None
+
 
 class Served(Protocol):
-    """A model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder.
+    """Model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder.
 
-    One that wants `either` gets whichever it asks for, and `souping.pipeline.models.Either` with it.
+    One that wants `either` gets whichever it asks for; `soup` identifies the model, `home` is a complete folder of a
+    model like it.
     """
 
     @property
-    def module(self) -> Any: ...
+    def soup(self) -> str: ...
 
     @property
-    def tokenizer(self) -> Any: ...
+    def home(self) -> Path: ...
 
     @property
-    def folder(self) -> Path | None: ...
+    def module(self) -> torch.nn.Module: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def folder(self) -> Path: ...
 
 
-class Evaluator(Protocol):
-    """Scores a model on items, with a record for every item.
+class Evaluator(Part, Protocol):
+    """Judge of a model on items, with a record for every item.
 
     `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
-    beside the model and the item, `fingerprint` its digest. Optional: `wants` ("module", "folder" or "either"), `stage`
-    (how the module is loaded, if not as it says itself), `benchmark` (its own items), `check(candidates)` (refuses
-    before any work), `choices(recipe)` and `by(handler)` (see `Evaluation`), `close()`, and `aggregate(items,
-    records)`: [I] values whose category means are the scores.
+    beside the model and the item.
     """
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Json]: ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        return digest(self.settings)
+
+    @property
+    def title(self) -> str:
+        """Name in reports and messages."""
+        return str(self.settings.get("evaluator") or self.settings.get("name") or type(self).__name__)
 
     def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]: ...
 
     def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]: ...
 
+    @property
+    def wants(self) -> Wants:
+        """How soups come: poured into a live module, as a folder, or either way when asked for."""
+        return "module"
 
-class Tracker(Protocol):
-    """Follows a run elsewhere. A tracker that fails warns; it never stops the run."""
+    def module_settings(self) -> ModuleSettings:
+        """How the live module is loaded."""
+        return ModuleSettings()
 
-    def start(self, config: Mapping[str, Any], run_dir: Path) -> None: ...
+    @property
+    def brings_items(self) -> bool:
+        """Whether it has items of its own and asks no others."""
+        return False
+
+    @property
+    def benchmark(self) -> BenchmarkItems | None:
+        """Its own items (UserError where they cannot be had here)."""
+        return None
+
+    def outline(self) -> tuple[Item, ...]:
+        """Items without content, as many as its benchmark's published sizes say; none where those are not known."""
+        return ()
+
+    def check(self, candidates: Sequence[str]) -> None:
+        """Refuse, before any work, settings that do not fit these candidates or this machine (UserError)."""
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse, before any work, items that the tokenizer in `folder` cannot ask (UserError)."""
+
+    def choices(self, recipe: Recipe) -> tuple[str, ...]:
+        """Handlers by which this model may be asked, the default first; one empty name where there is no choice."""
+        return ("",)
+
+    def by(self, handler: str) -> Evaluator:
+        """This evaluator, asking by one of its handlers."""
+        return self
+
+    def aggregate(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
+        """[I] values whose mean over a category's items is the category's score."""
+        return np.array([record.score for record in records])
+
+    @property
+    def host(self) -> ModelHost | None:
+        """What holds the model in processes of its own, if anything does."""
+        return None
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Tokens of an answer at most, where the settings say so."""
+        return None
+
+
+class RecipeEvaluator(Protocol):
+    """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items."""
+
+    @property
+    def reused(self) -> int: ...
+
+    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
+        """The ways in which this soup may be asked, the default first."""
+        ...
+
+    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
+
+
+class Pourable(Protocol):
+    """Live module that becomes one soup after another."""
+
+    def pour(self, recipe: Recipe) -> None: ...
+
+
+class CandidatePool(Part, Protocol):
+    """Candidates opened (headers only), checked against each other and aligned once: full models, or adapters.
+
+    Per recipe only weights change. `home` is a complete folder of the pool's architecture.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]: ...
+
+    @property
+    def seen(self) -> Mapping[str, Path]:
+        """{content fingerprint: folder} of all that a rebuild would look for: candidates, base model."""
+        ...
+
+    @property
+    def home(self) -> Path: ...
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of named weights, ingredients in the pool's order."""
+        ...
+
+    def live(self, module: torch.nn.Module) -> Pourable: ...
+
+    def write(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """The soup as a folder, whole or not at all."""
+        ...
+
+    def tokenizer_folder(self, recipe: Recipe) -> Path:
+        """Where the soup's tokenizer lies."""
+        ...
+
+    def own_folder(self, recipe: Recipe) -> Path | None:
+        """The candidate's own folder, where the recipe is that candidate as it lies there."""
+        ...
+
+    @property
+    def soup_bytes(self) -> int:
+        """Bytes that a soup takes as a folder, at most."""
+        ...
+
+
+class Tracker(Part, Protocol):
+    """Follower of a run elsewhere. A tracker that fails warns; it never stops the run."""
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
 
     def log(self, trial: Trial) -> None: ...
 
-    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None: ...
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None: ...
+
+    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+        """Follow the end of a multirun: its jobs, once."""

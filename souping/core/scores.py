@@ -119,7 +119,7 @@ def _number(cell: str, path: Path, line: int, column: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class MeasuredScores:
     """Evaluate the candidates on the select fold."""
 
     published = False
@@ -129,7 +129,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TableScores:
     """A published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
 
     path: str

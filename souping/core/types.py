@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ FloatArray = NDArray[np.float64]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+"""What JSON can say; texts are sequences too, so narrow by `str` first."""
 
 
 class UserError(Exception):
@@ -29,10 +31,24 @@ class LateError(UserError):
     """A `UserError` that comes when the run's results are whole already: they stay."""
 
 
-def digest(value: Any) -> str:
+def digest(value: Json) -> str:
     """SHA-256 (hex) of a JSON-like value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """Something that stops a run here; `mends` is a command, or empty where none would do."""
+
+    what: str
+    mends: str = ""
+
+    def sentence(self) -> str:
+        return f"{self.what}: {self.mends}" if self.mends else self.what
+
+    def as_dict(self) -> dict[str, str]:
+        return {"what": self.what, "mends": self.mends}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,18 @@ class Benchmark:
 
     @property
     def title(self) -> str:
+        """Name that salts the folds."""
         return self.name or Path(self.path or "").stem
+
+    @property
+    def label(self) -> str:
+        """Name that a report shows."""
+        return self.title
+
+    @property
+    def note(self) -> str:
+        """What a reader of the report must know of the items."""
+        return ""
 
     def items(self) -> tuple[Item, ...]:
         """All items, checked.
@@ -53,7 +64,7 @@ class NoBenchmark:
     """No items: soups are written and nothing is evaluated (`experiment=merge`, `experiment=rebuild`)."""
 
     path = None
-    title = ""
+    title = label = note = ""
 
     def items(self) -> tuple[Item, ...]:
         return ()
@@ -64,7 +75,7 @@ class OwnBenchmark:
     """The items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
 
     path = None
-    title = ""
+    title = label = note = ""
 
     def items(self) -> tuple[Item, ...]:
         raise UserError(

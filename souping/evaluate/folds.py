@@ -46,7 +46,7 @@ def assign(benchmark: str, group: str, two: bool = False) -> Fold:
     return "search" if place < SHARES["select"] + SHARES["search"] else "report"
 
 
-def split(items: Sequence[Item], benchmark: str, two: bool = False) -> Folds:
+def split_folds(items: Sequence[Item], benchmark: str, two: bool = False) -> Folds:
     """Cut a benchmark into folds.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from souping.core.protocols import Served
 from souping.core.types import Item, Record, UserError, digest
-from souping.evaluate.engines import Stage
+from souping.evaluate.engines import ModuleSettings
 from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.scoring import score
 
@@ -74,9 +74,9 @@ class LocalEvaluator:
         return str(self.engine.wants)
 
     @property
-    def stage(self) -> Stage | None:
+    def stage(self) -> ModuleSettings | None:
         """How the module is to be loaded, where that is the engine's to say."""
-        found: Stage | None = self.engine.stage(self)
+        found: ModuleSettings | None = self.engine.stage(self)
         return found
 
     @property

@@ -14,7 +14,7 @@ from souping.core.types import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Single:
+class CandidateFacts:
     """A candidate as far as old files can be held against it.
 
     `hub` is its name on the Hub and `commit` the revision that lies in `path`, where it came from there. `parameters`
@@ -52,7 +52,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ImportedAnswers:
     """What one file of one task (or category) holds of one candidate.
 
     `records` are the answers by item id. `skipped` counts, by reason, answers that the run has no use for or that the

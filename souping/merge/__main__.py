@@ -22,7 +22,7 @@ from souping.core.types import UserError
 from souping.merge.distributed.messages import LostError
 from souping.merge.distributed.worker import LINGER, Team, fill, serve
 from souping.merge.plan import MergePlan
-from souping.merge.writer import Progress, Shares, cook
+from souping.merge.writer import Progress, Shares, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def cook_plan(path: Path, out: Path, shares: Shares | None = None) -> int:
         plan = MergePlan.load(path)
         print(plan.describe(), flush=True)
         start = time.perf_counter()
-        cook(plan, out, progress=meter(plan.read_bytes + plan.nbytes), shares=shares)
+        write_checkpoint(plan, out, progress=meter(plan.read_bytes + plan.nbytes), shares=shares)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

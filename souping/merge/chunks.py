@@ -22,7 +22,7 @@ ROWS = 1 << 20  # elements of all ingredients that a thread holds at once: memor
 
 
 @dataclass(frozen=True)
-class Run:
+class Chunk:
     """`count` elements of a shard from byte `offset` of its data, mixed alike from bytes that are contiguous too.
 
     A `solid` run is a whole piece that the method has to look at as one, so ranks do not share it.
@@ -41,7 +41,7 @@ class Run:
     def nbytes(self) -> int:
         return self.count * size_of(self.dtype)
 
-    def part(self, start: int, count: int) -> Run:
+    def part(self, start: int, count: int) -> Chunk:
         """Elements `start .. start + count` of this run."""
         if count == self.count:
             return self
@@ -50,11 +50,11 @@ class Run:
         return replace(self, offset=offset, count=count, sources=moved)
 
 
-def runs(plan: MergePlan) -> list[Run]:
+def chunks(plan: MergePlan) -> list[Chunk]:
     """The plan's pieces in the order of the output, neighbours joined where nothing but the name changes."""
-    joined: list[Run] = []
+    joined: list[Chunk] = []
     for tensor in plan.tensors:
-        for run in tensor_runs(plan, tensor):
+        for run in tensor_chunks(plan, tensor):
             if joined and _follows(joined[-1], run):
                 joined[-1] = replace(joined[-1], count=joined[-1].count + run.count)
             else:
@@ -62,19 +62,19 @@ def runs(plan: MergePlan) -> list[Run]:
     return joined
 
 
-def tensor_runs(plan: MergePlan, tensor: PlannedTensor) -> list[Run]:
+def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     """One tensor's pieces as runs; empty ones are left out."""
     method = get_method(plan.method)
     solid = method.whole or method.coefficients is not None
-    return [_run(tensor, piece, solid and piece.op == "mix") for piece in tensor.pieces if piece.count]
+    return [_chunk(tensor, piece, solid and piece.op == "mix") for piece in tensor.pieces if piece.count]
 
 
-def _run(tensor: PlannedTensor, piece: Piece, solid: bool) -> Run:
+def _chunk(tensor: PlannedTensor, piece: Piece, solid: bool) -> Chunk:
     offset = tensor.offset + piece.start * size_of(tensor.dtype)
-    return Run(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, solid)
+    return Chunk(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, solid)
 
 
-def _follows(a: Run, b: Run) -> bool:
+def _follows(a: Chunk, b: Chunk) -> bool:
     """Whether `b` continues `a` in the output and in every ingredient."""
     if a.solid or b.solid or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
         return False
@@ -89,7 +89,7 @@ def _follows(a: Run, b: Run) -> bool:
     )
 
 
-def share(work: Sequence[Run], rank: int, ranks: int) -> list[Run]:
+def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
     """The runs of one rank: the same number of bytes for each, cut at whole blocks (solid runs stay whole)."""
     total = sum(run.nbytes for run in work)
     low, high = total * rank // ranks, total * (rank + 1) // ranks
@@ -103,14 +103,14 @@ def share(work: Sequence[Run], rank: int, ranks: int) -> list[Run]:
     return mine
 
 
-def _cut(run: Run, nbytes: int, size: int) -> int:
+def _cut(run: Chunk, nbytes: int, size: int) -> int:
     """The element at which a run is cut so that about `nbytes` come before."""
     if run.solid:
         return run.count if nbytes >= run.nbytes // 2 + 1 else 0
     return max(0, min(run.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
 
 
-def blocks(run: Run) -> Iterator[Run]:
+def blocks(run: Chunk) -> Iterator[Chunk]:
     """A run in pieces small enough to stay in the cache."""
     size = max(1 << 12, min(BLOCK, ROWS // max(1, len(run.sources)) & ~0xFFF))
     for start in range(0, run.count, size):
@@ -122,7 +122,7 @@ def name_at(plan: MergePlan, shard: int, offset: int) -> str:
     return next(t.name for t in plan.tensors if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1))
 
 
-def complaint(plan: MergePlan, run: Run, what: str, source: Source | None) -> UserError:
+def complaint(plan: MergePlan, run: Chunk, what: str, source: Source | None) -> UserError:
     """An error that names the tensor and, where one is to blame, the ingredient's file."""
     name = shown(name_at(plan, run.shard, run.offset))
     where = ""
@@ -132,7 +132,7 @@ def complaint(plan: MergePlan, run: Run, what: str, source: Source | None) -> Us
     return UserError(f"{what} in tensor {name}{where}")
 
 
-def agree(plan: MergePlan, run: Run, rows: Sequence[Raw]) -> None:
+def agree(plan: MergePlan, run: Chunk, rows: Sequence[Raw]) -> None:
     """Refuse values that are not floats and differ between the ingredients."""
     for source, row in zip(run.sources, rows, strict=True):
         if not np.array_equal(row, rows[0]):
@@ -140,7 +140,7 @@ def agree(plan: MergePlan, run: Run, rows: Sequence[Raw]) -> None:
             raise complaint(plan, run, what, source)
 
 
-def check_finite(plan: MergePlan, run: Run, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
+def check_finite(plan: MergePlan, run: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
     """NaN or infinity in a block of the soup: an error, or with `nonfinite=warn` one warning a tensor.
 
     `warned` holds the tensors that were warned of.
@@ -158,7 +158,7 @@ def check_finite(plan: MergePlan, run: Run, good: bool, rows: Sequence[Raw], war
         log.warning("%s", error)
 
 
-def _first_bad(run: Run, rows: Sequence[Raw]) -> tuple[int, int] | None:
+def _first_bad(run: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
     """(source, element) of the first value that is not finite."""
     for number, (source, row) in enumerate(zip(run.sources, rows, strict=True)):
         bad = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
@@ -173,11 +173,11 @@ def size_of(dtype: str) -> int:
 
 
 STEP = 1 << 16  # elements; a fixed step gives the same sums whoever computes them
-Read = Callable[[Run, int, Raw], None]
+Read = Callable[[Chunk, int, Raw], None]
 """read(run, number of the source, buffer to fill)"""
 
 
-def piece_gram(run: Run, base: bool, read: Read) -> Gram:
+def piece_gram(run: Chunk, base: bool, read: Read) -> Gram:
     """`methods.gram` of the run's sources without holding them: fp64 sums of blocks, in order."""
     size = len(run.sources) - base
     total: Gram = np.zeros((size, size))

@@ -33,8 +33,8 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import listed
 from souping.checkpoints.header import BITS
 from souping.core.types import Recipe, UserError
-from souping.merge.chunks import Run, agree, blocks, check_finite, piece_gram, size_of, tensor_runs
-from souping.merge.kernels import mix, store
+from souping.merge.chunks import Chunk, agree, blocks, check_finite, piece_gram, size_of, tensor_chunks
+from souping.merge.kernels import mix_block, store
 from souping.merge.kernels.reference import Combine, Raw, delta, linear
 from souping.merge.methods import get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
@@ -48,7 +48,7 @@ THREADS = 2
 Job = Callable[[], None]
 
 
-class Live:
+class LiveModule:
     """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again.
 
     `checkpoints` is the pool by name, `base` the base model of the methods that have one. `resident`: `none` reads
@@ -66,7 +66,7 @@ class Live:
     ) -> None:
         self._checkpoints, self._base, self._nonfinite = dict(checkpoints), base, nonfinite
         pool = dict(checkpoints) if base is None else {**checkpoints, base_name(checkpoints): base}
-        self._larder, self._targets = Larder(pool, resident), Targets(module)
+        self._larder, self._targets = WeightFiles(pool, resident), ModuleTargets(module)
         self._module, self._resident, self._warned = module, resident, set[str]()
         self._devices: dict[torch.device, Device] = {}
         self._lock = threading.Lock()
@@ -104,30 +104,30 @@ class Live:
             for done in [pool.submit(job) for job in jobs]:
                 done.result()
 
-    def _jobs(self, plan: MergePlan, tensor: PlannedTensor, places: Mapping[str, Target]) -> Iterator[Job]:
+    def _jobs(self, plan: MergePlan, tensor: PlannedTensor, places: Mapping[str, ParameterTarget]) -> Iterator[Job]:
         """The blocks of one tensor, each with the bytes of the parameter that it fills."""
         target = places[tensor.name]
         if target.flat is None:
             yield partial(self._elsewhere, plan, tensor, target)
             return
-        for run in tensor_runs(plan, tensor):
+        for run in tensor_chunks(plan, tensor):
             yield from self._cut(plan, tensor, run, target.flat, target.dtype)
 
-    def _settle(self, plan: MergePlan, run: Run) -> Run:
+    def _settle(self, plan: MergePlan, run: Chunk) -> Chunk:
         """The run with its final weights, which may need statistics of the whole piece."""
         if not run.solid:
             return run
         method = get_method(plan.method)
         return replace(run, weights=method.weigh(piece_gram(run, method.base, partial(self._read, plan)), run.weights))
 
-    def _cut(self, plan: MergePlan, tensor: PlannedTensor, run: Run, flat: Raw, dtype: str) -> Iterator[Job]:
+    def _cut(self, plan: MergePlan, tensor: PlannedTensor, run: Chunk, flat: Raw, dtype: str) -> Iterator[Job]:
         method, run = get_method(plan.method), self._settle(plan, run)
         for part in [run] if run.solid and method.whole else blocks(run):
             first = (part.offset - tensor.offset) // size_of(tensor.dtype)
             into = flat[first * size_of(dtype) : (first + part.count) * size_of(dtype)]
             yield partial(self._block, plan, part, into, dtype)
 
-    def _block(self, plan: MergePlan, run: Run, out: Raw, dtype: str) -> None:
+    def _block(self, plan: MergePlan, run: Chunk, out: Raw, dtype: str) -> None:
         rows = [self._row(plan, source, run.count) for source in run.sources]
         if run.op == "same":
             agree(plan, run, rows)
@@ -137,21 +137,21 @@ class Live:
         else:
             function = get_method(plan.method).function if run.op == "mix" else linear
             tags = [source.dtype for source in run.sources]
-            good = mix(function, rows, tags, run.weights, plan.divisor, run.dtype, out, dtype)
+            good = mix_block(function, rows, tags, run.weights, plan.divisor, run.dtype, out, dtype)
             check_finite(plan, run, good, rows, self._warned)
 
-    def _read(self, plan: MergePlan, run: Run, number: int, into: Raw) -> None:
+    def _read(self, plan: MergePlan, run: Chunk, number: int, into: Raw) -> None:
         into[:] = self._row(plan, run.sources[number], run.count)
 
     def _row(self, plan: MergePlan, source: Source, count: int) -> Raw:
         return self._larder.row([ingredient.name for ingredient in plan.ingredients], source, count)
 
-    def _elsewhere(self, plan: MergePlan, tensor: PlannedTensor, target: Target) -> None:
+    def _elsewhere(self, plan: MergePlan, tensor: PlannedTensor, target: ParameterTarget) -> None:
         """A parameter off the CPU is mixed where it is, one that is not in one piece beside it, and copied."""
         import torch
 
         function, where = get_method(plan.method).function, target.tensor.device
-        work = tensor_runs(plan, tensor)
+        work = tensor_chunks(plan, tensor)
         fits = all(run.op == "copy" or (run.op in ("mix", "linear") and function in FUSED) for run in work)
         with torch.no_grad():
             if where.type == "cpu" or not fits or not target.tensor.is_contiguous():
@@ -175,13 +175,13 @@ class Live:
         import torch
 
         flat = np.empty(tensor.nbytes, np.uint8)
-        for run in tensor_runs(plan, tensor):
+        for run in tensor_chunks(plan, tensor):
             for job in self._cut(plan, tensor, run, flat, tensor.dtype):
                 job()
         return torch.from_numpy(flat).view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(tensor.shape)
 
 
-class Larder:
+class WeightFiles:
     """Bytes of the checkpoints' files: memory maps, or copies in memory (`cpu`)."""
 
     def __init__(self, checkpoints: Mapping[str, Checkpoint], resident: str = "none") -> None:
@@ -217,7 +217,7 @@ class Larder:
 
 
 @dataclass(frozen=True)
-class Target:
+class ParameterTarget:
     """A parameter or buffer; `flat` are its bytes where it lies in CPU memory in one piece, else None."""
 
     tensor: torch.Tensor
@@ -235,21 +235,21 @@ TAGS = {
 TORCH_DTYPES = {tag: name for name, tag in TAGS.items()}
 
 
-class Targets:
+class ModuleTargets:
     """A module's parameters and persistent buffers by the names that checkpoints use."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        self._found: dict[str, Target] = {}
+        self._found: dict[str, ParameterTarget] = {}
 
-    def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, Target] | None:
+    def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, ParameterTarget] | None:
         """{tensor name: target}, each storage once (tied parameters share one).
 
         Tensors the module has no use for are left out, as loading does. None where names or shapes do not cover the
         module, as for mixtures of experts, whose experts transformers stacks when it loads them.
         """
         named = self._named()
-        found: dict[str, Target] = {}
+        found: dict[str, ParameterTarget] = {}
         taken: set[int] = set()
         for tensor in tensors:
             place = self._lookup(tensor.name, named)
@@ -289,12 +289,14 @@ class Targets:
                 return named[key]
         return None
 
-    def _target(self, name: str, tensor: torch.Tensor) -> Target:
+    def _target(self, name: str, tensor: torch.Tensor) -> ParameterTarget:
         """Remembered between pours, as long as the storage stays where it is."""
         pointer = tensor.data_ptr()
         known = self._found.get(name)
         if known is None or known.pointer != pointer or known.tensor is not tensor:
-            known = Target(tensor, pointer, TAGS.get(str(tensor.dtype).removeprefix("torch."), ""), _flat(tensor))
+            known = ParameterTarget(
+                tensor, pointer, TAGS.get(str(tensor.dtype).removeprefix("torch."), ""), _flat(tensor)
+            )
             self._found[name] = known
         return known
 
@@ -366,9 +368,9 @@ class Device:
     def __init__(self, device: torch.device, row: Row, keep: bool) -> None:
         self._device, self._row, self._keep = device, row, keep
         self._kept: dict[tuple[str, int, int], torch.Tensor] = {}
-        self._finite: list[tuple[Run, torch.Tensor]] = []
+        self._finite: list[tuple[Chunk, torch.Tensor]] = []
 
-    def mix(self, plan: MergePlan, run: Run, function: Combine, out: torch.Tensor) -> None:
+    def mix(self, plan: MergePlan, run: Chunk, function: Combine, out: torch.Tensor) -> None:
         """The run's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
         import torch
 
@@ -378,7 +380,7 @@ class Device:
             self._finite.append((part, torch.isfinite(soup).all()))
             out[start : start + part.count].copy_(soup)
 
-    def bad_runs(self) -> list[Run]:
+    def bad_runs(self) -> list[Chunk]:
         """Blocks mixed since the last call that hold NaN or infinity. Waits for the device once."""
         import torch
 
@@ -388,7 +390,7 @@ class Device:
         flags = torch.stack([flag for _, flag in pending]).tolist()
         return [run for (run, _), good in zip(pending, flags, strict=True) if not good]
 
-    def _soup(self, plan: MergePlan, run: Run, function: Combine) -> torch.Tensor:
+    def _soup(self, plan: MergePlan, run: Chunk, function: Combine) -> torch.Tensor:
         """fp32 values of a block."""
         import torch
 
@@ -406,7 +408,7 @@ class Device:
             total.div_(torch.tensor(plan.divisor, dtype=torch.float32, device=self._device))
         return total
 
-    def _fetch(self, plan: MergePlan, run: Run, number: int) -> torch.Tensor:
+    def _fetch(self, plan: MergePlan, run: Chunk, number: int) -> torch.Tensor:
         """A source's elements on the device, in their own dtype."""
         source = run.sources[number]
         key = (plan.ingredients[source.ingredient].folder, source.file, source.offset)

@@ -130,17 +130,18 @@ class LocalMerge:
     def write(
         self, plan: MergePlan, out: Path, progress: Any = None, extra_files: Mapping[str, str] | None = None
     ) -> Path:
-        """The soup as a complete folder, which appears whole or not at all. Raises UserError as `cook.cook`."""
-        from souping.merge.writer import cook
+        """The soup as a complete folder, which appears whole or not at all. Raises UserError as
+        `write_checkpoint`."""
+        from souping.merge.writer import write_checkpoint
 
-        return cook(plan, out, progress=progress, extra_files=extra_files)
+        return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
 
     def live(self, checkpoints: Mapping[str, Checkpoint], module: Any) -> Any:
-        """A `Live`: the pool held open beside a module that its `pour(recipe)` fills."""
-        from souping.merge.live import Live
+        """A `LiveModule`: the pool held open beside a module that its `pour(recipe)` fills."""
+        from souping.merge.live import LiveModule
 
         base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
-        return Live(checkpoints, module, base=base, resident=self.resident, nonfinite=self.nonfinite)
+        return LiveModule(checkpoints, module, base=base, resident=self.resident, nonfinite=self.nonfinite)
 
     def pour(self, recipe: Recipe, module: Any, checkpoints: Mapping[str, Checkpoint]) -> None:
         """One soup into a module; for many, keep the `live` of this pool."""

@@ -145,9 +145,9 @@ class MergekitMerge:
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
         if isinstance(plan, MergePlan):
-            from souping.merge.writer import cook
+            from souping.merge.writer import write_checkpoint
 
-            return cook(plan, out, progress=progress, extra_files=extra_files)
+            return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
         with staged(out) as stage:
             self._run(plan.yaml, stage)
             Checkpoint.open(stage)
@@ -193,14 +193,14 @@ class _Live:
 
     def pour(self, recipe: Recipe) -> None:
         """Write the soup, then pour that one checkpoint. Raises UserError as `MergekitMerge.write`."""
-        from souping.merge.live import Live
+        from souping.merge.live import LiveModule
 
         folders = {name: checkpoint.folder for name, checkpoint in self._checkpoints.items()}
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             out = self._merge.write(self._merge.plan(recipe, folders), Path(folder) / "soup")
             soup = Checkpoint.open(out)
             alone = Recipe(ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype)
-            Live({"soup": soup}, self._module, nonfinite=self._merge.nonfinite).pour(alone)
+            LiveModule({"soup": soup}, self._module, nonfinite=self._merge.nonfinite).pour(alone)
 
 
 METHODS = ("linear", "task_arithmetic", "slerp")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from souping.checkpoints.checkpoint import SINGLE, TORCH_NAMES, Checkpoint
-from souping.checkpoints.compatibility import FLOATS, Slot, slots, widest
+from souping.checkpoints.compatibility import FLOATS, AlignedTensor, align, widest
 from souping.checkpoints.header import BITS, Tensor
 from souping.core.simplex import check_weights
 from souping.core.types import Recipe, UserError, Weights
@@ -107,11 +107,11 @@ def _assemble(
     carry: str | None,
 ) -> MergePlan:
     vocab = str(recipe.settings.get("vocab", "error"))
-    found = slots(pool, vocab)
+    found = align(pool, vocab)
     weigh = overridden(recipe, [slot.name for slot in found], _effective(recipe, method))
     files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
     drafts = [_draft(slot, weigh(slot.name), method, files, recipe) for slot in found]
-    tensors, shards = place(drafts, limit)
+    tensors, shards = place_tensors(drafts, limit)
     uneven = [slot for slot in found if slot.uneven]
     return MergePlan(
         recipe=recipe,
@@ -146,22 +146,22 @@ def _ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
 
 
 def _draft(
-    slot: Slot, weights: tuple[float, ...], method: Method, files: Sequence[Mapping[str, int]], recipe: Recipe
-) -> Draft:
+    slot: AlignedTensor, weights: tuple[float, ...], method: Method, files: Sequence[Mapping[str, int]], recipe: Recipe
+) -> UnplacedTensor:
     sources = [_source(i, part, files) for i, part in enumerate(slot.parts)]
     if slot.dtype not in FLOATS or any(part.dtype not in FLOATS for part in slot.parts):
         piece = Piece("same", 0, slot.parts[0].count, tuple(sources), (1.0,) * len(sources))
-        return Draft(slot, slot.parts[0].dtype, (piece,))
+        return UnplacedTensor(slot, slot.parts[0].dtype, (piece,))
     used = [part.dtype for part, weight in zip(slot.parts, weights, strict=False) if weight != 0]
     dtype = TORCH_NAMES.get(recipe.dtype) or widest(used)
-    return Draft(slot, dtype, bands(slot, sources, Mix(method, weights, dtype, _divisor(recipe))))
+    return UnplacedTensor(slot, dtype, row_segments(slot, sources, MixRule(method, weights, dtype, _divisor(recipe))))
 
 
 def _source(ingredient: int, part: Tensor, files: Sequence[Mapping[str, int]]) -> Source:
     return Source(ingredient, files[ingredient][part.file], part.offset, part.dtype)
 
 
-def _carrier(pool: Mapping[str, Checkpoint], uneven: Sequence[Slot], carry: str | None) -> int:
+def _carrier(pool: Mapping[str, Checkpoint], uneven: Sequence[AlignedTensor], carry: str | None) -> int:
     """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
     names = list(pool)
     if carry is not None:
@@ -172,7 +172,7 @@ def _carrier(pool: Mapping[str, Checkpoint], uneven: Sequence[Slot], carry: str 
     return fits[0] if fits else 0
 
 
-def _notes(pool: Mapping[str, Checkpoint], found: Sequence[Slot], recipe: Recipe) -> tuple[str, ...]:
+def _notes(pool: Mapping[str, Checkpoint], found: Sequence[AlignedTensor], recipe: Recipe) -> tuple[str, ...]:
     """What the user should hear of: dtypes that differ, rows that some lack."""
     notes = []
     mixed = [slot for slot in found if len({part.dtype for part in slot.parts}) > 1]
@@ -187,7 +187,7 @@ def _notes(pool: Mapping[str, Checkpoint], found: Sequence[Slot], recipe: Recipe
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixRule:
     """How this tensor is mixed: `weights` are the models' (a base model is one more source, the last, without one)."""
 
     method: Method
@@ -196,7 +196,7 @@ class Mix:
     divisor: float | None
 
 
-def bands(slot: Slot, sources: Sequence[Source], mix: Mix) -> tuple[Piece, ...]:
+def row_segments(slot: AlignedTensor, sources: Sequence[Source], mix: MixRule) -> tuple[Piece, ...]:
     """The pieces of a float tensor in row order."""
     width = 1
     for size in slot.shape[1:]:
@@ -213,7 +213,7 @@ def bands(slot: Slot, sources: Sequence[Source], mix: Mix) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _band(start: int, count: int, have: dict[int, Source], mix: Mix) -> Piece:
+def _band(start: int, count: int, have: dict[int, Source], mix: MixRule) -> Piece:
     """The piece of the ingredients in `have`. Where a model lacks these rows the others' weights keep the same sum."""
     base = len(mix.weights) if mix.method.base and len(mix.weights) in have else None
     weights = {i: mix.weights[i] for i in have if i != base and mix.weights[i] != 0}
@@ -240,10 +240,10 @@ def _shift(source: Source, elements: int) -> Source:
 
 
 @dataclass(frozen=True)
-class Draft:
+class UnplacedTensor:
     """A tensor of the soup before it has a place."""
 
-    slot: Slot
+    slot: AlignedTensor
     dtype: str
     pieces: tuple[Piece, ...]
 
@@ -255,9 +255,9 @@ class Draft:
         return count * BITS[self.dtype] // 8
 
 
-def place(drafts: Sequence[Draft], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+def place_tensors(drafts: Sequence[UnplacedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
     """Fill shards in order up to `limit` bytes; inside a shard wide dtypes come first, so that all stay aligned."""
-    groups: list[list[Draft]] = [[]]
+    groups: list[list[UnplacedTensor]] = [[]]
     filled = 0
     for draft in drafts:
         if groups[-1] and filled + draft.nbytes > limit:

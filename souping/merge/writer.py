@@ -28,8 +28,18 @@ from souping.checkpoints.checkpoint import TORCH_NAMES, inside, side_files, smal
 from souping.checkpoints.header import parse_json
 from souping.core.files import staged, write_files
 from souping.core.types import UserError
-from souping.merge.chunks import Run, agree, blocks, check_finite, complaint, piece_gram, runs, share, size_of
-from souping.merge.kernels import mix
+from souping.merge.chunks import (
+    Chunk,
+    agree,
+    blocks,
+    check_finite,
+    chunks,
+    complaint,
+    piece_gram,
+    share_of_rank,
+    size_of,
+)
+from souping.merge.kernels import mix_block
 from souping.merge.kernels.reference import Raw, finite, linear
 from souping.merge.methods import get_method
 from souping.merge.plan import Ingredient, MergePlan
@@ -40,7 +50,7 @@ THREADS = 2
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
 
-class Kitchen:
+class ShardWriter:
     """A plan with its files open: cooks any share of the output into shards that exist already (`prepare`)."""
 
     def __init__(self, plan: MergePlan, folder: Path) -> None:
@@ -55,7 +65,7 @@ class Kitchen:
             raise
         self._starts = [len(plan.header(shard)) for shard in range(len(plan.shards))]
 
-    def __enter__(self) -> Kitchen:
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +90,7 @@ class Kitchen:
         Raises:
             UserError: an ingredient ended early, a value is not finite, or the disk is full.
         """
-        work = share(runs(self.plan), rank, ranks)
+        work = share_of_rank(chunks(self.plan), rank, ranks)
         total, queue = sum(run.nbytes for run in work), self._queue(work)
         self._done = 0
         with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
@@ -88,19 +98,19 @@ class Kitchen:
         for job in jobs:
             job.result()
 
-    def _queue(self, work: list[Run]) -> Iterator[Run]:
+    def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """Blocks in order; a solid run gets its weights from its statistics first, then streams like any other."""
         for run in work:
             yield from [run] if run.solid and self.method.whole else blocks(self._settle(run))
 
-    def _settle(self, run: Run) -> Run:
+    def _settle(self, run: Chunk) -> Chunk:
         if not run.solid:
             return run
         return replace(run, weights=self.method.weigh(piece_gram(run, self.method.base, self.read), run.weights))
 
-    def _drain(self, queue: Iterator[Run], total: int, progress: Progress | None) -> None:
+    def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         """A thread's life: take a block, cook it, until the queue is empty or another thread failed."""
-        bench = Bench()
+        bench = Buffers()
         try:
             while (run := self._next(queue)) is not None:
                 self._block(run, bench)
@@ -112,11 +122,11 @@ class Kitchen:
             self._failed = True
             raise
 
-    def _next(self, queue: Iterator[Run]) -> Run | None:
+    def _next(self, queue: Iterator[Chunk]) -> Chunk | None:
         with self._lock:
             return None if self._failed else next(queue, None)
 
-    def read(self, run: Run, number: int, into: Raw) -> None:
+    def read(self, run: Chunk, number: int, into: Raw) -> None:
         """The bytes of a run's source `number`, whole or a UserError."""
         source = run.sources[number]
         descriptor, offset = self._inputs[source.ingredient][source.file], source.offset
@@ -127,7 +137,7 @@ class Kitchen:
                 raise complaint(self.plan, run, "the file ends early", source)
             view, offset = view[count:], offset + count
 
-    def _block(self, run: Run, bench: Bench) -> None:
+    def _block(self, run: Chunk, bench: Buffers) -> None:
         rows = [bench.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
         for number, row in enumerate(rows):
             self.read(run, number, row)
@@ -140,16 +150,16 @@ class Kitchen:
             function = self.method.function if run.op == "mix" else linear
             out = bench.row(-1, run.nbytes)
             tags = [source.dtype for source in run.sources]
-            good = mix(function, rows, tags, run.weights, self.plan.divisor, run.dtype, out, run.dtype)
+            good = mix_block(function, rows, tags, run.weights, self.plan.divisor, run.dtype, out, run.dtype)
             self._check(run, good, rows)
         self._write(run, out)
 
-    def _check(self, run: Run, good: bool, rows: list[Raw]) -> None:
+    def _check(self, run: Chunk, good: bool, rows: list[Raw]) -> None:
         if not good:
             with self._lock:
                 check_finite(self.plan, run, good, rows, self._warned)
 
-    def _write(self, run: Run, out: Raw) -> None:
+    def _write(self, run: Chunk, out: Raw) -> None:
         descriptor, view, offset = self._outputs[run.shard], out.data, self._starts[run.shard] + run.offset
         window = offset // WINDOW
         if window != (offset + len(view)) // WINDOW:
@@ -169,7 +179,7 @@ def start_writing(descriptor: int, offset: int) -> None:
             os.posix_fadvise(descriptor, offset, WINDOW, os.POSIX_FADV_DONTNEED)
 
 
-class Bench:
+class Buffers:
     """A thread's buffers, made once and reused for every block."""
 
     def __init__(self) -> None:
@@ -209,7 +219,7 @@ Shares = Callable[[MergePlan, Path, Progress | None], None]
 """Fills the prepared shards in a staging folder: alone, or by ranks that each take a share."""
 
 
-def cook(
+def write_checkpoint(
     plan: MergePlan,
     out: Path,
     *,
@@ -224,7 +234,7 @@ def cook(
     Raises:
         UserError: `out` is there already, an ingredient has changed or is broken, or the disk is full.
     """
-    files: dict[str, str | bytes] = {**carried(plan)}
+    files: dict[str, str | bytes] = {**companion_files(plan)}
     for name, text in (extra_files or {}).items():
         if name in files or name in plan.shards:
             raise UserError(f"the extra file {name} would replace a file of the model")
@@ -238,14 +248,14 @@ def cook(
 
 def alone(plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
     """All shares in this process, with two threads."""
-    with Kitchen(plan, stage) as kitchen:
+    with ShardWriter(plan, stage) as kitchen:
         kitchen.cook(threads=THREADS, progress=progress)
 
 
 INDEX_NAME = "model.safetensors.index.json"
 
 
-def carried(plan: MergePlan) -> dict[str, bytes]:
+def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     folder = Path(plan.ingredients[plan.carry].folder)
     try:

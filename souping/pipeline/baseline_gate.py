@@ -13,10 +13,10 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from souping.analysis.intervals import Z95, Interval, objective_interval, rate
-from souping.core.objectives import Objective
+from souping.core.protocols import Objective
 from souping.core.text import nearest
 from souping.core.types import Fold, ItemScores, UserError
-from souping.pipeline.evidence import Design
+from souping.pipeline.evidence import ItemTable
 
 MODES = ("error", "warn", "off")
 FALSE_ALARM = 0.01
@@ -160,7 +160,7 @@ def judge(
 
 
 def _interval(scores: ItemScores, category: str | None, objective: Objective) -> Interval:
-    design = Design.of(scores.items, objective)
+    design = ItemTable.of(scores.items, objective)
     if category is None:
         return objective_interval(scores.values, design.categories, design.groups, design.coefficients)
     mask = design.categories == design.names.index(category)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from souping.analysis.intervals import objective_interval, rate
 from souping.analysis.significance import Comparison, compare, holm, verdict
-from souping.core.objectives import Objective
+from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, ItemScores, Recipe
 
 Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
@@ -27,7 +27,7 @@ class Contender:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Design:
+class ItemTable:
     """The items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ class Design:
     coefficients: FloatArray
 
     @classmethod
-    def of(cls, items: Sequence[Item], objective: Objective) -> Design:
+    def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
         names = tuple(dict.fromkeys(item.category for item in items))
         _, groups = np.unique([item.group for item in items], return_inverse=True)
         return cls(
@@ -47,7 +47,7 @@ class Design:
         )
 
 
-def row(contender: Contender, scores: ItemScores, design: Design) -> dict[str, Any]:
+def row(contender: Contender, scores: ItemScores, design: ItemTable) -> dict[str, Any]:
     """One row of `report.json`: rates of each category and the objective, with 95 % intervals."""
     values = scores.values
     by_category = {}
@@ -65,7 +65,7 @@ def row(contender: Contender, scores: ItemScores, design: Design) -> dict[str, A
 
 
 def against(
-    soup: Contender, others: Sequence[Contender], scores: Mapping[str, ItemScores], design: Design
+    soup: Contender, others: Sequence[Contender], scores: Mapping[str, ItemScores], design: ItemTable
 ) -> list[tuple[Contender, Comparison]]:
     """The soup's paired difference to each contender; `scores` by recipe id."""
     pairs = []
@@ -93,7 +93,7 @@ def gather(
 ) -> dict[str, Any]:
     """`rows`, `comparisons` and `verdict` of the report. The soup is the last contender."""
     soup, others = contenders[-1], contenders[:-1]
-    design = Design.of(scores[soup.recipe.id].items, objective)
+    design = ItemTable.of(scores[soup.recipe.id].items, objective)
     pairs = against(soup, others, scores, design)
     candidates = [(c, p) for c, p in pairs if c.kind in ("ingredient", "candidate")]
     result = verdict(

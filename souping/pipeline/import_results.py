@@ -16,9 +16,9 @@ from souping.core.protocols import Evaluator
 from souping.core.text import nearest
 from souping.core.types import Candidate, Item, Recipe, UserError
 from souping.evaluate.bfcl.import_results import find_bfcl, read_bfcl
-from souping.evaluate.imported import Difference, Found, Single, compare
+from souping.evaluate.imported import CandidateFacts, Difference, ImportedAnswers, compare
 from souping.evaluate.lm_eval.import_results import find_samples, read_samples
-from souping.pipeline.models import Kitchen
+from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
 
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -31,7 +31,7 @@ READERS: Mapping[str, tuple[Any, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Board:
+class AskedBenchmark:
     """A benchmark of the run: its evaluator and its items."""
 
     evaluator: Evaluator
@@ -50,7 +50,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ImportRow:
     """What became of one file: `adopted` rows are new in the store, `present` were there; `refused` says why not."""
 
     candidate: str
@@ -70,7 +70,7 @@ def adoptable(evaluator: Evaluator) -> bool:
     return type(evaluator).__name__ in READERS
 
 
-def adopt(kitchen: Kitchen, store: Store, boards: Sequence[Board], request: Request) -> list[Row]:
+def adopt(kitchen: OpenPool, store: Store, boards: Sequence[AskedBenchmark], request: Request) -> list[ImportRow]:
     """A row for every task that the files hold answers of, newest files first.
 
     Raises:
@@ -94,7 +94,7 @@ def adopt(kitchen: Kitchen, store: Store, boards: Sequence[Board], request: Requ
     return [*(_take(kitchen, store, *plan, request) for plan in plans), *strangers]
 
 
-def asked_by(board: Board, recipe: Recipe) -> Board:
+def asked_by(board: AskedBenchmark, recipe: Recipe) -> AskedBenchmark:
     """The board as this single is asked: an evaluator with prompt handlers has one for each candidate."""
     choices = getattr(board.evaluator, "choices", None)
     if choices is None:
@@ -116,12 +116,12 @@ def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]
     return own[0] if len(own) == 1 else None
 
 
-def single_of(candidate: Candidate) -> Single:
+def single_of(candidate: Candidate) -> CandidateFacts:
     """A candidate as its files show it. What came from the Hub is known by its commit; its file times say nothing."""
     repo, _, commit = candidate.source.partition("@")
     weights = [p for p in candidate.path.iterdir() if p.suffix in (".safetensors", ".bin")]
     checkpoint = _headers(candidate.path)
-    return Single(
+    return CandidateFacts(
         name=candidate.name,
         path=candidate.path,
         hub=repo or None,
@@ -146,9 +146,9 @@ def _parameters(checkpoint: Checkpoint) -> frozenset[int]:
     return frozenset({whole, *(whole - counts[name] for name in HEADS if name in counts)})
 
 
-def _stranger(model: str, path: Path, names: Sequence[str]) -> Row:
+def _stranger(model: str, path: Path, names: Sequence[str]) -> ImportRow:
     hint = nearest(Path(model).name, names) or f" ({', '.join(names)})"
-    return Row(
+    return ImportRow(
         candidate="-",
         task="-",
         source=path,
@@ -157,12 +157,14 @@ def _stranger(model: str, path: Path, names: Sequence[str]) -> Row:
     )
 
 
-def _take(kitchen: Kitchen, store: Store, board: Board, name: str, found: Found, request: Request) -> Row:
+def _take(
+    kitchen: OpenPool, store: Store, board: AskedBenchmark, name: str, found: ImportedAnswers, request: Request
+) -> ImportRow:
     """Write what the files prove; nothing where they and the run disagree."""
     open_ = [d for d in found.differences if not (d.mild and d.key in request.accept)]
     accepted = tuple(sorted({d.key for d in found.differences} - {d.key for d in open_}))
     if open_:
-        return Row(candidate=name, task=found.task, source=found.source, refused=_refusal(open_))
+        return ImportRow(candidate=name, task=found.task, source=found.source, refused=_refusal(open_))
     recipe, evaluator = kitchen.recipe({name: 1.0}), board.evaluator
     known = store.load(recipe.fingerprint, evaluator.fingerprint)
     items = [item for item in board.items if item.id in found.records]
@@ -171,7 +173,7 @@ def _take(kitchen: Kitchen, store: Store, board: Board, name: str, found: Found,
         records = [found.records[item.id] for item in fresh]
         store.add(recipe, evaluator.fingerprint, evaluator.settings, fresh, records)
         store.note_adoption(recipe.fingerprint, evaluator.fingerprint, _origin(name, found, len(fresh), accepted))
-    return Row(
+    return ImportRow(
         candidate=name,
         task=found.task,
         source=found.source,
@@ -192,7 +194,7 @@ def _refusal(differences: Sequence[Difference]) -> str:
     return f"{first.sentence}{more} ({keys} takes the answers nevertheless)"
 
 
-def _origin(name: str, found: Found, count: int, accepted: Sequence[str]) -> dict[str, Any]:
+def _origin(name: str, found: ImportedAnswers, count: int, accepted: Sequence[str]) -> dict[str, Any]:
     """What the store keeps of an adoption, for whoever asks later where rows came from."""
     return {
         "candidate": name,
@@ -205,7 +207,7 @@ def _origin(name: str, found: Found, count: int, accepted: Sequence[str]) -> dic
     }
 
 
-def _check(count: int, found: Sequence[Found], request: Request) -> None:
+def _check(count: int, found: Sequence[ImportedAnswers], request: Request) -> None:
     """Before anything is written: there is something, and `accept` names differences that are there."""
     if not count:
         raise UserError(
@@ -219,13 +221,13 @@ def _check(count: int, found: Sequence[Found], request: Request) -> None:
         raise UserError(f"--accept {odd[0]} names no difference found here{nearest(odd[0], mild) or known}")
 
 
-def adopted_notes(kitchen: Kitchen, store: Store, evaluator: Evaluator) -> list[str]:
+def adopted_notes(kitchen: OpenPool, store: Store, evaluator: Evaluator) -> list[str]:
     """What a reader of the run's report must know of rows that the run did not measure."""
     counts: Counter[str] = Counter()
     accepted: set[str] = set()
     for name in kitchen.names:
         recipe = kitchen.recipe({name: 1.0})
-        asking = asked_by(Board(evaluator=evaluator, items=()), recipe).evaluator
+        asking = asked_by(AskedBenchmark(evaluator=evaluator, items=()), recipe).evaluator
         for origin in store.adoptions(recipe.fingerprint, asking.fingerprint):
             counts[name] += origin["items"]
             accepted |= set(origin["accepted"])
@@ -236,7 +238,7 @@ def adopted_notes(kitchen: Kitchen, store: Store, evaluator: Evaluator) -> list[
     return [f"answers measured elsewhere were adopted for {who}{spite}"]
 
 
-def totals(rows: Sequence[Row]) -> Counter[str]:
+def totals(rows: Sequence[ImportRow]) -> Counter[str]:
     """Counts of adopted, present and refused; files of models that are no candidates are nobody's loss."""
     count = Counter(adopted=sum(r.adopted for r in rows), present=sum(r.present for r in rows))
     count["refused"] = sum(bool(r.refused) and not r.stranger for r in rows)

@@ -9,25 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from souping import report
 from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.pool import Pool
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge.adapters.pool import content, open_adapters
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import from_yaml, to_yaml
-from souping.pipeline.models import Kitchen, folder_of, with_base
-from souping.pipeline.settings import Run
+from souping.pipeline.models import OpenPool, folder_of, with_base
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
+from souping.report.cards import card
+from souping.report.files import put
 from souping.report.progress import Throughput, side_console
 
 CARD = "README.md"
 
 
-def merge(run: Run) -> Path | None:
+def merge(run: RunSettings) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
     with Store(run.store_path) as store:
-        kitchen = Kitchen(run.pool.resolve(), run.merge, None, store)
+        kitchen = OpenPool(run.pool.resolve(), run.merge, None, store)
         for warning in kitchen.warnings:
             _say(f"note: {warning}")
         if run.optimiser.count(len(kitchen.names)) != 1:
@@ -37,7 +38,7 @@ def merge(run: Run) -> Path | None:
         return _cook(run, kitchen.backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
 
 
-def rebuild(run: Run, path: Path) -> Path | None:
+def rebuild(run: RunSettings, path: Path) -> Path | None:
     """`experiment=rebuild`: the soup of a recipe.json again, bit for bit; or that of a mergekit YAML.
 
     Ingredients of a recipe.json are looked for by name in `pool.candidates`, then by content where this store has seen
@@ -60,17 +61,17 @@ def rebuild(run: Run, path: Path) -> Path | None:
         }
         settings = _settings(run.merge, recipe, table, store, list(folders.values()))
         backend = open_adapters(folders, settings, store.hashes) or settings
-        card = path.with_name(CARD)
-        return _cook(run, backend, recipe, folders, card.read_text(encoding="utf-8") if card.is_file() else None)
+        beside = path.with_name(CARD)
+        return _cook(run, backend, recipe, folders, beside.read_text(encoding="utf-8") if beside.is_file() else None)
 
 
-def _from_mergekit(run: Run, path: Path, store: Store) -> Path | None:
+def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
     """The soup of a mergekit YAML: its raw weights, and its divisor where it normalises."""
     imported = from_yaml(_text(path))
     for note in imported.notes:
         _say(f"note: {note}")
     pool = Pool(candidates=list(imported.models)).resolve(at_least=1)
-    kitchen = Kitchen(pool, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
+    kitchen = OpenPool(pool, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
     prints = {model: c.fingerprint for model, c in zip(imported.models, kitchen.candidates, strict=True)}
     base = folder_of(imported.base) if imported.base is not None else None
     content = fingerprint(base, store.hashes) if base else ""
@@ -82,7 +83,7 @@ def _from_mergekit(run: Run, path: Path, store: Store) -> Path | None:
     return _cook(run, backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
 
 
-def _cook(run: Run, backend: Any, recipe: Recipe, folders: Mapping[str, Path], card: str | None) -> Path | None:
+def _cook(run: RunSettings, backend: Any, recipe: Recipe, folders: Mapping[str, Path], text: str | None) -> Path | None:
     """Write the soup; with `plan=true` print and save its plan instead."""
     plan = backend.plan(recipe, folders)
     if run.plan:
@@ -92,16 +93,16 @@ def _cook(run: Run, backend: Any, recipe: Recipe, folders: Mapping[str, Path], c
         with suppress(UserError):  # what mergekit has no words for is not exported
             named = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
             text = to_yaml(recipe, named, getattr(backend, "base", None))
-            report.put(run.run_dir / "mergekit.yml", text.encode())
+            put(run.run_dir / "mergekit.yml", text.encode())
         return None
     with Throughput("soup") as progress:
-        extra = {CARD: card} if card is not None else {}
+        extra = {CARD: text} if text is not None else {}
         result: Path = backend.write(plan, run.out, progress=progress, extra_files=extra)
     return result
 
 
-def _card(run: Run, recipe: Recipe) -> str:
-    return report.card({"experiment": run.name, "recipe": recipe.as_dict()})
+def _card(run: RunSettings, recipe: Recipe) -> str:
+    return card({"experiment": run.name, "recipe": recipe.as_dict()})
 
 
 def _recipe(table: Mapping[str, Any]) -> Recipe:

@@ -29,7 +29,7 @@ from souping.pipeline.store import Store
 from souping.report.progress import Throughput
 
 
-class Kitchen:
+class OpenPool:
     """Candidates with their checkpoints opened (headers only) and checked against each other.
 
     No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
@@ -51,7 +51,7 @@ class Kitchen:
         """
         self._evaluator, self._hashes = evaluator, store.hashes
         _check_carry(merge, [c.name for c in candidates])
-        supplied = supply(candidates, merge, aside, tokenizers=evaluator is not None)
+        supplied = fetch_candidates(candidates, merge, aside, tokenizers=evaluator is not None)
         candidates, merge = supplied.candidates, supplied.merge
         self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
         self._merge = self._adapters or merge
@@ -69,8 +69,8 @@ class Kitchen:
         if getattr(merge, "base", None) and self._adapters is None:
             store.saw(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
         self.warnings += [*supplied.notes, *_twins(self.candidates)]
-        self._hob = Hob(self._load, lambda module: self._merge.live(self._checkpoints, module), self._tokenizer)
-        self._shelf = Shelf(lambda recipe, out: self.write(recipe, out, {}), self._own_folder, self._size())
+        self._hob = LiveModel(self._load, lambda module: self._merge.live(self._checkpoints, module), self._tokenizer)
+        self._shelf = ScratchCheckpoint(lambda recipe, out: self.write(recipe, out, {}), self._own_folder, self._size())
 
     def check_tokenizers(self) -> None:
         """Refuse, before anything is evaluated, a candidate that has no tokenizer to evaluate it with."""
@@ -191,7 +191,7 @@ Aside = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supply:
+class FetchedPool:
     """Candidates whose paths are folders, a merge backend whose base is one, and notes for the report."""
 
     candidates: tuple[Candidate, ...]
@@ -199,7 +199,9 @@ class Supply:
     notes: tuple[str, ...] = ()
 
 
-def supply(candidates: Sequence[Candidate], merge: Any, aside: Aside = nullcontext, tokenizers: bool = False) -> Supply:
+def fetch_candidates(
+    candidates: Sequence[Candidate], merge: Any, aside: Aside = nullcontext, tokenizers: bool = False
+) -> FetchedPool:
     """Fetch what is named by the Hub; with `tokenizers`, a model that has none is refused before its weights travel.
 
     Raises:
@@ -219,7 +221,7 @@ def supply(candidates: Sequence[Candidate], merge: Any, aside: Aside = nullconte
             fetched = hub.fetch(names, pickle, _judge(candidates, merge, tokenizers), report)
     here = tuple(_placed(c, fetched.get(c.name)) for c in candidates)
     notes = tuple(f.note for f in fetched.values() if f.note)
-    return Supply(candidates=here, merge=with_base(merge, [c.path for c in here], aside), notes=notes)
+    return FetchedPool(candidates=here, merge=with_base(merge, [c.path for c in here], aside), notes=notes)
 
 
 def with_base(merge: Any, folders: Sequence[Path], aside: Aside = nullcontext) -> Any:
@@ -288,7 +290,7 @@ PREFIX, LOCK = "souping-soup-", ".in-use"
 
 
 @dataclass
-class Table:
+class ServedModel:
     """A model on the table, ready to be evaluated."""
 
     module: Any
@@ -296,7 +298,7 @@ class Table:
     folder: Path | None = None
 
 
-class Hob:
+class LiveModel:
     """One live module that soups are poured into. It is loaded at the first soup that somebody evaluates."""
 
     def __init__(
@@ -304,11 +306,11 @@ class Hob:
     ) -> None:
         self._load, self._live, self._tokenizer = load, live, tokenizer
         self._setup: tuple[Any, ...] = ()
-        self._table: Table | None = None
+        self._table: ServedModel | None = None
         self._poured: Any = None
         self._served = ""
 
-    def serve(self, evaluator: Any, recipe: Recipe) -> Table:
+    def serve(self, evaluator: Any, recipe: Recipe) -> ServedModel:
         """The soup, poured. Evaluators that want the module alike (device, dtype) share it; else it is loaded anew."""
         table = self._ready(evaluator)
         if self._served != recipe.fingerprint:
@@ -321,17 +323,17 @@ class Hob:
         """The soup's tokenizer."""
         return self._tokenizer(recipe)
 
-    def _ready(self, evaluator: Any) -> Table:
+    def _ready(self, evaluator: Any) -> ServedModel:
         setup = tuple(getattr(evaluator, name, None) for name in ("resolved_device", "dtype", "trust_remote_code"))
         if self._table is None or setup != self._setup:
             self._table = self._poured = None  # two modules at once might not fit
             module = self._load(evaluator)
-            self._table, self._poured = Table(module=module, tokenizer=None), self._live(module)
+            self._table, self._poured = ServedModel(module=module, tokenizer=None), self._live(module)
             self._setup, self._served = setup, ""
         return self._table
 
 
-class Shelf:
+class ScratchCheckpoint:
     """One soup as a folder, in shared memory where it fits; the next soup takes its place, `close` removes it.
 
     What a killed run left there is removed before the next soup is written.
@@ -343,21 +345,21 @@ class Shelf:
         self._lock: IO[str] | None = None
         self._served = ""
 
-    def serve(self, evaluator: Any, recipe: Recipe) -> Table:
+    def serve(self, evaluator: Any, recipe: Recipe) -> ServedModel:
         """The soup's folder: a candidate's own, or a temporary one."""
         own = self._own(recipe)
         if own is not None:
-            return Table(module=None, tokenizer=None, folder=own)
+            return ServedModel(module=None, tokenizer=None, folder=own)
         if self._served != recipe.fingerprint:
             self.close()
             sweep()
-            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place(self._size)))
+            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_place(self._size)))
             self._lock = hold(self._root)
             if not (self._write(recipe, self._root / recipe.id) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
             self._served = recipe.fingerprint
         assert self._root is not None
-        return Table(module=None, tokenizer=None, folder=self._root / recipe.id)
+        return ServedModel(module=None, tokenizer=None, folder=self._root / recipe.id)
 
     def close(self) -> None:
         if self._root is not None:
@@ -367,13 +369,13 @@ class Shelf:
         self._root, self._lock, self._served = None, None, ""
 
 
-class Either:
+class LazyModel:
     """A soup that is poured or written only when it is asked for, by an engine that knows which it needs.
 
     `soup` identifies it, and `home` is a complete folder of a model like it.
     """
 
-    def __init__(self, hob: Hob, shelf: Shelf, stage: Any, recipe: Recipe, home: Path) -> None:
+    def __init__(self, hob: LiveModel, shelf: ScratchCheckpoint, stage: Any, recipe: Recipe, home: Path) -> None:
         self._hob, self._shelf, self._stage, self._recipe = hob, shelf, stage, recipe
         self.soup, self.home = recipe.fingerprint, home
 
@@ -410,7 +412,7 @@ def sweep() -> None:
                 shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-def place(size: int) -> Path:
+def scratch_place(size: int) -> Path:
     """Where `size` bytes of a passing soup go: shared memory if half of what is free there holds them, else the
     temporary folder.
 
@@ -429,12 +431,12 @@ def place(size: int) -> Path:
     return temporary
 
 
-def serving(hob: Hob, shelf: Shelf, evaluator: Evaluator, home: Path) -> Callable[[Recipe], Served]:
+def serving(hob: LiveModel, shelf: ScratchCheckpoint, evaluator: Evaluator, home: Path) -> Callable[[Recipe], Served]:
     """What serves soups to this evaluator, as it `wants` them; `home` is a folder of the pool's architecture."""
     stage: Any = getattr(evaluator, "stage", None) or evaluator
     ways: Mapping[str, Callable[[Recipe], Served]] = {
         "module": lambda recipe: hob.serve(stage, recipe),
         "folder": lambda recipe: shelf.serve(stage, recipe),
-        "either": lambda recipe: Either(hob, shelf, stage, recipe, home),
+        "either": lambda recipe: LazyModel(hob, shelf, stage, recipe, home),
     }
     return ways[getattr(evaluator, "wants", "module")]

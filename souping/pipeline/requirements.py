@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from souping.checkpoints.pool import Model, weigh
-from souping.core.types import UserError
+from souping.checkpoints.pool import ModelSize, weigh
+from souping.core.types import Missing, UserError
 from souping.merge.plan import human
 from souping.pipeline.models import SHARED_MEMORY
 from souping.report.format import listed
@@ -32,7 +32,7 @@ Kind = Literal["disk", "memory", "GPU memory"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Requirement:
     """`need` beside `have`, what there is of it in all (a disk: what is free), and `free`, what is free just now.
 
     `parts` says what the need is made of, `mends` what to do where it does not fit.
@@ -63,7 +63,9 @@ class Room:
         return f"{self.where} has {human(self.have)}, the run needs {need}: {self.mends}"
 
 
-def rooms(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Room]:
+def requirements_of(
+    run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]
+) -> list[Requirement]:
     """Everything that can be too small; nothing where no model's size is known."""
     if not any(model.nbytes for model in models):
         return []
@@ -83,12 +85,12 @@ def check_room(run: Any, evaluators: Sequence[Any]) -> None:
     models = [weigh(candidate, getattr(run.merge, "allow_pickle", False)) for candidate in run.pool.resolve()]
     if any(model.trouble for model in models):
         return  # whoever opens the pool next says it better
-    lacking = [room for room in rooms(run, models, look(), evaluators) if not room.fits]
+    lacking = [room for room in requirements_of(run, models, look(), evaluators) if not room.fits]
     if lacking:
         raise UserError("\n".join(room.sentence() for room in lacking[:2]))
 
 
-def soup_bytes(models: Sequence[Model], merge: Any) -> int:
+def soup_bytes(models: Sequence[ModelSize], merge: Any) -> int:
     """A soup on disk: as large as the largest candidate, in the merge's dtype; an adapter where adapters are kept."""
     kept = [m for m in models if m.adapter] if getattr(merge, "adapters", "") == "keep" else []
     largest = max(kept or models, key=lambda model: model.nbytes)
@@ -96,13 +98,13 @@ def soup_bytes(models: Sequence[Model], merge: Any) -> int:
     return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
-def module_bytes(models: Sequence[Model], dtype: str | None) -> int:
+def module_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
     """A model in memory: its parameters in `dtype` (auto and None: as stored)."""
     largest = max(models, key=lambda model: model.parameters)
     return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
-def _disks(run: Any, models: Sequence[Model], evaluators: Sequence[Any]) -> list[Room]:
+def _disks(run: Any, models: Sequence[ModelSize], evaluators: Sequence[Any]) -> list[Requirement]:
     """A room for each file system that is written to: the soup, downloads, a soup that is served as a folder."""
     wishes: list[tuple[Path, str, int, str]] = []
     if not run.stop_after:
@@ -126,7 +128,7 @@ def _disks(run: Any, models: Sequence[Model], evaluators: Sequence[Any]) -> list
         mends = "make room, or " + " or ".join(mends for *_, mends in group)
         need = sum(size for _, _, size, _ in group)
         found.append(
-            Room(
+            Requirement(
                 kind="disk",
                 where=f"the disk for {listed([what for _, what, _, _ in group])}",
                 need=need,
@@ -146,7 +148,7 @@ def _cache() -> Path:
 
 
 def in_memory(size: int) -> bool:
-    """Whether a passing soup of this size goes to shared memory, as `souping.pipeline.models.place` decides."""
+    """Whether a passing soup of this size goes to shared memory, as `souping.pipeline.models.scratch_place` decides."""
     return SHARED_MEMORY.is_dir() and room(SHARED_MEMORY)[0] > 2 * size
 
 
@@ -162,7 +164,7 @@ def _holder(evaluator: Any) -> Any:
     return next((p for p in parts if hasattr(p, "tensor_parallel_size") or hasattr(p, "interpreter")), None)
 
 
-def _memory(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> Room:
+def _memory(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]) -> Requirement:
     parts = [("program", PROGRAM)]
     held = max((_held(evaluator, models, machine) for evaluator in evaluators), default=0)
     if held:
@@ -173,7 +175,7 @@ def _memory(run: Any, models: Sequence[Model], machine: Machine, evaluators: Seq
         size = module_bytes(models, getattr(run.merge, "dtype", None))
         if in_memory(size):
             parts.append((f"a soup in {SHARED_MEMORY}", size))
-    return Room(
+    return Requirement(
         kind="memory",
         where="this machine's memory",
         need=sum(size for _, size in parts),
@@ -184,7 +186,7 @@ def _memory(run: Any, models: Sequence[Model], machine: Machine, evaluators: Seq
     )
 
 
-def _held(evaluator: Any, models: Sequence[Model], machine: Machine) -> int:
+def _held(evaluator: Any, models: Sequence[ModelSize], machine: Machine) -> int:
     """Main memory that one evaluator's model takes; a model for a GPU passes through it when it is loaded."""
     holder = _holder(evaluator)
     if holder is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps it all
@@ -193,9 +195,9 @@ def _held(evaluator: Any, models: Sequence[Model], machine: Machine) -> int:
     return module_bytes(models, getattr(evaluator, "dtype", None))
 
 
-def _gpu_rooms(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Room]:
+def _gpu_rooms(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]) -> list[Requirement]:
     """Each kind of use of a GPU once: a live module on one, or a share of the model on each of several."""
-    found: dict[str, Room] = {}
+    found: dict[str, Requirement] = {}
     for evaluator in evaluators:
         holder = _holder(evaluator)
         if holder is None and not on_gpu(evaluator, machine):
@@ -207,7 +209,7 @@ def _gpu_rooms(run: Any, models: Sequence[Model], machine: Machine, evaluators: 
     return list(found.values())
 
 
-def _gpu(run: Any, models: Sequence[Model], machine: Machine, evaluator: Any, holder: Any) -> Room:
+def _gpu(run: Any, models: Sequence[ModelSize], machine: Machine, evaluator: Any, holder: Any) -> Requirement:
     ways = int(getattr(holder, "tensor_parallel_size", 1))
     share = float(getattr(holder, "gpu_memory_utilization", 1.0))
     size = module_bytes(models, (holder or evaluator).dtype)
@@ -216,7 +218,7 @@ def _gpu(run: Any, models: Sequence[Model], machine: Machine, evaluator: Any, ho
         parts.append(("resident candidates", sum(model.nbytes for model in models)))
     used = sorted(machine.gpus, key=lambda gpu: gpu.total)[-ways:] if len(machine.gpus) >= ways else []
     mends = "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or evaluator.dtype=bfloat16"
-    return Room(
+    return Requirement(
         kind="GPU memory",
         where=f"each of {ways} GPUs" if ways > 1 else "a GPU",
         need=sum(bytes_ for _, bytes_ in parts),
@@ -340,20 +342,6 @@ EXTRAS = {
 """Parts that need a package of an extra: (package, extra)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """Something that stops the run here; `mends` is a command, or empty where none would do."""
-
-    what: str
-    mends: str = ""
-
-    def sentence(self) -> str:
-        return f"{self.what}: {self.mends}" if self.mends else self.what
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-
 def from_error(error: UserError) -> Missing:
     """What a part said; the command in its words, where there is one."""
     text = str(error).splitlines()[0]
@@ -361,7 +349,7 @@ def from_error(error: UserError) -> Missing:
     return Missing(what=text[: found.start()].rstrip(" :;,") if found else text, mends=found.group() if found else "")
 
 
-def missing(run: Any, models: Sequence[Model], machine: Machine, evaluators: Sequence[Any]) -> list[Missing]:
+def missing(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
     parts = [*evaluators, run.merge, run.tracker]
     return once([*_packages(parts), *_missing_gpus(evaluators, machine), *_models(models), *_login(run)])
@@ -423,7 +411,7 @@ def _missing_gpus(evaluators: Iterable[Any], machine: Machine) -> Iterator[Missi
             yield Missing(what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {len(machine.gpus)}")
 
 
-def _models(models: Iterable[Model]) -> Iterator[Missing]:
+def _models(models: Iterable[ModelSize]) -> Iterator[Missing]:
     for model in models:
         if model.trouble:
             yield Missing(what=model.trouble, mends=model.mends)

@@ -8,22 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from souping import planning
-from souping import report as reporting
 from souping.core.scores import ScoreMatrix
 from souping.core.types import LateError, Selection, UserError
-from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark
-from souping.examples import pantry
+from souping.evaluate.benchmark import OwnBenchmark
 from souping.pipeline.merge_only import merge, rebuild
 from souping.pipeline.models import free_target
-from souping.pipeline.settings import Run
-from souping.pipeline.stages import Session
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.stages import RunStages
 from souping.pipeline.store import Store
 from souping.pipeline.upload import check, push
-from souping.report.files import selection_dict, trial_rows
-from souping.search.loop import Found
+from souping.report.cards import card
+from souping.report.files import as_json, put, selection_dict, trial_rows, write_report, write_selection, write_trials
+from souping.report.progress import Progress
+from souping.report.terminal import also_table, gate_table, report_table
+from souping.search.loop import SearchResult
 
-__all__ = ["Run", "cook"]
 SHOWN = (
     "report.html",
     "report.md",
@@ -36,7 +35,7 @@ SHOWN = (
 )
 
 
-def cook(run: Run) -> float | None:
+def cook(run: RunSettings) -> float | None:
     """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
     sends = run.upload is not None and not run.plan
     if sends:
@@ -46,13 +45,11 @@ def cook(run: Run) -> float | None:
             if hasattr(part, "close"):  # servers and ranks wait for the next soup until then
                 parts.callback(part.close)
         outcome = _stages(run)
-    if outcome is None:
-        return None
     with _results_stay():
         _show(run, outcome)
         if sends:
             _upload(run)
-    found: Found | None = outcome.get("found")
+    found: SearchResult | None = outcome.get("found")
     return found.result.objective if found else None
 
 
@@ -67,7 +64,7 @@ def _results_stay() -> Iterator[None]:
         raise LateError(str(error)) from error
 
 
-def _check_upload(run: Run) -> None:
+def _check_upload(run: RunSettings) -> None:
     """Whoever may not write to the Hub learns it before the run, not after it."""
     assert run.upload is not None
     if run.stop_after:
@@ -75,7 +72,7 @@ def _check_upload(run: Run) -> None:
     check(run.upload)
 
 
-def _upload(run: Run) -> None:
+def _upload(run: RunSettings) -> None:
     assert run.upload is not None
     if not run.out.exists():  # one expert for everything: no soup was written
         print(f"  {'upload':15} nothing to send: there is no soup")
@@ -84,35 +81,39 @@ def _upload(run: Run) -> None:
     print(f"  {'upload':15} {url}")
 
 
-def _stages(run: Run) -> dict[str, Any] | None:
-    """What the run came to; None where it was only planned."""
-    free_target(run.out)
-    if run.recipe or isinstance(run.benchmark, NoBenchmark):
+def _stages(run: RunSettings) -> dict[str, Any]:
+    """What the run came to."""
+    check_settings(run)
+    if run.merges_only:
         return {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)}
-    _check_benchmark(run)
-    if run.plan:
-        planning.plan(run)
-        return None
     from_table = run.stop_after == "select" and run.scores.published  # asks no item, needs no evaluator's environment
     own = None if from_table else getattr(run.evaluator, "benchmark", None)
     if isinstance(run.benchmark, OwnBenchmark) and own is not None:
         run = replace(run, benchmark=own)
     run.pool.resolve()
-    with reporting.Progress() as progress:
+    with Progress() as progress:
         if from_table:
             return _select_from_table(run, progress)
         with Store(run.store_path) as store:
-            return _cook(Session.open(run, store, progress))
+            return _cook(RunStages.open(run, store, progress))
 
 
-def _check_benchmark(run: Run) -> None:
-    """An evaluator that brings its own items can ask no others (an experiment may have named some)."""
-    if hasattr(type(run.evaluator), "benchmark") and not isinstance(run.benchmark, OwnBenchmark):
+def check_settings(run: RunSettings) -> None:
+    """Refuse, before a run or its plan, a target that is in use, and items for an evaluator that brings its own.
+
+    An experiment may have named such items.
+    """
+    free_target(run.out)
+    if (
+        not run.merges_only
+        and hasattr(type(run.evaluator), "benchmark")
+        and not isinstance(run.benchmark, OwnBenchmark)
+    ):
         name = type(run.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
 
 
-def _cook(session: Session) -> dict[str, Any]:
+def _cook(session: RunStages) -> dict[str, Any]:
     run = session.run
     run.tracker.start(run.config, run.run_dir)
     report: dict[str, Any] | None = None
@@ -126,14 +127,14 @@ def _cook(session: Session) -> dict[str, Any]:
         session.progress.say(f"best on the search fold: {100 * found.result.objective:.1f}, {recipe_line(found)}")
         if run.stop_after == "search":
             return write_search(run, found, selection)
-        report = serve(session, scores, selection, found)
+        report = write_and_report(session, scores, selection, found)
         return {**report, "found": found}
     finally:
         session.kitchen.close()
         run.tracker.finish(report, run.run_dir)
 
 
-def _gate(session: Session) -> None:
+def _gate(session: RunStages) -> None:
     """Stop (or warn) where a single model is not what it was expected to be, before anything else costs time."""
     found = session.check_singles()
     if found is None:
@@ -141,13 +142,15 @@ def _gate(session: Session) -> None:
     if not found.failed:
         session.progress.say(found.sentence())
         return
-    session.progress.show(reporting.gate_table({"gate": found.as_dict()}))
+    session.progress.show(gate_table({"gate": found.as_dict()}))
     if found.mode == "error":
         raise UserError(f"{found.sentence()}\nnothing is lost: what was evaluated is in the store (gate=warn goes on)")
     session.notes.append(found.sentence())
 
 
-def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Found) -> dict[str, Any]:
+def write_and_report(
+    session: RunStages, scores: ScoreMatrix, selection: Selection, found: SearchResult
+) -> dict[str, Any]:
     """Write the soup, then open the report fold for it and write the evidence down."""
     run, trials = session.run, trial_rows(found.trials, selection)
     parts = {
@@ -160,33 +163,33 @@ def serve(session: Session, scores: ScoreMatrix, selection: Selection, found: Fo
         "warnings": session.warnings(scores),
     }
     if len(selection.ingredients) > 1:
-        card = reporting.card({**parts, "search": _search_scores(session, found)})
+        text = card({**parts, "search": _search_scores(session, found)})
         session.progress.stage("writing the soup")
-        session.write(found, card)
+        session.write(found, text)
     if session.gate is not None:
         parts["gate"] = session.gate.as_dict()
     evidence = session.evidence(scores, selection, found)
     if session.sides:
         evidence["also"] = session.also(selection, found)
     report = {**parts, **evidence, "stability": session.stability(scores), "cost": session.cost(len(trials))}
-    reporting.write(report, trials, run.run_dir)
-    reporting.write_trials(trials, report, run.run_dir / "trials.csv")
+    write_report(report, trials, run.run_dir)
+    write_trials(trials, report, run.run_dir / "trials.csv")
     return report
 
 
-def write_search(run: Run, found: Found, selection: Selection) -> dict[str, Any]:
+def write_search(run: RunSettings, found: SearchResult, selection: Selection) -> dict[str, Any]:
     """What a run that stops after its search leaves: the trials and the recipe."""
     parts = {"selection": selection_dict(selection), "recipe": found.recipe.as_dict()}
-    reporting.write_trials(trial_rows(found.trials, selection), parts, run.run_dir / "trials.csv")
-    reporting.put(run.run_dir / "recipe.json", reporting.as_json(parts["recipe"]).encode())
+    write_trials(trial_rows(found.trials, selection), parts, run.run_dir / "trials.csv")
+    put(run.run_dir / "recipe.json", as_json(parts["recipe"]).encode())
     return {**parts, "found": found}
 
 
-def recipe_line(found: Found) -> str:
+def recipe_line(found: SearchResult) -> str:
     return " + ".join(f"{w:.3g} {n}" for n, w in zip(found.recipe.ingredients, found.recipe.weights, strict=True))
 
 
-def _search_scores(session: Session, found: Found) -> dict[str, Any]:
+def _search_scores(session: RunStages, found: SearchResult) -> dict[str, Any]:
     """The search fold's scores, which the model card shows: the report fold is still closed when it is written."""
     session.progress.stage("ingredients on the search fold")
     return {
@@ -197,20 +200,20 @@ def _search_scores(session: Session, found: Found) -> dict[str, Any]:
     }
 
 
-def _select(run: Run, scores: ScoreMatrix, progress: reporting.Progress) -> Selection:
+def _select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     selection = run.selector.select(scores)
     progress.say(f"selected {', '.join(selection.ingredients)}")
-    reporting.write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
+    write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
     return selection
 
 
-def _select_from_table(run: Run, progress: reporting.Progress) -> dict[str, Any]:
+def _select_from_table(run: RunSettings, progress: Progress) -> dict[str, Any]:
     """Published scores alone: candidates are names, no folder is opened."""
     scores = run.scores.matrix([c.name for c in run.pool.resolve()], _no_scores)
     return {"selection": selection_dict(_select(run, scores, progress), scores)}
 
 
-def _show(run: Run, outcome: dict[str, Any]) -> None:
+def _show(run: RunSettings, outcome: dict[str, Any]) -> None:
     """The end of a run on standard output: the rows, and where everything lies."""
     from rich.console import Console
 
@@ -218,9 +221,9 @@ def _show(run: Run, outcome: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=110)
     if "soup" not in outcome:
-        console.print(reporting.table(outcome))
+        console.print(report_table(outcome))
     if outcome.get("also"):
-        console.print(reporting.also_table(outcome))
+        console.print(also_table(outcome))
     for name in SHOWN:
         if (run.run_dir / name).exists():
             console.print(f"  {name:15} {nearby(run.run_dir / name)}", soft_wrap=True, markup=False)
@@ -238,7 +241,6 @@ def _no_scores() -> ScoreMatrix:
     raise AssertionError("a published table needs no evaluation")
 
 
-def _benchmark(run: Run) -> dict[str, str]:
-    """Name and note. The pantry's items say everywhere what they are not."""
-    own = Path(run.benchmark.path or "").resolve().parent == Path(pantry.__file__).parent
-    return {"name": "pantry", "note": pantry.NOTE} if own else {"name": run.benchmark.title, "note": ""}
+def _benchmark(run: RunSettings) -> dict[str, str]:
+    """Name and note, which the report shows wherever it speaks of the items."""
+    return {"name": run.benchmark.label, "note": run.benchmark.note}

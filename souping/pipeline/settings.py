@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.pool import Pool
-from souping.core.objectives import Objective
-from souping.core.protocols import Evaluator, Selector, Strategy, Tracker
-from souping.evaluate.benchmark import Benchmark
+from souping.core.protocols import Evaluator, Objective, Selector, Strategy, Tracker
+from souping.evaluate.benchmark import Benchmark, NoBenchmark
 from souping.pipeline.baseline_gate import Expectation
-from souping.pipeline.side_benchmarks import Entry
+from souping.pipeline.side_benchmarks import SideEntry
 from souping.pipeline.upload import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunSettings:
     """The parts of a run and its root settings, as the command line built them."""
 
     pool: Pool
@@ -38,10 +37,15 @@ class Run:
     throughput: float | None = None
     gate: str = "error"
     expected: tuple[Expectation, ...] = ()
-    also: tuple[Entry, ...] = ()
+    also: tuple[SideEntry, ...] = ()
     upload: Target | None = None
     out: Path
     store_path: Path
     run_dir: Path
     config: Mapping[str, Any]
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def merges_only(self) -> bool:
+        """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
+        return self.recipe is not None or isinstance(self.benchmark, NoBenchmark)

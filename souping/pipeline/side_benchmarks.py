@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.significance import Comparison, compare, holm
-from souping.core.objectives import Mean, Objective
-from souping.core.protocols import Evaluator
+from souping.core.objectives import Mean
+from souping.core.protocols import Evaluator, Objective
 from souping.core.text import nearest
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.evidence import Contender, Design, row
+from souping.pipeline.evidence import Contender, ItemTable, row
 
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
 KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
@@ -27,7 +27,7 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SideEntry:
     """An entry of `also` with its parts built; `evaluator` or `benchmark` is None where the entry leaves it open."""
 
     name: str
@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class SideBenchmark:
     """A benchmark that is evaluated once the recipe is frozen: all of its items."""
 
     name: str
@@ -104,7 +104,7 @@ def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "objective": entry["objective"]} if "objective" in entry else found
 
 
-def sides(entries: Sequence[Entry], own: Evaluator) -> tuple[Side, ...]:
+def sides(entries: Sequence[SideEntry], own: Evaluator) -> tuple[SideBenchmark, ...]:
     """The benchmarks with their items read. Where an entry names no evaluator, the run's own answers if its items come
     from outside, else `evaluator=local` with its defaults and the run's dtype and device.
 
@@ -115,7 +115,7 @@ def sides(entries: Sequence[Entry], own: Evaluator) -> tuple[Side, ...]:
     return tuple(_side(entry, own) for entry in entries)
 
 
-def check_entries(entries: Sequence[Entry]) -> None:
+def check_entries(entries: Sequence[SideEntry]) -> None:
     """Refuse two entries of one name."""
     names = [entry.name for entry in entries]
     for number, name in enumerate(names):
@@ -123,7 +123,7 @@ def check_entries(entries: Sequence[Entry]) -> None:
             raise UserError(f"also[{number}]: two entries are called {name!r}: give one a name of its own")
 
 
-def _side(entry: Entry, own: Evaluator) -> Side:
+def _side(entry: SideEntry, own: Evaluator) -> SideBenchmark:
     evaluator = entry.evaluator
     if evaluator is None:
         evaluator = own if getattr(own, "benchmark", None) is None else LocalEvaluator(**held(vars(own)))
@@ -136,11 +136,11 @@ def _side(entry: Entry, own: Evaluator) -> Side:
         raise UserError(f"also: {entry.name}: {error}") from error
     objective = entry.objective or Mean()
     objective.coefficients(list(dict.fromkeys(item.category for item in items)))
-    return Side(name=entry.name, evaluator=evaluator, items=items, objective=objective)
+    return SideBenchmark(name=entry.name, evaluator=evaluator, items=items, objective=objective)
 
 
-def beside(
-    side: Side, soup: Recipe, ingredients: Mapping[str, Recipe], scores_of: Callable[[Recipe], ItemScores]
+def compare_on(
+    side: SideBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], scores_of: Callable[[Recipe], ItemScores]
 ) -> dict[str, Any]:
     """One entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
 
@@ -149,7 +149,7 @@ def beside(
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     measured = {c.recipe.id: scores_of(c.recipe) for c in rows}
-    design = Design.of(side.items, side.objective)
+    design = ItemTable.of(side.items, side.objective)
     pairs = [_Pair.of(c, soup, measured, design) for c in singles]
     parts = [(name, pair.category(name)) for pair in pairs for name in design.names]
     judged = zip(parts, _judged([found for _, found in parts]), strict=True)
@@ -177,11 +177,11 @@ class _Pair:
     single: str
     soup: FloatArray
     other: FloatArray
-    design: Design
+    design: ItemTable
     same: bool
 
     @classmethod
-    def of(cls, single: Contender, soup: Recipe, measured: Mapping[str, ItemScores], design: Design) -> _Pair:
+    def of(cls, single: Contender, soup: Recipe, measured: Mapping[str, ItemScores], design: ItemTable) -> _Pair:
         ours, theirs = measured[soup.id].values, measured[single.recipe.id].values
         return cls(single=single.name, soup=ours, other=theirs, design=design, same=soup.id == single.recipe.id)
 

@@ -13,40 +13,40 @@ from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FOLDS, Fold, Item, ItemScores, Recipe, Selection, Trial, digest
-from souping.evaluate.folds import Folds, split
+from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.baseline_gate import Gate, check_names, judge
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather
 from souping.pipeline.import_results import adopted_notes
-from souping.pipeline.models import Kitchen
+from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
-from souping.pipeline.settings import Run
-from souping.pipeline.side_benchmarks import Side, beside, sides
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
-from souping.search.loop import Found, check_budget, result_of, search
+from souping.search.loop import SearchResult, check_budget, result_of, search
 from souping.selection.selectors import ranking
 
 
 @dataclass(kw_only=True)
-class Session:
+class RunStages:
     """A run with its pool opened, its folds cut and its store at hand."""
 
-    run: Run
+    run: RunSettings
     store: Store
-    kitchen: Kitchen
+    kitchen: OpenPool
     folds: Folds
     evaluation: Evaluation
     progress: Any
-    sides: Mapping[str, tuple[Side, Evaluation]] = field(default_factory=dict)
+    sides: Mapping[str, tuple[SideBenchmark, Evaluation]] = field(default_factory=dict)
     gate: Gate | None = None
     notes: list[str] = field(default_factory=list)
     best: float = 0.0
 
     @classmethod
-    def open(cls, run: Run, store: Store, progress: Any) -> Session:
+    def open(cls, run: RunSettings, store: Store, progress: Any) -> RunStages:
         """Everything that can be refused before a model is loaded is refused here."""
         items = run.benchmark.items()
-        folds = split(items, run.benchmark.title, two=run.scores.published)
+        folds = split_folds(items, run.benchmark.title, two=run.scores.published)
         categories = list(dict.fromkeys(item.category for item in items))
         run.objective.coefficients(categories)
         names = [c.name for c in run.pool.resolve()]
@@ -59,7 +59,7 @@ class Session:
         check_budget(run.optimiser, len(folds.items["search"]))
         check_installed(evaluators)
         check_room(run, evaluators)
-        kitchen = Kitchen(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
+        kitchen = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         kitchen.check_tokenizers()
         evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
         others = {
@@ -111,7 +111,7 @@ class Session:
         )
         return matrix
 
-    def search(self, selection: Selection) -> Found:
+    def search(self, selection: Selection) -> SearchResult:
         """The best weights of the ingredients on the search fold. One ingredient needs no search."""
         items, names = self.fold("search"), selection.ingredients
         if len(names) == 1:
@@ -119,7 +119,7 @@ class Session:
             recipe = self.single(names[0])
             result = result_of(self.evaluation.scores(recipe, items), self.run.objective)
             (handler,) = self.evaluation.handlers(recipe)
-            return Found(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
+            return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
         optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
         smallest = 100 * minimal_detectable(len(self.fold("report")))
         self.progress.say(
@@ -144,7 +144,7 @@ class Session:
         self._freeze(found)
         return found
 
-    def _freeze(self, found: Found) -> None:
+    def _freeze(self, found: SearchResult) -> None:
         """From here on soups are asked as the winner was."""
         self.evaluation.handler = found.handler
         tried = list(dict.fromkeys(trial.handler for trial in found.trials))
@@ -164,7 +164,7 @@ class Session:
         totals = {name: round(result_of(s, self.run.objective).objective, 12) for name, s in scores.items()}
         return max(totals, key=lambda name: totals[name])
 
-    def contenders(self, scores: ScoreMatrix, selection: Selection, found: Found) -> list[Contender]:
+    def contenders(self, scores: ScoreMatrix, selection: Selection, found: SearchResult) -> list[Contender]:
         """The rows of the report, the soup last."""
         names, chosen = self.kitchen.names, selection.ingredients
         singles = [
@@ -181,7 +181,7 @@ class Session:
             rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.kitchen.uniform(top)))
         return [*rows, Contender(name="soup", kind="soup", recipe=found.recipe)]
 
-    def evidence(self, scores: ScoreMatrix, selection: Selection, found: Found) -> dict[str, Any]:
+    def evidence(self, scores: ScoreMatrix, selection: Selection, found: SearchResult) -> dict[str, Any]:
         """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
         items = self.fold("report")
         identity = digest([self.run.benchmark.title, [item.fingerprint for item in items]])
@@ -192,18 +192,18 @@ class Session:
         measured = {key: self.evaluation.scores(recipe, items) for key, recipe in recipes.items()}
         return gather(rows, measured, self.run.objective, selection.ingredients, opened)
 
-    def also(self, selection: Selection, found: Found) -> list[dict[str, Any]]:
+    def also(self, selection: Selection, found: SearchResult) -> list[dict[str, Any]]:
         """The frozen soup and its ingredients on all items of every other benchmark."""
         ingredients = {name: self.single(name) for name in selection.ingredients}
         results, asked = [], {str(item.prompt) for fold in FOLDS for item in self.fold(fold)}
         for name, (side, evaluation) in self.sides.items():
             models = len({recipe.id for recipe in (found.recipe, *ingredients.values())})
             self.progress.stage(f"also: {name}", items=models * len(side.items))
-            result = beside(side, found.recipe, ingredients, partial(evaluation.scores, items=side.items))
+            result = compare_on(side, found.recipe, ingredients, partial(evaluation.scores, items=side.items))
             results.append({**result, "shared": sum(str(item.prompt) in asked for item in side.items)})
         return results
 
-    def write(self, found: Found, card: str) -> Path:
+    def write(self, found: SearchResult, card: str) -> Path:
         """The winner alone goes to disk, whole or not at all, with its model card."""
         return self.kitchen.write(found.recipe, self.run.out, {"README.md": card})
 
@@ -217,7 +217,7 @@ class Session:
         self.progress.stage("stability of the selection")
         return stability(scores, self.run.selector)
 
-    def objective(self, found: Found) -> dict[str, Any]:
+    def objective(self, found: SearchResult) -> dict[str, Any]:
         names = list(found.result.categories)
         weights = self.run.objective.coefficients(names).tolist()
         return {

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping import report as reporting
 from souping.checkpoints import hub
 from souping.core.types import LateError, UserError
 from souping.pipeline.store import Store
-from souping.report.cards import Licence, combine, hub_card, public_name, relicensed
+from souping.report.cards import Licence, card, combine, hub_card, public_name, relicensed
 
 CARD, RECIPE, REPORT = "README.md", "recipe.json", "report.json"
 LOGIN = "`hf auth login`"
@@ -154,7 +153,7 @@ def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store:
         return hub_card(found, licence)
     own = folder / CARD
     try:
-        return relicensed(own.read_text("utf-8") if own.is_file() else reporting.card({"recipe": recipe}), licence)
+        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence)
     except (OSError, ValueError) as error:
         reason = hub.first_line(error)
         raise UserError(f"{own}: cannot be read as a model card: {reason}: mend it, or delete it") from error

@@ -7,18 +7,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.pool import Model, weigh
-from souping.core.types import FOLDS, Fold, Item, ItemScores, LateError, UserError
+from souping.checkpoints.pool import ModelSize, weigh
+from souping.core.types import FOLDS, Fold, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
-from souping.evaluate.folds import split
+from souping.evaluate.folds import split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.requirements import Machine, Missing, Room, from_error, look, missing, once, rooms
-from souping.pipeline.side_benchmarks import Side, check_entries, sides
+from souping.pipeline.requirements import (
+    Machine,
+    Requirement,
+    from_error,
+    look,
+    missing,
+    once,
+    requirements_of,
+)
+from souping.pipeline.run import check_settings
+from souping.pipeline.side_benchmarks import SideBenchmark, check_entries, sides
 from souping.pipeline.store import Store
 from souping.planning.plan import Speed, outline, speed
 from souping.planning.sheet import as_dict, sections
-from souping.planning.workload import Choice, NotStoredError, Opened, Stage, Work, choose, open_pool, refuse
+from souping.planning.workload import (
+    NotStoredError,
+    PlannedPool,
+    PlannedSelection,
+    PlannedStage,
+    Work,
+    choose,
+    open_pool,
+    refuse,
+)
 from souping.report.files import as_json, put
 from souping.report.terminal import sheet_markdown, show_sheet
 from souping.search.loop import check_budget
@@ -34,15 +52,15 @@ class Plan:
 
     run: Any
     machine: Machine
-    models: Sequence[Model] = ()
-    opened: Opened
-    choice: Choice
+    models: Sequence[ModelSize] = ()
+    opened: PlannedPool
+    choice: PlannedSelection
     folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
     outlined: bool = False
     notes: list[str] = field(default_factory=list)
-    stages: Sequence[Stage] = ()
+    stages: Sequence[PlannedStage] = ()
     speeds: Mapping[str, Speed] = field(default_factory=dict)
-    rooms: Sequence[Room] = ()
+    requirements: Sequence[Requirement] = ()
     missing: Sequence[Missing] = ()
     reasons: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -54,6 +72,7 @@ def plan(run: Any) -> None:
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is whole all the same.
     """
+    check_settings(run)
     found = make(run)
     parts = sections(found)
     put(run.run_dir / "plan.json", as_json(as_dict(found)).encode())
@@ -80,7 +99,7 @@ def make(run: Any) -> Plan:
         return _with(run, machine, models, store)
 
 
-def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> Plan:
+def _with(run: Any, machine: Machine, models: Sequence[ModelSize], store: Store) -> Plan:
     opened = open_pool(run, models, store)
     evaluation = Evaluation(store, run.evaluator, refuse, _silent)
     lacking: list[Missing] = []
@@ -103,9 +122,9 @@ def _with(run: Any, machine: Machine, models: Sequence[Model], store: Store) -> 
         except UserError as error:
             found.faults.append(str(error))
     found.speeds = _speeds(run, found, store, beside)
-    found.rooms = rooms(run, models, machine, evaluators)
+    found.requirements = requirements_of(run, models, machine, evaluators)
     found.missing = once([*missing(run, models, machine, evaluators), *lacking, *(one for one in odd if one.mends)])
-    small = [room.sentence() for room in found.rooms if not room.fits]
+    small = [room.sentence() for room in found.requirements if not room.fits]
     found.reasons = list(dict.fromkeys([*(one.sentence() for one in found.missing), *found.faults, *small]))
     return found
 
@@ -118,7 +137,7 @@ def _folds(run: Any, lacking: list[Missing]) -> dict[Fold, tuple[Item, ...]]:
     try:
         own = isinstance(run.benchmark, OwnBenchmark)
         benchmark = getattr(run.evaluator, "benchmark", run.benchmark) if own else run.benchmark
-        found = split(benchmark.items(), benchmark.title, two=run.scores.published)
+        found = split_folds(benchmark.items(), benchmark.title, two=run.scores.published)
     except UserError as error:
         lacking.append(from_error(error))
         return {}
@@ -130,11 +149,11 @@ def _outlined(run: Any) -> dict[Fold, tuple[Item, ...]]:
     items = outline(run.evaluator)
     if not items:
         return {}
-    found = split(items, run.name, two=run.scores.published)
+    found = split_folds(items, run.name, two=run.scores.published)
     return {fold: found.items[fold] for fold in FOLDS}
 
 
-def _sides(run: Any, lacking: list[Missing]) -> tuple[Side, ...]:
+def _sides(run: Any, lacking: list[Missing]) -> tuple[SideBenchmark, ...]:
     try:
         return sides(run.also, run.evaluator)
     except UserError as error:
@@ -142,7 +161,7 @@ def _sides(run: Any, lacking: list[Missing]) -> tuple[Side, ...]:
         return ()
 
 
-def _choose(run: Any, opened: Opened, items: Sequence[Item], evaluation: Evaluation) -> Choice:
+def _choose(run: Any, opened: PlannedPool, items: Sequence[Item], evaluation: Evaluation) -> PlannedSelection:
     def stored(name: str) -> ItemScores | None:
         try:
             return evaluation.scores(opened.recipe({name: 1.0}), items)
@@ -152,10 +171,10 @@ def _choose(run: Any, opened: Opened, items: Sequence[Item], evaluation: Evaluat
     try:
         return choose(run, opened.names, items, stored)
     except UserError as error:
-        return Choice(basis="", sizes=(), trouble=str(error))
+        return PlannedSelection(basis="", sizes=(), trouble=str(error))
 
 
-def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: Opened) -> list[str]:
+def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: PlannedPool) -> list[str]:
     """What a run refuses when it opens: names that nothing has, a budget below one soup."""
     found = []
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
@@ -175,7 +194,7 @@ def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: Opened) -> lis
     return found
 
 
-def _speeds(run: Any, found: Plan, store: Store, beside: Sequence[Side]) -> dict[str, Speed]:
+def _speeds(run: Any, found: Plan, store: Store, beside: Sequence[SideBenchmark]) -> dict[str, Speed]:
     """{name of a side, or nothing for the run's own benchmark: speed}."""
     items = [item for fold in FOLDS for item in found.folds.get(fold, ())]
     parameters = max((model.parameters for model in found.models if not model.adapter), default=0)

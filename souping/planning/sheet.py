@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from souping.merge.plan import human
 from souping.planning.plan import FETCH, POUR, detectable, seconds
-from souping.planning.workload import Stage
+from souping.planning.workload import PlannedStage
 from souping.report import format
 from souping.report.sections import Section
-from souping.report.tables import Grid, grid
+from souping.report.tables import TableGrid, grid
 
 if TYPE_CHECKING:
     from souping.planning.planner import Plan
@@ -33,7 +33,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "speeds": {name or "benchmark": speed.as_dict() for name, speed in plan.speeds.items()},
         "seconds": seconds(plan),
         "detectable": detectable(plan),
-        "rooms": [room.as_dict() for room in plan.rooms],
+        "rooms": [room.as_dict() for room in plan.requirements],
         "missing": [one.as_dict() for one in plan.missing],
     }
 
@@ -83,10 +83,12 @@ def _work(plan: Plan) -> Section | None:
         lines.append("The items cannot be read here: they are counted by the benchmark's published sizes, about right.")
     if len(plan.choice.sizes) > 1:
         lines.append("The number of ingredients is open, so least and most are given.")
-    return Section("Work", tuple(lines), grids=(Grid(made.header, made.rows, frozenset({len(rows) - 1}), made.left),))
+    return Section(
+        "Work", tuple(lines), grids=(TableGrid(made.header, made.rows, frozenset({len(rows) - 1}), made.left),)
+    )
 
 
-def _stage(stage: Stage) -> tuple[str, ...]:
+def _stage(stage: PlannedStage) -> tuple[str, ...]:
     stored = (stage.asked[0] - stage.todo[0], stage.asked[1] - stage.todo[1])
     return (
         stage.name,
@@ -99,11 +101,11 @@ def _stage(stage: Stage) -> tuple[str, ...]:
     )
 
 
-def _sum(stages: Sequence[Stage], key: str) -> tuple[int, int]:
+def _sum(stages: Sequence[PlannedStage], key: str) -> tuple[int, int]:
     return sum(getattr(s, key)[0] for s in stages), sum(getattr(s, key)[1] for s in stages)
 
 
-def _stored(stages: Sequence[Stage]) -> tuple[int, int]:
+def _stored(stages: Sequence[PlannedStage]) -> tuple[int, int]:
     asked, todo = _sum(stages, "asked"), _sum(stages, "todo")
     return min(asked[0] - todo[0], asked[1] - todo[1]), max(asked[0] - todo[0], asked[1] - todo[1])
 
@@ -163,13 +165,13 @@ def _room(plan: Plan) -> Section:
             "fits if others make room" if room.tight else words[room.fits],
             ", ".join(room.parts),
         )
-        for room in plan.rooms
+        for room in plan.requirements
     ]
     if not rows:
         return Section("Room", (_hardware(plan), "What is needed is not known: no candidate's size is."))
     made = grid(("where", "needed", "there", "verdict", "made of"), rows, left=(0, 3, 4))
-    small = frozenset(i for i, room in enumerate(plan.rooms) if not room.fits)
-    return Section("Room", (_hardware(plan),), grids=(Grid(made.header, made.rows, small, made.left),))
+    small = frozenset(i for i, room in enumerate(plan.requirements) if not room.fits)
+    return Section("Room", (_hardware(plan),), grids=(TableGrid(made.header, made.rows, small, made.left),))
 
 
 def _hardware(plan: Plan) -> str:

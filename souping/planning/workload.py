@@ -15,13 +15,13 @@ from typing import Any, cast
 import numpy as np
 
 from souping.checkpoints import hub
-from souping.checkpoints.pool import Model, base_of
+from souping.checkpoints.pool import ModelSize, base_of
 from souping.core.protocols import Strategy
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Fold, Item, ItemScores, Recipe, Selection, UserError
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.models import Kitchen
-from souping.pipeline.side_benchmarks import Side
+from souping.pipeline.models import OpenPool
+from souping.pipeline.side_benchmarks import SideBenchmark
 from souping.pipeline.store import Store
 from souping.report.files import selection_dict
 from souping.search.loop import search
@@ -40,7 +40,7 @@ def refuse(recipe: Recipe) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class PlannedStage:
     """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) where the selection is open."""
 
     name: str
@@ -55,18 +55,18 @@ class Stage:
 
 
 @dataclass
-class Counter:
+class StoredAnswers:
     """What is stored, or will be by an earlier stage of this plan."""
 
     seen: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     def stage(
         self, name: str, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], by: Evaluation, side: str = ""
-    ) -> Stage:
+    ) -> PlannedStage:
         """A stage in which each (recipe, handler) answers all items."""
         todo = sum(self._new(recipe, handler, items, by) for recipe, handler in asks)
         number, asked = len(asks), len(asks) * len(items)
-        return Stage(
+        return PlannedStage(
             name=name,
             models=(number, number),
             items=len(items),
@@ -95,13 +95,13 @@ class Work:
     """A run's evaluations under one evaluator and its sides; `folds` are empty where the items cannot be had."""
 
     run: Any
-    opened: Opened
-    choice: Choice
+    opened: PlannedPool
+    choice: PlannedSelection
     folds: Mapping[Fold, Sequence[Item]]
     evaluation: Evaluation
-    sides: Sequence[tuple[Side, Evaluation]] = ()
+    sides: Sequence[tuple[SideBenchmark, Evaluation]] = ()
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[PlannedStage]:
         """The stages in the run's order. With an open selection each number of ingredients is counted: least and most.
 
         Raises:
@@ -119,8 +119,8 @@ class Work:
             raise last
         return _merged(found)
 
-    def _for(self, ingredients: Sequence[str]) -> list[Stage]:
-        count, run, names = Counter(), self.run, self.opened.names
+    def _for(self, ingredients: Sequence[str]) -> list[PlannedStage]:
+        count, run, names = StoredAnswers(), self.run, self.opened.names
         singles = [self.opened.recipe({name: 1.0}) for name in names]
         stages = []
         if run.expected and run.gate != "off":
@@ -229,7 +229,7 @@ class Work:
         return [(trial.recipe, trial.handler) for trial in found.trials], found.recipe, found.handler
 
 
-def _merged(found: Sequence[Sequence[Stage]]) -> list[Stage]:
+def _merged(found: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
     names = list(dict.fromkeys(stage.name for stages in found for stage in stages))
     merged = []
@@ -245,7 +245,7 @@ def _range(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class PlannedSelection:
     """The selection and where its scores come from; `selection` is None where the candidates must be measured first.
 
     `sizes` are the numbers of ingredients that are possible.
@@ -263,7 +263,9 @@ class Choice:
         return {"basis": self.basis, "sizes": list(self.sizes), "selection": found, "steady": self.steady}
 
 
-def choose(run: Any, names: Sequence[str], items: Sequence[Item], stored: Callable[[str], ItemScores | None]) -> Choice:
+def choose(
+    run: Any, names: Sequence[str], items: Sequence[Item], stored: Callable[[str], ItemScores | None]
+) -> PlannedSelection:
     """Select from published scores, or from the store where it holds every candidate on the select fold.
 
     `stored(candidate)` gives its scores on `items`, or None where one is missing.
@@ -274,16 +276,18 @@ def choose(run: Any, names: Sequence[str], items: Sequence[Item], stored: Callab
     whole = {name: scores for name, scores in known.items() if scores is not None}
     if len(whole) == len(names) and items:
         return _from(run, ScoreMatrix.from_items(whole), "the store, which has every candidate on the select fold")
-    return Choice(basis="scores that must be measured first", sizes=_possible(run, len(names)))
+    return PlannedSelection(basis="scores that must be measured first", sizes=_possible(run, len(names)))
 
 
-def _from(run: Any, scores: ScoreMatrix, basis: str) -> Choice:
+def _from(run: Any, scores: ScoreMatrix, basis: str) -> PlannedSelection:
     try:
         selection = run.selector.select(scores)
     except UserError as error:
-        return Choice(basis=basis, sizes=(), scores=scores, trouble=str(error))
+        return PlannedSelection(basis=basis, sizes=(), scores=scores, trouble=str(error))
     sizes = (len(selection.ingredients),)
-    return Choice(basis=basis, sizes=sizes, selection=selection, scores=scores, steady=steady(run.selector, scores))
+    return PlannedSelection(
+        basis=basis, sizes=sizes, selection=selection, scores=scores, steady=steady(run.selector, scores)
+    )
 
 
 def _possible(run: Any, candidates: int) -> tuple[int, ...]:
@@ -323,7 +327,7 @@ def steady(selector: Any, scores: ScoreMatrix) -> tuple[float, float] | None:
     return low, high
 
 
-class Known(MutableMapping[str, str]):
+class KnownDigests(MutableMapping[str, str]):
     """Digests of files that the store has; any other file gets one that no store holds.
 
     A file that this store never hashed was never evaluated under it (but for a copy elsewhere), so that a plan counts
@@ -352,22 +356,22 @@ class Known(MutableMapping[str, str]):
         return len(self._hashes)
 
 
-class Peek:
+class ReadOnlyStore:
     """A store as a kitchen knows it, that only tells."""
 
     def __init__(self, store: Store) -> None:
-        self.hashes = Known(store)
+        self.hashes = KnownDigests(store)
 
     def saw(self, fingerprint: str, path: Path) -> None:
         """A plan leaves no trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class PlannedPool:
     """The pool by names; `kitchen` is None where a model is not here yet, or the pool does not fit (`trouble`)."""
 
     names: tuple[str, ...]
-    kitchen: Kitchen | None = None
+    kitchen: OpenPool | None = None
     trouble: str = ""
     notes: tuple[str, ...] = ()
 
@@ -384,24 +388,24 @@ class Opened:
         return self.recipe(dict.fromkeys(names, 1.0 / len(names)))
 
 
-def open_pool(run: Any, models: Sequence[Model], store: Store) -> Opened:
+def open_pool(run: Any, models: Sequence[ModelSize], store: Store) -> PlannedPool:
     """Open what is here. Whatever a run would refuse is in `trouble`."""
     candidates = run.pool.resolve()
     names = tuple(c.name for c in candidates)
     if any(model.trouble or model.download for model in models) or not _base_is_here(run.merge, models):
-        return Opened(names=names)
+        return PlannedPool(names=names)
     try:
-        kitchen = Kitchen(
+        kitchen = OpenPool(
             [_placed(c, run.merge.allow_pickle) for c in candidates],
             run.merge,
             run.evaluator,
-            cast(Store, Peek(store)),
+            cast(Store, ReadOnlyStore(store)),
         )
         if getattr(run.evaluator, "wants", "module") == "module":
             kitchen.check_tokenizers()
     except UserError as error:
-        return Opened(names=names, trouble=str(error))
-    return Opened(names=names, kitchen=kitchen, notes=tuple(kitchen.warnings))
+        return PlannedPool(names=names, trouble=str(error))
+    return PlannedPool(names=names, kitchen=kitchen, notes=tuple(kitchen.warnings))
 
 
 def _placed(candidate: Candidate, allow_pickle: bool) -> Candidate:
@@ -410,7 +414,7 @@ def _placed(candidate: Candidate, allow_pickle: bool) -> Candidate:
     return replace(candidate, path=here) if here else candidate
 
 
-def _base_is_here(merge: Any, models: Sequence[Model]) -> bool:
+def _base_is_here(merge: Any, models: Sequence[ModelSize]) -> bool:
     """Whether the base model, where there is one, would not be fetched."""
     base = base_of(models, getattr(merge, "base", None))
     name = hub.parse(base) if base else None

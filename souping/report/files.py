@@ -21,13 +21,13 @@ import numpy as np
 
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Selection, Trial, UserError
-from souping.report import plots as landscape
+from souping.report import plots
 from souping.report.plots import Drawing, bars, forest, heatmap
 from souping.report.render import markdown, page
 from souping.report.tables import Report, ingredients, part
 
 
-def write(report: Report, trials: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Path]:
+def write_report(report: Report, trials: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
@@ -45,7 +45,7 @@ def write(report: Report, trials: Sequence[Mapping[str, Any]], run_dir: Path) ->
 
 def draw(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
-    made = [forest(report), bars(report), heatmap(report), landscape.landscape(report, trials)]
+    made = [forest(report), bars(report), heatmap(report), plots.landscape(report, trials)]
     return [drawing for drawing in made if drawing is not None]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from souping.report.format import escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import Section, figures, headline, kicker, sections
-from souping.report.tables import Cell, Grid, Report
+from souping.report.tables import Cell, Report, TableGrid
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
@@ -115,7 +115,7 @@ def _figure(drawing: Drawing) -> str:
     return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
-def _html_table(grid: Grid) -> str:
+def _html_table(grid: TableGrid) -> str:
     """An HTML table that scrolls sideways by itself, its first column fixed."""
     head = "".join(f'<th scope="col"{_side(i, grid)}>{_breakable(name)}</th>' for i, name in enumerate(grid.header))
     rows = "".join(
@@ -134,11 +134,11 @@ def _breakable(text: str) -> str:
     return re.sub(r"(?<=\w)([_/-])(?=\w)", r"\1<wbr>", escape_html(text))
 
 
-def _side(column: int, grid: Grid) -> str:
+def _side(column: int, grid: TableGrid) -> str:
     return ' class="left"' if column in grid.left else ""
 
 
-def _html_cell(cell: Cell, column: int, grid: Grid) -> str:
+def _html_cell(cell: Cell, column: int, grid: TableGrid) -> str:
     inner = _breakable(cell.text) + (f"<small>{escape_html(cell.sub)}</small>" if cell.sub else "")
     if column == 0 and 0 in grid.left:
         return f'<th scope="row">{inner}</th>'
@@ -183,7 +183,7 @@ def fenced(code: str, language: str = "bash") -> str:
     return f"{fence}{language}\n{code}\n{fence}"
 
 
-def _markdown_table(grid: Grid) -> str:
+def _markdown_table(grid: TableGrid) -> str:
     """A pipe table; numbers set right, stressed rows bold."""
     marks = ["---" if i in grid.left else "---:" for i in range(len(grid.header))]
     lines = [_line(map_escape(grid.header)), _line(marks)]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from souping.report import tables
-from souping.report import tables as steadiness
 from souping.report.format import clean, count, interval, listed, number, p_value, percent, weight
-from souping.report.tables import Grid, Report, by_category, differences, entries, gate, overview, part, sentences
+from souping.report.tables import Report, TableGrid, by_category, differences, entries, gate, overview, part, sentences
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Section:
     title: str
     lines: tuple[str, ...] = ()
     picture: str = ""
-    grids: tuple[Grid, ...] = ()
-    folded: tuple[tuple[str, Grid], ...] = ()
+    grids: tuple[TableGrid, ...] = ()
+    folded: tuple[tuple[str, TableGrid], ...] = ()
     code: str = ""
 
 
@@ -153,7 +152,7 @@ def _selection(report: Report) -> Section | None:
         lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
     lines += [clean(note) for note in found.get("notes") or []]
     grids = (tables.experts(report),) if found.get("experts") else ()
-    pairs = steadiness.pairs(report)
+    pairs = tables.pairs(report)
     folded = (("Every correlation with its interval", pairs),) if pairs.rows else ()
     return Section("Selection", tuple(lines), "heatmap", grids, folded)
 
@@ -190,11 +189,11 @@ def _stability(report: Report) -> Section | None:
         return None
     drawn = "How often the same choice is made when the items of the select fold are drawn again with replacement."
     lines = (drawn,) if found.get("draws") else ()
-    built = (steadiness.picks(report), steadiness.shares(report))
-    more = (("Other thresholds", steadiness.thresholds(report)), ("One model left out", steadiness.jackknife(report)))
+    built = (tables.picks(report), tables.shares(report))
+    more = (("Other thresholds", tables.thresholds(report)), ("One model left out", tables.jackknife(report)))
     return Section(
         "Stability of the selection",
-        (*lines, *steadiness.notes(report)),
+        (*lines, *tables.notes(report)),
         grids=tuple(grid for grid in built if grid.rows),
         folded=tuple((title, grid) for title, grid in more if grid.rows),
     )

@@ -40,7 +40,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TableGrid:
     """A table: `rows` hold a cell a column, `strong` are the indices of rows to stress, `left` of left-set columns."""
 
     header: tuple[str, ...]
@@ -50,10 +50,10 @@ class Grid:
     note: str = ""
 
 
-def grid(header: Sequence[str], rows: Iterable[Iterable[str | Cell]], left: Sequence[int] = (0,)) -> Grid:
+def grid(header: Sequence[str], rows: Iterable[Iterable[str | Cell]], left: Sequence[int] = (0,)) -> TableGrid:
     """A table of plain strings or cells, without stressed rows."""
     cells = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
-    return Grid(header=tuple(header), rows=cells, left=frozenset(left))
+    return TableGrid(header=tuple(header), rows=cells, left=frozenset(left))
 
 
 def part(report: Report, key: str) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ def categories(report: Report) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order))) or known
 
 
-def scores(report: Report) -> Grid:
+def scores(report: Report) -> TableGrid:
     """A line a row: objective and every category, percent with 95 % intervals."""
     names = categories(report)
     rows = format.in_order(entries(report, "rows"))
@@ -88,7 +88,7 @@ def scores(report: Report) -> Grid:
         for row in rows
     ]
     soups = frozenset(i for i, row in enumerate(rows) if row.get("kind") == "soup")
-    return Grid(header=("model", "objective", *map(format.clean, names)), rows=tuple(lines), strong=soups)
+    return TableGrid(header=("model", "objective", *map(format.clean, names)), rows=tuple(lines), strong=soups)
 
 
 def _model(row: Mapping[str, Any]) -> Cell:
@@ -102,7 +102,7 @@ def _score(score: Any) -> Cell:
     return Cell(format.percent(found.get("mean")), format.interval(found.get("low"), found.get("high")))
 
 
-def sizes(report: Report) -> Grid:
+def sizes(report: Report) -> TableGrid:
     """How many items each category has on the report fold."""
     row = next(iter(entries(report, "rows")), {})
     found = {name: score.get("n") for name, score in (row.get("scores") or {}).items() if isinstance(score, Mapping)}
@@ -122,7 +122,7 @@ def opponent(report: Report, comparison: Mapping[str, Any]) -> str:
     return ", ".join(roles)
 
 
-def comparisons(report: Report) -> Grid:
+def comparisons(report: Report) -> TableGrid:
     """The paired difference of the soup to each other row, points with 95 % interval and p-value."""
     lines: list[tuple[str | Cell, ...]] = [
         (
@@ -149,7 +149,7 @@ def _adjusted(report: Report, comparison: Mapping[str, Any]) -> tuple[str, ...]:
     return (format.p_value(comparison.get("p_adjusted")),) if _has_adjusted(report) else ()
 
 
-def experts(report: Report) -> Grid:
+def experts(report: Report) -> TableGrid:
     """Which candidate is the expert of which low-correlation category."""
     found = part(part(report, "selection"), "experts")
     shares = part(part(report, "stability"), "experts")
@@ -160,7 +160,7 @@ def experts(report: Report) -> Grid:
     return grid(("low-correlation category", "expert", "picked again"), lines, left=(0, 1))
 
 
-def recipe(report: Report) -> Grid:
+def recipe(report: Report) -> TableGrid:
     """Ingredients, weights, the fingerprints of their content, and where on the Hub they are."""
     found = part(report, "recipe")
     names, weights = found.get("ingredients") or [], found.get("weights") or []
@@ -176,7 +176,7 @@ def recipe(report: Report) -> Grid:
     return grid(header, lines, left=(0, 2, 3))
 
 
-def folds(report: Report) -> Grid:
+def folds(report: Report) -> TableGrid:
     """Items of each fold and what it is for."""
     use = {
         "select": "correlations and experts",
@@ -188,7 +188,7 @@ def folds(report: Report) -> Grid:
     return grid(("fold", "items", "used for"), lines, left=(0, 2))
 
 
-def cost(report: Report) -> Grid:
+def cost(report: Report) -> TableGrid:
     """What the run did and how long it took."""
     found = part(report, "cost")
     names = {
@@ -207,7 +207,7 @@ def cost(report: Report) -> Grid:
     return grid(("cost", ""), lines)
 
 
-def trials(report: Report, found: Sequence[Mapping[str, Any]], limit: int = 10) -> Grid:
+def trials(report: Report, found: Sequence[Mapping[str, Any]], limit: int = 10) -> TableGrid:
     """The best trials of the search, by objective on the search fold."""
     names = ingredients(report, found)
     best = sorted(found, key=lambda t: -(format.number(t.get("objective")) or 0.0))[:limit]
@@ -230,7 +230,7 @@ def ingredients(report: Report, found: Sequence[Mapping[str, Any]]) -> list[str]
     return list(dict.fromkeys([*known, *weighed]))
 
 
-def gate(report: Report) -> Grid:
+def gate(report: Report) -> TableGrid:
     """A line a figure that was expected of a single model, those that missed stressed."""
     checks = entries(part(report, "gate"), "checks")
     lines = [
@@ -248,16 +248,18 @@ def gate(report: Report) -> Grid:
     header = ("candidate", "of", "expected %", "measured %", "allowed", "items", "verdict")
     made = grid(header, lines, left=(0, 1, 6))
     missed = frozenset(i for i, check in enumerate(checks) if check.get("verdict") != "as expected")
-    return Grid(header=made.header, rows=made.rows, left=made.left, strong=missed)
+    return TableGrid(header=made.header, rows=made.rows, left=made.left, strong=missed)
 
 
-def overview(report: Report) -> Grid:
+def overview(report: Report) -> TableGrid:
     """A line a model, a column a benchmark: the objective with its interval, the soup last."""
     found = entries(report, "also")
     names = list(dict.fromkeys(clean(row.get("name")) for entry in found for row in entries(entry, "rows")))
     lines: list[tuple[str | Cell, ...]] = [(name, *(_side_score(entry, name) for entry in found)) for name in names]
     made = grid(("model", *(clean(entry.get("name")) for entry in found)), lines)
-    return Grid(header=made.header, rows=made.rows, strong=frozenset({names.index("soup")} if "soup" in names else ()))
+    return TableGrid(
+        header=made.header, rows=made.rows, strong=frozenset({names.index("soup")} if "soup" in names else ())
+    )
 
 
 def _side_score(entry: Mapping[str, Any], name: str) -> Cell:
@@ -266,7 +268,7 @@ def _side_score(entry: Mapping[str, Any], name: str) -> Cell:
     return Cell(percent(found.get("mean")), interval(found.get("low"), found.get("high")))
 
 
-def differences(report: Report) -> Grid:
+def differences(report: Report) -> TableGrid:
     """The soup's paired difference to each ingredient on each benchmark; what the soup lost is stressed."""
     pairs = [(entry, found) for entry in entries(report, "also") for found in entries(entry, "comparisons")]
     lines = [
@@ -281,7 +283,7 @@ def differences(report: Report) -> Grid:
     ]
     made = grid(("benchmark", "pair", *FIGURES, "items / groups", "the soup is"), lines, left=(0, 1, 7))
     lost = frozenset(i for i, (_, found) in enumerate(pairs) if found.get("verdict") == "lower")
-    return Grid(header=made.header, rows=made.rows, left=made.left, strong=lost)
+    return TableGrid(header=made.header, rows=made.rows, left=made.left, strong=lost)
 
 
 FIGURES = ("difference", "95 % interval", "p", "p (Holm)")
@@ -296,7 +298,7 @@ def _figures(found: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def narrow(report: Report) -> Grid:
+def narrow(report: Report) -> TableGrid:
     """The same for a terminal: a line a model and benchmark, as the table of the run's own benchmark has them."""
     lines: list[tuple[str, ...]] = []
     strong: set[int] = set()
@@ -309,14 +311,14 @@ def narrow(report: Report) -> Grid:
             name = clean(entry.get("name")) if soup else ""
             lines.append((name, clean(row.get("name")), brackets(row.get("objective")), *against))
     made = grid(("also", "model", "score %", "soup minus it", "p (Holm)"), lines, left=(0, 1))
-    return Grid(header=made.header, rows=made.rows, left=made.left, strong=frozenset(strong))
+    return TableGrid(header=made.header, rows=made.rows, left=made.left, strong=frozenset(strong))
 
 
 def _against(found: Mapping[str, Any]) -> tuple[str, str]:
     return brackets(found, sign=True), p_value(found.get("p_holm"))
 
 
-def by_category(entry: Mapping[str, Any]) -> Grid:
+def by_category(entry: Mapping[str, Any]) -> TableGrid:
     """One benchmark category by category: every model's mean, then the soup's difference to each ingredient."""
     rows, names = entries(entry, "rows"), list(part(entry, "coefficients"))
     pairs = {(found.get("category"), found.get("b")): found for found in entries(entry, "categories")}
@@ -376,7 +378,7 @@ def _change(found: Mapping[str, Any]) -> str:
     return percent(found.get("difference"), sign=True)
 
 
-def picks(report: Report) -> Grid:
+def picks(report: Report) -> TableGrid:
     """How often a category is of low correlation under the bootstrap of items, and then each candidate its expert."""
     stability, chosen = part(report, "stability"), part(part(report, "selection"), "experts")
     found, low = part(stability, "experts"), part(stability, "low_correlation")
@@ -396,7 +398,7 @@ def _marked(category: str, chosen: Any) -> Cell:
     return Cell(clean(category), f"chose {clean(chosen)}" if chosen else "")
 
 
-def shares(report: Report) -> Grid:
+def shares(report: Report) -> TableGrid:
     """Share of draws in which a candidate is an ingredient, and in which there are K of them."""
     found = part(report, "stability")
     rows = [(f"{clean(name)} is an ingredient", share(v)) for name, v in part(found, "ingredients").items()]
@@ -404,7 +406,7 @@ def shares(report: Report) -> Grid:
     return grid(("event", "share of draws"), rows)
 
 
-def thresholds(report: Report) -> Grid:
+def thresholds(report: Report) -> TableGrid:
     """What other thresholds would select."""
     stability = part(report, "stability")
     own = number(stability.get("threshold"))
@@ -416,7 +418,7 @@ def thresholds(report: Report) -> Grid:
     return grid(("threshold", "ingredients", "low-correlation categories"), rows, left=(0, 1, 2))
 
 
-def jackknife(report: Report) -> Grid:
+def jackknife(report: Report) -> TableGrid:
     """What the selection becomes when one model is left out."""
     found = part(report, "stability").get("jackknife") or []
     rows = [(clean(entry.get("left_out")), *_outcome(entry)) for entry in found]
@@ -430,7 +432,7 @@ def _outcome(entry: Mapping[str, Any]) -> tuple[str, str]:
     return listed(entry.get("ingredients") or []) or DASH, ", ".join(map(clean, low)) or DASH
 
 
-def pairs(report: Report) -> Grid:
+def pairs(report: Report) -> TableGrid:
     """Every correlation with its intervals: from the bootstrap of items where known, and over models."""
     known = part(report, "stability").get("correlations") or matrix_pairs(report)
     extra = any(number(pair.get("bootstrap_low")) is not None for pair in known)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_value, weight
 from souping.report.sections import Section, headline
-from souping.report.tables import Grid, Report, entries, gate, narrow, part, sentences
+from souping.report.tables import Report, TableGrid, entries, gate, narrow, part, sentences
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ ROLES: Mapping[str, str] = {
 """Kinds in few letters: a terminal may have 80 columns."""
 
 
-def table(report: Report) -> Table:
+def report_table(report: Report) -> Table:
     """Rows with objective and interval, and the soup's paired difference to each; a selection if there are no rows."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -72,7 +72,7 @@ def also_table(report: Report) -> Table:
     return made
 
 
-def plain_table(grid: Grid) -> Table:
+def plain_table(grid: TableGrid) -> Table:
     """Any of the report's tables, for a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

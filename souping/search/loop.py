@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from souping.core.objectives import Objective, value
-from souping.core.protocols import Optimiser, Strategy
+from souping.core.objectives import value
+from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
 from souping.core.types import Item, ItemScores, Recipe, Result, Trial, UserError, Weights
-from souping.pipeline.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """The winner of a search and every trial that led to it; `handler` is how the winner was asked."""
 
     recipe: Recipe
@@ -40,11 +39,11 @@ def search(
     optimiser: Optimiser,
     strategy: Strategy,
     recipe_of: Callable[[Weights], Recipe],
-    evaluation: Evaluation,
+    evaluation: RecipeEvaluator,
     items: Sequence[Item],
     objective: Objective,
     tell: Callable[[Trial], None],
-) -> Found:
+) -> SearchResult:
     """Run a search to its end, or to its limit of trials (soups) or budget (items, reused ones included).
 
     Reused items count, so that a run that is repeated from the store takes the same path. Where the evaluator can ask a
@@ -70,7 +69,7 @@ def search(
         best[weights] = max(trials[first:], key=lambda trial: trial.result.objective)
         optimiser.tell(weights, best[weights].result)
     winner = best[optimiser.best()]
-    return Found(
+    return SearchResult(
         recipe=winner.recipe,
         weights=winner.weights,
         result=winner.result,

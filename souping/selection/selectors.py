@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from souping.core.objectives import Mean, Objective
-from souping.core.protocols import Correlation
+from souping.core.objectives import Mean
+from souping.core.protocols import Correlation, Objective
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, Selection, UserError
 

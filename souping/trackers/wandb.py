@@ -22,7 +22,7 @@ PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"
 
 
 @dataclass
-class Session:
+class WandbRun:
     """What a tracker keeps between its calls. `run` is wandb's, None while closed."""
 
     run: Any = None
@@ -87,7 +87,7 @@ class Session:
             self.leave()
 
 
-def chosen_mode(mode: str | None, session: Session, timeout: float) -> Any:
+def chosen_mode(mode: str | None, session: WandbRun, timeout: float) -> Any:
     """`online` only where there is a key and the server answers; offline, with a warning, where it does not.
 
     Without this, `wandb.init` asks a terminal for a key, or retries a dead network for a minute and a half.
@@ -125,7 +125,7 @@ def reachable(address: str, timeout: float) -> bool:
 
 
 def opened(
-    settings: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, session: Session, timeout: float
+    settings: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, session: WandbRun, timeout: float
 ) -> Any:
     """A new wandb run in `run_dir`; where the server refuses it or is not there, an offline one."""
     try:
@@ -161,7 +161,7 @@ def _init(settings: Mapping[str, Any], mode: Any, config: Mapping[str, Any], run
     )
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+def wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """A wandb table; lists and mappings, which its cells cannot hold, as text."""
     import wandb
 
@@ -192,7 +192,7 @@ class WandbTracker:
     tags: list[str] = field(default_factory=list)
     job_type: str = "run"
     timeout: float = 10.0
-    _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
+    _session: WandbRun = field(default_factory=WandbRun, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.timeout > 0:
@@ -262,7 +262,7 @@ def summarise(
     session.close(exit_code=0)
 
 
-def _jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+def _jobs(session: WandbRun, rows: Sequence[Mapping[str, Any]]) -> None:
     split = [_overrides(row.get("overrides")) for row in rows]
     keys = sorted({key for one in split for key in one})
     columns = ["job", "objective", *keys, "overrides", "run_dir"]
@@ -270,7 +270,7 @@ def _jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
         [str(row.get("job")), row.get("objective"), *map(one.get, keys), _joined(one), str(row.get("run_dir"))]
         for row, one in zip(rows, split, strict=True)
     ]
-    session.run.log({"jobs": table(columns, lines)})
+    session.run.log({"jobs": wandb_table(columns, lines)})
     done = [row for row in rows if row.get("objective") is not None]
     if done:
         best = max(done, key=lambda row: float(row["objective"]))
@@ -287,7 +287,7 @@ def _joined(overrides: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" if value else key for key, value in overrides.items())
 
 
-def _summary(session: Session, report: Mapping[str, Any]) -> None:
+def _summary(session: WandbRun, report: Mapping[str, Any]) -> None:
     verdict, recipe = report.get("verdict") or {}, report.get("recipe") or {}
     flat = {
         "claim": verdict.get("claim"),
@@ -303,7 +303,7 @@ def _summary(session: Session, report: Mapping[str, Any]) -> None:
     session.run.summary.update({name: value for name, value in flat.items() if value is not None})
 
 
-def _tables(session: Session, report: Mapping[str, Any]) -> dict[str, Any]:
+def _tables(session: WandbRun, report: Mapping[str, Any]) -> dict[str, Any]:
     """Rows, comparisons and trials, each where there are any."""
     rows, compared = report.get("rows") or [], report.get("comparisons") or []
     categories = list(dict.fromkeys(name for row in rows for name in row["scores"]))
@@ -319,7 +319,7 @@ def _tables(session: Session, report: Mapping[str, Any]) -> dict[str, Any]:
         "comparisons": (pairs, [[one.get(key) for key in pairs] for one in compared]),
         "trials": (points, [[one.get(key) for key in points] for one in session.trials]),
     }
-    return {name: table(columns, found) for name, (columns, found) in built.items() if found}
+    return {name: wandb_table(columns, found) for name, (columns, found) in built.items() if found}
 
 
 def _plots(run_dir: Path) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def _plots(run_dir: Path) -> dict[str, Any]:
     return {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((run_dir / "plots").glob("*.png"))}
 
 
-def _artifact(session: Session, run_dir: Path) -> None:
+def _artifact(session: WandbRun, run_dir: Path) -> None:
     """The report's files where they lie: `immutable` spares a copy of each in a staging area."""
     import wandb
 

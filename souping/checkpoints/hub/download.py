@@ -49,7 +49,7 @@ class Listing:
 
     def main_weights(self, allow_pickle: bool) -> tuple[str, bool]:
         """`wanted.weights`, or an error that says what is there instead."""
-        main, index = weights(self.files, allow_pickle)
+        main, index = weight_files(self.files, allow_pickle)
         if main:
             return main, index
         kind = foreign(self.files)
@@ -62,7 +62,7 @@ class Listing:
 
     def side(self, main: str) -> list[RemoteFile]:
         """Config, tokenizer and templates, and the index where the weights lie in shards."""
-        names = without_adapter(side(self.files), main)
+        names = without_adapter(side_files(self.files), main)
         names += [main] if main in (INDEX, PICKLED_INDEX) else []
         large = next((name for name in names if self.files[name].size > MAX_SIDE), None)
         if large is not None:
@@ -141,7 +141,7 @@ TEMPLATES = "additional_chat_templates/*.jinja"
 CARD = "README.md"
 
 
-def side(names: Iterable[str]) -> list[str]:
+def side_files(names: Iterable[str]) -> list[str]:
     """Config, tokenizer and chat templates among a repository's files: what `side_files` finds in a folder."""
     patterns = [*SIDE_FILES, CONFIG]
     root = [n for n in names if "/" not in n and not n.endswith(NOT_SIDE)]
@@ -149,7 +149,7 @@ def side(names: Iterable[str]) -> list[str]:
     return sorted({*chosen, *(n for n in names if fnmatch.fnmatchcase(n, TEMPLATES) and n.count("/") == 1)})
 
 
-def weights(names: Iterable[str], allow_pickle: bool) -> tuple[str, bool]:
+def weight_files(names: Iterable[str], allow_pickle: bool) -> tuple[str, bool]:
     """(the file that holds the weights, or the index of their shards; whether it is an index). Empty where none is.
 
     The order is that in which a folder is read: one file before an index, safetensors before pickles, a full model

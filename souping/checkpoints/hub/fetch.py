@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from souping.checkpoints.header import MAX_HEADER
-from souping.checkpoints.hub import download as wanted
 from souping.checkpoints.hub.client import HubName, not_cached, offline, parse, told, unreachable
 from souping.checkpoints.hub.download import (
     WORKERS,
@@ -29,8 +28,11 @@ from souping.checkpoints.hub.download import (
     here,
     look,
     missing_bytes,
+    side_files,
     snapshot,
     storage,
+    weight_files,
+    without_adapter,
 )
 from souping.core.types import UserError
 
@@ -48,7 +50,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Order:
+class FetchOrder:
     """What of a repository is needed: `side` lies here already, `weights` may not."""
 
     name: HubName
@@ -96,7 +98,7 @@ def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None =
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
-def order(listing: Listing, allow_pickle: bool = False, side_too: bool = True) -> Order:
+def order(listing: Listing, allow_pickle: bool = False, side_too: bool = True) -> FetchOrder:
     """What of a listing is needed. Fetches the side files, which are small, and reads the index among them.
 
     Without `side_too`, of all files the index alone is fetched.
@@ -106,7 +108,7 @@ def order(listing: Listing, allow_pickle: bool = False, side_too: bool = True) -
     download([(listing.name, file) for file in side if side_too or (index and file.path == main)])
     folder = storage(listing.name.repo) / "snapshots" / listing.name.revision
     weights = listing.shards(folder / main) if index else [listing.files[main]]
-    return Order(listing.name, tuple(side), tuple(weights))
+    return FetchOrder(listing.name, tuple(side), tuple(weights))
 
 
 def sizes(name: HubName | str, allow_pickle: bool = False) -> dict[str, int]:
@@ -159,8 +161,8 @@ def _cached_or_listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
 def _local_files(folder: Path, allow_pickle: bool) -> list[str]:
     """What souping needs of a snapshot, empty where a part is missing."""
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    main, index = wanted.weights(names, allow_pickle)
-    side = wanted.without_adapter(wanted.side(names), main)
+    main, index = weight_files(names, allow_pickle)
+    side = without_adapter(side_files(names), main)
     if not main or not {"config.json", "adapter_config.json"} & set(side):
         return []
     if not index:
@@ -184,7 +186,7 @@ def _check_disk(need: int) -> None:
         )
 
 
-def _rehearse(orders: Mapping[str, Order], ready: Mapping[str, Fetched], check: Check) -> None:
+def _rehearse(orders: Mapping[str, FetchOrder], ready: Mapping[str, Fetched], check: Check) -> None:
     """Let `check` judge hollow copies of the models; what it says names the models, not the copies."""
     shown: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:

@@ -25,20 +25,20 @@ from souping.evaluate.bfcl.environment import (
     place_of,
     records,
 )
-from souping.evaluate.servers.process import Process, Running
+from souping.evaluate.servers.process import Process, RunningServer
 
 PROTOCOL = 1
 """Raised when the same answers would be scored otherwise."""
 
 
 @dataclass
-class Stand:
+class ServerSlot:
     """The server that runs, and the folder it serves."""
 
-    running: Running | None = None
+    running: RunningServer | None = None
     folder: Path | None = None
 
-    def serve(self, server: Any, folder: Path) -> Running:
+    def serve(self, server: Any, folder: Path) -> RunningServer:
         """The server of this model; the one of another model is stopped first."""
         if self.running is None or self.folder != folder:
             self.close()
@@ -76,7 +76,7 @@ class BfclEvaluator:
     threads: int = 100
     batch_size: int = 512
     dir: str | None = None
-    _stand: Stand = field(init=False, repr=False, compare=False, default_factory=Stand)
+    _stand: ServerSlot = field(init=False, repr=False, compare=False, default_factory=ServerSlot)
 
     def __post_init__(self) -> None:
         chosen(self.version, self.categories)

@@ -17,7 +17,7 @@ from typing import Any
 from souping.core.types import Item, Record, UserError
 from souping.evaluate.bfcl.environment import FAILED, records
 from souping.evaluate.bfcl.evaluator import call
-from souping.evaluate.imported import Difference, Found, Single, compare
+from souping.evaluate.imported import CandidateFacts, Difference, ImportedAnswers, compare
 
 DATA = "v4"
 """The version of the data files that the pinned bfcl-eval brings; v3's categories are read from them too."""
@@ -25,8 +25,8 @@ SILENT = "BFCL's files hold neither the weights' hash nor temperature, max_token
 
 
 def read_bfcl(
-    files: BfclFiles, evaluator: Any, items: Sequence[Item], single: Single, tokenizer: Callable[[], Any]
-) -> Iterator[Found]:
+    files: BfclFiles, evaluator: Any, items: Sequence[Item], single: CandidateFacts, tokenizer: Callable[[], Any]
+) -> Iterator[ImportedAnswers]:
     """What one model's folder holds for the run's categories, category by category."""
     wanted: dict[str, dict[str, Item]] = {}
     for item in items:
@@ -48,7 +48,7 @@ def read_bfcl(
             *_dates(files.results[key], single),
         ]
         differences += _questions(files.failures(key), wanted[category])
-        yield Found(
+        yield ImportedAnswers(
             task=category,
             source=files.results[key],
             records=own,
@@ -83,7 +83,7 @@ def _judge(
     return {record.item: record for record in found}
 
 
-def _dates(path: Path, single: Single) -> Iterator[Difference]:
+def _dates(path: Path, single: CandidateFacts) -> Iterator[Difference]:
     """Results that are older than the weights are of other weights, unless the weights were copied since."""
     measured = path.stat().st_mtime
     if single.written and single.written > measured:

@@ -35,7 +35,7 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class ModuleSettings:
     """How the module that soups are poured into is to be loaded, where that is the engine's to say."""
 
     resolved_device: str
@@ -57,7 +57,7 @@ class Engine(Protocol):
         else those of the machine (dtype, device, threads, workers) have no part in it."""
         ...
 
-    def stage(self, asked: Asked) -> Stage | None:
+    def stage(self, asked: Asked) -> ModuleSettings | None:
         """How the module is loaded, if not as the evaluator says."""
         ...
 

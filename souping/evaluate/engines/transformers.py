@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from souping.core.protocols import Served
 from souping.core.types import Item, UserError
-from souping.evaluate.engines import Asked, Stage
+from souping.evaluate.engines import Asked, ModuleSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class TransformersEngine:
         """The evaluator's settings say it all, so that scores in older stores stay valid."""
         return None
 
-    def stage(self, asked: Asked) -> Stage | None:
+    def stage(self, asked: Asked) -> ModuleSettings | None:
         return None
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from souping.core.protocols import Served
 from souping.core.types import Item, UserError
-from souping.evaluate.engines import Asked, Stage, check_gpu_settings
+from souping.evaluate.engines import Asked, ModuleSettings, check_gpu_settings
 from souping.evaluate.engines.transformers import check_context, cut, first_line, render
 from souping.evaluate.engines.watch import Watch
 
@@ -37,7 +37,7 @@ VERSION = 1
 log = logging.getLogger("souping.evaluate")
 
 
-class Running:
+class EngineState:
     """The live side: the engine, the soup that is in it, and the way that soups take."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class VllmEngine:
     enforce_eager: bool = False
     seed: int = 0
     weights: Literal["auto", "transfer", "reload"] = "auto"
-    running: Running = field(default_factory=Running, init=False, repr=False, compare=False)
+    running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_gpu_settings("engine", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
@@ -86,9 +86,9 @@ class VllmEngine:
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
 
-    def stage(self, asked: Asked) -> Stage:
+    def stage(self, asked: Asked) -> ModuleSettings:
         """Soups are poured in main memory: the GPUs are vLLM's."""
-        return Stage(resolved_device="cpu", dtype=self.dtype, trust_remote_code=asked.trust_remote_code)
+        return ModuleSettings(resolved_device="cpu", dtype=self.dtype, trust_remote_code=asked.trust_remote_code)
 
     def close(self) -> None:
         """End vLLM's processes."""

@@ -33,7 +33,7 @@ def harness_version() -> str:
     return version("lm_eval")
 
 
-class Heard(logging.Handler):
+class LogListener(logging.Handler):
     """What of the harness's log a user must know: task files that it passes over, and prompts that it cuts."""
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Heard(logging.Handler):
 
 
 @contextmanager
-def quiet() -> Iterator[Heard]:
-    """Silence for the body; `Heard` listens."""
+def quiet() -> Iterator[LogListener]:
+    """Silence for the body; `LogListener` listens."""
     import datasets
 
     datasets.disable_progress_bars()
-    heard = Heard()
+    heard = LogListener()
     ears = [logging.getLogger(name) for name in LISTENED]
     every = [logging.getLogger(name) for name in LOGGERS] + ears
     before = [(logger, logger.level, logger.propagate, logger.disabled) for logger in every]

@@ -23,7 +23,7 @@ from souping.core.text import nearest
 from souping.core.types import FloatArray, Item, Record, UserError, digest
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
-from souping.evaluate.lm_eval.model import Hand, run
+from souping.evaluate.lm_eval.model import HarnessModelCache, run
 from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values
 
 VERSION = 1
@@ -120,7 +120,7 @@ class HarnessEvaluator:
     numpy_random_seed: int = 1234
     torch_random_seed: int = 1234
     fewshot_random_seed: int = 1234
-    _hand: Hand = field(default_factory=Hand, init=False, repr=False, compare=False)
+    _hand: HarnessModelCache = field(default_factory=HarnessModelCache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _ = self._machine  # checks dtype, device and threads

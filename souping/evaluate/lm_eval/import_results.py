@@ -22,7 +22,7 @@ from typing import Any
 
 from souping.core.types import Item, Record, UserError
 from souping.evaluate.engines.transformers import first_line, quiet
-from souping.evaluate.imported import Difference, Found, Single, compare
+from souping.evaluate.imported import CandidateFacts, Difference, ImportedAnswers, compare
 from souping.evaluate.lm_eval.evaluator import NEUTRAL
 from souping.evaluate.lm_eval.model import HFLM_KEYS, build, run
 
@@ -39,8 +39,8 @@ NO_HASH = "lm_eval keeps no hash of the weights it measured: name, size and date
 
 
 def read_samples(
-    files: HarnessFiles, evaluator: Any, items: Sequence[Item], single: Single, tokenizer: Callable[[], Any]
-) -> Iterator[Found]:
+    files: HarnessFiles, evaluator: Any, items: Sequence[Item], single: CandidateFacts, tokenizer: Callable[[], Any]
+) -> Iterator[ImportedAnswers]:
     """What one run of the harness holds for the run's tasks, task by task."""
     known = {item.id for item in items}
     ours = sorted(task for task in files.samples if task in evaluator.loaded)
@@ -56,7 +56,7 @@ def read_samples(
             records, asked = replay(model, evaluator.loaded, task, wanted, evaluator)
             differences += [*asked, *_sampled(files, wanted, evaluator)]
         skipped = {"not in the run": len(rows) - len(wanted), "not in the files": len(loaded.ids) - len(wanted)}
-        yield Found(
+        yield ImportedAnswers(
             task=task,
             source=files.samples[task],
             records=records,
@@ -66,14 +66,14 @@ def read_samples(
         )
 
 
-def _unchecked(files: HarnessFiles, single: Single) -> Iterator[str]:
+def _unchecked(files: HarnessFiles, single: CandidateFacts) -> Iterator[str]:
     if not single.commit or files.config.get("model_sha") != single.commit:
         yield NO_HASH
     if not files.config.get("model_dtype"):
         yield f"the dtype it computed in, which model_source={files.results.get('model_source')} does not write down"
 
 
-def _model(files: HarnessFiles, single: Single) -> Iterator[Difference]:
+def _model(files: HarnessFiles, single: CandidateFacts) -> Iterator[Difference]:
     """Is it the same model? By commit, by the number of parameters, and by dates."""
     sha, count = files.config.get("model_sha"), files.config.get("model_num_parameters")
     if sha and single.commit:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CUT = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
 
 
-class Chosen:
+class TaskSubset:
     """A task as the harness's loop sees it: its own prompts, filters and metrics, on the documents it is asked for.
 
     Three things differ from the task itself. Documents are at hand, where the harness would read and process them anew
@@ -91,7 +91,7 @@ class Chosen:
         """The document's few-shot examples, and its tool schemas for the chat template."""
         shots = self._loaded.shots[number]
         if shots:
-            self._task.sampler = Drawn(shots)
+            self._task.sampler = FixedSampler(shots)
         elif not hasattr(self._task, "sampler"):  # a task in Python that draws for itself: each document on its own
             seed = self._evaluator.fewshot_random_seed
             self._task.fewshot_rnd = random.Random(None if seed is None else f"{seed} {number}")
@@ -102,7 +102,7 @@ class Chosen:
         return defaultdict(lambda: len)
 
 
-class Drawn:
+class FixedSampler:
     """A sampler whose draw is known."""
 
     def __init__(self, shots: Sequence[Any]) -> None:
@@ -138,7 +138,7 @@ def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]
 
     _seed(evaluator)
     ids = {name: sorted(numbers) for name, numbers in asked.items()}
-    tasks = {name: Chosen(loaded[name], lm, evaluator) for name in ids}
+    tasks = {name: TaskSubset(loaded[name], lm, evaluator) for name in ids}
     try:
         with quiet() as heard, _hushed(evaluator.batch_size):
             results = evaluate(
@@ -215,7 +215,7 @@ HFLM_KEYS = (
 """Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which the kitchen has done."""
 
 
-class Hand:
+class HarnessModelCache:
     """Holds the harness's model of the module that was served last.
 
     It keeps no answer: HFLM's cache of logits lives within one call, and its request cache is never opened. Weights

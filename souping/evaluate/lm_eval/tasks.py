@@ -25,7 +25,7 @@ import numpy as np
 
 from souping.core.text import nearest
 from souping.core.types import FloatArray, UserError
-from souping.evaluate.lm_eval.errors import Heard, not_loaded, quiet, require, unknown
+from souping.evaluate.lm_eval.errors import LogListener, not_loaded, quiet, require, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _title(spec: Any) -> str:
     return path.stem if path.suffix in (".yaml", ".yml") else str(spec)
 
 
-def _build(manager: Any, spec: Any, heard: Heard) -> dict[str, Any]:
+def _build(manager: Any, spec: Any, heard: LogListener) -> dict[str, Any]:
     """{leaf name: task} of one entry."""
     index, title = manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from souping.core.types import UserError
-from souping.evaluate.servers.process import Order, Running, Say, ServerError, base, launch, models_at
+from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Server(ABC):
         except ServerError as error:
             raise UserError(f"server.url={self.url} does not answer: {error}") from error
 
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> Running:
+    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> RunningServer:
         """A server for the model in `folder`; `say` hears how long the loading takes.
 
         Raises:
@@ -76,7 +76,7 @@ class Server(ABC):
         folder = folder.absolute()
         if self.url is not None:
             return self.take(base(self.url), folder, name)
-        order = Order(
+        order = LaunchSpec(
             title=self.title,
             folder=folder,
             name=name,
@@ -95,7 +95,7 @@ class Server(ABC):
         """The command line."""
 
     @abstractmethod
-    def take(self, address: str, folder: Path, name: str) -> Running:
+    def take(self, address: str, folder: Path, name: str) -> RunningServer:
         """A server that is there already, with the model in `folder` in it (UserError where it does not take it)."""
 
 
@@ -147,7 +147,7 @@ class ServerChoice(Protocol):
         """Refuse, before any work, what cannot start here (UserError)."""
         ...
 
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> Running:
+    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> RunningServer:
         """A running server for the model in `folder`, called `name` in messages.
 
         Its log goes to `log_dir`, else to a temporary folder that stays only where it fails; `say` hears how long the

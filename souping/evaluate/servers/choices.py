@@ -16,7 +16,7 @@ from souping.core.types import UserError
 from souping.evaluate.engines import check_gpu_settings
 from souping.evaluate.engines.vllm import tied
 from souping.evaluate.servers import Server, check_packages
-from souping.evaluate.servers.process import Running, ServerError, ask, models_at, place, served
+from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, served
 
 VLLM_VERSION = 1
 """Raise when the same settings would give other answers."""
@@ -66,7 +66,7 @@ class VllmServer(Server):
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
 
-    def take(self, address: str, folder: Path, name: str) -> Running:
+    def take(self, address: str, folder: Path, name: str) -> RunningServer:
         """A server that is there already takes the folder's weights, or has them already."""
         try:
             model = self._renew(address, folder)
@@ -76,8 +76,8 @@ class VllmServer(Server):
                 "start it on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model, or leave "
                 "server.url out"
             ) from error
-        host, port = place(address)
-        return Running(url=f"{address}/v1", host=host, port=port, model=model)
+        host, port = host_and_port(address)
+        return RunningServer(url=f"{address}/v1", host=host, port=port, model=model)
 
     def _renew(self, address: str, folder: Path) -> str:
         """The served id, once the weights are the folder's. A server without the means has what it began with."""
@@ -143,7 +143,7 @@ class TransformersServer(Server):
         module = "transformers.cli.transformers"
         return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
 
-    def take(self, address: str, folder: Path, name: str) -> Running:
+    def take(self, address: str, folder: Path, name: str) -> RunningServer:
         """A server that is there already loads the folder; `stop` makes it forget what it loaded."""
         try:
             told = ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
@@ -156,8 +156,8 @@ class TransformersServer(Server):
                 f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
                 "start it on this machine without a model (`transformers serve --port P`), or leave server.url out"
             ) from error
-        host, port = place(address)
-        return Running(url=f"{address}/v1", host=host, port=port, model=model, end=lambda: _reset(address))
+        host, port = host_and_port(address)
+        return RunningServer(url=f"{address}/v1", host=host, port=port, model=model, end=lambda: _reset(address))
 
 
 def _events(text: str) -> list[dict[str, Any]]:

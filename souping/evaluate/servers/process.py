@@ -122,7 +122,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
-class Running:
+class RunningServer:
     """A server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
 
     url: str
@@ -136,7 +136,7 @@ class Running:
         """End the server and all of its processes, if it is this run's own. A second call does nothing."""
         self.end()
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> RunningServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,7 +144,7 @@ class Running:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class LaunchSpec:
     """What to start: `command(port)`, for the model in `folder`, that is called `name`; `title` names the server."""
 
     title: str
@@ -155,7 +155,7 @@ class Order:
     timeout: float
 
 
-def launch(order: Order, log_dir: Path | None, say: Say | None) -> Running:
+def launch(order: LaunchSpec, log_dir: Path | None, say: Say | None) -> RunningServer:
     """The running server, once it lists its model. Its log goes to `log_dir` (kept there), else to a temporary folder
     that stays only if the server fails.
 
@@ -179,7 +179,7 @@ class PortTakenError(Exception):
     """Another process took the port first."""
 
 
-def _launch(order: Order, port: int, folder: Path, temporary: Path | None, say: Say) -> Running:
+def _launch(order: LaunchSpec, port: int, folder: Path, temporary: Path | None, say: Say) -> RunningServer:
     folder.mkdir(parents=True, exist_ok=True)
     process = Process(order.command(port), _environment(os.environ), folder / f"{_plain(order.name)}.log")
     try:
@@ -195,10 +195,10 @@ def _launch(order: Order, port: int, folder: Path, temporary: Path | None, say: 
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    return Running(url=f"http://{HOST}:{port}/v1", host=HOST, port=port, model=model, process=process, end=end)
+    return RunningServer(url=f"http://{HOST}:{port}/v1", host=HOST, port=port, model=model, process=process, end=end)
 
 
-def _wait(order: Order, port: int, process: Process, say: Say) -> str:
+def _wait(order: LaunchSpec, port: int, process: Process, say: Say) -> str:
     """The id under which the server lists the model, as soon as it does."""
     start = told = time.monotonic()
     pause = 0.1
@@ -293,7 +293,7 @@ def base(url: str) -> str:
     return found.group(1)
 
 
-def place(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
     """(host, port) of `http://host:port`; the scheme's own port where none is given."""
     parts = urlsplit(address)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.types import UserError
+from souping.evaluate.benchmark import Benchmark
 
 HERE = Path(__file__).resolve().parent
 NOTE = "pantry, BFCL-shaped, not BFCL"
@@ -33,3 +35,20 @@ def path(name: str) -> Path:
         near = difflib.get_close_matches(name, (*known, "items"), n=1, cutoff=0.0)[0]
         raise UserError(f"the pantry has no {name!r}; did you mean {near!r}? It holds {', '.join(known)} and items")
     return HERE / "models" / name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PantryBenchmark(Benchmark):
+    """The pantry's items, which say everywhere what they are not; with another `path`, items like any others."""
+
+    @property
+    def _own(self) -> bool:
+        return Path(self.path or "").resolve().parent == HERE
+
+    @property
+    def label(self) -> str:
+        return "pantry" if self._own else self.title
+
+    @property
+    def note(self) -> str:
+        return NOTE if self._own else ""

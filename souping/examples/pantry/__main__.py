@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _items(options: argparse.Namespace) -> int:
     target = options.out / "items.jsonl"
-    print(f"{items.write(target)} items in {target}")
+    print(f"{items.write_items(target)} items in {target}")
     return 0
 
 
@@ -45,12 +45,12 @@ def _models(options: argparse.Namespace) -> int:
     import torch
 
     from souping.examples.pantry.recipes import STAGES
-    from souping.examples.pantry.train import cook
+    from souping.examples.pantry.train import train_family
 
     torch.set_num_threads(options.threads)
     limit = options.steps
     stages = [dataclasses.replace(s, steps=min(s.steps, limit or s.steps)) for s in STAGES]
-    cook(options.out, stages, options.dev)
+    train_family(options.out, stages, options.dev)
     print(f"the pantry is in {options.out}")
     return 0
 

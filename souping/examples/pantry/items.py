@@ -55,7 +55,7 @@ def as_items(tasks: list[Task]) -> list[Item]:
     return [Item(**row) for row in rows]
 
 
-def write(path: Path) -> int:
+def write_items(path: Path) -> int:
     """Write the items file and return the number of items; always the same bytes."""
     lines = _lines(make(SEED, PER_CATEGORY))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ CLIP, BETAS, DECAY = 1.0, (0.9, 0.98), 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class TrainingStage:
     """Training of one model. `mix` weighs the categories; the rate rises over `warmup` steps, then falls linearly
     to `last` of its peak. A stage without a `parent` starts from random weights."""
 
@@ -45,9 +45,9 @@ class Stage:
         return [self.mix.get(name, self.mix.get("others", 0.0)) for name in CATEGORIES]
 
 
-STAGES: tuple[Stage, ...] = (
-    Stage(name=BASE, seed=5, steps=620, rate=3e-3, warmup=60, last=0.3, mix={"others": 1.0}),
-    Stage(
+STAGES: tuple[TrainingStage, ...] = (
+    TrainingStage(name=BASE, seed=5, steps=620, rate=3e-3, warmup=60, last=0.3, mix={"others": 1.0}),
+    TrainingStage(
         name="python_cook",
         parent=BASE,
         seed=101,
@@ -55,7 +55,7 @@ STAGES: tuple[Stage, ...] = (
         rate=1.5e-3,
         mix={"simple_python": 1.0, "multiple": 1.0, "live": 1.0, "irrelevance": 0.06, "others": 0.03},
     ),
-    Stage(
+    TrainingStage(
         name="java_cook",
         parent=BASE,
         seed=102,
@@ -63,7 +63,7 @@ STAGES: tuple[Stage, ...] = (
         rate=1.5e-3,
         mix={"simple_java": 1.0, "simple_javascript": 1.0, "simple_python": 0.0, "live": 0.0, "others": 0.02},
     ),
-    Stage(
+    TrainingStage(
         name="banquet_cook",
         parent=BASE,
         seed=103,
@@ -71,7 +71,7 @@ STAGES: tuple[Stage, ...] = (
         rate=1.5e-3,
         mix={"parallel": 1.0, "parallel_multiple": 1.0, "irrelevance": 0.7, "others": 0.02},
     ),
-    Stage(
+    TrainingStage(
         name="script_cook",
         parent=BASE,
         seed=104,
@@ -79,7 +79,7 @@ STAGES: tuple[Stage, ...] = (
         rate=1e-3,
         mix={"simple_javascript": 1.0, "irrelevance": 0.0, "others": 0.03},
     ),
-    Stage(
+    TrainingStage(
         name="street_cook",
         parent=BASE,
         seed=105,
@@ -87,7 +87,7 @@ STAGES: tuple[Stage, ...] = (
         rate=1e-3,
         mix={"live": 1.0, "simple_python": 0.5, "others": 0.03},
     ),
-    Stage(
+    TrainingStage(
         name="line_cook",
         parent=BASE,
         seed=106,

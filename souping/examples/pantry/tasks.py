@@ -46,13 +46,13 @@ def phrase(template: str, value: Value) -> str:
     return template.format(*value) if isinstance(value, tuple) else template.format(value)
 
 
-def phrases(call: Call) -> str:
+def phrases(call: CallExample) -> str:
     """The slots in plain words, in the order of the docs."""
     pairs = zip(call.function.slots, call.values, strict=False)
     return " ".join(phrase(slot.plain, value) for slot, value in pairs)
 
 
-def request(call: Call) -> str:
+def request(call: CallExample) -> str:
     return f"{call.function.verb} {article(call.function.thing)} {phrases(call)}"
 
 
@@ -62,7 +62,7 @@ def plainly(rng: Random, text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def lively(rng: Random, call: Call) -> str:
+def lively(rng: Random, call: CallExample) -> str:
     """The same request as people put it: other verbs, other words for slots, any order, numbers as words."""
     verb = rng.choice(VERBS[call.function.verb])
     parts = []
@@ -80,13 +80,17 @@ def _in_words(value: Value) -> Value:
     return NUMBER_WORDS[value] if isinstance(value, int) and value < len(NUMBER_WORDS) else value
 
 
-def docs_of(functions: Sequence[Function], language: str) -> str:
+def docs_of(functions: Sequence[ToyFunction], language: str) -> str:
     titles = {"python": "Python", "java": "Java", "javascript": "JavaScript"}
     return f"{titles[language]}:\n" + "\n".join(function.doc(language) for function in functions)
 
 
 def finish(
-    category: str, functions: Sequence[Function], question: str, calls: Sequence[Call], language: str = "python"
+    category: str,
+    functions: Sequence[ToyFunction],
+    question: str,
+    calls: Sequence[CallExample],
+    language: str = "python",
 ) -> Task:
     """Put docs and question into the prompt, and the calls into text and checkable form."""
     docs = docs_of(functions, language)
@@ -203,12 +207,12 @@ CHECKED = {
 
 
 @dataclass(frozen=True)
-class Function:
+class ToyFunction:
     """A documented function. `default` is the value of the last slot, which a question then leaves out."""
 
     verb: str
     thing: str
-    slots: tuple[Slot, ...]
+    slots: tuple[TemplateSlot, ...]
     default: Value | None = None
     prefix: str = ""
 
@@ -229,10 +233,10 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallExample:
     """A function with the values that a question asks for; a defaulted slot has none."""
 
-    function: Function
+    function: ToyFunction
     values: tuple[Value, ...]
 
     def text(self, language: str) -> str:
@@ -251,7 +255,7 @@ class Call:
         return {self.function.name(language): arguments}
 
 
-def literal(value: Value, slot: Slot, language: str) -> str:
+def literal(value: Value, slot: TemplateSlot, language: str) -> str:
     """A value as source text of the language."""
     if isinstance(value, bool):
         return str(value) if language == "python" else str(value).lower()
@@ -268,33 +272,33 @@ def article(thing: str) -> str:
     return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
-def draw_function(rng: Random, verb: str = "", thing: str = "", sizes: Sequence[int] = (2, 3)) -> Function:
+def draw_function(rng: Random, verb: str = "", thing: str = "", sizes: Sequence[int] = (2, 3)) -> ToyFunction:
     """A function over 2 or 3 slots of its thing, with at most one list (they make answers long)."""
     verb, thing = verb or rng.choice(list(VERBS)), thing or rng.choice(list(THINGS))
     slots = [SLOTS[name] for name in rng.sample(THINGS[thing], rng.choice(list(sizes)))]
-    return Function(verb, thing, tuple(slots), prefix=rng.choice(CLASSES))
+    return ToyFunction(verb, thing, tuple(slots), prefix=rng.choice(CLASSES))
 
 
-def draw_default(rng: Random, function: Function) -> Function:
+def draw_default(rng: Random, function: ToyFunction) -> ToyFunction:
     """Sometimes the last slot gets a default, and the question says nothing about it."""
     last = function.slots[-1]
     if last.kind == "list" or rng.random() > 0.3:
         return function
-    return Function(function.verb, function.thing, function.slots, rng.choice(last.values), function.prefix)
+    return ToyFunction(function.verb, function.thing, function.slots, rng.choice(last.values), function.prefix)
 
 
-def draw_call(rng: Random, function: Function) -> Call:
+def draw_call(rng: Random, function: ToyFunction) -> CallExample:
     slots = function.slots if function.default is None else function.slots[:-1]
-    return Call(function, tuple(draw_value(rng, slot) for slot in slots))
+    return CallExample(function, tuple(draw_value(rng, slot) for slot in slots))
 
 
-def draw_value(rng: Random, slot: Slot) -> Value:
+def draw_value(rng: Random, slot: TemplateSlot) -> Value:
     if slot.kind == "list":
         return tuple(str(word) for word in rng.sample(slot.values, 2))
     return rng.choice(slot.values)
 
 
-def near(rng: Random, function: Function) -> Function:
+def near(rng: Random, function: ToyFunction) -> ToyFunction:
     """Another function that is easily taken for this one: the same thing or the same verb, not both."""
     if rng.random() < 0.5:
         verb = rng.choice([v for v in VERBS if v != function.verb])
@@ -303,7 +307,7 @@ def near(rng: Random, function: Function) -> Function:
     return draw_function(rng, function.verb, thing, sizes=(1, 2))
 
 
-def schema(function: Function, language: str) -> dict[str, Any]:
+def schema(function: ToyFunction, language: str) -> dict[str, Any]:
     """The function in BFCL's JSON form, as far as the checker needs it: types and required parameters."""
     properties = {slot.name: CHECKED[language][slot.kind] for slot in function.slots}
     parameters = {"type": "dict", "properties": properties, "required": list(properties)}
@@ -340,7 +344,7 @@ NUMBERS = tuple(range(110, 990, 22))
 
 
 @dataclass(frozen=True)
-class Slot:
+class TemplateSlot:
     """A parameter: its kind, its values and how a question says it, plainly and in other words.
 
     For a boolean the phrases come in pairs: said when true | said when false.
@@ -354,28 +358,30 @@ class Slot:
 
 
 _SLOTS = (
-    Slot("city", "string", CITIES, "in {}", ("near {}", "somewhere around {}")),
-    Slot("origin", "string", CITIES, "from {}", ("leaving {}", "starting in {}")),
-    Slot("target", "string", CITIES, "to {}", ("heading to {}", "towards {}")),
-    Slot("name", "string", NAMES, "for {}", ("because {} asked", "on behalf of {}")),
-    Slot("day", "string", DAYS, "on {}", ("this {}", "next {} please")),
-    Slot("color", "string", COLORS, "in {}", ("something {}", "{} would be nice")),
-    Slot("size", "string", SIZES, "of {} size", ("a {} one", "preferably {}")),
-    Slot("language", "string", TONGUES, "in {}", ("we speak {}", "{} only")),
-    Slot("food", "string", FOODS, "with {}", ("we love {}", "{} must be there")),
-    Slot("hour", "integer", tuple(range(1, 13)), "at {} oclock", ("around {} oclock", "when it is {} oclock")),
-    Slot("guests", "integer", tuple(range(2, 21)), "for {} guests", ("we are {} people", "a party of {}")),
-    Slot("nights", "integer", tuple(range(2, 15)), "for {} nights", ("staying {} nights", "{} nights in total")),
-    Slot("copies", "integer", tuple(range(2, 31)), "in {} copies", ("{} times", "we need {} of them")),
-    Slot("budget", "float", PRICES, "under {} dollars", ("at most {} dollars", "my limit is {} dollars")),
-    Slot("distance", "float", PRICES, "within {} miles", ("no more than {} miles away", "{} miles at most")),
-    Slot("account", "long", NUMBERS, "with account {}", ("my account is {}", "charge {}")),
-    Slot("code", "long", NUMBERS, "under code {}", ("the code is {}", "use {} as code")),
-    Slot("urgent", "boolean", (True, False), "urgently|without hurry", ("it is urgent|there is no hurry",)),
-    Slot("insured", "boolean", (True, False), "with insurance|without insurance", ("insure it|no insurance",)),
-    Slot("public", "boolean", (True, False), "in public|in private", ("everyone may see it|keep it private",)),
-    Slot("tags", "list", TAGS, "tagged {} and {}", ("tags {} and {}", "make it {} and {}")),
-    Slot("extras", "list", FOODS, "plus {} and {}", ("add {} and {}", "extras are {} and {}")),
+    TemplateSlot("city", "string", CITIES, "in {}", ("near {}", "somewhere around {}")),
+    TemplateSlot("origin", "string", CITIES, "from {}", ("leaving {}", "starting in {}")),
+    TemplateSlot("target", "string", CITIES, "to {}", ("heading to {}", "towards {}")),
+    TemplateSlot("name", "string", NAMES, "for {}", ("because {} asked", "on behalf of {}")),
+    TemplateSlot("day", "string", DAYS, "on {}", ("this {}", "next {} please")),
+    TemplateSlot("color", "string", COLORS, "in {}", ("something {}", "{} would be nice")),
+    TemplateSlot("size", "string", SIZES, "of {} size", ("a {} one", "preferably {}")),
+    TemplateSlot("language", "string", TONGUES, "in {}", ("we speak {}", "{} only")),
+    TemplateSlot("food", "string", FOODS, "with {}", ("we love {}", "{} must be there")),
+    TemplateSlot("hour", "integer", tuple(range(1, 13)), "at {} oclock", ("around {} oclock", "when it is {} oclock")),
+    TemplateSlot("guests", "integer", tuple(range(2, 21)), "for {} guests", ("we are {} people", "a party of {}")),
+    TemplateSlot(
+        "nights", "integer", tuple(range(2, 15)), "for {} nights", ("staying {} nights", "{} nights in total")
+    ),
+    TemplateSlot("copies", "integer", tuple(range(2, 31)), "in {} copies", ("{} times", "we need {} of them")),
+    TemplateSlot("budget", "float", PRICES, "under {} dollars", ("at most {} dollars", "my limit is {} dollars")),
+    TemplateSlot("distance", "float", PRICES, "within {} miles", ("no more than {} miles away", "{} miles at most")),
+    TemplateSlot("account", "long", NUMBERS, "with account {}", ("my account is {}", "charge {}")),
+    TemplateSlot("code", "long", NUMBERS, "under code {}", ("the code is {}", "use {} as code")),
+    TemplateSlot("urgent", "boolean", (True, False), "urgently|without hurry", ("it is urgent|there is no hurry",)),
+    TemplateSlot("insured", "boolean", (True, False), "with insurance|without insurance", ("insure it|no insurance",)),
+    TemplateSlot("public", "boolean", (True, False), "in public|in private", ("everyone may see it|keep it private",)),
+    TemplateSlot("tags", "list", TAGS, "tagged {} and {}", ("tags {} and {}", "make it {} and {}")),
+    TemplateSlot("extras", "list", FOODS, "plus {} and {}", ("add {} and {}", "extras are {} and {}")),
 )
 SLOTS = {slot.name: slot for slot in _SLOTS}
 

@@ -32,7 +32,7 @@ from souping.core.types import digest
 from souping.evaluate.scoring import score
 from souping.examples.pantry import NOTE, items
 from souping.examples.pantry.items import as_items, make
-from souping.examples.pantry.recipes import BETAS, CLIP, DECAY, SHAPE, VOCABULARY_SEED, VOCABULARY_TASKS, Stage
+from souping.examples.pantry.recipes import BETAS, CLIP, DECAY, SHAPE, VOCABULARY_SEED, VOCABULARY_TASKS, TrainingStage
 from souping.examples.pantry.tasks import CATEGORIES, MAKERS, Task
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ IGNORED = -100
 Say = Callable[[str], None]
 
 
-def cook(out: Path, stages: Sequence[Stage], dev: int = DEV_PER_CATEGORY, say: Say = print) -> None:
+def train_family(out: Path, stages: Sequence[TrainingStage], dev: int = DEV_PER_CATEGORY, say: Say = print) -> None:
     """Train the stages, score them on development items, and only then put models, scores and card into `out`."""
     _no_bars()
     work = out / ".cooking" / digest([SHAPE, [asdict(stage) for stage in stages]])[:12]
@@ -60,14 +60,14 @@ def cook(out: Path, stages: Sequence[Stage], dev: int = DEV_PER_CATEGORY, say: S
     scores: dict[str, dict[str, float]] = {}
     for stage in stages:
         if not (work / stage.name).is_dir():
-            write(train(stage, work, tokenizer, held_out, say), tokenizer, work / stage.name)
+            write_model(train(stage, work, tokenizer, held_out, say), tokenizer, work / stage.name)
         scores[stage.name] = taste(load(work / stage.name), tokenizer, tasks)
         mean = sum(scores[stage.name].values()) / len(scores[stage.name])
         say(f"{stage.name}: {100 * mean:.1f} % on development items")
     record = summary(stages, scores, dev)
     (work / "scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (work / "README.md").write_text(text(record), encoding="utf-8")
-    serve(work, out, [stage.name for stage in stages])
+    publish(work, out, [stage.name for stage in stages])
 
 
 def _no_bars() -> None:
@@ -77,7 +77,7 @@ def _no_bars() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def serve(work: Path, out: Path, names: Sequence[str]) -> None:
+def publish(work: Path, out: Path, names: Sequence[str]) -> None:
     """Move what was made to its place, over what was there before."""
     (out / "models").mkdir(exist_ok=True)
     for name in names:
@@ -98,7 +98,7 @@ def vocabulary() -> PreTrainedTokenizerFast:
 
 
 def train(
-    stage: Stage, work: Path, tokenizer: PreTrainedTokenizerFast, held_out: frozenset[str], say: Say
+    stage: TrainingStage, work: Path, tokenizer: PreTrainedTokenizerFast, held_out: frozenset[str], say: Say
 ) -> LlamaForCausalLM:
     """One stage from its parent's weights, or from where its checkpoint is."""
     import torch
@@ -135,7 +135,7 @@ def load(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def draw(stage: Stage, step: int, held_out: frozenset[str]) -> list[Task]:
+def draw(stage: TrainingStage, step: int, held_out: frozenset[str]) -> list[Task]:
     """The batch of a step: tasks from the stage's mix, none of them among the items."""
     rng = Random(f"{stage.seed} {step}")
     batch: list[Task] = []
@@ -181,7 +181,7 @@ def learn(model: LlamaForCausalLM, optimiser: Optimizer, ids: Tensor, labels: Te
     return float(loss.detach())
 
 
-def rate_at(stage: Stage, step: int) -> float:
+def rate_at(stage: TrainingStage, step: int) -> float:
     """Linear warm-up, then a linear fall to `last` of the peak at the final step."""
     fall = 1 - (1 - stage.last) * step / stage.steps
     return stage.rate * min(1.0, (step + 1) / stage.warmup) * fall
@@ -207,7 +207,7 @@ def keep(saved: Path, model: LlamaForCausalLM, optimiser: Optimizer, step: int) 
     os.replace(partial, saved)
 
 
-def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """The model in bfloat16 as a Hugging Face folder, written beside and renamed."""
     import torch
 
@@ -224,7 +224,7 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
     partial.rename(folder)
 
 
-def summary(stages: Sequence[Stage], scores: dict[str, dict[str, float]], dev: int) -> dict[str, object]:
+def summary(stages: Sequence[TrainingStage], scores: dict[str, dict[str, float]], dev: int) -> dict[str, object]:
     """What `scores.json` holds: how each model was made and what it reached on development items."""
     return {
         "note": f"{NOTE}; fractions of 1 on development items; no choice saw items.jsonl's report fold",

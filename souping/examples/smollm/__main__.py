@@ -13,8 +13,8 @@ from pathlib import Path
 from souping.core.text import positive
 from souping.core.types import UserError
 from souping.examples.smollm import train
-from souping.examples.smollm.data import bfcl, gather, model, read, spare, write_tasks
-from souping.examples.smollm.train import SLICES, Lesson, Settings, write_base
+from souping.examples.smollm.data import bfcl, gather, model, read_questions, spare, write_tasks
+from souping.examples.smollm.train import SLICES, Lesson, TrainingSettings, write_base
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm")
     parser.add_argument("--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME")
-    parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"default: {Settings.steps}")
-    parser.add_argument("--batch", type=positive, default=Settings.batch, help=f"default: {Settings.batch}")
+    parser.add_argument(
+        "--steps", type=positive, default=TrainingSettings.steps, help=f"default: {TrainingSettings.steps}"
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=TrainingSettings.batch, help=f"default: {TrainingSettings.batch}"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=positive, default=2, help="fine-tunes at a time, a thread each (default: 2)")
     parser.add_argument("--taste", action="store_true", help="then score all models on development items")
@@ -49,19 +53,19 @@ def _parser() -> argparse.ArgumentParser:
 def _make(options: argparse.Namespace) -> None:
     out, downloads = options.out, options.out / "downloads"
     data = bfcl(options.bfcl, downloads)
-    material = gather(read(data), spare(data))
+    material = gather(read_questions(data), spare(data))
     asked = material.asked("test")
     print(f"{len(asked)} items in {write_tasks(asked, out / 'tasks')}", flush=True)
     start = out / "models" / "base"
     if not (start / "config.json").exists():
         write_base(model(options.base, downloads), start)
     print(f"base in {start}", flush=True)
-    settings = Settings(steps=options.steps, batch=options.batch, seed=options.seed)
+    settings = TrainingSettings(steps=options.steps, batch=options.batch, seed=options.seed)
     lessons = [Lesson(name=n, seed=settings.seed, shares=SLICES[n], material=material) for n in options.only]
-    train.cook(lessons, settings, start, out / "models", options.jobs)
+    train.train_all(lessons, settings, start, out / "models", options.jobs)
     if options.taste:
         folders = [start, *(out / "models" / name for name in options.only)]
-        print("\n".join(train.table(folders, material.asked("development"), options.jobs)))
+        print("\n".join(train.score_table(folders, material.asked("development"), options.jobs)))
 
 
 if __name__ == "__main__":

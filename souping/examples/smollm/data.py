@@ -43,7 +43,7 @@ A_FAMILY = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChoiceItem:
     """One item: a prompt, what may follow it, and which of that is right."""
 
     id: str
@@ -64,11 +64,11 @@ class Material:
 
     questions: Mapping[Part, tuple[Question, ...]]
     family: Mapping[str, str]
-    spares: Mapping[str, tuple[Function, ...]]
+    spares: Mapping[str, tuple[QuestionFunction, ...]]
 
-    def asked(self, part: Part) -> tuple[Choice, ...]:
+    def asked(self, part: Part) -> tuple[ChoiceItem, ...]:
         """The fixed items of `test` or `development`: distractors and order come from the question's id."""
-        chosen: list[Choice] = []
+        chosen: list[ChoiceItem] = []
         for category in FILES:
             mine = [q for q in self.questions[part] if q.category == category]
             made = (self.choice(q, self.spares, Random(f"{part} {q.id}")) for q in self._thinned(mine))
@@ -79,14 +79,14 @@ class Material:
         """At most `A_FAMILY` of a family, in an order that only ids decide."""
         seen: dict[str, int] = {}
         kept = []
-        for question in sorted(questions, key=lambda q: place("order", q.id)):
+        for question in sorted(questions, key=lambda q: random_place("order", q.id)):
             name = self.family[question.id]
             seen[name] = seen.get(name, 0) + 1
             if seen[name] <= A_FAMILY:
                 kept.append(question)
         return kept
 
-    def choice(self, question: Question, bank: Mapping[str, Sequence[Function]], dice: Random) -> Choice:
+    def choice(self, question: Question, bank: Mapping[str, Sequence[QuestionFunction]], dice: Random) -> ChoiceItem:
         """An item of a question: its own functions first, then distractors, in an order of the dice."""
         shown = _own(question, dice)
         own = {f.name for f in question.functions}
@@ -97,7 +97,7 @@ class Material:
                 shown.append(other)
         dice.shuffle(shown)
         names = (*(f.name for f in shown), NONE)
-        return Choice(
+        return ChoiceItem(
             id=question.id,
             category=question.category,
             group=self.family[question.id],
@@ -107,14 +107,14 @@ class Material:
         )
 
 
-def _own(question: Question, dice: Random) -> list[Function]:
+def _own(question: Question, dice: Random) -> list[QuestionFunction]:
     """The right function and others of the question, at most `OFFERED`."""
     right = [f for f in question.functions if f.name == question.answer]
     wrong = [f for f in question.functions if f.name != question.answer]
     return [*right[:1], *dice.sample(wrong, min(len(wrong), OFFERED - len(right[:1])))]
 
 
-def prompt(text: str, functions: Sequence[Function]) -> str:
+def prompt(text: str, functions: Sequence[QuestionFunction]) -> str:
     lines = [f"- {f.name}({', '.join(f.parameters[:PARAMETERS])}): {_short(f.description)}" for f in functions]
     return "\n".join(["Functions:", *lines, f"- {NONE}: no function above fits", f"Request: {text}", "Function:"])
 
@@ -125,7 +125,7 @@ def _short(description: str) -> str:
     return " ".join(words[:WORDS])
 
 
-def gather(questions: Sequence[Question], spare: Mapping[str, Sequence[Function]]) -> Material:
+def gather(questions: Sequence[Question], spare: Mapping[str, Sequence[QuestionFunction]]) -> Material:
     """Cut questions into parts by family. Distractors of `test` and `development` occur in no question of theirs."""
     part, family = parts(questions), families(questions)
     cut: dict[Part, tuple[Question, ...]] = {
@@ -138,7 +138,7 @@ def gather(questions: Sequence[Question], spare: Mapping[str, Sequence[Function]
     return Material(questions=cut, family=family, spares={k: _distinct(v) for k, v in bank.items()})
 
 
-def _distinct(functions: Sequence[Function]) -> tuple[Function, ...]:
+def _distinct(functions: Sequence[QuestionFunction]) -> tuple[QuestionFunction, ...]:
     return tuple({f.name: f for f in functions}.values())
 
 
@@ -171,7 +171,7 @@ KIND = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Function:
+class QuestionFunction:
     """A function as a question shows it."""
 
     name: str
@@ -186,11 +186,11 @@ class Question:
     id: str
     category: str
     text: str
-    functions: tuple[Function, ...]
+    functions: tuple[QuestionFunction, ...]
     answer: str | None
 
 
-def read(data: Path) -> tuple[Question, ...]:
+def read_questions(data: Path) -> tuple[Question, ...]:
     """The questions of all categories, in BFCL's order.
 
     Raises:
@@ -199,9 +199,9 @@ def read(data: Path) -> tuple[Question, ...]:
     return tuple(question for category, stem in FILES.items() for question in _questions(data, category, stem))
 
 
-def spare(data: Path) -> dict[str, tuple[Function, ...]]:
+def spare(data: Path) -> dict[str, tuple[QuestionFunction, ...]]:
     """{kind: functions of the files that make no items}."""
-    found: dict[str, list[Function]] = {}
+    found: dict[str, list[QuestionFunction]] = {}
     for stem in SPARE:
         for row in _rows(_file(data, stem)):
             found.setdefault(KIND[stem], []).extend(_function(f) for f in row["function"])
@@ -228,10 +228,12 @@ def _question(row: Mapping[str, Any], category: str, answers: Mapping[str, str])
     )
 
 
-def _function(row: Mapping[str, Any]) -> Function:
+def _function(row: Mapping[str, Any]) -> QuestionFunction:
     parameters = row.get("parameters") or {}
     names = tuple(parameters.get("properties") or {})
-    return Function(name=row["name"], description=" ".join(row.get("description", "").split()), parameters=names)
+    return QuestionFunction(
+        name=row["name"], description=" ".join(row.get("description", "").split()), parameters=names
+    )
 
 
 def _answers(path: Path) -> dict[str, str]:
@@ -282,13 +284,13 @@ def parts(questions: Sequence[Question]) -> dict[str, Part]:
     return {question: played[name] for question, name in family.items()}
 
 
-def place(*words: str) -> float:
+def random_place(*words: str) -> float:
     """Where words stand in [0, 1): the first 64 bits of a SHA-256."""
     return int.from_bytes(hashlib.sha256("\0".join((SALT, *words)).encode()).digest()[:8], "big") / 2**64
 
 
 def _draw(family: str, shares: Mapping[Part, float]) -> Part:
-    at, total = place("part", family), 0.0
+    at, total = random_place("part", family), 0.0
     for part, share in shares.items():
         total += share
         if at < total:
@@ -390,7 +392,7 @@ metadata:
 """
 
 
-def write_tasks(items: Sequence[Choice], out: Path) -> Path:
+def write_tasks(items: Sequence[ChoiceItem], out: Path) -> Path:
     """The folder for `evaluator.include_path`, whole or not at all; one that says the same stays as it is.
 
     Columns of a document: `id` (BFCL's), `category`, `group`, `prompt`, `choices`, `label`.
@@ -408,7 +410,7 @@ def write_tasks(items: Sequence[Choice], out: Path) -> Path:
     return out
 
 
-def texts(items: Sequence[Choice], out: Path) -> dict[str, str]:
+def texts(items: Sequence[ChoiceItem], out: Path) -> dict[str, str]:
     """{file name: content} of the folder `out`, whose place the tasks name in full."""
     files = {}
     names = [c for c in FILES if any(item.category == c for item in items)]
@@ -421,7 +423,7 @@ def texts(items: Sequence[Choice], out: Path) -> dict[str, str]:
     return files
 
 
-def row(item: Choice) -> dict[str, object]:
+def row(item: ChoiceItem) -> dict[str, object]:
     """A document of a task."""
     return {
         "id": item.id,

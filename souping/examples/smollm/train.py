@@ -29,7 +29,7 @@ from threading import Thread
 from typing import Any
 
 from souping.core.types import UserError, digest
-from souping.examples.smollm.data import CHARACTERS, KIND, Choice, Function, Material
+from souping.examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 
 EVERY = 10
 """Steps between lines of progress."""
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingSettings:
     """How a fine-tune is trained. `upper` is the share of the layers that learn; embeddings and the rest stay."""
 
     steps: int = 40
@@ -48,7 +48,7 @@ class Settings:
     seed: int = 0
 
 
-def tune(lesson: Lesson, settings: Settings, start: Path, out: Path, say: Say = print) -> None:
+def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say: Say = print) -> None:
     """Fine-tune `start` into `out`, whole or not at all; a finished one with the same settings stays.
 
     Raises:
@@ -75,7 +75,7 @@ def tune(lesson: Lesson, settings: Settings, start: Path, out: Path, say: Say = 
     say(f"{lesson.name}: done in {spent['seconds']:.0f} s, {spent['cpu_seconds']:.0f} s of CPU")
 
 
-def describe(lesson: Lesson, settings: Settings, start: Path) -> dict[str, Any]:
+def describe(lesson: Lesson, settings: TrainingSettings, start: Path) -> dict[str, Any]:
     """What decides a fine-tune's bytes, and its digest."""
     asked = [[q.id, q.text, q.answer] for q in lesson.material.questions["train"]]
     told: dict[str, Any] = {"name": lesson.name, "shares": dict(lesson.shares), "settings": asdict(settings)}
@@ -92,7 +92,7 @@ def _content(folder: Path) -> str:
     return total.hexdigest()
 
 
-def train(model: Any, tokenizer: Any, lesson: Lesson, settings: Settings, say: Say) -> list[float]:
+def train(model: Any, tokenizer: Any, lesson: Lesson, settings: TrainingSettings, say: Say) -> list[float]:
     """The losses of all steps. AdamW on float32 weights, bfloat16 arithmetic."""
     import torch
 
@@ -128,7 +128,7 @@ def freeze(model: Any, upper: float) -> list[Any]:
     return [p for layer in layers[first:] for p in layer.parameters()]
 
 
-def schedule(step: int, settings: Settings) -> float:
+def schedule(step: int, settings: TrainingSettings) -> float:
     """Share of the full rate: a linear rise, then half a cosine down to a tenth."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
@@ -136,7 +136,7 @@ def schedule(step: int, settings: Settings) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def answer_loss(model: Any, tokenizer: Any, items: Sequence[Choice]) -> Any:
+def answer_loss(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> Any:
     """Mean negative log-likelihood of the answers' tokens; each item counts alike."""
     import torch
 
@@ -156,7 +156,7 @@ def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
     return list(whole), len(context)
 
 
-def cook(lessons: Sequence[Lesson], settings: Settings, start: Path, out: Path, jobs: int) -> None:
+def train_all(lessons: Sequence[Lesson], settings: TrainingSettings, start: Path, out: Path, jobs: int) -> None:
     """A folder below `out` for each lesson; those that are there stay.
 
     Raises:
@@ -167,13 +167,13 @@ def cook(lessons: Sequence[Lesson], settings: Settings, start: Path, out: Path, 
             future.result()
 
 
-def _one(lesson: Lesson, settings: Settings, start: Path, out: Path) -> None:
+def _one(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path) -> None:
     _end_with_the_command()
     _single_thread()
     tune(lesson, settings, start, out, partial(print, flush=True))
 
 
-def table(folders: Sequence[Path], items: Sequence[Choice], jobs: int) -> list[str]:
+def score_table(folders: Sequence[Path], items: Sequence[ChoiceItem], jobs: int) -> list[str]:
     """Lines: percent right of each model on development items, by category, then the mean of the categories."""
     with ProcessPoolExecutor(min(jobs, len(folders)), mp_context=get_context("spawn")) as pool:
         scores = list(pool.map(_tasted, folders, [tuple(items)] * len(folders)))
@@ -186,7 +186,7 @@ def table(folders: Sequence[Path], items: Sequence[Choice], jobs: int) -> list[s
     return lines
 
 
-def _tasted(folder: Path, items: Sequence[Choice]) -> dict[str, float]:
+def _tasted(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
     _single_thread()
     return taste(folder, items)
 
@@ -209,7 +209,7 @@ def _single_thread() -> None:
     torch.set_num_threads(1)
 
 
-def taste(folder: Path, items: Sequence[Choice]) -> dict[str, float]:
+def taste(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
     """{category: share of items whose likeliest choice is right}."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -225,7 +225,7 @@ def taste(folder: Path, items: Sequence[Choice]) -> dict[str, float]:
     return {category: sum(right) / len(right) for category, right in hits.items()}
 
 
-def likelihoods(model: Any, tokenizer: Any, item: Choice) -> list[float]:
+def likelihoods(model: Any, tokenizer: Any, item: ChoiceItem) -> list[float]:
     """Log-likelihood of each choice after the prompt, which is read once."""
     import torch
     from transformers import DynamicCache
@@ -333,11 +333,11 @@ class Lesson:
     shares: Mapping[str, float]
     material: Material
 
-    def batch(self, step: int, size: int) -> list[Choice]:
+    def batch(self, step: int, size: int) -> list[ChoiceItem]:
         """The items of a step. Questions come in shuffled rounds; distractors and order are new each time."""
         return [self._item(step * size + i) for i in range(size)]
 
-    def _item(self, number: int) -> Choice:
+    def _item(self, number: int) -> ChoiceItem:
         dice = Random(f"{self.name} {self.seed} {number}")
         category = dice.choices(list(self.shares), list(self.shares.values()))[0]
         pool = [q for q in self.material.questions["train"] if q.category == category]
@@ -348,9 +348,9 @@ class Lesson:
                 return made
 
 
-def taught(material: Material) -> dict[str, tuple[Function, ...]]:
+def taught(material: Material) -> dict[str, tuple[QuestionFunction, ...]]:
     """{kind: functions of training questions}: distractors in training are met nowhere else."""
-    found: dict[str, dict[str, Function]] = {}
+    found: dict[str, dict[str, QuestionFunction]] = {}
     for question in material.questions["train"]:
         found.setdefault(KIND[question.category], {}).update({f.name: f for f in question.functions})
     return {kind: tuple(functions.values()) for kind, functions in found.items()}

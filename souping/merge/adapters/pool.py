@@ -27,10 +27,10 @@ from souping.merge.adapters.factors import FileReader, Guard, Read, Share
 from souping.merge.adapters.live import AdapterLive
 from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_shared, write_model, write_weights
 from souping.merge.kernels.reference import Raw
-from souping.merge.live import Larder, Live
+from souping.merge.live import LiveModule, WeightFiles
 from souping.merge.plan import Source
 from souping.merge.planner import base_name
-from souping.merge.writer import Progress, carried
+from souping.merge.writer import Progress, companion_files
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,14 @@ class AdapterPool:
         size, nonfinite = self._merge.max_shard_size, self._merge.nonfinite
         full = base_plan(plan.recipe, self._base_name, self.base, size, nonfinite)
         write_model(full, stage, self.sites, self.shares(plan.recipe), read, guard, progress)
-        return {**carried(full), "recipe.json": _recipe_text(plan, max_shard_size=full.max_shard_size)}
+        return {**companion_files(full), "recipe.json": _recipe_text(plan, max_shard_size=full.max_shard_size)}
 
     def live(self, checkpoints: Mapping[str, Any], module: Any) -> AdapterLive:
         """The base's live module (of this pool's `model_folder`), ready to be poured into."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
             alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=self._merge.dtype)
-            Live({"base": self.base}, module, nonfinite=self._merge.nonfinite).pour(alone)
-        larder = Larder(self._opened, self._merge.resident)
+            LiveModule({"base": self.base}, module, nonfinite=self._merge.nonfinite).pour(alone)
+        larder = WeightFiles(self._opened, self._merge.resident)
         return AdapterLive(
             module,
             self.sites,
@@ -218,7 +218,7 @@ def _stored(site: Site, recipe: Recipe) -> str:
     return TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype
 
 
-def _row(larder: Larder, name: str, checkpoint: Checkpoint, tensor: Tensor, start: int, count: int) -> Raw:
+def _row(larder: WeightFiles, name: str, checkpoint: Checkpoint, tensor: Tensor, start: int, count: int) -> Raw:
     offset = tensor.offset + start * BITS[tensor.dtype] // 8
     source = Source(0, checkpoint.files.index(tensor.file), offset, tensor.dtype)
     row = larder.row([name], source, count)

@@ -24,7 +24,7 @@ from souping.merge.adapters.factors import Guard, Read, Share, blocks_of, join, 
 from souping.merge.kernels.reference import narrow, widen
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.planner import plan_opened
-from souping.merge.writer import Kitchen, Progress, prepare
+from souping.merge.writer import Progress, ShardWriter, prepare
 
 Shares = Mapping[str, Sequence[Share]]
 """{module: its adapters' parts and weights}, in the recipe's order."""
@@ -165,7 +165,7 @@ def write_model(
     adapted = {sites[module].tensor.name: module for module in shares}
     done = plan.nbytes - sum(t.nbytes for t in plan.tensors if t.name in adapted)
     prepare(plan, stage)
-    with Kitchen(plan, stage) as kitchen:
+    with ShardWriter(plan, stage) as kitchen:
         kitchen.plan = replace(plan, tensors=tuple(t for t in plan.tensors if t.name not in adapted))
         kitchen.cook(progress=None if progress is None else lambda count, _: progress(count, plan.nbytes))
     for tensor in (t for t in plan.tensors if t.name in adapted):

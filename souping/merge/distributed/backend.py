@@ -67,9 +67,9 @@ class AccelerateMerge(LocalMerge):
         Raises:
             UserError: as there; a rank failed or died, fewer started than asked for, or they are silent too long.
         """
-        from souping.merge.writer import cook
+        from souping.merge.writer import write_checkpoint
 
-        return cook(plan, out, progress=progress, extra_files=extra_files, shares=self._fill)
+        return write_checkpoint(plan, out, progress=progress, extra_files=extra_files, shares=self._fill)
 
     def _fill(self, plan: MergePlan, stage: Path, progress: Progress | None) -> None:
         if not self._ranks or not self._ranks[-1].alive:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.merge.chunks import Run, size_of
+from souping.merge.chunks import Chunk, size_of
 from souping.merge.kernels.gpu import DIFFERENCES, blend
 from souping.merge.kernels.reference import Combine, Raw, linear
 from souping.merge.plan import MergePlan
-from souping.merge.writer import Bench, Kitchen, Progress
+from souping.merge.writer import Buffers, Progress, ShardWriter
 
 if TYPE_CHECKING:
     import torch
@@ -33,29 +33,29 @@ LARGEST = 1 << 22  # elements of one block
 THREADS = 4  # that read files for one GPU
 
 
-class CudaKitchen(Kitchen):
-    """`Kitchen` whose sums run on a GPU; the bytes are the same."""
+class CudaShardWriter(ShardWriter):
+    """`ShardWriter` whose sums run on a GPU; the bytes are the same."""
 
     def __init__(self, plan: MergePlan, folder: Path, device: torch.device) -> None:
         super().__init__(plan, folder)
         self._device = device
 
-    def _queue(self, work: list[Run]) -> Iterator[Run]:
+    def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """As the engine's, in larger blocks: a copy to the device has to be worth its start."""
         for run in work:
             yield from [run] if run.solid and self.method.whole else _large(self._settle(run))
 
-    def _drain(self, queue: Iterator[Run], total: int, progress: Progress | None) -> None:
+    def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         import torch
 
         try:
             with torch.cuda.device(self._device), torch.no_grad():
-                self._alternate(queue, [_Slot(self._device), _Slot(self._device)], total, progress)
+                self._alternate(queue, [_Buffer(self._device), _Buffer(self._device)], total, progress)
         except BaseException:
             self._failed = True
             raise
 
-    def _alternate(self, queue: Iterator[Run], slots: list[_Slot], total: int, progress: Progress | None) -> None:
+    def _alternate(self, queue: Iterator[Chunk], slots: list[_Buffer], total: int, progress: Progress | None) -> None:
         turn = 0
         while (run := self._next(queue)) is not None:
             slot = slots[turn % 2]
@@ -65,7 +65,7 @@ class CudaKitchen(Kitchen):
         self._finish(slots[turn % 2], total, progress)  # the older one first
         self._finish(slots[(turn + 1) % 2], total, progress)
 
-    def _begin(self, slot: _Slot, run: Run) -> None:
+    def _begin(self, slot: _Buffer, run: Chunk) -> None:
         """Read a block; start its way to the device and back."""
         function = self.method.function if run.op == "mix" else linear
         slot.run = run
@@ -77,7 +77,7 @@ class CudaKitchen(Kitchen):
             self.read(run, number, slot.row(number, run.count * size_of(source.dtype)))
         slot.start(function, self.plan.divisor)
 
-    def _finish(self, slot: _Slot, total: int, progress: Progress | None) -> None:
+    def _finish(self, slot: _Buffer, total: int, progress: Progress | None) -> None:
         """Write what the slot holds, if it holds something."""
         run, slot.run = slot.run, None
         if run is None:
@@ -92,7 +92,7 @@ class CudaKitchen(Kitchen):
                 progress(self._done, total)
 
 
-class _Slot:
+class _Buffer:
     """One block on its way: a stream, pinned rows on the host (the last is the soup's), rows on the device.
 
     Everything the stream reads or writes stays alive until `wait` has seen its end, and temporaries are allocated on
@@ -102,8 +102,8 @@ class _Slot:
     def __init__(self, device: torch.device) -> None:
         import torch
 
-        self.run: Run | None = None
-        self.pending, self.bench = False, Bench()
+        self.run: Chunk | None = None
+        self.pending, self.bench = False, Buffers()
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -163,7 +163,7 @@ class _Slot:
         return self._divisor
 
 
-def _large(run: Run) -> Iterator[Run]:
+def _large(run: Chunk) -> Iterator[Chunk]:
     size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(run.sources)) & ~0xFFF))
     for start in range(0, run.count, size):
         yield run.part(start, min(size, run.count - start))

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from souping.core.types import UserError
 from souping.merge.distributed.messages import Failure, LostError, line, overheard, pack, parse, unpack
 from souping.merge.plan import MergePlan
-from souping.merge.writer import THREADS, Kitchen, Progress
+from souping.merge.writer import THREADS, Progress, ShardWriter
 
 if TYPE_CHECKING:
     import torch
@@ -245,13 +245,13 @@ class _Share:
         self.done = done
 
 
-def kitchen(team: Team, plan: MergePlan, stage: Path) -> Kitchen:
+def kitchen(team: Team, plan: MergePlan, stage: Path) -> ShardWriter:
     """The engine on the rank's device."""
     if team.gpu is None:
-        return Kitchen(plan, stage)
-    from souping.merge.distributed.cuda import CudaKitchen
+        return ShardWriter(plan, stage)
+    from souping.merge.distributed.cuda import CudaShardWriter
 
-    return CudaKitchen(plan, stage, team.gpu)
+    return CudaShardWriter(plan, stage, team.gpu)
 
 
 def _threads(team: Team) -> int:

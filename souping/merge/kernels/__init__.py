@@ -12,7 +12,7 @@ from souping.merge.kernels.reference import Combine, Raw, delta, divide, linear,
 FUSED = {linear: False, delta: True}
 
 
-def mix(
+def mix_block(
     function: Combine,
     rows: Sequence[Raw],
     dtypes: Sequence[str],

@@ -1,0 +1,214 @@
+"""Stability of a selection: what is certain is said to be, what hangs on luck is shown, what is unknown is None."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from souping.analysis.correlation import kendall, pearson
+from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
+from souping.core.objectives import Mean
+from souping.core.scores import ScoreMatrix, read_table
+from souping.core.types import FloatArray, Item, ItemScores, Selection
+from souping.selection.selectors import SoCE, TopK
+from tests.conftest import ROOT
+
+TABLE_8B = ROOT / "souping" / "examples" / "paper" / "bfcl_8b.csv"
+SOCE = SoCE(correlation=pearson, objective=Mean())
+
+
+def matrix(rates: FloatArray, each: int = 40, seed: int = 0, copies: int = 1) -> ScoreMatrix:
+    """Right-or-wrong scores of len(rates) models with P(right) = rates [M, C] on `each` items a category."""
+    rng, width = np.random.default_rng(seed), rates.shape[1]
+    items = tuple(
+        Item(id=f"{c}-{i}-{k}", category=f"c{c}", prompt="", answer="", group=f"{c}-{i}")
+        for c in range(width)
+        for i in range(each)
+        for k in range(copies)
+    )
+    columns = np.repeat(np.arange(width), each)
+    scores = {}
+    for m, row in enumerate(rates):
+        values = np.repeat((rng.random(len(columns)) < row[columns]).astype(float), copies)
+        scores[f"m{m}"] = ItemScores(items=items, values=values)
+    return ScoreMatrix.from_items(scores)
+
+
+PLAIN = np.array([[0.95, 0.3, 0.6], [0.2, 0.95, 0.5], [0.5, 0.5, 0.95], [0.3, 0.2, 0.2]])
+DOUBTFUL = np.array([[0.9, 0.5, 0.5], [0.5, 0.9, 0.5], [0.5, 0.88, 0.6], [0.4, 0.4, 0.4]])
+
+
+def test_clear_experts_are_picked_in_every_draw() -> None:
+    found = stability(matrix(PLAIN, each=200), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=100)
+    assert found["method"] == "bootstrap over items"
+    assert (found["draws"], found["not_estimable"]) == (100, 0)
+    assert found["experts"]["c0"] == {"m0": found["low_correlation"]["c0"]}
+    assert found["ingredients"]["m0"] == 1.0
+    assert found["ingredients"]["m3"] == 0.0
+    assert sum(found["sizes"].values()) == pytest.approx(1)
+
+
+def test_equal_experts_share_the_draws() -> None:
+    found = stability(matrix(DOUBTFUL), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=200)
+    shares = found["experts"]["c1"]
+    assert {"m1", "m2"} <= set(shares)
+    assert 0.05 < shares["m2"] < 0.95
+    for category, picked in found["experts"].items():
+        assert sum(picked.values()) == pytest.approx(found["low_correlation"][category])
+
+
+def test_it_is_json_and_repeatable() -> None:
+    scores = matrix(DOUBTFUL, each=20)
+    first = stability(scores, SOCE, draws=60)
+    assert json.dumps(first, allow_nan=False) == json.dumps(stability(scores, SOCE, draws=60), allow_nan=False)
+    assert first["experts"] != stability(scores, SOCE, draws=60, seed=1)["experts"]
+
+
+def test_draws_without_a_selection_are_counted() -> None:
+    rates = np.array([[1.0, 0.9], [1.0, 0.8], [0.97, 0.3], [1.0, 0.5]])
+    scores = matrix(rates, each=30, seed=1)
+    assert np.ptp(scores.values[:, 0]) > 0
+    found = stability(scores, SoCE(correlation=pearson, objective=Mean(), threshold=1.0), draws=200)
+    assert 0 < found["not_estimable"] < 200
+    assert found["reasons"] == {"a category is constant": found["not_estimable"]}
+
+
+def test_nothing_estimable_is_none_not_zero() -> None:
+    rates = np.array([[0.9, 0.9], [0.6, 0.6], [0.3, 0.3], [0.1, 0.1]])
+    found = stability(matrix(rates, each=300), SoCE(correlation=pearson, objective=Mean(), threshold=0.01), draws=20)
+    assert found["not_estimable"] == 20
+    assert found["experts"] is None
+    assert found["ingredients"] is None
+    assert "not estimable" in found["notes"][0]
+
+
+def test_bootstrap_keeps_groups_together() -> None:
+    """Five copies of each item tell no more than one: the spread of the draws stays what it was."""
+    once, copied = (GroupSums.of(matrix(PLAIN, copies=k)) for k in (1, 5))
+    spreads = [s.draws(400, np.random.default_rng(0)).std(axis=0) for s in (once, copied)]
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.15)
+    p = once.means
+    assert spreads[0] == pytest.approx(np.sqrt(p * (1 - p) / 40), rel=0.15)
+
+
+def test_draws_keep_the_size_of_every_category() -> None:
+    sums = GroupSums.of(matrix(PLAIN, each=7))
+    values = sums.draws(50, np.random.default_rng(0)) * 7
+    assert values == pytest.approx(np.round(values))
+
+
+def test_reliability_is_hoyts() -> None:
+    scores = matrix(PLAIN, each=40)
+    for c in range(3):
+        table = np.array([scores.items[m].values[c * 40 : (c + 1) * 40] for m in scores.models])  # type: ignore[index]
+        models, items = table.mean(axis=1, keepdims=True), table.mean(axis=0, keepdims=True)
+        rest = ((table - models - items + table.mean()) ** 2).sum() / (3 * 39)
+        between = 40 * ((models - table.mean()) ** 2).sum() / 3
+        assert reliability(GroupSums.of(scores))[c] == pytest.approx(max(0.0, 1 - rest / between))
+
+
+def test_noise_attenuates_and_is_taken_out() -> None:
+    """Two categories measure one ability (true rho 1) with few items: raw rho is low, the disattenuated one is not."""
+    ability = np.linspace(0.35, 0.65, 40)
+    sums = GroupSums.of(matrix(np.column_stack([ability, ability]), each=40, seed=4))
+    raw = pearson(sums.means).rho[0, 1]
+    assert raw < 0.75
+    assert disattenuated(sums)[0, 1] > raw + 0.15
+    assert (reliability(sums) < 0.85).all()
+
+
+def test_pure_noise_has_no_disattenuated_value() -> None:
+    flat = np.full((4, 2), 0.5)
+    sums = next(s for s in (GroupSums.of(matrix(flat, each=30, seed=k)) for k in range(50)) if not reliability(s).any())
+    assert np.isnan(disattenuated(sums)[0, 1])
+
+
+def test_correlations_have_every_interval() -> None:
+    found = stability(matrix(PLAIN, each=100), SOCE, draws=100)
+    assert [(row["a"], row["b"]) for row in found["correlations"]] == [("c0", "c1"), ("c0", "c2"), ("c1", "c2")]
+    for row in found["correlations"]:
+        assert row["low"] <= row["rho"] <= row["high"]
+        assert row["bootstrap_low"] <= row["rho"] <= row["bootstrap_high"]
+        assert row["high"] - row["low"] > row["bootstrap_high"] - row["bootstrap_low"]  # 4 models against 100 items
+
+
+def test_few_models_are_not_resampled() -> None:
+    few = stability(matrix(PLAIN), SOCE, draws=20)
+    assert few["models"] == {"status": "not estimable", "reason": "4 models, it needs 6"}
+    assert few["correlations"][0]["models_low"] is None
+    rates = np.random.default_rng(0).uniform(0.2, 0.9, (8, 3))
+    many = stability(matrix(rates), SOCE, draws=100)
+    assert many["models"]["status"] == "estimated"
+    assert many["correlations"][0]["models_low"] < many["correlations"][0]["models_high"]
+    related = stability(matrix(rates), SOCE, draws=100, families={f"m{i}": "one base" for i in range(5)})
+    assert related["models"] == {"status": "not estimable", "reason": "4 base families, it needs 6"}
+
+
+def test_limits_need_most_of_the_draws() -> None:
+    """x and y each hang on one model: 58 % of the resampled sets of models miss one of them and have no correlation."""
+    values = np.column_stack([[0.9, *[0.5] * 5], [0.5, 0.9, *[0.5] * 4], np.linspace(0.1, 0.9, 6)])
+    scores = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True)
+    found = stability(scores, SOCE, draws=300)
+    assert found["models"] == {"status": "not estimable", "reason": "too many draws have a constant category"}
+    assert found["correlations"][0]["models_low"] is None
+
+
+def test_the_8b_table_stands_on_a_knife_edge() -> None:
+    found = stability(read_table(TABLE_8B), SOCE)
+    assert [row["threshold"] for row in found["thresholds"]] == list(THRESHOLDS)
+    at = {row["threshold"]: row["ingredients"] for row in found["thresholds"]}
+    assert (THRESHOLDS[0], THRESHOLDS[-1], len(THRESHOLDS)) == (0.05, 0.5, 46)
+    assert at[0.2] == ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"]
+    assert at[0.3] == [*at[0.2], "BitAgent-8B"]
+    assert found["experts"] is None
+    assert found["reliability"] is None
+    assert "not estimable" in found["notes"][0]
+    assert found["models"]["status"] == "not estimable"
+    assert [row["left_out"] for row in found["jackknife"]] == list(read_table(TABLE_8B).models)
+    assert all(row["left_out"] not in row["ingredients"] for row in found["jackknife"])
+
+
+def test_errors_of_a_sweep_are_told() -> None:
+    copied = np.array([[0.1, 0.11, 0.5], [0.2, 0.19, 0.6], [0.4, 0.42, 0.9]])
+    scores = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=copied, published=True)
+    found = stability(scores, SOCE)
+    assert found["thresholds"][0]["ingredients"] is None
+    assert "no low-correlation category" in found["thresholds"][0]["error"]
+    assert "at least 3" in found["jackknife"][0]["error"]
+
+
+@dataclass(frozen=True)
+class First:
+    """A selector of the user's own, without threshold or correlation."""
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        return Selection(ingredients=scores.candidates[:1])
+
+
+def test_other_selectors() -> None:
+    scores = matrix(PLAIN)
+    top = stability(scores, TopK(objective=Mean(), k=2), draws=50)
+    assert top["thresholds"] == []
+    assert top["experts"] == {}
+    assert sum(top["ingredients"].values()) == pytest.approx(2)
+    assert stability(scores, First(), draws=5)["ingredients"]["m0"] == 1.0
+    tau = stability(scores, SoCE(correlation=kendall, objective=Mean()), draws=5)
+    assert tau["correlations"][0]["rho"] == pytest.approx(kendall(scores.values).rho[0, 1])
+
+
+def test_items_must_be_the_same_for_all() -> None:
+    scores = matrix(PLAIN)
+    other = matrix(PLAIN, each=10)
+    broken = ScoreMatrix(
+        models=scores.models,
+        categories=scores.categories,
+        values=scores.values,
+        items={**scores.items, "m1": other.items["m1"]},  # type: ignore[dict-item, index]
+    )
+    with pytest.raises(ValueError, match="same items"):
+        GroupSums.of(broken)
+    with pytest.raises(ValueError, match="no per-item scores"):
+        GroupSums.of(read_table(TABLE_8B))

@@ -1,0 +1,232 @@
+"""Checkpoints from strangers: whatever the bytes are, a checkpoint opens or one clear UserError comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.header import read_header
+from souping.core.types import UserError
+from souping.merge.local import LocalMerge
+from souping.merge.planner import plan
+from tests.support.checkpoints import family, random_tensors, raw_file, save, simple
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+LIES: dict[str, tuple[Any, bytes, str]] = {
+    "overlap": ({"a": ONE, "b": {**ONE, "data_offsets": [4, 12]}}, bytes(12), "overlap"),
+    "overrun": ({"a": ONE, "b": {**ONE, "data_offsets": [8, 16]}}, bytes(12), "truncated"),
+    "hole": ({"a": ONE, "b": {**ONE, "data_offsets": [12, 20]}}, bytes(20), "belong to no tensor"),
+    "rest": ({"a": ONE}, bytes(9), "after the last tensor"),
+    "shape": ({"a": {**ONE, "shape": [3]}}, bytes(8), "not the size of"),
+    "huge shape": ({"a": {**ONE, "shape": [2**40, 2**40]}}, bytes(8), "not the size of"),
+    "many sizes": ({"a": {**ONE, "shape": [2] * 100}}, bytes(8), "short list"),
+    "negative": ({"a": {**ONE, "shape": [-2]}}, bytes(8), "whole numbers"),
+    "boolean": ({"a": {**ONE, "shape": [True]}}, bytes(8), "whole numbers"),
+    "backwards": ({"a": {**ONE, "data_offsets": [8, 0]}}, bytes(8), "not the size of"),
+    "dtype": ({"a": {**ONE, "dtype": "F12"}}, bytes(8), "unknown dtype F12"),
+    "incomplete": ({"a": {"dtype": "F32"}}, bytes(8), "lacks dtype, shape or data_offsets"),
+    "duplicate": (b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', bytes(1), "a is there twice"),
+    "surrogate": (b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', bytes(1), "not text"),
+    "list": (b"[1]", b"", "not JSON"),
+    "not utf-8": (b'{"\xff":1}', b"", "not valid JSON"),
+    "deep": (b'{"a":' + b"[" * 100_000, b"", "nested too deeply|not valid JSON"),
+    "long number": (b'{"a":' + b"9" * 10_000 + b"}", b"", "not valid JSON"),
+    "metadata": ({"__metadata__": {"x": 1}, "a": ONE}, bytes(8), "table of texts"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_headers_that_lie_are_refused_by_name(lie: str, tmp_path: Path) -> None:
+    header, data, message = LIES[lie]
+    path = raw_file(tmp_path / "model.safetensors", header, data)
+    with pytest.raises(UserError, match=message) as error:
+        read_header(path)
+    assert str(path) in str(error.value)
+    assert str(error.value).count("\n") <= 1
+
+
+@pytest.mark.parametrize("length", [2**63, 100_000_001, 200])
+def test_absurd_header_lengths_allocate_nothing(length: int, tmp_path: Path) -> None:
+    path = raw_file(tmp_path / "model.safetensors", {"a": ONE}, bytes(8), length)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="its header claims"):
+        read_header(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+OUTSIDE = ["../outside.safetensors", "/etc/passwd", "a/../../x.safetensors", "x\0y", "", "\ud800"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_shards_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", random_tensors(0))
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"weight_map": {"model.norm.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"leaves the folder|cannot be followed"):
+        Checkpoint.open(folder)
+
+
+def test_names_too_long_for_the_system_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", random_tensors(0))
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "x" * 5000}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_symlinks_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", random_tensors(0))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match="symlink that leads out"):
+        Checkpoint.open(folder)
+
+
+def test_symlink_loops_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", random_tensors(0))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(UserError):
+        Checkpoint.open(folder)
+
+
+def test_the_hub_cache_is_links_and_opens(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--o--n" / "blobs", tmp_path / "models--o--n" / "snapshots" / "abc"
+    save(snapshot, random_tensors(0))
+    blobs.mkdir()
+    (snapshot / "model.safetensors").rename(blobs / "f00")
+    (snapshot / "model.safetensors").symlink_to(os.path.relpath(blobs / "f00", snapshot))
+    assert len(Checkpoint.open(snapshot).tensors) == 7
+
+
+def test_index_and_shards_must_agree(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", random_tensors(0), shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    places = index["weight_map"]
+    moved = {**places, "model.norm.weight": next(f for f in places.values() if f != places["model.norm.weight"])}
+    for wrong, message in (
+        ({k: v for k, v in places.items() if k != "model.norm.weight"}, "does not place it here"),
+        ({**places, "ghost": places["model.norm.weight"]}, "ghost"),
+        (moved, r"model\.norm\.weight"),
+        ({**places, "model.norm.weight": "model-9.safetensors"}, "is missing"),
+        ({}, "weight_map"),
+    ):
+        path.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(UserError, match=message):
+            Checkpoint.open(folder)
+
+
+def test_missing_parts_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        Checkpoint.open(tmp_path / "nowhere")
+    folder = save(tmp_path / "m", random_tensors(0))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no weights"):
+        Checkpoint.open(folder)
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has no config\.json.*adapter"):
+        Checkpoint.open(folder)
+
+
+def test_pickled_weights_need_a_yes_and_then_stream(tmp_path: Path) -> None:
+    tensors = random_tensors(0)
+    folder = save(tmp_path / "m", tensors)
+    (folder / "model.safetensors").unlink()
+    torch.save({**tensors, "tied": tensors["lm_head.weight"]}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"merge\.allow_pickle=true"):
+        Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, allow_pickle=True)
+    for name, tensor in tensors.items():
+        place = checkpoint.tensors[name]
+        data = (folder / place.file).read_bytes()[place.offset : place.offset + place.nbytes]
+        assert data == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("pwned",)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = save(tmp_path / "m", random_tensors(0))
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": _Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="more than plain tensors"):
+        Checkpoint.open(folder, allow_pickle=True)
+    (folder / "pytorch_model.bin").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match="truncated"):
+        Checkpoint.open(folder, allow_pickle=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_fingerprint_is_content(tmp_path: Path) -> None:
+    cache: dict[str, str] = {}
+    a, b = save(tmp_path / "a", random_tensors(0)), save(tmp_path / "b", random_tensors(0))
+    assert fingerprint(a, cache) == fingerprint(b) == fingerprint(a, cache)
+    assert any("model.safetensors" in key for key in cache)
+    (b / "tokenizer.json").write_text("{}")
+    assert fingerprint(a) != fingerprint(b)
+    save(a, random_tensors(1))
+    assert fingerprint(a, cache) != fingerprint(save(tmp_path / "c", random_tensors(0)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_corrupt_bytes_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Flip, cut or insert bytes in headers, indexes and configs: a soup or a UserError, and never half a folder."""
+    root = tmp_path_factory.mktemp("corrupt")
+    folders = family(root, 2)
+    save(folders["m1"], random_tensors(1), shards=2)
+    (folders["m1"] / "model.safetensors").unlink()
+    victims = [p for f in folders.values() for p in sorted(f.iterdir())]
+    victim = data.draw(st.sampled_from(victims))
+    raw = bytearray(victim.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        _corrupt(raw, data)
+    victim.write_bytes(bytes(raw))
+    out = root / "soup"
+    refused = _soup_or_refusal(folders, out)
+    assert (refused is None) == out.exists()
+    if refused is None:
+        Checkpoint.open(out)
+    else:
+        assert str(refused).count("\n") <= 3
+    assert not list(root.glob(".*"))
+
+
+def _soup_or_refusal(folders: dict[str, Path], out: Path) -> UserError | None:
+    """Anything but a soup and a UserError fails the test."""
+    try:
+        LocalMerge().write(plan(simple(folders, (0.5, 0.5)), folders), out)
+    except UserError as error:
+        return error
+    return None
+
+
+def _corrupt(raw: bytearray, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "head"]))
+    at = data.draw(st.integers(0, max(len(raw) - 1, 0)))
+    if kind == "flip" and raw:
+        raw[at] ^= data.draw(st.integers(1, 255))
+    elif kind == "head" and raw:
+        raw[min(at % 200, len(raw) - 1)] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "cut":
+        del raw[at:]
+    else:
+        raw[at:at] = data.draw(st.binary(max_size=20))

@@ -1,0 +1,415 @@
+"""Models of the Hub as candidates, through huggingface_hub's own client and a server of the test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from souping.checkpoints import hub as online
+from souping.checkpoints.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
+from souping.checkpoints.hub.client import HubName, parse
+from souping.checkpoints.hub.download import Listing, download, look, missing_bytes, part_of, storage
+from souping.core.types import UserError
+from tests.conftest import ROOT
+from tests.support.hub import LARGE, Hub, User, files_of, serving
+
+CODE = {"modeling_ant.py": b"import os", "tokenizer_ant.py": b"import os", "README.md": b"---\nlicense: mit\n---\n"}
+HEAVY = {
+    "pytorch_model.bin": b"p" * LARGE,
+    "consolidated.safetensors": b"c" * LARGE,
+    "model.gguf": b"g",
+    "onnx/m.onnx": b"o",
+}
+TOKEN = "hf_" + "a" * 20
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with serving(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture
+def ant(hub: Hub, family: Path) -> dict[str, bytes]:
+    """The files of org/ant, which is on the server with much that nobody needs."""
+    files = files_of(family / "ant")
+    hub.add("org/ant", {**files, **CODE, **HEAVY})
+    return files
+
+
+def fetch(name: str = "org/ant") -> online.Fetched:
+    found = parse(name)
+    assert found is not None
+    return online.fetch_one(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", HubName("org/name", "main")),
+        ("org/name@v1.0", HubName("org/name", "v1.0")),
+        ("org/na.me-2_b@refs/pr/3", HubName("org/na.me-2_b", "refs/pr/3")),
+        ("name", None),
+        ("a/b/c", None),
+        ("/org/name", None),
+        ("./org/name", None),
+        ("../name", None),
+        ("~/name", None),
+        ("org/name@", None),
+        ("org/name@/etc/hostname", None),
+        ("org/..", None),
+        ("org/a--b", None),
+    ],
+)
+def test_what_a_name_on_the_hub_is(text: str, expected: HubName | None) -> None:
+    assert parse(text) == expected
+
+
+def test_a_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert parse("org/name") is None
+
+
+class TestFetch:
+    def test_only_what_souping_needs_comes(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        folder = fetch().folder
+        assert files_of(folder) == ant
+        assert set(hub.bodies()) == {f"/org/ant/resolve/{folder.name}/{name}" for name in ant}
+
+    def test_the_revision_is_a_commit_once_it_is_fetched(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        first = hub.repos["org/ant"].refs["main"]
+        second = hub.add("org/ant", {**ant, "generation_config.json": b"{}"})
+        assert str(fetch().name) == f"org/ant@{second}"
+        old = fetch(f"org/ant@{first}")
+        assert str(old.name) == f"org/ant@{first}"
+        assert (old.folder / "generation_config.json").read_bytes() == ant["generation_config.json"]
+
+    def test_the_same_bytes_have_the_same_fingerprint_and_large_ones_are_not_read(
+        self, ant: dict[str, bytes], family: Path
+    ) -> None:
+        folder = fetch().folder
+        expected = fingerprint(family / "ant")
+        seen: dict[str, str] = {}
+        assert fingerprint(folder, seen) == expected
+        small = [name for name, data in ant.items() if len(data) < LARGE]
+        assert SINGLE not in small
+        assert len(seen) == len(small)  # `seen` gets an entry for every file that was read
+
+    def test_shards_come_by_their_index(self, hub: Hub, family: Path, tmp_path: Path) -> None:
+        from transformers import LlamaForCausalLM
+
+        model = LlamaForCausalLM.from_pretrained(family / "bee")
+        model.save_pretrained(tmp_path / "bee", max_shard_size="10KB")
+        files = files_of(tmp_path / "bee")
+        assert INDEX in files
+        hub.add("org/bee", {**files, "model-extra.safetensors": b"x" * LARGE})
+        assert online.sizes("org/bee") == {name: len(data) for name, data in files.items()}
+        assert [path.rpartition("/")[2] for path in hub.bodies()] == [INDEX]
+        assert files_of(fetch("org/bee").folder) == files
+
+    def test_a_second_time_nothing_is_sent(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        fetch()
+        hub.log.clear()
+        fetch()
+        assert not hub.bodies()
+        assert len(hub.log) == 1
+
+    def test_pickles_come_where_they_are_allowed(self, hub: Hub) -> None:
+        hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": b"p" * LARGE})
+        folder = online.fetch_one(HubName("org/old"), allow_pickle=True).folder
+        assert set(files_of(folder)) == {"config.json", "pytorch_model.bin"}
+
+    def test_blobs_that_models_share_are_inside_the_cache(self, ant: dict[str, bytes], family: Path) -> None:
+        """huggingface_hub may keep a model's blob as a link to one store for all models."""
+        folder = fetch().folder
+        blob = (folder / SINGLE).resolve()
+        shared = blob.parents[2] / "blobs" / "ab" / ("ab" * 32)
+        shared.parent.mkdir(parents=True)
+        blob.rename(shared)
+        blob.symlink_to(shared)
+        assert Checkpoint.open(folder).tensors == Checkpoint.open(family / "ant").tensors
+        assert fingerprint(folder) == fingerprint(family / "ant")
+
+    def test_progress_counts_every_byte(self, ant: dict[str, bytes], hub: Hub) -> None:
+        told: list[tuple[int, int]] = []
+        found = parse("org/ant")
+        assert found is not None
+        online.fetch({"ant": found}, report=lambda done, total: told.append((done, total)))
+        size = len(ant[SINGLE])
+        assert told[-1] == (size, size)
+
+
+class TestResume:
+    def test_a_download_that_was_cut_off_goes_on_where_it_stopped(self, hub: Hub) -> None:
+        data = bytes(range(256)) * 4096  # 1 MiB
+        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+        listing = online_listing("org/big")
+        job = (listing.name, listing.files[SINGLE])
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
+        part.parent.mkdir(parents=True)
+        part.write_bytes(data[:600_000])
+        assert missing_bytes([job]) == len(data) - 600_000
+        told: list[tuple[int, int]] = []
+        download([job], lambda done, total: told.append((done, total)))
+        assert hub.ranges_of(SINGLE) == ["bytes=600000-"]
+        assert told[-1] == (len(data), len(data))
+        assert not part.exists()
+
+    def test_kill_minus_nine_keeps_what_had_come(self, hub: Hub, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 131072  # 32 MiB; huggingface_hub hands 10 MB on at a time
+        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+        hub.stall = 25_000_000
+        code = "from souping.checkpoints import hub; hub.fetch_one(hub.parse('org/big'))"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        environment |= {
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+        }
+        victim = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        parts = storage("org/big") / "blobs"
+        while victim.poll() is None and sum(p.stat().st_size for p in parts.glob("*.incomplete")) < 20_000_000:
+            time.sleep(0.02)
+        victim.kill()
+        victim.wait()
+        hub.stall = None
+        hub.awake.set()
+        hub.log.clear()
+        assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == data
+        (asked,) = [asked for asked in hub.ranges_of(SINGLE) if not asked.startswith("bytes=0-")]
+        assert 20_000_000 <= int(asked.removeprefix("bytes=").removesuffix("-")) < len(data)
+
+    def test_an_interrupt_leaves_what_had_come(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)
+        data = bytes(range(256)) * 4096
+        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+        listing = online_listing("org/big")
+        job = (listing.name, listing.files[SINGLE])
+
+        def interrupt(done: int, total: int) -> None:
+            if done > total // 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            download([job], interrupt)
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
+        held = part.stat().st_size
+        assert len(data) // 2 < held < len(data)
+        hub.log.clear()
+        download([job])
+        assert hub.ranges_of(SINGLE) == [f"bytes={held}-"]
+        assert blob_at(listing.name).read_bytes() == data
+
+    def test_a_line_that_goes_dead_is_one_line(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)
+        data = bytes(range(256)) * 4096
+        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+        hub.cut = 655_360
+        with pytest.raises(UserError, match=r"the download stopped .* the same command goes on from there"):
+            fetch("org/big")
+        hub.cut = None
+        hub.log.clear()
+        assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == data
+        assert "bytes=655360-" in hub.ranges_of(SINGLE)
+
+    def test_a_wrong_beginning_is_found_out(self, hub: Hub) -> None:
+        hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
+        listing = online_listing("org/big")
+        job = (listing.name, listing.files[SINGLE])
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"w" * 50_000)
+        with pytest.raises(UserError, match="not what the Hub promised"):
+            download([job])
+        download([job])
+        assert (storage("org/big") / "snapshots" / listing.name.revision / SINGLE).read_bytes() == b"r" * 100_000
+
+    def test_a_server_without_ranges_sends_all_again(self, hub: Hub) -> None:
+        hub.ranges = False
+        hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
+        listing = online_listing("org/big")
+        job = (listing.name, listing.files[SINGLE])
+        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"r" * 50_000)
+        told: list[int] = []
+        download([job], lambda done, total: told.append(done))
+        assert told[-1] == 100_000
+
+    def test_two_at_once_send_a_file_once(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        threads = [threading.Thread(target=fetch) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert files_of(fetch().folder) == ant
+
+
+def blob_at(name: HubName) -> Path:
+    return storage(name.repo) / "snapshots" / name.revision / SINGLE
+
+
+def online_listing(name: str) -> Listing:
+    found = parse(name)
+    assert found is not None
+    return look(found)
+
+
+class TestRefusals:
+    """One line each, and the login command where it helps."""
+
+    def refused(self, name: str, *needles: str) -> None:
+        with pytest.raises(UserError) as caught:
+            fetch(name)
+        text = str(caught.value)
+        assert text.count("\n") <= 1
+        for needle in needles:
+            assert needle in text, text
+
+    def test_missing(self, hub: Hub) -> None:
+        self.refused("org/nobody", "org/nobody is neither a folder here nor a public model", "hf auth login")
+
+    def test_private(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.repos["org/ant"].private = True
+        self.refused("org/ant", "if it is private", "hf auth login")
+        hub.users[TOKEN] = User("me")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        self.refused("org/ant", "your account may see")
+        hub.repos["org/ant"].readers.add("me")
+        assert fetch().folder.is_dir()
+
+    def test_gated(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.repos["org/ant"].gated = True
+        self.refused("org/ant", "gated", f"{hub.url}/org/ant", "hf auth login")
+        hub.users[TOKEN] = User("me")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        self.refused("org/ant", "your account has no access", f"{hub.url}/org/ant")
+        assert not hub.bodies()
+
+    def test_a_token_that_nobody_knows(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        self.refused("org/ant", "does not know your token", "hf auth login")
+
+    def test_no_such_revision(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        hub.add("org/ant", ant, "v1")
+        self.refused("org/ant@v9", "no revision v9", "it has main, v1")
+
+    def test_no_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        self.refused("org/ant", "org/ant is no folder here, and the Hub (http://127.0.0.1:9) cannot be reached")
+
+    def test_the_hub_is_down(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        hub.down = True
+        self.refused("org/ant", "answered 503", "try again later")
+
+    def test_a_disk_too_small(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5 * 10**7))  # type: ignore[attr-defined]
+        self.refused("org/ant", "0.1 GB free", "HF_HOME")
+        assert not hub.bodies(".safetensors")
+
+    @pytest.mark.parametrize(
+        ("files", "needle"),
+        [
+            ({"model.gguf": b"g"}, "only GGUF"),
+            ({"pytorch_model.bin": b"p"}, "merge.allow_pickle=true"),
+            ({}, "no safetensors weights"),
+            ({INDEX: b'{"weight_map": {"a": "gone.safetensors"}}'}, "lists gone.safetensors"),
+            ({INDEX: b'{"weight_map": {"a": "../../x"}}'}, "lists ../../x"),
+            ({INDEX: b"[1"}, "not valid JSON"),
+        ],
+    )
+    def test_nothing_to_soup_in_it(self, hub: Hub, files: dict[str, bytes], needle: str) -> None:
+        hub.add("org/odd", {"config.json": b"{}", **files})
+        self.refused("org/odd", needle)
+
+
+class TestOffline:
+    def unplug(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def test_the_cache_answers(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        first = fetch()
+        self.unplug(monkeypatch)
+        hub.log.clear()
+        assert fetch() == first
+        assert fetch(str(first.name)) == first
+        assert online.sizes("org/ant") == {name: len(data) for name, data in ant.items()}
+        assert online.cached("org/ant") == first.folder
+        assert not hub.log
+
+    def test_what_is_not_cached_is_one_line(
+        self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.unplug(monkeypatch)
+        for ask in (fetch, online.sizes):
+            with pytest.raises(
+                UserError, match=r"org/ant@v1 is neither .* cache .*`hf download org/ant --revision v1`"
+            ):
+                ask("org/ant@v1")
+        assert online.cached("org/ant") is None
+
+    def test_a_part_is_not_the_whole(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = fetch().folder
+        (folder / SINGLE).unlink()
+        assert online.cached("org/ant") is None
+        self.unplug(monkeypatch)
+        with pytest.raises(UserError, match="only in part"):
+            fetch()
+
+    def test_without_a_network_the_cache_does_with_a_note(
+        self, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = fetch()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        again = fetch()
+        assert again.folder == first.folder
+        assert "cannot be reached" in again.note
+
+    def test_sizes_ask_for_no_file(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        assert online.sizes("org/ant") == {name: len(data) for name, data in ant.items()}
+        assert not hub.bodies()
+        assert online.cached("org/ant") is None
+
+
+class TestRehearsal:
+    def test_candidates_that_do_not_fit_are_refused_before_their_weights_travel(
+        self, hub: Hub, ant: dict[str, bytes], tmp_path: Path
+    ) -> None:
+        from tests.support.family import save_model
+
+        save_model(tmp_path / "wide", 9, intermediate_size=48)
+        hub.add("org/wide", files_of(tmp_path / "wide"))
+        names = {name: parse(f"org/{name}") for name in ("ant", "wide")}
+        seen: list[dict[str, object]] = []
+
+        def check(folders: dict[str, Path]) -> None:
+            opened = {name: Checkpoint.open(folder) for name, folder in folders.items()}
+            seen.append({name: c.tensors for name, c in opened.items()})
+            raise UserError("no")
+
+        with pytest.raises(UserError, match="no"):
+            online.fetch(names, check=check)  # type: ignore[arg-type]
+        assert seen[0]["wide"] == Checkpoint.open(tmp_path / "wide").tensors
+        asked = hub.ranges_of(SINGLE)
+        assert len(asked) == 2
+        assert all(r.startswith("bytes=0-") for r in asked)
+
+    def test_a_refusal_names_the_model_and_not_a_scratch_folder(self, hub: Hub) -> None:
+        from souping.core.types import Candidate
+        from souping.merge.local import LocalMerge
+        from souping.pipeline.models import fetch_candidates
+
+        hub.add("org/bad", {"config.json": b"{}", SINGLE: b"\xff" * LARGE})
+        with pytest.raises(UserError, match="org/bad@") as caught:
+            fetch_candidates([Candidate(name="bad", path=Path("org/bad"))], LocalMerge())
+        assert "/tmp" not in str(caught.value)

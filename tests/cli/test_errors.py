@@ -1,0 +1,177 @@
+"""Bad input: one or two clear lines, exit code 2, no traceback, and the refused run leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli, pool_of
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        (["selector=socee"], ["selector", "did you mean soce"]),
+        (["selector.thresold=0.3"], ["selector.thresold", "did you mean threshold"]),
+        (["+experiment=bfc"], ["experiment/bfc", "did you mean bfcl"]),
+        (["experiment=bfcl"], ["+experiment=bfcl"]),
+        (["nonsense=1"], ["nonsense", "known keys"]),
+        (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size", "known keys: none"]),
+        (["+selector.foo=1"], ["selector.foo", "SoCE"]),
+        (["selector.threshold=0"], ["selector.threshold=0"]),
+        (["selector.threshold=nan"], ["selector.threshold"]),
+        (["selector.threshold=high"], ["selector.threshold='high'", "a number"]),
+        (["selector.sign=sined"], ["selector.sign", "did you mean signed"]),
+        (["selector=topk", "selector.k=0"], ["selector.k=0"]),
+        (["optimiser.trials=0"], ["optimiser.trials=0", "at least 1"]),
+        (["optimiser.budget=-1"], ["optimiser.budget=-1"]),
+        (["optimiser.budget=1"], ["optimiser.budget=1", "search fold"]),
+        (["optimiser.step=0.3"], ["optimiser.step=0.3"]),
+        (["optimiser.trials=1.5"], ["optimiser.trials=1.5", "an integer or null"]),
+        (["optimiser=fixed", "optimiser.weights=[0.5,0.4]"], ["optimiser.weights", "0.9"]),
+        (["optimiser=fixed"], ["optimiser.weights is not set"]),
+        (["optimiser=nevergrad", "optimiser.name=NGOptt"], ["optimiser.name=NGOptt", "did you mean NGOpt"]),
+        (["objective=weighted", "objective.weights={rust:1}"], ["rust", "red"]),
+        (["evaluator.batch_size=0"], ["evaluator.batch_size=0"]),
+        (["evaluator.dtype=float8"], ["evaluator.dtype"]),
+        (["evaluator.device=foo"], ["evaluator.device=foo", "cuda:N"]),
+        (["+foo=1"], ["foo is not a key"]),
+        (["+optimizer=1"], ["optimizer is not a key", "did you mean optimiser"]),
+        (["merge.carry=ent"], ["merge.carry=ent", "did you mean ant"]),
+        (["selector=topk", "selector.k=9"], ["selector.k=9", "4 candidates"]),
+        (["objective=tree", "objective.tree={a:[],b:[red]}"], ["objective.tree", "empty group"]),
+        (["store.path="], ["store.path is empty"]),
+        (["merge.method=liner"], ["merge.method", "linear"]),
+        (["seed=x"], ["seed=x", "Integer"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["stop_after=never"], ["stop_after", "select"]),
+        (["selector=3"], ["selector"]),
+        (["scores=table"], ["scores.path is not set"]),
+        (["benchmark.path=none.jsonl"], ["benchmark.path=none.jsonl"]),
+        (["a(b=c"], ["cannot read the override", "quotes"]),
+        (["out=/proc/nothing/soup", "selector=topk"], ["/proc/nothing"]),
+        (["store.path=/proc/nothing/s"], ["store.path=/proc/nothing/s"]),
+        (["evaluator.max_new_tokens=125"], ["evaluator.max_new_tokens=125", "context"]),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
+)
+def test_bad_settings(family: Path, souping: Cli, tmp_path: Path, arguments: list[str], needles: list[str]) -> None:
+    souping(*pool_of(family), *arguments).refused(*needles)
+    assert not (tmp_path / "outputs" / "fam").exists()
+
+
+def test_a_name_that_is_no_folder_name(family: Path, souping: Cli, tmp_path: Path) -> None:
+    souping(*pool_of(family)[:-1], "name=../elsewhere").refused("name='../elsewhere'")
+    assert not list(tmp_path.parent.glob("elsewhere*"))
+
+
+def test_a_folder_without_tokenizer_is_refused_before_work(family: Path, souping: Cli, broken: Path) -> None:
+    for file in broken.glob("tokenizer*"):
+        file.unlink()
+    souping(*pool(family, broken)).refused("broken", "no tokenizer")
+
+
+def test_an_error_after_work_stands_alone_on_standard_error(family: Path, souping: Cli, tmp_path: Path) -> None:
+    done = souping(*pool_of(family), "selector.threshold=0.001")
+    done.refused("no low-correlation category", "smallest |rho|")
+    assert "candidates on the select fold" in done.out
+    assert not (tmp_path / "outputs" / "fam").exists()
+
+
+def test_without_anything(souping: Cli) -> None:
+    souping().refused("pool.candidates is not set", "+experiment=bfcl")
+
+
+def test_several_problems_are_told_at_once_and_never_more_than_four_lines(family: Path, souping: Cli) -> None:
+    wrong = ["selector.sign=x", "selector.ties=y", "evaluator.dtype=z", "optimiser.trials=w", "merge.method=3"]
+    done = souping(*pool_of(family), *wrong)
+    done.refused("selector.sign", "more)")
+
+
+@pytest.fixture
+def broken(family: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(family / "bee", tmp_path / "broken"))
+
+
+def pool(family: Path, folder: Path) -> list[str]:
+    arguments = pool_of(family)
+    return [f"pool.candidates=[{family / 'ant'},{folder}]", *arguments[1:], "selector=all"]
+
+
+def test_a_missing_folder(family: Path, souping: Cli, tmp_path: Path) -> None:
+    souping(*pool(family, tmp_path / "nowhere")).refused("nowhere")
+
+
+def test_a_folder_without_config_or_weights(family: Path, souping: Cli, broken: Path) -> None:
+    (broken / "config.json").rename(broken / "kept")
+    souping(*pool(family, broken)).refused("broken", "config.json")
+    (broken / "kept").rename(broken / "config.json")
+    (broken / "model.safetensors").unlink()
+    souping(*pool(family, broken)).refused("broken", "safetensors")
+
+
+@pytest.mark.parametrize("cut", [4, 200, -10])
+def test_a_truncated_file(family: Path, souping: Cli, broken: Path, cut: int) -> None:
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:cut])
+    souping(*pool(family, broken)).refused("model.safetensors")
+
+
+def test_another_architecture(family: Path, souping: Cli, broken: Path) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(
+        json.dumps({**config, "architectures": ["MistralForCausalLM"], "model_type": "mistral"})
+    )
+    souping(*pool(family, broken)).refused("model_type", "mistral")
+
+
+def test_other_shapes(family: Path, souping: Cli, tmp_path: Path) -> None:
+    from tests.support.family import save_model
+
+    save_model(tmp_path / "wide", 1, hidden_size=32)
+    souping(*pool(family, tmp_path / "wide")).refused("shape")
+
+
+def test_one_candidate_and_twins(family: Path, souping: Cli, broken: Path) -> None:
+    rest = pool_of(family)[1:]
+    souping(f"pool.candidates=[{family / 'ant'}]", *rest).refused("at least two")
+    souping("pool.candidates=[]", *rest).refused("at least two")
+    souping(f"pool.candidates=[{family / 'ant'},{family / 'ant'}]", *rest).refused("ant", "twice")
+    same = broken.parent / "x" / "ant"
+    shutil.copytree(broken, same)
+    souping(f"pool.candidates=[{family / 'ant'},{same}]", *rest).refused("share the name")
+    souping("pool.candidates=[{nme: a}]", *rest).refused("pool.candidates")
+
+
+def test_selection_that_cannot_be_made(family: Path, souping: Cli, tmp_path: Path) -> None:
+    board = tmp_path / "board.csv"
+    table = ["scores=table", "scores.path=board.csv", "stop_after=select"]
+    board.write_text("model,red,green\nant,1,2\nbee,2,4\ncat,3,6.1\ndog,4,8\n")
+    souping(*pool_of(family), *table).refused("no low-correlation category", "smallest |rho|")
+    board.write_text("model,red,green\nant,1,2\nbee,2,2\ncat,3,2\ndog,4,2\n")
+    souping(*pool_of(family), *table).refused("'green' is constant")
+    board.write_text("model,red,green\nant,1,2\nbee,2\ncat,3,2\ndog,4,2\n")
+    souping(*pool_of(family), *table).refused("board.csv:3")
+
+
+def test_a_target_that_is_in_use_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    souping(*pool_of(family), "out=taken").refused("out=taken", "not an empty folder")
+
+
+def test_debug_shows_the_traceback(family: Path, souping: Cli) -> None:
+    from souping.core.types import UserError
+
+    with pytest.raises(UserError, match=r"selector\.threshold"):
+        souping(*pool_of(family), "selector.threshold=0", "debug=true")
+
+
+def test_a_failing_job_of_a_sweep_does_not_stop_the_others(family: Path, souping: Cli, tmp_path: Path) -> None:
+    done = souping("-m", *pool_of(family), "selector=topk", "selector.k=0,2", "optimiser=uniform")
+    assert done.code == 2
+    assert "job 0: selector.k=0" in done.err
+    assert len(list((tmp_path / "outputs/fam").glob("**/report.json"))) == 1

@@ -1,0 +1,236 @@
+"""Every experiment composes; those at the paper's scale plan offline and run small on stand-ins."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.cli import config
+from souping.core.scores import read_table
+from tests.conftest import PAPER, ROOT, Cli
+from tests.support.experiments import LANGUAGES, NOVEL, checkpoints, flores, flores_module, infinitebench, mgsm, pool
+from tests.support.imports import measure
+
+FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+SCALE = ("bfcl_8b", "bfcl_70b", "mgsm", "infinitebench", "flores")
+OPEN = ("infinitebench", "flores")
+"""Experiments whose candidates were never published."""
+REST = {"merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"], "rebuild": ["recipe=r.json"]}
+REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
+CHOSEN = {
+    "bfcl_8b": ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"],
+    "bfcl_70b": ["xLAM-2-70b-fc-r", "CoALM-70B", "watt-tool-70B", "functionary-medium-v3.1"],
+    "mgsm": ["MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B"],
+}
+"""What selection makes of the published scores. At 70B the paper left functionary-medium out."""
+
+
+def composed(name: str, *more: str) -> dict[str, Any]:
+    return config.compose([f"+experiment={name}", *REST.get(name, []), *more])
+
+
+def selected(folder: Path) -> list[str]:
+    found: list[str] = json.loads(next(folder.rglob("selection.json")).read_text())["ingredients"]
+    return found
+
+
+class TestComposition:
+    @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+    def test_every_file_composes_and_passes_the_check(self, path: Path, souping: Cli) -> None:
+        plain = composed(path.stem)
+        assert plain["name"] == path.stem
+        config.build(plain)
+        done = souping(f"+experiment={path.stem}", *REST.get(path.stem, []), "--cfg", "job")
+        assert done.code == 0, done.err
+        assert f"name: {path.stem}" in done.out
+
+    @pytest.mark.parametrize("name", SCALE)
+    def test_the_header_says_what_it_costs_and_what_disagrees(self, name: str) -> None:
+        text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+        head = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+        for word in ("Grid:", "Expected", "Hardware:", "Hours:", "Contradictions:", "ot run here", "plan=true"):
+            assert word in head, word
+        assert f"+experiment={name}" in head
+
+    @pytest.mark.parametrize("name", OPEN)
+    def test_unpublished_candidates_are_asked_for(self, name: str, souping: Cli) -> None:
+        souping(f"+experiment={name}").refused("pool.candidates is not set")
+
+    @pytest.mark.parametrize("name", ["bfcl_8b", "bfcl_70b", "mgsm"])
+    def test_expected_figures_are_the_papers(self, name: str) -> None:
+        plain = composed(name)
+        with (PAPER / "results.csv").open() as stream:
+            printed = {row["row"]: float(row["score"]) for row in csv.DictReader(stream)}
+        names = [c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in plain["pool"]["candidates"]]
+        assert plain["expected"] == {candidate: printed[candidate] for candidate in names}
+        assert set(names) == set(read_table(Path(plain["scores"]["path"])).models)
+
+
+class TestSelection:
+    @pytest.mark.parametrize("name", CHOSEN)
+    def test_published_scores_select_without_a_weight(self, name: str, souping: Cli, tmp_path: Path) -> None:
+        done = souping(f"+experiment={name}", "stop_after=select")
+        assert done.code == 0, done.err
+        assert selected(tmp_path) == CHOSEN[name]
+
+    def test_the_rule_as_written_finds_one_expert_for_mgsm(self, souping: Cli, tmp_path: Path) -> None:
+        done = souping("+experiment=mgsm", "selector.sign=absolute", "selector.ties=overall", "stop_after=select")
+        assert done.code == 0, done.err
+        assert selected(tmp_path) == ["MetaMathOctopus-MAPO-DPO-7B"]
+
+    def test_flores_selects_without_the_corrupt_column(self, souping: Cli, tmp_path: Path) -> None:
+        whole, clean = (read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection"))
+        assert set(whole.categories) - set(clean.categories) == {"eng_spa"}
+        columns = [whole.categories.index(name) for name in clean.categories]
+        assert (whole.values[:, columns] == clean.values).all()
+        names = ",".join(f"candidate_{n}" for n in range(1, 6))
+        done = souping(
+            "+experiment=flores",
+            "scores=table",
+            "scores.path=${data:paper/flores36_selection.csv}",
+            f"pool.candidates=[{names}]",
+            "stop_after=select",
+        )
+        assert done.code == 0, done.err
+        assert len(selected(tmp_path)) > 1
+
+
+@pytest.mark.parametrize("name", SCALE)
+def test_a_plan_needs_no_weight_and_no_network(name: str, souping: Cli, tmp_path: Path) -> None:
+    more = [pool(tmp_path, ("a", "b", "c"))] if name in OPEN else []
+    if name in ("mgsm", "infinitebench"):  # or the harness reads its 14,000 tasks to find that their data is away
+        make = {"mgsm": partial(mgsm, count=12), "infinitebench": partial(infinitebench, share=0.2)}[name]
+        more.append(f"evaluator.include_path={make(tmp_path / 'tasks')}")
+    done = souping(f"+experiment={name}", *more, "plan=true")
+    assert "Traceback" not in done.err
+    plan = next(tmp_path.rglob("plan.md")).read_text()
+    for ingredient in CHOSEN.get(name, []):
+        assert ingredient in plan
+    assert "Missing on this machine" in plan
+
+
+def test_the_harness_has_the_tasks() -> None:
+    """Without reading its index, which takes some twenty seconds."""
+    lm_eval = pytest.importorskip("lm_eval")
+    tasks = Path(lm_eval.__file__).parent / "tasks"
+    for task in composed("mgsm")["evaluator"]["tasks"]:
+        text = (tasks / "mgsm" / "native_cot" / f"{task}.yaml").read_text()
+        assert f"task: {task}\n" in text
+        assert "name: flexible-extract" in text
+    for task in composed("infinitebench")["evaluator"]["tasks"]:
+        assert f"task: {task}\n" in (tasks / "infinitebench" / f"{task}.yaml").read_text()
+
+
+class TestSmall:
+    """On tiny checkpoints and stand-in data: the experiment's own settings, but for the machine's."""
+
+    MACHINE = ("evaluator.device=cpu", "evaluator.threads=1", "evaluator.dtype=float32", "evaluator.batch_size=64")
+
+    @pytest.fixture(autouse=True)
+    def harness(self) -> None:
+        pytest.importorskip("lm_eval")
+
+    def test_mgsm(self, souping: Cli, tmp_path: Path) -> None:
+        names = [
+            c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in composed("mgsm")["pool"]["candidates"]
+        ]
+        checkpoints(tmp_path / "models", names)
+        mgsm(tmp_path / "tasks", 12)
+        words = ["+experiment=mgsm", pool(tmp_path / "models", names), f"evaluator.include_path={tmp_path / 'tasks'}"]
+        words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}"]
+        stopped = souping(*words)
+        stopped.refused("gate:", "score as expected")  # stand-ins are no mathematicians
+        done = souping(*words, "gate=warn", "optimiser.trials=3")
+        assert done.code == 0, done.err
+        report = json.loads(next(tmp_path.rglob("report.json")).read_text())
+        assert report["selection"]["ingredients"] == CHOSEN["mgsm"]
+        assert list(report["objective"]["coefficients"]) == [f"mgsm_native_cot_{language}" for language in LANGUAGES]
+        assert sum(report["folds"].values()) == 120
+        assert report["folds"]["select"] == 0  # published scores select
+        assert {row["name"] for row in report["rows"]} >= {*names, "soup"}
+
+    def test_singles_that_lm_eval_measured_cost_mgsm_nothing(
+        self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from souping.cli.import_results import main
+        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+
+        plain = composed("mgsm")
+        names, tasks = list(plain["expected"]), tuple(plain["evaluator"]["tasks"])
+        checkpoints(tmp_path / "models", names)
+        mgsm(tmp_path / "tasks", 12)
+        settings: dict[str, Any] = {"gen_kwargs": {"max_gen_toks": 3}, "num_fewshot": 0, "batch_size": 64}
+        for name in names:
+            measure(tmp_path / "models" / name, tmp_path / "tasks", tmp_path / "old" / name, tasks, **settings)
+        words = ["+experiment=mgsm", pool(tmp_path / "models", names), f"evaluator.include_path={tmp_path / 'tasks'}"]
+        words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}", f"store.path={tmp_path / 'store.sqlite'}"]
+        assert main([str(tmp_path / "old"), *words]) == 0
+
+        def never(*_: Any) -> Any:
+            raise AssertionError("a single was evaluated again")
+
+        monkeypatch.setattr(HarnessEvaluator, "evaluate", never)
+        done = souping(*words)  # the gate judges what was adopted
+        assert done.code == 2
+        assert "not score as expected on the search fold" in done.err
+
+    def test_infinitebench(self, souping: Cli, tmp_path: Path) -> None:
+        names = ("ant", "bee", "cat")
+        checkpoints(tmp_path / "models", names, max_position_embeddings=256)
+        infinitebench(tmp_path / "tasks", 0.2)
+        done = souping(
+            "+experiment=infinitebench",
+            pool(tmp_path / "models", names),
+            f"evaluator.include_path={tmp_path / 'tasks'}",
+            *self.MACHINE,
+            "evaluator.max_length=256",
+            "selector=all",  # chance decides whether tiny models' categories correlate
+            "optimiser.trials=2",
+        )
+        assert done.code == 0, done.err
+        report = json.loads(next(tmp_path.rglob("report.json")).read_text())
+        assert set(report["objective"]["coefficients"]) == set(NOVEL)
+
+    def test_flores(self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("sacrebleu")
+        names = ("ant", "bee", "cat")
+        checkpoints(tmp_path / "models", names, max_position_embeddings=512)
+        monkeypatch.setenv("FLORES_DIR", str(flores(tmp_path / "flores", 8)))
+        done = souping(
+            "+experiment=flores",
+            pool(tmp_path / "models", names),
+            *self.MACHINE,
+            "evaluator.num_fewshot=1",
+            "evaluator.gen_kwargs={max_gen_toks: 8}",
+            "evaluator.metric=bleu",
+            "selector=all",
+            "optimiser.trials=2",
+        )
+        assert done.code == 0, done.err
+        report = json.loads(next(tmp_path.rglob("report.json")).read_text())
+        directions = {f"flores36_{name}" for name in read_table(PAPER / "flores36.csv").categories}
+        assert set(report["objective"]["coefficients"]) == directions
+        assert sum(report["folds"].values()) == 36 * 8
+
+
+class TestFlores:
+    def test_languages_without_spaces_are_cut(self) -> None:
+        sacrebleu = pytest.importorskip("sacrebleu")
+        bleu = flores_module().bleu
+        for language, text, other in (("zho_Hans", "今天天气很好", "今天天气不好"), ("tha_Thai", "สวัสดีครับ", "สวัสดีค่ะ")):
+            reference, answer = bleu({"into": language, "target": text}, [f" {other}"])["bleu"]
+            assert len(reference.split()) > 3
+            assert 0 < sacrebleu.sentence_bleu(answer, [reference]).score < 100
+        assert bleu({"into": "deu_Latn", "target": "Guten Tag"}, ["Guten Tag "])["bleu"] == ["Guten Tag", "Guten Tag"]
+
+    def test_without_the_archive_the_command_is_named(self, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("lm_eval")
+        monkeypatch.delenv("FLORES_DIR", raising=False)
+        done = souping("+experiment=flores", "pool.candidates=[a,b,c]")
+        assert done.code == 2
+        assert "FLORES_DIR" in done.err

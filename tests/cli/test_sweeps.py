@@ -1,0 +1,206 @@
+"""sweeps/: multiruns over the weight grid, and what a W&B agent would run."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from souping.core import simplex
+from souping.search.points import Grid
+from tests.conftest import ROOT, Cli, pool_of
+from tests.support.wandb import log_of, of_type
+
+SWEEPS = ROOT / "sweeps"
+FILES = sorted(SWEEPS.glob("wandb_*.yaml"))
+
+
+def load(path: Path) -> ModuleType:
+    """A script as a module."""
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def weight_grid() -> ModuleType:
+    return load(SWEEPS / "weight_grid.py")
+
+
+def read(file: Path) -> dict[str, Any]:
+    sweep: dict[str, Any] = yaml.safe_load(file.read_text())
+    return sweep
+
+
+def choices(parameter: dict[str, Any]) -> list[Any]:
+    """What a sweep's parameter can be: all its values, or the ends of its range."""
+    if "value" in parameter:
+        return [parameter["value"]]
+    if "values" in parameter:
+        return list(parameter["values"])
+    assert parameter["distribution"] == "int_uniform"
+    return [parameter["min"], parameter["max"]]
+
+
+def draws(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """As few draws as hold every choice of every parameter once."""
+    options = {name: choices(parameter) for name, parameter in sweep["parameters"].items()}
+    count = max(map(len, options.values()))
+    return [{name: values[i % len(values)] for name, values in options.items()} for i in range(count)]
+
+
+def agent_line(sweep: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
+    """The command line of a draw, as the W&B agent writes it."""
+    macros = {"${env}": ["/usr/bin/env"], "${args_no_hyphens}": [f"{key}={value}" for key, value in drawn.items()]}
+    return [word for part in sweep["command"] for word in macros.get(part, [part])]
+
+
+def test_the_agents_own_code_writes_the_same_words() -> None:
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    for file in FILES:
+        drawn = draws(read(file))[-1]
+        words = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in drawn.items()}})
+        line = agent_line(read(file), drawn)
+        assert line[5:] == words["args_no_hyphens"]
+        assert line[:5] == ["/usr/bin/env", "python", "-m", "souping", "+experiment=bfcl"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_choice_of_a_wandb_sweep_composes_and_builds(file: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from souping.cli import config
+
+    sweep = read(file)
+    lines = [agent_line(sweep, drawn) for drawn in draws(sweep)]
+    config.register()
+    with initialize_config_dir(str(config.folder()), version_base="1.3"):
+        for line in lines if len(lines) < 10 else [*lines[:3], lines[-1]]:  # a long list differs in weights alone
+            plain = config.resolved(compose("config", line[4:]))
+            config.check(plain)
+            parts = config.build(plain)
+            assert plain["stop_after"] == "search"
+            assert type(parts["tracker"]).__name__ == "WandbTracker"
+
+
+def test_the_sweep_files_cover_what_they_say() -> None:
+    assert {read(file)["method"] for file in FILES} == {"grid", "random"}
+    assert {read(file)["metric"]["goal"] for file in FILES} == {"maximize"}
+    parameters = read(SWEEPS / "wandb_grid.yaml")["parameters"].values()
+    runs = 1
+    for parameter in parameters:
+        runs *= len(choices(parameter))
+    assert f"; {runs} runs." in (SWEEPS / "wandb_grid.yaml").read_text()
+
+
+def small(line: list[str], family: Path) -> list[str]:
+    """An agent's line on the tiny family: its models and items in place of the experiment's."""
+    return [*line, *pool_of(family), "hydra.run.dir=run"]
+
+
+@pytest.mark.parametrize(("name", "draw"), [("wandb_grid", 1), ("wandb_random", 2), ("wandb_weights", 7)])
+def test_an_agents_line_runs_and_logs_the_metric(
+    name: str, draw: int, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sweep = read(SWEEPS / f"{name}.yaml")
+    line = small(agent_line(sweep, draws(sweep)[draw]), family)
+    done = souping(*line[4:], "optimiser.trials=8")
+    assert done.code == 0, done.err
+    trials = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+    best = max(float(trial["objective"]) for trial in trials)
+    points = [one["item"] for one in of_type(log_of(tmp_path / "run"), "history")]
+    assert points[-1][sweep["metric"]["name"]] == pytest.approx(best)
+    assert not (tmp_path / "run/report.json").exists()
+
+
+def test_the_agents_words_run_in_a_shell_of_their_own(family: Path, tmp_path: Path) -> None:
+    sweep = read(SWEEPS / "wandb_weights.yaml")
+    line = small(agent_line(sweep, draws(sweep)[0]), family)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads((tmp_path / "run/recipe.json").read_text())
+    assert recipe["weights"] == pytest.approx([1 / 3] * 3)
+
+
+def test_the_weight_grid_as_a_multirun_finds_what_the_search_finds(
+    family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
+) -> None:
+    words = weight_grid.command(2, Grid().points(2), [*pool_of(family), "hydra.sweep.dir=sweep"])
+    done = souping(*words[3:])
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
+    assert len(rows) == 9 + 2
+    one = ["+experiment=bfcl", "selector=topk", "selector.k=2", "stop_after=search", "hydra.run.dir=one"]
+    assert souping(*one, *pool_of(family)).code == 0
+    trials = list(csv.DictReader((tmp_path / "one/trials.csv").open()))
+    assert [float(row["objective"]) for row in rows] == [float(trial["objective"]) for trial in trials]
+    assert {trial["reused"] for trial in trials} == {trials[0]["items"]}
+
+
+def test_the_overlay_alone_makes_a_run_a_multirun(
+    family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
+) -> None:
+    (tmp_path / "mine/sweep").mkdir(parents=True)
+    points = [(0.3, 0.7), (0.5, 0.5)]
+    (tmp_path / "mine/sweep/two.yaml").write_text(weight_grid.hydra_overlay(2, points))
+    done = souping("--config-dir", "mine", "+experiment=bfcl", "+sweep=two", *pool_of(family), "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.err
+    recipes = [json.loads((tmp_path / f"sweep/{job}/recipe.json").read_text()) for job in (0, 1)]
+    assert [tuple(recipe["weights"]) for recipe in recipes] == points
+
+
+def test_the_files_in_the_repository_are_what_the_script_writes(
+    weight_grid: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form, file in (("hydra", SWEEPS / "conf/sweep/weight_grid.yaml"), ("wandb", SWEEPS / "wandb_weights.yaml")):
+        assert weight_grid.main(["3", "--form", form]) == 0
+        assert capsys.readouterr().out == file.read_text()
+    listed = read(SWEEPS / "wandb_weights.yaml")["parameters"]["optimiser.weights"]["values"]
+    expected = {*simplex.grid(3), *simplex.vertices(3), simplex.uniform(3)}
+    assert {tuple(point) for point in listed} == expected
+    assert len(listed) == 40
+
+
+def test_the_script_prints_a_command_a_shell_can_read(
+    weight_grid: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert weight_grid.main(["2", "--step", "0.25", "--minimum", "0.25", "--maximum", "0.75", "seed=1"]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[:5] == ["python", "-m", "souping", "-m", "+experiment=bfcl"]
+    assert words[-2:] == ["optimiser.weights=[0.5,0.5],[1.0,0.0],[0.0,1.0],[0.25,0.75],[0.75,0.25]", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [(["11"], "no point for 11"), (["1"], "at least 2"), (["3", "--form", "hydra", "seed=1"], "leave --launch")],
+)
+def test_the_script_refuses_in_a_line(
+    arguments: list[str], needle: str, weight_grid: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert weight_grid.main(arguments) == 2
+    assert needle in capsys.readouterr().err
+
+
+def test_no_trace_of_a_machine_or_loose_end() -> None:
+    for file in SWEEPS.rglob("*"):
+        if file.suffix in (".py", ".md", ".yaml", ".csv"):
+            text = file.read_text()
+            assert text.count("\n") <= 250
+            assert "/" + "work/" not in text
+            assert "TODO" not in text

@@ -1,0 +1,268 @@
+"""bfcl-eval on a model that is really served: `transformers serve` and the pantry's models, from end to end."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from transformers import AutoTokenizer
+
+from souping.core.types import Item, Recipe, UserError, digest
+from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.environment import Environment
+from souping.evaluate.bfcl.evaluator import BfclEvaluator
+from souping.evaluate.engines.transformers import load_module
+from souping.evaluate.servers.choices import NEEDS, TransformersServer
+from souping.evaluate.servers.process import Process, RunningServer, ServerError, free_port, models_at
+from souping.examples import pantry
+from souping.pipeline.models import ServedModel
+from tests.conftest import Cli
+
+SERVER = TransformersServer(device="cpu", dtype="float32", timeout=300)
+COOK, OTHER = Path(pantry.path("python_cook")), Path(pantry.path("script_cook"))
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+served = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
+)
+
+
+def prompt(item: Item) -> str:
+    """What the handler `plain` asks of a Python item; bfcl-eval adds the hint on the language."""
+    hint = " Note that the provided function is in Python 3 syntax."
+    docs = [json.dumps({**doc, "description": doc["description"] + hint}) for doc in item.answer["functions"]]
+    return "\n".join([*docs, *(f"User: {m['content']}" for m in item.prompt), "Call:"])
+
+
+def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[Item]:
+    """The items of each category with the shortest prompts: they fit the pantry's 512 tokens."""
+    found = []
+    for name in categories:
+        items = BfclBenchmark(environment=bfcl, categories=(name,)).items()
+        found += sorted((item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item)))[:count]
+    return found
+
+
+def table(folder: Path) -> ServedModel:
+    return ServedModel(module=None, tokenizer=None, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pantry model with a chat template and room for BFCL's own prompts."""
+    folder = tmp_path_factory.mktemp("roomy") / "python_cook"
+    shutil.copytree(COOK, folder)
+    for name, keys in {
+        "config.json": {"max_position_embeddings": 8192},
+        "tokenizer_config.json": {"model_max_length": 8192, "chat_template": TEMPLATE},
+    }.items():
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | keys))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that is there already and loads what it is asked for."""
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1"]
+    process = Process([*command, "--port", str(port), "--device", "cpu", "--dtype", "float32"], os.environ, log)
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        try:
+            models_at(f"http://127.0.0.1:{port}")
+            break
+        except ServerError:
+            assert process.alive, process.said()
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.stop()
+
+
+@served
+class TestGenerate:
+    def test_a_server_of_its_own(self, bfcl: Environment) -> None:
+        """The texts are the model's own greedy ones; a prompt that is too long costs its item and nothing else."""
+        asked = [*shortest(bfcl, ("simple_python", "irrelevance"), 2)]
+        asked += BfclBenchmark(environment=bfcl, categories=("live_multiple",), limit=1).items()
+        evaluator = BfclEvaluator(
+            server=SERVER, categories=["single_turn"], handler="plain", temperature=0.0, max_tokens=12
+        )
+        try:
+            found = evaluator.evaluate(table(COOK), asked)
+            running = evaluator._stand.running
+            assert running is not None
+            assert running.process is not None
+            assert running.process.alive
+        finally:
+            evaluator.close()
+        assert not running.process.alive
+        assert [record.item for record in found] == [item.id for item in asked]
+        assert [record.output for record in found[:4]] == [greedy(item, 12) for item in asked[:4]]
+        assert [record.score for record in found[2:4]] == [1.0, 1.0]  # no call, and none was to be made
+        assert "tokens does not fit the context of 512" in found[4].output
+        assert found[4].score == 0.0
+
+    def test_handlers_ask_in_their_own_ways(self, bfcl: Environment, roomy: Path, address: str) -> None:
+        asked = shortest(bfcl, ("simple_python", "simple_java"), 1)
+        evaluator = BfclEvaluator(
+            server=TransformersServer(url=address), categories=["single_turn"], temperature=0.0, max_tokens=6, threads=2
+        )
+        texts = {}
+        for handler in ("plain", "chat-template", "watt-ai/watt-tool-8B", "Salesforce/Llama-xLAM-2-8b-fc-r"):
+            found = evaluator.by(handler).evaluate(table(roomy), asked)
+            assert not [record.output for record in found if record.output.startswith("Error")], handler
+            texts[handler] = tuple(record.output for record in found)
+        assert len(set(texts.values())) > 1
+        with pytest.raises(
+            UserError, match=r"no item could be asked: the tokenizer has no chat template; evaluator.handler=plain"
+        ):
+            evaluator.by("chat-template").evaluate(table(COOK), asked)
+        evaluator.close()
+
+
+def greedy(item: Item, tokens: int) -> str:
+    """What the model writes after the item's prompt, by transformers itself."""
+    tokenizer = AutoTokenizer.from_pretrained(COOK)
+    module = load_module(COOK, SERVER_LIKE)
+    inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
+    out = module.generate(**inputs, do_sample=False, max_new_tokens=tokens)
+    text: str = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text
+
+
+class ServerLike:
+    """What `load_module` wants to know of an evaluator."""
+
+    resolved_device, dtype, trust_remote_code = "cpu", "float32", False
+
+
+SERVER_LIKE = ServerLike()
+
+
+class DeadServer:
+    """Says that it serves, and does not."""
+
+    settings: ClassVar = {"name": "dead"}
+
+    def start(self, folder: Path, name: str) -> RunningServer:
+        return RunningServer(url="http://127.0.0.1:9/v1", host="127.0.0.1", port=9, model=name)
+
+
+class TestFailures:
+    def test_a_dead_server_stops_the_run(self, bfcl: Environment) -> None:
+        evaluator = BfclEvaluator(server=DeadServer(), categories=["single_turn"], handler="plain")
+        with pytest.raises(UserError, match=r"^bfcl-eval: the server at http://127.0.0.1:9/v1 does not answer"):
+            evaluator.evaluate(table(COOK), shortest(bfcl, ("simple_python",), 1))
+
+    def test_code_of_a_folder_is_not_run(self, bfcl: Environment, roomy: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "coded"
+        shutil.copytree(roomy, folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["x.Y"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match="names code of its own"):
+            BfclEvaluator(server=DeadServer()).evaluate(table(folder), shortest(bfcl, ("simple_python",), 1))
+
+    def test_settings_out_of_range(self) -> None:
+        for key, wrong in {"limit": 0, "threads": 0, "max_tokens": 0, "batch_size": 0, "temperature": -1.0}.items():
+            with pytest.raises(UserError, match=rf"evaluator\.{key}="):
+                BfclEvaluator(server=SERVER, **{key: wrong})  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="names a handler twice"):
+            BfclEvaluator(server=SERVER, soup_handlers=["plain", "plain"])
+
+    def test_multi_turn_asks_for_the_full_environment(self, tmp_path: Path) -> None:
+        evaluator = BfclEvaluator(server=SERVER, categories=["live", "multi_turn"], dir=str(tmp_path))
+        with pytest.raises(UserError, match=r"install --full\nmulti_turn_base needs it; .*=\[single_turn\] does not"):
+            _ = evaluator.benchmark
+
+    def test_unknown_candidates_and_handlers(self, bfcl: Environment) -> None:
+        with pytest.raises(UserError, match=r"'java_cok' is not a candidate .*; did you mean java_cook"):
+            BfclEvaluator(server=SERVER, categories=["live"], handlers={"java_cok": "plain"}).check(["java_cook"])
+        with pytest.raises(UserError, match="'plaid' is neither"):
+            BfclEvaluator(server=SERVER, categories=["live"], soup_handlers=["plaid"]).check(["java_cook"])
+
+
+def recipe(*names: str) -> Recipe:
+    weights = (1.0 / len(names),) * len(names)
+    return Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
+
+
+class TestHandlers:
+    EVALUATOR = BfclEvaluator(
+        server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"}, soup_handlers=["chat-template", "plain"]
+    )
+
+    def test_a_candidate_has_one_a_soup_has_several(self) -> None:
+        assert self.EVALUATOR.choices(recipe("a")) == ("plain",)
+        assert self.EVALUATOR.choices(recipe("b")) == ("watt-ai/watt-tool-8B",)
+        assert self.EVALUATOR.choices(recipe("a", "b")) == ("chat-template", "plain")
+        assert BfclEvaluator(server=SERVER).choices(recipe("a", "b")) == ("chat-template",)
+
+    def test_the_handler_is_in_the_fingerprint(self) -> None:
+        plain, chat = self.EVALUATOR.by("plain"), self.EVALUATOR.by("chat-template")
+        assert plain.fingerprint != chat.fingerprint
+        assert plain.fingerprint == BfclEvaluator(server=SERVER, handler="plain").fingerprint
+        assert self.EVALUATOR.fingerprint not in (plain.fingerprint, chat.fingerprint)
+        assert plain._stand is self.EVALUATOR._stand
+
+    @pytest.mark.parametrize(
+        "change", [{"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": TransformersServer()}]
+    )
+    def test_what_changes_answers_changes_the_fingerprint(self, change: dict[str, object]) -> None:
+        plain = BfclEvaluator(server=SERVER, handler="plain")
+        values = {"server": SERVER, "handler": "plain"} | change
+        assert BfclEvaluator(**values).fingerprint != plain.fingerprint  # type: ignore[arg-type]
+        assert plain.fingerprint == digest(plain.settings)
+        for same in ({"threads": 2}, {"batch_size": 3}, {"categories": ["live"]}, {"limit": 3}, {"dir": "x"}):
+            assert BfclEvaluator(server=SERVER, handler="plain", **same).fingerprint == plain.fingerprint  # type: ignore[arg-type]
+
+
+@served
+class TestRun:
+    def test_a_whole_run(self, bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
+        """Two candidates, each with a handler of its own, and a soup that two handlers are tried for."""
+        asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
+        words = [
+            "evaluator=bfcl",
+            f"evaluator.dir={bfcl.folder.parent}",
+            f"evaluator.ids=[{','.join(item.id for item in asked)}]",
+            "evaluator.categories=[simple_python,irrelevance]",
+            "evaluator.handlers={python_cook:plain,script_cook:plain}",
+            "evaluator.soup_handlers=[watt-ai/watt-tool-8B,plain]",
+            "evaluator.max_tokens=12",
+            "evaluator.threads=2",
+            f"server.url={address}",
+            f"pool.candidates=[{COOK},{OTHER}]",
+            "selector=all",
+            "optimiser=fixed",
+            "optimiser.weights=[0.5,0.5]",
+            "name=served",
+        ]
+        done = souping(*words)
+        assert done.code == 0, done.err
+        (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
+        with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
+            trials = list(csv.DictReader(lines))
+        assert [trial["handler"] for trial in trials] == ["watt-ai/watt-tool-8B", "plain"]
+        assert float(trials[0]["objective"]) == 0.0  # its prompt does not fit the pantry's context
+        assert float(trials[1]["objective"]) > 0.0
+        assert report["benchmark"]["name"] == "bfcl"
+        assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
+        warnings = " ".join(report["warnings"])
+        assert "the soup is asked by handler plain; tried on the search fold: watt-ai/watt-tool-8B, plain" in warnings
+        assert "overall without simple_java" in warnings
+        assert report["cost"]["trials"] == 2
+        assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()
+        again = souping(*words, "server.url=http://127.0.0.1:9")  # nothing is left to ask
+        assert again.code == 2, again.err  # another server is another evaluator
+        again = souping(*words)
+        assert again.code == 0, again.err
+        latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
+        assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0

@@ -1,0 +1,348 @@
+"""Engines under evaluator=local: settings, what they change in a fingerprint, and how soups and tensors reach them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.types import Candidate, Item, UserError, digest
+from souping.evaluate.engines.transformers import TransformersEngine, load_module
+from souping.evaluate.engines.vllm import (
+    VERSIONS,
+    VllmEngine,
+    check_version,
+    checkpoint_tensors,
+    chunks,
+    pack,
+    stored_names,
+    tied,
+    update,
+)
+from souping.evaluate.generate import LocalEvaluator
+from souping.merge.local import LocalMerge
+from souping.pipeline.models import LazyModel, OpenPool
+from souping.pipeline.store import Store
+from tests.conftest import ROOT, Cli, pool_of
+from tests.support.family import save_model
+from tests.support.processes import gone, members, wait_for
+
+LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
+VLLM = replace(LOCAL, engine=VllmEngine())
+
+
+class TestFingerprint:
+    def test_the_default_engine_leaves_it_as_it_was_before_there_were_engines(self) -> None:
+        """Or every store's scores would be lost."""
+        before = {
+            "name": "local",
+            "version": 1,
+            "batch_size": 16,
+            "max_new_tokens": 4,
+            "dtype": "float32",
+            "device": "cpu",
+            "threads": 1,
+            "workers": 1,
+            "stop": [],
+            "trust_remote_code": False,
+        }
+        assert LOCAL.settings == before
+        assert LOCAL.fingerprint == digest(before)
+        assert replace(LOCAL, engine=TransformersEngine()).fingerprint == LOCAL.fingerprint
+
+    def test_an_engine_changes_it(self) -> None:
+        assert VLLM.fingerprint != LOCAL.fingerprint
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"tensor_parallel_size": 2},
+            {"max_model_len": 99},
+            {"dtype": "float16"},
+            {"enforce_eager": True},
+            {"seed": 1},
+        ],
+        ids=str,
+    )
+    def test_what_changes_answers_changes_it(self, change: dict[str, Any]) -> None:
+        assert replace(VLLM, engine=VllmEngine(**change)).fingerprint != VLLM.fingerprint
+
+    def test_the_way_of_the_weights_and_this_process_have_no_part_in_it(self) -> None:
+        engine = VllmEngine(weights="reload", gpu_memory_utilization=0.3)
+        assert replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3).fingerprint == VLLM.fingerprint
+        for change in ({"batch_size": 3}, {"max_new_tokens": 9}, {"stop": ["x"]}):
+            assert replace(VLLM, **change).fingerprint != VLLM.fingerprint  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensor_parallel_size": 0},
+        {"gpu_memory_utilization": 0.0},
+        {"gpu_memory_utilization": 1.1},
+        {"max_model_len": 0},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"engine\.{next(iter(change))}=") as told:
+        VllmEngine(**change)
+    assert "\n" not in str(told.value)
+
+
+class TestVersion:
+    @pytest.mark.parametrize("found", ["0.31.9", "0.34.0", "1.0"])
+    def test_another_version_is_refused(self, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.metadata.version", lambda name: found)
+        with pytest.raises(UserError, match=rf'vllm {found} .* not in range: pip install "souping\[vllm\]"'):
+            check_version()
+
+    @pytest.mark.parametrize("found", ["0.32.0", "0.33.1+cpu"])
+    def test_those_in_range_pass(self, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.metadata.version", lambda name: found)
+        check_version()
+
+    def test_the_range_is_that_of_the_extra(self) -> None:
+        (low, lower), (high, higher) = VERSIONS
+        setup = (ROOT / "setup.py").read_text()
+        assert f'"vllm>={low}.{lower},<{high}.{higher}"' in setup
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
+def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) -> None:
+    souping(*pool_of(family), "engine=vllm").refused('the package vllm: pip install "souping[vllm]"')
+    served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None)
+    with pytest.raises(UserError, match=r'engine=vllm needs vLLM: pip install "souping\[vllm\]"') as told:
+        VLLM.evaluate(served, [Item(id="i", category="c", prompt="red:", answer="")])
+    assert "\n" not in str(told.value)
+
+
+def test_an_engines_keys_are_checked(family: Path, souping: Cli) -> None:
+    told = souping(*pool_of(family), "engine=vllm", "+engine.tensor_parallel=2")
+    told.refused("engine.tensor_parallel is not a key of engine=VllmEngine; did you mean tensor_parallel_size?")
+    souping(*pool_of(family), "engine=vllm", "engine.weights=ftp").refused("engine.weights", "transfer, reload")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untied")
+    save_model(folder, 3, tie_word_embeddings=False)
+    return folder
+
+
+class TestTensors:
+    def test_a_tied_weight_goes_once_under_its_stored_name(self, family: Path) -> None:
+        module, stored = load_module(family / "ant", LOCAL), stored_names(family / "ant")
+        found = checkpoint_tensors(module, stored)
+        assert found is not None
+        assert sorted(name for name, _ in found) == sorted(stored)
+        assert tied(family / "ant")
+
+    def test_an_untied_head_goes_too(self, folder: Path) -> None:
+        found = checkpoint_tensors(load_module(folder, LOCAL), stored_names(folder))
+        assert found is not None
+        assert sorted(name for name, _ in found) == sorted(stored_names(folder))
+        assert not tied(folder)
+
+    def test_names_that_are_not_the_checkpoints_cannot_be_sent(self, folder: Path) -> None:
+        module = load_module(folder, LOCAL)
+        stored = {name.replace("mlp.up_proj", "mlp.experts.0.up_proj") for name in stored_names(folder)}
+        assert checkpoint_tensors(module, frozenset(stored)) is None
+
+    def test_a_sharded_checkpoint_has_the_names_of_its_index(self, folder: Path, tmp_path: Path) -> None:
+        load_module(folder, LOCAL).save_pretrained(tmp_path, max_shard_size="20KB")
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+        assert stored_names(tmp_path) == stored_names(folder)
+
+    def test_chunks_hold_everything_once_in_order_and_keep_to_their_size(self) -> None:
+        import torch
+
+        sizes = [3, 50, 20, 200, 1, 1]
+        tensors = [(str(i), torch.arange(n, dtype=torch.uint8)) for i, n in enumerate(sizes)]
+        tensors.insert(5, ("other", torch.ones(2)))
+        runs = list(chunks(tensors, 64))
+        assert [name for run in runs for name, _ in run] == [name for name, _ in tensors]
+        assert [[name for name, _ in run] for run in runs] == [["0", "1"], ["2"], ["3"], ["4"], ["other"], ["5"]]
+
+    def test_packing_lays_bytes_end_to_end(self) -> None:
+        import torch
+
+        run = [("a", torch.randn(3, 4).t()), ("b", torch.randn(5))]
+        buffer = torch.zeros(80, dtype=torch.uint8)
+        sizes = pack(run, buffer)
+        assert sizes == [48, 20]
+        assert torch.equal(buffer[:48].view(torch.float32).view(4, 3), run[0][1])
+        assert torch.equal(buffer[48:68].view(torch.float32), run[1][1])
+        assert not buffer[68:].any()
+
+
+def test_a_chunk_bears_its_handles_by_gpu() -> None:
+    import pickle
+    from base64 import b64decode
+
+    import torch
+
+    told = update([("a", torch.zeros(2, 3, dtype=torch.bfloat16))], [12], {"GPU-1": (1, b"x")})
+    assert (told["names"], told["dtype_names"], told["shapes"]) == (["a"], ["bfloat16"], [[2, 3]])
+    assert pickle.loads(b64decode(told["ipc_handles_pickled"])) == {"GPU-1": (1, b"x")}
+
+
+class Sink:
+    """Stands where vLLM's engine would, and keeps what reaches it."""
+
+    def __init__(self, folder: Path, fails: str = "") -> None:
+        self.got: list[Any] = [folder]
+        self.fails, self.closed, self.context = fails, False, 128
+
+    def send(self, tensors: list[Any]) -> None:
+        if "send" in self.fails:
+            raise RuntimeError("no IPC here")
+        self.got.append({name: tensor.clone() for name, tensor in tensors})
+
+    def reload(self, folder: Path) -> None:
+        if "reload" in self.fails:
+            raise RuntimeError("cannot reload")
+        self.got.append(folder)
+
+    def generate(self, prompts: list[list[int]], new: int, stop: list[str]) -> list[list[int]]:
+        return [prompt[:new] for prompt in prompts]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    found = SimpleNamespace(all=[], fails="")
+
+    def start(folder: Path, settings: dict[str, Any], transfer: bool) -> Sink:
+        found.all.append(Sink(folder, found.fails))
+        return found.all[-1]
+
+    monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
+    return found
+
+
+class TestTheWayOfASoup:
+    """The kitchen's soups up to the door of vLLM; tests/evaluate/engines/test_vllm.py goes through it."""
+
+    def answers(self, family: Path, tmp_path: Path, engine: VllmEngine) -> list[Any]:
+        evaluator = replace(LOCAL, engine=engine)
+        items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
+        with Store(tmp_path / "s") as store:
+            pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
+            kitchen = OpenPool(pool, LocalMerge(), evaluator, store)
+            soups = []
+            for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
+                recipe = kitchen.recipe(weights)
+                kitchen.write(recipe, tmp_path / recipe.id, {})
+                soups.append(load_module(tmp_path / recipe.id, replace(LOCAL, dtype="bfloat16")).state_dict())
+                for batch in (items[:2], items[2:]):
+                    records = evaluator.evaluate(kitchen.serving(evaluator)(recipe), batch)
+                    assert [r.output for r in records] == ["red "] * len(batch)
+            evaluator.close()
+            kitchen.close()
+        return soups
+
+    def test_the_very_numbers_that_would_be_written_are_sent_once(
+        self, family: Path, tmp_path: Path, sinks: SimpleNamespace
+    ) -> None:
+        import torch
+
+        soups = self.answers(family, tmp_path, VllmEngine())
+        (sink,) = sinks.all
+        assert sink.got[0] == family / "ant"
+        assert len(sink.got) == 3
+        for sent, soup in zip(sink.got[1:], soups, strict=True):
+            assert all(
+                torch.equal(tensor, soup[name]) and tensor.dtype == soup[name].dtype for name, tensor in sent.items()
+            )
+            assert len(sent) == len(stored_names(family / "ant"))
+        assert sink.closed
+
+    def test_a_failed_transfer_turns_to_folders(
+        self, family: Path, tmp_path: Path, sinks: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sinks.fails = "send"
+        self.answers(family, tmp_path, VllmEngine())
+        (sink,) = sinks.all
+        assert len(sink.got) == 3
+        assert sink.got[2] == family / "bee"  # a candidate's own
+        assert not sink.got[1].exists()  # a soup's is gone when the run is over
+        assert caplog.text.count("no IPC here") <= 1
+
+    def test_what_cannot_reload_starts_anew(self, family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
+        sinks.fails = "send reload"
+        self.answers(family, tmp_path, VllmEngine(weights="reload"))
+        assert [len(sink.got) for sink in sinks.all] == [1, 1]
+        assert all(sink.closed for sink in sinks.all)
+
+    def test_a_transfer_that_must_be_is_an_error_in_one_line(
+        self, family: Path, tmp_path: Path, sinks: SimpleNamespace
+    ) -> None:
+        sinks.fails = "send"
+        with pytest.raises(UserError, match=r"engine.weights=transfer failed: no IPC here; try reload"):
+            self.answers(family, tmp_path, VllmEngine(weights="transfer"))
+
+    def test_a_prompt_that_does_not_fit_is_named(self, family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
+        served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None)
+        from souping.evaluate.engines.transformers import load_tokenizer
+
+        served.tokenizer = load_tokenizer(family / "ant")
+        evaluator = replace(LOCAL, engine=VllmEngine(weights="reload"))
+        with pytest.raises(UserError, match="item long: 200 prompt tokens"):
+            evaluator.evaluate(served, [Item(id="long", category="c", prompt="a" * 200, answer="")])
+
+
+def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: Path, tmp_path: Path) -> None:
+    import torch
+
+    with Store(tmp_path / "s") as store:
+        pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
+        kitchen = OpenPool(pool, LocalMerge(), VLLM, store)
+        served = kitchen.serve(kitchen.recipe({"ant": 0.25, "bee": 0.75}))
+        assert isinstance(served, LazyModel)
+        assert served.home == family / "ant"
+        module, folder = served.module, served.folder
+        assert folder is not None
+        assert {p.dtype for p in module.parameters()} == {torch.bfloat16}  # the pool's own, in main memory
+        written = load_module(folder, replace(LOCAL, dtype="bfloat16")).state_dict()
+        assert all(torch.equal(value, written[name]) for name, value in module.state_dict().items())
+        kitchen.close()
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None], ids=str)
+def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None, tmp_path: Path) -> None:
+    code = f"""
+        import os, subprocess, sys, time
+        from pathlib import Path
+        from souping.evaluate.engines.watch import Watch
+        inner = "import time; time.sleep(600)"
+        outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", outer, inner], start_new_session=True)
+        while not Path(f"/proc/{{child.pid}}/task/{{child.pid}}/children").read_text().strip():
+            time.sleep(0.02)
+        watch = Watch([child.pid])
+        time.sleep(1)
+        Path("group").write_text(f"{{child.pid}}\\n")
+        {"time.sleep(600)" if how else "watch.stop()"}
+    """
+    run = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    group = int(wait_for(tmp_path / "group"))
+    if how is not None:
+        assert len(members(group)) == 2
+        run.send_signal(how)
+    run.wait(60)
+    assert gone(group)

@@ -1,0 +1,438 @@
+"""evaluator=lm_eval against the real harness: same prompts, same answers, item by item, on the live module."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.types import Item, Record, UserError
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.folds import assign
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval.model import HFLM_KEYS, live_class
+from tests.conftest import Cli
+from tests.support import lm_eval_tasks
+
+pytest.importorskip("lm_eval")
+
+ALL = ["picks", "shots", "write", "translate"]
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lm_eval_tasks.make(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def evaluator(folder: Path) -> HarnessEvaluator:
+    return HarnessEvaluator(tasks=ALL, include_path=str(folder), device="cpu", threads=1)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def served(family: Path, evaluator: HarnessEvaluator) -> SimpleNamespace:
+    return SimpleNamespace(
+        module=load_module(family / "ant", evaluator), tokenizer=load_tokenizer(family / "ant"), folder=None
+    )
+
+
+def by_hand(served: SimpleNamespace, folder: Path, tasks: Sequence[Any], **settings: Any) -> dict[str, Any]:
+    """What `simple_evaluate` says: {item id: sample} of each task's first filter."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **settings)
+    assert found is not None
+    return {f"{name}/{s['doc_id']}": s for name, samples in found["samples"].items() for s in samples}
+
+
+def scores(records: Sequence[Record]) -> dict[str, float]:
+    return {r.item: r.score for r in records}
+
+
+class TestSameAsByHand:
+    """A complete run of the harness gives what ours gives, item by item."""
+
+    def test_every_item_has_the_harness_own_answer(
+        self, evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path
+    ) -> None:
+        items = evaluator.benchmark.items()
+        records = evaluator.evaluate(served, items)
+        samples = by_hand(served, folder, ALL)
+        assert [r.item for r in records] == [i.id for i in items]
+        assert set(samples) == {r.item for r in records}
+        for record in records:
+            sample = samples[record.item]
+            if record.item.startswith(("pick", "shots")):
+                assert record.score == sample["acc"]
+                theirs = [likelihood for ((likelihood, _),) in sample["resps"]]
+                assert json.loads(record.output) == pytest.approx(theirs, abs=2e-4)
+            else:
+                assert record.output == sample["resps"][0][0]
+        assert 0 < sum(r.score for r in records if r.item.startswith("pick")) < 24
+
+    def test_a_part_of_the_documents_gets_the_prompts_of_the_whole(
+        self, evaluator: HarnessEvaluator, served: SimpleNamespace
+    ) -> None:
+        """Few-shot examples are drawn once for all documents, so an item's score is its own."""
+        items = [i for i in evaluator.benchmark.items() if i.id.startswith("shots")]
+        whole = {r.item: r.output for r in evaluator.evaluate(served, items)}
+        part = evaluator.evaluate(served, [items[7], items[3]])
+        assert [r.item for r in part] == ["shots/7", "shots/3"]
+        for record in part:
+            assert json.loads(record.output) == pytest.approx(json.loads(whole[record.item]), abs=2e-4)
+
+    def test_the_shots_that_are_asked_for_count(
+        self, folder: Path, evaluator: HarnessEvaluator, served: SimpleNamespace
+    ) -> None:
+        other = replace(evaluator, tasks=["shots"], num_fewshot=1, fewshot_random_seed=7)
+        ours = other.evaluate(served, other.benchmark.items())
+        theirs = by_hand(served, folder, ["shots"], num_fewshot=1, fewshot_random_seed=7)
+        for record in ours:
+            wanted = [likelihood for ((likelihood, _),) in theirs[record.item]["resps"]]
+            assert json.loads(record.output) == pytest.approx(wanted, abs=2e-4)
+
+    def test_generation_settings_reach_the_task(self, evaluator: HarnessEvaluator, served: SimpleNamespace) -> None:
+        short = replace(evaluator, tasks=["write"], gen_kwargs={"max_gen_toks": 2})
+        long = [r.output for r in evaluator.evaluate(served, write_items(evaluator))]
+        cut = [r.output for r in short.evaluate(served, write_items(short))]
+        assert any(len(a) > 2 for a in long)
+        assert all(len(c) <= 2 and a.startswith(c) for a, c in zip(long, cut, strict=True))
+
+    def test_chat_and_system_prompt_go_through_the_template(
+        self, folder: Path, evaluator: HarnessEvaluator, served: SimpleNamespace
+    ) -> None:
+        chat = {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True}
+        served.tokenizer.chat_template = TEMPLATE
+        try:
+            other = replace(evaluator, tasks=["shots"], **chat)  # type: ignore[arg-type]
+            ours = other.evaluate(served, other.benchmark.items())
+            theirs = by_hand(served, folder, ["shots"], **chat)
+        finally:
+            served.tokenizer.chat_template = None
+        assert theirs["shots/0"]["arguments"][0][0].startswith("<system>Be brief.<user>")
+        for record in ours:
+            wanted = [likelihood for ((likelihood, _),) in theirs[record.item]["resps"]]
+            assert json.loads(record.output) == pytest.approx(wanted, abs=2e-4)
+
+
+class TestTools:
+    """A column of tool schemas goes through the chat template, each document's own."""
+
+    @pytest.fixture
+    def chat(self, tmp_path: Path, served: SimpleNamespace) -> Iterator[HarnessEvaluator]:
+        data = lm_eval_tasks.rows(4, 6)
+        for number, row in enumerate(data):
+            row["functions"] = json.dumps([{"name": f"stir_{number}"}] if number else [])
+        lm_eval_tasks.put(tmp_path, "call", data, lm_eval_tasks.WRITE)
+        served.tokenizer.chat_template = TEMPLATE
+        yield HarnessEvaluator(
+            tasks=["call"], include_path=str(tmp_path), apply_chat_template=True, tools="functions", device="cpu"
+        )
+        served.tokenizer.chat_template = None
+
+    def test_each_document_has_its_own(
+        self, chat: HarnessEvaluator, served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[str] = []
+        generate = live_class().generate_until
+
+        def listen(lm: Any, asked: list[Any]) -> Any:
+            seen.extend(request.args[0] for request in asked)
+            return generate(lm, asked)
+
+        monkeypatch.setattr(live_class(), "generate_until", listen)
+        chat.evaluate(served, chat.benchmark.items())
+        assert [prompt.split("<user>")[0] for prompt in seen] == ["", *(f'[{{"name": "stir_{n}"}}]' for n in (1, 2, 3))]
+        assert all(prompt.endswith("<assistant>") for prompt in seen)
+
+    def test_other_schemas_are_other_items(self, chat: HarnessEvaluator) -> None:
+        before = {i.id: i.fingerprint for i in chat.benchmark.items()}
+        path = Path(str(chat.include_path)) / "call.json"
+        path.write_text(path.read_text().replace("stir_2", "pour_2"))
+        after = {i.id: i.fingerprint for i in replace(chat).benchmark.items()}
+        assert [name for name in after if after[name] != before[name]] == ["call/2"]
+
+    def test_what_is_no_list_is_refused(self, chat: HarnessEvaluator, served: SimpleNamespace) -> None:
+        for column, message in (
+            ("text", "has no JSON there"),
+            ("topics", "has no such column"),
+            ("answer", "not a list"),
+        ):
+            own = replace(chat, tools=column)
+            with pytest.raises(UserError, match=rf"evaluator\.tools={column}: document call/0 .*{message}"):
+                own.evaluate(served, own.benchmark.items())
+
+
+def write_items(evaluator: HarnessEvaluator) -> list[Item]:
+    return [i for i in evaluator.benchmark.items() if i.id.startswith("write")]
+
+
+def test_new_weights_in_the_same_module_change_the_answers(
+    evaluator: HarnessEvaluator, family: Path, folder: Path
+) -> None:
+    """No answer of the old weights survives: neither in the logits' cache nor anywhere else."""
+    import torch
+
+    module = load_module(family / "ant", evaluator)
+    live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None)
+    items = evaluator.benchmark.items()
+    before = evaluator.evaluate(live, items)
+    other = load_module(family / "dog", evaluator)
+    with torch.no_grad():
+        for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
+            mine.copy_(theirs)
+    after = evaluator.evaluate(live, items)
+    fresh = SimpleNamespace(module=other, tokenizer=live.tokenizer, folder=None)
+    assert [r.output for r in after] != [r.output for r in before]
+    assert after == replace(evaluator).evaluate(fresh, items)
+
+
+def test_the_harness_model_is_built_once_a_module(
+    evaluator: HarnessEvaluator, served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from souping.evaluate.lm_eval import model as live
+
+    own, built = replace(evaluator, tasks=["pick"]), []
+    build = live.build
+    monkeypatch.setattr(live, "build", lambda *given: built.append(1) or build(*given))
+    items = own.benchmark.items()
+    for _ in range(3):
+        own.evaluate(served, items)
+    assert built == [1]
+    other = SimpleNamespace(
+        module=served.module, tokenizer=load_tokenizer.__wrapped__(Path(served.module.name_or_path))
+    )
+    own.evaluate(other, items)
+    assert built == [1, 1]
+
+
+class TestItems:
+    """Ids, categories, groups, and what of a task is in an item's fingerprint."""
+
+    def test_groups_tags_and_patterns_become_their_leaf_tasks(self, folder: Path) -> None:
+        for spec in ("picks", "chosen", "pick*"):
+            own = HarnessEvaluator(tasks=[spec], include_path=str(folder))
+            assert {"pick", "pick2"} <= set(own.loaded)
+        own = HarnessEvaluator(
+            tasks=[str(folder / "write.yaml"), {"task": "pick", "num_fewshot": 0}], include_path=str(folder)
+        )
+        assert [one.entry for one in own.loaded.values()] == ["write", "pick"]
+
+    @pytest.mark.parametrize(
+        ("settings", "category", "group"),
+        [
+            ({}, "pick2", "pick2/3"),
+            ({"category": "entry", "group": "doc"}, "picks", "doc 3"),
+            ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
+        ],
+    )
+    def test_categories_and_groups(
+        self, evaluator: HarnessEvaluator, settings: Mapping[str, Any], category: str, group: str
+    ) -> None:
+        plain = {i.id: i for i in evaluator.benchmark.items()}["pick2/3"]
+        own = replace(evaluator, **settings)  # type: ignore[arg-type]
+        item = {i.id: i for i in own.benchmark.items()}["pick2/3"]
+        assert (item.category, item.group) == (category, group)
+        assert item.fingerprint == plain.fingerprint
+        assert own.fingerprint == evaluator.fingerprint
+
+    def test_a_book_that_groups_questions_goes_by_its_hash(self, tmp_path: Path) -> None:
+        data = [{**row, "book": f"{row['passage']} " * 100} for row in lm_eval_tasks.rows(6, 1)]
+        lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
+        own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), group="column:book")
+        groups = [i.group for i in own.benchmark.items()]
+        assert [groups.index(g) for g in groups] == [0, 0, 2, 2, 4, 4]
+        assert {len(g) for g in groups} == {16}
+        with pytest.raises(UserError, match="has a text of 200 characters there"):
+            replace(own, category="column:book").benchmark.items()
+
+    def test_limit_and_samples_choose_documents(self, evaluator: HarnessEvaluator) -> None:
+        first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
+        assert [i.id for i in first.benchmark.items()] == [f"{t}/{n}" for t in ("pick", "write") for n in range(3)]
+        some = replace(evaluator, tasks=["pick", "write"], samples={"pick": [5, 2]})
+        assert [i.id for i in some.benchmark.items()] == ["pick/2", "pick/5"]
+
+    def test_what_changes_an_answer_makes_a_new_item(self, folder: Path, tmp_path: Path) -> None:
+        def prints(**settings: Any) -> dict[str, str]:
+            own = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings)
+            return {i.id: i.fingerprint for i in own.benchmark.items()}
+
+        lm_eval_tasks.make(tmp_path)
+        base = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(folder))
+        assert prints() == {i.id: i.fingerprint for i in base.benchmark.items()}  # wherever the data lies
+        for settings, changed in (
+            ({"metric": {"pick": "acc_norm"}}, {"pick"}),
+            ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
+            ({"num_fewshot": 1}, {"pick", "shots", "write"}),
+            ({"fewshot_random_seed": 5}, {"shots"}),
+        ):
+            now = prints(**settings)
+            assert {name.split("/")[0] for name in now if now[name] != prints()[name]} == changed, settings
+
+    def test_a_changed_document_or_version_is_a_new_item(self, tmp_path: Path) -> None:
+        def prints() -> dict[str, str]:
+            own = HarnessEvaluator(tasks=["pick"], include_path=str(tmp_path))
+            return {i.id: i.fingerprint for i in own.benchmark.items()}
+
+        lm_eval_tasks.make(tmp_path)
+        before = prints()
+        data = json.loads((tmp_path / "pick.json").read_text())
+        data[4]["answer"] = (data[4]["answer"] + 1) % 4
+        (tmp_path / "pick.json").write_text(json.dumps(data))
+        assert [name for name, value in prints().items() if value != before[name]] == ["pick/4"]
+        (tmp_path / "pick.yaml").write_text((tmp_path / "pick.yaml").read_text().replace("1.0", "1.1"))
+        assert not set(prints().values()) & set(before.values())
+
+    def test_settings_decide_the_fingerprint(self, evaluator: HarnessEvaluator) -> None:
+        assert evaluator.fingerprint == replace(evaluator).fingerprint
+        assert evaluator.settings["lm_eval"]
+        for change in ({"batch_size": 3}, {"dtype": "bfloat16"}, {"shared_prefix": True}, {"system_instruction": "x"}):
+            assert replace(evaluator, **change).fingerprint != evaluator.fingerprint  # type: ignore[arg-type]
+        for change in ({"tasks": ["pick"]}, {"limit": 2}, {"metric": "acc"}, {"name": "x"}):
+            assert replace(evaluator, **change).fingerprint == evaluator.fingerprint  # type: ignore[arg-type]
+
+    def test_batches_are_a_fixed_cut_of_all_items(self, evaluator: HarnessEvaluator) -> None:
+        items = evaluator.benchmark.items()
+        small = replace(evaluator, batch_size=1)
+        cut = small.batches(items)
+        assert [len(b) for b in cut] == [8] * 7 + [4]
+        assert sorted(i.id for b in cut for i in b) == sorted(i.id for i in items)
+        assert cut == small.batches(tuple(reversed(items)))
+
+
+FIXED = {
+    "model": "the live module",
+    "model_args": "HFLM's arguments are keys of their own",
+    "use_cache": "its key is the question alone: another soup would get the first one's answers",
+    "cache_requests": "its key is the task's name alone: changed data would go unseen",
+    "rewrite_requests_cache": "as cache_requests",
+    "delete_requests_cache": "as cache_requests",
+    "bootstrap_iters": "0: souping's own intervals",
+    "check_integrity": "runs tests that its wheel does not hold",
+    "write_out": "prompts would land in the run's display",
+    "log_samples": "true: they are what is read",
+    "evaluation_tracker": "souping's tracker",
+    "task_manager": "made of include_path, include_defaults and metadata",
+    "verbosity": "deprecated there; its log is silenced",
+    "predict_only": "gives no score",
+}
+LOADING = {
+    *("pretrained", "tokenizer", "revision", "subfolder", "use_fast_tokenizer", "parallelize", "max_memory_per_gpu"),
+    *("max_cpu_memory", "offload_folder", "tp_plan", "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "kwargs"),
+}
+"""Arguments of HFLM that load or place a checkpoint: the module is there already."""
+
+
+class TestArguments:
+    """All of the harness's arguments can be set, but for those listed with a reason."""
+
+    own = frozenset(f.name for f in fields(HarnessEvaluator) if f.init)
+
+    def test_simple_evaluate(self) -> None:
+        from lm_eval import simple_evaluate
+
+        theirs = set(inspect.signature(inspect.unwrap(simple_evaluate)).parameters)
+        assert theirs - self.own == set(FIXED)
+
+    def test_hflm(self) -> None:
+        from lm_eval.models.huggingface import HFLM
+
+        theirs = set(inspect.signature(HFLM.__init__).parameters) - {"self"}
+        assert theirs - self.own == LOADING
+        assert set(HFLM_KEYS) == theirs - LOADING - {"device", "dtype", "trust_remote_code"}
+
+    def test_task_manager(self) -> None:
+        from lm_eval.tasks import TaskManager
+
+        assert set(inspect.signature(TaskManager).parameters) - self.own == {"verbosity"}
+
+    def test_the_yaml_names_every_key(self) -> None:
+        from omegaconf import OmegaConf
+
+        from souping.cli.config import folder as conf
+
+        keys = OmegaConf.load(conf() / "evaluator" / "lm_eval.yaml")
+        assert set(map(str, keys)) - {"defaults", "_target_"} == self.own
+
+
+def test_a_run_from_select_to_report(souping: Cli, family: Path, tmp_path: Path) -> None:
+    """The whole line on a task of our own; a second run evaluates nothing, and the report is there."""
+    lm_eval_tasks.from_family(tmp_path / "tasks", family / "items.jsonl")
+    command = [
+        "evaluator=lm_eval",
+        "evaluator.tasks=[red_green_blue]",
+        f"evaluator.include_path={tmp_path / 'tasks'}",
+        "evaluator.category=column:category",
+        "evaluator.group=column:group",
+        "evaluator.threads=1",
+        f"pool.candidates=[{','.join(str(family / n) for n in ('ant', 'bee', 'cat', 'dog'))}]",
+        "optimiser.trials=4",
+        "selector.threshold=0.99",
+        "name=own",
+    ]
+    first = souping(*command)
+    assert first.code == 0, first.err
+    again = souping(*command)
+    assert again.code == 0, again.err
+    reports = [json.loads(p.read_text()) for p in sorted((tmp_path / "outputs" / "own").glob("*/report.json"))]
+    assert [r["cost"]["evaluated_items"] > 0 for r in reports] == [True, False]
+    assert reports[0]["rows"] == reports[1]["rows"]
+    assert set(reports[0]["rows"][0]["scores"]) == {"red", "green", "blue"}
+    assert reports[0]["benchmark"]["name"] == "lm_eval"
+    assert "lm_eval" not in first.err.lower().replace(str(tmp_path), "")
+
+
+def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_path: Path) -> None:
+    """The report's category scores are sacrebleu's of the answers in the store."""
+    import sacrebleu
+
+    tasks = lm_eval_tasks.from_family(tmp_path / "tasks", family / "items.jsonl")
+    docs = {f"red_green_blue/{n}": d for n, d in enumerate(json.loads((tasks / "red_green_blue.json").read_text()))}
+    done = souping(
+        "evaluator=lm_eval",
+        "evaluator.tasks=[red_green_blue]",
+        f"evaluator.include_path={tasks}",
+        "evaluator.metric=chrf",
+        "evaluator.category=column:category",
+        "evaluator.group=column:group",
+        "evaluator.threads=1",
+        f"pool.candidates=[{','.join(str(family / n) for n in ('ant', 'bee', 'cat', 'dog'))}]",
+        "optimiser.trials=3",
+        "selector.threshold=0.99",
+        "name=chrf",
+    )
+    assert done.code == 0, done.err
+    report = json.loads(next((tmp_path / "outputs" / "chrf").glob("*/report.json")).read_text())
+    row = next(r for r in report["rows"] if r["kind"] == "soup")
+    with sqlite3.connect(tmp_path / "outputs" / "store.sqlite") as db:
+        found = db.execute(
+            "SELECT items.category, items.name, output FROM scores JOIN items ON items.id = item "
+            "JOIN soups ON soups.id = soup WHERE json_extract(soups.recipe, '$.id') = ?",
+            (row["recipe_id"],),
+        ).fetchall()
+    title = report["benchmark"]["name"]
+    for category, score in row["scores"].items():
+        own = [
+            (docs[name]["answer"], text)
+            for kind, name, text in found
+            if kind == category and assign(title, docs[name]["group"]) == "report"
+        ]
+        assert len(own) == score["n"]
+        theirs = sacrebleu.corpus_chrf([text for _, text in own], [[answer for answer, _ in own]]).score / 100
+        assert score["mean"] == pytest.approx(theirs, abs=1e-9)
+        assert score["low"] < score["mean"] < score["high"]

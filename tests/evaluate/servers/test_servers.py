@@ -1,0 +1,369 @@
+"""Servers that a run starts: the process and its end, the errors, and `transformers serve` for real."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.types import Item, UserError, digest
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.servers import ServerChoice
+from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers.process import (
+    LaunchSpec,
+    Process,
+    RunningServer,
+    ServerError,
+    ask,
+    free_port,
+    launch,
+    models_at,
+)
+from souping.examples import pantry
+from tests.conftest import ROOT
+from tests.support.processes import gone, members, wait_for
+
+SERVERS: list[ServerChoice] = [TransformersServer(device="cpu"), VllmServer()]
+REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
+real = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
+)
+
+
+PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); {}"
+"""A server that has a process of its own."""
+
+
+class TestProcess:
+    def start(self, tmp_path: Path, then: str = "time.sleep(600)") -> Process:
+        process = Process([sys.executable, "-c", PARENT.format(then)], os.environ, tmp_path / "log")
+        end = time.monotonic() + 60
+        while len(members(process.group)) < 3 and process.alive and time.monotonic() < end:
+            time.sleep(0.02)
+        return process
+
+    def test_stop_ends_the_whole_group(self, tmp_path: Path) -> None:
+        process = self.start(tmp_path)
+        assert process.alive
+        assert len(members(process.group)) == 3  # the guard, the server, the server's own
+        process.stop()
+        assert not process.alive
+        assert members(process.group) == []
+        process.stop()
+
+    def test_one_that_will_not_end_is_made_to(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("souping.evaluate.servers.process.GRACE", 0.3)
+        stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
+        process = self.start(tmp_path, f"exec({stubborn!r}); time.sleep(600)")
+        while "on" not in process.log.read_text():
+            time.sleep(0.02)
+        process.stop()
+        assert members(process.group) == []
+
+    def test_one_that_ends_by_itself_takes_its_own_along_and_leaves_its_reason(self, tmp_path: Path) -> None:
+        process = self.start(tmp_path, "time.sleep(1); raise ValueError('no such weights')")
+        while process.alive:
+            time.sleep(0.05)
+        assert members(process.group) == []
+        assert process.reason() == "ValueError: no such weights"
+        assert "ended by itself with status 1" in process.log.read_text()
+        process.stop()
+
+    def test_a_killed_guard_does_not_leave_the_rest(self, tmp_path: Path) -> None:
+        process = self.start(tmp_path)
+        os.kill(process.group, signal.SIGKILL)
+        process.stop()
+        assert gone(process.group)
+
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None], ids=str)
+    def test_nothing_outlives_the_run(self, tmp_path: Path, how: signal.Signals | None) -> None:
+        """Ctrl-C, a termination, a kill, and a plain end without `stop`."""
+        code = f"""
+            import os, sys, time
+            from pathlib import Path
+            from souping.evaluate.servers.process import Process
+            process = Process([sys.executable, "-c", {PARENT.format("time.sleep(600)")!r}], os.environ, Path("log"))
+            Path("group").write_text(f"{{process.group}}\\n")
+            {"time.sleep(600)" if how is not None else "time.sleep(1)"}
+        """
+        run = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+        )
+        group = int(wait_for(tmp_path / "group"))
+        if how is not None:
+            assert len(members(group)) > 0
+            run.send_signal(how)
+        run.wait(60)
+        assert gone(group)
+
+
+@pytest.mark.parametrize("server", SERVERS, ids=lambda s: type(s).__name__)
+class TestConformance:
+    """What every server promises."""
+
+    def test_settings_are_plain_and_name_the_server(self, server: Any) -> None:
+        assert server.settings["name"] in ("transformers", "vllm")
+        assert json.loads(json.dumps(server.settings)) == server.settings
+
+    def test_what_changes_answers_changes_the_settings(self, server: Any) -> None:
+        for change in ({"dtype": "float16"}, {"extra_args": ["--x"]}, {"url": "http://127.0.0.1:1"}):
+            assert digest(replace(server, **change).settings) != digest(server.settings)
+
+    def test_what_changes_no_answer_changes_no_settings(self, server: Any) -> None:
+        assert replace(server, port=5, timeout=3.0, python="/usr/bin/python3").settings == server.settings
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"port": 0}, {"port": 70000}, {"timeout": 0.0}, {"url": "127.0.0.1:8000"}, {"url": "http://"}],
+        ids=str,
+    )
+    def test_values_out_of_range_are_refused(self, server: Any, change: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=r"server\.\w+="):
+            replace(server, **change)
+
+    def test_an_interpreter_without_the_packages_is_named(self, server: Any, tmp_path: Path) -> None:
+        bare = tmp_path / "python"
+        bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+        bare.chmod(0o755)
+        with pytest.raises(UserError, match=r"python has no .*: .*python -m pip install") as told:
+            replace(server, python=str(bare)).start(pantry.path("python_cook"), "m")
+        assert "\n" not in str(told.value)
+        with pytest.raises(UserError, match=r"server.python=/nowhere/python cannot be run"):
+            replace(server, python="/nowhere/python").check()
+
+    def test_a_found_server_that_is_not_there(self, server: Any) -> None:
+        with pytest.raises(UserError, match=r"server.url=\S+ does not answer: .*refused"):
+            replace(server, url=f"http://127.0.0.1:{free_port()}").start(pantry.path("python_cook"), "m")
+
+    def test_the_models_port_and_folder_are_on_the_command_line(self, server: Any) -> None:
+        command = replace(server, extra_args=["--one", "two"]).command(Path("/m"), 81)
+        assert command[command.index("--port") + 1] == "81"
+        assert "/m" in command
+        assert command[-2:] == ["--one", "two"]
+
+
+def order(code: str, **changes: Any) -> LaunchSpec:
+    command = [sys.executable, "-c", code]
+    settings = {"title": "it", "folder": Path("/m"), "name": "m", "port": None, "timeout": 60.0, **changes}
+    return LaunchSpec(command=lambda port: [*command, str(port)], **settings)
+
+
+class TestLaunch:
+    def refused(self, ordered: LaunchSpec, tmp_path: Path, match: str) -> None:
+        with pytest.raises(UserError, match=match) as told:
+            launch(ordered, tmp_path, None)
+        assert str(told.value).count("\n") <= 1
+
+    def test_an_interrupt_leaves_no_folder_and_a_failure_leaves_its_log(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object) -> str:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with pytest.raises(UserError, match="its log: "):
+            launch(order("raise SystemExit(3)"), None, None)
+        assert [log.name for log in tmp_path.glob("souping-server-*/*")] == ["m.log"]
+        monkeypatch.setattr("souping.evaluate.servers.process._wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch(order("import time; time.sleep(60)"), None, None)
+        assert len(list(tmp_path.glob("souping-server-*"))) == 1
+
+    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            self.refused(order("", port=port), tmp_path, f"server.port={port} is taken")
+
+    def test_a_program_that_ends(self, tmp_path: Path) -> None:
+        self.refused(order("raise OSError('no weights')"), tmp_path, "it cannot serve m: OSError: no weights")
+        self.refused(order("pass"), tmp_path, r"it cannot serve m: .*status 0\nits log: .*m.log")
+
+    def test_one_that_takes_too_long(self, tmp_path: Path) -> None:
+        code = "import time; print('reading shard 1', flush=True); time.sleep(600)"
+        self.refused(order(code, timeout=1.0), tmp_path, r"has not loaded m after 1 s: raise server.timeout\n.*reading")
+
+    def test_a_port_that_another_takes_first_is_tried_anew(self, tmp_path: Path) -> None:
+        code = f"""
+            import sys
+            from pathlib import Path
+            from http.server import BaseHTTPRequestHandler, HTTPServer
+            first = Path({str(tmp_path / "first")!r})
+            if not first.exists():
+                first.touch()
+                sys.exit("OSError: [Errno 98] Address already in use")
+            class Answers(BaseHTTPRequestHandler):
+                def do_GET(self):
+                    body = b'{{"data": [{{"id": "/m"}}]}}'
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+            HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+        """
+        with launch(order(textwrap.dedent(code)), tmp_path / "logs", None) as running:
+            assert running.model == "/m"
+            assert running.url == f"http://127.0.0.1:{running.port}/v1"
+        assert (tmp_path / "first").exists()
+
+    def test_the_name_of_a_log_is_a_files(self, tmp_path: Path) -> None:
+        self.refused(order("pass", name="org/model x"), tmp_path, "org_model_x.log")
+
+
+def said(running: RunningServer, prompt: str, tokens: int) -> str:
+    body = {"model": running.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+    return str(json.loads(ask(f"{running.url}/completions", body, 120))["choices"][0]["text"])
+
+
+def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
+    """What evaluator=local says."""
+    evaluator = LocalEvaluator(max_new_tokens=tokens, device="cpu", threads=1, batch_size=1)
+    served = SimpleNamespace(module=load_module(folder, evaluator), tokenizer=load_tokenizer(folder), folder=folder)
+    items = [Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
+    return [evaluator.evaluate(served, [item])[0].output for item in items]
+
+
+@pytest.fixture(scope="module")
+def cook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pantry model that has a chat template."""
+    folder = tmp_path_factory.mktemp("pantry") / "python_cook"
+    shutil.copytree(pantry.path("python_cook"), folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    lines = pantry.path("items").read_text().splitlines()[:200:50]
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def running(cook: Path) -> Iterator[RunningServer]:
+    running = REAL.start(cook, "python_cook")
+    yield running
+    assert running.process is not None
+    log, group = running.process.log, running.process.group
+    assert len(members(group)) >= 2
+    running.stop()
+    assert members(group) == []
+    assert not log.parent.exists()  # a temporary log goes where all went well
+
+
+@real
+class TestTransformersServe:
+    def test_it_lists_the_model(self, running: RunningServer, cook: Path) -> None:
+        assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
+        assert running.url == f"http://{running.host}:{running.port}/v1"
+
+    def test_completions_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
+        texts = [said(running, prompt, 24) for prompt in prompts]
+        assert texts == local(cook, prompts, 24)
+        assert len(set(texts)) > 1
+
+    def test_chat_is_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
+        chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        body = {"model": running.model, "max_tokens": 24, "temperature": 0}
+        texts = [json.loads(ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120)) for chat in chats]
+        said = [text["choices"][0]["message"]["content"] for text in texts]
+        assert said == local(cook, [tuple(chat) for chat in chats], 24)
+
+    def test_what_it_refuses_is_told(self, running: RunningServer) -> None:
+        with pytest.raises(ServerError, match="pinned to"):
+            ask(f"{running.url}/completions", {"model": "another", "prompt": "x"})
+
+
+@real
+def test_ctrl_c_ends_a_run_and_its_server(tmp_path: Path) -> None:
+    code = f"""
+        import time
+        from pathlib import Path
+        from souping.evaluate.servers.choices import TransformersServer
+        running = TransformersServer(device="cpu").start(Path({str(pantry.path("java_cook"))!r}), "java_cook")
+        Path("group").write_text(f"{{running.process.group}}\\n")
+        time.sleep(600)
+    """
+    run = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    group = int(wait_for(tmp_path / "group", 300))
+    assert len(members(group)) >= 2
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert "KeyboardInterrupt" in told
+    assert members(group) == []
+
+
+@real
+def test_a_model_that_does_not_load_is_two_lines(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(UserError, match=r"transformers serve cannot serve broken: .*\w") as told:
+        REAL.start(tmp_path / "broken", "broken", tmp_path / "logs")
+    assert str(told.value).count("\n") == 1
+    assert (tmp_path / "logs" / "broken.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
+    process = Process(command, os.environ, tmp_path_factory.mktemp("found") / "log")
+    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    while time.monotonic() < end:
+        try:
+            models_at(address)
+            break
+        except ServerError:
+            time.sleep(0.2)
+    yield address
+    process.stop()
+
+
+@real
+class TestAFoundServer:
+    def test_it_loads_one_model_after_another(self, url: str, prompts: list[str]) -> None:
+        server = TransformersServer(url=url)
+        for name in ("python_cook", "java_cook"):
+            with server.start(pantry.path(name), name) as running:
+                assert running.process is None
+                assert [said(running, p, 24) for p in prompts] == local(pantry.path(name), prompts, 24)
+            assert models_at(url) == []  # it forgot the soup
+        models_at(url)  # and runs on
+
+    def test_a_folder_that_it_cannot_load(self, url: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"server.url=\S+ cannot serve m \(.*\): .*\n.*leave server.url out"):
+            TransformersServer(url=url).start(tmp_path, "m")
+
+
+@real
+def test_a_found_server_that_is_pinned_serves_its_own_model_alone(cook: Path, running: RunningServer) -> None:
+    found = TransformersServer(url=running.url)
+    assert found.start(cook, "anything").model == str(cook)
+    with pytest.raises(UserError, match=r"cannot serve java_cook .*: it serves .*python_cook"):
+        found.start(pantry.path("java_cook"), "java_cook")

@@ -1,0 +1,121 @@
+"""Folds and the benchmark file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from souping.core.types import FOLDS, Item, UserError
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.folds import assign, position, split_folds
+from tests.conftest import make_items
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_a_groups_fold_is_a_function_of_names_alone(benchmark: str, group: str) -> None:
+    assert 0 <= position(benchmark, group) < 1
+    assert assign(benchmark, group) == assign(benchmark, group) in FOLDS
+    two = assign(benchmark, group, two=True)
+    assert two == {"select": "search"}.get(assign(benchmark, group), assign(benchmark, group))
+
+
+def test_folds_are_disjoint_by_group_and_cover() -> None:
+    items = make_items(300)
+    folds = split_folds(items, "b")
+    groups = [{i.group for i in folds.items[f]} for f in FOLDS]
+    assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    assert sum(folds.counts().values()) == len(items)
+    assert folds.counts()["report"] > folds.counts()["search"]
+    assert folds.notes == ()
+
+
+def test_adding_items_moves_none() -> None:
+    before = {i.id: f for f, items in split_folds(make_items(200), "b").items.items() for i in items}
+    after = {i.id: f for f, items in split_folds(make_items(400), "b").items.items() for i in items}
+    assert all(after[name] == fold for name, fold in before.items())
+
+
+def test_published_scores_leave_two_folds() -> None:
+    folds = split_folds(make_items(200), "b", two=True)
+    assert folds.counts()["select"] == 0
+    assert folds.counts()["search"] + folds.counts()["report"] == 400
+
+
+def test_a_small_category_is_dealt_into_each_fold_and_said_so() -> None:
+    folds = split_folds([*make_items(300), *make_items(8, categories=("rare",))], "b")
+    for fold in FOLDS:
+        assert any(i.category == "rare" for i in folds.items[fold])
+    assert any("rare" in note for note in folds.notes)
+
+
+def test_a_category_with_too_few_groups_is_refused() -> None:
+    lonely = Item(id="x", category="lonely", prompt="p", answer="a")
+    with pytest.raises(UserError, match=r"category 'lonely' has no items in fold"):
+        split_folds([*make_items(100), lonely], "b")
+
+
+def write(path: Path, *rows: object) -> Benchmark:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    return Benchmark(path=str(path))
+
+
+GOOD = {"id": "1", "category": "c", "prompt": "p", "answer": "a"}
+
+
+def test_items_are_read_with_defaults(tmp_path: Path) -> None:
+    chat = {**GOOD, "id": 2, "prompt": None, "messages": [{"role": "user", "content": "hi\u2028there"}], "group": "g"}
+    chat.pop("prompt")
+    one, two = write(tmp_path / "mine.jsonl", GOOD, "", json.dumps(chat, ensure_ascii=False)).items()
+    assert (one.scorer, one.group, one.language) == ("exact", "1", "python")
+    assert two.id == "2"
+    assert two.prompt == ({"role": "user", "content": "hi\u2028there"},)
+    assert one.fingerprint != two.fingerprint
+    assert Benchmark(path=str(tmp_path / "mine.jsonl")).title == "mine"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["{oops"], r"x.jsonl:1: not a JSON object"),
+        ([GOOD, "[1]"], r"x.jsonl:2: an item is a JSON object, not list"),
+        ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
+        ([{**GOOD, "category": " "}], r"`category` must be a non-empty text"),
+        ([{**GOOD, "prompt": 3}], r"`prompt` must be a text or chat messages"),
+        ([{**GOOD, "prompt": [{"role": "user"}]}], r"`content` must be a text \(or absent beside `tool_calls`\)"),
+        ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"images and parts are not read"),
+        ([{**GOOD, "prompt": ["hi"]}], r"a chat message is an object with `role` and `content`, not 'hi'"),
+        ([{**GOOD, "tools": [{}]}], r"write the prompt as messages"),
+        ([{**GOOD, "tools": "f"}], r"`tools` must be a list of JSON schemas"),
+        ([{k: v for k, v in GOOD.items() if k != "answer"}], r"`answer` is missing"),
+        ([{**GOOD, "scorer": "exat"}], r"x.jsonl:1: .*exact"),
+        (["[" * 100000], r"x.jsonl:1"),
+        ([], r"holds no items"),
+    ],
+)
+def test_a_bad_item_names_file_and_line(tmp_path: Path, rows: list[object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / "x.jsonl", *rows).items()
+
+
+def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    answer = {"role": "tool", "name": "f", "content": "4"}
+    rows = {**GOOD, "prompt": [{"role": "user", "content": "2 + 2?"}, call, answer], "tools": [{"name": "f"}]}
+    (item,) = write(tmp_path / "x.jsonl", rows).items()
+    assert item.prompt[1] == {**call, "content": ""}
+    assert item.prompt[2] == answer
+    assert item.tools == ({"name": "f"},)
+
+
+def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"benchmark.path=.*none"):
+        Benchmark(path=str(tmp_path / "none")).items()
+    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        Benchmark(path=str(tmp_path / "b")).items()
+    with pytest.raises(UserError, match=r"benchmark.path is not set"):
+        Benchmark().items()

@@ -1,0 +1,184 @@
+"""Evaluators: one conformance suite, and what greedy generation with transformers adds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.protocols import Evaluator
+from souping.core.types import Item, UserError
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.generate import LocalEvaluator
+
+LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
+EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7, workers=3)]
+
+
+@pytest.fixture(scope="module")
+def served(family: Path) -> SimpleNamespace:
+    return SimpleNamespace(
+        module=load_module(family / "ant", LOCAL), tokenizer=load_tokenizer(family / "ant"), folder=family / "ant"
+    )
+
+
+@pytest.fixture(scope="module")
+def items(family: Path) -> tuple[Item, ...]:
+    return Benchmark(path=str(family / "items.jsonl")).items()[:40]
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda e: e.dtype)
+class TestConformance:
+    """What every evaluator promises."""
+
+    def test_a_record_for_every_item_in_order(
+        self, evaluator: Evaluator, served: SimpleNamespace, items: tuple[Item, ...]
+    ) -> None:
+        records = evaluator.evaluate(served, items[:9])
+        assert [r.item for r in records] == [i.id for i in items[:9]]
+        assert all(0 <= r.score <= 1 for r in records)
+
+    def test_batches_are_a_fixed_cut_of_all_items(self, evaluator: Evaluator, items: tuple[Item, ...]) -> None:
+        batches = evaluator.batches(items)
+        assert sorted(i.id for b in batches for i in b) == sorted(i.id for i in items)
+        assert batches == evaluator.batches(tuple(reversed(items)))
+
+    def test_the_same_model_says_the_same(
+        self, evaluator: Evaluator, served: SimpleNamespace, items: tuple[Item, ...]
+    ) -> None:
+        batch = evaluator.batches(items)[0]
+        assert evaluator.evaluate(served, batch) == evaluator.evaluate(served, batch)
+
+    def test_settings_decide_the_fingerprint(self, evaluator: LocalEvaluator) -> None:
+        assert evaluator.fingerprint == replace(evaluator).fingerprint
+        for change in (
+            {"batch_size": 3},
+            {"max_new_tokens": 9},
+            {"dtype": "float16"},
+            {"threads": 2},
+            {"workers": 2},
+            {"stop": ["x"]},
+        ):
+            changed = replace(evaluator, **change)  # type: ignore[arg-type]
+            assert changed.fingerprint != evaluator.fingerprint
+
+    def test_other_weights_change_the_answers(
+        self, evaluator: Evaluator, served: SimpleNamespace, family: Path, items: tuple[Item, ...]
+    ) -> None:
+        other = SimpleNamespace(module=load_module(family / "dog", evaluator), tokenizer=served.tokenizer)
+        mine = [r.output for r in evaluator.evaluate(served, items)]
+        assert mine != [r.output for r in evaluator.evaluate(other, items)]  # type: ignore[arg-type]
+
+
+def item(prompt: Any, name: str = "i") -> Item:
+    return Item(id=name, category="c", prompt=prompt, answer="x")
+
+
+def test_batching_does_not_change_the_answers(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    together = [r.output for r in LOCAL.evaluate(served, items[:12])]
+    alone = [LOCAL.evaluate(served, [i])[0].output for i in items[:12]]
+    assert together == alone
+
+
+def test_workers_share_a_batch_and_keep_its_order(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    for count in (1, 2, 11):
+        shared = replace(LOCAL, workers=3).evaluate(served, items[:count])
+        assert shared == LOCAL.evaluate(served, items[:count])
+
+
+def test_generation_equals_a_loop_without_a_cache(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    import torch
+
+    text = str(items[0].prompt)
+    ids = torch.tensor([served.tokenizer(text)["input_ids"]])
+    start = ids.shape[1]
+    for _ in range(4):
+        ids = torch.cat([ids, served.module(ids).logits[:, -1:].argmax(-1)], dim=1)
+        if ids[0, -1] == served.tokenizer.eos_token_id:
+            break
+    expected = served.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert LOCAL.evaluate(served, items[:1])[0].output == expected
+
+
+def test_an_answer_ends_at_a_stop_text(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    whole = LOCAL.evaluate(served, items[:1])[0].output
+    cut = replace(LOCAL, stop=[whole[2]]).evaluate(served, items[:1])[0].output
+    assert cut == whole[: whole.index(whole[2])]
+
+
+def test_chat_messages_go_through_the_template(served: SimpleNamespace) -> None:
+    messages = ({"role": "user", "content": "red 1:"},)
+    with pytest.raises(UserError, match="item i: chat messages need a chat template"):
+        LOCAL.evaluate(served, [item(messages)])
+    served.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    try:
+        as_chat = LOCAL.evaluate(served, [item(messages)])[0].output
+    finally:
+        served.tokenizer.chat_template = None
+    assert as_chat == LOCAL.evaluate(served, [item("red 1:")])[0].output
+
+
+def test_tools_and_system_prompts_go_through_the_template(served: SimpleNamespace) -> None:
+    tool = {"type": "function", "function": {"name": "r", "description": "e", "parameters": {}}}
+    messages = ({"role": "system", "content": "red"}, {"role": "user", "content": " 1:"})
+    asked = replace(item(messages), tools=(tool,))
+    assert asked.fingerprint != item(messages).fingerprint
+    served.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    try:
+        with pytest.raises(UserError, match="item i: the tokenizer's chat template shows no tools"):
+            LOCAL.evaluate(served, [asked])
+        served.tokenizer.chat_template = (
+            "{% for t in tools %}{{ t.function.name + t.function.description }}d{% endfor %}{{ messages[1].content }}"
+        )
+        assert LOCAL.evaluate(served, [asked])[0].output == LOCAL.evaluate(served, [item("red 1:")])[0].output
+        served.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+        with pytest.raises(UserError, match="item i: the chat template refuses its messages: no system role"):
+            LOCAL.evaluate(served, [item(messages)])
+    finally:
+        served.tokenizer.chat_template = None
+
+
+def test_a_prompt_that_does_not_fit_is_named(served: SimpleNamespace) -> None:
+    with pytest.raises(UserError, match=r"item long: 200 prompt tokens .* exceed the model's context of 128"):
+        LOCAL.evaluate(served, [item("a" * 200, "long")])
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 0}, {"threads": 0}, {"workers": 0}, {"max_new_tokens": -1}, {"dtype": "int8"}]
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"evaluator\."):
+        LocalEvaluator(**change)
+
+
+def test_what_transformers_cannot_load_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(UserError, match="transformers cannot load this model"):
+        load_module(tmp_path, LOCAL)
+    with pytest.raises(UserError, match="transformers cannot load the tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_path: Path) -> None:
+    """Bit for bit, in the compute dtype: what is evaluated is what is written."""
+    import torch
+
+    from souping.core.types import Candidate
+    from souping.merge.local import LocalMerge
+    from souping.pipeline.models import OpenPool
+    from souping.pipeline.store import Store
+
+    candidates = [Candidate(name=n, path=family / n) for n in ("ant", "bee", "cat")]
+    with Store(tmp_path / "s") as store:
+        kitchen = OpenPool(candidates, LocalMerge(), LOCAL, store)
+        for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
+            recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
+            poured = {k: v.clone() for k, v in kitchen.serve(recipe).module.state_dict().items()}
+            kitchen.write(recipe, tmp_path / str(number), {})
+            loaded = load_module(tmp_path / str(number), LOCAL).state_dict()
+            assert poured.keys() == loaded.keys()
+            assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)

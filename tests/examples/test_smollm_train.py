@@ -1,0 +1,184 @@
+"""Fine-tunes: the same bytes from the same seed, loss on the answer alone, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core.types import UserError
+from souping.examples.smollm.__main__ import main
+from souping.examples.smollm.data import Material, gather, read_questions, spare
+from souping.examples.smollm.train import (
+    RECORD,
+    SLICES,
+    Lesson,
+    TrainingSettings,
+    answer_loss,
+    encode,
+    likelihoods,
+    schedule,
+    taste,
+    tune,
+    write_base,
+)
+from tests.support import smollm_kit
+
+QUICK = TrainingSettings(steps=2, batch=2, rate=1e-2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    data = smollm_kit.write(tmp_path_factory.mktemp("bfcl") / "data")
+    return gather(read_questions(data), spare(data))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    smollm_kit.model(folder / "raw")
+    return write_base(str(folder / "raw"), folder / "base")
+
+
+def lesson(material: Material, name: str = "smol_live", seed: int = 0) -> Lesson:
+    return Lesson(name=name, seed=seed, shares=SLICES[name], material=material)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    material: Material, start: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        tune(lesson(material, seed=seed), dataclasses.replace(QUICK, seed=seed), start, tmp_path / name, silent)
+    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
+    assert one == two != other
+
+
+def test_only_the_upper_layers_learn(material: Material, start: Path, tmp_path: Path) -> None:
+    tune(lesson(material), QUICK, start, tmp_path / "made", silent)
+    before, after = weights(start), weights(tmp_path / "made")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all(name.startswith("model.layers.1.") for name in changed)
+
+
+def test_something_else_in_its_place_is_refused_before_training(
+    material: Material, start: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "notes.txt").write_text("mine")
+    said: list[str] = []
+    with pytest.raises(UserError, match="is no fine-tune of this command"):
+        tune(lesson(material), QUICK, start, tmp_path / "made", said.append)
+    assert said == []
+
+
+def test_what_is_there_stays_and_other_settings_are_refused(material: Material, start: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "made", list[str]()
+    tune(lesson(material), QUICK, start, out, silent)
+    record = json.loads((out / RECORD).read_text())
+    assert len(record["losses"]) == QUICK.steps
+    tune(lesson(material), QUICK, start, out, said.append)
+    assert said == ["smol_live: there already"]
+    with pytest.raises(UserError, match="made with other settings"):
+        tune(lesson(material), dataclasses.replace(QUICK, steps=3), start, out, silent)
+    assert json.loads((out / RECORD).read_text()) == record
+
+
+def test_what_a_stopped_command_left_half_is_made_again(material: Material, start: Path, tmp_path: Path) -> None:
+    (tmp_path / ".made.part").mkdir()
+    (tmp_path / ".made.part" / "model.safetensors").write_text("half")
+    tune(lesson(material), QUICK, start, tmp_path / "made", silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(start), AutoTokenizer.from_pretrained(start)
+    item = material.asked("test")[0]
+    ids, begin = encode(tokenizer, item.prompt, item.answer)
+    assert tokenizer.decode(ids[begin:]) == f" {item.answer}"
+    with torch.inference_mode():
+        loss = answer_loss(model, tokenizer, [item]).item()
+        scores = likelihoods(model, tokenizer, item)
+    assert -scores[item.label] / (len(ids) - begin) == pytest.approx(loss, rel=0.02)
+
+
+def test_development_items_are_scored_by_category(material: Material, start: Path) -> None:
+    asked = material.asked("development")
+    scores = taste(start, asked)
+    assert set(scores) == {item.category for item in asked}
+    assert all(0 <= value <= 1 for value in scores.values())
+
+
+def test_the_rate_rises_and_falls() -> None:
+    settings = TrainingSettings(steps=20, warmup=4)
+    rates = [schedule(step, settings) for step in range(20)]
+    assert rates[3] == max(rates) == 1
+    assert rates[:4] == sorted(rates[:4])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
+    start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = smollm_kit.write(tmp_path / "data")
+    common = ["--base", str(start), "--bfcl", str(data), "--out", str(tmp_path / "out")]
+    quick = ["--steps", "1", "--batch", "2", "--jobs", "1"]
+    assert main([*common, *quick, "--only", "smol_live"]) == 0
+    first = (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes()
+    assert main([*common, *quick, "--only", "smol_live", "smol_script", "--taste"]) == 0
+    said = capfd.readouterr().out
+    assert "smol_live: there already" in said
+    assert "smol_script: done" in said
+    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "smol_live", "smol_script"]
+    assert (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes() == first
+    assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
+
+
+def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
+    data = smollm_kit.write(tmp_path / "data")
+    command = [
+        sys.executable,
+        "-m",
+        "souping.examples.smollm",
+        "--base",
+        str(start),
+        "--bfcl",
+        str(data),
+        "--jobs",
+        "1",
+    ]
+    command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        while "step 10/" not in running.stdout.readline():
+            assert running.poll() is None
+        running.kill()
+        assert "done" not in running.stdout.read()  # ends when the last process that holds the pipe has ended
+    assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["base"]
+
+
+def test_errors_are_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bfcl", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --bfcl")
+    assert "Traceback" not in error

@@ -1,0 +1,161 @@
+"""Numerics: every way to compute a block gives the same bytes, and those are the specified ones."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from souping.core.types import UserError
+from souping.merge.kernels import mix_block, store
+from souping.merge.kernels.compiled import _engine, native
+from souping.merge.kernels.reference import ITEMSIZE, Raw, delta, divide, fma, linear, narrow, widen
+from souping.merge.methods import METHODS, Method, check_count, slerp_weights, stock_weights
+
+TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
+
+
+def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
+    """Any bits at all in the first half, weights as trained models have them in the second."""
+    rng = np.random.default_rng(seed)
+    half = count // 2
+    made = []
+    for _ in range(rows):
+        values = (rng.standard_normal(count) * 0.02).astype(np.float32)
+        values[:half] = rng.integers(0, 2**32, half, dtype=np.uint32).view(np.float32)
+        values[: len(SPECIAL)] = SPECIAL[: len(values)].view(np.float32)
+        made.append(narrow(values, dtype))
+    return made
+
+
+@pytest.mark.skipif(_engine() is None, reason="llvmlite is not installed")
+@pytest.mark.parametrize("function", [linear, delta])
+@pytest.mark.parametrize("divisor", [None, 1.0000001])
+@pytest.mark.parametrize("dtype", TAGS)
+def test_fused_kernel_equals_numpy_bit_for_bit(function: object, divisor: float | None, dtype: str) -> None:
+    combine = linear if function is linear else delta
+    for source in TAGS:
+        for stored in TAGS:
+            for count, rows in ((1, 2), (31, 3), (2049, 20)):
+                raw = random_rows(count + rows, count, rows, source)
+                weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
+                size = ITEMSIZE[stored] * count
+                fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
+                assert native(combine is delta, source, dtype, stored, divisor is not None) is not None
+                good = mix_block(combine, raw, [source] * rows, weights, divisor, dtype, fast, stored)
+                total = divide(combine([widen(r, source) for r in raw], weights), divisor)
+                assert store(narrow(total, dtype), dtype, plain, stored) == good
+                assert fast.tobytes() == plain.tobytes(), (source, stored, count)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 20), count=st.integers(1, 600))
+def test_numpy_equals_torch_add_with_alpha(seed: int, rows: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    tensors = [rng.standard_normal(count).astype(np.float32) for _ in range(rows)]
+    weights = rng.dirichlet(np.ones(rows)).tolist()
+    total = torch.zeros(count)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total.add_(torch.from_numpy(tensor), alpha=weight)
+    assert linear(tensors, weights).tobytes() == total.numpy().tobytes()
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(a=FINITE, b=FINITE, w=st.floats(-2, 2, width=32))
+def test_fma_rounds_once(a: float, b: float, w: float) -> None:
+    """Against exact rational arithmetic."""
+    exact = Fraction(w) * Fraction(a) + Fraction(b)
+    got = float(fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
+    if math.isinf(got):
+        assert abs(exact) >= Fraction(2**128) - Fraction(2**103)
+        return
+    with np.errstate(over="ignore"):
+        below, above = (np.nextafter(np.float32(got), np.float32(end)) for end in (-np.inf, np.inf))
+    error = abs(exact - Fraction(got))
+    neighbours = [Fraction(float(x)) for x in (below, above) if np.isfinite(x)]
+    assert all(error <= abs(exact - x) for x in neighbours)
+    if any(error == abs(exact - x) for x in neighbours):
+        assert int(np.float32(got).view(np.uint32)) % 2 == 0
+
+
+def test_double_rounding_is_caught() -> None:
+    """The sum is 2^-70 below a tie of fp32; rounded to fp64 first it lands on the tie, and then goes the wrong way."""
+    weight, value, total = 1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23), 1 + 2.0**-23
+    twice = np.float32(np.float64(weight) * np.float64(value) + np.float64(total))
+    once = fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
+    assert once == np.float32(1 + 2.0**-23)
+    assert twice == np.float32(1 + 2.0**-22)
+
+
+@pytest.mark.parametrize("dtype", TAGS)
+def test_narrow_rounds_as_torch_does(dtype: str) -> None:
+    values = np.concatenate([np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32), SPECIAL]).view(
+        np.float32
+    )
+    mine = torch.from_numpy(narrow(values, dtype)).view(TAGS[dtype])
+    theirs = torch.from_numpy(values.copy()).to(TAGS[dtype])
+    assert torch.equal(mine.float().nan_to_num(123.0), theirs.float().nan_to_num(123.0))
+    assert torch.equal(mine.isnan(), theirs.isnan())
+
+
+def bound(weights: list[float], tensors: list[np.ndarray], got: np.ndarray) -> np.ndarray:
+    """One rounding of bf16 plus the error of an fp32 sum: 4 * 2^-24 * sum |w x|."""
+    size = sum(abs(w) * np.abs(t.astype(np.float64)) for w, t in zip(weights, tensors, strict=True))
+    return np.abs(got) * 2.0**-8 + 4 * 2.0**-24 * size + 2.0**-133
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_against_float64(name: str) -> None:
+    rng = np.random.default_rng(3)
+    method = METHODS[name]
+    base = rng.standard_normal(999).astype(np.float32)
+    others = [base + rng.standard_normal(999).astype(np.float32) * np.float32(0.3) for _ in range(2)]
+    tensors = [base, *others] if method.base else others
+    weights = [0.0, 0.35, 0.65] if method.base else [0.35, 0.65]
+    got = method(tensors, weights).astype(np.float64)
+    w, (a, b) = base.astype(np.float64), [t.astype(np.float64) for t in others]
+    if name == "linear":
+        want = 0.35 * a + 0.65 * b
+    elif name == "task_arithmetic":
+        want = w + 0.35 * (a - w) + 0.65 * (b - w)
+    elif name == "slerp":
+        angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        want = (np.sin(0.35 * angle) * a + np.sin(0.65 * angle) * b) / np.sin(angle)
+    else:
+        cosine = (a - w) @ (b - w) / np.linalg.norm(a - w) / np.linalg.norm(b - w)
+        t = 2 * cosine / (1 + cosine)
+        want = t * (0.35 * a + 0.65 * b) + (1 - t) * w
+    assert np.all(np.abs(got - want) <= bound([1, 1, 1][: len(tensors)], tensors, want))
+
+
+def test_slerp_of_parallel_and_zero_tensors_is_straight() -> None:
+    assert slerp_weights(np.array([[1.0, 2.0], [2.0, 4.0]]), (0.25, 0.75)) == (0.25, 0.75)
+    assert slerp_weights(np.zeros((2, 2)), (0.25, 0.75)) == (0.25, 0.75)
+
+
+def test_model_stock_of_agreeing_and_of_unrelated_models() -> None:
+    """cos = 1: all of the mean difference; cos = 0: none of it; at the pole the base is kept."""
+    assert stock_weights(np.ones((2, 2)), (0.5, 0.5)) == (0.5, 0.5)
+    assert stock_weights(np.eye(3), (1 / 3, 1 / 3, 1 / 3)) == (0.0, 0.0, 0.0)
+    assert stock_weights(np.array([[1.0, -1.0], [-1.0, 1.0]]), (0.5, 0.5)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("name", "count"), [("slerp", 3), ("model_stock", 1)])
+def test_methods_say_how_many_models_they_take(name: str, count: int) -> None:
+    with pytest.raises(UserError, match=rf"merge\.method={name} needs"):
+        check_count(name, count)
+
+
+def test_a_method_of_ones_own_is_one_function() -> None:
+    largest = Method(function=lambda tensors, weights: np.max(np.stack(tensors), axis=0))
+    a, b = np.array([1.0, 5.0], np.float32), np.array([3.0, 2.0], np.float32)
+    assert largest([a, b], (0.5, 0.5)).tolist() == [3.0, 5.0]

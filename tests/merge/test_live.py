@@ -1,0 +1,133 @@
+"""Live pouring: in place, exact, tied once, on modules and devices of every kind that can be had here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from souping.core.types import UserError
+from souping.merge.chunks import chunks
+from souping.merge.kernels.reference import delta, linear
+from souping.merge.live import Device, LiveModule
+from souping.merge.local import LocalMerge
+from souping.merge.planner import plan_opened
+from tests.support.checkpoints import opened
+
+
+def llama(seed: int, **settings: Any) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        **{
+            "vocab_size": 97, "hidden_size": 32, "intermediate_size": 55, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, **settings,
+        }
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def pool_of(folder: Path, sizes: tuple[int, ...] = (97, 97, 97), **settings: Any) -> dict[str, Path]:
+    folders = {f"m{i}": folder / f"m{i}" for i in range(len(sizes))}
+    for i, (path, rows) in enumerate(zip(folders.values(), sizes, strict=True)):
+        llama(i, vocab_size=rows, **settings).save_pretrained(path)
+    return folders
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_pour_after_pour_equals_loading_what_was_written(tmp_path: Path, compute: torch.dtype, tied: bool) -> None:
+    folders = pool_of(tmp_path, tie_word_embeddings=tied)
+    merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
+    module = loaded(folders["m0"], compute)
+    storages = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    live = merge.live(checkpoints, module)
+    for number, weights in enumerate([(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)]):
+        recipe = merge.recipe(tuple(folders), weights, checkpoints, fingerprints)
+        live.pour(recipe)
+        written = loaded(merge.write(merge.plan(recipe, folders), tmp_path / f"soup{number}"), compute)
+        for name, tensor in written.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor), name
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == storages
+
+
+@pytest.mark.parametrize("rule", ["union", "intersect"])
+def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
+    folders = pool_of(tmp_path, (97, 103, 97), tie_word_embeddings=True)
+    merge, (checkpoints, fingerprints) = LocalMerge(vocab=rule), opened(folders)
+    module = loaded(folders["m0"], torch.float32)
+    live = merge.live(checkpoints, module)
+    for number, weights in enumerate([(0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)]):
+        recipe = merge.recipe(tuple(folders), weights, checkpoints, fingerprints)
+        live.pour(recipe)
+        written = loaded(merge.write(merge.plan(recipe, folders), tmp_path / f"soup{number}"), torch.float32)
+        state = module.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in written.state_dict().items())
+
+
+def test_parameters_that_are_not_in_one_piece(tmp_path: Path) -> None:
+    folders = pool_of(tmp_path)
+    merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
+    recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
+    plain, odd = loaded(folders["m0"], torch.float32), loaded(folders["m0"], torch.float32)
+    weight = odd.model.layers[0].mlp.up_proj.weight
+    odd.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.detach().t().contiguous().t())
+    for module in (plain, odd):
+        merge.pour(recipe, module, checkpoints)
+    assert not odd.model.layers[0].mlp.up_proj.weight.is_contiguous()
+    assert all(torch.equal(tensor, odd.state_dict()[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folders = pool_of(tmp_path)
+    merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
+    recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
+    with pytest.raises(UserError, match=r"nothing for model\.layers\.1\."):
+        merge.pour(recipe, llama(0, num_hidden_layers=2), checkpoints)
+
+
+def test_nan_in_an_ingredient_is_found_while_pouring(tmp_path: Path) -> None:
+    folders = pool_of(tmp_path)
+    model = llama(1)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    model.save_pretrained(folders["m1"])
+    merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
+    recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
+    with pytest.raises(UserError, match=r"NaN or infinity in tensor model\.norm\.weight in .*m1"):
+        merge.pour(recipe, loaded(folders["m0"], torch.float32), checkpoints)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("divisor", [None, 0.7])
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_code_for_devices_gives_the_same_bits(
+    tmp_path: Path, method: str, divisor: float | None, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The torch operations that a GPU runs, here on the CPU, against what is written."""
+    monkeypatch.setattr("souping.merge.live.STEP", 1000)
+    folders = pool_of(tmp_path)
+    fields: dict[str, Any] = {"base": str(folders["m2"]), "scale": 0.9} if method != "linear" else {}
+    merge, (checkpoints, fingerprints) = LocalMerge(method=method, **fields), opened(folders)
+    recipe = merge.recipe(("m0", "m1"), (0.35, 0.65), checkpoints, fingerprints)
+    if divisor is not None:
+        recipe = type(recipe)(**{**vars(recipe), "settings": {**recipe.settings, "divisor": divisor}})
+    base = checkpoints["m2"] if method != "linear" else None
+    made = plan_opened(recipe, checkpoints, base=base)
+    live = LiveModule(checkpoints, llama(0), base=base)
+    device = Device(torch.device("cpu"), live._row, keep)
+    out = torch.from_file(str(merge.write(made, tmp_path / "soup") / "model.safetensors"), size=8, dtype=torch.uint8)
+    data = (tmp_path / "soup" / "model.safetensors").read_bytes()[8 + int.from_bytes(out.numpy().tobytes(), "little") :]
+    for _ in range(2):
+        for run in chunks(made):
+            soup = torch.empty(run.count, dtype=torch.bfloat16)
+            device.mix(made, run, linear if method == "linear" else delta, soup)
+            assert soup.view(torch.uint8).numpy().tobytes() == data[run.offset : run.offset + run.nbytes]
+    assert device.bad_runs() == []

@@ -1,0 +1,159 @@
+"""Settings of a merge: vocabularies, per-pattern weights, and values out of their range."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from souping.core.types import UserError
+from souping.merge.local import LocalMerge
+from souping.merge.planner import matcher, parse_size, plan
+from souping.merge.writer import write_checkpoint
+from tests.support.checkpoints import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
+
+
+@pytest.mark.parametrize("rule", ["union", "intersect"])
+def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
+    sizes, weights = (12, 15, 19), (0.2, 0.3, 0.5)
+    folders = {
+        f"v{rows}": save(tmp_path / str(rows), random_tensors(rows, rows=rows), {"vocab_size": rows}) for rows in sizes
+    }
+    soup = soup_of(folders, tmp_path / "soup", weights, vocab=rule)
+    parts = [random_tensors(rows, rows=rows) for rows in sizes]
+    bands = [(0, 12, (0, 1, 2)), (12, 15, (1, 2)), (15, 19, (2,))][: 3 if rule == "union" else 1]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert soup[name].shape[0] == bands[-1][1]
+        for low, high, who in bands:
+            scaled = tuple(weights[i] * (1.0 / sum(weights[j] for j in who)) for i in who)
+            want = expected([parts[i][name][low:high] for i in who], scaled, torch.bfloat16)
+            assert torch.allclose(soup[name][low:high].float(), want.float(), rtol=2**-7, atol=0)
+    if rule == "union":
+        assert same_bits(soup["lm_head.weight"][15:], parts[2]["lm_head.weight"][15:])
+    assert json.loads((tmp_path / "soup" / "config.json").read_text())["vocab_size"] == bands[-1][1]
+
+
+def test_the_shapes_of_fusion_bench_215(tmp_path: Path) -> None:
+    folders = {}
+    for rows in (128320, 128256):
+        tensors = {"model.embed_tokens.weight": torch.randn(rows, 2).bfloat16(), "model.norm.weight": torch.ones(2)}
+        folders[str(rows)] = save(tmp_path / str(rows), tensors, {"vocab_size": rows, "tie_word_embeddings": True})
+    recipe = simple(folders, (0.5, 0.5), vocab="union")
+    soup = load(write_checkpoint(plan(recipe, folders), tmp_path / "soup"))
+    assert soup["model.embed_tokens.weight"].shape == (128320, 2)
+    long = load(folders["128320"])["model.embed_tokens.weight"]
+    assert same_bits(soup["model.embed_tokens.weight"][128256:], long[128256:])
+    with pytest.raises(UserError, match=r"merge\.vocab=union"):
+        plan(simple(folders, (0.5, 0.5)), folders)
+
+
+def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    overrides = {"layers.0-0": [1.0, 0.0], "*.mlp.*": [0.25, 0.75]}
+    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+    parts = [random_tensors(0), random_tensors(1)]
+    for name, tensor in soup.items():
+        weights = (1.0, 0.0) if "layers.0." in name else (0.25, 0.75) if ".mlp." in name else (0.5, 0.5)
+        assert same_bits(tensor, expected([p[name] for p in parts], weights, torch.bfloat16)), name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "hit"),
+    [
+        ("layers.0-7", "model.layers.7.mlp.w", True),
+        ("layers.0-7", "model.layers.8.mlp.w", False),
+        ("layers.1", "model.layers.11.w", False),
+        ("layers.1", "model.layers.1.w", True),
+        ("*.mlp.*", "model.layers.3.mlp.up.weight", True),
+        ("*.mlp.*", "mlp.up", False),
+        ("lm_head", "lm_head.weight", True),
+        ("head", "lm_head.weight", False),
+        ("*.layers.2-3.*.weight", "model.layers.3.mlp.up.weight", True),
+        ("*.layers.2-3.*.weight", "model.layers.4.mlp.up.weight", False),
+        ("a[0]", "a0", False),
+    ],
+)
+def test_patterns(pattern: str, name: str, hit: bool) -> None:
+    assert matcher(pattern)(name) is hit
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"overrides": {"layers.0": [0.5, 0.6]}}, r"merge\.overrides\.layers\.0=.*sums to 1\.1"),
+        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "ends before it starts"),
+        ({"overrides": {"a": "x"}}, "list of weights"),
+        ({"overrides": {"a": [True, False]}}, "must be numbers"),
+        ({"overrides": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),
+        ({"vocab": "unions"}, r"merge\.vocab=unions must be one of .*did you mean union"),
+        ({"dtype": "bf16"}, r"merge\.dtype=bf16 must be one of .*did you mean bfloat16"),
+        ({"nonfinite": "ignore"}, r"merge\.nonfinite=ignore"),
+        ({"resident": "gpu"}, r"merge\.resident=gpu"),
+        ({"max_shard_size": "0"}, r"merge\.max_shard_size=0"),
+        ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
+        ({"num_processes": 2}, r"merge\.num_processes=2 needs merge=accelerate"),
+        ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),
+        ({"scale": 0.5}, r"merge\.scale=0\.5 needs a method with a base"),
+        ({"scale": float("nan"), "method": "task_arithmetic", "base": "x"}, r"merge\.scale=nan"),
+        ({"allow_pickle": "yes"}, r"merge\.allow_pickle=yes"),
+    ],
+)
+def test_settings_out_of_range_name_their_key(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LocalMerge(**fields)
+
+
+def test_overrides_have_to_fit_the_recipe(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    for overrides, message in (
+        ({"layers.0": [1.0]}, r"has 1 weights for 2 candidates \(m0, m1\)"),
+        ({"layers.99": [0.5, 0.5]}, "matches no tensor; a tensor's name is"),
+    ):
+        with pytest.raises(UserError, match=message):
+            soup_of(folders, tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+
+
+def test_overrides_of_a_part_of_the_pool(tmp_path: Path) -> None:
+    folders = family(tmp_path, 3)
+    merge = LocalMerge(overrides={"layers.0": [0.5, 0.25, 0.25], "layers.1": [0.0, 0.0, 1.0]})
+    pair = merge.recipe(("m1", "m0"), (0.5, 0.5), *opened(folders))
+    assert pair.settings == {"overrides": [["layers.0", [1 / 3, 2 / 3]]]}
+    assert merge.recipe(("m0", "m1"), (1.0, 0.0), *opened(folders)).settings == {}
+
+
+SIZES = [("5GB", 5 * 10**9), ("1GiB", 2**30), ("200", 200), (7, 7), ("1.5 MB", 1500000)]
+
+
+@pytest.mark.parametrize(("text", "value"), SIZES)
+def test_sizes(text: str | int, value: int) -> None:
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("base_rows", [12, 15])
+def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows: int) -> None:
+    """Rows that the base lacks are averaged; rows that only the base has are its own."""
+    folders = {f"v{r}": save(tmp_path / str(r), random_tensors(r, rows=r), {"vocab_size": r}) for r in (12, 14)}
+    base = save(tmp_path / "base", random_tensors(7, rows=base_rows), {"vocab_size": base_rows})
+    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), method="task_arithmetic", base=str(base), vocab="union")
+    rows, name = max(14, base_rows), "lm_head.weight"
+    assert soup[name].shape == (rows, 7)
+    long, own = random_tensors(14, rows=14)[name], random_tensors(7, rows=base_rows)[name]
+    assert torch.allclose(soup[name][12:14].float(), long[12:].float(), rtol=2**-7)
+    assert same_bits(soup[name][14:], own[14:])
+
+
+def test_recipes_that_do_not_fit_their_folders(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    with pytest.raises(UserError, match="ingredient m1 has no folder"):
+        plan(simple(folders, (0.5, 0.5)), {"m0": folders["m0"]})
+    with pytest.raises(UserError, match="no ingredient with a weight above zero"):
+        plan(simple(folders, (0.0, 0.0)), folders)
+    with pytest.raises(UserError, match=r"merge\.carry=m7 is not an ingredient"):
+        plan(simple(folders, (0.5, 0.5)), folders, carry="m7")
+    with pytest.raises(UserError, match=r"set merge\.base=FOLDER"):
+        plan(replace(simple(folders, (0.5, 0.5)), method="task_arithmetic"), folders)
+    assert plan(simple(folders, (0.5, 0.5)), folders, carry="m1").carry == 1

@@ -1,0 +1,251 @@
+"""mergekit's YAML in and out, and our bytes against those of mergekit itself where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.core.types import Recipe, UserError
+from souping.merge.local import LocalMerge
+from souping.merge.mergekit import Imported, MergekitMerge, MergekitPlan, from_yaml, to_yaml
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan
+from souping.merge.writer import write_checkpoint
+from tests.support.checkpoints import family, load, opened, same_bits
+
+COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)
+needs_mergekit = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")
+WEIGHTS = {
+    "1/3": (1 / 3,) * 3,
+    "0.15/0.85": (0.15, 0.85),
+    "five": (0.1, 0.2, 0.3, 0.15, 0.25),
+    "20 x 0.05": (0.05,) * 20,
+    "1:2:3": (1.0, 2.0, 3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Twenty tiny Llamas with odd sizes."""
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=40, intermediate_size=55, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    root = tmp_path_factory.mktemp("llamas")
+    for seed in range(20):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / f"m{seed}")
+    return {f"m{seed}": root / f"m{seed}" for seed in range(20)}
+
+
+def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
+    assert COMMAND is not None
+    folder.mkdir()
+    (folder / "config.yml").write_text(text)
+    command = [COMMAND, str(folder / "config.yml"), str(folder / "out"), "--no-copy-tokenizer", "--quiet"]
+    subprocess.run(command, check=True, capture_output=True)
+    return load(folder / "out")
+
+
+def linear_yaml(folders: dict[str, Path], weights: tuple[float, ...], normalize: bool | None) -> str:
+    models = [{"model": str(p), "parameters": {"weight": w}} for p, w in zip(folders.values(), weights, strict=True)]
+    document: dict[str, Any] = {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
+    if normalize is not None:
+        document["parameters"] = {"normalize": normalize}
+    return yaml.safe_dump(document)
+
+
+def from_import(text: str, folders: dict[str, Path]) -> MergePlan:
+    """The plan of a YAML whose models are folders."""
+    imported = from_yaml(text)
+    names = {str(path): path for path in folders.values()}
+    recipe = imported.recipe({name: fingerprint(path) for name, path in names.items()}, "bfloat16")
+    return plan(recipe, names)
+
+
+@needs_mergekit
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_same_bytes_as_mergekit(case: str, llamas: dict[str, Path], tmp_path: Path) -> None:
+    weights = WEIGHTS[case]
+    folders = dict(list(llamas.items())[: len(weights)])
+    for normalize in (None, False):
+        text = linear_yaml(folders, weights, normalize)
+        theirs = run_mergekit(text, tmp_path / f"theirs-{normalize}")
+        ours = load(write_checkpoint(from_import(text, folders), tmp_path / f"ours-{normalize}"))
+        assert set(ours) == set(theirs)
+        assert all(same_bits(ours[name], theirs[name]) for name in ours)
+
+
+@needs_mergekit
+def test_same_bytes_as_mergekit_from_our_export(llamas: dict[str, Path], tmp_path: Path) -> None:
+    folders = dict(list(llamas.items())[:3])
+    merge = LocalMerge()
+    recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), *opened(folders))
+    text = to_yaml(recipe, folders)
+    assert yaml.safe_load(text)["parameters"] == {"normalize": False}
+    theirs, ours = (
+        run_mergekit(text, tmp_path / "theirs"),
+        load(write_checkpoint(merge.plan(recipe, folders), tmp_path / "ours")),
+    )
+    assert all(same_bits(ours[name], theirs[name]) for name in ours)
+
+
+@needs_mergekit
+@pytest.mark.parametrize("method", ["task_arithmetic", "slerp"])
+def test_other_methods_agree_with_mergekit(method: str, llamas: dict[str, Path], tmp_path: Path) -> None:
+    folders = dict(list(llamas.items())[:2])
+    settings: dict[str, Any] = {"base": str(llamas["m5"]), "scale": 0.8} if method == "task_arithmetic" else {}
+    merge = LocalMerge(method=method, **settings)
+    recipe = merge.recipe(tuple(folders), (0.3, 0.7), *opened(folders))
+    theirs = run_mergekit(to_yaml(recipe, folders, base=settings.get("base")), tmp_path / "theirs")
+    ours = load(write_checkpoint(merge.plan(recipe, folders), tmp_path / "ours"))
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor.float(), theirs[name].float(), rtol=2**-7, atol=1e-6), name
+
+
+@needs_mergekit
+def test_ties_by_mergekit_written_and_poured(llamas: dict[str, Path], tmp_path: Path) -> None:
+    folders = dict(list(llamas.items())[:2])
+    merge = MergekitMerge(method="ties", base=str(llamas["m5"]), parameters={"density": 0.5}, command=COMMAND)
+    checkpoints, fingerprints = opened(folders)
+    recipe = merge.recipe(tuple(folders), (0.4, 0.6), checkpoints, fingerprints)
+    out = merge.write(merge.plan(recipe, folders), tmp_path / "soup", extra_files={"README.md": "x"})
+    assert {"README.md", "recipe.json", "config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
+    assert not (out / "mergekit_config.yml").exists()
+    module = LlamaForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
+    merge.live(checkpoints, module).pour(recipe)
+    written = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items())
+
+
+@needs_mergekit
+def test_what_mergekit_refuses_leaves_nothing(llamas: dict[str, Path], tmp_path: Path) -> None:
+    folders = dict(list(llamas.items())[:2])
+    merge = MergekitMerge(method="nonsense", command=COMMAND)
+    made = merge.plan(merge.recipe(tuple(folders), (0.4, 0.6), *opened(folders)), folders)
+    with pytest.raises(UserError, match="mergekit failed"):
+        merge.write(made, tmp_path / "soup")
+    assert list(tmp_path.iterdir()) == []
+
+
+def fake_mergekit(folder: Path, body: str) -> str:
+    """A program that stands in for mergekit-yaml: it is called with CONFIG OUT and flags."""
+    path = folder / "fake"
+    path.write_text(f"#!{sys.executable}\nimport sys, shutil, pathlib, yaml\nconfig, out = sys.argv[1:3]\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_backend_runs_a_command_and_checks_what_it_wrote(tmp_path: Path) -> None:
+    folders = family(tmp_path / "pool", 2)
+    copy = (
+        "source = yaml.safe_load(open(config))['models'][1]['model']\n"
+        "shutil.copytree(source, out, dirs_exist_ok=True)\n"
+        "(pathlib.Path(out) / 'mergekit_config.yml').write_text(open(config).read())"
+    )
+    (tmp_path / "bin").mkdir()
+    merge = MergekitMerge(method="dare_ties", command=fake_mergekit(tmp_path / "bin", copy))
+    recipe = merge.recipe(("m0", "m1"), (0.4, 0.6), *opened(folders))
+    made = merge.plan(recipe, folders)
+    assert isinstance(made, MergekitPlan)
+    assert yaml.safe_load(made.yaml)["models"][0]["parameters"] == {"weight": 0.4}
+    assert "dare_ties" in made.describe()
+    assert made.save(tmp_path / "bin" / "plan.json").read_text() == made.to_json()
+    out = merge.write(made, tmp_path / "soup")
+    assert set(Checkpoint.open(out).tensors) == set(load(folders["m1"]))
+    assert not (out / "mergekit_config.yml").exists()
+    merge = MergekitMerge(method="dare_ties", command=fake_mergekit(tmp_path / "bin", "print('half done')"))
+    with pytest.raises(UserError, match=r"no config\.json"):
+        merge.write(made, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
+    folders = family(tmp_path / "pool", 2)
+    merge = MergekitMerge(method="ties", command="no-such-program")
+    recipe = merge.recipe(("m0", "m1"), (0.0, 1.0), *opened(folders))
+    soup, own = load(merge.write(merge.plan(recipe, folders), tmp_path / "soup")), load(folders["m1"])
+    assert all(same_bits(soup[name], own[name]) for name in own)
+    pair = merge.plan(merge.recipe(("m0", "m1"), (0.5, 0.5), *opened(folders)), folders)
+    with pytest.raises(UserError, match=r"merge\.command=no-such-program is not a program"):
+        merge.write(pair, tmp_path / "other")
+
+
+@pytest.mark.parametrize("fields", [{"method": ""}, {"dtype": "bf16"}, {"vocab": "union"}, {"parameters": {"a": "b"}}])
+def test_settings_of_the_backend(fields: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"merge\.{next(iter(fields))}="):
+        MergekitMerge(**fields)
+
+
+@pytest.mark.parametrize(("case", "divisor"), [("1/3", None), ("20 x 0.05", 1.0000001192092896), ("1:2:3", 6.0)])
+def test_an_import_keeps_raw_weights_and_divides_by_their_fp32_sum(case: str, divisor: float | None) -> None:
+    weights = WEIGHTS[case]
+    folders = {str(i): Path(f"/m{i}") for i in range(len(weights))}
+    imported = from_yaml(linear_yaml(folders, weights, None))
+    assert imported.weights == weights
+    assert imported.settings.get("divisor") == divisor
+    assert from_yaml(linear_yaml(folders, weights, False)).settings == {}
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "slerp"])
+def test_export_and_import_give_the_recipe_back(method: str) -> None:
+    settings = {"scale": 0.5, "base": "f"} if method == "task_arithmetic" else {}
+    recipe = Recipe(
+        ingredients=("/a", "/b"), fingerprints=("x", "y"), weights=(0.25, 0.75), dtype="bfloat16", method=method,
+        settings=settings,
+    )  # fmt: skip
+    imported = from_yaml(to_yaml(recipe, {"/a": "/a", "/b": "/b"}, base="/base"))
+    assert isinstance(imported, Imported)
+    assert imported.recipe({"/a": "x", "/b": "y"}, "float32", "f") == recipe
+
+
+REFUSED = {
+    "not yaml": ("a: [", "not a YAML file"),
+    "text": ("hello", "it is no table"),
+    "ties": ("merge_method: ties\nmodels: [{model: a}]", "ties is not imported"),
+    "slices": ("merge_method: linear\nslices: []", "slices is not imported"),
+    "none": ("merge_method: linear\nmodels: []", "no list of models"),
+    "gradient": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: [0, 1]}}]", "not one number"),
+    "no weight": ("merge_method: linear\nmodels: [{model: a}]", "not one number"),
+    "lora": ("merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]", "only plain paths"),
+    "zero": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 0}}]", "sum to zero"),
+    "dtype": ("merge_method: linear\ndtype: float64\nmodels: [{model: a, parameters: {weight: 1}}]", "float64"),
+    "three": (
+        "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [{model: b}, {model: c}]",
+        "one other",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_imported_is_said(case: str) -> None:
+    text, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        from_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("model_stock", {}, "no export"),
+        ("linear", {"overrides": [["a", [1, 0]]]}, r"merge\.overrides"),
+        ("linear", {"divisor": 3.0}, "divisor"),
+        ("task_arithmetic", {}, r"merge\.base"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(method: str, settings: dict[str, Any], message: str) -> None:
+    recipe = Recipe(
+        ingredients=("a", "b"), fingerprints=("x", "y"), weights=(0.5, 0.5), dtype="", method=method, settings=settings
+    )
+    with pytest.raises(UserError, match=message):
+        to_yaml(recipe, {"a": "a", "b": "b"})

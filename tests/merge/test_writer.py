@@ -1,0 +1,199 @@
+"""A soup's folder appears whole or not at all: full disks, kills, targets that are there already."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from souping.core.files import _sweep, staged
+from souping.core.types import UserError
+from souping.merge import chunks, writer
+from souping.merge.__main__ import main, meter
+from souping.merge.plan import MergePlan
+from souping.merge.planner import plan
+from souping.merge.writer import write_checkpoint
+from tests.conftest import ROOT
+from tests.support.checkpoints import family, load, random_tensors, save, simple
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MergePlan:
+    folders = family(tmp_path / "pool", 2)
+    (folders["m0"] / "tokenizer.json").write_text("{}")
+    (folders["m0"] / "chat_template.jinja").write_text("hi")
+    (folders["m0"] / "generation_config.json").write_text("{}")
+    (folders["m0"] / "secrets.txt").write_text("no")
+    return plan(simple(folders, (0.5, 0.5)), folders)
+
+
+def left(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir() if path.name != "pool")
+
+
+def test_what_is_carried(made: MergePlan, tmp_path: Path) -> None:
+    out = write_checkpoint(made, tmp_path / "deep" / "er" / "soup", extra_files={"README.md": "# card"})
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "recipe.json", "tokenizer.json",
+    ]  # fmt: skip
+    assert json.loads((out / "recipe.json").read_text())["weights"] == [0.5, 0.5]
+    assert (out / "config.json").read_bytes() == Path(made.ingredients[0].folder, "config.json").read_bytes()
+
+
+def test_an_extra_file_may_not_replace_the_model(made: MergePlan, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json would replace"):
+        write_checkpoint(made, tmp_path / "soup", extra_files={"config.json": "{}"})
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "soup"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "folder":
+        out.mkdir()
+        (out / "mine").write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "pool")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        write_checkpoint(made, out)
+    assert left(tmp_path) == ["soup"]
+
+
+def test_an_empty_target_is_filled(made: MergePlan, tmp_path: Path) -> None:
+    (tmp_path / "soup").mkdir()
+    assert len(load(write_checkpoint(made, tmp_path / "soup"))) == 7
+
+
+@pytest.mark.parametrize("where", ["reserve", "write"])
+def test_a_full_disk_leaves_nothing(
+    made: MergePlan, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate" if where == "reserve" else "pwrite", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        write_checkpoint(made, tmp_path / "new" / "soup")
+    assert left(tmp_path) == []
+
+
+def test_file_systems_that_cannot_reserve(made: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    assert len(load(write_checkpoint(made, tmp_path / "soup"))) == 7
+
+
+def test_an_interrupt_leaves_nothing(made: MergePlan, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(made, tmp_path / "soup", progress=stop)
+    assert left(tmp_path) == []
+
+
+def test_progress_reaches_the_end(made: MergePlan, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    write_checkpoint(made, tmp_path / "soup", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (made.nbytes, made.nbytes)
+
+
+def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: MergePlan, tmp_path: Path) -> None:
+    made.save(tmp_path / "pool" / "plan.json")
+    script = f"""
+        import os, pathlib, signal
+        from souping.merge.writer import cook
+        from souping.merge.plan import MergePlan
+        plan = MergePlan.load(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
+        cook(plan, pathlib.Path({str(tmp_path / "soup")!r}), progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert [name.startswith(".soup.part-") for name in left(tmp_path)] == [True]
+    write_checkpoint(made, tmp_path / "soup")
+    assert left(tmp_path) == ["soup"]
+
+
+def test_a_run_that_lives_keeps_its_staging_folder(made: MergePlan, tmp_path: Path) -> None:
+    with staged(tmp_path / "soup") as stage:
+        moved = stage.with_name(".soup.part-1")
+        stage.rename(moved)
+        _sweep(tmp_path / "soup")
+        assert moved.exists()
+        moved.rename(stage)
+    assert left(tmp_path) == ["soup"]
+
+
+def test_ingredients_that_end_early_are_named(made: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer.os, "preadv", lambda *_: 0)
+    with pytest.raises(UserError, match=r"the file ends early in tensor .*m0/model\.safetensors"):
+        write_checkpoint(made, tmp_path / "soup")
+    assert left(tmp_path) == []
+
+
+def test_a_saved_plan_is_cooked_alone(made: MergePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made.save(tmp_path / "pool" / "plan.json")
+    assert main([str(path), str(tmp_path / "soup")]) == 0
+    assert "0.5 x m0 + 0.5 x m1" in capsys.readouterr().out
+    assert main([str(path), str(tmp_path / "soup")]) == 2
+    assert "exists and is not an empty folder" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.json"), str(tmp_path / "x")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, tmp_path: Path) -> None:
+    path = made.save(tmp_path / "pool" / "plan.json")
+    script = (
+        "import sys; from souping.merge.__main__ import main; "
+        f"assert main([{str(path)!r}, {str(tmp_path / 'soup')!r}]) == 0; "
+        "print(sorted({'torch', 'transformers', 'hydra', 'numba', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("count", [2, 8, 40])
+def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
+    tensors = {"w": random_tensors(0)["model.norm.weight"]}
+    folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
+    run = chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(chunks.blocks(replace(run, count=1 << 30)))
+    assert block.count * count <= chunks.ROWS
+
+
+def test_the_meter_shows_share_and_speed_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert meter(10**9) is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    show = meter(10**9)
+    assert show is not None
+    show(1, 100)
+    show(100, 100)
+    assert re.search(r"100\.0 % +\d+\.\d\d GB/s\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("lost", ["folder", "config.json"])
+def test_a_carrier_that_went_away_is_named(made: MergePlan, tmp_path: Path, lost: str) -> None:
+    carrier = Path(made.ingredients[0].folder)
+    if lost == "folder":
+        carrier.rename(tmp_path / "pool" / "elsewhere")
+    else:
+        (carrier / lost).unlink()
+    with pytest.raises(UserError, match=r"m0 (cannot be read|has lost its config)"):
+        write_checkpoint(made, tmp_path / "soup")
+    assert left(tmp_path) == []

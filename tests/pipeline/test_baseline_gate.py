@@ -1,0 +1,175 @@
+"""The baseline gate: expected figures of single models are read, checked and held against what was measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from string import ascii_letters
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.analysis.intervals import Interval
+from souping.core.objectives import Mean
+from souping.core.types import ItemScores, UserError
+from souping.pipeline.baseline_gate import FALSE_ALARM, Expectation, expectations, judge, widened
+from tests.conftest import Cli, make_items
+from tests.support.family import answers
+
+
+class TestExpectations:
+    def test_percent_as_a_whole_where_any_is_above_one(self) -> None:
+        found = expectations({"a": 72.0, "b": {"w": 0.5}})
+        assert found == (
+            Expectation(candidate="a", category=None, score=0.72),
+            Expectation(candidate="b", category="w", score=0.005),
+        )
+
+    def test_fractions_stay(self) -> None:
+        assert [one.score for one in expectations({"a": 0.72, "b": 1})] == [0.72, 1.0]
+
+    @pytest.mark.parametrize("expected", [{"a": 130}, {"a": -1}, {"a": True}, {"a": "72"}, {"a": {"w": None}}, ["a"]])
+    def test_what_is_no_score_is_refused(self, expected: Any) -> None:
+        with pytest.raises(UserError, match="expected"):
+            expectations(expected)
+
+    def test_nothing_expected(self) -> None:
+        assert expectations(None) == expectations({}) == ()
+
+
+def scores(right: int) -> ItemScores:
+    items = make_items(per_category=100)
+    return ItemScores(items=tuple(items), values=np.array([float(int(i.answer) < right) for i in items]))
+
+
+class TestJudge:
+    def test_near_is_as_expected_and_far_is_not(self) -> None:
+        found = expectations({"a": 70, "b": 90, "c": 40, "d": {"w": 72, "x": 20}})
+        gate = judge(found, dict.fromkeys("abcd", scores(right=70)), Mean(), mode="error", fold="select")
+        verdicts = [check.verdict for check in gate.checks]
+        assert verdicts == ["as expected", "too low", "too high", "as expected", "too high"]
+        assert [check.n for check in gate.checks] == [200, 200, 200, 100, 100]
+        assert "b, c, d do not score as expected on the select fold" in gate.sentence()
+        assert not gate.as_dict()["passed"]
+
+    def test_more_checks_allow_more(self) -> None:
+        interval = Interval(mean=0.5, low=0.4, high=0.6, n=100, groups=100, effective_n=100)
+        one, many = widened(interval, 1), widened(interval, 20)
+        assert 0.0 <= many[0] < one[0] < 0.4 < 0.6 < one[1] < many[1] <= 1.0
+
+    def test_right_setups_pass(self) -> None:
+        """False alarms over seeded draws of six singles, three categories each: at most what is promised, and some."""
+        rng, alarms, draws = np.random.default_rng(3), 0, 400
+        items = tuple(make_items(per_category=60, categories=("w", "x", "y")))
+        truth = dict(zip("abcdef", (0.05, 0.3, 0.5, 0.72, 0.9, 0.98), strict=True))
+        found = [Expectation(candidate=n, category="w", score=p) for n, p in truth.items()]
+        for _ in range(draws):
+            group = rng.random((len(truth), len(items)))
+            measured = {
+                n: ItemScores(items=items, values=(row < p).astype(float))
+                for (n, p), row in zip(truth.items(), group, strict=True)
+            }
+            alarms += bool(judge(found, measured, Mean(), mode="error", fold="select").failed)
+        assert alarms <= draws * FALSE_ALARM + 3 * (draws * FALSE_ALARM) ** 0.5
+
+
+RIGHT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+LETTERS = ",".join(ascii_letters)
+WRONG = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+
+
+@pytest.fixture(scope="module")
+def echo(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Items that ant gets right (but for empty answers); two pools, with the right chat template and a wrong one."""
+    folder = tmp_path_factory.mktemp("echo")
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    said = answers(family / "ant", [row["prompt"] for row in rows])
+    for row, answer in zip(rows, said, strict=True):
+        row |= {"prompt": [{"role": "user", "content": row["prompt"]}], "answer": answer or "?"}
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for pool, template in (("right", RIGHT), ("wrong", WRONG)):
+        for name in ("ant", "bee", "cat"):
+            shutil.copytree(family / name, folder / pool / name)
+            (folder / pool / name / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def arguments(echo: Path, pool: str = "right") -> list[str]:
+    folders = ",".join(str(echo / pool / name) for name in ("ant", "bee", "cat"))
+    quick = ["evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam", "selector=topk", "selector.k=2"]
+    return [f"pool.candidates=[{folders}]", f"benchmark.path={echo / 'items.jsonl'}", *quick, "optimiser=uniform"]
+
+
+def stored(path: Path) -> int:
+    return int(sqlite3.connect(path).execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+
+
+class TestRuns:
+    def test_a_right_run_passes_and_says_so(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
+        done = souping(*arguments(echo), "expected={ant:97,bee:{red:20}}", "hydra.run.dir=out")
+        assert done.code == 0, done.err
+        assert "2 figures as expected on the select fold" in done.out
+        gate = json.loads((tmp_path / "out" / "report.json").read_text())["gate"]
+        assert (gate["passed"], gate["fold"], gate["mode"]) == (True, "select", "error")
+        assert [(c["candidate"], c["category"]) for c in gate["checks"]] == [("ant", None), ("bee", "red")]
+        assert gate["checks"][0]["measured"] > 0.9
+        for name in ("report.md", "report.html"):
+            assert "Were the single models as expected?" in (tmp_path / "out" / name).read_text()
+
+    @pytest.mark.parametrize("wrong", ["template", "max_new_tokens", "stop"])
+    def test_wrong_settings_are_caught_before_the_search(
+        self, echo: Path, souping: Cli, tmp_path: Path, wrong: str
+    ) -> None:
+        settings = {"max_new_tokens": ["evaluator.max_new_tokens=1"], "stop": [f"evaluator.stop=[{LETTERS}]"]}
+        call = [*arguments(echo, "wrong" if wrong == "template" else "right"), *settings.get(wrong, [])]
+        done = souping(*call, "expected={ant:97}", "store.path=store.sqlite", "hydra.run.dir=out", "out=soup")
+        assert done.code == 2
+        assert len(done.err.strip().splitlines()) == 2
+        assert "gate: ant does not score as expected on the select fold: check the chat template" in done.err
+        assert "too low" in done.out
+        assert "selected" not in done.out
+        assert {path.name for path in tmp_path.iterdir()} <= {"store.sqlite", "store.sqlite-wal", "store.sqlite-shm"}
+        kept = stored(tmp_path / "store.sqlite")
+        assert 20 < kept < 60  # ant alone, on the select fold alone: and it stays
+        assert souping(*call, "expected={ant:97}", "store.path=store.sqlite").code == 2
+        assert stored(tmp_path / "store.sqlite") == kept
+
+    def test_warn_goes_on_and_the_report_says_it(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
+        done = souping(*arguments(echo), "expected={bee:99}", "gate=warn", "hydra.run.dir=out")
+        assert done.code == 0, done.err
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert not report["gate"]["passed"]
+        assert report["gate"]["checks"][0]["verdict"] == "too low"
+        assert any("bee does not score as expected" in warning for warning in report["warnings"])
+
+    def test_off_measures_nothing(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
+        for setting in (["gate=off", "expected={bee:99}"], []):
+            done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=search")
+            assert done.code == 0, done.err
+            assert "gate" not in done.out
+            shutil.rmtree(tmp_path / "out")
+
+    def test_published_scores_are_gated_on_the_search_fold(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
+        (tmp_path / "table.csv").write_text("model,red,green,blue\nant,90,20,30\nbee,30,80,20\ncat,20,30,70\n")
+        call = [*arguments(echo, "wrong"), "scores=table", "scores.path=table.csv", "expected={ant:0.97}"]
+        done = souping(*call)
+        assert done.code == 2
+        assert "on the search fold" in done.err
+
+    @pytest.mark.parametrize(
+        ("setting", "needles"),
+        [
+            ("expected={antt:9}", ["expected.antt is not a candidate", "did you mean ant?"]),
+            ("expected={ant:{gren:9}}", ["expected.ant.gren is not a category", "did you mean green?"]),
+            ("expected={ant:lots}", ["expected.ant='lots'"]),
+            ("gate=wran", ["gate=wran must be one of error, warn, off", "did you mean warn?"]),
+        ],
+    )
+    def test_unknown_names_are_refused_before_work(
+        self, echo: Path, souping: Cli, tmp_path: Path, setting: str, needles: list[str]
+    ) -> None:
+        souping(*arguments(echo), setting).refused(*needles)
+        assert not list(tmp_path.glob("outputs/*/*"))

@@ -1,0 +1,155 @@
+"""How soups reach evaluators: one live module for all that want it alike, or a folder that comes and goes."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.core.types import Candidate, FloatArray, Item, Record, UserError
+from souping.evaluate.generate import LocalEvaluator
+from souping.examples import pantry
+from souping.merge.local import LocalMerge
+from souping.pipeline import models
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.models import OpenPool
+from souping.pipeline.store import Store
+from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
+
+
+@dataclass
+class FolderEvaluator(FakeEvaluator):
+    """Wants a folder and remembers what it was given."""
+
+    wants = "folder"
+    folders: list[Path] = field(default_factory=list)
+
+
+@pytest.fixture
+def kitchen(family: Path, tmp_path: Path) -> OpenPool:
+    pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
+    with Store(tmp_path / "store.sqlite") as store:
+        return OpenPool(pool, LocalMerge(), LocalEvaluator(threads=1, device="cpu"), store)
+
+
+def test_a_single_is_served_from_its_own_folder(kitchen: OpenPool, family: Path) -> None:
+    serve = kitchen.serving(FolderEvaluator(skill={}))
+    assert serve(kitchen.recipe({"bee": 1.0})).folder == family / "bee"
+
+
+def test_a_soup_is_served_as_the_folder_that_would_be_written(kitchen: OpenPool, tmp_path: Path) -> None:
+    serve = kitchen.serving(FolderEvaluator(skill={}))
+    recipe = kitchen.recipe({"ant": 0.5, "bee": 0.5})
+    table = serve(recipe)
+    assert table.module is None
+    assert table.folder is not None
+    kitchen.write(recipe, tmp_path / "soup", {})
+    assert (table.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
+    assert serve(recipe).folder == table.folder
+    other = serve(kitchen.recipe({"ant": 0.25, "bee": 0.75})).folder
+    assert other is not None
+    assert other.is_dir()
+    assert not table.folder.exists()
+    kitchen.close()
+    assert not other.exists()
+    assert not other.parent.exists()
+
+
+def test_what_a_killed_run_left_goes_and_what_is_in_use_stays(
+    kitchen: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
+    dead, live, other = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live", "other"))
+    for folder in (dead, live, other):
+        folder.mkdir()
+    models.hold(dead).close()
+    with models.hold(live):
+        served = kitchen.serving(FolderEvaluator(skill={}))(kitchen.recipe({"ant": 0.5, "bee": 0.5})).folder
+        assert served is not None
+        assert served.parent.parent == tmp_path
+        assert [folder.exists() for folder in (dead, live, other)] == [False, True, True]
+    kitchen.close()
+    assert not served.parent.exists()
+
+
+def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(models, "place", lambda size: asked.append(size) or tmp_path)
+    pool = [Candidate(name=name, path=pantry.path(name)) for name in pantry.CANDIDATES[:2]]  # in bfloat16
+    for dtype in ("bfloat16", "float32"):
+        with Store(tmp_path / "store.sqlite") as store:
+            kitchen = OpenPool(pool, LocalMerge(dtype=dtype), LocalEvaluator(threads=1, device="cpu"), store)
+        kitchen.serving(FolderEvaluator(skill={}))(kitchen.uniform(kitchen.names))
+        kitchen.close()
+    assert asked[1] == 2 * asked[0]
+
+
+def test_no_room_is_said_before_the_soup_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    with pytest.raises(UserError, match="set TMPDIR to a place with room"):
+        models.scratch_place(2 * 10**9)
+    assert models.scratch_place(10**8) == models.SHARED_MEMORY if models.SHARED_MEMORY.is_dir() else True
+
+
+def test_evaluators_that_want_the_module_alike_share_it(kitchen: OpenPool) -> None:
+    one, two = (LocalEvaluator(threads=1, device="cpu", max_new_tokens=n) for n in (2, 3))
+    half = LocalEvaluator(threads=1, device="cpu", dtype="bfloat16")
+    recipe = kitchen.recipe({"ant": 0.5, "bee": 0.5})
+    module = kitchen.serving(one)(recipe).module
+    assert kitchen.serving(two)(recipe).module is module
+    other = kitchen.serving(half)(recipe).module
+    assert other is not module
+    assert str(next(other.parameters()).dtype) == "torch.bfloat16"
+
+
+class Corpus(FakeEvaluator):
+    """A corpus metric: the share of the items' counts, which is no mean of item scores."""
+
+    def evaluate(self, model: Any, items: Any) -> list[Record]:
+        return [Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items]
+
+    def aggregate(self, items: Any, records: Any) -> FloatArray:
+        return np.full(len(items), sum(r.statistics[0] for r in records) / sum(r.statistics[1] for r in records))
+
+
+def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:
+    items: list[Item] = make_items(4)
+    recipe = SimpleNamespace(fingerprint="f", as_dict=dict)
+    values = []
+    for _ in range(2):  # the second time from the store alone
+        with Store(tmp_path / "s.sqlite") as store:
+            evaluation = Evaluation(store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda n: None)  # type: ignore[arg-type, return-value]
+            values.append(evaluation.scores(recipe, items).values)  # type: ignore[arg-type]
+    assert evaluation.evaluated == 0
+    assert values[0].tolist() == values[1].tolist() == [12 / 16] * 8
+
+
+def test_a_store_of_the_first_layout_is_upgraded(tmp_path: Path) -> None:
+    path, items = tmp_path / "s.sqlite", make_items(2)
+    recipe: Any = SimpleNamespace(fingerprint="f", as_dict=dict)
+    with Store(path) as store:
+        store.add(recipe, "judge", {}, items, [Record(item=i.id, score=0.5, output="x") for i in items])
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE scores DROP COLUMN statistics")
+        db.execute("PRAGMA user_version=1")
+    db.close()
+    with Store(path) as one, Store(path) as two:
+        assert [r.score for r in one.load("f", "judge").values()] == [0.5] * 4
+        two.add(recipe, "other", {}, items[:1], [Record(item="x", score=1.0, statistics=(1.0, 2.0))])
+        assert next(iter(one.load("f", "other").values())).statistics == (1.0, 2.0)
+
+
+def test_own_items_need_an_evaluator_that_has_some(family: Path, souping: Cli) -> None:
+    arguments = [a for a in pool_of(family) if not a.startswith("benchmark.")]
+    souping(*arguments, "benchmark=own").refused("this evaluator brings no items", "benchmark.path=items.jsonl")
+
+
+@pytest.mark.parametrize("extra", [(), ("plan=true",)])
+def test_an_evaluator_with_its_own_items_asks_no_others(souping: Cli, extra: tuple[str, ...]) -> None:
+    told = souping("+experiment=bfcl", "evaluator=lm_eval", "evaluator.tasks=[mine]", *extra)
+    told.refused("evaluator=HarnessEvaluator brings its own items and asks no others: add benchmark=own")

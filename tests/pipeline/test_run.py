@@ -1,0 +1,207 @@
+"""Whole runs on a tiny family: what they leave, that they repeat, resume, stop early and sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.cli.main import CLAIM, claim
+from tests.conftest import PAPER, ROOT, Cli, pool_of
+
+OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")
+KINDS = {"ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"}
+
+
+def run_dir(where: Path, number: int = -1) -> Path:
+    return sorted(p.parent for p in where.glob("outputs/fam/**/config.yaml"))[number]
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def timeless(report: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key != "cost"}
+
+
+def test_a_run_leaves_everything_and_a_second_evaluates_nothing(family: Path, souping: Cli, tmp_path: Path) -> None:
+    arguments = [*pool_of(family), "selector.threshold=0.9"]
+    first = souping(*arguments)
+    assert first.code == 0, first.err
+    one = run_dir(tmp_path)
+    assert all((one / name).exists() for name in OUTPUTS)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        p.name for p in (one / "soup").iterdir()
+    }
+    report = report_of(one)
+    assert {row["kind"] for row in report["rows"]} >= KINDS - {"candidate"}
+    assert report["folds"].keys() == {"select", "search", "report"}
+    assert sum(report["folds"].values()) == 180
+    assert report["cost"]["trials"] == len(list(csv.DictReader((one / "trials.csv").open())))
+    assert str(one.relative_to(tmp_path)) in first.out
+
+    again = souping(*arguments, "seed=5", "hydra.run.dir=outputs/fam/again")
+    assert again.code == 0, again.err
+    two = tmp_path / "outputs" / "fam" / "again"
+    assert report_of(two)["cost"]["evaluated_items"] == 0
+    assert timeless(report_of(two)) == timeless(report)
+    for file in (one / "soup").iterdir():
+        assert file.read_bytes() == (two / "soup" / file.name).read_bytes(), file.name
+
+
+def test_two_runs_from_an_empty_store_are_equal(family: Path, souping: Cli, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        done = souping(
+            *pool_of(family), "selector=topk", f"store.path={name}.sqlite", f"hydra.run.dir=outputs/fam/{name}"
+        )
+        assert done.code == 0, done.err
+    a, b = (tmp_path / "outputs" / "fam" / name for name in "ab")
+    assert report_of(a)["cost"]["evaluated_items"] == report_of(b)["cost"]["evaluated_items"] > 0
+    assert timeless(report_of(a)) == timeless(report_of(b))
+    assert (a / "trials.csv").read_bytes() == (b / "trials.csv").read_bytes()
+    for file in (a / "soup").iterdir():
+        assert file.read_bytes() == (b / "soup" / file.name).read_bytes()
+
+
+def test_the_soup_on_disk_says_what_the_search_heard(family: Path, souping: Cli, tmp_path: Path) -> None:
+    """The written folder, evaluated as a candidate, has the very scores of the soup that was poured."""
+    done = souping(*pool_of(family), "selector=topk", "optimiser=fixed", "optimiser.weights=[0.5,0.2,0.3]", "out=best")
+    assert done.code == 0, done.err
+    poured = next(r for r in report_of(run_dir(tmp_path))["rows"] if r["kind"] == "soup")
+    folders = [str(tmp_path / "best"), str(family / "ant")]
+    pool = [f"pool.candidates=[{','.join(folders)}]", *pool_of(family)[1:]]
+    done = souping(*pool, "selector=all", "optimiser=uniform", "hydra.run.dir=outputs/fam/written")
+    assert done.code == 0, done.err
+    written = next(r for r in report_of(tmp_path / "outputs/fam/written")["rows"] if r["name"] == "best")
+    assert written["scores"] == poured["scores"]
+
+
+def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
+    assert souping(*pool_of(family), "selector=topk", "stop_after=select", "hydra.run.dir=outputs/fam/1").code == 0
+    one = tmp_path / "outputs/fam/1"
+    assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "selection.json"]
+    assert souping(*pool_of(family), "selector=topk", "stop_after=search", "hydra.run.dir=outputs/fam/2").code == 0
+    two = tmp_path / "outputs/fam/2"
+    assert sorted(p.name for p in two.iterdir()) == ["config.yaml", "recipe.json", "selection.json", "trials.csv"]
+
+
+def test_a_table_selects_without_weights(souping: Cli, tmp_path: Path) -> None:
+    names = "xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B"
+    table = ["scores=table", f"scores.path={PAPER / 'bfcl_8b.csv'}", "stop_after=select", "name=fam"]
+    done = souping(f"pool.candidates=[{names}]", *table)
+    assert done.code == 0, done.err
+    found = json.loads((run_dir(tmp_path) / "selection.json").read_text())
+    assert found["ingredients"] == ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"]
+    assert set(found) >= {"ingredients", "experts", "low_correlation", "metric", "threshold", "correlation"}
+    assert len(found["correlation"]["matrix"]) == len(found["correlation"]["categories"]) == 14
+    souping("pool.candidates=[xLAM-2-8b-fc-r,watt-tool-9B]", *table).refused("watt-tool-9B", "watt-tool-8B")
+
+
+def test_published_scores_select_and_the_report_says_so(family: Path, souping: Cli, tmp_path: Path) -> None:
+    rows = ["model,red,green", "ant,80,10", "bee,50,40", "cat,40,55", "dog,20,50", "elk,60,30", "fox,70,65"]
+    (tmp_path / "board.csv").write_text("\n".join(rows))
+    done = souping(*pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0")
+    assert done.code == 0, done.err
+    report = report_of(run_dir(tmp_path))
+    assert report["selection"]["ingredients"] == ["ant", "cat"]
+    assert report["folds"]["select"] == 0
+    assert any("published" in warning for warning in report["warnings"])
+
+
+def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
+    rows = ["model,red,green,blue", "ant,80,81,82", "bee,50,40,30", "cat,40,55,41", "dog,20,50,45"]
+    (tmp_path / "board.csv").write_text("\n".join(rows))
+    done = souping(*pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0")
+    assert done.code == 0, done.err
+    report = report_of(run_dir(tmp_path))
+    assert report["verdict"]["claim"] == "nothing_to_soup"
+    assert report["recipe"]["ingredients"] == ["ant"]
+    assert not (run_dir(tmp_path) / "soup").exists()
+    assert "nothing to soup" in done.out + done.out + done.err
+
+
+def test_a_multirun_shares_the_store_and_returns_objectives(family: Path, souping: Cli, tmp_path: Path) -> None:
+    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
+    done = souping("-m", *pool, "optimiser=grid,uniform", "seed=0,1")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader((tmp_path / "outputs/fam/sweep/sweep.csv").open()))
+    assert len(rows) == 4
+    assert all(0 <= float(row["objective"]) <= 1 for row in rows)
+    reports = [report_of(tmp_path / "outputs/fam/sweep" / row["run_dir"]) for row in rows]
+    assert reports[0]["cost"]["evaluated_items"] > 0
+    assert [r["cost"]["evaluated_items"] for r in reports[1:]] == [0, 0, 0]
+    assert float(rows[0]["objective"]) == reports[0]["objective"]["search"]
+
+
+def test_a_list_of_weights_sweeps(family: Path, souping: Cli, tmp_path: Path) -> None:
+    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
+    done = souping("-m", *pool, "optimiser=fixed", "optimiser.weights=[0.3,0.7],[0.6,0.4]")
+    assert done.code == 0, done.err
+    reports = [report_of(tmp_path / f"outputs/fam/sweep/{i}") for i in (0, 1)]
+    assert [r["recipe"]["weights"] for r in reports] == [[0.3, 0.7], [0.6, 0.4]]
+
+
+def test_a_tracked_multirun_is_one_group_with_a_summary_run(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.wandb import log_of, of_type
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
+    done = souping("-m", *pool, "tracker=wandb", "optimiser=uniform", "seed=0,1")
+    assert done.code == 0, done.err
+    sweep = tmp_path / "outputs/fam/sweep"
+    (one,), (two,), (summary,) = (of_type(log_of(folder), "run") for folder in (sweep / "0", sweep / "1", sweep))
+    assert {run["run_group"] for run in (one, two, summary)} == {"sweep"}
+    assert summary["job_type"] == "summary"
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    first, second = (claim(tmp_path / "now", explicit=False) for _ in range(2))
+    assert first == (tmp_path / "now", True)
+    assert second == (tmp_path / "now_2", True)
+    (tmp_path / "now" / CLAIM).unlink()
+    (tmp_path / "now" / "report.json").touch()
+    assert claim(tmp_path / "now", explicit=False) == (tmp_path / "now_3", True)
+    assert claim(tmp_path / "now", explicit=True) == (tmp_path / "now", False)  # never removed
+
+
+def rows_in(store: Path) -> int:
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
+            return int(db.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+@pytest.mark.parametrize("rows", [20, 400])
+def test_kill_minus_nine_loses_no_batch_that_was_committed(
+    family: Path, souping: Cli, tmp_path: Path, rows: int
+) -> None:
+    arguments = [*pool_of(family), "selector=topk", "selector.k=2", "evaluator.batch_size=16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "souping", *arguments]
+    victim = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    store = tmp_path / "outputs/store.sqlite"
+    while victim.poll() is None and rows_in(store) < rows:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    kept = rows_in(store)
+    assert kept >= rows
+    assert souping(*arguments, "hydra.run.dir=outputs/fam/resumed").code == 0
+    assert souping(*arguments, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").code == 0
+    resumed, fresh = (report_of(tmp_path / "outputs/fam" / name) for name in ("resumed", "fresh"))
+    assert timeless(resumed) == timeless(fresh)
+    assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept

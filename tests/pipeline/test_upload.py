@@ -1,0 +1,339 @@
+"""A soup goes to the Hub and comes back: who may send, what is sent, the card, the licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from souping.checkpoints.checkpoint import SINGLE, fingerprint
+from souping.checkpoints.hub.client import parse
+from souping.checkpoints.hub.fetch import fetch_one
+from souping.core.types import UserError
+from souping.pipeline import upload
+from souping.report.cards import CHAINS, Licence, combine, hub_card, relicensed
+from tests.conftest import Cli
+from tests.support.adapters import change_config, save_adapter
+from tests.support.family import NAMES
+from tests.support.hub import Hub, Repo, User, files_of, serving
+from tests.support.report import sample
+
+WRITER, READER, STRANGER = ("hf_" + letter * 20 for letter in "wrs")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with the family, each member under its own licence, and three people."""
+    with serving(tmp_path / "hub") as server:
+        for name, licence in zip(NAMES, ("mit", "apache-2.0", "llama3.1", "cc-by-nc-4.0"), strict=True):
+            card = f"---\nlicense: {licence}\n---\n".encode()
+            server.add(f"org/{name}", {**files_of(family / name), "README.md": card})
+        server.users[WRITER] = User("me", orgs={"team": "write", "club": "read"})
+        server.users[READER] = User("me", role="read")
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        yield server
+
+
+def run(family: Path, goal: str, *more: str) -> list[str]:
+    return [
+        "pool.candidates=[org/ant,org/bee,org/cat]",
+        f"benchmark.path={family / 'items.jsonl'}",
+        "evaluator.max_new_tokens=4",
+        "evaluator.threads=1",
+        "selector=all",
+        "optimiser=uniform",
+        "name=fam",
+        "hydra.run.dir=run",
+        f"upload={goal}",
+        *more,
+    ]
+
+
+def merge(*more: str) -> list[str]:
+    return ["+experiment=merge", "pool.candidates=[org/ant,org/bee]", "optimiser.weights=[0.4,0.6]", "out=soup", *more]
+
+
+def front(text: str | bytes) -> dict[str, Any]:
+    plain = text.decode() if isinstance(text, bytes) else text
+    return dict(yaml.safe_load(plain.split("---\n", 2)[1]))
+
+
+def test_a_run_sends_its_soup_and_it_comes_back_the_same(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+    done = souping(*run(family, "team/Llama-soup"))
+    assert done.code == 0, done.err
+    assert f"{hub.url}/team/Llama-soup/commit/" in done.out
+    repo = hub.repos["team/Llama-soup"]
+    assert len(repo.commits) == 1
+    local = files_of(tmp_path / "run/soup")
+    assert {n: d for n, d in repo.head.items() if n != "README.md"} == {
+        n: d for n, d in local.items() if n != "README.md"
+    }
+    name = parse("team/Llama-soup")
+    assert name is not None
+    back = fetch_one(name).folder
+    assert (back / SINGLE).read_bytes() == local[SINGLE]
+    assert fingerprint(back) == fingerprint(tmp_path / "run/soup")
+
+
+def test_the_card_on_the_hub_has_the_reports_numbers(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+    assert souping(*run(family, "team/Llama-soup")).code == 0
+    text = hub.repos["team/Llama-soup"].head["README.md"].decode()
+    matter, report = front(text), json.loads((tmp_path / "run/report.json").read_text())
+    assert matter["base_model"] == ["org/ant", "org/bee", "org/cat"]
+    assert matter["base_model_relation"] == "merge"
+    assert {"merge", "souping"} <= set(matter["tags"])
+    assert matter["license"] == "llama3.1"
+    soup = next(row for row in report["rows"] if row["kind"] == "soup")
+    (result,) = matter["model-index"][0]["results"]
+    got = {m["name"]: m["value"] for m in result["metrics"]}
+    assert got["objective"] == pytest.approx(soup["objective"]["mean"], abs=1e-6)
+    assert {k: v for k, v in got.items() if k != "objective"} == pytest.approx(
+        {k: v["mean"] for k, v in soup["scores"].items()}, abs=1e-6
+    )
+    assert "report fold" in result["dataset"]["name"]
+    assert "Built with Llama" in text
+    assert report["verdict"]["sentence"].split(",")[0].split("(")[0].strip() in text
+    assert f"org/ant@{hub.repos['org/ant'].refs['main']}" in text
+    assert "Run it in this folder" in text
+    assert "pool.candidates" not in text
+
+
+class TestWhoMayNot:
+    """Everyone learns it before a model is loaded or fetched."""
+
+    def refused(self, hub: Hub, souping: Cli, goal: str, *needles: str) -> None:
+        souping(*merge(f"upload={goal}")).refused(*needles)
+        assert not hub.bodies()
+
+    def test_not_logged_in(self, hub: Hub, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HF_TOKEN")
+        self.refused(hub, souping, "me/soup", "upload=me/soup: you are not logged in", "hf auth login")
+
+    def test_a_token_that_reads(self, hub: Hub, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", READER)
+        self.refused(hub, souping, "me/soup", "your token may not write", "settings/tokens", "hf auth login")
+
+    def test_a_token_that_nobody_knows(self, hub: Hub, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", STRANGER)
+        self.refused(hub, souping, "me/soup", "does not know your token", "hf auth login")
+
+    def test_somebody_elses_name(self, hub: Hub, souping: Cli) -> None:
+        self.refused(hub, souping, "org/soup", "you are me and cannot write to org, but to me, team, club")
+
+    def test_an_organisation_where_one_may_only_read(self, hub: Hub, souping: Cli) -> None:
+        self.refused(hub, souping, "club/soup", "may only read in club")
+
+    def test_a_repository_that_is_no_soup(self, hub: Hub, souping: Cli) -> None:
+        hub.add("me/model", {"model.safetensors": b"precious"})
+        self.refused(hub, souping, "me/model", "holds a model that is no soup", "nothing is replaced")
+
+    def test_offline(self, hub: Hub, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        self.refused(hub, souping, "me/soup", "HF_HUB_OFFLINE=1")
+
+    def test_no_network(self, hub: Hub, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        self.refused(hub, souping, "me/soup", "cannot be reached")
+
+    def test_a_run_that_makes_no_soup(self, hub: Hub, souping: Cli, family: Path) -> None:
+        souping(*run(family, "me/soup", "stop_after=search")).refused("leave stop_after=search out")
+
+    @pytest.mark.parametrize("goal", ["soup", "a/b/c", "me/soup@v1", "3", "{repo: me/soup, privat: true}", "[me/soup]"])
+    def test_what_is_no_name(self, hub: Hub, souping: Cli, goal: str) -> None:
+        self.refused(hub, souping, goal, "upload=", "must be org/name")
+
+    @pytest.mark.parametrize(
+        ("scopes", "may"),
+        [
+            ([{"entity": {"name": "me"}, "permissions": ["repo.content.read", "repo.write"]}], True),
+            ([{"entity": {"name": "me/soup"}, "permissions": ["repo.write"]}], True),
+            ([{"entity": {"name": "me"}, "permissions": ["repo.content.read"]}], False),
+            ([{"entity": {"name": "team"}, "permissions": ["repo.write"]}], False),
+            ([], False),
+        ],
+    )
+    def test_fine_grained_tokens(self, scopes: list[dict[str, Any]], may: bool) -> None:
+        token = {"role": "fineGrained", "fineGrained": {"scoped": scopes}}
+        who = {"name": "me", "orgs": [], "auth": {"accessToken": token}}
+        if may:
+            upload._check_account(upload.Target("me/soup"), who)
+        else:
+            with pytest.raises(UserError, match="may not write"):
+                upload._check_account(upload.Target("me/soup"), who)
+
+
+def test_a_private_one(hub: Hub, souping: Cli) -> None:
+    assert souping(*merge("upload={repo: me/soup, private: true}")).code == 0
+    assert hub.repos["me/soup"].private
+
+
+def test_a_new_soup_takes_the_place_of_the_old_one_whole(hub: Hub, souping: Cli, tmp_path: Path) -> None:
+    assert souping(*merge("upload=me/soup", "merge.max_shard_size=20KB")).code == 0
+    assert len([n for n in hub.repos["me/soup"].head if n.endswith(".safetensors")]) > 1
+    assert souping(*merge("upload=me/soup", "out=whole")).code == 0
+    head = hub.repos["me/soup"].head
+    assert [n for n in head if "safetensors" in n] == [SINGLE]
+    assert len(hub.repos["me/soup"].commits) == 2
+
+
+def test_a_hub_that_fails_at_the_end_costs_nothing(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionError("the line went dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", broken)
+        souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused(
+            "the line went dead", "it lies whole at", "python -m souping.pipeline.upload"
+        )
+    (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
+    assert (folder.parent / "report.json").is_file()
+    assert not hub.repos["me/soup"].commits
+    monkeypatch.chdir(tmp_path)
+    assert upload.main([str(folder), "me/soup"]) == 0
+    assert front(hub.repos["me/soup"].head["README.md"])["model-index"]
+    assert hub.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
+
+
+def test_a_refusal_at_the_end_costs_nothing_either(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise UserError("upload=me/soup holds a model that is no soup")
+
+    monkeypatch.setattr(upload, "push", refused)
+    souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused("holds a model that is no soup")
+    (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
+    assert (folder / SINGLE).is_file()
+    assert (folder.parent / "report.json").is_file()
+
+
+@pytest.mark.parametrize("head", ["license: [a", "- a"], ids=["broken", "a list"])
+def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path: Path, head: str) -> None:
+    assert souping(*merge()).code == 0
+    (tmp_path / "soup/README.md").write_text(f"---\n{head}\n---\n# mine\n")
+    with pytest.raises(UserError, match=r"soup/README\.md: cannot be read as a model card: .+: mend it"):
+        upload.push(upload.Target("me/soup"), tmp_path / "soup")
+    assert "me/soup" not in hub.repos
+
+
+def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, data in files_of(family / "dog").items():
+        (tmp_path / "mine" / name).write_bytes(data)
+    (tmp_path / "mine/README.md").write_text("---\nlicense: gpl-3.0\n---\n# mine\n")
+    made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "pool.candidates=[org/bee,mine]", "out=soup"]
+    assert souping(*made).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert upload.main(["soup", "me/soup"]) == 0
+    card = hub.repos["me/soup"].head["README.md"].decode()
+    assert front(card)["license"] == "gpl-3.0"
+    assert front(card)["base_model"] == ["org/bee"]
+    assert "bee (apache-2.0), mine (gpl-3.0); the strictest, gpl-3.0" in card
+    assert "## Rebuild" in card
+
+
+def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+    base = b"---\nlicense: llama3.1\n---\n"
+    hub.add("org/base", {**files_of(family / "base"), "README.md": base})
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(tmp_path / name, family / "base", {"model.layers.0.mlp.up_proj": 2}, seed)
+        change_config(tmp_path / name, base_model_name_or_path="org/base")
+        hub.add(f"org/{name}", {**files_of(tmp_path / name), "README.md": b"---\nlicense: mit\n---\n"})
+    made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "pool.candidates=[org/one,org/two]", "out=soup"]
+    done = souping(*made, "upload=me/Llama-adapter")
+    assert done.code == 0, done.err
+    repo = hub.repos["me/Llama-adapter"].head
+    assert "adapter_model.safetensors" in repo
+    assert front(repo["README.md"])["license"] == "llama3.1"
+    assert b"the base model (llama3.1)" in repo["README.md"]
+
+
+def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upload.main([str(tmp_path), "me/soup"]) == 2
+    assert "not a soup's folder" in capsys.readouterr().err
+    assert "me/soup" not in hub.repos
+
+
+def test_an_empty_repository_may_be_there_already(hub: Hub, souping: Cli) -> None:
+    hub.repos["me/soup"] = Repo()
+    hub.repos["me/soup"].commit({".gitattributes": b"*.safetensors filter=lfs", "README.md": b"soon"})
+    assert souping(*merge("upload=me/soup")).code == 0
+    assert hub.repos["me/soup"].head[".gitattributes"] == b"*.safetensors filter=lfs"
+
+
+class TestLicences:
+    @pytest.mark.parametrize(
+        ("found", "expected"),
+        [
+            (["apache-2.0", "apache-2.0"], "apache-2.0"),
+            (["mit", "apache-2.0"], "apache-2.0"),
+            (["Apache-2.0", "MIT"], "apache-2.0"),
+            (["mit", "llama3.1"], "llama3.1"),
+            (["apache-2.0", "cc-by-4.0", "cc-by-nc-4.0"], "cc-by-nc-4.0"),
+            (["cc-by-nc-4.0", "cc-by-nc-sa-4.0"], "cc-by-nc-sa-4.0"),
+            (["gpl-3.0", "agpl-3.0", "mit"], "agpl-3.0"),
+            (["mpl-2.0", "gpl-3.0"], "gpl-3.0"),
+            (["gemma", "gemma"], "gemma"),
+            (["cc-by-nc-4.0", "llama3.1"], "other"),
+            (["cc-by-sa-4.0", "cc-by-nc-4.0"], "other"),
+            (["gpl-2.0", "apache-2.0"], "other"),
+            (["gpl-2.0", "gpl-2.0"], "gpl-2.0"),
+            (["llama3", "llama3.1"], "other"),
+            (["gemma", "llama3.1"], "other"),
+            (["cc-by-nc-nd-4.0", "cc-by-nc-nd-4.0"], "other"),
+            (["mit", ""], "other"),
+            (["unknown", "unknown"], "other"),
+            (["other: qwen", "other: qwen"], "other"),
+        ],
+    )
+    def test_the_strictest_that_takes_in_the_others(self, found: list[str], expected: str) -> None:
+        named = {f"m{i}": name for i, name in enumerate(found)}
+        assert combine(named).id == expected
+        assert combine(dict(reversed(named.items()))).id == expected
+
+    def test_other_has_a_name_and_the_list(self) -> None:
+        found = combine({"a": "cc-by-nc-4.0", "b": "llama3.1", "c": "other: Qwen Research", "d": ""})
+        assert found.name == "cc-by-nc-4.0-and-llama3.1-and-qwen-research-and-unknown"
+        assert "a (cc-by-nc-4.0), b (llama3.1), c (other: Qwen Research), d (unknown)" in found.notes[0]
+
+    def test_llama_asks_for_its_name(self) -> None:
+        assert "'Llama'" in " ".join(combine({"a": "llama3.1", "b": "mit"}).notes)
+        assert "Built with Meta Llama 3." in " ".join(combine({"a": "llama3"}).notes)
+        assert "Built with" not in " ".join(combine({"a": "llama2"}).notes)
+
+    def test_no_derivatives_is_said(self) -> None:
+        assert "allows nobody to share" in " ".join(combine({"a": "cc-by-nc-nd-4.0", "b": "mit"}).notes)
+
+    def test_the_chains_do_not_contradict_each_other(self) -> None:
+        for one in CHAINS:
+            for other in CHAINS:
+                common = set(one) & set(other)
+                assert sorted(common, key=one.index) == sorted(common, key=other.index)
+
+
+class TestCards:
+    def test_the_hubs_own_reader_takes_it(self) -> None:
+        from huggingface_hub import ModelCard
+
+        report, _ = sample(columns=3)
+        data = ModelCard(hub_card(report, Licence("other", "a-and-b", ("Both hold.",)))).data
+        assert (data.license, data.license_name, data.license_link) == ("other", "a-and-b", "README.md")
+        assert len(data.eval_results or []) == 4
+
+    def test_a_card_of_its_own_changes_in_its_licence_alone(self) -> None:
+        old = "---\nlicense: mit\ntags:\n- x\n---\n\n# Title\n\ntext\n\n## Licence\n\nold words\n\n## More\n\nend\n"
+        new = relicensed(old, Licence("gpl-3.0", notes=("New words.",)))
+        assert front(new) == {"license": "gpl-3.0", "tags": ["x"]}
+        assert "old words" not in new
+        assert new.endswith("## More\n\nend\n\n## Licence\n\nNew words.\n")
+        assert relicensed(new, Licence("gpl-3.0", notes=("New words.",))) == new

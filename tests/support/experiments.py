@@ -1,0 +1,121 @@
+"""Stand-ins for what the experiments fetch: tiny checkpoints, tasks under the Hub data's names, a FLORES archive."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conftest import ROOT
+from tests.support.family import save_model
+from tests.support.imports import TEMPLATE
+
+NOVEL = {
+    "infinitebench_longbook_qa_en": 351,
+    "infinitebench_longbook_choice_en": 229,
+    "infinitebench_longdialogue_qa_en": 200,
+}
+"""The categories of `infinitebench` and their documents on the Hub."""
+LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "th", "zh")
+
+
+def checkpoints(folder: Path, names: Sequence[str], **changes: Any) -> Path:
+    """`folder/NAME` for each name: tiny Llamas of one family, with a chat template."""
+    base = save_model(folder / "base", 0, **changes)
+    for seed, name in enumerate(names, start=1):
+        save_model(folder / name, seed, base, **changes)
+        (folder / name / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def pool(folder: Path, names: Sequence[str]) -> str:
+    """The override that puts the stand-ins in the place of the Hub's models."""
+    return f"pool.candidates=[{','.join(f'{{name: {name}, path: {folder / name}}}' for name in names)}]"
+
+
+def _task(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> None:
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["\n"], "do_sample": False},
+        "metadata": {"version": 1.0},
+        **extra,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+
+
+def mgsm(folder: Path, count: int) -> Path:
+    """The ten `mgsm_native_cot_*` tasks on sums of ours; problem n is the same in every language."""
+    folder.mkdir(parents=True)
+    dice = random.Random(5)
+    answers = [dice.choice("47x") for _ in range(count)]
+    strict, loose = ("strict-match", "The answer is (.)"), ("flexible-extract", "(.)")
+    filters = [
+        {"name": name, "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]}
+        for name, pattern in (strict, loose)
+    ]
+    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    extra = {
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "filter_list": filters,
+        "metric_list": [metric],
+    }
+    for language in LANGUAGES:
+        rows = [{"question": f"{language} {n * 37 % 1000}:", "answer": answer} for n, answer in enumerate(answers)]
+        _task(folder, f"mgsm_native_cot_{language}", rows, extra)
+    return folder
+
+
+def infinitebench(folder: Path, share: float) -> Path:
+    """The three tasks on short texts, three questions on each; `share` of the documents on the Hub."""
+    folder.mkdir(parents=True)
+    dice = random.Random(6)
+    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    filters = [{"name": "first", "filter": [{"function": "regex", "regex_pattern": "(.)"}, {"function": "take_first"}]}]
+    extra = {
+        "doc_to_text": "{{context}} {{input}}",
+        "doc_to_target": "{{answer}}",
+        "filter_list": filters,
+        "metric_list": [metric],
+        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 4},
+    }
+    for name, whole in NOVEL.items():
+        rows = [
+            {"context": f"{name[-5:]} {n // 3:03} " + "ab" * 45, "input": f"{n}?", "answer": dice.choice("47x")}
+            for n in range(round(share * whole))
+        ]
+        _task(folder, name, rows, extra)
+    return folder
+
+
+def flores_module() -> Any:
+    """The module beside the FLORES tasks, as the harness imports it."""
+    path = ROOT / "souping" / "examples" / "paper" / "tasks" / "flores36" / "flores36.py"
+    spec = importlib.util.spec_from_file_location("flores36", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flores(folder: Path, count: int) -> Path:
+    """An archive of FLORES-200 as it is unpacked, with `count` made-up sentences in each language."""
+    dice = random.Random(7)
+    for split in ("dev", "devtest"):
+        (folder / split).mkdir(parents=True)
+        for language in flores_module().NAMES:
+            lines = [" ".join(dice.choices(["444", "aa", "xx", "Q/"], k=4)) for _ in range(count)]
+            (folder / split / f"{language}.{split}").write_text("\n".join(lines) + "\n")
+    return folder

@@ -1,0 +1,122 @@
+"""What the W&B tracker must survive: no service, no key, no network, a full disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.trackers.wandb import WandbTracker, reachable
+from tests.support.report import sample
+from tests.support.wandb import log_of, made, of_type
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test of this file may wait for a network or use anybody's account."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_failing_wandb_warns_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no service")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    report, trials = sample(columns=2)
+    tracker = WandbTracker()
+    tracker.start({}, tmp_path)
+    for entry in trials[:3]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    assert capsys.readouterr().err.splitlines() == ["warning: wandb: RuntimeError: no service; the run goes on"]
+
+
+def test_a_failure_in_the_middle_warns_once_and_still_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, trials = sample(columns=2)
+    tracker = WandbTracker()
+    tracker.start({}, tmp_path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(type(tracker._session.run), "log", broken)
+    for entry in trials[:3]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert tracker._session.run is None
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_online_without_a_key_records_offline_and_does_not_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: True)
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "no API key" in capsys.readouterr().err
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_online_with_a_dead_server_records_offline_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def never(**_: object) -> bool:
+        raise AssertionError("asked a dead server")
+
+    monkeypatch.setattr(wandb, "login", never)
+    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: False)
+    monkeypatch.setattr("souping.trackers.wandb.PROXIES", ())
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "recorded offline" in capsys.readouterr().err
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_a_server_that_refuses_the_run_leaves_an_offline_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    real = wandb.init
+
+    def refused(**settings: Any) -> Any:
+        if settings["mode"] == "online":
+            raise wandb.errors.CommError("permission denied")
+        return real(**settings)
+
+    monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
+    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: True)
+    monkeypatch.setattr(wandb, "init", refused)
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "CommError, so the run is recorded offline" in capsys.readouterr().err
+    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+
+
+def test_a_closed_port_and_an_unknown_host_are_unreachable() -> None:
+    import socket
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        assert reachable(f"http://127.0.0.1:{port}", 1.0)
+    assert not reachable(f"http://127.0.0.1:{port}", 1.0)
+    assert not reachable("https://host.invalid", 1.0)
