@@ -43,7 +43,7 @@ def stability(
     error}], `jackknife` [{left_out, ingredients, low_correlation, error}], `models` {status, reason} of the bootstrap
     over models, `notes` [text].
     """
-    correlation: Correlation = getattr(selector, "correlation", pearson)
+    correlation = selector.measure or pearson
     items = GroupSums.of(scores) if scores.items else None
     tables = items.draws(draws, np.random.default_rng([SALT, seed])) if items else None
     models, status = _over_models(scores, correlation, draws, seed, families)
@@ -51,7 +51,7 @@ def stability(
         **(_published() if tables is None else _over_items(tables, scores, selector)),
         "correlations": _pairs(scores, correlation, tables, models, items),
         "reliability": _by_name(scores.categories, reliability(items)) if items else None,
-        "threshold": getattr(selector, "threshold", None),
+        "threshold": selector.cut,
         "thresholds": sweep(scores, selector),
         "jackknife": jackknife(scores, selector),
         "models": status,
@@ -60,13 +60,9 @@ def stability(
 
 def sweep(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:
     """The selection at each threshold of 0.05, 0.06 .. 0.50; empty for a selector that has no threshold."""
-    if not dataclasses.is_dataclass(selector) or isinstance(selector, type) or not hasattr(selector, "threshold"):
+    if selector.cut is None:
         return []
-    rows = []
-    for threshold in THRESHOLDS:
-        variant: Any = dataclasses.replace(selector, threshold=threshold)
-        rows.append({"threshold": threshold, **_outcome(variant, scores)})
-    return rows
+    return [{"threshold": cut, **_outcome(selector.with_cut(cut), scores)} for cut in THRESHOLDS]
 
 
 def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:

@@ -53,9 +53,11 @@ class RunStages:
         check_names(run.expected, names, categories)
         beside_it = sides(run.also, run.evaluator)
         evaluators = [run.evaluator, *(side.evaluator for side in beside_it)]
-        for part, given in ((run.selector, len(names)), *((evaluator, names) for evaluator in evaluators)):
-            if hasattr(part, "check"):  # before the pool is opened: models of the Hub are fetched there
-                part.check(given)
+        if not run.scores.published:
+            run.selector.check(len(names), len(names), len(categories))
+        for evaluator in evaluators:
+            if hasattr(evaluator, "check"):  # before the pool is opened: models of the Hub are fetched there
+                evaluator.check(names)
         check_budget(run.optimiser, len(folds.items["search"]))
         check_installed(evaluators)
         check_room(run, evaluators)

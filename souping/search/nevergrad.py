@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from souping.core import simplex
+from souping.core.protocols import Strategy
 from souping.core.types import Result, UserError, Weights
 from souping.search.points import Search, anchors, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nevergrad:
+class Nevergrad(Strategy):
     """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
 
     `softmax` of a real vector (suits CMA and NGOpt), `normalise` of a positive one (suits Hammersley), or `lattice`:

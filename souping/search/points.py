@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from souping.core import simplex
+from souping.core.protocols import Optimiser, Strategy
 from souping.core.types import Result, UserError, Weights
 
 
@@ -19,7 +20,7 @@ def _same(a: Weights, b: Weights) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Strategy):
     """The paper's grid (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
@@ -61,6 +62,9 @@ class Grid:
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
         return Search(self.points(len(ingredients)))
 
+    def known_points(self, size: int) -> list[Weights]:
+        return self.points(size)
+
     def count(self, size: int) -> int | None:
         return capped(len(self.points(size)), self.trials)
 
@@ -72,7 +76,7 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform:
+class Uniform(Strategy):
     """No search: equal weights."""
 
     trials: int | None = None
@@ -82,7 +86,10 @@ class Uniform:
         check_limits(self.trials, self.budget)
 
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
-        return Search([simplex.uniform(len(ingredients))])
+        return Search(self.known_points(len(ingredients)))
+
+    def known_points(self, size: int) -> list[Weights]:
+        return [simplex.uniform(size)]
 
     def count(self, size: int) -> int | None:
         return 1
@@ -92,7 +99,7 @@ class Uniform:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed:
+class Fixed(Strategy):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
     weights: list[float]
@@ -148,7 +155,7 @@ def anchors(size: int) -> list[Weights]:
 
 
 @dataclass
-class Search:
+class Search(Optimiser):
     """A list of points to ask, the results told, and the best of them.
 
     Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
@@ -179,7 +186,7 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedySoup:
+class GreedySoup(Strategy):
     """Evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 
     An ingredient stays only when the soup with it is strictly better on the search fold. At most 2 K - 1 soups.

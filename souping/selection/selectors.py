@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from souping.core.objectives import Mean
-from souping.core.protocols import Correlation, Objective
+from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, Selection, UserError
 
@@ -37,7 +38,7 @@ def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True) -> l
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoCE:
+class SoCE(Selector):
     """Soup Of Category Experts (arXiv 2511.13254, Algorithm 1).
 
     A category is *low-correlation* when some other category has |rho| < threshold (`sign=absolute`) or rho < threshold
@@ -63,13 +64,37 @@ class SoCE:
         if self.ties not in ("overall", "all", "first"):
             raise UserError(f"selector.ties={self.ties} must be overall, all or first")
 
+    @property
+    def cut(self) -> float:
+        return self.threshold
+
+    def with_cut(self, threshold: float) -> SoCE:
+        return replace(self, threshold=threshold)
+
+    @property
+    def measure(self) -> Correlation:
+        return self.correlation
+
+    def check(self, models: int, candidates: int, categories: int) -> None:
+        if models < 3:
+            raise UserError(
+                f"selector=soce correlates categories over models and needs at least 3; there are {models}: "
+                "add candidates or a score table (scores=table), or use selector=all"
+            )
+        if categories < 2:
+            raise UserError(
+                "selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all"
+            )
+
     def select(self, scores: ScoreMatrix) -> Selection:
         """Correlate, find the low-correlation categories, pick their experts.
 
         Raises:
             UserError: no category is below the threshold, or the correlation is not defined.
         """
-        correlations = self.correlation(_named(scores))
+        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check_spread(scores)
+        correlations = self.correlation(scores.values)
         low = self.low_categories(correlations.rho)
         if not low:
             raise UserError(self._none_low(correlations.rho, scores.categories))
@@ -80,11 +105,11 @@ class SoCE:
             experts[scores.categories[column]] = tied[0]
             chosen.update(tied if self.ties == "all" else tied[:1])
         return Selection(
-            selector="soce",
+            selector=self.label,
             ingredients=in_pool_order(scores, chosen),
             experts=experts,
             low_correlation=tuple(experts),
-            metric=getattr(getattr(self.correlation, "func", self.correlation), "__name__", ""),
+            metric=_name(self.correlation),
             threshold=self.threshold,
             categories=scores.categories,
             correlations=correlations,
@@ -114,7 +139,7 @@ class SoCE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greedy:
+class Greedy(Selector):
     """Adds the candidate that most raises the mean over categories of the best score so far; stops when none does."""
 
     objective: Objective
@@ -122,6 +147,9 @@ class Greedy:
 
     def __post_init__(self) -> None:
         _check_k(self.k)
+
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        return tuple(range(1, min(self.k or candidates, candidates) + 1))
 
     def select(self, scores: ScoreMatrix) -> Selection:
         values = scores.rows(scores.candidates)
@@ -137,7 +165,7 @@ class Greedy:
             raise UserError("selector=greedy: every candidate scores zero in every category; nothing to select")
         names = in_pool_order(scores, {scores.candidates[i] for i in chosen})
         experts = _holders(scores, names)
-        return Selection(selector="greedy", ingredients=names, experts=experts, categories=scores.categories)
+        return Selection(selector=self.label, ingredients=names, experts=experts, categories=scores.categories)
 
     def _pick(self, gains: FloatArray, scores: ScoreMatrix) -> int:
         """The largest gain; among equal ones the better objective."""
@@ -146,7 +174,7 @@ class Greedy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK:
+class TopK(Selector):
     """The k best candidates by the objective."""
 
     objective: Objective
@@ -155,23 +183,28 @@ class TopK:
     def __post_init__(self) -> None:
         _check_k(self.k)
 
-    def check(self, candidates: int) -> None:
-        """Refuse, before anything is evaluated, what a pool of this size cannot give."""
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        return (min(self.k, candidates),)
+
+    def check(self, models: int, candidates: int, categories: int) -> None:
         if self.k > candidates:
             raise UserError(f"selector.k={self.k} is more than the {candidates} candidates")
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        self.check(len(scores.candidates))
+        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         names = in_pool_order(scores, set(ranking(scores, self.objective)[: self.k]))
-        return Selection(selector="topk", ingredients=names, categories=scores.categories)
+        return Selection(selector=self.label, ingredients=names, categories=scores.categories)
 
 
 @dataclass(frozen=True, kw_only=True)
-class All:
+class All(Selector):
     """Every candidate."""
 
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        return (candidates,)
+
     def select(self, scores: ScoreMatrix) -> Selection:
-        return Selection(selector="all", ingredients=scores.candidates, categories=scores.categories)
+        return Selection(selector=self.label, ingredients=scores.candidates, categories=scores.categories)
 
 
 def _check_k(k: int | None) -> None:
@@ -185,16 +218,15 @@ def _holders(scores: ScoreMatrix, names: tuple[str, ...]) -> dict[str, str]:
     return {category: names[i] for category, i in zip(scores.categories, best, strict=True)}
 
 
-def _named(scores: ScoreMatrix) -> FloatArray:
-    """The [M, C] values, refusing what has no correlation while the names are at hand."""
+def _name(correlation: Correlation) -> str:
+    """Name of the function, also of one whose arguments are bound."""
+    function = correlation.func if isinstance(correlation, partial) else correlation
+    return str(getattr(function, "__name__", ""))  # Python's: a callable object has no name
+
+
+def _check_spread(scores: ScoreMatrix) -> None:
+    """Refuse a constant category while the names are at hand."""
     values = scores.values
-    if len(scores.models) < 3:
-        raise UserError(
-            f"selector=soce correlates categories over models and needs at least 3; there are {len(scores.models)}: "
-            "add candidates or a score table (scores=table), or use selector=all"
-        )
-    if values.shape[1] < 2:
-        raise UserError("selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all")
     flat = [i for i, column in enumerate(values.T) if np.ptp(column) <= TIE]
     if flat:
         where = "" if scores.published else "; see what they answered (evaluator.max_new_tokens? the items' scorer?)"
@@ -203,4 +235,3 @@ def _named(scores: ScoreMatrix) -> FloatArray:
             f"{len(scores.models)} models, so it has no correlation{where}\n"
             "leave it out, add models that differ there, or use selector=greedy"
         )
-    return values

@@ -11,6 +11,7 @@ import pytest
 from souping.analysis.correlation import kendall, pearson
 from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
 from souping.core.objectives import Mean
+from souping.core.protocols import Selector
 from souping.core.scores import ScoreMatrix, read_table
 from souping.core.types import FloatArray, Item, ItemScores, Selection
 from souping.selection.selectors import SoCE, TopK
@@ -181,7 +182,7 @@ def test_errors_of_a_sweep_are_told() -> None:
 
 
 @dataclass(frozen=True)
-class First:
+class First(Selector):
     """A selector of the user's own, without threshold or correlation."""
 
     def select(self, scores: ScoreMatrix) -> Selection:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from souping.core.protocols import Objective
 from souping.core.text import nearest
 from souping.core.types import FloatArray, Item, UserError
 from souping.evaluate import folds
@@ -217,7 +218,7 @@ TREES: Mapping[Version, Node] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bfcl:
+class Bfcl(Objective):
     """BFCL's overall accuracy: v3's mean of non-live, live and multi-turn, or v4's weighted mean of five groups.
 
     Of the categories that the benchmark lacks, the weight goes to their siblings; a group that is lacking as a whole
