@@ -51,6 +51,7 @@ class Part(Protocol):
 
     def close(self) -> None:
         """Let go of processes, files and memory that are held."""
+        return None
 
 
 class Selector(Protocol):
@@ -68,6 +69,7 @@ class Selector(Protocol):
 
         `models` counts the rows of the score matrix, `candidates` those of them that may be picked.
         """
+        return None
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
         """How many ingredients may be picked of so many candidates, ascending."""
@@ -148,6 +150,17 @@ class BenchmarkItems(Protocol):
     @property
     def note(self) -> str:
         return ""
+
+
+class ScoreSource(Protocol):
+    """Source of the scores that selection sees: measured ones, or a published table."""
+
+    @property
+    def published(self) -> bool: ...
+
+    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
+        """Score matrix of the candidates; `measure` evaluates them where they have to be measured."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,9 +257,11 @@ class Evaluator(Part, Protocol):
 
     def check(self, candidates: Sequence[str]) -> None:
         """Refuse, before any work, settings that do not fit these candidates or this machine (UserError)."""
+        return None
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse, before any work, items that the tokenizer in `folder` cannot ask (UserError)."""
+        return None
 
     def choices(self, recipe: Recipe) -> tuple[str, ...]:
         """Handlers by which this model may be asked, the default first; one empty name where there is no choice."""
@@ -259,6 +274,11 @@ class Evaluator(Part, Protocol):
     def aggregate(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
         """[I] values whose mean over a category's items is the category's score."""
         return np.array([record.score for record in records])
+
+    @property
+    def device(self) -> str:
+        """Where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto."""
+        return "cpu"
 
     @property
     def host(self) -> ModelHost | None:
@@ -355,3 +375,4 @@ class Tracker(Part, Protocol):
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
         """Follow the end of a multirun: its jobs, once."""
+        return None

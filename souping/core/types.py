@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,36 @@ Fold = Literal["select", "search", "report"]
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """What JSON can say; texts are sequences too, so narrow by `str` first."""
+
+
+def part(table: Mapping[str, Json], key: str) -> Mapping[str, Json]:
+    """An object inside a JSON object, empty where there is none."""
+    value = table.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def elements(table: Mapping[str, Json], key: str) -> list[Json]:
+    """A list inside a JSON object, empty where there is none."""
+    value = table.get(key)
+    return [] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+
+
+def entries(table: Mapping[str, Json], key: str) -> list[Mapping[str, Json]]:
+    """The objects of a list inside a JSON object."""
+    return [entry for entry in elements(table, key) if isinstance(entry, Mapping)]
+
+
+def texts(table: Mapping[str, Json], key: str) -> list[str]:
+    """A list inside a JSON object, as texts."""
+    return [str(value) for value in elements(table, key)]
+
+
+def number(value: Json) -> float | None:
+    """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        return None
+    result = float(value)
+    return result if math.isfinite(result) else None
 
 
 class UserError(Exception):

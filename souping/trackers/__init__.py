@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from souping.core.types import Trial
-from souping.trackers.wandb import WandbTracker, summarise
+from souping.core.protocols import Tracker
+from souping.core.types import Json, Trial
+from souping.trackers.wandb import WandbTracker
 
-__all__ = ["NoTracker", "WandbTracker", "summarise"]
+__all__ = ["NoTracker", "WandbTracker"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoTracker:
+class NoTracker(Tracker):
     """Follows nothing: all that a run leaves lies in its directory."""
 
-    def start(self, config: Mapping[str, Any], run_dir: Path) -> None: ...
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
 
     def log(self, trial: Trial) -> None: ...
 
-    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None: ...
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None: ...

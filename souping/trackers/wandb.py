@@ -1,6 +1,6 @@
-"""One open wandb run, fenced off: whatever fails becomes one warning, and nothing waits for a network without end.
+"""The Weights & Biases tracker: config, a point a trial, tables, plots, and the report files as an artifact.
 
-The Weights & Biases tracker: config, a point a trial, tables, plots, and the report files as an artifact.
+Whatever fails at wandb becomes one warning, and nothing waits for a network without end.
 """
 
 from __future__ import annotations
@@ -10,26 +10,32 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from souping.core.types import Trial, UserError
+from souping.core.protocols import Tracker
+from souping.core.types import Json, Trial, UserError, entries, number, part, texts
+
+if TYPE_CHECKING:
+    import wandb
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv")
+"""What the artifact holds, beside the plots, as far as the run wrote it."""
 
 
 @dataclass
 class WandbRun:
-    """What a tracker keeps between its calls. `run` is wandb's, None while closed."""
+    """State of a tracker between its calls. `run` is wandb's, None while closed; `kept` is the environment before."""
 
-    run: Any = None
+    run: wandb.Run | None = None
     failed: bool = False
     warned: bool = False
     best: float | None = None
-    trials: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[Mapping[str, Json]] = field(default_factory=list)
     kept: dict[str, str | None] = field(default_factory=dict)
 
     def reset(self) -> None:
@@ -46,6 +52,12 @@ class WandbRun:
         except Exception as error:  # any failure of a tracker is a warning, by contract
             self.failed = True
             self.warn(f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
+
+    def on_run(self, action: Callable[[wandb.Run], None]) -> None:
+        """Do it with the open run; without one, do nothing."""
+        run = self.run
+        if run is not None:
+            self.attempt(lambda: action(run))
 
     def warn(self, message: str) -> None:
         """One line on stderr, once a session."""
@@ -87,12 +99,100 @@ class WandbRun:
             self.leave()
 
 
-def chosen_mode(mode: str | None, session: WandbRun, timeout: float) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class WandbTracker(Tracker):
+    """Settings of a W&B run; None leaves a choice to wandb's own environment variables.
+
+    `group` gathers the jobs of a multirun. `timeout` (seconds) bounds every wait for the server; where it does not
+    answer, the run is recorded offline. wandb's files lie in the run's directory, under `wandb/`.
+    """
+
+    project: str = "souping"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: list[str] = field(default_factory=list)
+    job_type: str = "run"
+    timeout: float = 10.0
+    _session: WandbRun = field(default_factory=WandbRun, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise UserError(f"tracker.timeout={self.timeout} must be above 0 (seconds)")
+        if not self.project:
+            raise UserError("tracker.project must not be empty")
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+        """Open the run with the resolved plain config."""
+
+        def action() -> None:
+            session.enter(run_dir)
+            session.run = _opened(self, config, run_dir, session)
+
+        session = self._session
+        session.reset()
+        session.attempt(action)
+
+    def log(self, trial: Trial) -> None:
+        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late."""
+        session, result = self._session, trial.result
+        session.best = max(result.objective, session.best if session.best is not None else result.objective)
+        point = {"trial": trial.number, "objective": result.objective, "best": session.best}
+        point |= {f"category/{name}": value for name, value in result.categories.items()}
+        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+        point |= {f"weight/{name}": weight for name, weight in weights.items()}
+        point |= {"items": result.items, "reused": trial.reused}
+        step = len(session.trials)
+        session.trials.append(point)
+        session.on_run(lambda run: run.log(point, step=step))
+
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None:
+        """Tables, plots, summary and artifact, then the end; while an error passes through, it is marked as failed."""
+        session = self._session
+        if report is not None:
+            session.on_run(lambda run: run.summary.update(_summary(report)))
+            session.on_run(lambda run: run.log({**_tables(report, session.trials), **_plots(run_dir)}))
+            session.on_run(lambda run: _artifact(run, run_dir))
+        session.close(exit_code=0 if report is not None or sys.exc_info()[0] is None else 1)
+
+    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+        """One summary run (job type `summary`) in the jobs' group: a table with a line a job, and the best job.
+
+        `jobs` are {job, overrides (list or text), objective (fraction or None), run_dir}; `run_dir` is the multirun's.
+        """
+        tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
+        tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
+        tracker._session.on_run(lambda run: _jobs(run, jobs))
+        tracker._session.close(exit_code=0)
+
+
+def summarise(
+    group: str,
+    rows: Sequence[Mapping[str, Json]],
+    *,
+    run_dir: Path,
+    project: str = "souping",
+    entity: str | None = None,
+    mode: Literal["online", "offline", "disabled"] | None = None,
+    tags: Sequence[str] = (),
+    timeout: float = 10.0,
+) -> None:
+    """One summary run of a multirun's group."""
+    tracker = WandbTracker(project=project, entity=entity, group=group, mode=mode, tags=list(tags), timeout=timeout)
+    tracker.summarise(rows, run_dir)
+
+
+def _wanted(tracker: WandbTracker) -> str:
+    return tracker.mode or os.environ.get("WANDB_MODE") or "online"
+
+
+def _chosen_mode(tracker: WandbTracker, session: WandbRun, timeout: float) -> str:
     """`online` only where there is a key and the server answers; offline, with a warning, where it does not.
 
     Without this, `wandb.init` asks a terminal for a key, or retries a dead network for a minute and a half.
     """
-    wanted = mode or os.environ.get("WANDB_MODE") or "online"
+    wanted = _wanted(tracker)
     if wanted != "online":
         return wanted
     import wandb
@@ -124,21 +224,18 @@ def reachable(address: str, timeout: float) -> bool:
     return bool(answers)
 
 
-def opened(
-    settings: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path, session: WandbRun, timeout: float
-) -> Any:
+def _opened(tracker: WandbTracker, config: Mapping[str, Json], run_dir: Path, session: WandbRun) -> wandb.Run:
     """A new wandb run in `run_dir`; where the server refuses it or is not there, an offline one."""
     try:
-        mode = chosen_mode(settings.get("mode"), session, min(timeout, 3.0))
-        return _init(settings, mode, config, run_dir, timeout)
+        return _init(tracker, _chosen_mode(tracker, session, min(tracker.timeout, 3.0)), config, run_dir)
     except Exception as error:
-        if (settings.get("mode") or os.environ.get("WANDB_MODE") or "online") != "online":
+        if _wanted(tracker) != "online":
             raise
         session.warn(f"{type(error).__name__}, so the run is recorded offline (`wandb sync` sends it later)")
-        return _init(settings, "offline", config, run_dir, timeout)
+        return _init(tracker, "offline", config, run_dir)
 
 
-def _init(settings: Mapping[str, Any], mode: Any, config: Mapping[str, Any], run_dir: Path, timeout: float) -> Any:
+def _init(tracker: WandbTracker, mode: str, config: Mapping[str, Json], run_dir: Path) -> wandb.Run:
     """No console capture, no git, no machine statistics, bounded waits."""
     import wandb
 
@@ -152,16 +249,25 @@ def _init(settings: Mapping[str, Any], mode: Any, config: Mapping[str, Any], run
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
-        init_timeout=timeout,
-        finish_timeout=timeout,
+        init_timeout=tracker.timeout,
+        finish_timeout=tracker.timeout,
     )
-    known = {key: value for key, value in settings.items() if key != "mode" and value is not None}
     return wandb.init(
-        **known, mode=mode, dir=str(run_dir), config=dict(config), settings=quiet, reinit="finish_previous"
+        project=tracker.project,
+        entity=tracker.entity,
+        group=tracker.group,
+        name=tracker.name,
+        tags=tracker.tags,
+        job_type=tracker.job_type,
+        mode=mode,  # type: ignore[arg-type]  # wandb refuses other words itself
+        dir=str(run_dir),
+        config=dict(config),
+        settings=quiet,
+        reinit="finish_previous",
     )
 
 
-def wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> wandb.Table:
     """A wandb table; lists and mappings, which its cells cannot hold, as text."""
     import wandb
 
@@ -172,170 +278,81 @@ def wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     return wandb.Table(columns=list(columns), data=plain, allow_mixed_types=True)
 
 
-FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv")
-"""What the artifact holds, beside the plots, as far as the run wrote it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandbTracker:
-    """Settings of a W&B run; None leaves a choice to wandb's own environment variables.
-
-    `group` gathers the jobs of a multirun. `timeout` (seconds) bounds every wait for the server; where it does not
-    answer, the run is recorded offline. wandb's files lie in the run's directory, under `wandb/`.
-    """
-
-    project: str = "souping"
-    entity: str | None = None
-    group: str | None = None
-    name: str | None = None
-    mode: Literal["online", "offline", "disabled"] | None = None
-    tags: list[str] = field(default_factory=list)
-    job_type: str = "run"
-    timeout: float = 10.0
-    _session: WandbRun = field(default_factory=WandbRun, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise UserError(f"tracker.timeout={self.timeout} must be above 0 (seconds)")
-        if not self.project:
-            raise UserError("tracker.project must not be empty")
-
-    def start(self, config: Mapping[str, Any], run_dir: Path) -> None:
-        """Open the run with the resolved plain config."""
-        names = ("project", "entity", "group", "name", "mode", "tags", "job_type")
-        settings = {name: getattr(self, name) for name in names}
-
-        def action() -> None:
-            session.enter(run_dir)
-            session.run = opened(settings, config, run_dir, session, self.timeout)
-
-        session = self._session
-        session.reset()
-        session.attempt(action)
-
-    def log(self, trial: Trial) -> None:
-        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late."""
-        session, result = self._session, trial.result
-        session.best = max(result.objective, session.best if session.best is not None else result.objective)
-        point = {"trial": trial.number, "objective": result.objective, "best": session.best}
-        point |= {f"category/{name}": value for name, value in result.categories.items()}
-        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
-        point |= {f"weight/{name}": weight for name, weight in weights.items()}
-        point |= {"items": result.items, "reused": trial.reused}
-        step = len(session.trials)
-        session.trials.append(point)
-        session.attempt(lambda: session.run.log(point, step=step))
-
-    def finish(self, report: Mapping[str, Any] | None, run_dir: Path) -> None:
-        """Tables, plots, summary and artifact, then the end; while an error passes through, it is marked as failed."""
-        session = self._session
-        if report is not None and session.run is not None:
-            session.attempt(lambda: _summary(session, report))
-            session.attempt(lambda: session.run.log({**_tables(session, report), **_plots(run_dir)}))
-            session.attempt(lambda: _artifact(session, run_dir))
-        session.close(exit_code=0 if report is not None or sys.exc_info()[0] is None else 1)
-
-
-def summarise(
-    group: str,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    run_dir: Path,
-    project: str = "souping",
-    entity: str | None = None,
-    mode: Literal["online", "offline", "disabled"] | None = None,
-    tags: Sequence[str] = (),
-    timeout: float = 10.0,
-) -> None:
-    """One summary run (job type `summary`) of a multirun's group: a table with a line a job, and the best job.
-
-    `rows` are {job, overrides (list or text), objective (fraction or None), run_dir}; `run_dir` is the multirun's.
-    """
-    tracker = WandbTracker(
-        project=project, entity=entity, group=group, name=f"{group}-summary", mode=mode, tags=list(tags),
-        job_type="summary", timeout=timeout,
-    )  # fmt: skip
-    tracker.start({"group": group, "jobs": len(rows)}, run_dir)
-    session = tracker._session
-    if session.run is not None:
-        session.attempt(lambda: _jobs(session, rows))
-    session.close(exit_code=0)
-
-
-def _jobs(session: WandbRun, rows: Sequence[Mapping[str, Any]]) -> None:
-    split = [_overrides(row.get("overrides")) for row in rows]
+def _jobs(run: wandb.Run, jobs: Sequence[Mapping[str, Json]]) -> None:
+    split = [_overrides(job) for job in jobs]
     keys = sorted({key for one in split for key in one})
     columns = ["job", "objective", *keys, "overrides", "run_dir"]
     lines = [
-        [str(row.get("job")), row.get("objective"), *map(one.get, keys), _joined(one), str(row.get("run_dir"))]
-        for row, one in zip(rows, split, strict=True)
+        [str(job.get("job")), job.get("objective"), *map(one.get, keys), _joined(one), str(job.get("run_dir"))]
+        for job, one in zip(jobs, split, strict=True)
     ]
-    session.run.log({"jobs": wandb_table(columns, lines)})
-    done = [row for row in rows if row.get("objective") is not None]
-    if done:
-        best = max(done, key=lambda row: float(row["objective"]))
-        session.run.summary.update({"best_objective": best["objective"], "best_job": str(best.get("job"))})
+    run.log({"jobs": _table(columns, lines)})
+    reached = [(value, job) for job in jobs if (value := number(job.get("objective"))) is not None]
+    if reached:
+        best, job = max(reached, key=lambda pair: pair[0])
+        run.summary.update({"best_objective": best, "best_job": str(job.get("job"))})
 
 
-def _overrides(given: Any) -> dict[str, str]:
+def _overrides(job: Mapping[str, Json]) -> dict[str, str]:
     """`key=value` texts as a dict; a text without `=` keeps its name."""
-    found = given.split() if isinstance(given, str) else given or []
-    return {key: value for key, _, value in (str(one).partition("=") for one in found)}
+    given = job.get("overrides")
+    words = given.split() if isinstance(given, str) else texts(job, "overrides")
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
 def _joined(overrides: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" if value else key for key, value in overrides.items())
 
 
-def _summary(session: WandbRun, report: Mapping[str, Any]) -> None:
-    verdict, recipe = report.get("verdict") or {}, report.get("recipe") or {}
+def _summary(report: Mapping[str, Json]) -> dict[str, Json]:
+    verdict = part(report, "verdict")
     flat = {
         "claim": verdict.get("claim"),
         "verdict": verdict.get("sentence"),
         "p_value": verdict.get("p_value"),
-        "recipe_id": recipe.get("id"),
-        "search_objective": (report.get("objective") or {}).get("search"),
-        **{f"cost/{name}": value for name, value in (report.get("cost") or {}).items()},
+        "recipe_id": part(report, "recipe").get("id"),
+        "search_objective": part(report, "objective").get("search"),
+        **{f"cost/{name}": value for name, value in part(report, "cost").items()},
     }
-    for row in report.get("rows") or []:
+    for row in entries(report, "rows"):
         if row["kind"] in ("soup", "best_single"):
-            flat[f"report/{row['kind']}"] = row["objective"]["mean"]
-    session.run.summary.update({name: value for name, value in flat.items() if value is not None})
+            flat[f"report/{row['kind']}"] = part(row, "objective").get("mean")
+    return {name: value for name, value in flat.items() if value is not None}
 
 
-def _tables(session: WandbRun, report: Mapping[str, Any]) -> dict[str, Any]:
+def _tables(report: Mapping[str, Json], trials: Sequence[Mapping[str, Json]]) -> dict[str, wandb.Table]:
     """Rows, comparisons and trials, each where there are any."""
-    rows, compared = report.get("rows") or [], report.get("comparisons") or []
-    categories = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    rows, compared = entries(report, "rows"), entries(report, "comparisons")
+    categories = list(dict.fromkeys(name for row in rows for name in part(row, "scores")))
     whole = ("mean", "low", "high", "n")
     lines = [
-        [row["name"], row["kind"], *(row["objective"].get(key) for key in whole)]
-        + [(row["scores"].get(name) or {}).get("mean") for name in categories]
+        [row["name"], row["kind"], *(part(row, "objective").get(key) for key in whole)]
+        + [part(part(row, "scores"), name).get("mean") for name in categories]
         for row in rows
     ]
-    pairs, points = list(compared[0]) if compared else [], list(dict.fromkeys(k for t in session.trials for k in t))
+    pairs, points = list(compared[0]) if compared else [], list(dict.fromkeys(k for t in trials for k in t))
     built = {
         "rows": (["name", "kind", "objective", *whole[1:], *categories], lines),
         "comparisons": (pairs, [[one.get(key) for key in pairs] for one in compared]),
-        "trials": (points, [[one.get(key) for key in points] for one in session.trials]),
+        "trials": (points, [[one.get(key) for key in points] for one in trials]),
     }
-    return {name: wandb_table(columns, found) for name, (columns, found) in built.items() if found}
+    return {name: _table(columns, filled) for name, (columns, filled) in built.items() if filled}
 
 
-def _plots(run_dir: Path) -> dict[str, Any]:
+def _plots(run_dir: Path) -> dict[str, wandb.Image]:
     """The report's pictures, as it wrote them."""
     import wandb
 
     return {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((run_dir / "plots").glob("*.png"))}
 
 
-def _artifact(session: WandbRun, run_dir: Path) -> None:
+def _artifact(run: wandb.Run, run_dir: Path) -> None:
     """The report's files where they lie: `immutable` spares a copy of each in a staging area."""
     import wandb
 
-    artifact = wandb.Artifact(f"report-{session.run.id}", type="report")
+    artifact = wandb.Artifact(f"report-{run.id}", type="report")
     paths = [run_dir / name for name in FILES] + sorted((run_dir / "plots").glob("*.png"))
     for path in paths:
         if path.is_file():
             artifact.add_file(str(path), name=str(path.relative_to(run_dir)), policy="immutable")
-    session.run.log_artifact(artifact)
+    run.log_artifact(artifact)

@@ -10,7 +10,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.report.files import write_report, write_selection, write_trials
-from souping.trackers.wandb import WandbTracker, summarise
+from souping.trackers.wandb import WandbTracker
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type, tables_of
 
@@ -149,7 +149,7 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
         {"job": 1, "overrides": ["optimiser=nevergrad"], "objective": 0.78, "run_dir": tmp_path / "1"},
         {"job": 2, "overrides": ["optimiser=nosuch"], "objective": None, "run_dir": tmp_path / "2"},
     ]
-    summarise("sweep-1", rows, run_dir=tmp_path)
+    WandbTracker(group="sweep-1").summarise(rows, tmp_path)
     records = log_of(tmp_path)
     (run,) = of_type(records, "run")
     assert (run["run_group"], run["job_type"]) == ("sweep-1", "summary")
