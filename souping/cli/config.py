@@ -1,4 +1,4 @@
-"""The configuration's schema, its check against the signatures it feeds, and the build of the parts.
+"""Schema of the configuration, its check against the signatures it feeds, and the build of the parts.
 
 Config stops here: parts get plain arguments, never a DictConfig.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,10 +20,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from souping.core.text import nearest
-from souping.core.types import UserError
-from souping.pipeline import baseline_gate, side_benchmarks
+from souping.core.types import Json, UserError
+from souping.pipeline.baseline_gate import MODES, expectations
+from souping.pipeline.side_benchmarks import SideEntry, held
 
 PARTS = ("pool", "benchmark", "scores", "selector", "optimiser", "objective", "evaluator", "merge", "tracker")
+INNER = ("correlation", "engine", "server")
+"""Groups that stand inside another group's parts."""
 
 
 class StopAfter(Enum):
@@ -37,36 +40,35 @@ class StoreConfig:
 
 
 @dataclass
-class Config:
-    """Root keys; the groups are free nodes that `check` holds against their target's signature."""
+class RootKeys:
+    """Root keys with their types."""
 
     name: str = "souping"
     seed: int = 0
     stop_after: StopAfter | None = None
     out: str | None = None
     recipe: str | None = None
-    upload: Any = None
     plan: bool = False
     throughput: float | None = None
-    gate: Any = "error"
-    expected: Any = None
-    also: list[Any] = field(default_factory=list)
     debug: bool = False
     store: StoreConfig = field(default_factory=StoreConfig)
-    pool: Any = MISSING
-    benchmark: Any = MISSING
-    scores: Any = MISSING
-    selector: Any = MISSING
-    correlation: Any = MISSING
-    objective: Any = MISSING
-    optimiser: Any = MISSING
-    engine: Any = MISSING
-    server: Any = MISSING
-    evaluator: Any = MISSING
-    merge: Any = MISSING
-    tracker: Any = MISSING
 
 
+FREE = {"upload": None, "gate": "error", "expected": None} | dict.fromkeys((*PARTS, *INNER), MISSING)
+"""Root keys whose values Hydra cannot check: groups, which `check` holds against their target's signature, and keys
+that take several types."""
+Config = make_dataclass(
+    "Config",
+    [
+        *((key, Any, field(default=value)) for key, value in FREE.items()),
+        ("also", list[Any], field(default_factory=list)),
+    ],
+    bases=(RootKeys,),
+)
+
+
+HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
+ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -77,7 +79,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("data", lambda name: str(EXAMPLES / name), replace=True)
 
 
-def _pantry(what: str) -> Any:
+def _pantry(what: str) -> list[str] | str:
     from souping.examples import pantry
 
     return [str(pantry.path(name)) for name in pantry.CANDIDATES] if what == "candidates" else str(pantry.path(what))
@@ -132,12 +134,12 @@ def check(config: Mapping[str, Any]) -> None:
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
     problems += [p for part in (*PARTS, "correlation", "engine", "server") for p in _problems(part, config[part])]
     problems += [p for where, node in _beside(config) for p in _problems(where, node)]
-    if config["gate"] not in baseline_gate.MODES:
-        hint = nearest(str(config["gate"]), baseline_gate.MODES)
-        problems.append(f"gate={config['gate']} must be one of {', '.join(baseline_gate.MODES)}{hint}")
+    if config["gate"] not in MODES:
+        hint = nearest(str(config["gate"]), MODES)
+        problems.append(f"gate={config['gate']} must be one of {', '.join(MODES)}{hint}")
     if config["throughput"] is not None and config["throughput"] <= 0:
         problems.append(f"throughput={config['throughput']} must be above 0: items evaluated a second")
-    baseline_gate.expectations(config["expected"])
+    expectations(config["expected"])
     if config["seed"] < 0 or config["seed"] >= 2**32:
         problems.append(f"seed={config['seed']} must be from 0 to {2**32 - 1}")
     if not re.fullmatch(r"\w[\w.-]*", config["name"]):
@@ -151,12 +153,12 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError("\n".join(problems[:3]) + more)
 
 
-def _problems(where: str, node: Any) -> Iterator[str]:
+def _problems(where: str, node: Json) -> Iterator[str]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         return
     try:
-        target = get_object(node["_target_"])
+        target = get_object(str(node["_target_"]))
     except (ImportError, ValueError):
         yield f"{where}._target_={node['_target_']} is no class or function that can be imported"
         return
@@ -173,19 +175,19 @@ def _problems(where: str, node: Any) -> Iterator[str]:
             yield f"{where}.{key}={value!r:.60} {message}"
 
 
-def _short(node: Mapping[str, Any]) -> str:
+def _short(node: Mapping[str, Json]) -> str:
     return str(node["_target_"]).rsplit(".", 1)[-1]
 
 
-def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Json]]:
     """(where, node) of every part that the entries of `also` name."""
     for number, entry in enumerate(config["also"]):
-        for part, node in side_benchmarks.nodes(entry, number, config["evaluator"]).items():
+        for part, node in also_nodes(entry, number, config["evaluator"]).items():
             if part != "name":
                 yield f"also[{number}].{part}", node
 
 
-def _mismatch(value: Any, hint: Any) -> str | None:
+def _mismatch(value: Json, hint: Any) -> str | None:
     """What is wrong with a value's type, or None."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -208,23 +210,24 @@ def _words(hint: Any) -> str:
         return f"a list, each {_words(arguments[0])}"
     if get_origin(hint) is dict:
         return f"a mapping whose values are each {_words(arguments[1])}"
-    return " or ".join(_words(a) for a in arguments) if arguments else str(getattr(hint, "__name__", hint))
+    return (
+        " or ".join(_words(a) for a in arguments) if arguments else str(getattr(hint, "__name__", hint))
+    )  # Python's: unions have none
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a run. The one place that instantiates (hydra-core 1.4 will want its whitelist here)."""
-    return {part: _build(config[part]) for part in PARTS}
+    return {part: build_part(config[part]) for part in PARTS}
 
 
-def build_also(config: Mapping[str, Any]) -> tuple[side_benchmarks.SideEntry, ...]:
+def build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
     """The entries of `also` with the parts that they name."""
-    found = [side_benchmarks.nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
-    return tuple(
-        side_benchmarks.SideEntry(**{k: v if k == "name" else _build(v) for k, v in entry.items()}) for entry in found
-    )
+    nodes = [also_nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
+    return tuple(SideEntry(**{k: v if k == "name" else build_part(v) for k, v in entry.items()}) for entry in nodes)
 
 
-def _build(node: Any) -> Any:
+def build_part(node: Any) -> Any:
+    """The part that a node makes. What its class refuses comes out as its own `UserError`."""
     try:
         return instantiate(OmegaConf.create(node), _convert_="all")
     except Exception as error:
@@ -234,3 +237,56 @@ def _build(node: Any) -> Any:
         if cause is None:
             raise
         raise cause from None
+
+
+def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Entry of `also` as its configuration nodes: `name`, and `evaluator`, `benchmark`, `objective` where it says them.
+
+    `own` is the run's evaluator node: lm_eval takes its dtype and device where the entry is silent. A text is the path
+    of a JSON Lines file or the name of an lm_eval task. A mapping has `path` or `benchmark` (items) and `evaluator`, or
+    `tasks` with any other key of evaluator=lm_eval; and `name`, `objective`.
+
+    Raises:
+        UserError: it is neither, or a file is not there.
+    """
+    where = f"also[{number}]"
+    if isinstance(entry, str) and entry.strip():
+        return _file(entry, where) if _is_path(entry) else _tasks({"name": entry, "tasks": [entry]}, own)
+    if not isinstance(entry, Mapping) or not entry:
+        raise UserError(f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task or a mapping")
+    if "tasks" in entry:
+        if not entry["tasks"]:
+            raise UserError(f"{where}.tasks is empty: name tasks or groups of lm_eval")
+        return _tasks(entry, own)
+    unknown = [key for key in entry if key not in ALSO_KEYS]
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]} is not a key of an entry{nearest(str(unknown[0]), ALSO_KEYS)}")
+    if "path" in entry and "benchmark" in entry:
+        raise UserError(f"{where} has both path and benchmark: give one")
+    if not {"path", "benchmark", "evaluator"} & set(entry):
+        raise UserError(f"{where} names no items: give path, tasks, benchmark, or an evaluator that brings its own")
+    given = {key: entry[key] for key in ("evaluator", "benchmark", "objective") if key in entry}
+    base = _file(str(entry["path"]), where) if "path" in entry else {"name": f"also {number}"}
+    return {**base, **given, **({"name": str(entry["name"])} if "name" in entry else {})}
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith((".jsonl", ".json")) or text.startswith((".", "/", "~")) or Path(text).is_file()
+
+
+def _file(text: str, where: str) -> dict[str, Any]:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{where}={text}: there is no such file{nearest(path.name, beside)}")
+    return {"name": path.stem, "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}}
+
+
+def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = entry["tasks"]
+    name = entry.get("name") or (tasks if isinstance(tasks, str) else "+".join(map(str, tasks)))
+    own_tasks = {"include_path": own["include_path"]} if "include_path" in own else {}
+    settings = held(own) | own_tasks | {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
+    node = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
+    return {**node, "objective": entry["objective"]} if "objective" in entry else node

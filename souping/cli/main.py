@@ -1,4 +1,4 @@
-"""The command line: compose, check, build, cook. Hydra and OmegaConf live here and in `config`."""
+"""Command line: compose, check, build, cook. Hydra and OmegaConf live here and in `config`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.config import PARTS, build, build_also, check, folder, register, resolved
+from souping.cli.config import PARTS, build, build_also, build_part, check, folder, register, resolved
 from souping.core.text import nearest
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
@@ -105,7 +107,7 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
     return run_dir, False
 
 
-def _explicit(hydra_config: Any) -> bool:
+def _explicit(hydra_config: HydraConf) -> bool:
     return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
 
 
@@ -158,11 +160,11 @@ def _hear_warnings() -> None:
     logger.handlers = [handler]
 
 
-def _is_sweep(hydra_config: Any) -> bool:
+def _is_sweep(hydra_config: HydraConf) -> bool:
     return str(hydra_config.mode).endswith("MULTIRUN")
 
 
-def _group(hydra_config: Any) -> str | None:
+def _group(hydra_config: HydraConf) -> str | None:
     """The name that a multirun's jobs share."""
     return Path(hydra_config.sweep.dir).name if _is_sweep(hydra_config) else None
 
@@ -189,9 +191,9 @@ def explain(error: BaseException) -> str:
             "values that hold ( ) , = or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    options = getattr(error, "options", None)
+    options = getattr(error, "options", None)  # Hydra's
     if options:  # an unknown choice of a group
-        asked = str(getattr(error, "missing_cfg_file", "") or "").rsplit("/", 1)[-1]
+        asked = str(getattr(error, "missing_cfg_file", "") or "").rsplit("/", 1)[-1]  # Hydra's
         return f"{lines[0]}{nearest(asked, options)}\nchoices: {', '.join(options)}"
     dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
@@ -203,11 +205,11 @@ def _nearest_key(error: BaseException) -> str:
     """The nearest name to the key that OmegaConf did not know."""
     cause: BaseException | None = error
     while cause is not None:
-        node = getattr(cause, "parent_node", None)
-        found = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
-        if node is not None and found and OmegaConf.is_dict(node):
+        node = getattr(cause, "parent_node", None)  # OmegaConf's
+        match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
+        if node is not None and match and OmegaConf.is_dict(node):
             keys = [str(k) for k in node if not str(k).startswith("_")]
-            return nearest(found.group(1), keys) or f"; known keys: {', '.join(keys) or 'none'}"
+            return nearest(match.group(1), keys) or f"; known keys: {', '.join(keys) or 'none'}"
         cause = cause.__cause__
     return ""
 
@@ -236,12 +238,7 @@ class SweepEnd(Callback):
             value, own = job["objective"], [o for o in job["overrides"] if o not in common]
             print(f"  {'' if value is None else f'{100 * value:.2f}':>15} {' '.join(own)}")
 
-    def _track(self, sweep_dir: Path, jobs: list[dict[str, Any]]) -> None:
-        """One summary run in the group of the jobs, if they were tracked."""
-        tracker = OmegaConf.load(sweep_dir / jobs[0]["run_dir"] / "config.yaml").tracker
-        if not str(tracker.get("_target_", "")).endswith("WandbTracker"):
-            return
-        from souping.trackers.wandb import summarise
-
-        rest = {key: tracker.get(key) for key in ("project", "entity", "mode", "tags", "timeout")}
-        summarise(tracker.group, jobs, run_dir=sweep_dir, **{**rest, "tags": list(rest["tags"])})
+    def _track(self, sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """One summary in the group of the jobs, by a tracker as theirs was."""
+        node = OmegaConf.to_container(OmegaConf.load(sweep_dir / str(jobs[0]["run_dir"]) / "config.yaml").tracker)
+        build_part(node).summarise(jobs, sweep_dir)

@@ -1,23 +1,19 @@
-"""Evaluates recipes through the store: what is there is never computed again."""
+"""Evaluation of recipes through the store: what is there is never computed again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from souping.core.protocols import Evaluator, Served
-from souping.core.types import FloatArray, Item, ItemScores, Recipe, Record
+from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.pipeline.store import Store
 
 
 class Evaluation:
-    """An evaluator, the kitchen that serves it soups, and the store that remembers.
+    """Evaluator of recipes, the pool that serves it soups, and the store that remembers.
 
     `evaluated` and `reused` count items. `serve` is called only for soups with items that are not in the store.
-    An evaluator with `choices(recipe)` can ask a model in several ways (its prompt handlers), and `by(handler)` is the
-    evaluator that asks in one of them. `handler` is the one that soups are asked by unless `scores` is told another.
     """
 
     def __init__(
@@ -25,20 +21,16 @@ class Evaluation:
     ) -> None:
         self._store, self._evaluator, self._serve, self._advance = store, evaluator, serve, advance
         self.evaluated = self.reused = 0
-        self.handler = ""
 
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
         """The ways in which this soup may be asked, the default first."""
-        choices = getattr(self._evaluator, "choices", None)
-        found: tuple[str, ...] = choices(recipe) if choices else ("",)
-        return found
+        return self._evaluator.choices(recipe)
 
     def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
         """The evaluator that asks this soup: a handler that it does not have leaves it with its default."""
         mine = self.handlers(recipe)
-        chosen = next((name for name in (handler, self.handler) if name and name in mine), mine[0])
-        asking: Evaluator = self._evaluator.by(chosen) if chosen else self._evaluator  # type: ignore[attr-defined]
-        return asking
+        chosen = handler if handler in mine else mine[0]
+        return self._evaluator.by(chosen) if chosen else self._evaluator
 
     def known(self, recipe: Recipe, handler: str = "") -> tuple[str, set[str]]:
         """(what keys this soup's answers in the store beside the soup, the items that are there)."""
@@ -58,18 +50,14 @@ class Evaluation:
             self._advance(len(batch))
         self.evaluated += fresh
         self.reused += len(items) - fresh
-        return ItemScores(items=tuple(items), values=self._values(items, [known[i.fingerprint] for i in items]))
-
-    def _values(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
-        """[I] values whose mean over a category's items is the category's score."""
-        aggregate = getattr(self._evaluator, "aggregate", None)
-        values: FloatArray = aggregate(items, records) if aggregate else np.array([r.score for r in records])
-        return values
+        return ItemScores(
+            items=tuple(items), values=self._evaluator.aggregate(items, [known[i.fingerprint] for i in items])
+        )
 
     def _batch(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> dict[str, Record]:
         model, started = self._serve(recipe), time.monotonic()
         records = asking.evaluate(model, items)
         seconds = time.monotonic() - started
         self._store.add(recipe, asking.fingerprint, asking.settings, items, records)
-        self._store.took(recipe.fingerprint, asking.fingerprint, len(items), seconds)
+        self._store.add_timing(recipe.fingerprint, asking.fingerprint, len(items), seconds)
         return {item.fingerprint: record for item, record in zip(items, records, strict=True)}

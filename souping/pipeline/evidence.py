@@ -19,7 +19,7 @@ Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A row of the report: a recipe and the role it plays. A model that plays two roles is two contenders."""
+    """Row of the report: a recipe and the role it plays. A model that plays two roles is two contenders."""
 
     name: str
     kind: Kind
@@ -28,7 +28,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemTable:
-    """The items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
+    """Items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
 
     names: tuple[str, ...]
     categories: NDArray[np.int64]

@@ -1,9 +1,4 @@
-"""What a run needs of disks, memory and GPUs, beside what this machine has. Bytes throughout.
-
-What this machine has: cores, memory, GPUs, room on its disks. No torch is asked.
-
-What a run needs that is not on this machine, each with the command that mends it.
-"""
+"""Requirements of a run: disk, memory, GPUs and packages, beside what this machine has. Bytes throughout; no torch."""
 
 from __future__ import annotations
 
@@ -15,15 +10,19 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.pool import ModelSize, weigh
-from souping.core.types import Missing, UserError
+from souping.core.protocols import ModelHost
+from souping.core.types import Json, Missing, UserError
 from souping.merge.plan import human
 from souping.pipeline.models import SHARED_MEMORY
 from souping.report.format import listed
+
+if TYPE_CHECKING:
+    from souping.core.protocols import Evaluator, MergeBackend, Part
+    from souping.pipeline.settings import RunSettings
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROGRAM = 1_500_000_000
@@ -54,7 +53,7 @@ class Requirement:
     def tight(self) -> bool:
         return self.fits and self.need > self.free
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         return {**asdict(self), "fits": self.fits}
 
     def sentence(self) -> str:
@@ -64,7 +63,7 @@ class Requirement:
 
 
 def requirements_of(
-    run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]
+    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
 ) -> list[Requirement]:
     """Everything that can be too small; nothing where no model's size is known."""
     if not any(model.nbytes for model in models):
@@ -76,13 +75,13 @@ def requirements_of(
     ]
 
 
-def check_room(run: Any, evaluators: Sequence[Any]) -> None:
+def check_room(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     """Refuse a run that this machine cannot finish, before a model is fetched or loaded.
 
     Raises:
         UserError: a disk, the memory or a GPU is too small.
     """
-    models = [weigh(candidate, getattr(run.merge, "allow_pickle", False)) for candidate in run.pool.resolve()]
+    models = [weigh(candidate, run.merge.allow_pickle) for candidate in run.pool.resolve()]
     if any(model.trouble for model in models):
         return  # whoever opens the pool next says it better
     lacking = [room for room in requirements_of(run, models, look(), evaluators) if not room.fits]
@@ -90,11 +89,11 @@ def check_room(run: Any, evaluators: Sequence[Any]) -> None:
         raise UserError("\n".join(room.sentence() for room in lacking[:2]))
 
 
-def soup_bytes(models: Sequence[ModelSize], merge: Any) -> int:
+def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
     """A soup on disk: as large as the largest candidate, in the merge's dtype; an adapter where adapters are kept."""
-    kept = [m for m in models if m.adapter] if getattr(merge, "adapters", "") == "keep" else []
+    kept = [m for m in models if m.adapter] if merge.adapters == "keep" else []
     largest = max(kept or models, key=lambda model: model.nbytes)
-    dtype = getattr(merge, "dtype", None)
+    dtype = merge.dtype
     return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
@@ -104,7 +103,7 @@ def module_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
     return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
-def _disks(run: Any, models: Sequence[ModelSize], evaluators: Sequence[Any]) -> list[Requirement]:
+def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[Evaluator]) -> list[Requirement]:
     """A room for each file system that is written to: the soup, downloads, a soup that is served as a folder."""
     wishes: list[tuple[Path, str, int, str]] = []
     if not run.stop_after:
@@ -112,8 +111,8 @@ def _disks(run: Any, models: Sequence[ModelSize], evaluators: Sequence[Any]) -> 
     fetched = sum(model.download for model in models)
     if fetched:
         wishes.append((_cache(), "downloads", fetched, "HF_HOME=FOLDER on a larger disk"))
-    if any(getattr(evaluator, "wants", "module") != "module" for evaluator in evaluators):
-        size = module_bytes(models, getattr(run.merge, "dtype", None))
+    if any(evaluator.wants != "module" for evaluator in evaluators):
+        size = module_bytes(models, run.merge.dtype)
         if not in_memory(size):
             wishes.append(
                 (Path(tempfile.gettempdir()), "a soup for the server", size, "TMPDIR=FOLDER on a larger disk")
@@ -152,27 +151,23 @@ def in_memory(size: int) -> bool:
     return SHARED_MEMORY.is_dir() and room(SHARED_MEMORY)[0] > 2 * size
 
 
-def on_gpu(evaluator: Any, machine: Machine) -> bool:
+def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
     """Whether a live module stands on a GPU."""
-    device = str(getattr(evaluator, "device", "cpu"))
+    device = evaluator.device
     return device.startswith("cuda") or (device == "auto" and bool(machine.gpus))
 
 
-def _holder(evaluator: Any) -> Any:
-    """The engine or server that holds the model in its own processes, or None."""
-    parts = (getattr(evaluator, "server", None), getattr(evaluator, "engine", None))
-    return next((p for p in parts if hasattr(p, "tensor_parallel_size") or hasattr(p, "interpreter")), None)
-
-
-def _memory(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]) -> Requirement:
+def _memory(
+    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+) -> Requirement:
     parts = [("program", PROGRAM)]
     held = max((_held(evaluator, models, machine) for evaluator in evaluators), default=0)
     if held:
         parts.append(("one model", held))
-    if getattr(run.merge, "resident", "none") == "cpu":
+    if run.merge.resident == "cpu":
         parts.append(("resident candidates", sum(model.nbytes for model in models)))
-    if any(getattr(evaluator, "wants", "module") != "module" for evaluator in evaluators):
-        size = module_bytes(models, getattr(run.merge, "dtype", None))
+    if any(evaluator.wants != "module" for evaluator in evaluators):
+        size = module_bytes(models, run.merge.dtype)
         if in_memory(size):
             parts.append((f"a soup in {SHARED_MEMORY}", size))
     return Requirement(
@@ -186,35 +181,35 @@ def _memory(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators:
     )
 
 
-def _held(evaluator: Any, models: Sequence[ModelSize], machine: Machine) -> int:
+def _held(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
     """Main memory that one evaluator's model takes; a model for a GPU passes through it when it is loaded."""
-    holder = _holder(evaluator)
-    if holder is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps it all
-        pours = getattr(evaluator, "wants", "module") == "either"
-        return module_bytes(models, holder.dtype) if pours or not machine.gpus else 0
-    return module_bytes(models, getattr(evaluator, "dtype", None))
+    host = evaluator.host
+    if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps it all
+        return module_bytes(models, host.dtype) if evaluator.wants == "either" or not machine.gpus else 0
+    return module_bytes(models, evaluator.module_settings().dtype)
 
 
-def _gpu_rooms(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]) -> list[Requirement]:
+def _gpu_rooms(
+    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+) -> list[Requirement]:
     """Each kind of use of a GPU once: a live module on one, or a share of the model on each of several."""
-    found: dict[str, Requirement] = {}
+    needs: dict[str, Requirement] = {}
     for evaluator in evaluators:
-        holder = _holder(evaluator)
-        if holder is None and not on_gpu(evaluator, machine):
+        host = evaluator.host
+        if host is None and not on_gpu(evaluator, machine):
             continue
-        if holder is not None and not machine.gpus and not hasattr(holder, "tensor_parallel_size"):
+        if host is not None and not machine.gpus and not host.gpus:
             continue  # transformers' server runs on the CPU too
-        room = _gpu(run, models, machine, evaluator, holder)
-        found.setdefault(f"{room.where} {room.parts}", room)
-    return list(found.values())
+        need = _gpu(run, models, machine, evaluator)
+        needs.setdefault(f"{need.where} {need.parts}", need)
+    return list(needs.values())
 
 
-def _gpu(run: Any, models: Sequence[ModelSize], machine: Machine, evaluator: Any, holder: Any) -> Requirement:
-    ways = int(getattr(holder, "tensor_parallel_size", 1))
-    share = float(getattr(holder, "gpu_memory_utilization", 1.0))
-    size = module_bytes(models, (holder or evaluator).dtype)
+def _gpu(run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluator: Evaluator) -> Requirement:
+    host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
+    ways, share, size = max(1, host.gpus), host.fraction, module_bytes(models, host.dtype)
     parts = [(f"one model over {ways} GPUs" if ways > 1 else "one model", -(-size // ways))]
-    if holder is None and getattr(run.merge, "resident", "none") == "device":
+    if evaluator.host is None and run.merge.resident == "device":
         parts.append(("resident candidates", sum(model.nbytes for model in models)))
     used = sorted(machine.gpus, key=lambda gpu: gpu.total)[-ways:] if len(machine.gpus) >= ways else []
     mends = "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or evaluator.dtype=bfloat16"
@@ -251,7 +246,7 @@ class Machine:
     available: int
     gpus: tuple[Gpu, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         return asdict(self)
 
 
@@ -264,7 +259,7 @@ def look() -> Machine:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # the system's: macOS has none
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -334,79 +329,50 @@ COMMAND = re.compile(
     r"|hf auth login"
 )
 """A command in the words of an error."""
-EXTRAS = {
-    "HarnessEvaluator": ("lm_eval", "lm-eval"),
-    "VllmEngine": ("vllm", "vllm"),
-    "MergekitMerge": ("mergekit", "mergekit"),
-}
-"""Parts that need a package of an extra: (package, extra)."""
 
 
 def from_error(error: UserError) -> Missing:
     """What a part said; the command in its words, where there is one."""
     text = str(error).splitlines()[0]
-    found = COMMAND.search(text)
-    return Missing(what=text[: found.start()].rstrip(" :;,") if found else text, mends=found.group() if found else "")
+    command = COMMAND.search(text)
+    what = text[: command.start()].rstrip(" :;,") if command else text
+    return Missing(what=what, mends=command.group() if command else "")
 
 
-def missing(run: Any, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Any]) -> list[Missing]:
+def missing(
+    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
-    parts = [*evaluators, run.merge, run.tracker]
-    return once([*_packages(parts), *_missing_gpus(evaluators, machine), *_models(models), *_login(run)])
+    parts: list[Part] = [*evaluators, run.merge, run.tracker]
+    packages = [one for part in parts for one in part.needs()]
+    return once([*packages, *_missing_gpus(evaluators, machine), *_models(models), *_login(run)])
 
 
-def check_installed(evaluators: Sequence[Any]) -> None:
+def check_installed(evaluators: Sequence[Evaluator]) -> None:
     """Refuse, before a model is fetched or loaded, evaluators that cannot start here.
 
     Raises:
         UserError: a package of an engine or server is absent, or the server that was named does not answer.
     """
-    for one in _packages(evaluators):
+    for one in (need for evaluator in evaluators for need in evaluator.needs()):
         raise UserError(f"this run cannot go on here: {one.sentence()}")
 
 
-def once(found: Iterable[Missing]) -> list[Missing]:
+def once(needs: Iterable[Missing]) -> list[Missing]:
     """Each command once, and what has none once: several parts may lack the same."""
     kept: dict[str, Missing] = {}
-    for one in found:
+    for one in needs:
         kept.setdefault(one.mends or one.what, one)
     return list(kept.values())
 
 
-def _packages(parts: Iterable[Any]) -> Iterator[Missing]:
-    """Of a part and what it stands on (engine, server): an absent extra, and what the part itself says it lacks."""
-    for part in parts:
-        for one in (part, getattr(part, "engine", None), getattr(part, "server", None)):
-            if one is None:
-                continue
-            package, extra = EXTRAS.get(type(one).__name__, ("", ""))
-            if package and getattr(one, "command", None) is None and find_spec(package) is None:
-                yield Missing(what=f"the package {package}", mends=f'pip install "souping[{extra}]"')
-            yield from _own(one)
-
-
-def _own(part: Any) -> Iterator[Missing]:
-    """`needs()` of a part gives (what, command) pairs; `check()` of a server raises, and so does an environment."""
-    needs = getattr(part, "needs", None)
-    if callable(needs):
-        yield from (Missing(what=what, mends=mends) for what, mends in needs())
-    try:
-        if hasattr(part, "interpreter"):
-            part.check()
-        if hasattr(type(part), "environment"):
-            _ = part.environment
-    except UserError as error:
-        yield from_error(error)
-
-
-def _missing_gpus(evaluators: Iterable[Any], machine: Machine) -> Iterator[Missing]:
+def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
     for evaluator in evaluators:
-        holders = (getattr(evaluator, "engine", None), getattr(evaluator, "server", None))
-        ours = [holder for holder in holders if getattr(holder, "url", None) is None]
-        ways = max(int(getattr(holder, "tensor_parallel_size", 0)) for holder in [*ours, None])
+        host = evaluator.host
+        ways = host.gpus if host is not None and host.url is None else 0
         if ways > len(machine.gpus):
             yield Missing(what=f"GPUs: vLLM is to use {ways}, nvidia-smi shows {len(machine.gpus)}")
-        number = re.fullmatch(r"cuda(?::(\d+))?", str(getattr(evaluator, "device", "")))
+        number = re.fullmatch(r"cuda(?::(\d+))?", evaluator.device)
         if number and int(number.group(1) or 0) >= len(machine.gpus):
             yield Missing(what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {len(machine.gpus)}")
 
@@ -417,9 +383,9 @@ def _models(models: Iterable[ModelSize]) -> Iterator[Missing]:
             yield Missing(what=model.trouble, mends=model.mends)
 
 
-def _login(run: Any) -> Iterator[Missing]:
+def _login(run: RunSettings) -> Iterator[Missing]:
     """A run that uploads needs a token; one that only reads public models needs none."""
-    if getattr(run, "upload", None) is None:
+    if run.upload is None:
         return
     from huggingface_hub import get_token
 

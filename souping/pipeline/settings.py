@@ -1,4 +1,4 @@
-"""What a run is made of: its parts and root settings."""
+"""Settings of a run: its built parts and root settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.pool import Pool
-from souping.core.protocols import Evaluator, Objective, Selector, Strategy, Tracker
-from souping.evaluate.benchmark import Benchmark, NoBenchmark
+from souping.core.protocols import BenchmarkItems, Evaluator, Objective, ScoreSource, Selector, Strategy, Tracker
+from souping.core.types import Json
+from souping.evaluate.benchmark import NoBenchmark
 from souping.pipeline.baseline_gate import Expectation
 from souping.pipeline.side_benchmarks import SideEntry
 from souping.pipeline.upload import Target
@@ -18,11 +19,11 @@ from souping.pipeline.upload import Target
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The parts of a run and its root settings, as the command line built them."""
+    """Parts of a run and its root settings, as the command line built them."""
 
     pool: Pool
-    benchmark: Benchmark
-    scores: Any
+    benchmark: BenchmarkItems
+    scores: ScoreSource
     selector: Selector
     optimiser: Strategy
     objective: Objective
@@ -42,7 +43,7 @@ class RunSettings:
     out: Path
     store_path: Path
     run_dir: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Json]
     started: float = field(default_factory=time.monotonic)
 
     @property

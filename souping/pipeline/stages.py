@@ -1,241 +1,280 @@
-"""A run and its stages: score, select, search, write, report. Each takes what the one before gave."""
+"""Stages of a run as they are performed: each takes what the one before gave, in the order of the schedule."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Fold, Item, ItemScores, Recipe, Selection, Trial, digest
+from souping.core.types import FOLDS, Fold, ItemScores, Selection, Trial, UserError, digest
 from souping.evaluate.folds import Folds, split_folds
-from souping.pipeline.baseline_gate import Gate, check_names, judge
+from souping.pipeline.baseline_gate import Gate, judge
+from souping.pipeline.checks import check_tokenizers, complaints, flat_categories, not_measured, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather
-from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
+from souping.pipeline.schedule import Schedule, SearchStage, Stage, Winner
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
-from souping.search.loop import SearchResult, check_budget, result_of, search
-from souping.selection.selectors import ranking
+from souping.report.cards import card
+from souping.report.files import selection_dict, trial_rows, write_selection
+from souping.report.progress import Progress
+from souping.report.terminal import gate_table
+from souping.search.loop import SearchResult, result_of, search, trial_limit
 
 
 @dataclass(kw_only=True)
 class RunStages:
-    """A run with its pool opened, its folds cut and its store at hand."""
+    """Walker that performs a run: pool opened, folds cut, store at hand. What came out stands in its fields."""
 
     run: RunSettings
     store: Store
-    kitchen: OpenPool
+    pool: OpenPool
     folds: Folds
     evaluation: Evaluation
-    progress: Any
+    progress: Progress
     sides: Mapping[str, tuple[SideBenchmark, Evaluation]] = field(default_factory=dict)
-    gate: Gate | None = None
     notes: list[str] = field(default_factory=list)
     best: float = 0.0
+    checked: Gate | None = None
+    scores: ScoreMatrix | None = None
+    selection: Selection | None = None
+    outcome: SearchResult | None = None
+    on_search_fold: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, run: RunSettings, store: Store, progress: Any) -> RunStages:
-        """Everything that can be refused before a model is loaded is refused here."""
+    def open(cls, run: RunSettings, store: Store, progress: Progress) -> RunStages:
+        """Everything that can be refused before a model is loaded is refused here.
+
+        Raises:
+            UserError: settings, items, pool and machine do not fit each other.
+        """
         items = run.benchmark.items()
         folds = split_folds(items, run.benchmark.title, two=run.scores.published)
-        categories = list(dict.fromkeys(item.category for item in items))
-        run.objective.coefficients(categories)
-        names = [c.name for c in run.pool.resolve()]
-        check_names(run.expected, names, categories)
-        beside_it = sides(run.also, run.evaluator)
-        evaluators = [run.evaluator, *(side.evaluator for side in beside_it)]
-        if not run.scores.published:
-            run.selector.check(len(names), len(names), len(categories))
-        for evaluator in evaluators:
-            if hasattr(evaluator, "check"):  # before the pool is opened: models of the Hub are fetched there
-                evaluator.check(names)
-        check_budget(run.optimiser, len(folds.items["search"]))
+        beside = sides(run.also, run.evaluator)
+        evaluators = [run.evaluator, *(side.evaluator for side in beside)]
+        for complaint in complaints(run, folds.items, evaluators):
+            raise complaint
         check_installed(evaluators)
         check_room(run, evaluators)
-        kitchen = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
-        kitchen.check_tokenizers()
-        evaluation = Evaluation(store, run.evaluator, kitchen.serve, progress.advance)
-        others = {
-            side.name: (side, Evaluation(store, side.evaluator, kitchen.serving(side.evaluator), progress.advance))
-            for side in beside_it
-        }
-        own = run.objective.notes(categories) if hasattr(run.objective, "notes") else []
-        notes = [*kitchen.warnings, *folds.notes, *own, *adopted_notes(kitchen, store, run.evaluator)]
-        for note in notes:
-            progress.say(f"note: {note}")
-        return cls(
+        pool = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
+        check_tokenizers(pool, [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)])
+        stages = cls(
             run=run,
             store=store,
-            kitchen=kitchen,
+            pool=pool,
             folds=folds,
-            evaluation=evaluation,
+            evaluation=Evaluation(store, run.evaluator, pool.serve, progress.advance),
             progress=progress,
-            sides=others,
-            notes=notes,
+            sides={
+                side.name: (side, Evaluation(store, side.evaluator, pool.serving(side.evaluator), progress.advance))
+                for side in beside
+            },
+        )
+        stages._note(*run_notes(run, pool, folds, store))
+        return stages
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(
+            run=self.run,
+            pool=self.pool,
+            folds=self.folds.items,
+            sides={name: side.items for name, (side, _) in self.sides.items()},
         )
 
-    def fold(self, fold: Fold) -> tuple[Item, ...]:
-        return self.folds.items[fold]
+    def _note(self, *notes: str) -> None:
+        """Keep what a reader of the report must know, and say it now."""
+        self.notes += notes
+        for note in notes:
+            self.progress.say(f"note: {note}")
 
-    def candidates_on(self, fold: Fold) -> dict[str, ItemScores]:
-        """{candidate: scores} on a fold."""
-        self.progress.stage(f"candidates on the {fold} fold", items=len(self.kitchen.names) * len(self.fold(fold)))
-        return {name: self.evaluation.scores(self.single(name), self.fold(fold)) for name in self.kitchen.names}
+    def _answers(self, stage: Stage) -> dict[str, ItemScores]:
+        """{recipe id: scores} of a stage."""
+        evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
+        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items))
+        return {recipe.id: evaluation.scores(recipe, stage.items, handler) for recipe, handler in stage.asks}
 
-    def single(self, name: str) -> Recipe:
-        return self.kitchen.recipe({name: 1.0})
+    def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
+        """{candidate: scores} of a stage of single models."""
+        scores = self._answers(stage)
+        return {recipe.ingredients[0]: scores[recipe.id] for recipe, _ in stage.asks}
 
-    def check_singles(self) -> Gate | None:
-        """Hold the singles that `expected` names against their figures, on a fold that they are measured on anyway."""
-        names = list(dict.fromkeys(one.candidate for one in self.run.expected))
-        if not names or self.run.gate == "off":
-            return None
-        fold: Fold = "search" if self.run.scores.published else "select"
-        items = self.fold(fold)
-        self.progress.stage(f"gate: singles on the {fold} fold", items=len(names) * len(items))
-        scores = {name: self.evaluation.scores(self.single(name), items) for name in names}
-        self.gate = judge(self.run.expected, scores, self.run.objective, mode=self.run.gate, fold=fold)
-        return self.gate
+    def gate(self, stage: Stage) -> None:
+        """Stop (or warn) where a single model is not what it was expected to be, before anything else costs time."""
+        run = self.run
+        fold: Fold = "search" if run.scores.published else "select"
+        gate = judge(run.expected, self._by_candidate(stage), run.objective, mode=run.gate, fold=fold)
+        self.checked = gate
+        if not gate.failed:
+            self.progress.say(gate.sentence())
+            return
+        self.progress.show(gate_table({"gate": gate.as_dict()}))
+        if gate.mode == "error":
+            raise UserError(
+                f"{gate.sentence()}\nnothing is lost: what was evaluated is in the store (gate=warn goes on)"
+            )
+        self.notes.append(gate.sentence())
 
-    def score(self) -> ScoreMatrix:
+    def score(self, stage: Stage | None) -> ScoreMatrix:
         """The score matrix that selection sees: measured on the select fold, or published."""
-        matrix: ScoreMatrix = self.run.scores.matrix(
-            self.kitchen.names, lambda: ScoreMatrix.from_items(self.candidates_on("select"))
-        )
-        return matrix
+        if stage is None:
+            scores = self.run.scores.matrix(self.pool.names, not_measured)
+        else:
+            answers = self._by_candidate(stage)
+            scores = self.run.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
+        self._note(*flat_categories(scores))
+        self.scores = scores
+        return scores
 
-    def search(self, selection: Selection) -> SearchResult:
+    def select(self, scores: ScoreMatrix | None) -> Selection:
+        assert scores is not None
+        self.selection = select(self.run, scores, self.progress)
+        return self.selection
+
+    def search(self, stage: SearchStage) -> SearchResult:
         """The best weights of the ingredients on the search fold. One ingredient needs no search."""
-        items, names = self.fold("search"), selection.ingredients
-        if len(names) == 1:
-            self.progress.say(f"one expert for everything: {names[0]}; there is nothing to soup")
-            recipe = self.single(names[0])
-            result = result_of(self.evaluation.scores(recipe, items), self.run.objective)
-            (handler,) = self.evaluation.handlers(recipe)
-            return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
-        optimiser = self.run.optimiser.start(names, self.kitchen.names, self.run.seed)
-        smallest = 100 * minimal_detectable(len(self.fold("report")))
-        self.progress.say(
-            f"{len(self.fold('report'))} report items can show a true difference of about {smallest:.1f} points "
-            "(80 % power, where two models differ on 10 % of the items)"
-        )
-        ways = len(self.evaluation.handlers(self.kitchen.uniform(names)))
-        by = f", by each of {ways} handlers" if ways > 1 else ""
-        self.progress.say(f"search: {self.run.optimiser.describe(len(names))}, {len(items)} items each{by}")
-        count = (self.run.optimiser.count(len(names)) or 0) * ways
-        count = min(count, self.run.optimiser.trials or count)
-        self.progress.stage("search", items=count * len(items) or None, trials=count or None)
-        found = search(
+        outcome = self._single(stage) if len(stage.ingredients) == 1 else self._search(stage)
+        self.outcome = outcome
+        tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
+        if len(tried) > 1:
+            self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
+        self.progress.say(f"best on the search fold: {100 * outcome.result.objective:.1f}, {recipe_line(outcome)}")
+        return outcome
+
+    def _single(self, stage: SearchStage) -> SearchResult:
+        (name,) = stage.ingredients
+        self.progress.say(f"one expert for everything: {name}; there is nothing to soup")
+        recipe = self.pool.recipe({name: 1.0})
+        result = result_of(self.evaluation.scores(recipe, stage.items), self.run.objective)
+        (handler,) = self.evaluation.handlers(recipe)
+        return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
+
+    def _search(self, stage: SearchStage) -> SearchResult:
+        run, names, items = self.run, stage.ingredients, stage.items
+        optimiser = run.optimiser.start(names, self.pool.names, run.seed)
+        self._announce(stage)
+        return search(
             optimiser,
-            self.run.optimiser,
-            lambda weights: self.kitchen.recipe(dict(zip(names, weights, strict=True))),
+            run.optimiser,
+            lambda weights: self.pool.recipe(dict(zip(names, weights, strict=True))),
             self.evaluation,
             items,
-            self.run.objective,
+            run.objective,
             self._tell,
         )
-        self._freeze(found)
-        return found
 
-    def _freeze(self, found: SearchResult) -> None:
-        """From here on soups are asked as the winner was."""
-        self.evaluation.handler = found.handler
-        tried = list(dict.fromkeys(trial.handler for trial in found.trials))
-        if len(tried) > 1:
-            told = f"the soup is asked by handler {found.handler}; tried on the search fold: {', '.join(tried)}"
-            self.notes.append(told)
-            self.progress.say(f"note: {told}")
+    def _announce(self, stage: SearchStage) -> None:
+        """Say what the report can show, and what the search will ask."""
+        strategy, size, items = self.run.optimiser, len(stage.ingredients), len(stage.items)
+        report = len(self.folds.items["report"])
+        self.progress.say(
+            f"{report} report items can show a true difference of about {100 * minimal_detectable(report):.1f} points "
+            "(80 % power, where two models differ on 10 % of the items)"
+        )
+        ways = len(self.evaluation.handlers(self.pool.uniform(stage.ingredients)))
+        by = f", by each of {ways} handlers" if ways > 1 else ""
+        self.progress.say(f"search: {strategy.describe(size)}, {items} items each{by}")
+        count = trial_limit(strategy, size, ways, items)
+        self.progress.stage(stage.name, items=count * items if count else None, trials=count)
 
     def _tell(self, trial: Trial) -> None:
         self.best = max(self.best, trial.result.objective)
         self.progress.trial(trial.number, trial.result.objective, self.best)
         self.run.tracker.log(trial)
 
-    def best_single(self) -> str:
+    def singles(self, stage: Stage) -> str:
         """The candidate that search would have deployed: the best on the search fold, first of equals."""
-        scores = self.candidates_on("search")
-        totals = {name: round(result_of(s, self.run.objective).objective, 12) for name, s in scores.items()}
-        return max(totals, key=lambda name: totals[name])
+        scores = self._by_candidate(stage)
+        self.on_search_fold = {name: result_of(s, self.run.objective).objective for name, s in scores.items()}
+        return max(self.on_search_fold, key=lambda name: round(self.on_search_fold[name], 12))
 
-    def contenders(self, scores: ScoreMatrix, selection: Selection, found: SearchResult) -> list[Contender]:
-        """The rows of the report, the soup last."""
-        names, chosen = self.kitchen.names, selection.ingredients
-        singles = [
-            Contender(name=n, kind="ingredient" if n in chosen else "candidate", recipe=self.single(n)) for n in names
-        ]
-        best = self.best_single()
-        rows = [*singles, Contender(name=best, kind="best_single", recipe=self.single(best))]
-        rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.kitchen.uniform(names)))
-        if len(chosen) > 1:
-            top = tuple(n for n in names if n in ranking(scores, self.run.objective, False)[: len(chosen)])
-            rows.append(
-                Contender(name="uniform_selected", kind="uniform_selected", recipe=self.kitchen.uniform(chosen))
-            )
-            rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.kitchen.uniform(top)))
-        return [*rows, Contender(name="soup", kind="soup", recipe=found.recipe)]
+    def freeze(self, selection: Selection, winner: Winner) -> None:
+        """Write the winner, whole or not at all, with a model card of the search: the report fold is still closed."""
+        run, outcome, scores = self.run, self.outcome, self.scores
+        assert outcome is not None
+        assert scores is not None
+        self.parts = {
+            "experiment": run.name,
+            "benchmark": {"name": run.benchmark.label, "note": run.benchmark.note},
+            "objective": self._objective(outcome),
+            "selection": selection_dict(selection, scores),
+            "recipe": outcome.recipe.as_dict(),
+            "folds": self.folds.counts(),
+            "warnings": self._warnings(scores),
+        }
+        if len(selection.ingredients) > 1:
+            text = card({**self.parts, "search": self._search_scores(outcome)})
+            self.progress.stage("writing the soup")
+            self.pool.write(outcome.recipe, run.out, {"README.md": text})
+        if self.checked is not None:
+            self.parts["gate"] = self.checked.as_dict()
 
-    def evidence(self, scores: ScoreMatrix, selection: Selection, found: SearchResult) -> dict[str, Any]:
-        """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
-        items = self.fold("report")
-        identity = digest([self.run.benchmark.title, [item.fingerprint for item in items]])
-        opened = self.store.open_report(identity, self.run.evaluator.fingerprint, found.recipe.fingerprint)
-        rows = self.contenders(scores, selection, found)
-        recipes = {c.recipe.id: c.recipe for c in rows}
-        self.progress.stage("report fold", items=len(recipes) * len(items))
-        measured = {key: self.evaluation.scores(recipe, items) for key, recipe in recipes.items()}
-        return gather(rows, measured, self.run.objective, selection.ingredients, opened)
+    def _objective(self, outcome: SearchResult) -> dict[str, Any]:
+        names = list(outcome.result.categories)
+        weights = self.run.objective.coefficients(names).tolist()
+        return {
+            "name": self.run.objective.name,
+            "coefficients": dict(zip(names, weights, strict=True)),
+            "search": outcome.result.objective,
+        }
 
-    def also(self, selection: Selection, found: SearchResult) -> list[dict[str, Any]]:
-        """The frozen soup and its ingredients on all items of every other benchmark."""
-        ingredients = {name: self.single(name) for name in selection.ingredients}
-        results, asked = [], {str(item.prompt) for fold in FOLDS for item in self.fold(fold)}
-        for name, (side, evaluation) in self.sides.items():
-            models = len({recipe.id for recipe in (found.recipe, *ingredients.values())})
-            self.progress.stage(f"also: {name}", items=models * len(side.items))
-            result = compare_on(side, found.recipe, ingredients, partial(evaluation.scores, items=side.items))
-            results.append({**result, "shared": sum(str(item.prompt) in asked for item in side.items)})
-        return results
-
-    def write(self, found: SearchResult, card: str) -> Path:
-        """The winner alone goes to disk, whole or not at all, with its model card."""
-        return self.kitchen.write(found.recipe, self.run.out, {"README.md": card})
-
-    def warnings(self, scores: ScoreMatrix) -> list[str]:
+    def _warnings(self, scores: ScoreMatrix) -> list[str]:
         """What a reader of the report must know."""
         if not scores.published:
             return list(self.notes)
         return [*self.notes, "selection saw published scores: the benchmark's own test set chose the ingredients"]
 
-    def stability(self, scores: ScoreMatrix) -> dict[str, Any]:
+    def _search_scores(self, outcome: SearchResult) -> dict[str, Any]:
+        """The search fold's scores, which the model card shows."""
+        return {
+            "objective": outcome.result.objective,
+            "categories": dict(outcome.result.categories),
+            "items": outcome.result.items,
+            "singles": {name: self.on_search_fold[name] for name in outcome.recipe.ingredients},
+        }
+
+    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+        """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
+        assert self.outcome is not None
+        assert self.selection is not None
+        identity = digest([self.run.benchmark.title, [item.fingerprint for item in stage.items]])
+        opened = self.store.open_report(identity, self.run.evaluator.fingerprint, self.outcome.recipe.fingerprint)
+        measured = self._answers(stage)
+        ingredients = self.selection.ingredients
+        self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened)
+
+    def also(self, stage: Stage) -> None:
+        """The frozen soup and its ingredients on all items of another benchmark."""
+        assert self.outcome is not None
+        assert self.selection is not None
+        measured = self._answers(stage)
+        ingredients = {name: self.pool.recipe({name: 1.0}) for name in self.selection.ingredients}
+        asked = {str(item.prompt) for fold in FOLDS for item in self.folds.items[fold]}
+        side = self.sides[stage.side][0]
+        result = compare_on(side, self.outcome.recipe, ingredients, measured)
+        result["shared"] = sum(str(item.prompt) in asked for item in side.items)
+        self.evidence.setdefault("also", []).append(result)
+
+    def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """report.json and the rows of its trials, once the schedule was walked to its end."""
+        assert self.scores is not None
+        assert self.selection is not None
+        assert self.outcome is not None
+        trials = trial_rows(self.outcome.trials, self.selection)
         self.progress.stage("stability of the selection")
-        return stability(scores, self.run.selector)
+        steady = stability(self.scores, self.run.selector)
+        return {**self.parts, **self.evidence, "stability": steady, "cost": self._cost(len(trials))}, trials
 
-    def objective(self, found: SearchResult) -> dict[str, Any]:
-        names = list(found.result.categories)
-        weights = self.run.objective.coefficients(names).tolist()
-        return {
-            "name": type(self.run.objective).__name__.lower(),
-            "coefficients": dict(zip(names, weights, strict=True)),
-            "search": found.result.objective,
-        }
-
-    def singles(self, names: tuple[str, ...]) -> dict[str, float]:
-        """{ingredient: objective on the search fold}, for the model card."""
-        items = self.fold("search")
-        return {
-            n: result_of(self.evaluation.scores(self.single(n), items), self.run.objective).objective for n in names
-        }
-
-    def cost(self, trials: int) -> dict[str, Any]:
+    def _cost(self, trials: int) -> dict[str, Any]:
         evaluations = [self.evaluation, *(evaluation for _, evaluation in self.sides.values())]
         return {
             "evaluated_items": sum(evaluation.evaluated for evaluation in evaluations),
@@ -243,3 +282,16 @@ class RunStages:
             "trials": trials,
             "seconds": round(time.monotonic() - self.run.started, 3),
         }
+
+
+def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
+    """Pick the ingredients, say which, and write selection.json."""
+    selection = run.selector.select(scores)
+    progress.say(f"selected {', '.join(selection.ingredients)}")
+    write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
+    return selection
+
+
+def recipe_line(outcome: SearchResult) -> str:
+    recipe = outcome.recipe
+    return " + ".join(f"{w:.3g} {n}" for n, w in zip(recipe.ingredients, recipe.weights, strict=True))

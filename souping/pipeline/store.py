@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from souping.core.types import Item, Recipe, Record, UserError
 
@@ -36,6 +36,15 @@ CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) 
 VERSION = 2
 UPGRADES = {1: "ALTER TABLE scores ADD COLUMN statistics TEXT NOT NULL DEFAULT ''"}
 """What brings a file of an older layout up by one."""
+
+
+class ContentMemory(Protocol):
+    """Memory of contents: digests of files, and where a checkpoint of a content was seen."""
+
+    @property
+    def hashes(self) -> MutableMapping[str, str]: ...
+
+    def remember_folder(self, fingerprint: str, path: Path) -> None: ...
 
 
 class Store:
@@ -133,7 +142,7 @@ class Store:
         query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
         return [json.loads(origin) for (origin,) in self._db.execute(query, (soup, evaluator))]
 
-    def took(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
+    def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
         """Remember how long a batch took, for plans of later runs."""
         with self._write() as db:
             db.execute(
@@ -142,7 +151,7 @@ class Store:
                 (soup, evaluator, items, seconds),
             )
 
-    def speed(self, soups: Iterable[str], evaluator: str) -> float | None:
+    def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
         """Items a second that these soups were evaluated at under this evaluator; None if they never were."""
         query = "SELECT items, seconds FROM speeds WHERE soup = ? AND evaluator = ?"
         rows = [row for soup in soups for row in self._db.execute(query, (soup, evaluator))]
@@ -160,7 +169,7 @@ class Store:
         query = "SELECT COUNT(DISTINCT recipe) FROM ledger WHERE benchmark = ?"
         return int(self._db.execute(query, (benchmark,)).fetchone()[0])
 
-    def saw(self, fingerprint: str, path: Path) -> None:
+    def remember_folder(self, fingerprint: str, path: Path) -> None:
         """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO folders VALUES (?, ?)", (fingerprint, str(path.resolve())))

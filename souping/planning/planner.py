@@ -1,17 +1,17 @@
-"""Puts a plan together, shows it, saves it, and says whether the run can go on here."""
+"""Planner: puts a plan together, shows it, saves it, and says whether the run can go on here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from souping.checkpoints.pool import ModelSize, weigh
+from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Fold, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
-from souping.evaluate.folds import split_folds
-from souping.pipeline.baseline_gate import check_names
+from souping.evaluate.folds import Folds, split_folds
+from souping.pipeline.checks import check_settings, complaints, flat_categories, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.requirements import (
     Machine,
@@ -22,35 +22,36 @@ from souping.pipeline.requirements import (
     once,
     requirements_of,
 )
-from souping.pipeline.run import check_settings
-from souping.pipeline.side_benchmarks import SideBenchmark, check_entries, sides
+from souping.pipeline.schedule import Schedule
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.side_benchmarks import SideBenchmark, sides
 from souping.pipeline.store import Store
-from souping.planning.plan import Speed, outline, speed
+from souping.planning.plan import Speed, speed
 from souping.planning.sheet import as_dict, sections
 from souping.planning.workload import (
     NotStoredError,
     PlannedPool,
     PlannedSelection,
     PlannedStage,
-    Work,
     choose,
+    count_stages,
     open_pool,
     refuse,
 )
 from souping.report.files import as_json, put
 from souping.report.terminal import sheet_markdown, show_sheet
-from souping.search.loop import check_budget
 
 
 @dataclass(kw_only=True)
 class Plan:
-    """Everything a plan knows. `reasons` say why the run cannot go on here; empty: it can. Those that no other machine
-    would mend are `faults` too.
+    """All that is known of a run before it starts. `reasons` say why the run cannot go on here; empty: it can.
+
+    Those that no other machine would mend are `faults` too.
 
     With `outlined`, the folds hold items without content, as many as the benchmark's published sizes say.
     """
 
-    run: Any
+    run: RunSettings
     machine: Machine
     models: Sequence[ModelSize] = ()
     opened: PlannedPool
@@ -66,145 +67,167 @@ class Plan:
     faults: list[str] = field(default_factory=list)
 
 
-def plan(run: Any) -> None:
+def plan(run: RunSettings) -> None:
     """Print and save the plan of a full run, `plan.json` and `plan.md` in its directory.
 
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is whole all the same.
     """
     check_settings(run)
-    found = make(run)
-    parts = sections(found)
-    put(run.run_dir / "plan.json", as_json(as_dict(found)).encode())
+    whole = make(run)
+    parts = sections(whole)
+    put(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
     put(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
     show_sheet(parts)
     print(f"saved as plan.md and plan.json in {run.run_dir}")
-    if not found.reasons:
+    if not whole.reasons:
         print("this run can go on: leave plan=true out")
         return
-    first = (found.faults or found.reasons)[0]
-    more = f" (and {len(found.reasons) - 1} more: see above)" if len(found.reasons) > 1 else ""
+    first = (whole.faults or whole.reasons)[0]
+    more = f" (and {len(whole.reasons) - 1} more: see above)" if len(whole.reasons) > 1 else ""
     verdict = f"this run cannot go on here: {first}{more}"
-    if found.faults:
+    if whole.faults:
         raise LateError(verdict)
     print(verdict)
 
 
-def make(run: Any) -> Plan:
+def make(run: RunSettings) -> Plan:
     """The plan. Opens the store where there is one, and writes nothing."""
-    machine = look()
-    models = [weigh(candidate, getattr(run.merge, "allow_pickle", False)) for candidate in run.pool.resolve()]
     path = run.store_path if run.store_path.exists() else Path(":memory:")
     with Store(path) as store:
-        return _with(run, machine, models, store)
+        return _Planner(run, store).plan()
 
 
-def _with(run: Any, machine: Machine, models: Sequence[ModelSize], store: Store) -> Plan:
-    opened = open_pool(run, models, store)
-    evaluation = Evaluation(store, run.evaluator, refuse, _silent)
-    lacking: list[Missing] = []
-    read = _folds(run, lacking)
-    folds = read or _outlined(run)
-    odd: list[Missing] = []
-    beside = _sides(run, odd)
-    choice = _choose(run, opened, folds.get("select", ()), evaluation)
-    found = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice, folds=folds)
-    found.outlined = bool(folds) and not read
-    others = [(side, Evaluation(store, side.evaluator, refuse, _silent)) for side in beside]
-    work = Work(run=run, opened=opened, choice=choice, folds=folds, evaluation=evaluation, sides=others)
-    evaluators = [run.evaluator, *(side.evaluator for side in beside)]
-    found.notes = [*opened.notes]
-    found.faults = [reason for reason in (opened.trouble, choice.trouble, *_late(run, folds, opened)) if reason]
-    found.faults += [one.what for one in odd if not one.mends]
-    if choice.sizes:
+@dataclass
+class _Planner:
+    """Plan in the making: what cannot be had here is `lacking`, what no machine would mend is in `faults`."""
+
+    run: RunSettings
+    store: Store
+    lacking: list[Missing] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def plan(self) -> Plan:
+        run, machine = self.run, look()
+        models = [weigh(candidate, run.merge.allow_pickle) for candidate in run.pool.resolve()]
+        beside = self._sides()
+        evaluators = [run.evaluator, *(side.evaluator for side in beside)]
+        folds = self._folds()
+        read = folds is not None
+        folds = folds or self._outlined()
+        for complaint in complaints(run, folds.items if folds else {}, evaluators):
+            self._refused(complaint)
+        items = [item for fold in FOLDS for item in folds.items[fold]] if folds and read else []
+        asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
+        opened = open_pool(run, models, self.store, asked)
+        choice = self._choose(opened, folds)
+        self.faults += [trouble for trouble in (opened.trouble, choice.trouble) if trouble]
+        plan = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice)
+        plan.folds = folds.items if folds else {}
+        plan.outlined = folds is not None and not read
+        plan.notes = self._notes(opened, choice, folds if read else None)
+        plan.stages = self._stages(plan, beside)
+        plan.speeds = self._speeds(plan, beside)
+        plan.requirements = requirements_of(run, models, machine, evaluators)
+        plan.missing = once([*missing(run, models, machine, evaluators), *self.lacking])
+        plan.faults = list(dict.fromkeys(self.faults))
+        small = [room.sentence() for room in plan.requirements if not room.fits]
+        plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
+        return plan
+
+    def _refused(self, error: UserError) -> None:
+        """Something that a command would mend is lacking here; anything else is a fault of the settings."""
+        one = from_error(error)
+        if one.mends:
+            self.lacking.append(one)
+        else:
+            self.faults.append(str(error))
+
+    def _sides(self) -> tuple[SideBenchmark, ...]:
         try:
-            found.stages = work.stages()
+            return sides(self.run.also, self.run.evaluator)
         except UserError as error:
-            found.faults.append(str(error))
-    found.speeds = _speeds(run, found, store, beside)
-    found.requirements = requirements_of(run, models, machine, evaluators)
-    found.missing = once([*missing(run, models, machine, evaluators), *lacking, *(one for one in odd if one.mends)])
-    small = [room.sentence() for room in found.requirements if not room.fits]
-    found.reasons = list(dict.fromkeys([*(one.sentence() for one in found.missing), *found.faults, *small]))
-    return found
+            self._refused(error)
+            return ()
 
-
-def _silent(items: int) -> None:
-    """A plan has no progress to show."""
-
-
-def _folds(run: Any, lacking: list[Missing]) -> dict[Fold, tuple[Item, ...]]:
-    try:
-        own = isinstance(run.benchmark, OwnBenchmark)
-        benchmark = getattr(run.evaluator, "benchmark", run.benchmark) if own else run.benchmark
-        found = split_folds(benchmark.items(), benchmark.title, two=run.scores.published)
-    except UserError as error:
-        lacking.append(from_error(error))
-        return {}
-    return {fold: found.items[fold] for fold in FOLDS}
-
-
-def _outlined(run: Any) -> dict[Fold, tuple[Item, ...]]:
-    """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-    items = outline(run.evaluator)
-    if not items:
-        return {}
-    found = split_folds(items, run.name, two=run.scores.published)
-    return {fold: found.items[fold] for fold in FOLDS}
-
-
-def _sides(run: Any, lacking: list[Missing]) -> tuple[SideBenchmark, ...]:
-    try:
-        return sides(run.also, run.evaluator)
-    except UserError as error:
-        lacking.append(from_error(error))
-        return ()
-
-
-def _choose(run: Any, opened: PlannedPool, items: Sequence[Item], evaluation: Evaluation) -> PlannedSelection:
-    def stored(name: str) -> ItemScores | None:
+    def _folds(self) -> Folds | None:
+        """The folds, or None where the items cannot be had (an evaluator's own may lie elsewhere) or cut."""
+        own = isinstance(self.run.benchmark, OwnBenchmark)
         try:
-            return evaluation.scores(opened.recipe({name: 1.0}), items)
-        except (NotStoredError, UserError):
+            benchmark = (self.run.evaluator.benchmark if own else None) or self.run.benchmark
+            items = benchmark.items()
+        except UserError as error:
+            if own:
+                self.lacking.append(from_error(error))
+            else:
+                self._refused(error)
+            return None
+        try:
+            return split_folds(items, benchmark.title, two=self.run.scores.published)
+        except UserError as error:
+            self._refused(error)
             return None
 
-    try:
-        return choose(run, opened.names, items, stored)
-    except UserError as error:
-        return PlannedSelection(basis="", sizes=(), trouble=str(error))
+    def _outlined(self) -> Folds | None:
+        """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
+        if not isinstance(self.run.benchmark, OwnBenchmark):
+            return None
+        items = self.run.evaluator.outline()
+        return split_folds(items, self.run.name, two=self.run.scores.published) if items else None
 
+    def _choose(self, opened: PlannedPool, folds: Folds | None) -> PlannedSelection:
+        items = folds.items["select"] if folds else ()
+        evaluation = self._evaluation(self.run.evaluator)
 
-def _late(run: Any, folds: Mapping[Fold, Sequence[Item]], opened: PlannedPool) -> list[str]:
-    """What a run refuses when it opens: names that nothing has, a budget below one soup."""
-    found = []
-    categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
-    if not categories:
-        return []
-    checks = (
-        lambda: run.objective.coefficients(categories),
-        lambda: check_names(run.expected, opened.names, categories),
-        lambda: check_entries(run.also),
-        lambda: check_budget(run.optimiser, len(folds["search"])),
-    )
-    for check in checks:
+        def stored(name: str) -> ItemScores | None:
+            try:
+                return evaluation.scores(opened.recipe({name: 1.0}), items)
+            except (NotStoredError, UserError):
+                return None
+
         try:
-            check()
+            return choose(self.run, opened.names, items, stored)
         except UserError as error:
-            found.append(str(error))
-    return found
+            return PlannedSelection(basis="", sizes=(), trouble=str(error))
 
+    def _evaluation(self, evaluator: Evaluator) -> Evaluation:
+        return Evaluation(self.store, evaluator, refuse, lambda items: None)
 
-def _speeds(run: Any, found: Plan, store: Store, beside: Sequence[SideBenchmark]) -> dict[str, Speed]:
-    """{name of a side, or nothing for the run's own benchmark: speed}."""
-    items = [item for fold in FOLDS for item in found.folds.get(fold, ())]
-    parameters = max((model.parameters for model in found.models if not model.adapter), default=0)
-    soups = [found.opened.recipe({name: 1.0}).fingerprint for name in found.opened.names]
-    speeds = {}
-    for name, evaluator, asked in [("", run.evaluator, items), *((s.name, s.evaluator, s.items) for s in beside)]:
+    def _notes(self, opened: PlannedPool, choice: PlannedSelection, folds: Folds | None) -> list[str]:
+        """What a reader of the report will have to know, as far as it is known."""
+        flat = flat_categories(choice.scores) if choice.scores is not None else []
+        if opened.opened is None or folds is None:
+            return [*(opened.opened.warnings if opened.opened else ()), *(folds.notes if folds else ()), *flat]
+        return [*run_notes(self.run, opened.opened, folds, self.store), *flat]
+
+    def _stages(self, plan: Plan, beside: Sequence[SideBenchmark]) -> list[PlannedStage]:
+        """The very schedule that the run performs, counted."""
+        if not plan.choice.sizes:
+            return []
+        evaluations = {side.name: self._evaluation(side.evaluator) for side in beside}
+        schedule = Schedule(
+            run=self.run, pool=plan.opened, folds=plan.folds, sides={side.name: side.items for side in beside}
+        )
+        evaluations[""] = self._evaluation(self.run.evaluator)
         try:
-            rate = speed(run, evaluator, asked, parameters, found.machine, store, soups)
-        except UserError:  # an evaluator that lacks a part here
-            rate = None
-        if rate is not None:
-            speeds[name] = rate
-    return speeds
+            return count_stages(schedule, plan.opened, plan.choice, evaluations)
+        except UserError as error:
+            self.faults.append(str(error))
+            return []
+
+    def _speeds(self, plan: Plan, beside: Sequence[SideBenchmark]) -> dict[str, Speed]:
+        """{name of a side, or nothing for the run's own benchmark: speed}."""
+        items = [item for fold in FOLDS for item in plan.folds.get(fold, ())]
+        parameters = max((model.parameters for model in plan.models if not model.adapter), default=0)
+        soups = [plan.opened.recipe({name: 1.0}).fingerprint for name in plan.opened.names]
+        asked: list[tuple[str, Evaluator, Sequence[Item]]] = [("", self.run.evaluator, items)]
+        asked += [(side.name, side.evaluator, side.items) for side in beside]
+        speeds = {}
+        for name, evaluator, own in asked:
+            try:
+                rate = speed(self.run, evaluator, own, parameters, plan.machine, self.store, soups)
+            except UserError:  # an evaluator that lacks a part here
+                rate = None
+            if rate is not None:
+                speeds[name] = rate
+        return speeds

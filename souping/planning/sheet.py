@@ -1,10 +1,11 @@
-"""A plan as sections for people and as JSON for programs."""
+"""Plan as sections for people and as JSON for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+from souping.core.types import Json
 from souping.merge.plan import human
 from souping.planning.plan import FETCH, POUR, detectable, seconds
 from souping.planning.workload import PlannedStage
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from souping.planning.planner import Plan
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """plan.json."""
+def as_dict(plan: Plan) -> dict[str, Json]:
+    """Content of plan.json."""
+    power = detectable(plan)
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
@@ -32,7 +34,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "evaluations": {"asked": _sum(plan.stages, "asked"), "todo": _sum(plan.stages, "todo")},
         "speeds": {name or "benchmark": speed.as_dict() for name, speed in plan.speeds.items()},
         "seconds": seconds(plan),
-        "detectable": detectable(plan),
+        "detectable": power.as_dict() if power else None,
         "rooms": [room.as_dict() for room in plan.requirements],
         "missing": [one.as_dict() for one in plan.missing],
     }
@@ -45,25 +47,25 @@ def sections(plan: Plan) -> list[Section]:
 
 
 def _selection(plan: Plan) -> Section:
-    choice, selector = plan.choice, type(plan.run.selector).__name__.lower()
+    choice, selector = plan.choice, plan.run.selector.label
     if choice.selection is None:
         known = "; ".join(
             t for t in (choice.trouble, f"{selector} picks from {choice.basis}" if choice.basis else "") if t
         )
         sizes = f": {_span(choice.sizes[0], choice.sizes[-1])} ingredients" if choice.sizes else ""
         return Section("Selection", (f"{known}{sizes}.",))
-    found = choice.selection
-    lines = [f"{selector} picks {format.listed(found.ingredients)}, from {choice.basis}."]
-    if found.threshold is not None:
+    selection = choice.selection
+    lines = [f"{selector} picks {format.listed(selection.ingredients)}, from {choice.basis}."]
+    if selection.threshold is not None:
         lines.append(
-            f"Low-correlation categories ({found.metric}, threshold {found.threshold:g}): "
-            f"{format.listed(found.low_correlation)}."
+            f"Low-correlation categories ({selection.metric}, threshold {selection.threshold:g}): "
+            f"{format.listed(selection.low_correlation)}."
         )
     if choice.steady is not None:
         low, high = choice.steady
         lines.append(f"The same ingredients come out for every threshold from {low:g} to {high:g}.")
-    lines += found.notes
-    experts = [(category, name) for category, name in found.experts.items()]
+    lines += selection.notes
+    experts = [(category, name) for category, name in selection.experts.items()]
     grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
     return Section("Selection", tuple(lines), grids=grids)
 
@@ -101,8 +103,9 @@ def _stage(stage: PlannedStage) -> tuple[str, ...]:
     )
 
 
-def _sum(stages: Sequence[PlannedStage], key: str) -> tuple[int, int]:
-    return sum(getattr(s, key)[0] for s in stages), sum(getattr(s, key)[1] for s in stages)
+def _sum(stages: Sequence[PlannedStage], key: Literal["asked", "todo"]) -> tuple[int, int]:
+    pairs = [stage.asked if key == "asked" else stage.todo for stage in stages]
+    return sum(least for least, _ in pairs), sum(most for _, most in pairs)
 
 
 def _stored(stages: Sequence[PlannedStage]) -> tuple[int, int]:
@@ -111,12 +114,12 @@ def _stored(stages: Sequence[PlannedStage]) -> tuple[int, int]:
 
 
 def _time(plan: Plan) -> Section | None:
-    found = seconds(plan)
-    if found is None:
+    times = seconds(plan)
+    if times is None:
         line = "Not known: neither the items nor a rate can be had here; state one with throughput=ITEMS_PER_SECOND."
         return Section("Time", (line,)) if plan.stages else None
-    total = (sum(pair[0] for pair in found.values()), sum(pair[1] for pair in found.values()))
-    rows = [(what, _hours(*pair)) for what, pair in found.items() if pair[1] > 0] + [("all", _hours(*total))]
+    total = (sum(pair[0] for pair in times.values()), sum(pair[1] for pair in times.values()))
+    rows = [(what, _hours(*pair)) for what, pair in times.items() if pair[1] > 0] + [("all", _hours(*total))]
     lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
     lines.append(
         f"Assumed: weights are read at {POUR / 1e9:g} GB/s for each soup, the Hub sends {FETCH / 1e6:g} MB/s. "
@@ -128,17 +131,17 @@ def _time(plan: Plan) -> Section | None:
 
 
 def _report(plan: Plan) -> Section | None:
-    found = detectable(plan)
-    if found is None:
+    power = detectable(plan)
+    if power is None:
         return None
     lines = [
-        f"{found['items']:,} items in {found['groups']:,} groups; under the objective they tell as much as "
-        f"{found['worth']:,.0f} items of equal weight.",
-        f"A true difference of {100 * found['difference']:.1f} points is shown with 80 % power, where two models "
+        f"{power.items:,} items in {power.groups:,} groups; under the objective they tell as much as "
+        f"{power.worth:,.0f} items of equal weight.",
+        f"A true difference of {100 * power.difference:.1f} points is shown with 80 % power, where two models "
         "differ on 10 % of the items.",
     ]
-    if found["difference_groups"] > found["difference"] + 5e-4:
-        lines.append(f"If the items of a group answer alike, {100 * found['difference_groups']:.1f} points.")
+    if power.difference_groups > power.difference + 5e-4:
+        lines.append(f"If the items of a group answer alike, {100 * power.difference_groups:.1f} points.")
     return Section("What the report can show", tuple(lines))
 
 

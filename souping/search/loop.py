@@ -78,6 +78,15 @@ def search(
     )
 
 
+def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:
+    """Trials at most of a search over `size` ingredients: the strategy's own count in every way of asking, its limit
+    of trials, its budget of items. None where nothing limits it."""
+    count = strategy.count(size)
+    budget = strategy.budget // items if strategy.budget is not None and items else None
+    limits = [n for n in (count and count * ways, strategy.trials, budget) if n is not None]
+    return min(limits, default=None)
+
+
 def _may_go_on(strategy: Strategy, trials: int, items: int) -> bool:
     if strategy.trials is not None and trials >= strategy.trials:
         return False

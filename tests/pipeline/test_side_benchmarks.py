@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.cli.config import also_nodes
 from souping.core.objectives import Mean
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
@@ -25,14 +26,14 @@ class TestEntries:
     def test_a_file_is_read_by_the_runs_own_evaluator(self, tmp_path: Path) -> None:
         path = tmp_path / "side.jsonl"
         path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
-        found = side_benchmarks.nodes(str(path), 0, OWN)
+        found = also_nodes(str(path), 0, OWN)
         assert found == {
             "name": "side",
             "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)},
         }
 
     def test_any_other_text_is_a_task(self) -> None:
-        found = side_benchmarks.nodes("hellaswag", 0, OWN)
+        found = also_nodes("hellaswag", 0, OWN)
         assert found["name"] == "hellaswag"
         assert found["evaluator"] == {
             "_target_": side_benchmarks.HARNESS,
@@ -44,13 +45,13 @@ class TestEntries:
 
     def test_tasks_beside_the_runs_own_are_looked_for_where_those_are(self) -> None:
         own = {**OWN, "_target_": side_benchmarks.HARNESS, "include_path": "sheets"}
-        assert side_benchmarks.nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
+        assert also_nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
         entry = {"tasks": ["letters"], "include_path": "others"}
-        assert side_benchmarks.nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
-        assert "include_path" not in side_benchmarks.nodes("letters", 0, OWN)["evaluator"]
+        assert also_nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
+        assert "include_path" not in also_nodes("letters", 0, OWN)["evaluator"]
 
     def test_a_mapping_of_tasks_keeps_its_settings(self) -> None:
-        found = side_benchmarks.nodes({"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}, 0, OWN)
+        found = also_nodes({"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}, 0, OWN)
         assert found["name"] == "a+b"
         assert found["evaluator"]["num_fewshot"] == 3
         assert found["evaluator"]["dtype"] == "float32"
@@ -58,7 +59,7 @@ class TestEntries:
     def test_full_control(self) -> None:
         node = {"_target_": "souping.evaluate.generate.LocalEvaluator"}
         entry = {"name": "n", "evaluator": node, "benchmark": {"_target_": "b"}, "objective": {"_target_": "o"}}
-        assert side_benchmarks.nodes(entry, 0, OWN) == entry
+        assert also_nodes(entry, 0, OWN) == entry
 
     @pytest.mark.parametrize(
         ("entry", "says"),
@@ -73,13 +74,13 @@ class TestEntries:
     )
     def test_what_is_none_of_these_is_refused(self, entry: Any, says: str) -> None:
         with pytest.raises(UserError, match=r"also\[2\]") as caught:
-            side_benchmarks.nodes(entry, 2, OWN)
+            also_nodes(entry, 2, OWN)
         assert says in str(caught.value)
 
     def test_a_file_that_is_not_there_names_the_nearest(self, tmp_path: Path) -> None:
         (tmp_path / "side.jsonl").write_text("x")
         with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
-            side_benchmarks.nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
+            also_nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
 
     def test_names_must_differ(self) -> None:
         class Three:

@@ -1,0 +1,118 @@
+"""Checks of a run's settings against each other and its items: one list, for the run and for its plan.
+
+A run stops at the first complaint, before any work; a plan shows them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from souping.core.types import FOLDS, Fold, Item, UserError
+from souping.evaluate.benchmark import OwnBenchmark
+from souping.pipeline.baseline_gate import check_names
+from souping.pipeline.import_results import adopted_notes
+from souping.pipeline.models import OpenPool, free_target
+from souping.pipeline.side_benchmarks import check_entries
+from souping.search.loop import check_budget
+
+if TYPE_CHECKING:
+    from souping.core.protocols import Evaluator
+    from souping.core.scores import ScoreMatrix
+    from souping.evaluate.folds import Folds
+    from souping.pipeline.settings import RunSettings
+    from souping.pipeline.store import Store
+
+FLAT = 1e-9
+"""Spread of scores (fractions of 1) up to which models count as equal."""
+
+
+def check_settings(run: RunSettings) -> None:
+    """Refuse a target that is in use, and items for an evaluator that brings its own (an experiment may name some).
+
+    Raises:
+        UserError: the key and what to do.
+    """
+    free_target(run.out)
+    if not run.merges_only and run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
+        name = type(run.evaluator).__name__
+        raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
+
+
+def complaints(
+    run: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: Sequence[Evaluator]
+) -> Iterator[UserError]:
+    """What does not fit, in the order of a run. `folds` are empty where the items cannot be had."""
+    for check in _checks(run, folds, evaluators):
+        try:
+            check()
+        except UserError as error:
+            yield error
+
+
+def _checks(
+    run: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: Sequence[Evaluator]
+) -> Iterator[Callable[[], None]]:
+    names = [candidate.name for candidate in run.pool.resolve()]
+    categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
+    yield partial(check_entries, run.also)
+    if categories:
+        yield partial(_check_objective, run, categories)
+        yield partial(check_names, run.expected, names, categories)
+        if run.stop_after != "select":
+            yield partial(check_budget, run.optimiser, len(folds["search"]))
+    yield partial(_check_selector, run, names, categories)
+    for evaluator in evaluators:
+        yield partial(evaluator.check, names)
+
+
+def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:
+    run.objective.coefficients(categories)
+
+
+def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
+    """Rows and categories are the published table's, or the candidates and the items' own."""
+    if run.scores.published:
+        scores = run.scores.matrix(names, not_measured)
+        run.selector.check(len(scores.models), len(scores.candidates), len(scores.categories))
+    elif categories:
+        run.selector.check(len(names), len(names), len(categories))
+
+
+def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
+    """Refuse candidates whose tokenizer an evaluator cannot ask its items with.
+
+    Raises:
+        UserError: a candidate has no tokenizer, or its tokenizer no chat template where items are messages.
+    """
+    pool.check_tokenizers()
+    for name in pool.names:
+        folder = pool.tokenizer_folder(pool.recipe({name: 1.0}))
+        for evaluator, items in asked:
+            evaluator.check_tokenizer(folder, items)
+
+
+def run_notes(run: RunSettings, pool: OpenPool, folds: Folds, store: Store) -> list[str]:
+    """What a reader of the report must know before anything is evaluated."""
+    categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.items[fold]))
+    own = run.objective.notes(categories)
+    return [*pool.warnings, *folds.notes, *own, *adopted_notes(pool, store, run.evaluator)]
+
+
+def not_measured() -> ScoreMatrix:
+    raise AssertionError("a published table needs no evaluation")
+
+
+def flat_categories(scores: ScoreMatrix) -> list[str]:
+    """Warnings of categories that every model is known to solve or to fail: nothing can be chosen by them."""
+    warnings = []
+    for category, column in zip(scores.categories, scores.values.T, strict=True):
+        if np.ptp(column) <= FLAT and (column[0] <= FLAT or column[0] >= 1 - FLAT):
+            does = "fails" if column[0] <= FLAT else "solves"
+            warnings.append(
+                f"category {category}: every model {does} all of it, so that it tells no model from another"
+            )
+    return warnings

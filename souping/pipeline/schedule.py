@@ -1,0 +1,168 @@
+"""Schedule of a run: which recipe meets which items, stage by stage.
+
+It is written here once. A run walks through it and evaluates, a plan walks through it and counts, and a run that is
+repeated finds every stage done in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from souping.core.types import Fold, Item, Recipe, Selection
+from souping.pipeline.evidence import Contender
+from souping.selection.selectors import ranking
+
+if TYPE_CHECKING:
+    from souping.core.scores import ScoreMatrix
+    from souping.pipeline.settings import RunSettings
+
+Ask = tuple[Recipe, str]
+"""A model and the handler that asks it; an empty one leaves the choice to the evaluator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Models that answer the same items. `side` names the side benchmark whose evaluator asks instead of the run's."""
+
+    name: str
+    asks: tuple[Ask, ...]
+    items: tuple[Item, ...]
+    side: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStage:
+    """Search over the ingredients: soups that the optimiser asks for answer the same items, one after another."""
+
+    ingredients: tuple[str, ...]
+    items: tuple[Item, ...]
+    name: str = "search: soups and singles"
+
+
+class Winner(Protocol):
+    """Frozen outcome of a search: the soup, and the handler that asked it."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def handler(self) -> str: ...
+
+
+class RecipeSource(Protocol):
+    """Pool as far as a schedule needs it: names of candidates, and recipes of weights."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
+
+
+class Walker(Protocol):
+    """Walker through a schedule: a run that evaluates, or a plan that counts."""
+
+    def gate(self, stage: Stage) -> None:
+        """Hold the singles that are expected to score something against their figures."""
+        ...
+
+    def score(self, stage: Stage | None) -> ScoreMatrix | None:
+        """Scores that selection sees: those of a stage, or published ones. None where they are not known."""
+        ...
+
+    def select(self, scores: ScoreMatrix | None) -> Selection: ...
+
+    def search(self, stage: SearchStage) -> Winner: ...
+
+    def singles(self, stage: Stage) -> str:
+        """Name of the candidate that is best on the search fold."""
+        ...
+
+    def freeze(self, selection: Selection, winner: Winner) -> None:
+        """Write the soup: from here on nothing is chosen any more."""
+        ...
+
+    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None: ...
+
+    def also(self, stage: Stage) -> None:
+        """The frozen soup and its ingredients on one side benchmark."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Stages of one run over a pool; `folds` are empty where the items cannot be had, `sides` are {name: items}."""
+
+    run: RunSettings
+    pool: RecipeSource
+    folds: Mapping[Fold, tuple[Item, ...]]
+    sides: Mapping[str, tuple[Item, ...]]
+
+    def walk(self, walker: Walker) -> None:
+        """Go through the stages in their order, to the end or to `stop_after`."""
+        gate = self._gate()
+        if gate is not None:
+            walker.gate(gate)
+        scores = walker.score(None if self.run.scores.published else self._stage("select: every candidate", "select"))
+        selection = walker.select(scores)
+        if self.run.stop_after == "select":
+            return
+        winner = walker.search(SearchStage(ingredients=selection.ingredients, items=self._fold("search")))
+        if self.run.stop_after == "search":
+            return
+        best = walker.singles(self._stage("best single: every candidate", "search"))
+        walker.freeze(selection, winner)
+        contenders = self.contenders(scores, selection.ingredients, winner.recipe, best)
+        walker.report(self._report(contenders, winner.handler), contenders)
+        for name, items in self.sides.items():
+            walker.also(self._also(name, items, selection.ingredients, winner.recipe))
+
+    def contenders(
+        self, scores: ScoreMatrix | None, ingredients: Sequence[str], soup: Recipe, best: str
+    ) -> list[Contender]:
+        """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
+        names, single = self.pool.names, self._single
+        rows = [
+            Contender(name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)) for n in names
+        ]
+        rows.append(Contender(name=best, kind="best_single", recipe=single(best)))
+        rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
+        if len(ingredients) > 1:
+            ranked = names if scores is None else ranking(scores, self.run.objective, False)
+            top = [n for n in names if n in ranked[: len(ingredients)]]
+            rows.append(Contender(name="uniform_selected", kind="uniform_selected", recipe=self.uniform(ingredients)))
+            rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)))
+        return [*rows, Contender(name="soup", kind="soup", recipe=soup)]
+
+    def uniform(self, names: Sequence[str]) -> Recipe:
+        return self.pool.recipe({name: 1.0 / len(names) for name in names})
+
+    def _single(self, name: str) -> Recipe:
+        return self.pool.recipe({name: 1.0})
+
+    def _fold(self, fold: Fold) -> tuple[Item, ...]:
+        return self.folds.get(fold, ())
+
+    def _stage(self, name: str, fold: Fold) -> Stage:
+        """A stage in which every candidate answers a fold."""
+        return Stage(name=name, asks=tuple((self._single(n), "") for n in self.pool.names), items=self._fold(fold))
+
+    def _gate(self) -> Stage | None:
+        """Singles with an expected score, on a fold that they are measured on anyway."""
+        names = list(dict.fromkeys(one.candidate for one in self.run.expected if one.candidate in self.pool.names))
+        if not names or self.run.gate == "off":
+            return None
+        fold: Fold = "search" if self.run.scores.published else "select"
+        asks = tuple((self._single(name), "") for name in names)
+        return Stage(name="gate: singles that are expected to score", asks=asks, items=self._fold(fold))
+
+    def _report(self, contenders: Sequence[Contender], handler: str) -> Stage:
+        """Each model once, asked as the winner was where it can be."""
+        recipes = {contender.recipe.fingerprint: contender.recipe for contender in contenders}
+        asks = tuple((recipe, handler) for recipe in recipes.values())
+        return Stage(name="report: soup and baselines", asks=asks, items=self._fold("report"))
+
+    def _also(self, name: str, items: tuple[Item, ...], ingredients: Sequence[str], soup: Recipe) -> Stage:
+        recipes = {recipe.fingerprint: recipe for recipe in [*map(self._single, ingredients), soup]}
+        return Stage(name=f"also: {name}", asks=tuple((r, "") for r in recipes.values()), items=items, side=name)
