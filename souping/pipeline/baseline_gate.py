@@ -1,4 +1,4 @@
-"""The baseline gate: single models are measured first, and where one is not what was expected the run stops.
+"""Baseline gate: single models are measured first, and where one is not what was expected the run stops.
 
 A wrong chat template, stop text or token limit moves a single model far from its published score; found here it costs
 the singles on one fold, not a search.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from souping.analysis.intervals import Z95, Interval, objective_interval, rate
 from souping.core.protocols import Objective
 from souping.core.text import nearest
-from souping.core.types import Fold, ItemScores, UserError
+from souping.core.types import Fold, ItemScores, Json, UserError
 from souping.pipeline.evidence import ItemTable
 
 MODES = ("error", "warn", "off")
@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What the gate found on `fold`."""
+    """Outcome of the gate on `fold`."""
 
     mode: str
     fold: Fold
@@ -105,7 +105,7 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
     return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)
 
 
-def _check_score(candidate: str, category: str | None, score: Any) -> None:
+def _check_score(candidate: str, category: str | None, score: Json) -> None:
     number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
     if not number or not 0 <= score <= 100:
         where = candidate if category is None else f"{candidate}.{category}"
@@ -114,9 +114,9 @@ def _check_score(candidate: str, category: str | None, score: Any) -> None:
         )
 
 
-def check_names(found: Sequence[Expectation], candidates: Sequence[str], categories: Sequence[str]) -> None:
+def check_names(expected: Sequence[Expectation], candidates: Sequence[str], categories: Sequence[str]) -> None:
     """Refuse, before any work, names that the pool or the benchmark does not have; the nearest is named."""
-    for one in found:
+    for one in expected:
         if one.candidate not in candidates:
             raise UserError(
                 f"expected.{one.candidate} is not a candidate ({', '.join(candidates)})"
@@ -130,7 +130,7 @@ def check_names(found: Sequence[Expectation], candidates: Sequence[str], categor
 
 
 def judge(
-    found: Sequence[Expectation], scores: Mapping[str, ItemScores], objective: Objective, *, mode: str, fold: Fold
+    expected: Sequence[Expectation], scores: Mapping[str, ItemScores], objective: Objective, *, mode: str, fold: Fold
 ) -> Gate:
     """Hold the scores of every candidate that is expected to score something against its figures.
 
@@ -139,9 +139,9 @@ def judge(
     of endlessly many items, is already wider than it need be.
     """
     checks = []
-    for one in found:
+    for one in expected:
         interval = _interval(scores[one.candidate], one.category, objective)
-        low, high = widened(interval, len(found))
+        low, high = widened(interval, len(expected))
         verdict: Verdict = "too low" if one.score > high else "too high" if one.score < low else "as expected"
         checks.append(
             Check(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from souping.checkpoints.dtypes import ITEM
 from souping.checkpoints.pool import ModelSize, weigh
 from souping.core.protocols import ModelHost
 from souping.core.types import Json, Missing, UserError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, MergeBackend, Part
     from souping.pipeline.settings import RunSettings
 
-ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
 Kind = Literal["disk", "memory", "GPU memory"]
@@ -120,13 +120,13 @@ def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[E
     by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
     for wish in wishes:
         by_system.setdefault(room(wish[0])[1], []).append(wish)
-    found = []
+    needs = []
     for group in by_system.values():
         free = room(group[0][0])[0]
         parts = tuple(f"{what} {human(size)}" for _, what, size, _ in group)
         mends = "make room, or " + " or ".join(mends for *_, mends in group)
         need = sum(size for _, _, size, _ in group)
-        found.append(
+        needs.append(
             Requirement(
                 kind="disk",
                 where=f"the disk for {listed([what for _, what, _, _ in group])}",
@@ -137,7 +137,7 @@ def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[E
                 mends=mends,
             )
         )
-    return found
+    return needs
 
 
 def _cache() -> Path:
@@ -301,18 +301,18 @@ def listed_gpus(text: str) -> tuple[Gpu, ...]:
     )
 
 
-def visible(found: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
+def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
     """Those that CUDA_VISIBLE_DEVICES leaves, where it holds numbers."""
     if setting is None:
-        return found
+        return gpus
     parts = [part.strip() for part in setting.split(",") if part.strip()]
     if not all(part.lstrip("-").isdigit() for part in parts):
-        return found
+        return gpus
     chosen: list[Gpu] = []
     for part in parts:
-        if not 0 <= int(part) < len(found):
+        if not 0 <= int(part) < len(gpus):
             break  # as CUDA: what follows a number that is not there is not seen
-        chosen.append(found[int(part)])
+        chosen.append(gpus[int(part)])
     return tuple(chosen)
 
 

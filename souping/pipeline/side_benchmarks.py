@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.significance import Comparison, compare, holm
+from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, UserError
@@ -19,7 +20,6 @@ from souping.pipeline.evidence import Contender, ItemTable, row
 SHARED = ("dtype", "device", "threads", "trust_remote_code")
 """How the module is held: evaluators that agree on it share one live module."""
 T = TypeVar("T")
-DTYPES = ("float32", "bfloat16", "float16")
 ALPHA = 0.05
 
 
@@ -45,7 +45,7 @@ class SideBenchmark:
 
 def held(own: Mapping[str, T]) -> dict[str, T]:
     """The settings of an evaluator that say how the module is held, where it has a live one."""
-    return {key: own[key] for key in SHARED if key in own} if own.get("dtype") in DTYPES else {}
+    return {key: own[key] for key in SHARED if key in own} if own.get("dtype") in TORCH_NAMES else {}
 
 
 def sides(entries: Sequence[SideEntry], own: Evaluator) -> tuple[SideBenchmark, ...]:

@@ -62,12 +62,12 @@ class Store:
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found > VERSION:
+        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if layout > VERSION:
             raise UserError(
-                f"store.path={self.path} has layout {found}, this version reads {VERSION}: use another file"
+                f"store.path={self.path} has layout {layout}, this version reads {VERSION}: use another file"
             )
-        if 0 < found < VERSION:
+        if 0 < layout < VERSION:
             self._upgrade()
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
@@ -75,9 +75,9 @@ class Store:
     def _upgrade(self) -> None:
         """Bring an older file up in one transaction; of two processes the later finds it done."""
         self._db.execute("BEGIN IMMEDIATE")
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        for layout in range(found, VERSION):
-            self._db.execute(UPGRADES[layout])
+        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
+        for step in range(layout, VERSION):
+            self._db.execute(UPGRADES[step])
         self._db.execute(f"PRAGMA user_version={VERSION}")
         self._db.execute("COMMIT")
 

@@ -1,4 +1,4 @@
-"""`upload=org/name`: a soup and its card to the Hub, in one commit, by someone who was found able to before the run.
+"""Upload of a soup and its card to the Hub (`upload=org/name`), in one commit, by someone who may write there.
 
 `python -m souping.pipeline.upload DIR org/name` sends a soup that lies there already.
 """
@@ -13,12 +13,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints import hub
-from souping.core.types import LateError, UserError
+from souping.core.types import Json, LateError, UserError
 from souping.pipeline.store import Store
 from souping.report.cards import Licence, card, combine, hub_card, public_name, relicensed
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 CARD, RECIPE, REPORT = "README.md", "recipe.json", "report.json"
 LOGIN = "`hf auth login`"
@@ -28,13 +31,13 @@ KEPT = (".gitattributes",)
 
 @dataclass(frozen=True)
 class Target:
-    """A model repository to send a soup to; it is created, `private` or not, where it does not exist."""
+    """Model repository to send a soup to; it is created, `private` or not, where it does not exist."""
 
     repo: str
     private: bool = False
 
 
-def target(value: Any) -> Target | None:
+def target(value: Json) -> Target | None:
     """The target of the configuration's `upload`: org/name, or {repo: org/name, private: true}.
 
     Raises:
@@ -42,14 +45,15 @@ def target(value: Any) -> Target | None:
     """
     if value is None:
         return None
-    table: Any = {"repo": value} if isinstance(value, str) else value
-    known = isinstance(table, Mapping) and "repo" in table and set(table) <= {"repo", "private"}
-    if not known or not isinstance(table.get("private", False), bool):
+    table = {"repo": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping) or "repo" not in table or not set(table) <= {"repo", "private"}:
         raise UserError(f"upload={value} must be org/name, or {{repo: org/name, private: true}}")
-    repo = table["repo"]
+    repo, private = table["repo"], table.get("private", False)
+    if not isinstance(private, bool):
+        raise UserError(f"upload={value} must be org/name, or {{repo: org/name, private: true}}")
     if not isinstance(repo, str) or not hub.is_repo(repo):
         raise UserError(f"upload={repo} must be org/name: letters, digits, dashes, dots and underscores, one slash")
-    return Target(repo, table.get("private", False))
+    return Target(repo, private)
 
 
 def check(goal: Target) -> None:
@@ -97,7 +101,7 @@ def _writes(token: Mapping[str, Any], goal: Target) -> bool:
     return any("repo.write" in (scope.get("permissions") or []) for scope in fits)
 
 
-def _check_repository(goal: Target, api: Any) -> None:
+def _check_repository(goal: Target, api: HfApi) -> None:
     """What is there already must be a soup or empty, so that no other model is ever replaced."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -148,9 +152,9 @@ def push(goal: Target, folder: Path, report: Path | None = None, store: Path | N
 def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store: Path | None) -> str:
     """The card for the Hub: from the run's report, else the folder's own with the licence put in."""
     licence = licence_of(recipe, store)
-    found = _json(report or folder.absolute().parent / REPORT) or {}
-    if (found.get("recipe") or {}).get("id") == recipe.get("id"):
-        return hub_card(found, licence)
+    written = _json(report or folder.absolute().parent / REPORT) or {}
+    if (written.get("recipe") or {}).get("id") == recipe.get("id"):
+        return hub_card(written, licence)
     own = folder / CARD
     try:
         return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence)
@@ -174,9 +178,9 @@ def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     with Store(path) as store:
-        found = {name: store.folder_of(mark) for name, mark in prints.items()}
+        folders = {name: store.folder_of(mark) for name, mark in prints.items()}
     cached = r".*/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})"
-    return {name: re.sub(cached, r"\1/\2@\3", folder) for name, folder in found.items() if folder}
+    return {name: re.sub(cached, r"\1/\2@\3", folder) for name, folder in folders.items() if folder}
 
 
 def _licence(source: str) -> str:
@@ -186,30 +190,31 @@ def _licence(source: str) -> str:
     name = hub.parse(source)
     try:
         if name is not None:
-            data: Any = HfApi().model_info(name.repo, revision=name.revision).card_data
+            card_data = HfApi().model_info(name.repo, revision=name.revision).card_data
+            data = card_data.to_dict() if card_data is not None else {}
         else:
             text = (Path(source) / CARD).read_text("utf-8") if source else ""
-            data = ModelCard(text, ignore_metadata_errors=True).data
+            data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # a card that cannot be had or read names no licence
         return ""
-    found = (data.get("license") or "") if data is not None else ""
-    named = data.get("license_name") if found == "other" else None
-    return f"other: {named}" if named else str(found[0] if isinstance(found, list) and found else found or "")
+    licence = data.get("license") or ""
+    named = data.get("license_name") if licence == "other" else None
+    return f"other: {named}" if named else str(licence[0] if isinstance(licence, list) and licence else licence or "")
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        table = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return table if isinstance(table, dict) else None
 
 
 def _refused(goal: Target, error: BaseException) -> UserError:
     """What the Hub's client raised, as one line."""
     from huggingface_hub import errors
 
-    code = getattr(getattr(error, "response", None), "status_code", 0)
+    code = getattr(getattr(error, "response", None), "status_code", 0)  # huggingface_hub's
     if isinstance(error, errors.LocalTokenNotFoundError):
         return UserError(f"upload={goal.repo}: you are not logged in: {LOGIN} with a token that may write")
     if code == 401:
