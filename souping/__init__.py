@@ -1,3 +1,29 @@
-"""souping: from several fine-tuned checkpoints of one model to one better checkpoint, with the evidence."""
+"""Souping: from several fine-tuned checkpoints of one model to one better checkpoint, with the evidence.
+
+The names below are the library's; each is imported from its room when it is first asked for, so that
+`import souping` loads nothing else.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+_ROOMS = {
+    "souping.core.types": ("Item", "Recipe", "Selection", "UserError"),
+    "souping.core.scores": ("ScoreMatrix", "read_table"),
+    "souping.core.objectives": ("Mean", "Tree", "Weighted"),
+    "souping.analysis.correlation": ("kendall", "pearson", "spearman"),
+    "souping.selection.selectors": ("All", "Greedy", "SoCE", "TopK"),
+    "souping.pipeline.run": ("cook",),
+}
+_HOMES = {name: module for module, names in _ROOMS.items() for name in names}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'souping' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,6 @@ the singles on one fold, not a search.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -106,8 +105,7 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
 
 
 def _check_score(candidate: str, category: str | None, score: Json) -> None:
-    number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
-    if not number or not 0 <= score <= 100:
+    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:  # NaN is not
         where = candidate if category is None else f"{candidate}.{category}"
         raise UserError(
             f"expected.{where}={score!r:.40} must be a score from 0 to 1 or 0 to 100, or {{category: score}}"

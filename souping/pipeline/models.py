@@ -58,16 +58,16 @@ class OpenPool:
         if self._adapters is not None:
             self._checkpoints: Mapping[str, Any] = self._adapters.adapters
             self.warnings, self._fingerprints = list(self._adapters.warnings), self._adapters.fingerprints
-            store.saw(self._adapters.base_fingerprint, self._adapters.model_folder)
+            store.remember_folder(self._adapters.base_fingerprint, self._adapters.model_folder)
         else:
             self._checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
             self.warnings = preflight(self._checkpoints, vocab=merge.vocab)
             self._fingerprints = {c.name: fingerprint(c.path, store.hashes, merge.allow_pickle) for c in candidates}
         self.candidates = tuple(replace(c, fingerprint=self._fingerprints[c.name]) for c in candidates)
         for c in self.candidates:
-            store.saw(c.fingerprint, c.path)
+            store.remember_folder(c.fingerprint, c.path)
         if getattr(merge, "base", None) and self._adapters is None:
-            store.saw(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
+            store.remember_folder(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
         self.warnings += [*supplied.notes, *_twins(self.candidates)]
         self._hob = LiveModel(self._load, lambda module: self._merge.live(self._checkpoints, module), self._tokenizer)
         self._shelf = ScratchCheckpoint(lambda recipe, out: self.write(recipe, out, {}), self._own_folder, self._size())

@@ -21,7 +21,7 @@ from souping.pipeline.store import Store
 from souping.report.cards import Licence, card, combine, hub_card, public_name, relicensed
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CardData, HfApi
 
 CARD, RECIPE, REPORT = "README.md", "recipe.json", "report.json"
 LOGIN = "`hf auth login`"
@@ -190,15 +190,14 @@ def _licence(source: str) -> str:
     name = hub.parse(source)
     try:
         if name is not None:
-            card_data = HfApi().model_info(name.repo, revision=name.revision).card_data
-            data = card_data.to_dict() if card_data is not None else {}
+            data: CardData | None = HfApi().model_info(name.repo, revision=name.revision).card_data
         else:
             text = (Path(source) / CARD).read_text("utf-8") if source else ""
-            data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+            data = ModelCard(text, ignore_metadata_errors=True).data
     except Exception:  # a card that cannot be had or read names no licence
         return ""
-    licence = data.get("license") or ""
-    named = data.get("license_name") if licence == "other" else None
+    licence = (data.get("license") or "") if data is not None else ""
+    named = data.get("license_name") if data is not None and licence == "other" else None
     return f"other: {named}" if named else str(licence[0] if isinstance(licence, list) and licence else licence or "")
 
 
