@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,12 @@ FloatArray = NDArray[np.float64]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
+COMMAND = re.compile(
+    r"(?:\S+ -m )?pip install (?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
+    r"|python -m souping[\w.]*(?: install)?(?: --full)?"
+    r"|hf auth login"
+)
+"""A command in the words of an error."""
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """What JSON can say; texts are sequences too, so narrow by `str` first."""
 
@@ -74,6 +81,14 @@ class Missing:
 
     what: str
     mends: str = ""
+
+    @classmethod
+    def from_error(cls, error: UserError) -> Missing:
+        """What a part said; the command in its words, where there is one."""
+        text = str(error).splitlines()[0]
+        command = COMMAND.search(text)
+        what = text[: command.start()].rstrip(" :;,") if command else text
+        return cls(what=what, mends=command.group() if command else "")
 
     def sentence(self) -> str:
         return f"{self.what}: {self.mends}" if self.mends else self.what

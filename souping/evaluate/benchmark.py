@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from souping.core.protocols import BenchmarkItems
 from souping.core.types import Item, UserError
 from souping.evaluate.scoring import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
     `name` (default: the file's stem) salts the folds: two files of one name and one group share their fold.
@@ -26,16 +27,6 @@ class Benchmark:
     def title(self) -> str:
         """Name that salts the folds."""
         return self.name or Path(self.path or "").stem
-
-    @property
-    def label(self) -> str:
-        """Name that a report shows."""
-        return self.title
-
-    @property
-    def note(self) -> str:
-        """What a reader of the report must know of the items."""
-        return ""
 
     def items(self) -> tuple[Item, ...]:
         """All items, checked.
@@ -60,27 +51,42 @@ class Benchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoBenchmark:
+class NoBenchmark(BenchmarkItems):
     """No items: soups are written and nothing is evaluated (`experiment=merge`, `experiment=rebuild`)."""
 
-    path = None
-    title = label = note = ""
+    title = ""
 
     def items(self) -> tuple[Item, ...]:
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnBenchmark:
+class OwnBenchmark(BenchmarkItems):
     """The items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
 
-    path = None
-    title = label = note = ""
+    title = ""
 
     def items(self) -> tuple[Item, ...]:
         raise UserError(
             "benchmark=own: this evaluator brings no items; give benchmark=jsonl benchmark.path=items.jsonl"
         )
+
+
+def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> tuple[Item, ...]:
+    """Items without content: `sizes` of each category, an integer `limit` of them at most; in the categories of
+    `shared`, items of one number are a group.
+    """
+    return tuple(
+        Item(
+            id=f"{name}/{number}",
+            category=name,
+            prompt="",
+            answer="",
+            group=f"shared {number}" if name in shared else "",
+        )
+        for name, size in sizes.items()
+        for number in range(min(size, limit) if isinstance(limit, int) else size)
+    )
 
 
 def _lines(path: Path) -> list[str]:

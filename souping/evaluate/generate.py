@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from souping.core.protocols import Served
-from souping.core.types import Item, Record, UserError, digest
-from souping.evaluate.engines import ModuleSettings
-from souping.evaluate.engines.transformers import TransformersEngine
+from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
+from souping.core.types import Item, Json, Missing, Record, UserError
+from souping.evaluate.engines import Engine
+from souping.evaluate.engines.transformers import TransformersEngine, no_template
 from souping.evaluate.scoring import score
 
 VERSION = 1
@@ -22,7 +23,7 @@ MACHINE = ("dtype", "device", "threads", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalEvaluator:
+class LocalEvaluator(Evaluator):
     """Answers by greedy decoding, in batches that `engine` generates.
 
     A text prompt is tokenised as it stands; chat messages go through the tokenizer's chat template. An answer ends at
@@ -41,7 +42,7 @@ class LocalEvaluator:
     workers: int = 1
     stop: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
-    engine: Any = field(default_factory=TransformersEngine)
+    engine: Engine = field(default_factory=TransformersEngine)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_new_tokens", "threads", "workers"):
@@ -54,7 +55,7 @@ class LocalEvaluator:
             raise UserError(f"evaluator.dtype={self.dtype} must be float32, bfloat16 or float16")
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """Everything a score depends on beside the model and the item."""
         own = self.engine.settings
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "engine"}
@@ -65,19 +66,39 @@ class LocalEvaluator:
         return {"name": "local", "version": VERSION, **known, **resolved}
 
     @property
-    def fingerprint(self) -> str:
-        return digest(self.settings)
-
-    @property
-    def wants(self) -> str:
+    def wants(self) -> Wants:
         """How the engine takes its soups."""
-        return str(self.engine.wants)
+        return self.engine.wants
+
+    def module_settings(self) -> ModuleSettings:
+        """How the module is loaded, as far as the engine leaves that to the evaluator."""
+        device, trust = self.resolved_device, self.trust_remote_code
+        return self.engine.module_settings(ModuleSettings(device=device, dtype=self.dtype, trust_remote_code=trust))
 
     @property
-    def stage(self) -> ModuleSettings | None:
-        """How the module is to be loaded, where that is the engine's to say."""
-        found: ModuleSettings | None = self.engine.stage(self)
-        return found
+    def stage(self) -> ModuleSettings:
+        return self.module_settings()
+
+    @property
+    def host(self) -> ModelHost | None:
+        return self.engine.host
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_new_tokens
+
+    def needs(self) -> list[Missing]:
+        return self.engine.needs()
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse chat messages where the tokenizer has no chat template.
+
+        Raises:
+            UserError: the message names the first such item.
+        """
+        chat = next((item for item in items if not isinstance(item.prompt, str)), None)
+        if chat is not None and not _has_template(folder):
+            raise no_template(chat)
 
     @property
     def resolved_threads(self) -> int:
@@ -113,6 +134,16 @@ class LocalEvaluator:
     def close(self) -> None:
         """Let go of what the engine holds."""
         self.engine.close()
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether a tokenizer's files hold a chat template, in any of the places that transformers looks at."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _length(item: Item) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.core.protocols import Objective
+from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import nearest
 from souping.core.types import FloatArray, Item, UserError
 from souping.evaluate import folds
@@ -35,7 +35,7 @@ NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BfclBenchmark:
+class BfclBenchmark(BenchmarkItems):
     """The items of some categories, all of them or those whose ids are named."""
 
     environment: Environment
@@ -43,7 +43,6 @@ class BfclBenchmark:
     ids: tuple[str, ...] = ()
     limit: int | None = None
     title: str = "bfcl"
-    path: str | None = None
 
     def items(self) -> tuple[Item, ...]:
         """In the order of the categories and of their files.
@@ -155,15 +154,15 @@ def prerequisites(environment: Environment, category: str, ids: Sequence[str]) -
 
 
 Version = Literal["v3", "v4"]
-NON_LIVE = (
-    "simple_python",
-    "simple_java",
-    "simple_javascript",
-    "multiple",
-    "parallel",
-    "parallel_multiple",
-    "irrelevance",
-)
+NON_LIVE = {
+    "simple_python": 400,
+    "simple_java": 100,
+    "simple_javascript": 50,
+    "multiple": 200,
+    "parallel": 200,
+    "parallel_multiple": 200,
+    "irrelevance": 240,
+}
 LIVE = {
     "live_simple": 258,
     "live_multiple": 1053,
@@ -172,13 +171,15 @@ LIVE = {
     "live_irrelevance": 884,
     "live_relevance": 16,
 }
-"""Items of each live file: BFCL's live accuracy is over items, not over files."""
+"""Items of each file, as bfcl-eval 2026.3.23 has them. BFCL's live accuracy is over items, not over files."""
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 WEB_SEARCH = ("web_search_base", "web_search_no_snippet")
 MEMORY = ("memory_kv", "memory_vector", "memory_rec_sum")
 SINGLE_TURN = (*NON_LIVE, *LIVE)
+SIZES: Mapping[str, int] = {**NON_LIVE, **LIVE, **dict.fromkeys(MULTI_TURN, 200)}
+"""Items of v3's 17 files, 4,441 together."""
 COLLECTIONS: Mapping[str, tuple[str, ...]] = {
-    "non_live": NON_LIVE,
+    "non_live": tuple(NON_LIVE),
     "live": tuple(LIVE),
     "single_turn": SINGLE_TURN,
     "multi_turn": MULTI_TURN,

@@ -10,11 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from souping.core.protocols import Evaluator, ModelHost, Served, Wants
 from souping.core.text import nearest
-from souping.core.types import Item, Recipe, Record, UserError, digest
-from souping.evaluate.bfcl.benchmark import BfclBenchmark, Version, chosen, needs_full, prerequisites
+from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
+from souping.evaluate.benchmark import outline_items
+from souping.evaluate.bfcl.benchmark import (
+    MULTI_TURN,
+    SIZES,
+    BfclBenchmark,
+    Version,
+    chosen,
+    needs_full,
+    prerequisites,
+)
 from souping.evaluate.bfcl.environment import (
     RUNNER,
     Environment,
@@ -25,6 +35,7 @@ from souping.evaluate.bfcl.environment import (
     place_of,
     records,
 )
+from souping.evaluate.servers import Server
 from souping.evaluate.servers.process import Process, RunningServer
 
 PROTOCOL = 1
@@ -38,7 +49,7 @@ class ServerSlot:
     running: RunningServer | None = None
     folder: Path | None = None
 
-    def serve(self, server: Any, folder: Path) -> RunningServer:
+    def serve(self, server: Server, folder: Path) -> RunningServer:
         """The server of this model; the one of another model is stopped first."""
         if self.running is None or self.folder != folder:
             self.close()
@@ -52,7 +63,7 @@ class ServerSlot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BfclEvaluator:
+class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
 
     `handler` is how a model is asked and its answer read: a model name of bfcl-eval's registry, `chat-template` (the
@@ -61,9 +72,7 @@ class BfclEvaluator:
     ask, `limit` the first so many of each category.
     """
 
-    wants: ClassVar[str] = "folder"
-
-    server: Any
+    server: Server
     version: Version = "v3"
     categories: list[str] | None = None
     ids: list[str] = field(default_factory=list)
@@ -76,7 +85,7 @@ class BfclEvaluator:
     threads: int = 100
     batch_size: int = 512
     dir: str | None = None
-    _stand: ServerSlot = field(init=False, repr=False, compare=False, default_factory=ServerSlot)
+    _slot: ServerSlot = field(init=False, repr=False, compare=False, default_factory=ServerSlot)
 
     def __post_init__(self) -> None:
         chosen(self.version, self.categories)
@@ -90,7 +99,7 @@ class BfclEvaluator:
             raise UserError("evaluator.soup_handlers names a handler twice")
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """What a score depends on beside the model and the item. Categories are the items' own."""
         choice = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
         return {
@@ -105,8 +114,24 @@ class BfclEvaluator:
         }
 
     @property
-    def fingerprint(self) -> str:
-        return digest(self.settings)
+    def wants(self) -> Wants:
+        return "folder"
+
+    @property
+    def host(self) -> ModelHost:
+        return self.server.host
+
+    @property
+    def answer_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def needs(self) -> list[Missing]:
+        """The environment, and what the server lacks."""
+        try:
+            _ = self.environment
+        except UserError as error:
+            return [Missing.from_error(error), *self.server.needs()]
+        return self.server.needs()
 
     @cached_property
     def environment(self) -> Environment:
@@ -131,6 +156,16 @@ class BfclEvaluator:
         check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
 
     @property
+    def brings_items(self) -> bool:
+        return True
+
+    def outline(self) -> tuple[Item, ...]:
+        """Items without content, of the categories whose sizes are known."""
+        names = chosen(self.version, self.categories)
+        sizes = {name: SIZES[name] for name in names} if set(names) <= set(SIZES) else {}
+        return outline_items(sizes, self.limit, shared=MULTI_TURN)
+
+    @property
     def benchmark(self) -> BfclBenchmark:
         """Its own items: their folds and groups do not depend on which categories are asked."""
         return BfclBenchmark(
@@ -149,20 +184,20 @@ class BfclEvaluator:
     def by(self, handler: str) -> BfclEvaluator:
         """This evaluator with that handler for everything; the two share their server."""
         twin = replace(self, handler=handler, handlers=None, soup_handlers=[])
-        object.__setattr__(twin, "_stand", self._stand)
+        object.__setattr__(twin, "_slot", self._slot)
         return twin
 
     def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
 
-    def evaluate(self, model: Any, items: Sequence[Item]) -> list[Record]:
+    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
         """Ask and score. An item whose prompt does not fit the model's context scores 0, its output says so.
 
         Raises:
             UserError: the server, the environment or every single item failed.
         """
-        _check_code(model.folder, bool(getattr(self.server, "trust_remote_code", False)))
-        running = self._stand.serve(self.server, model.folder)
+        _check_code(model.folder, self.server.trust_remote_code)
+        running = self._slot.serve(self.server, model.folder)
         wanted = {"url": running.url, "model": running.model, "folder": str(model.folder), "threads": self.threads}
         wanted |= {"temperature": self.temperature, "max_tokens": self.max_tokens}
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
@@ -182,7 +217,7 @@ class BfclEvaluator:
         return {name: [*prerequisites(self.environment, name, own), *own] for name, own in ids.items()}
 
     def close(self) -> None:
-        self._stand.close()
+        self._slot.close()
 
 
 def _check_code(folder: Path, trusted: bool) -> None:

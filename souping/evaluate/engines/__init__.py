@@ -1,19 +1,16 @@
-"""How prompts become texts under `evaluator=local`: `engine={transformers,vllm}`."""
+"""Engines of `evaluator=local`, which turn prompts into texts: `engine={transformers,vllm}`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-from souping.core.protocols import Served
-from souping.core.types import Item, UserError
-
-__all__ = ["Asked", "Engine", "Stage", "check_gpu_settings"]
+from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
+from souping.core.types import Item, Json, UserError
 
 
 class Asked(Protocol):
-    """What an evaluator asks of an engine: greedy answers that end at a text of `stop` or after `max_new_tokens`.
+    """Wish of an evaluator: greedy answers that end at a text of `stop` or after `max_new_tokens`.
 
     The rest says how the machine is used, where the engine lets the evaluator say it.
     """
@@ -34,38 +31,32 @@ class Asked(Protocol):
     def trust_remote_code(self) -> bool: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModuleSettings:
-    """How the module that soups are poured into is to be loaded, where that is the engine's to say."""
-
-    resolved_device: str
-    dtype: str
-    trust_remote_code: bool
-
-
-class Engine(Protocol):
-    """An engine's settings, checked at composition. What it holds between two soups, `close` lets go."""
-
-    @property
-    def wants(self) -> Literal["module", "either"]:
-        """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Any] | None:
-        """What answers depend on beside the evaluator's settings. None where the evaluator's settings say it all;
-        else those of the machine (dtype, device, threads, workers) have no part in it."""
-        ...
-
-    def stage(self, asked: Asked) -> ModuleSettings | None:
-        """How the module is loaded, if not as the evaluator says."""
-        ...
+class Engine(Part, Protocol):
+    """Settings of an engine, checked at composition. What it holds between two soups, `close` lets go."""
 
     def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
         """The texts, in the items' order. UserError where a prompt does not fit or the engine cannot run."""
         ...
 
-    def close(self) -> None: ...
+    @property
+    def wants(self) -> Wants:
+        """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
+        return "module"
+
+    @property
+    def settings(self) -> Mapping[str, Json] | None:
+        """What answers depend on beside the evaluator's settings. None where the evaluator's settings say it all;
+        else those of the machine (dtype, device, threads, workers) have no part in it."""
+        return None
+
+    def module_settings(self, wished: ModuleSettings) -> ModuleSettings:
+        """How the live module is loaded, where the evaluator wishes it so."""
+        return wished
+
+    @property
+    def host(self) -> ModelHost | None:
+        """What holds the model in processes of its own, if anything does."""
+        return None
 
 
 def check_gpu_settings(where: str, tensor_parallel_size: int, fraction: float, max_model_len: int | None) -> None:

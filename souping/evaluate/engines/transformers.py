@@ -12,31 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from souping.core.protocols import Served
+from souping.core.protocols import Evaluator, ModuleSettings, Served
 from souping.core.types import Item, UserError
-from souping.evaluate.engines import Asked, ModuleSettings
+from souping.evaluate.engines import Asked, Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Batched greedy decoding with a KV cache. Its settings are the evaluator's: dtype, device, threads, workers."""
-
-    @property
-    def wants(self) -> Literal["module", "either"]:
-        return "module"
-
-    @property
-    def settings(self) -> None:
-        """The evaluator's settings say it all, so that scores in older stores stay valid."""
-        return None
-
-    def stage(self, asked: Asked) -> ModuleSettings | None:
-        return None
-
-    def close(self) -> None:
-        """It holds nothing: the module is the kitchen's."""
 
     def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
         """The texts, in the items' order; `asked.workers` threads share the items."""
@@ -119,13 +104,18 @@ def render(tokenizer: Any, item: Item) -> list[int]:
     return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
 
 
+def no_template(item: Item) -> UserError:
+    """Error of an item whose messages nothing can write out."""
+    return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
+
+
 def _chat(tokenizer: Any, item: Item) -> str:
     """The item's messages and tools as the tokenizer's chat template writes them."""
     from jinja2 import TemplateError
 
     template = getattr(tokenizer, "chat_template", None)
     if not template:
-        raise UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
+        raise no_template(item)
     if item.tools and "tools" not in str(template):
         raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
     messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[arg-type]
@@ -168,8 +158,8 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_module(folder: Path, evaluator: Any) -> Any:
-    """The architecture of `folder` as a live module in the evaluator's compute dtype, on its device.
+def load_module(folder: Path, wished: ModuleSettings | Evaluator) -> Any:
+    """The architecture of `folder` as a live module in the wished compute dtype, on the wished device.
 
     dtype `auto` is the folder's own.
 
@@ -180,14 +170,16 @@ def load_module(folder: Path, evaluator: Any) -> Any:
     import transformers
 
     quiet()
-    device = evaluator.resolved_device
+    settings = wished if isinstance(wished, ModuleSettings) else wished.module_settings()
+    device, trust = settings.device, settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=evaluator.trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        dtype = "auto" if evaluator.dtype == "auto" else getattr(torch, evaluator.dtype)
-        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=evaluator.trust_remote_code)
+        own = settings.dtype in (None, "auto")
+        dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
+        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
     return module.to(device).eval()

@@ -19,13 +19,14 @@ import multiprocessing
 import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from souping.core.protocols import Served
-from souping.core.types import Item, UserError
-from souping.evaluate.engines import Asked, ModuleSettings, check_gpu_settings
+from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
+from souping.core.types import Item, Json, Missing, UserError
+from souping.evaluate.engines import Asked, Engine, check_gpu_settings
 from souping.evaluate.engines.transformers import check_context, cut, first_line, render
 from souping.evaluate.engines.watch import Watch
 
@@ -54,7 +55,7 @@ class EngineState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VllmEngine:
+class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
 
     `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup reaches the
@@ -77,18 +78,26 @@ class VllmEngine:
         check_gpu_settings("engine", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
 
     @property
-    def wants(self) -> Literal["module", "either"]:
+    def wants(self) -> Wants:
         return "either"
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """What answers depend on beside the evaluator's settings."""
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
 
-    def stage(self, asked: Asked) -> ModuleSettings:
+    def module_settings(self, wished: ModuleSettings) -> ModuleSettings:
         """Soups are poured in main memory: the GPUs are vLLM's."""
-        return ModuleSettings(resolved_device="cpu", dtype=self.dtype, trust_remote_code=asked.trust_remote_code)
+        return replace(wished, device="cpu", dtype=self.dtype)
+
+    @property
+    def host(self) -> ModelHost:
+        return ModelHost(dtype=self.dtype, gpus=self.tensor_parallel_size, fraction=self.gpu_memory_utilization)
+
+    def needs(self) -> list[Missing]:
+        there = find_spec("vllm") is not None
+        return [] if there else [Missing(what="the package vllm", mends='pip install "souping[vllm]"')]
 
     def close(self) -> None:
         """End vLLM's processes."""

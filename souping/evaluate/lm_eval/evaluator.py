@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from souping.core.protocols import Served
+from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import nearest
-from souping.core.types import FloatArray, Item, Record, UserError, digest
+from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
+from souping.evaluate.benchmark import outline_items
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
 from souping.evaluate.lm_eval.model import HarnessModelCache, run
-from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values
+from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
 
 VERSION = 1
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -52,11 +54,10 @@ IN_ITEMS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessBenchmark:
+class HarnessBenchmark(BenchmarkItems):
     """The documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
 
     evaluator: HarnessEvaluator
-    path: None = None
 
     @property
     def title(self) -> str:
@@ -72,7 +73,7 @@ class HarnessBenchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessEvaluator:
+class HarnessEvaluator(Evaluator):
     """Scores a live module with any tasks of lm-evaluation-harness, a record for every document.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
@@ -155,26 +156,40 @@ class HarnessEvaluator:
     def resolved_device(self) -> str:
         return self._machine.resolved_device
 
+    def module_settings(self) -> ModuleSettings:
+        """How the module is loaded."""
+        device, trust = self.resolved_device, self.trust_remote_code
+        return ModuleSettings(device=device, dtype=self.dtype, trust_remote_code=trust)
+
+    def needs(self) -> list[Missing]:
+        there = find_spec("lm_eval") is not None
+        return [] if there else [Missing(what="the package lm_eval", mends='pip install "souping[lm-eval]"')]
+
     @cached_property
     def loaded(self) -> dict[str, Loaded]:
         """The tasks, read once."""
         return load(self)
 
     @property
+    def brings_items(self) -> bool:
+        return True
+
+    @property
     def benchmark(self) -> HarnessBenchmark:
         """The items that the tasks bring."""
         return HarnessBenchmark(evaluator=self)
 
+    def outline(self) -> tuple[Item, ...]:
+        """Items without content, where all tasks are known by their published sizes."""
+        sizes = published_sizes(self.tasks)
+        return outline_items(sizes, self.limit, shared=sizes if self.group == "doc" else ())
+
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """Everything a score depends on beside the model and the item."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS}
         machine = {"threads": self._machine.resolved_threads, "device": self.resolved_device}
         return {**known, **machine, "evaluator": "lm_eval", "version": VERSION, "lm_eval": harness_version()}
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(self.settings)
 
     def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide."""

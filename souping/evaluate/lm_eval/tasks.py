@@ -15,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,16 @@ import numpy as np
 from souping.core.text import nearest
 from souping.core.types import FloatArray, UserError
 from souping.evaluate.lm_eval.errors import LogListener, not_loaded, quiet, require, unknown
+
+PUBLISHED: tuple[tuple[str, int, int], ...] = (
+    (r"mgsm_\w+_[a-z]{2}", 250, 1),
+    (r"flores36", 1012, 36),
+    (r"infinitebench_longbook_qa_en", 351, 1),
+    (r"infinitebench_longbook_choice_en", 229, 1),
+    (r"infinitebench_longdialogue_qa_en", 200, 1),
+)
+"""(pattern of a task's name, documents of one leaf task, leaf tasks): MGSM, 250 problems a language (Shi et al. 2022);
+FLORES-200's devtest, 1,012 sentences (NLLB Team 2022); infinite-Bench's tasks (Zhang et al. 2024, table 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +83,18 @@ def load(evaluator: Any) -> dict[str, Loaded]:
                 loaded[name] = _loaded(evaluator, name, entry, task)
     _check_named(evaluator, loaded)
     return loaded
+
+
+def published_sizes(tasks: Sequence[object]) -> dict[str, int]:
+    """{leaf task: documents} of tasks whose sizes are published; nothing where one of them is not known."""
+    sizes: dict[str, int] = {}
+    for task in tasks:
+        known = next((row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)), None)
+        if known is None:
+            return {}
+        _, size, leaves = known
+        sizes |= {str(task) if leaves == 1 else f"{task} {leaf}": size for leaf in range(1, leaves + 1)}
+    return sizes
 
 
 def _seed(evaluator: Any) -> None:

@@ -1,7 +1,4 @@
-"""The settings that every server has, and what each does alike: check, start, or find one that runs already.
-
-OpenAI-compatible servers that a run starts, uses and stops, or finds: `server={transformers,vllm}`.
-"""
+"""OpenAI-compatible servers that a run starts, uses and stops, or finds: `server={transformers,vllm}`."""
 
 from __future__ import annotations
 
@@ -13,17 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
-from souping.core.types import UserError
+from souping.core.protocols import ModelHost
+from souping.core.types import Json, Missing, UserError
 from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server(ABC):
-    """Where a server runs. `url` is one that somebody else runs; else it is started on `port` (a free one by default)
-    by `python` (the interpreter of another environment; this one by default), which has `timeout` seconds to load a
-    model. `extra_args` go to its command line as they are.
+    """Settings of a server, checked at composition; `start` makes it serve one model.
+
+    `url` is one that somebody else runs; else it is started on `port` (a free one by default) by `python` (the
+    interpreter of another environment; this one by default), which has `timeout` seconds to load a model. `extra_args`
+    go to its command line as they are.
     """
 
     title: ClassVar[str]
@@ -33,6 +33,7 @@ class Server(ABC):
     timeout: float = 1800.0
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.url is not None:
@@ -46,11 +47,29 @@ class Server(ABC):
     def interpreter(self) -> str:
         return str(Path(self.python).expanduser()) if self.python else sys.executable
 
-    def common(self, name: str, version: int) -> dict[str, Any]:
+    def common(self, name: str, version: int) -> dict[str, Json]:
         """The settings, common to all servers, that can change answers. Of a found server only its address is known."""
         if self.url is not None:
             return {"name": name, "version": version, "url": base(self.url)}
         return {"name": name, "version": version, "extra_args": list(self.extra_args)}
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Json]:
+        """Everything that can change an answer beside the model and the request."""
+
+    @property
+    @abstractmethod
+    def host(self) -> ModelHost:
+        """Where the model is held, as far as plans and checks ask."""
+
+    def needs(self) -> list[Missing]:
+        """What `check` refuses, as something that can be mended."""
+        try:
+            self.check()
+        except UserError as error:
+            return [Missing.from_error(error)]
+        return []
 
     def check(self) -> None:
         """Refuse, before any work, what cannot start here.
@@ -67,7 +86,10 @@ class Server(ABC):
             raise UserError(f"server.url={self.url} does not answer: {error}") from error
 
     def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> RunningServer:
-        """A server for the model in `folder`; `say` hears how long the loading takes.
+        """A running server for the model in `folder`, called `name` in messages; `say` hears how long it loads.
+
+        Its log goes to `log_dir`, else to a temporary folder that stays only where it fails. The caller calls `stop()`;
+        the server ends in any case when the caller's process does.
 
         Raises:
             UserError: as `check`, or the model does not load.
@@ -130,28 +152,3 @@ def _absent_there(interpreter: str, packages: Sequence[str]) -> list[str]:
     if done.returncode:
         raise UserError(f"server.python={interpreter} is no Python interpreter: it ended with {done.returncode}")
     return done.stdout.split()
-
-
-__all__ = ["Running", "Say", "ServerChoice"]
-
-
-class ServerChoice(Protocol):
-    """A server's settings, checked at composition; `start` makes it serve one model."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that can change an answer beside the model and the request."""
-        ...
-
-    def check(self) -> None:
-        """Refuse, before any work, what cannot start here (UserError)."""
-        ...
-
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> RunningServer:
-        """A running server for the model in `folder`, called `name` in messages.
-
-        Its log goes to `log_dir`, else to a temporary folder that stays only where it fails; `say` hears how long the
-        loading takes. UserError in one or two lines where it does not come up. The caller calls `stop()`; the server
-        ends in any case when the caller's process does.
-        """
-        ...

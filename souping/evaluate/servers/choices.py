@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from souping.core.types import UserError
+from souping.core.protocols import ModelHost
+from souping.core.types import Json, UserError
 from souping.evaluate.engines import check_gpu_settings
 from souping.evaluate.engines.vllm import tied
 from souping.evaluate.servers import Server, check_packages
@@ -39,20 +40,24 @@ class VllmServer(Server):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     enforce_eager: bool = False
     seed: int = 0
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_gpu_settings("server", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """What can change an answer beside the model and the request."""
         known = self.common("vllm", VLLM_VERSION)
         if self.url is not None:
             return known
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
         return {**known, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def host(self) -> ModelHost:
+        gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
+        return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
     def check_installed(self) -> None:
         check_packages("vllm", self.interpreter, ("vllm",), "souping[vllm]", "vllm")
@@ -115,10 +120,9 @@ class TransformersServer(Server):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None
     continuous_batching: bool = False
-    trust_remote_code: bool = False
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """What can change an answer beside the model and the request."""
         known = self.common("transformers", TRANSFORMERS_VERSION)
         if self.url is not None:
@@ -130,6 +134,10 @@ class TransformersServer(Server):
             "attn_implementation": self.attn_implementation,
             "continuous_batching": self.continuous_batching,
         }
+
+    @property
+    def host(self) -> ModelHost:
+        return ModelHost(dtype=self.dtype, url=self.url)
 
     def check_installed(self) -> None:
         check_packages("transformers", self.interpreter, NEEDS, "souping[serving]", "transformers[serving]")

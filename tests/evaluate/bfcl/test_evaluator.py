@@ -97,7 +97,7 @@ class TestGenerate:
         )
         try:
             found = evaluator.evaluate(table(COOK), asked)
-            running = evaluator._stand.running
+            running = evaluator._slot.running
             assert running is not None
             assert running.process is not None
             assert running.process.alive
@@ -210,7 +210,7 @@ class TestHandlers:
         assert plain.fingerprint != chat.fingerprint
         assert plain.fingerprint == BfclEvaluator(server=SERVER, handler="plain").fingerprint
         assert self.EVALUATOR.fingerprint not in (plain.fingerprint, chat.fingerprint)
-        assert plain._stand is self.EVALUATOR._stand
+        assert plain._slot is self.EVALUATOR._slot
 
     @pytest.mark.parametrize(
         "change", [{"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": TransformersServer()}]

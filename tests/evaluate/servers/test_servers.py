@@ -23,7 +23,7 @@ import pytest
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import ServerChoice
+from souping.evaluate.servers import Server
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import (
     LaunchSpec,
@@ -39,7 +39,7 @@ from souping.examples import pantry
 from tests.conftest import ROOT
 from tests.support.processes import gone, members, wait_for
 
-SERVERS: list[ServerChoice] = [TransformersServer(device="cpu"), VllmServer()]
+SERVERS: list[Server] = [TransformersServer(device="cpu"), VllmServer()]
 REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
 real = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
