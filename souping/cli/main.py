@@ -225,7 +225,7 @@ class SweepEnd(Callback):
     """At a multirun's end: the table of its jobs, in the sweep's folder and, with `tracker=wandb`, as one W&B run."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from souping.report.files import read_jobs, write_sweep
+        from souping.report.files import read_jobs, sweep_lines, write_sweep
 
         sweep_dir = Path(config.hydra.sweep.dir)
         jobs = read_jobs(sweep_dir)
@@ -233,10 +233,7 @@ class SweepEnd(Callback):
             return
         self._track(sweep_dir, jobs)
         print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
-        common = set.intersection(*(set(job["overrides"]) for job in jobs))
-        for job in jobs:
-            value, own = job["objective"], [o for o in job["overrides"] if o not in common]
-            print(f"  {'' if value is None else f'{100 * value:.2f}':>15} {' '.join(own)}")
+        print("\n".join(sweep_lines(jobs)))
 
     def _track(self, sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         """One summary in the group of the jobs, by a tracker as theirs was."""

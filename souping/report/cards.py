@@ -1,11 +1,8 @@
-"""The soup's model card: a function of the recipe and the search alone, so that equal soups have equal cards.
+"""Model cards: the soup's own, a function of recipe and search alone, and that of a soup that goes to the Hub.
 
-The card of a soup that goes to the Hub: the run's report in figures, the parents, the licence.
-
-Which licence a soup can have: the strictest of its ingredients', where that one takes in all the others.
-
-Names are the Hub's (https://huggingface.co/docs/hub/repositories-licenses). This is a reading of the licences' own
-compatibility rules for the usual cases and no legal advice; what it does not know becomes `other`, with the list.
+Which licence a soup can have: the strictest of its ingredients', where that one takes in all the others. Names are the
+Hub's (https://huggingface.co/docs/hub/repositories-licenses). This is a reading of the licences' own compatibility
+rules for the usual cases and no legal advice; what it does not know becomes `other`, with the list.
 """
 
 from __future__ import annotations
@@ -14,262 +11,19 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from souping.core.types import Json, entries, number, part, texts
 from souping.report import sections, tables
-from souping.report.format import clean, count, escape_markdown, listed, number, percent
-from souping.report.render import _markdown_table, fenced
+from souping.report.format import clean, count, escape_markdown, listed, percent
+from souping.report.render import fenced, markdown_table
 from souping.report.sections import benchmark, headline
-from souping.report.tables import Report, comparisons, entries, part, scores
+from souping.report.tables import Report, Row, comparisons, scores
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-
-
-def card(parts: Report) -> str:
-    """README.md of a soup's folder, with the Hub's front matter.
-
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required; `selection`,
-    `objective`, `experiment`, `benchmark`, `folds`, `rebuild` and `search` are used where present. `search` is
-    {objective, categories {name: mean}, items, singles {ingredient: objective}} on the search fold, fractions of 1.
-    No date, path or timing enters: a path-like name is cut to its last part.
-    """
-    known = named(parts)
-    blocks = [_front_matter(known), *head(known), *_scores(known), *rebuild(known)]
-    return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def named(parts: Report) -> Report:
-    """The parts with ingredients' names that show no machine."""
-    return {**parts, "recipe": _named(part(parts, "recipe"))}
-
-
-def head(known: Report) -> list[str]:
-    """Title, what it is, and the recipe."""
-    return [f"# {_title(known)}", _summary(known), "## Recipe", _markdown_table(tables.recipe(known)), _method(known)]
-
-
-def parents_named(recipe: Mapping[str, Any]) -> list[str]:
-    """The models that a recipe is made of as the Hub names them: those that came from there, else all names it could
-    have."""
-    sources = [str(source).partition("@")[0] for source in (recipe.get("sources") or {}).values()]
-    return sources or [name for name in recipe["ingredients"] if HUB_NAME.fullmatch(name)]
-
-
-def public_name(name: Any) -> str:
-    """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
-    text = clean(name)
-    return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-
-
-def _named(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    sources = {public_name(name): source for name, source in (recipe.get("sources") or {}).items()}
-    return {**recipe, "ingredients": [public_name(n) for n in recipe.get("ingredients") or []], "sources": sources}
-
-
-def _title(parts: Report) -> str:
-    return f"Soup {escape_markdown(part(parts, 'recipe').get('id'))}"
-
-
-def _front_matter(parts: Report) -> str:
-    """YAML; strings are JSON strings, which YAML reads alike. Names that the Hub cannot have are left out."""
-    names = parents_named(part(parts, "recipe"))
-    lines = ["---"]
-    if names:
-        lines += ["base_model:", *(f"- {_quote(name)}" for name in names), "base_model_relation: merge"]
-    lines += ["library_name: transformers", "tags:", "- merge", "- souping", *_index(parts), "---"]
-    return "\n".join(lines)
-
-
-def _index(parts: Report) -> list[str]:
-    """The model-index of the search fold's scores, where there are any."""
-    metrics = _metrics(parts)
-    if not metrics:
-        return []
-    name = clean(part(parts, "recipe").get("id"))
-    data = benchmark(parts) or "benchmark"
-    lines = [
-        "model-index:",
-        f"- name: {_quote(f'soup {name}')}",
-        "  results:",
-        "  - task:",
-        "      type: text-generation",
-    ]
-    lines += ["    dataset:", f"      name: {_quote(f'{data}, search fold')}", f"      type: {_quote(kind(parts))}"]
-    lines.append("    metrics:")
-    for label, value in metrics:
-        lines += ["    - type: accuracy", f"      name: {_quote(label)}", f"      value: {round(value, 6)!r}"]
-    return lines
-
-
-def kind(parts: Report) -> str:
-    found = parts.get("benchmark")
-    name = found.get("name") if isinstance(found, Mapping) else found
-    return re.sub(r"[^\w.-]+", "-", clean(name)).strip("-") or "benchmark"
-
-
-def _metrics(parts: Report) -> list[tuple[str, float]]:
-    """[(label, fraction)]: the objective, then every category, on the search fold."""
-    search = part(parts, "search")
-    whole = search.get("objective", part(parts, "objective").get("search"))
-    pairs = [("objective", whole), *part(search, "categories").items()]
-    values = [(clean(label), number(value)) for label, value in pairs]
-    return [(label, value) for label, value in values if value is not None]
-
-
-def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _summary(parts: Report) -> str:
-    names = part(parts, "recipe")["ingredients"]
-    many = len(names) > 1
-    what = (
-        f"A weighted average of the weights of {len(names)} models"
-        if many
-        else "A copy of one model: the search found no mixture above it"
-    )
-    made = f", made with souping for {escape_markdown(benchmark(parts))}" if benchmark(parts) else ", made with souping"
-    return f"{what}{made}. {escape_markdown(_why(parts))}".strip()
-
-
-def _why(parts: Report) -> str:
-    """Which categories the experts were picked for."""
-    chosen = part(part(parts, "selection"), "experts")
-    by_model: dict[str, list[str]] = {}
-    for category, name in chosen.items():
-        by_model.setdefault(public_name(name), []).append(clean(category))
-    shown = "; ".join(f"{name} for {listed(found)}" for name, found in by_model.items())
-    return f"Experts: {shown}." if shown else ""
-
-
-def rebuild(parts: Report) -> list[str]:
-    command = sections.rebuild(parts, folder="")
-    return (
-        ["## Rebuild", f"Run it in this folder. {sections.how_to_rebuild(parts)}", fenced(command)] if command else []
-    )
-
-
-def _method(parts: Report) -> str:
-    found = part(parts, "recipe")
-    settings = json.dumps(found.get("settings") or {}, sort_keys=True)
-    extra = f" Settings: `{settings}`." if found.get("settings") else ""
-    return f"Method `{clean(found.get('method'))}`, stored as `{clean(found.get('dtype'))}`.{extra}"
-
-
-def _scores(parts: Report) -> list[str]:
-    """Scores on the search fold: they chose the weights, so they flatter; the report of the run has the fair ones."""
-    metrics = _metrics(parts)
-    if not metrics:
-        return []
-    items = part(parts, "search").get("items", part(parts, "folds").get("search"))
-    size = f" ({count(items)} items)" if number(items) is not None else ""
-    text = (
-        f"Percent correct on the search fold{size}. The weights were chosen on these items, so the numbers flatter "
-        "the soup; the run's report has those of items that nothing was chosen on."
-    )
-    lines = [(label, percent(value)) for label, value in metrics]
-    singles = part(parts, "search").get("singles")
-    lines += [(f"objective of {public_name(n)} alone", percent(v)) for n, v in (singles or {}).items()]
-    return ["## Scores", text, _markdown_table(tables.grid(("score", "%"), lines))]
-
-
-def hub_card(report: Report, licence: Licence) -> str:
-    """README.md for the Hub with the report fold's scores in its model-index (fractions of 1)."""
-    known = named(report)
-    body = "\n\n".join(block for block in [*head(known), *_evidence(known), *_licence(licence)] if block)
-    more = rebuild(known)
-    return _front(known, licence) + "\n\n" + "\n\n".join([body, *more]) + "\n"
-
-
-def relicensed(text: str, licence: Licence) -> str:
-    """A card that lies beside a soup, with the licence and nothing else changed.
-
-    Raises:
-        ValueError: its front matter cannot be read.
-    """
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        found = ModelCard(text, ignore_metadata_errors=True)
-    except YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    for key, value in _licence_keys(licence).items():
-        setattr(found.data, key, value)
-    notes = "\n\n".join(_licence(licence))
-    body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", found.text, flags=re.DOTALL).strip()
-    return f"---\n{found.data.to_yaml()}\n---\n\n{body}{f'{chr(10) * 2}{notes}' if notes else ''}\n"
-
-
-def _front(known: Report, licence: Licence) -> str:
-    """The front matter, by the Hub's own writer."""
-    from huggingface_hub import ModelCardData
-
-    recipe, results = part(known, "recipe"), _results(known)
-    parents = parents_named(recipe)
-    data = ModelCardData(
-        base_model=parents or None,  # type: ignore[arg-type]  # a list is what the Hub wants
-        library_name="transformers",
-        tags=["merge", "souping"],
-        model_name=f"soup {clean(recipe.get('id'))}" if results else None,
-        eval_results=results or None,
-    )
-    if parents:
-        data["base_model_relation"] = "merge"
-    for key, value in _licence_keys(licence).items():
-        data[key] = value
-    return f"---\n{data.to_yaml()}\n---"
-
-
-def _licence_keys(licence: Licence) -> dict[str, str]:
-    """The Hub wants a name and a link beside `other`."""
-    keys = {"license": licence.id}
-    return {**keys, "license_name": licence.name, "license_link": "README.md"} if licence.id == "other" else keys
-
-
-def _results(known: Report) -> list[Any]:
-    """The soup's objective and categories on the report fold."""
+if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    row = next((row for row in entries(known, "rows") if row.get("kind") == "soup"), None)
-    if row is None:
-        return []
-    data = {"name": f"{benchmark(known) or 'benchmark'}, report fold", "type": kind(known)}
-    pairs = [("objective", row.get("objective")), *(row.get("scores") or {}).items()]
-    values = [(clean(label), number((score or {}).get("mean"))) for label, score in pairs]
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_name=data["name"],
-            dataset_type=data["type"],
-            metric_type="accuracy",
-            metric_name=label,
-            metric_value=round(value, 6),
-        )
-        for label, value in values
-        if value is not None
-    ]
-
-
-def _evidence(known: Report) -> list[str]:
-    """The verdict and the report fold's tables."""
-    if not entries(known, "rows"):
-        return []
-    text = (
-        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
-        "weights saw these items."
-    )
-    if part(known, "selection").get("published"):
-        text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    blocks = ["## Result", escape_markdown(headline(known)), text, _markdown_table(scores(known))]
-    compared = comparisons(known) if entries(known, "comparisons") else None
-    return [*blocks, _markdown_table(compared)] if compared else blocks
-
-
-def _licence(licence: Licence) -> list[str]:
-    return ["## Licence", *map(escape_markdown, licence.notes)] if licence.notes else []
-
-
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 PERMISSIVE = (
     "cc0-1.0", "unlicense", "wtfpl", "pddl", "mit", "isc", "zlib", "bsl-1.0", "ncsa", "postgresql", "bsd",
     "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "ecl-2.0", "afl-3.0", "apache-2.0",
@@ -308,14 +62,256 @@ class Licence:
     notes: tuple[str, ...] = ()
 
 
-def combine(found: Mapping[str, str]) -> Licence:
+def card(parts: Report) -> str:
+    """README.md of a soup's folder, with the Hub's front matter.
+
+    `parts` is a report, or what is known of one when the soup is written: `recipe` is required; `selection`,
+    `objective`, `experiment`, `benchmark`, `folds`, `rebuild` and `search` are used where present. `search` is
+    {objective, categories {name: mean}, items, singles {ingredient: objective}} on the search fold, fractions of 1.
+    No date, path or timing enters: a path-like name is cut to its last part.
+    """
+    known = named(parts)
+    blocks = [_front_matter(known), *head(known), *_scores(known), *rebuild(known)]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def named(parts: Report) -> Report:
+    """The parts with ingredients' names that show no machine."""
+    return {**parts, "recipe": _named(part(parts, "recipe"))}
+
+
+def head(known: Report) -> list[str]:
+    """Title, what it is, and the recipe."""
+    return [f"# {_title(known)}", _summary(known), "## Recipe", markdown_table(tables.recipe(known)), _method(known)]
+
+
+def parents_named(recipe: Row) -> list[str]:
+    """The models that a recipe is made of as the Hub names them: those that came from there, else all names it could
+    have."""
+    sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
+    return sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
+
+
+def public_name(name: Json) -> str:
+    """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
+    text = clean(name)
+    return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def _named(recipe: Row) -> Row:
+    sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
+    return {**recipe, "ingredients": [public_name(n) for n in texts(recipe, "ingredients")], "sources": sources}
+
+
+def _title(parts: Report) -> str:
+    return f"Soup {escape_markdown(part(parts, 'recipe').get('id'))}"
+
+
+def _front_matter(parts: Report) -> str:
+    """YAML; strings are JSON strings, which YAML reads alike. Names that the Hub cannot have are left out."""
+    names = parents_named(part(parts, "recipe"))
+    lines = ["---"]
+    if names:
+        lines += ["base_model:", *(f"- {_quote(name)}" for name in names), "base_model_relation: merge"]
+    lines += ["library_name: transformers", "tags:", "- merge", "- souping", *_index(parts), "---"]
+    return "\n".join(lines)
+
+
+def _index(parts: Report) -> list[str]:
+    """The model-index of the search fold's scores, where there are any."""
+    metrics = _metrics(parts)
+    if not metrics:
+        return []
+    name = clean(part(parts, "recipe").get("id"))
+    data = benchmark(parts) or "benchmark"
+    lines = [
+        "model-index:",
+        f"- name: {_quote(f'soup {name}')}",
+        "  results:",
+        "  - task:",
+        "      type: text-generation",
+    ]
+    lines += ["    dataset:", f"      name: {_quote(f'{data}, search fold')}", f"      type: {_quote(kind(parts))}"]
+    lines.append("    metrics:")
+    for label, value in metrics:
+        lines += ["    - type: accuracy", f"      name: {_quote(label)}", f"      value: {round(value, 6)!r}"]
+    return lines
+
+
+def kind(parts: Report) -> str:
+    told = parts.get("benchmark")
+    name = told.get("name") if isinstance(told, Mapping) else told
+    return re.sub(r"[^\w.-]+", "-", clean(name)).strip("-") or "benchmark"
+
+
+def _metrics(parts: Report) -> list[tuple[str, float]]:
+    """[(label, fraction)]: the objective, then every category, on the search fold."""
+    search = part(parts, "search")
+    whole = search.get("objective", part(parts, "objective").get("search"))
+    pairs = [("objective", whole), *part(search, "categories").items()]
+    values = [(clean(label), number(value)) for label, value in pairs]
+    return [(label, value) for label, value in values if value is not None]
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _summary(parts: Report) -> str:
+    size = len(texts(part(parts, "recipe"), "ingredients"))
+    what = "A copy of one model: the search found no mixture above it"
+    if size > 1:
+        what = f"A weighted average of the weights of {size} models"
+    made = f", made with souping for {escape_markdown(benchmark(parts))}" if benchmark(parts) else ", made with souping"
+    return f"{what}{made}. {escape_markdown(_why(parts))}".strip()
+
+
+def _why(parts: Report) -> str:
+    """Which categories the experts were picked for."""
+    chosen = part(part(parts, "selection"), "experts")
+    by_model: dict[str, list[str]] = {}
+    for category, name in chosen.items():
+        by_model.setdefault(public_name(name), []).append(clean(category))
+    shown = "; ".join(f"{name} for {listed(names)}" for name, names in by_model.items())
+    return f"Experts: {shown}." if shown else ""
+
+
+def rebuild(parts: Report) -> list[str]:
+    command = sections.rebuild(parts, folder="")
+    return (
+        ["## Rebuild", f"Run it in this folder. {sections.how_to_rebuild(parts)}", fenced(command)] if command else []
+    )
+
+
+def _method(parts: Report) -> str:
+    recipe = part(parts, "recipe")
+    settings = recipe.get("settings")
+    extra = f" Settings: `{json.dumps(settings, sort_keys=True)}`." if settings else ""
+    return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
+
+
+def _scores(parts: Report) -> list[str]:
+    """Scores on the search fold: they chose the weights, so they flatter; the report of the run has the fair ones."""
+    metrics = _metrics(parts)
+    if not metrics:
+        return []
+    items = part(parts, "search").get("items", part(parts, "folds").get("search"))
+    size = f" ({count(items)} items)" if number(items) is not None else ""
+    text = (
+        f"Percent correct on the search fold{size}. The weights were chosen on these items, so the numbers flatter "
+        "the soup; the run's report has those of items that nothing was chosen on."
+    )
+    lines = [(label, percent(value)) for label, value in metrics]
+    singles = part(part(parts, "search"), "singles")
+    lines += [(f"objective of {public_name(n)} alone", percent(v)) for n, v in singles.items()]
+    return ["## Scores", text, markdown_table(tables.grid(("score", "%"), lines))]
+
+
+def hub_card(report: Report, licence: Licence) -> str:
+    """README.md for the Hub with the report fold's scores in its model-index (fractions of 1)."""
+    known = named(report)
+    body = "\n\n".join(block for block in [*head(known), *_evidence(known), *_licence(licence)] if block)
+    more = rebuild(known)
+    return _front(known, licence) + "\n\n" + "\n\n".join([body, *more]) + "\n"
+
+
+def relicensed(text: str, licence: Licence) -> str:
+    """A card that lies beside a soup, with the licence and nothing else changed.
+
+    Raises:
+        ValueError: its front matter cannot be read.
+    """
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        made = ModelCard(text, ignore_metadata_errors=True)
+    except YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    for key, value in _licence_keys(licence).items():
+        setattr(made.data, key, value)
+    notes = "\n\n".join(_licence(licence))
+    body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", made.text, flags=re.DOTALL).strip()
+    return f"---\n{made.data.to_yaml()}\n---\n\n{body}{f'{chr(10) * 2}{notes}' if notes else ''}\n"
+
+
+def _front(known: Report, licence: Licence) -> str:
+    """The front matter, by the Hub's own writer."""
+    from huggingface_hub import ModelCardData
+
+    recipe, results = part(known, "recipe"), _results(known)
+    parents = parents_named(recipe)
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["merge", "souping"],
+        model_name=f"soup {clean(recipe.get('id'))}" if results else None,
+        eval_results=results or None,
+    )
+    if parents:
+        data["base_model"] = parents
+        data["base_model_relation"] = "merge"
+    for key, value in _licence_keys(licence).items():
+        data[key] = value
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _licence_keys(licence: Licence) -> dict[str, str]:
+    """The Hub wants a name and a link beside `other`."""
+    keys = {"license": licence.id}
+    return {**keys, "license_name": licence.name, "license_link": "README.md"} if licence.id == "other" else keys
+
+
+def _results(known: Report) -> list[EvalResult]:
+    """The soup's objective and categories on the report fold."""
+    from huggingface_hub import EvalResult
+
+    row = next((row for row in entries(known, "rows") if row.get("kind") == "soup"), None)
+    if row is None:
+        return []
+    data = {"name": f"{benchmark(known) or 'benchmark'}, report fold", "type": kind(known)}
+    pairs = [("objective", row.get("objective")), *part(row, "scores").items()]
+    values = [(clean(label), number(score.get("mean"))) for label, score in pairs if isinstance(score, Mapping)]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_name=data["name"],
+            dataset_type=data["type"],
+            metric_type="accuracy",
+            metric_name=label,
+            metric_value=round(value, 6),
+        )
+        for label, value in values
+        if value is not None
+    ]
+
+
+def _evidence(known: Report) -> list[str]:
+    """The verdict and the report fold's tables."""
+    if not entries(known, "rows"):
+        return []
+    text = (
+        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
+        "weights saw these items."
+    )
+    if part(known, "selection").get("published"):
+        text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
+    blocks = ["## Result", escape_markdown(headline(known)), text, markdown_table(scores(known))]
+    compared = comparisons(known) if entries(known, "comparisons") else None
+    return [*blocks, markdown_table(compared)] if compared else blocks
+
+
+def _licence(licence: Licence) -> list[str]:
+    return ["## Licence", *map(escape_markdown, licence.notes)] if licence.notes else []
+
+
+def combine(licences: Mapping[str, str]) -> Licence:
     """The licence of a soup of ingredients with these licences, {ingredient: the Hub's name, "" where unknown}."""
-    names = {value.strip().lower() for value in found.values()}
+    names = {value.strip().lower() for value in licences.values()}
     strictest = next((name for name in sorted(names) if _takes_in(name, names)), "")
     if strictest:
-        notes = [_mixed(found, strictest)] if len(names) > 1 else []
+        notes = [_mixed(licences, strictest)] if len(names) > 1 else []
         return Licence(strictest, notes=(*notes, *_llama(names)))
-    return Licence("other", _slug(names), (_open(found), *_forbidden(found), *_llama(names)))
+    return Licence("other", _slug(names), (_open(licences), *_forbidden(licences), *_llama(names)))
 
 
 def _takes_in(name: str, names: set[str]) -> bool:
@@ -332,22 +328,24 @@ def _slug(names: set[str]) -> str:
     return "-and-".join(known) or "unknown"
 
 
-def _listed(found: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
+def _listed(licences: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
 
 
-def _mixed(found: Mapping[str, str], strictest: str) -> str:
-    return f"The ingredients' licences are {_listed(found)}; the strictest, {strictest}, holds for the whole."
+def _mixed(licences: Mapping[str, str], strictest: str) -> str:
+    return f"The ingredients' licences are {_listed(licences)}; the strictest, {strictest}, holds for the whole."
 
 
-def _open(found: Mapping[str, str]) -> str:
-    unknown = any(value.strip().lower() in ("", "unknown") for value in found.values())
+def _open(licences: Mapping[str, str]) -> str:
+    unknown = any(value.strip().lower() in ("", "unknown") for value in licences.values())
     why = "not all of them are known" if unknown else "none of them is known to take in the others"
-    return f"The ingredients' licences are {_listed(found)}; {why}, so all of them hold: read them before you use this."
+    return (
+        f"The ingredients' licences are {_listed(licences)}; {why}, so all of them hold: read them before you use this."
+    )
 
 
-def _forbidden(found: Mapping[str, str]) -> list[str]:
-    owners = [name for name, licence in found.items() if NO_DERIVATIVES.fullmatch(licence.strip().lower())]
+def _forbidden(licences: Mapping[str, str]) -> list[str]:
+    owners = [name for name, licence in licences.items() if NO_DERIVATIVES.fullmatch(licence.strip().lower())]
     return [f"The licence of {owner} allows nobody to share what is made from it." for owner in owners]
 
 

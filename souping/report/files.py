@@ -1,8 +1,6 @@
-"""Writes a run's report files. Each appears whole or not at all; none holds a date, and report.json no NaN.
+"""Files of a run and of a multirun, with the JSON forms of a selection and of trials that they hold.
 
-The table of a multirun: what each job set and what it reached.
-
-The JSON forms of a selection and of trials, for `selection.json`, `report.json`, `trials.csv` and the plots.
+Each file appears whole or not at all; none holds a date, and report.json no NaN.
 """
 
 from __future__ import annotations
@@ -15,46 +13,47 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Selection, Trial, UserError
+from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
 from souping.report.plots import Drawing, bars, forest, heatmap
 from souping.report.render import markdown, page
-from souping.report.tables import Report, ingredients, part
+from souping.report.tables import Report, Row, ingredients
+
+JOB = "job.json"
 
 
-def write_report(report: Report, trials: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Path]:
+def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
         UserError: the directory cannot be written.
     """
     drawings = draw(report, trials)
-    texts = {
+    pages = {
         "report.json": as_json(report),
         "report.md": markdown(report, trials),
         "report.html": page(report, trials, drawings),
     }
-    paths = [put(run_dir / name, text.encode()) for name, text in texts.items()]
+    paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]
     return paths + [put(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in drawings]
 
 
-def draw(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     made = [forest(report), bars(report), heatmap(report), plots.landscape(report, trials)]
     return [drawing for drawing in made if drawing is not None]
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Json) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Json) -> Json:
     """`value` as JSON knows it."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
@@ -67,7 +66,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def write_trials(trials: Sequence[Mapping[str, Any]], report: Report, path: Path) -> Path:
+def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     """trials.csv: a line a trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
     names = ingredients(report, trials)
     categories = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
@@ -84,14 +83,14 @@ def write_trials(trials: Sequence[Mapping[str, Any]], report: Report, path: Path
     return put(path, stream.getvalue().encode("utf-8", "replace"))
 
 
-def _csv(value: Any) -> Any:
-    found = plain(value)
-    return "" if found is None else repr(found) if isinstance(found, float) else found
+def _csv(value: Json) -> Json:
+    known = plain(value)
+    return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(selection: Mapping[str, Any], path: Path) -> Path:
+def write_selection(selection: Row, path: Path) -> Path:
     """selection.json: `ingredients`, `experts`, `low_correlation`, `metric`, `threshold`, `correlation`, and extras."""
-    empty: dict[str, Any] = {
+    empty: dict[str, Json] = {
         "ingredients": [],
         "experts": {},
         "low_correlation": [],
@@ -116,34 +115,45 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-JOB = "job.json"
-
-
 def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: float | None) -> None:
     """What the sweep's table needs of one job; a file, since jobs may run in other processes."""
-    job = {"job": number, "overrides": list(overrides), "objective": objective, "run_dir": run_dir.name}
+    job: dict[str, Json] = {
+        "job": number,
+        "overrides": list(overrides),
+        "objective": objective,
+        "run_dir": run_dir.name,
+    }
     put(run_dir / JOB, as_json(job).encode())
 
 
-def read_jobs(sweep_dir: Path) -> list[dict[str, Any]]:
+def read_jobs(sweep_dir: Path) -> list[Row]:
     """The jobs that ended well, by number."""
-    jobs = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
-    return sorted(jobs, key=lambda job: int(job["job"]))
+    jobs: list[Row] = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
+    return sorted(jobs, key=lambda job: number(job["job"]) or 0)
 
 
-def write_sweep(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> Path:
+def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
     """sweep.csv, a line a job."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["job", "objective", "overrides", "run_dir"])
     for job in jobs:
-        value = job["objective"]
-        shown = "" if value is None else repr(value)
-        writer.writerow([job["job"], shown, " ".join(job["overrides"]), job["run_dir"]])
+        writer.writerow([job["job"], _csv(job["objective"]), " ".join(texts(job, "overrides")), job["run_dir"]])
     return put(sweep_dir / "sweep.csv", stream.getvalue().encode())
 
 
-def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Any]:
+def sweep_lines(jobs: Sequence[Row]) -> list[str]:
+    """A line a job: what it reached, and which overrides were not everybody's."""
+    given = [texts(job, "overrides") for job in jobs]
+    common = set.intersection(*map(set, given))
+    reached = [number(job["objective"]) for job in jobs]
+    shown = ["" if value is None else f"{100 * value:.2f}" for value in reached]
+    return [
+        f"  {value:>15} {' '.join(o for o in own if o not in common)}" for value, own in zip(shown, given, strict=True)
+    ]
+
+
+def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     rho = selection.correlations
     correlation = None
@@ -164,7 +174,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     }
 
 
-def _scores_seen(scores: ScoreMatrix) -> dict[str, Any]:
+def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:
     """The scores that selection saw, whole."""
     rows = zip(scores.models, scores.values.tolist(), strict=True)
     return {
@@ -174,7 +184,7 @@ def _scores_seen(scores: ScoreMatrix) -> dict[str, Any]:
     }
 
 
-def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Any]]:
+def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Json]]:
     """The JSON form of the trials, in `trials.csv` and the plots."""
     return [
         {

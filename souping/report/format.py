@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from souping.core.types import Json, number
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -22,33 +22,22 @@ KINDS: Mapping[str, str] = {
 DASH = "\N{EN DASH}"
 
 
-def kind_label(kind: Any) -> str:
+def kind_label(kind: Json) -> str:
     return KINDS.get(str(kind), clean(kind))
 
 
-def in_order(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def in_order(rows: Iterable[Mapping[str, Json]]) -> list[Mapping[str, Json]]:
     """Rows by kind (soup first); the given order within a kind."""
-    order = list(KINDS)
-    return sorted(rows, key=lambda row: order.index(row["kind"]) if row.get("kind") in order else len(order))
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return sorted(rows, key=lambda row: order.get(str(row.get("kind")), len(order)))
 
 
-def number(value: Any) -> float | None:
-    """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
-    if value is None or isinstance(value, bool | str):
-        return None
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        return None
-    return result if math.isfinite(result) else None
-
-
-def percent(value: Any, digits: int = 1, sign: bool = False) -> str:
+def percent(value: Json, digits: int = 1, sign: bool = False) -> str:
     """0.7812 -> `78.1`; with `sign`, differences: 0.012 -> `+1.2`."""
-    found = number(value)
-    if found is None:
+    given = number(value)
+    if given is None:
         return DASH
-    shown = f"{100 * found:{'+' if sign else ''}.{digits}f}"
+    shown = f"{100 * given:{'+' if sign else ''}.{digits}f}"
     zero = f"{0:.{digits}f}"
     return zero if shown in (f"-{zero}", f"+{zero}") else minus(shown)
 
@@ -58,14 +47,14 @@ def minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def interval(low: Any, high: Any, sign: bool = False) -> str:
+def interval(low: Json, high: Json, sign: bool = False) -> str:
     """`74.1 to 82.0`, or nothing where there is no interval."""
     if number(low) is None or number(high) is None:
         return ""
     return f"{percent(low, sign=sign)} to {percent(high, sign=sign)}"
 
 
-def brackets(score: Any, sign: bool = False) -> str:
+def brackets(score: Json, sign: bool = False) -> str:
     """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
     if not isinstance(score, Mapping):
         return percent(score, sign=sign)
@@ -75,7 +64,7 @@ def brackets(score: Any, sign: bool = False) -> str:
     return f"{middle} [{percent(score['low'], sign=sign)}, {percent(score['high'], sign=sign)}]"
 
 
-def with_interval(score: Any, sign: bool = False) -> str:
+def with_interval(score: Json, sign: bool = False) -> str:
     """`78.1 (74.1 to 82.0)` of {mean or difference, low, high}."""
     if not isinstance(score, Mapping):
         return percent(score, sign=sign)
@@ -84,55 +73,55 @@ def with_interval(score: Any, sign: bool = False) -> str:
     return f"{middle} ({around})" if around else middle
 
 
-def rho(value: Any) -> str:
-    found = number(value)
-    if found is None:
+def rho(value: Json) -> str:
+    given = number(value)
+    if given is None:
         return DASH
-    shown = f"{found:.2f}"
+    shown = f"{given:.2f}"
     return "0.00" if shown == "-0.00" else minus(shown)
 
 
-def p_value(value: Any) -> str:
-    found = number(value)
-    if found is None:
+def p_value(value: Json) -> str:
+    given = number(value)
+    if given is None:
         return DASH
-    return "< 0.001" if found < 0.001 else f"{found:.3f}"
+    return "< 0.001" if given < 0.001 else f"{given:.3f}"
 
 
-def weight(value: Any) -> str:
-    found = number(value)
-    return DASH if found is None else f"{found:.4g}"
+def weight(value: Json) -> str:
+    given = number(value)
+    return DASH if given is None else f"{given:.4g}"
 
 
-def share(value: Any) -> str:
+def share(value: Json) -> str:
     """A share of bootstrap draws, as whole percent."""
-    found = number(value)
-    return DASH if found is None else f"{100 * found:.0f} %"
+    given = number(value)
+    return DASH if given is None else f"{100 * given:.0f} %"
 
 
-def count(value: Any) -> str:
-    found = number(value)
-    return DASH if found is None else f"{found:,.0f}"
+def count(value: Json) -> str:
+    given = number(value)
+    return DASH if given is None else f"{given:,.0f}"
 
 
-def seconds(value: Any) -> str:
-    found = number(value)
-    if found is None:
+def seconds(value: Json) -> str:
+    given = number(value)
+    if given is None:
         return DASH
-    if found < 90:
-        return f"{found:.1f} s"
-    minutes, rest = divmod(round(found), 60)
+    if given < 90:
+        return f"{given:.1f} s"
+    minutes, rest = divmod(round(given), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def clean(value: Any) -> str:
+def clean(value: Json) -> str:
     """One line without control characters, whatever a user called his model."""
     text = "" if value is None else str(value)
     text = text.encode("utf-8", "replace").decode()
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]+", " ", text).strip()
 
 
-def short(value: Any, limit: int = 28) -> str:
+def short(value: Json, limit: int = 28) -> str:
     """At most `limit` characters, the middle left out: names often differ at their ends."""
     text = clean(value)
     if len(text) <= limit:
@@ -141,11 +130,11 @@ def short(value: Any, limit: int = 28) -> str:
     return f"{text[: limit - tail - 1]}\N{HORIZONTAL ELLIPSIS}{text[-tail:]}"
 
 
-def escape_html(value: Any) -> str:
+def escape_html(value: Json) -> str:
     return html.escape(clean(value), quote=True)
 
 
-def escape_markdown(value: Any) -> str:
+def escape_markdown(value: Json) -> str:
     """Text that Markdown shows as it is, in a table cell too; underscores inside a word need no escape."""
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", clean(value))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
@@ -153,7 +142,7 @@ def escape_markdown(value: Any) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def listed(names: Sequence[Any]) -> str:
+def listed(names: Sequence[Json]) -> str:
     """`a, b and c`."""
     shown = [clean(name) for name in names]
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)

@@ -1,8 +1,6 @@
-"""One live display on a terminal, plain lines anywhere else: stage, trials done, best so far, items/s, time left.
+"""Progress of a run: one live display on a terminal, plain lines anywhere else.
 
-Bytes and GB/s of a merge or a download: a bar on a terminal; anywhere else a line at times, and one at the end.
-
-Where progress goes: beside the results on a terminal, among them in a log, so that errors stand alone.
+It goes beside the results on a terminal and among them in a log, so that errors stand alone.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from souping.report import format
 
@@ -20,6 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+    from rich.table import Table
+
+
+PAUSE = 20.0
+"""Seconds between two lines of a transfer."""
 
 
 class Progress:
@@ -146,7 +149,7 @@ class Progress:
             parts.append(f"{format.seconds(left / rate)} left")
         return ", ".join(part for part in parts if part)
 
-    def show(self, table: Any) -> None:
+    def show(self, table: Table) -> None:
         """A table among the lines."""
         self.console.print(table)
 
@@ -169,9 +172,6 @@ def _bar(console: Console) -> Bar:
         TextColumn("{task.fields[state]}", markup=False),
     )
     return Bar(*columns, console=console, transient=True, refresh_per_second=4)
-
-
-PAUSE = 20.0  # seconds
 
 
 class Throughput:

@@ -1,18 +1,15 @@
-"""report.html: one file that needs nothing else, readable in light, dark, print and on a phone.
-
-report.md: the same sections as the page, without pictures.
-"""
+"""Sections as report.html (one file, readable in light, dark, print and on a phone) and as report.md."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from souping.core.types import texts
 from souping.report.format import escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import Section, figures, headline, kicker, sections
-from souping.report.tables import Cell, Report, TableGrid
+from souping.report.tables import Cell, Report, Row, TableGrid
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
@@ -59,7 +56,7 @@ footer{margin-top:3em;color:var(--soft);font-size:.85rem}
 """.strip()
 
 
-def page(report: Report, trials: Sequence[Mapping[str, Any]], drawings: Sequence[Drawing]) -> str:
+def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     pictures = {drawing.name: drawing for drawing in drawings}
     title = escape_html(f"souping: {kicker(report)}")
@@ -90,8 +87,8 @@ def _figures(report: Report) -> str:
 
 
 def _warnings(report: Report) -> str:
-    found = "".join(f"<li>{escape_html(warning)}</li>" for warning in report.get("warnings") or [])
-    return f'<div class="warnings" role="note"><b>Warnings</b><ul>{found}</ul></div>' if found else ""
+    lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in texts(report, "warnings"))
+    return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
 
 
 def _section(section: Section, pictures: Mapping[str, Drawing]) -> str:
@@ -145,7 +142,7 @@ def _html_cell(cell: Cell, column: int, grid: TableGrid) -> str:
     return f"<td{_side(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report, trials: Sequence[Mapping[str, Any]]) -> str:
+def markdown(report: Report, trials: Sequence[Row]) -> str:
     """The report as GitHub-flavoured Markdown."""
     blocks = [f"# {escape_markdown(headline(report))}"]
     if kicker(report):
@@ -153,7 +150,7 @@ def markdown(report: Report, trials: Sequence[Mapping[str, Any]]) -> str:
     numbers = figures(report)
     if numbers:
         blocks.append("\n".join(f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}" for a, b, c in numbers))
-    blocks += [f"> Warning: {escape_markdown(warning)}" for warning in report.get("warnings") or []]
+    blocks += [f"> Warning: {escape_markdown(warning)}" for warning in texts(report, "warnings")]
     for part in sections(report, trials):
         blocks += section(part)
     return "\n\n".join(blocks) + "\n"
@@ -163,15 +160,15 @@ def _small(text: str) -> str:
     return f" ({escape_markdown(text)})" if text else ""
 
 
-def section(found: Section) -> list[str]:
+def section(shown: Section) -> list[str]:
     """The blocks of one section."""
-    blocks = [f"## {found.title}", *map(escape_markdown, found.lines), *map(_markdown_table, found.grids)]
-    if found.picture:
-        blocks.insert(1, f"![{found.title}](plots/{found.picture}.png)")
-    for title, grid in found.folded:
-        blocks += [f"### {title}", _markdown_table(grid)]
-    if found.code:
-        blocks.append(fenced(found.code))
+    blocks = [f"## {shown.title}", *map(escape_markdown, shown.lines), *map(markdown_table, shown.grids)]
+    if shown.picture:
+        blocks.insert(1, f"![{shown.title}](plots/{shown.picture}.png)")
+    for title, grid in shown.folded:
+        blocks += [f"### {title}", markdown_table(grid)]
+    if shown.code:
+        blocks.append(fenced(shown.code))
     return blocks
 
 
@@ -183,16 +180,12 @@ def fenced(code: str, language: str = "bash") -> str:
     return f"{fence}{language}\n{code}\n{fence}"
 
 
-def _markdown_table(grid: TableGrid) -> str:
+def markdown_table(grid: TableGrid) -> str:
     """A pipe table; numbers set right, stressed rows bold."""
     marks = ["---" if i in grid.left else "---:" for i in range(len(grid.header))]
-    lines = [_line(map_escape(grid.header)), _line(marks)]
+    lines = [_line([*map(escape_markdown, grid.header)]), _line(marks)]
     lines += [_line([_markdown_cell(cell, i in grid.strong) for cell in row]) for i, row in enumerate(grid.rows)]
     return "\n".join(lines)
-
-
-def map_escape(names: Sequence[str]) -> list[str]:
-    return [escape_markdown(name) for name in names]
 
 
 def _line(cells: Sequence[str]) -> str:

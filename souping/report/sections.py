@@ -1,7 +1,4 @@
-"""The report's words, section by section; `html` and `markdown` only set them.
-
-The command that makes a soup again, and what to know beside it.
-"""
+"""The report's words, section by section; `render` only sets them. With the command that makes a soup again."""
 
 from __future__ import annotations
 
@@ -9,11 +6,17 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from souping.core.types import elements, entries, number, part, texts
 from souping.report import tables
-from souping.report.format import clean, count, interval, listed, number, p_value, percent, weight
-from souping.report.tables import Report, TableGrid, by_category, differences, entries, gate, overview, part, sentences
+from souping.report.format import clean, count, interval, listed, p_value, percent, weight
+from souping.report.tables import Report, Row, TableGrid, by_category, differences, gate, overview, sentences
+
+REBUILD = (
+    "This command makes the same bytes again, and refuses where an ingredient's content differs. "
+    "In the directory where the run was started leave `pool.candidates` out: its store knows the folders. "
+    "Elsewhere write each ingredient's folder there."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def headline(report: Report) -> str:
         return sentence
     if report.get("soup") and not part(report, "selection"):
         return "The soup is written."
-    chosen = list(part(report, "selection").get("ingredients") or [])
+    chosen = elements(part(report, "selection"), "ingredients")
     if not part(report, "recipe"):
         return f"Selected {listed(chosen)}; the run ended before the search." if chosen else "Nothing was selected."
     if len(chosen) == 1:
@@ -45,10 +48,10 @@ def headline(report: Report) -> str:
 
 def benchmark(report: Report) -> str:
     """`pantry: BFCL-shaped, not BFCL`, as far as it is known."""
-    found = report.get("benchmark")
-    if not isinstance(found, Mapping):
-        return clean(found)
-    name, note = clean(found.get("name")), clean(found.get("note"))
+    told = report.get("benchmark")
+    if not isinstance(told, Mapping):
+        return clean(told)
+    name, note = clean(told.get("name")), clean(told.get("note"))
     return f"{name} ({note})" if name and note and name not in note else note or name
 
 
@@ -64,21 +67,21 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     shown = []
     for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
         if kind in rows:
-            score = rows[kind].get("objective") or {}
+            score = part(rows[kind], "objective")
             name = clean(rows[kind].get("name")) if kind == "best_single" else ""
             small = "; ".join(t for t in (name, interval(score.get("low"), score.get("high"))) if t)
             shown.append((label, f"{percent(score.get('mean'))} %", small))
     deployed = rows.get("best_single", {}).get("name")
-    for found in entries(report, "comparisons"):
-        if deployed is not None and found.get("b") == deployed and found.get("kind", "best_single") == "best_single":
-            around = interval(found.get("low"), found.get("high"), sign=True)
-            small = f"{around}; p {p_value(found.get('p_value'))}"
-            shown.append(("soup minus best single", percent(found.get("difference"), sign=True), small))
+    for pair in entries(report, "comparisons"):
+        if deployed is not None and pair.get("b") == deployed and pair.get("kind", "best_single") == "best_single":
+            limits = interval(pair.get("low"), pair.get("high"), sign=True)
+            small = f"{limits}; p {p_value(pair.get('p_value'))}"
+            shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
             break
     return shown
 
 
-def sections(report: Report, trials: Sequence[Mapping[str, Any]]) -> list[Section]:
+def sections(report: Report, trials: Sequence[Row]) -> list[Section]:
     """All sections that have something to show."""
     built = [
         _scores(report),
@@ -116,8 +119,8 @@ def _bars(report: Report) -> Section | None:
 
 
 def _also(report: Report) -> Section | None:
-    found = entries(report, "also")
-    if not found:
+    measured = entries(report, "also")
+    if not measured:
         return None
     lines = (
         "Evaluated once the recipe was frozen, on all items; nothing was chosen on them.",
@@ -125,52 +128,52 @@ def _also(report: Report) -> Section | None:
     )
     folded = tuple(
         (f"{clean(entry.get('name'))} by category", by_category(entry))
-        for entry in found
+        for entry in measured
         if len(part(entry, "coefficients")) > 1
     )
     return Section("Other benchmarks", lines, "", (overview(report), differences(report)), folded)
 
 
 def _gate(report: Report) -> Section | None:
-    found = part(report, "gate")
-    if not found:
+    checked = part(report, "gate")
+    if not checked:
         return None
     line = (
-        f"What single models were expected to score, beside what they scored on the {clean(found.get('fold'))} "
+        f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
         f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
-        f"{percent(found.get('false_alarm'), 0)} %."
+        f"{percent(checked.get('false_alarm'), 0)} %."
     )
     return Section("Were the single models as expected?", (line,), grids=(gate(report),))
 
 
 def _selection(report: Report) -> Section | None:
-    found = part(report, "selection")
-    if not found:
+    selection = part(report, "selection")
+    if not selection:
         return None
-    lines = [_chosen(found)]
-    if found.get("published"):
+    lines = [_chosen(selection)]
+    if selection.get("published"):
         lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
-    lines += [clean(note) for note in found.get("notes") or []]
-    grids = (tables.experts(report),) if found.get("experts") else ()
+    lines += [clean(note) for note in elements(selection, "notes")]
+    grids = (tables.experts(report),) if selection.get("experts") else ()
     pairs = tables.pairs(report)
     folded = (("Every correlation with its interval", pairs),) if pairs.rows else ()
     return Section("Selection", tuple(lines), "heatmap", grids, folded)
 
 
-def _chosen(found: Mapping[str, Any]) -> str:
+def _chosen(selection: Row) -> str:
     """`soce chose a, b and c: experts of ... (pearson, threshold 0.2).`"""
-    who = clean(found.get("selector")) or "The selector"
-    names = list(found.get("ingredients") or [])
-    rule = [clean(found.get("metric"))]
-    if number(found.get("threshold")) is not None:
-        rule.append(f"threshold {weight(found['threshold'])}")
+    who = clean(selection.get("selector")) or "The selector"
+    rule = [clean(selection.get("metric"))]
+    if number(selection.get("threshold")) is not None:
+        rule.append(f"threshold {weight(selection['threshold'])}")
     how = ", ".join(text for text in rule if text)
-    low = list(found.get("low_correlation") or [])
+    low = elements(selection, "low_correlation")
     where = f" Low-correlation categories: {listed(low)}." if low else ""
-    return f"{who} chose {listed(names) or 'nothing'}{f' ({how})' if how else ''}.{where}"
+    names = listed(elements(selection, "ingredients")) or "nothing"
+    return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
 
 
-def _search(report: Report, trials: Sequence[Mapping[str, Any]]) -> Section | None:
+def _search(report: Report, trials: Sequence[Row]) -> Section | None:
     if not trials:
         return None
     reached = number(part(report, "objective").get("search"))
@@ -184,11 +187,11 @@ def _search(report: Report, trials: Sequence[Mapping[str, Any]]) -> Section | No
 
 
 def _stability(report: Report) -> Section | None:
-    found = part(report, "stability")
-    if not found:
+    stability = part(report, "stability")
+    if not stability:
         return None
     drawn = "How often the same choice is made when the items of the select fold are drawn again with replacement."
-    lines = (drawn,) if found.get("draws") else ()
+    lines = (drawn,) if stability.get("draws") else ()
     built = (tables.picks(report), tables.shares(report))
     more = (("Other thresholds", tables.thresholds(report)), ("One model left out", tables.jackknife(report)))
     return Section(
@@ -200,10 +203,10 @@ def _stability(report: Report) -> Section | None:
 
 
 def _recipe(report: Report) -> Section | None:
-    found = part(report, "recipe")
-    if not found:
+    recipe = part(report, "recipe")
+    if not recipe:
         return None
-    line = f"Recipe {clean(found.get('id'))}: {clean(found.get('method'))}, {clean(found.get('dtype'))}."
+    line = f"Recipe {clean(recipe.get('id'))}: {clean(recipe.get('method'))}, {clean(recipe.get('dtype'))}."
     again = how_to_rebuild(report) if rebuild(report) else "One candidate was selected: there is no soup to rebuild."
     return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=rebuild(report))
 
@@ -213,13 +216,6 @@ def _cost(report: Report) -> Section | None:
     return Section("Folds and cost", grids=grids) if grids else None
 
 
-REBUILD = (
-    "This command makes the same bytes again, and refuses where an ingredient's content differs. "
-    "In the directory where the run was started leave `pool.candidates` out: its store knows the folders. "
-    "Elsewhere write each ingredient's folder there."
-)
-
-
 def rebuild(report: Report, folder: str = "soup/") -> str:
     """The command that makes the soup again from the recipe.json in its `folder`, or the report's own `rebuild`.
 
@@ -227,8 +223,8 @@ def rebuild(report: Report, folder: str = "soup/") -> str:
     """
     if report.get("rebuild"):
         return clean(report["rebuild"])
-    chosen, names = part(report, "selection").get("ingredients") or [], part(report, "recipe").get("ingredients") or []
-    if len(names) < 2 and len(chosen) == 1:
+    chosen, kept = (elements(part(report, key), "ingredients") for key in ("selection", "recipe"))
+    if len(kept) < 2 and len(chosen) == 1:
         return ""
     here = _not_on_the_hub(report)
     pool = shlex.quote(f"pool.candidates=[{','.join(map(quoted, here))}]") + " " if here else ""
@@ -247,10 +243,10 @@ def how_to_rebuild(report: Report) -> str:
 
 def _not_on_the_hub(report: Report) -> list[str]:
     recipe = part(report, "recipe")
-    return [name for name in recipe.get("ingredients") or [] if name not in (recipe.get("sources") or {})]
+    return [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
 
 
-def quoted(name: Any) -> str:
+def quoted(name: str) -> str:
     """A name as Hydra's grammar takes it: bare where it can be, else in double quotes.
 
     Inside quotes, Hydra reads a backslash as an escape only in front of a quote, the closing one included.

@@ -1,19 +1,18 @@
-"""The table at the end of a run, for a terminal.
-
-Sections on their own, outside a report: as Markdown, and on a terminal.
-"""
+"""Tables and sections on a terminal, and sections on their own as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from souping.core.types import Json, elements, entries, part, texts
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_value, weight
 from souping.report.sections import Section, headline
-from souping.report.tables import Report, TableGrid, entries, gate, narrow, part, sentences
+from souping.report.tables import Report, Row, TableGrid, gate, narrow, sentences
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table
 
 ROLES: Mapping[str, str] = {
@@ -38,28 +37,25 @@ def report_table(report: Report) -> Table:
     rows = in_order(entries(report, "rows"))
     if not rows:
         return _selected(report, made)
-    compared = {key: found for found in entries(report, "comparisons") for key in _keys(found)}
-    for name, side in (
+    compared = {key: pair for pair in entries(report, "comparisons") for key in _keys(pair)}
+    columns: tuple[tuple[str, JustifyMethod], ...] = (
         ("model", "left"),
         ("score %", "right"),
         ("soup minus it", "right"),
         ("p", "right"),
-    ):
-        made.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
+    )
+    for name, side in columns:
+        made.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")
     for row in rows:
-        soup = row.get("kind") == "soup"
-        cells = [_model(row), brackets(row.get("objective"))]
-        cells += (
-            ["", ""]
-            if soup
-            else _difference(compared.get((row.get("name"), row.get("kind")), compared.get(row.get("name"))))
-        )
+        soup, own = row.get("kind") == "soup", row.get("name")
+        pair = None if soup else compared.get((own, row.get("kind")), compared.get((own, None)))
+        cells = [_model(row), brackets(row.get("objective")), *_difference(pair)]
         made.add_row(*(Text(cell) for cell in cells), style="bold" if soup else None)
     return made
 
 
 def gate_table(report: Report) -> Table:
-    """What the baseline gate found, a line a figure."""
+    """Figures of the baseline gate, a line each."""
     return plain_table(gate(report))
 
 
@@ -87,34 +83,32 @@ def plain_table(grid: TableGrid) -> Table:
     return made
 
 
-def _model(row: Mapping[str, Any]) -> str:
+def _model(row: Row) -> str:
     """`dog, best single`; rows that are named after their role say it once."""
     name, kind = clean(row.get("name")), str(row.get("kind"))
     role = ROLES.get(kind, clean(kind))
     return role if name == kind else f"{name}, {role}"
 
 
-def _keys(found: Mapping[str, Any]) -> tuple[Any, ...]:
+def _keys(pair: Row) -> tuple[tuple[Json, Json], ...]:
     """A comparison that names its role is that of the row with this role; any stands for its name."""
-    return found.get("b"), (found.get("b"), found.get("kind"))
+    return (pair.get("b"), None), (pair.get("b"), pair.get("kind"))
 
 
-def _difference(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["", ""]
-    return [brackets(found, sign=True), p_value(found.get("p_value"))]
+def _difference(pair: Row | None) -> list[str]:
+    return ["", ""] if pair is None else [brackets(pair, sign=True), p_value(pair.get("p_value"))]
 
 
 def _selected(report: Report, made: Table) -> Table:
     """Ingredients with the categories they are the experts of, and their weight where the search ran."""
     from rich.text import Text
 
-    found, recipe = part(report, "selection"), part(report, "recipe")
-    weights = dict(zip(recipe.get("ingredients") or [], recipe.get("weights") or [], strict=False))
+    selection, recipe = part(report, "selection"), part(report, "recipe")
+    weights = dict(zip(texts(recipe, "ingredients"), elements(recipe, "weights"), strict=False))
     for name in ("ingredient", "expert of", "weight"):
         made.add_column(name, overflow="fold")
-    for name in found.get("ingredients") or []:
-        owned = [category for category, expert in part(found, "experts").items() if expert == name]
+    for name in texts(selection, "ingredients"):
+        owned = [category for category, expert in part(selection, "experts").items() if expert == name]
         shown = weight(weights.get(name, 0.0)) if weights else DASH
         made.add_row(Text(clean(name)), Text(", ".join(map(clean, owned))), Text(shown))
     return made

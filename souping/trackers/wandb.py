@@ -167,22 +167,6 @@ class WandbTracker(Tracker):
         tracker._session.close(exit_code=0)
 
 
-def summarise(
-    group: str,
-    rows: Sequence[Mapping[str, Json]],
-    *,
-    run_dir: Path,
-    project: str = "souping",
-    entity: str | None = None,
-    mode: Literal["online", "offline", "disabled"] | None = None,
-    tags: Sequence[str] = (),
-    timeout: float = 10.0,
-) -> None:
-    """One summary run of a multirun's group."""
-    tracker = WandbTracker(project=project, entity=entity, group=group, mode=mode, tags=list(tags), timeout=timeout)
-    tracker.summarise(rows, run_dir)
-
-
 def _wanted(tracker: WandbTracker) -> str:
     return tracker.mode or os.environ.get("WANDB_MODE") or "online"
 
