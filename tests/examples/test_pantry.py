@@ -237,7 +237,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "cook", interrupt)
+    monkeypatch.setattr(train, "train_family", interrupt)
     assert main(["--out", str(tmp_path)]) == 130
     assert "continues" in capsys.readouterr().err
 

@@ -1,15 +1,14 @@
-"""How the family is made: the shape of its models and the training of each, all numbers in one place."""
+"""Numbers of the family: the shape of its models and the training of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from souping.examples.pantry import BASE
 from souping.examples.pantry.tasks import CATEGORIES
 
-SHAPE: dict[str, Any] = {
+SHAPE: dict[str, float | bool] = {
     "hidden_size": 96,
     "intermediate_size": 256,
     "num_hidden_layers": 4,

