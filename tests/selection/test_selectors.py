@@ -1,4 +1,4 @@
-"""Selectors: one conformance suite, SoCE's rules, and what the published tables give."""
+"""Selectors: SoCE's rules, greedy and top-k, and what the published tables give."""
 
 from __future__ import annotations
 
@@ -8,49 +8,11 @@ import numpy as np
 import pytest
 
 from souping.analysis import correlation
-from souping.core.objectives import Mean, Tree, Weighted
-from souping.core.protocols import Selector
+from souping.core.objectives import Mean, Weighted
 from souping.core.scores import ScoreMatrix, read_table
 from souping.core.types import UserError
-from souping.selection.selectors import All, Greedy, SoCE, TopK, ranking
+from souping.selection.selectors import Greedy, SoCE, TopK, ranking
 from tests.conftest import PAPER
-
-SELECTORS = [
-    SoCE(correlation=correlation.pearson, objective=Mean(), threshold=0.9),
-    Greedy(objective=Mean()),
-    TopK(objective=Mean(), k=2),
-    All(),
-]
-
-
-@pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: type(s).__name__)
-class TestConformance:
-    """What every selector promises."""
-
-    def test_ingredients_are_distinct_candidates_in_the_pools_order(
-        self, selector: Selector, matrix: ScoreMatrix
-    ) -> None:
-        found = selector.select(matrix).ingredients
-        assert len(found) >= 1
-        assert list(found) == [name for name in matrix.candidates if name in found]
-
-    def test_rows_that_are_no_candidates_are_never_picked(self, selector: Selector, matrix: ScoreMatrix) -> None:
-        board = ScoreMatrix(
-            models=(*matrix.models, "star"),
-            categories=matrix.categories,
-            values=np.vstack([matrix.values, [1.0, 0.99, 0.98, 1.0]]),
-            candidates=matrix.candidates,
-        )
-        assert "star" not in selector.select(board).ingredients
-
-    def test_the_same_scores_give_the_same_selection(self, selector: Selector, matrix: ScoreMatrix) -> None:
-        assert selector.select(matrix).ingredients == selector.select(matrix).ingredients
-
-    def test_experts_are_ingredients_and_best_among_them(self, selector: Selector, matrix: ScoreMatrix) -> None:
-        selection = selector.select(matrix)
-        for category, expert in selection.experts.items():
-            column = matrix.rows(selection.ingredients)[:, matrix.categories.index(category)]
-            assert matrix.rows([expert])[0, matrix.categories.index(category)] == column.max()
 
 
 def soce(**changes: object) -> SoCE:
@@ -158,17 +120,3 @@ def test_topk_and_ranking_follow_the_objective(matrix: ScoreMatrix) -> None:
         TopK(objective=Mean(), k=5).select(matrix)
     with pytest.raises(UserError, match="at least 1"):
         TopK(objective=Mean(), k=0)
-
-
-def test_objectives_are_linear_and_sum_to_one() -> None:
-    names = ["python", "java", "multiple", "live"]
-    tree = Tree(tree={"non_live": [["python", "java"], "multiple"], "live": ["live"]})
-    np.testing.assert_allclose(tree.coefficients(names), [0.125, 0.125, 0.25, 0.5])
-    np.testing.assert_allclose(Mean().coefficients(names), 0.25)
-    np.testing.assert_allclose(Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25])
-    with pytest.raises(UserError, match="objective names category 'rust'"):
-        Weighted(weights={"rust": 1}).coefficients(names)
-    with pytest.raises(UserError, match=r"objective.weights"):
-        Weighted(weights={"java": -1})
-    with pytest.raises(UserError, match=r"objective.tree"):
-        Tree(tree={})
