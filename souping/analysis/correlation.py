@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core.protocols import Correlation
 from souping.core.types import Correlations, FloatArray, UserError
 
 FLAT = 1e-9
@@ -68,9 +67,6 @@ def kendall(scores: FloatArray) -> Correlations:
     above, below = np.triu_indices(len(scores), 1)
     rho = _cosines(_signs(scores)[above, below], centre=False)
     return _with_interval(rho, np.full_like(rho, 0.437), len(scores) - 4)
-
-
-CORRELATIONS: dict[str, Correlation] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
 
 
 def _columns(which: NDArray[np.int64], names: Sequence[str]) -> str:

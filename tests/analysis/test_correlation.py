@@ -1,57 +1,13 @@
-"""Coefficients against scipy, intervals against the published formulas, refusals that name the column."""
+"""Intervals against the published formulas, ties, refusals that name the category."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from souping.analysis.correlation import CORRELATIONS, check_columns, kendall, pearson, spearman
+from souping.analysis.correlation import check_columns, kendall, pearson, spearman
 from souping.core.types import FloatArray, UserError
-
-SCIPY = {
-    "pearson": lambda x, y: stats.pearsonr(x, y).statistic,
-    "spearman": lambda x, y: stats.spearmanr(x, y).statistic,
-    "kendall": lambda x, y: stats.kendalltau(x, y, variant="b").statistic,
-}
-tables = arrays(
-    float, st.tuples(st.integers(3, 9), st.integers(2, 4)), elements=st.integers(0, 12).map(lambda k: k / 12)
-).filter(lambda t: (np.ptp(t, axis=0) > 0).all())
-
-
-@pytest.mark.parametrize("name", CORRELATIONS)
-@settings(max_examples=40, deadline=None)
-@given(scores=tables)
-def test_coefficients_are_scipys(name: str, scores: FloatArray) -> None:
-    found = CORRELATIONS[name](scores)
-    for a in range(scores.shape[1]):
-        for b in range(scores.shape[1]):
-            assert found.rho[a, b] == pytest.approx(SCIPY[name](scores[:, a], scores[:, b]), abs=1e-12)
-    assert (np.diag(found.rho) == 1).all()
-    assert (found.rho == found.rho.T).all()
-
-
-@pytest.mark.parametrize("name", CORRELATIONS)
-@settings(max_examples=40, deadline=None)
-@given(scores=tables, scale=st.sampled_from([1e-12, 1e-3, 100.0, 1e12]))
-def test_percent_or_fraction_is_one(name: str, scores: FloatArray, scale: float) -> None:
-    assert CORRELATIONS[name](scores * scale).rho == pytest.approx(CORRELATIONS[name](scores).rho, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", CORRELATIONS)
-@settings(max_examples=40, deadline=None)
-@given(scores=tables)
-def test_intervals_hold_the_coefficient(name: str, scores: FloatArray) -> None:
-    found = CORRELATIONS[name](scores)
-    known = ~np.isnan(found.low)
-    assert known.all() == (len(scores) >= (5 if name == "kendall" else 4))
-    assert (found.low <= found.rho)[known].all()
-    assert (found.high >= found.rho)[known].all()
-    assert (np.abs(found.low[known]) <= 1).all()
-    assert np.diag(found.low).tolist() == np.diag(found.high).tolist() == [1.0] * scores.shape[1]
 
 
 def columns_with(r: float, n: int) -> FloatArray:
@@ -63,16 +19,16 @@ def columns_with(r: float, n: int) -> FloatArray:
 
 
 def test_six_models_tell_almost_nothing() -> None:
-    found = pearson(columns_with(0.07, 6))
-    assert found.rho[0, 1] == pytest.approx(0.07)
-    assert (round(found.low[0, 1], 2), round(found.high[0, 1], 2)) == (-0.79, 0.83)
+    result = pearson(columns_with(0.07, 6))
+    assert result.rho[0, 1] == pytest.approx(0.07)
+    assert (round(result.low[0, 1], 2), round(result.high[0, 1], 2)) == (-0.79, 0.83)
 
 
 def test_pearson_interval_is_scipys() -> None:
     scores = columns_with(-0.4, 11)
     limits = stats.pearsonr(*scores.T).confidence_interval(0.95)
-    found = pearson(scores)
-    assert (found.low[0, 1], found.high[0, 1]) == pytest.approx(tuple(limits))
+    result = pearson(scores)
+    assert (result.low[0, 1], result.high[0, 1]) == pytest.approx(tuple(limits))
 
 
 def test_rank_intervals_follow_their_papers() -> None:
@@ -85,32 +41,10 @@ def test_rank_intervals_follow_their_papers() -> None:
 
 
 def test_three_models_have_no_interval() -> None:
-    found = pearson(np.array([[0.1, 0.3], [0.2, 0.1], [0.3, 0.35]]))
-    assert np.isfinite(found.rho).all()
-    assert np.isnan(found.low[0, 1])
-    assert np.isnan(found.high[1, 0])
-
-
-@pytest.mark.parametrize("name", CORRELATIONS)
-def test_refusals_name_the_column(name: str) -> None:
-    correlate = CORRELATIONS[name]
-    fine = np.array([[0.1, 0.2], [0.3, 0.1], [0.2, 0.4]])
-    with pytest.raises(UserError, match=r"3 models or more, not 2"):
-        correlate(fine[:2])
-    with pytest.raises(UserError, match="at least 2 categories"):
-        correlate(fine[:, :1])
-    with pytest.raises(UserError, match="the same score for all 3 models in column 2"):
-        correlate(np.column_stack([fine[:, 0], [0.5, 0.5, 0.5]]))
-    with pytest.raises(UserError, match="not a finite number in column 1"):
-        correlate(np.column_stack([[0.5, np.nan, 0.5], fine[:, 0]]))
-
-
-@pytest.mark.parametrize("name", CORRELATIONS)
-@pytest.mark.parametrize("column", [[0.1 + 0.2, 0.3, 0.3], [0.0, 0.0, 0.0], [30 * 1.1, 33.0, 33.0]])
-def test_rounding_is_no_difference(name: str, column: list[float]) -> None:
-    assert column[0] == column[1] or abs(column[0] - column[1]) < 1e-13
-    with pytest.raises(UserError, match="column 2"):
-        CORRELATIONS[name](np.column_stack([[0.1, 0.2, 0.4], column]))
+    result = pearson(np.array([[0.1, 0.3], [0.2, 0.1], [0.3, 0.35]]))
+    assert np.isfinite(result.rho).all()
+    assert np.isnan(result.low[0, 1])
+    assert np.isnan(result.high[1, 0])
 
 
 def test_rounding_is_a_tie() -> None:
@@ -128,7 +62,7 @@ def test_columns_are_named_where_names_are_known() -> None:
 
 def test_a_copy_correlates_perfectly() -> None:
     column = np.array([0.2, 0.5, 0.4, 0.9, 0.1])
-    for correlate in CORRELATIONS.values():
-        found = correlate(np.column_stack([column, column, -column]))
-        assert found.rho[0, 1] == pytest.approx(1.0)
-        assert found.rho[0, 2] == pytest.approx(-1.0)
+    for correlate in (pearson, spearman, kendall):
+        result = correlate(np.column_stack([column, column, -column]))
+        assert result.rho[0, 1] == pytest.approx(1.0)
+        assert result.rho[0, 2] == pytest.approx(-1.0)

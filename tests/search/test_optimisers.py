@@ -1,78 +1,14 @@
-"""Weight searches: one conformance suite, and what each adds."""
+"""Weight searches: what each adds to the conformance suite."""
 
 from __future__ import annotations
 
 import pytest
 
 from souping.core import simplex
-from souping.core.protocols import Strategy
 from souping.core.types import Result, UserError, Weights
 from souping.search.nevergrad import Nevergrad
 from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
-
-NAMES = ("a", "b", "c")
-STRATEGIES = [
-    Grid(),
-    Nevergrad(trials=9),
-    Nevergrad(name="CMA", trials=9),
-    Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
-    Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
-    GreedySoup(),
-    Uniform(),
-    Fixed(weights=[0.5, 0.2, 0.3]),
-]
-
-
-def result(weights: Weights) -> Result:
-    """A bowl with its top at (0.5, 0.3, 0.2)."""
-    target = (0.5, 0.3, 0.2)
-    value = 1 - sum((w - t) ** 2 for w, t in zip(weights, target, strict=True))
-    return Result(objective=value, categories={}, items=1)
-
-
-def run(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Search]:
-    optimiser = strategy.start(NAMES, NAMES, seed)
-    asked = []
-    while len(asked) < min(limit, strategy.trials or limit):
-        weights = optimiser.ask()
-        if weights is None:
-            break
-        asked.append(weights)
-        optimiser.tell(weights, result(weights))
-    return asked, optimiser  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'name', '')}")
-class TestConformance:
-    """What every weight search promises."""
-
-    def test_points_lie_on_the_simplex(self, strategy: Strategy) -> None:
-        asked, _ = run(strategy)
-        assert asked
-        assert all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in asked)
-
-    def test_best_is_the_highest_told(self, strategy: Strategy) -> None:
-        asked, optimiser = run(strategy)
-        assert result(optimiser.best()).objective == max(result(w).objective for w in asked)
-
-    def test_one_seed_one_search(self, strategy: Strategy) -> None:
-        assert run(strategy, seed=3)[0] == run(strategy, seed=3)[0]
-
-    def test_results_may_come_back_in_any_order(self, strategy: Strategy) -> None:
-        optimiser = strategy.start(NAMES, NAMES, 0)
-        asked = [w for w in (optimiser.ask() for _ in range(5)) if w is not None]
-        for weights in reversed(asked):
-            optimiser.tell(weights, result(weights))
-        assert optimiser.best() in asked
-
-    def test_it_says_what_it_will_do(self, strategy: Strategy) -> None:
-        count = strategy.count(3)
-        assert count is None or count >= 1
-        assert strategy.describe(3)
-
-    def test_a_search_without_a_result_has_no_best(self, strategy: Strategy) -> None:
-        with pytest.raises(UserError, match=r"optimiser\.trials"):
-            strategy.start(NAMES, NAMES, 0).best()
+from tests.support.searches import NAMES, run
 
 
 @pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])

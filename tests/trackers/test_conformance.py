@@ -12,12 +12,12 @@ from souping.core.protocols import Tracker
 from souping.core.types import Recipe, Result, Trial
 from souping.trackers import NoTracker
 from souping.trackers.wandb import WandbTracker
+from tests.support.choices import differing, each
 
-IMPLEMENTATIONS: list[Callable[[], Tracker]] = [
-    NoTracker,
-    lambda: WandbTracker(mode="offline"),
-    lambda: WandbTracker(mode="disabled"),
-]
+ROWS: dict[str, list[Tracker]] = {
+    "none": [NoTracker()],
+    "wandb": [WandbTracker(mode="offline"), WandbTracker(mode="disabled")],
+}
 RECIPE = Recipe(ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32")
 
 
@@ -26,8 +26,29 @@ def trial(number: int, objective: float = 0.5) -> Trial:
     return Trial(number=number, recipe=RECIPE, weights=RECIPE.weights, result=result)
 
 
-@pytest.mark.parametrize("make", IMPLEMENTATIONS)
+def test_every_choice_has_a_row() -> None:
+    assert differing("tracker", ROWS) == {}
+
+
+@pytest.mark.parametrize("row", each(ROWS))
 class TestTracker:
+    @pytest.fixture
+    def make(self, row: Tracker) -> Callable[[], Tracker]:
+        """A new tracker of the row's settings, without what an earlier run left in it."""
+        return lambda: dataclasses.replace(row)  # type: ignore[type-var]
+
+    def test_it_is_a_tracker_that_needs_nothing_more(self, make: Callable[[], Tracker]) -> None:
+        tracker = make()
+        assert Tracker in type(tracker).__mro__
+        assert tracker.needs() == []
+        tracker.close()
+
+    def test_the_end_of_a_multirun_is_followed_in_silence(
+        self, make: Callable[[], Tracker], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        make().summarise([{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], tmp_path)
+        assert capfd.readouterr() == ("", "")
+
     def test_it_is_frozen_keyword_only_settings(self, make: Callable[[], Tracker]) -> None:
         tracker = make()
         assert dataclasses.is_dataclass(tracker)

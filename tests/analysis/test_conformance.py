@@ -1,0 +1,83 @@
+"""What every correlation promises: add a row with its reference, and it is held to all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from souping.analysis.correlation import kendall, pearson, spearman
+from souping.core.protocols import Correlation
+from souping.core.types import FloatArray, UserError
+from tests.support.choices import dotted, targets
+
+CORRELATIONS: dict[str, Correlation] = {"kendall": kendall, "pearson": pearson, "spearman": spearman}
+SCIPY = {
+    "pearson": lambda x, y: stats.pearsonr(x, y).statistic,
+    "spearman": lambda x, y: stats.spearmanr(x, y).statistic,
+    "kendall": lambda x, y: stats.kendalltau(x, y, variant="b").statistic,
+}
+tables = arrays(
+    float, st.tuples(st.integers(3, 9), st.integers(2, 4)), elements=st.integers(0, 12).map(lambda k: k / 12)
+).filter(lambda t: (np.ptp(t, axis=0) > 0).all())
+
+
+def test_every_choice_has_a_row() -> None:
+    assert {name: dotted(correlate) for name, correlate in CORRELATIONS.items()} == targets("correlation")
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@settings(max_examples=40, deadline=None)
+@given(scores=tables)
+def test_coefficients_are_scipys(name: str, scores: FloatArray) -> None:
+    result = CORRELATIONS[name](scores)
+    for a in range(scores.shape[1]):
+        for b in range(scores.shape[1]):
+            assert result.rho[a, b] == pytest.approx(SCIPY[name](scores[:, a], scores[:, b]), abs=1e-12)
+    assert (np.diag(result.rho) == 1).all()
+    assert (result.rho == result.rho.T).all()
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@settings(max_examples=40, deadline=None)
+@given(scores=tables, scale=st.sampled_from([1e-12, 1e-3, 100.0, 1e12]))
+def test_percent_or_fraction_is_one(name: str, scores: FloatArray, scale: float) -> None:
+    assert CORRELATIONS[name](scores * scale).rho == pytest.approx(CORRELATIONS[name](scores).rho, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@settings(max_examples=40, deadline=None)
+@given(scores=tables)
+def test_intervals_hold_the_coefficient(name: str, scores: FloatArray) -> None:
+    result = CORRELATIONS[name](scores)
+    known = ~np.isnan(result.low)
+    assert known.all() == (len(scores) >= (5 if name == "kendall" else 4))
+    assert (result.low <= result.rho)[known].all()
+    assert (result.high >= result.rho)[known].all()
+    assert (np.abs(result.low[known]) <= 1).all()
+    assert np.diag(result.low).tolist() == np.diag(result.high).tolist() == [1.0] * scores.shape[1]
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_refusals_name_the_column(name: str) -> None:
+    correlate = CORRELATIONS[name]
+    fine = np.array([[0.1, 0.2], [0.3, 0.1], [0.2, 0.4]])
+    with pytest.raises(UserError, match=r"3 models or more, not 2"):
+        correlate(fine[:2])
+    with pytest.raises(UserError, match="at least 2 categories"):
+        correlate(fine[:, :1])
+    with pytest.raises(UserError, match="the same score for all 3 models in column 2"):
+        correlate(np.column_stack([fine[:, 0], [0.5, 0.5, 0.5]]))
+    with pytest.raises(UserError, match="not a finite number in column 1"):
+        correlate(np.column_stack([[0.5, np.nan, 0.5], fine[:, 0]]))
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@pytest.mark.parametrize("column", [[0.1 + 0.2, 0.3, 0.3], [0.0, 0.0, 0.0], [30 * 1.1, 33.0, 33.0]])
+def test_rounding_is_no_difference(name: str, column: list[float]) -> None:
+    assert column[0] == column[1] or abs(column[0] - column[1]) < 1e-13
+    with pytest.raises(UserError, match="column 2"):
+        CORRELATIONS[name](np.column_stack([[0.1, 0.2, 0.4], column]))

@@ -1,0 +1,27 @@
+"""A search run to its end over three ingredients whose objective is known."""
+
+from __future__ import annotations
+
+from souping.core.protocols import Optimiser, Strategy
+from souping.core.types import Result, Weights
+
+NAMES = ("a", "b", "c")
+
+
+def result(weights: Weights) -> Result:
+    """A bowl with its top at (0.5, 0.3, 0.2)."""
+    target = (0.5, 0.3, 0.2)
+    value = 1 - sum((w - t) ** 2 for w, t in zip(weights, target, strict=True))
+    return Result(objective=value, categories={}, items=1)
+
+
+def run(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
+    optimiser = strategy.start(NAMES, NAMES, seed)
+    asked = []
+    while len(asked) < min(limit, strategy.trials or limit):
+        weights = optimiser.ask()
+        if weights is None:
+            break
+        asked.append(weights)
+        optimiser.tell(weights, result(weights))
+    return asked, optimiser
