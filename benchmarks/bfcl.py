@@ -24,8 +24,7 @@ from typing import Any
 
 from souping.core.types import Item
 from souping.evaluate.bfcl.benchmark import LIVE, SINGLE_TURN, BfclBenchmark
-from souping.evaluate.bfcl.environment import Environment, find, place_of, records
-from souping.evaluate.bfcl.evaluator import call
+from souping.evaluate.bfcl.environment import Environment, call, find, place_of, records
 
 
 def main() -> None:

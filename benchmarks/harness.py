@@ -94,7 +94,8 @@ class Sides:
         settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
         self.plain = HarnessEvaluator(**settings, device="cpu")
         self.shared = HarnessEvaluator(**settings, device="cpu", shared_prefix=True)
-        served = SimpleNamespace(module=load_module(model, self.plain), tokenizer=load_tokenizer(model), folder=None)
+        module = load_module(model, self.plain.module_settings())
+        served = SimpleNamespace(module=module, tokenizer=load_tokenizer(model), folder=None)
         items = self.plain.benchmark.items()
         self.items = len(items)
         hand = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=batch_size)

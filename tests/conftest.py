@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core.protocols import Served
+from souping.core.protocols import Evaluator, Served
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Item, Record, digest
+from souping.core.types import Item, Json, Record
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in a shell's background: processes of tests hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,7 +44,7 @@ def make_items(per_category: int = 40, categories: Sequence[str] = ("w", "x"), s
 
 
 @dataclass
-class FakeEvaluator:
+class FakeEvaluator(Evaluator):
     """Right on an item when the item's number is below the soup's skill; counts what it is asked."""
 
     skill: Mapping[str, int]
@@ -52,12 +52,8 @@ class FakeEvaluator:
     batch_size: int = 7
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         return {"name": "fake", "batch_size": self.batch_size}
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(self.settings)
 
     def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]

@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from souping.cli.config import build, build_also, compose
 from souping.cli.main import EXPECTED, explain
+from souping.core.protocols import BenchmarkItems, Evaluator
 from souping.core.text import nearest
 from souping.core.types import UserError
 from souping.evaluate.benchmark import OwnBenchmark
-from souping.pipeline.import_results import AskedBenchmark, ImportRow, Request, adopt, adoptable, totals
+from souping.pipeline.import_results import AskedBenchmark, ImportRow, Request, adopt, totals
 from souping.pipeline.models import OpenPool
-from souping.pipeline.side_benchmarks import SideBenchmark, sides
+from souping.pipeline.side_benchmarks import sides
 from souping.pipeline.store import Store
 
 
@@ -79,33 +80,30 @@ def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[
     more = [f"store.path='{options.store}'"] if options.store else []
     plain = compose([*overrides, *more])
     parts = build(plain)
-    own = _boards(plain, parts)
+    own = _benchmarks(plain, parts)
     with Store(Path(plain["store"]["path"]).expanduser()) as store:
-        kitchen = OpenPool(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
+        pool = OpenPool(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
         request = Request(
             paths=paths,
-            called=_called(options.candidate, kitchen.names),
+            called=_called(options.candidate, pool.names),
             accept=frozenset(options.accept),
             write=not options.dry_run,
         )
-        return adopt(kitchen, store, own, request)
+        return adopt(pool, store, own, request)
 
 
-def _boards(plain: dict[str, Any], parts: dict[str, Any]) -> list[AskedBenchmark]:
-    """The run's benchmark, and those of `also` that have files of their own."""
-    evaluator, benchmark = parts["evaluator"], parts["benchmark"]
-    own = getattr(evaluator, "benchmark", None)
-    if isinstance(benchmark, OwnBenchmark) and own is not None:
-        benchmark = own
-    boards = [(evaluator, benchmark)]
-    boards += [(side.evaluator, side) for side in sides(build_also(plain), evaluator)]
-    found = [(judge, items) for judge, items in boards if adoptable(judge)]
-    if not found:
+def _benchmarks(plain: Mapping[str, Any], parts: Mapping[str, Any]) -> list[AskedBenchmark]:
+    """The run's benchmark, and those of `also`, as far as their evaluators' tools leave files."""
+    evaluator: Evaluator = parts["evaluator"]
+    asked = [AskedBenchmark(evaluator=side.evaluator, items=side.items) for side in sides(build_also(plain), evaluator)]
+    if evaluator.reads_results:
+        own = isinstance(parts["benchmark"], OwnBenchmark)
+        benchmark: BenchmarkItems = (evaluator.benchmark if own else None) or parts["benchmark"]
+        asked.insert(0, AskedBenchmark(evaluator=evaluator, items=benchmark.items()))
+    asked = [one for one in asked if one.evaluator.reads_results]
+    if not asked:
         raise UserError("evaluator=lm_eval and evaluator=bfcl leave files to adopt; this run has neither")
-    return [
-        AskedBenchmark(evaluator=judge, items=items.items if isinstance(items, SideBenchmark) else tuple(items.items()))
-        for judge, items in found
-    ]
+    return asked
 
 
 def _called(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:

@@ -6,13 +6,14 @@ of a part must not be named like a property below unless it has a default of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.types import (
     Correlations,
     FloatArray,
@@ -31,7 +32,7 @@ from souping.core.types import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from souping.core.scores import ScoreMatrix
 
@@ -200,7 +201,7 @@ class Served(Protocol):
     def home(self) -> Path: ...
 
     @property
-    def module(self) -> torch.nn.Module: ...
+    def module(self) -> PreTrainedModel: ...
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -290,6 +291,25 @@ class Evaluator(Part, Protocol):
         """Tokens of an answer at most, where the settings say so."""
         return None
 
+    @property
+    def reads_results(self) -> bool:
+        """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
+        return False
+
+    def find_results(self, paths: Sequence[Path]) -> Sequence[ResultFiles]:
+        """Measurements that lie at or below these paths, those that count first (UserError where one is broken)."""
+        return ()
+
+    def read_results(
+        self,
+        files: ResultFiles,
+        items: Sequence[Item],
+        candidate: CandidateFacts,
+        tokenizer: Callable[[], PreTrainedTokenizerBase],
+    ) -> Iterable[ImportedAnswers]:
+        """What `files` hold of the items for a candidate, task by task, and how they and this evaluator differ."""
+        return ()
+
 
 class RecipeEvaluator(Protocol):
     """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items."""
@@ -310,6 +330,18 @@ class Pourable(Protocol):
     def pour(self, recipe: Recipe) -> None: ...
 
 
+class SoupPlan(Protocol):
+    """Recipe worked out: what is read, done and written."""
+
+    def describe(self) -> str:
+        """The plan in a few lines, for people."""
+        ...
+
+    def save(self, path: Path) -> Path | None:
+        """The plan as a file that a soup can be made from; None where plans of this kind are not saved."""
+        return None
+
+
 class CandidatePool(Part, Protocol):
     """Candidates opened (headers only), checked against each other and aligned once: full models, or adapters.
 
@@ -320,7 +352,9 @@ class CandidatePool(Part, Protocol):
     def names(self) -> tuple[str, ...]: ...
 
     @property
-    def warnings(self) -> Sequence[str]: ...
+    def warnings(self) -> Sequence[str]:
+        """What a reader of the report must know of the candidates (UserError where they do not fit each other)."""
+        ...
 
     @property
     def fingerprints(self) -> Mapping[str, str]: ...
@@ -337,6 +371,8 @@ class CandidatePool(Part, Protocol):
         """The recipe of named weights, ingredients in the pool's order."""
         ...
 
+    def plan(self, recipe: Recipe) -> SoupPlan: ...
+
     def live(self, module: torch.nn.Module) -> Pourable: ...
 
     def write(
@@ -350,17 +386,83 @@ class CandidatePool(Part, Protocol):
         """The soup as a folder, whole or not at all."""
         ...
 
+    def check_tokenizers(self) -> None:
+        """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with (UserError)."""
+        return None
+
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """Where the soup's tokenizer lies."""
         ...
 
     def own_folder(self, recipe: Recipe) -> Path | None:
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
-        ...
+        return None
 
     @property
     def soup_bytes(self) -> int:
         """Bytes that a soup takes as a folder, at most."""
+        ...
+
+
+class MergeBackend(Part, Protocol):
+    """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
+
+    `adapters` is `keep` or `merge`, or None where only full models are mixed; `carry` names the ingredient whose config
+    and tokenizer the soup gets.
+    """
+
+    @property
+    def method(self) -> str:
+        return "linear"
+
+    @property
+    def base(self) -> str | None:
+        """Folder or Hub name of the base model, where there is one."""
+        return None
+
+    @property
+    def dtype(self) -> str | None:
+        """The soup's dtype by torch's name; None for the ingredients' own."""
+        return None
+
+    @property
+    def vocab(self) -> str:
+        return "error"
+
+    @property
+    def nonfinite(self) -> str:
+        return "error"
+
+    @property
+    def allow_pickle(self) -> bool:
+        return False
+
+    @property
+    def resident(self) -> str:
+        return "none"
+
+    @property
+    def adapters(self) -> str | None:
+        return None
+
+    @property
+    def max_shard_size(self) -> str | int:
+        return "5GB"
+
+    @property
+    def overrides(self) -> Mapping[str, Sequence[float]] | None:
+        return None
+
+    @property
+    def carry(self) -> str | None:
+        return None
+
+    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
+        """This backend with other settings; those that it does not have are left out."""
+        ...
+
+    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+        """The pool of these candidates; `cache` keeps digests of files."""
         ...
 
 

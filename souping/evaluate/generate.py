@@ -58,11 +58,11 @@ class LocalEvaluator(Evaluator):
     def settings(self) -> dict[str, Json]:
         """Everything a score depends on beside the model and the item."""
         own = self.engine.settings
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "engine"}
+        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "engine"}
         if own is not None:
             known = {key: value for key, value in known.items() if key not in MACHINE}
             return {"name": "local", "version": VERSION, **known, "engine": dict(own)}
-        resolved = {"threads": self.resolved_threads, "device": self.resolved_device}
+        resolved: dict[str, Json] = {"threads": self.resolved_threads, "device": self.resolved_device}
         return {"name": "local", "version": VERSION, **known, **resolved}
 
     @property
@@ -74,10 +74,6 @@ class LocalEvaluator(Evaluator):
         """How the module is loaded, as far as the engine leaves that to the evaluator."""
         device, trust = self.resolved_device, self.trust_remote_code
         return self.engine.module_settings(ModuleSettings(device=device, dtype=self.dtype, trust_remote_code=trust))
-
-    @property
-    def stage(self) -> ModuleSettings:
-        return self.module_settings()
 
     @property
     def host(self) -> ModelHost | None:

@@ -1,4 +1,4 @@
-"""Take answers that were measured elsewhere into the store, as the rows that the run would have written itself."""
+"""Answers measured elsewhere, checked and stored as the rows that the run would have written itself."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ from datetime import UTC, datetime
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from souping.checkpoints.checkpoint import Checkpoint
+from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
 from souping.core.protocols import Evaluator
 from souping.core.text import nearest
-from souping.core.types import Candidate, Item, Recipe, UserError
-from souping.evaluate.bfcl.import_results import find_bfcl, read_bfcl
-from souping.evaluate.imported import CandidateFacts, Difference, ImportedAnswers, compare
-from souping.evaluate.lm_eval.import_results import find_samples, read_samples
+from souping.core.types import Candidate, Item, Json, Recipe, UserError
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Tensors that are the embedding again in a model that ties them; some files hold them, and no count includes them."""
-READERS: Mapping[str, tuple[Any, Any]] = {
-    "HarnessEvaluator": (find_samples, read_samples),
-    "BfclEvaluator": (find_bfcl, read_bfcl),
-}
-"""How the files of an evaluator's own tool are found and read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,41 +57,32 @@ class ImportRow:
     unchecked: tuple[str, ...] = ()
 
 
-def adoptable(evaluator: Evaluator) -> bool:
-    """Whether an evaluator's tool leaves files that can be read back."""
-    return type(evaluator).__name__ in READERS
-
-
-def adopt(kitchen: OpenPool, store: Store, boards: Sequence[AskedBenchmark], request: Request) -> list[ImportRow]:
+def adopt(pool: OpenPool, store: Store, benchmarks: Sequence[AskedBenchmark], request: Request) -> list[ImportRow]:
     """A row for every task that the files hold answers of, newest files first.
 
     Raises:
         UserError: nothing is there to adopt, a file is broken, or `accept` names a difference that is none.
     """
-    strangers, plans = [], []
-    for board in boards:
-        find, read = READERS[type(board.evaluator).__name__]
-        for files in find(request.paths):
-            name = whose(files.model, kitchen.candidates, request.called)
+    strangers, measured = [], []
+    for benchmark in benchmarks:
+        for files in benchmark.evaluator.find_results(request.paths):
+            name = whose(files.model, pool.candidates, request.called)
             if name is None:
-                strangers.append(_stranger(files.model, files.path, kitchen.names))
+                strangers.append(_stranger(files.model, files.path, pool.names))
                 continue
-            single = single_of(next(c for c in kitchen.candidates if c.name == name))
-            recipe = kitchen.recipe({name: 1.0})
-            asking = asked_by(board, recipe)
-            cast = compare("merge.dtype", single.dtype, recipe.dtype) if single.dtype else []
-            for found in read(files, asking.evaluator, board.items, single, partial(kitchen.tokenizer, name)):
-                plans.append((asking, name, replace(found, differences=(*cast, *found.differences))))
-    _check(len(strangers) + len(plans), [found for _, _, found in plans], request)
-    return [*(_take(kitchen, store, *plan, request) for plan in plans), *strangers]
+            facts = facts_of(next(c for c in pool.candidates if c.name == name))
+            recipe = pool.recipe({name: 1.0})
+            asked = replace(benchmark, evaluator=asking(benchmark.evaluator, recipe))
+            cast = compare("merge.dtype", facts.dtype, recipe.dtype) if facts.dtype else []
+            for answers in asked.evaluator.read_results(files, asked.items, facts, partial(pool.tokenizer, name)):
+                measured.append((asked, name, replace(answers, differences=(*cast, *answers.differences))))
+    _check(len(strangers) + len(measured), [answers for _, _, answers in measured], request)
+    return [*(_take(pool, store, *one, request) for one in measured), *strangers]
 
 
-def asked_by(board: AskedBenchmark, recipe: Recipe) -> AskedBenchmark:
-    """The board as this single is asked: an evaluator with prompt handlers has one for each candidate."""
-    choices = getattr(board.evaluator, "choices", None)
-    if choices is None:
-        return board
-    return replace(board, evaluator=board.evaluator.by(choices(recipe)[0]))  # type: ignore[attr-defined]
+def asking(evaluator: Evaluator, single: Recipe) -> Evaluator:
+    """The evaluator as it asks this single: one with prompt handlers has one for each candidate."""
+    return evaluator.by(evaluator.choices(single)[0])
 
 
 def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]) -> str | None:
@@ -116,7 +99,7 @@ def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]
     return own[0] if len(own) == 1 else None
 
 
-def single_of(candidate: Candidate) -> CandidateFacts:
+def facts_of(candidate: Candidate) -> CandidateFacts:
     """A candidate as its files show it. What came from the Hub is known by its commit; its file times say nothing."""
     repo, _, commit = candidate.source.partition("@")
     weights = [p for p in candidate.path.iterdir() if p.suffix in (".safetensors", ".bin")]
@@ -133,7 +116,7 @@ def single_of(candidate: Candidate) -> CandidateFacts:
 
 
 def _headers(folder: Path) -> Checkpoint | None:
-    """None for an adapter, whose base has the parameters, and for pickles, which the kitchen was allowed to read."""
+    """None for an adapter, whose base has the parameters, and for pickles, which the run was allowed to read."""
     try:
         return Checkpoint.open(folder)
     except UserError:
@@ -158,30 +141,30 @@ def _stranger(model: str, path: Path, names: Sequence[str]) -> ImportRow:
 
 
 def _take(
-    kitchen: OpenPool, store: Store, board: AskedBenchmark, name: str, found: ImportedAnswers, request: Request
+    pool: OpenPool, store: Store, asked: AskedBenchmark, name: str, answers: ImportedAnswers, request: Request
 ) -> ImportRow:
     """Write what the files prove; nothing where they and the run disagree."""
-    open_ = [d for d in found.differences if not (d.mild and d.key in request.accept)]
-    accepted = tuple(sorted({d.key for d in found.differences} - {d.key for d in open_}))
+    open_ = [d for d in answers.differences if not (d.mild and d.key in request.accept)]
+    accepted = tuple(sorted({d.key for d in answers.differences} - {d.key for d in open_}))
     if open_:
-        return ImportRow(candidate=name, task=found.task, source=found.source, refused=_refusal(open_))
-    recipe, evaluator = kitchen.recipe({name: 1.0}), board.evaluator
+        return ImportRow(candidate=name, task=answers.task, source=answers.source, refused=_refusal(open_))
+    recipe, evaluator = pool.recipe({name: 1.0}), asked.evaluator
     known = store.load(recipe.fingerprint, evaluator.fingerprint)
-    items = [item for item in board.items if item.id in found.records]
+    items = [item for item in asked.items if item.id in answers.records]
     fresh = [item for item in items if item.fingerprint not in known]
     if request.write and fresh:
-        records = [found.records[item.id] for item in fresh]
+        records = [answers.records[item.id] for item in fresh]
         store.add(recipe, evaluator.fingerprint, evaluator.settings, fresh, records)
-        store.note_adoption(recipe.fingerprint, evaluator.fingerprint, _origin(name, found, len(fresh), accepted))
+        store.note_adoption(recipe.fingerprint, evaluator.fingerprint, _origin(name, answers, len(fresh), accepted))
     return ImportRow(
         candidate=name,
-        task=found.task,
-        source=found.source,
+        task=answers.task,
+        source=answers.source,
         adopted=len(fresh),
         present=len(items) - len(fresh),
-        skipped=found.skipped,
+        skipped=answers.skipped,
         accepted=accepted,
-        unchecked=found.unchecked,
+        unchecked=answers.unchecked,
     )
 
 
@@ -194,41 +177,40 @@ def _refusal(differences: Sequence[Difference]) -> str:
     return f"{first.sentence}{more} ({keys} takes the answers nevertheless)"
 
 
-def _origin(name: str, found: ImportedAnswers, count: int, accepted: Sequence[str]) -> dict[str, Any]:
+def _origin(name: str, answers: ImportedAnswers, count: int, accepted: Sequence[str]) -> dict[str, Json]:
     """What the store keeps of an adoption, for whoever asks later where rows came from."""
     return {
         "candidate": name,
-        "task": found.task,
+        "task": answers.task,
         "items": count,
-        "source": str(found.source),
+        "source": str(answers.source),
         "accepted": list(accepted),
-        "unchecked": list(found.unchecked),
+        "unchecked": list(answers.unchecked),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _check(count: int, found: Sequence[ImportedAnswers], request: Request) -> None:
+def _check(count: int, measured: Sequence[ImportedAnswers], request: Request) -> None:
     """Before anything is written: there is something, and `accept` names differences that are there."""
     if not count:
         raise UserError(
             f"{', '.join(map(str, request.paths))}: nothing to adopt of what the run asks: neither samples_*.jsonl "
             "beside their results_*.json (lm_eval --log_samples --output_path DIR) nor a result folder of BFCL"
         )
-    mild = sorted({d.key for one in found for d in one.differences if d.mild})
+    mild = sorted({d.key for one in measured for d in one.differences if d.mild})
     odd = sorted(request.accept - set(mild))
     if odd:
         known = f" ({', '.join(mild)})" if mild else ": there is none that can be accepted"
         raise UserError(f"--accept {odd[0]} names no difference found here{nearest(odd[0], mild) or known}")
 
 
-def adopted_notes(kitchen: OpenPool, store: Store, evaluator: Evaluator) -> list[str]:
+def adopted_notes(pool: OpenPool, store: Store, evaluator: Evaluator) -> list[str]:
     """What a reader of the run's report must know of rows that the run did not measure."""
     counts: Counter[str] = Counter()
     accepted: set[str] = set()
-    for name in kitchen.names:
-        recipe = kitchen.recipe({name: 1.0})
-        asking = asked_by(AskedBenchmark(evaluator=evaluator, items=()), recipe).evaluator
-        for origin in store.adoptions(recipe.fingerprint, asking.fingerprint):
+    for name in pool.names:
+        recipe = pool.recipe({name: 1.0})
+        for origin in store.adoptions(recipe.fingerprint, asking(evaluator, recipe).fingerprint):
             counts[name] += origin["items"]
             accepted |= set(origin["accepted"])
     if not counts:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints import hub
+from souping.core.text import first_line
 from souping.core.types import Json, LateError, UserError
 from souping.pipeline.store import Store
 from souping.report.cards import Licence, card, combine, hub_card, public_name, relicensed
@@ -159,7 +160,7 @@ def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store:
     try:
         return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence)
     except (OSError, ValueError) as error:
-        reason = hub.first_line(error)
+        reason = first_line(error)
         raise UserError(f"{own}: cannot be read as a model card: {reason}: mend it, or delete it") from error
 
 
@@ -219,8 +220,8 @@ def _refused(goal: Target, error: BaseException) -> UserError:
     if code == 401:
         return UserError(f"upload={goal.repo}: the Hub does not know your token: {LOGIN} again, or mend HF_TOKEN")
     if hub.unreachable(error):
-        return UserError(f"upload={goal.repo}: the Hub ({hub.endpoint()}) cannot be reached: {hub.first_line(error)}")
-    return UserError(f"upload={goal.repo}: the Hub refused ({code or type(error).__name__}): {hub.first_line(error)}")
+        return UserError(f"upload={goal.repo}: the Hub ({hub.endpoint()}) cannot be reached: {first_line(error)}")
+    return UserError(f"upload={goal.repo}: the Hub refused ({code or type(error).__name__}): {first_line(error)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,9 @@ EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7, workers=3)]
 @pytest.fixture(scope="module")
 def served(family: Path) -> SimpleNamespace:
     return SimpleNamespace(
-        module=load_module(family / "ant", LOCAL), tokenizer=load_tokenizer(family / "ant"), folder=family / "ant"
+        module=load_module(family / "ant", LOCAL.module_settings()),
+        tokenizer=load_tokenizer(family / "ant"),
+        folder=family / "ant",
     )
 
 
@@ -69,7 +71,9 @@ class TestConformance:
     def test_other_weights_change_the_answers(
         self, evaluator: Evaluator, served: SimpleNamespace, family: Path, items: tuple[Item, ...]
     ) -> None:
-        other = SimpleNamespace(module=load_module(family / "dog", evaluator), tokenizer=served.tokenizer)
+        other = SimpleNamespace(
+            module=load_module(family / "dog", evaluator.module_settings()), tokenizer=served.tokenizer
+        )
         mine = [r.output for r in evaluator.evaluate(served, items)]
         assert mine != [r.output for r in evaluator.evaluate(other, items)]  # type: ignore[arg-type]
 
@@ -158,7 +162,7 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
 def test_what_transformers_cannot_load_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(UserError, match="transformers cannot load this model"):
-        load_module(tmp_path, LOCAL)
+        load_module(tmp_path, LOCAL.module_settings())
     with pytest.raises(UserError, match="transformers cannot load the tokenizer"):
         load_tokenizer(tmp_path)
 
@@ -179,6 +183,6 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
             poured = {k: v.clone() for k, v in kitchen.serve(recipe).module.state_dict().items()}
             kitchen.write(recipe, tmp_path / str(number), {})
-            loaded = load_module(tmp_path / str(number), LOCAL).state_dict()
+            loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Item, Record
-from souping.evaluate.bfcl.environment import Environment, records
-from souping.evaluate.bfcl.evaluator import call
+from souping.evaluate.bfcl.environment import Environment, call, records
 
 CHAT = "I am sorry, none of these functions can do that"
 UNMET = {

@@ -1,6 +1,6 @@
 """Checkpoints of the Hugging Face Hub: names, what of a repository souping needs, downloads, the cache."""
 
-from souping.checkpoints.hub.client import HubName, endpoint, first_line, is_repo, offline, parse, unreachable
+from souping.checkpoints.hub.client import HubName, endpoint, is_repo, offline, parse, unreachable
 from souping.checkpoints.hub.fetch import Fetched, cached, fetch, fetch_one, sizes
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "endpoint",
     "fetch",
     "fetch_one",
-    "first_line",
     "is_repo",
     "offline",
     "parse",

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from souping.core.text import first_line
 from souping.core.types import UserError
 
 LOGIN = "`hf auth login`"
@@ -131,13 +132,6 @@ def _reason(error: BaseException) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     return first_line(cause)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)]
-    return ((useful or lines or [type(error).__name__])[0]).rstrip(".")[:200]
 
 
 PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"

@@ -26,8 +26,9 @@ from pathlib import Path, PurePosixPath
 
 from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, PICKLED_INDEX, SIDE_FILES, SINGLE, small
 from souping.checkpoints.header import parse_json
-from souping.checkpoints.hub.client import COMMIT, HubName, first_line, told, unreachable
+from souping.checkpoints.hub.client import COMMIT, HubName, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
+from souping.core.text import first_line
 from souping.core.types import UserError
 
 

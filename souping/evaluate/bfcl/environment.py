@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from souping.core.text import nearest
-from souping.core.types import Item, Record, UserError
+from souping.core.types import Item, Json, Record, UserError
+from souping.evaluate.servers.process import Process
 
 Level = Literal["minimal", "full"]
 LEVELS: tuple[Level, ...] = ("minimal", "full")
@@ -201,6 +203,34 @@ def _lives(process: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+def call(
+    environment: Environment,
+    root: Path,
+    handler: str,
+    ids: Mapping[str, Sequence[str]],
+    generate: Mapping[str, Json] | None = None,
+) -> None:
+    """Run bfcl-eval on these ids in its own process, which ends with this one; its files come to lie below `root`.
+
+    Raises:
+        UserError: one line on what stopped it.
+    """
+    request, log = root / "request.json", root / "runner.log"
+    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": generate}))
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
+    own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
+    process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
+    try:
+        while process.alive:
+            time.sleep(0.05)
+    finally:
+        process.stop()
+    outcome = root / "outcome.json"
+    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
+    if error:
+        raise UserError(f"bfcl-eval: {error}")
 
 
 OWN = ("chat-template", "plain")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
 from souping.core.text import nearest
 from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
@@ -26,8 +25,8 @@ from souping.evaluate.bfcl.benchmark import (
     prerequisites,
 )
 from souping.evaluate.bfcl.environment import (
-    RUNNER,
     Environment,
+    call,
     check_handlers,
     failure,
     find,
@@ -35,8 +34,12 @@ from souping.evaluate.bfcl.environment import (
     place_of,
     records,
 )
+from souping.evaluate.bfcl.import_results import BfclFiles, find_bfcl, read_bfcl
 from souping.evaluate.servers import Server
-from souping.evaluate.servers.process import Process, RunningServer
+from souping.evaluate.servers.process import RunningServer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROTOCOL = 1
 """Raised when the same answers would be scored otherwise."""
@@ -101,7 +104,7 @@ class BfclEvaluator(Evaluator):
     @property
     def settings(self) -> dict[str, Json]:
         """What a score depends on beside the model and the item. Categories are the items' own."""
-        choice = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
+        choice: dict[str, Json] = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
@@ -198,17 +201,17 @@ class BfclEvaluator(Evaluator):
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._slot.serve(self.server, model.folder)
-        wanted = {"url": running.url, "model": running.model, "folder": str(model.folder), "threads": self.threads}
-        wanted |= {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        wanted: dict[str, Json] = {"url": running.url, "model": running.model, "folder": str(model.folder)}
+        wanted |= {"threads": self.threads, "temperature": self.temperature, "max_tokens": self.max_tokens}
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
             call(self.environment, Path(root), self.handler, self._ids(items), wanted)
             name = self.handler.replace("/", "_")
-            found = records(Path(root, "result", name), Path(root, "score", name), items)
-        if reason := failure(found):
+            scored = records(Path(root, "result", name), Path(root, "score", name), items)
+        if reason := failure(scored):
             bare = "Cannot use chat template" in reason  # transformers' words; it goes on for lines
             why = "the tokenizer has no chat template; evaluator.handler=plain needs none" if bare else reason[:300]
             raise UserError(f"handler {self.handler}: no item could be asked: {why}")
-        return found
+        return scored
 
     def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
         ids: dict[str, list[str]] = {}
@@ -219,6 +222,24 @@ class BfclEvaluator(Evaluator):
     def close(self) -> None:
         self._slot.close()
 
+    @property
+    def reads_results(self) -> bool:
+        return True
+
+    def find_results(self, paths: Sequence[Path]) -> list[BfclFiles]:
+        return find_bfcl(paths)
+
+    def read_results(
+        self,
+        files: ResultFiles,
+        items: Sequence[Item],
+        candidate: CandidateFacts,
+        tokenizer: Callable[[], PreTrainedTokenizerBase],
+    ) -> Iterator[ImportedAnswers]:
+        """What one model's folder holds, category by category; the tokenizer is of no use to it."""
+        assert isinstance(files, BfclFiles)
+        return read_bfcl(files, self.handler, lambda: self.environment, items, candidate)
+
 
 def _check_code(folder: Path, trusted: bool) -> None:
     """bfcl-eval runs the code of a folder's tokenizer unasked; here it is asked first."""
@@ -226,27 +247,3 @@ def _check_code(folder: Path, trusted: bool) -> None:
         path = folder / name
         if not trusted and path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("auto_map"):
             raise UserError(f"{path} names code of its own, which bfcl-eval would run: server.trust_remote_code=true")
-
-
-def call(
-    environment: Environment, root: Path, handler: str, ids: Mapping[str, Sequence[str]], generate: Any = None
-) -> None:
-    """Run bfcl-eval on these ids in its own process, which ends with this one; its files come to lie below `root`.
-
-    Raises:
-        UserError: one line on what stopped it.
-    """
-    request, log = root / "request.json", root / "runner.log"
-    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": generate}))
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
-    own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
-    process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
-    try:
-        while process.alive:
-            time.sleep(0.05)
-    finally:
-        process.stop()
-    outcome = root / "outcome.json"
-    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
-    if error:
-        raise UserError(f"bfcl-eval: {error}")

@@ -12,40 +12,44 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from souping.core.types import Item, Record, UserError
-from souping.evaluate.bfcl.environment import FAILED, records
-from souping.evaluate.bfcl.evaluator import call
-from souping.evaluate.imported import CandidateFacts, Difference, ImportedAnswers, compare
+from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
+from souping.core.types import Item, Json, Record, UserError
+from souping.evaluate.bfcl.environment import FAILED, Environment, call, records
 
+Row = dict[str, Json]
+"""A line of BFCL's files."""
 DATA = "v4"
 """The version of the data files that the pinned bfcl-eval brings; v3's categories are read from them too."""
 SILENT = "BFCL's files hold neither the weights' hash nor temperature, max_tokens, server or bfcl-eval's version"
 
 
 def read_bfcl(
-    files: BfclFiles, evaluator: Any, items: Sequence[Item], single: CandidateFacts, tokenizer: Callable[[], Any]
+    files: BfclFiles,
+    handler: str,
+    environment: Callable[[], Environment],
+    items: Sequence[Item],
+    candidate: CandidateFacts,
 ) -> Iterator[ImportedAnswers]:
     """What one model's folder holds for the run's categories, category by category."""
     wanted: dict[str, dict[str, Item]] = {}
     for item in items:
         wanted.setdefault(item.category, {})[item.id] = item
     ours = {key: files.answers(key) for key in files.results if key[1] in wanted}
-    about_model = compare("handler", files.model, evaluator.handler.replace("/", "_"))
+    about_model = compare("handler", files.model, handler.replace("/", "_"))
     usable = {
         category: {name: row for name, row in rows.items() if name in wanted[category] and not _failed(row)}
         for (version, category), rows in ours.items()
         if version == DATA
     }
-    judged = {} if about_model else _judge(evaluator, usable, wanted)
+    judged = {} if about_model else _judge(environment, handler, usable, wanted)
     for key, rows in ours.items():
         version, category = key
         own = {name: record for name, record in judged.items() if name in usable.get(category, {})}
         differences = [
             *about_model,
             *compare("version of the data", version, DATA),
-            *_dates(files.results[key], single),
+            *_dates(files.results[key], candidate),
         ]
         differences += _questions(files.failures(key), wanted[category])
         yield ImportedAnswers(
@@ -58,19 +62,22 @@ def read_bfcl(
         )
 
 
-def _failed(row: Mapping[str, Any]) -> bool:
+def _failed(row: Row) -> bool:
     """The item was not answered: the server failed. The run will ask again."""
     return "traceback" in row and str(row["result"]).startswith(FAILED)
 
 
 def _judge(
-    evaluator: Any, usable: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Item]]
+    environment: Callable[[], Environment],
+    handler: str,
+    usable: Mapping[str, Mapping[str, Row]],
+    wanted: Mapping[str, Mapping[str, Item]],
 ) -> dict[str, Record]:
     """{item id: record}: bfcl-eval's own checker, run once on all of these answers."""
     items = [wanted[category][name] for category, rows in usable.items() for name in rows]
     if not items:
         return {}
-    name = evaluator.handler.replace("/", "_")
+    name = handler.replace("/", "_")
     with tempfile.TemporaryDirectory(prefix="souping-adopt-") as root:
         results = Path(root, "result", name)
         results.mkdir(parents=True)
@@ -78,34 +85,36 @@ def _judge(
             lines = "".join(json.dumps(row) + "\n" for row in rows.values())
             (results / f"BFCL_{DATA}_{category}_result.json").write_text(lines)
         ids = {category: list(rows) for category, rows in usable.items() if rows}
-        call(evaluator.environment, Path(root), evaluator.handler, ids)
-        found = records(results, Path(root, "score", name), items)
-    return {record.item: record for record in found}
+        call(environment(), Path(root), handler, ids)
+        judged = records(results, Path(root, "score", name), items)
+    return {record.item: record for record in judged}
 
 
-def _dates(path: Path, single: CandidateFacts) -> Iterator[Difference]:
+def _dates(path: Path, candidate: CandidateFacts) -> Iterator[Difference]:
     """Results that are older than the weights are of other weights, unless the weights were copied since."""
     measured = path.stat().st_mtime
-    if single.written and single.written > measured:
-        then, now = (datetime.fromtimestamp(t, UTC).isoformat(timespec="minutes") for t in (measured, single.written))
-        yield Difference(key="weights", found=f"measured {then}", wanted=f"written {now}", mild=True)
+    if candidate.written and candidate.written > measured:
+        times = (measured, candidate.written)
+        then, now = (datetime.fromtimestamp(t, UTC).isoformat(timespec="minutes") for t in times)
+        yield Difference(key="weights", in_files=f"measured {then}", in_run=f"written {now}", mild=True)
 
 
-def _questions(failures: Sequence[Mapping[str, Any]] | None, items: Mapping[str, Item]) -> list[Difference]:
+def _questions(failures: Sequence[Row] | None, items: Mapping[str, Item]) -> list[Difference]:
     """The first question that is not what it was. Score files quote the questions of the items that failed."""
     for row in failures or ():
         item, quoted = items.get(str(row["id"])), row.get("prompt")
         turns = quoted.get("question") if isinstance(quoted, Mapping) else quoted
         if item is None or not isinstance(turns, list):
             continue
-        then = [m.get("content") for turn in turns if isinstance(turn, list) for m in turn]
+        messages = [message for turn in turns if isinstance(turn, list) for message in turn]
+        then = [message.get("content") for message in messages if isinstance(message, Mapping)]
         now = [message["content"] for message in item.prompt if isinstance(message, Mapping)]
         if then != now:
-            return [Difference(key=f"question of {item.id}", found=then, wanted=now)]
+            return [Difference(key=f"question of {item.id}", in_files=then, in_run=now)]
     return []
 
 
-def _skipped(rows: Mapping[str, Any], items: Mapping[str, Item]) -> dict[str, int]:
+def _skipped(rows: Mapping[str, Row], items: Mapping[str, Item]) -> dict[str, int]:
     counts = {
         "not in the run": sum(name not in items for name in rows),
         "not in the files": sum(name not in rows for name in items),
@@ -145,21 +154,21 @@ class BfclFiles:
         """The name in bfcl-eval's registry, its slash written as an underscore."""
         return self.path.name
 
-    def answers(self, key: tuple[str, str]) -> dict[str, dict[str, Any]]:
+    def answers(self, key: tuple[str, str]) -> dict[str, Row]:
         """{item id: line} of a result file; of an item that was asked twice the later line.
 
         Raises:
             UserError: the file cannot be read, or a line is no result of BFCL.
         """
         path = self.results[key]
-        found = {}
+        lines = {}
         for number, row in enumerate(_rows(path), start=1):
             if "id" not in row or "result" not in row:
                 raise UserError(f"{path}:{number}: no result of BFCL: a line has an id and a result")
-            found[str(row["id"])] = row
-        return found
+            lines[str(row["id"])] = row
+        return lines
 
-    def failures(self, key: tuple[str, str]) -> list[dict[str, Any]] | None:
+    def failures(self, key: tuple[str, str]) -> list[Row] | None:
         """The items that a score file has as failed, with their questions; None without the file."""
         path = self.scores.get(key)
         return None if path is None else [row for row in _rows(path) if "id" in row]
@@ -173,9 +182,9 @@ def find_bfcl(paths: Sequence[Path]) -> list[BfclFiles]:
     """
     results: dict[Path, dict[tuple[str, str], Path]] = {}
     for path in sorted({p.resolve() for given in paths for p in _below(given)}):
-        found = FILE.fullmatch(path.name)
-        if found and found["kind"] == "result":
-            results.setdefault(_home(path), {})[found["version"], found["category"]] = path
+        match = FILE.fullmatch(path.name)
+        if match and match["kind"] == "result":
+            results.setdefault(_home(path), {})[match["version"], match["category"]] = path
     return [BfclFiles(path=home, results=own, scores=_scores(home, paths)) for home, own in results.items()]
 
 
@@ -195,15 +204,15 @@ def _home(path: Path) -> Path:
 
 def _scores(home: Path, given: Sequence[Path]) -> dict[tuple[str, str], Path]:
     folders = [home.parent.parent / "score" / home.name, *(p / home.name for p in given if p.name == "score")]
-    found = {}
+    scores = {}
     for path in (p for folder in folders if folder.is_dir() for p in folder.rglob("BFCL_v*_score.json")):
         match = FILE.fullmatch(path.name)
         if match:
-            found[match["version"], match["category"]] = path
-    return found
+            scores[match["version"], match["category"]] = path
+    return scores
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Row]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError as error:

@@ -1,8 +1,6 @@
 """`engine=transformers`: transformers' own generation, with the poured module, in this process.
 
-From an item to tokens, and from a text to the answer in it: alike for every engine.
-
-Load a module and its tokenizer with transformers, quietly, from a local folder.
+Below it is what every engine does alike: modules and tokenizers loaded from a folder, items made into tokens.
 """
 
 from __future__ import annotations
@@ -12,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from souping.core.protocols import Evaluator, ModuleSettings, Served
+from souping.core.protocols import ModuleSettings, Served
+from souping.core.text import first_line
 from souping.core.types import Item, UserError
 from souping.evaluate.engines import Asked, Engine
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ def _share(asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
 
     torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
-    limit = getattr(model.module.config, "max_position_embeddings", None)
+    limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
     check_context(items, prompts, asked.max_new_tokens, limit)
     with torch.inference_mode():
         return _generate(asked, model, prompts)
@@ -54,7 +56,7 @@ def _generate(asked: Asked, model: Served, prompts: Sequence[list[int]]) -> list
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     device = next(model.module.parameters()).device
-    out = model.module.generate(
+    out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         generation_config=_decoding(asked, model, pad),
@@ -65,7 +67,7 @@ def _generate(asked: Asked, model: Served, prompts: Sequence[list[int]]) -> list
     return [cut(text, asked.stop) for text in texts]
 
 
-def _decoding(asked: Asked, model: Served, pad: int) -> Any:
+def _decoding(asked: Asked, model: Served, pad: int) -> GenerationConfig:
     """Greedy, whatever sampling the checkpoint's own generation config asks for."""
     from transformers import GenerationConfig
 
@@ -93,7 +95,7 @@ def _pad_id(model: Served) -> int:
     return 0
 
 
-def render(tokenizer: Any, item: Item) -> list[int]:
+def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
     """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
 
     Raises:
@@ -109,18 +111,19 @@ def no_template(item: Item) -> UserError:
     return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
 
 
-def _chat(tokenizer: Any, item: Item) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     """The item's messages and tools as the tokenizer's chat template writes them."""
     from jinja2 import TemplateError
 
-    template = getattr(tokenizer, "chat_template", None)
+    template = tokenizer.chat_template
     if not template:
         raise no_template(item)
     if item.tools and "tools" not in str(template):
         raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
-    messages, tools = [dict(m) for m in item.prompt], [dict(tool) for tool in item.tools]  # type: ignore[arg-type]
+    messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
+    tools = [dict(tool) for tool in item.tools] or None
     try:
-        text = tokenizer.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
     except TemplateError as error:
         raise UserError(f"item {item.id}: the chat template refuses its messages: {error}") from error
     return str(text)
@@ -150,16 +153,14 @@ def cut(text: str, stop: Sequence[str]) -> str:
 
 def quiet() -> None:
     """No progress bars or advice from transformers: the run has one display of its own."""
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
 
-    logging: Any = transformers_logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_module(folder: Path, wished: ModuleSettings | Evaluator) -> Any:
-    """The architecture of `folder` as a live module in the wished compute dtype, on the wished device.
+def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
+    """The architecture of `folder` as a live module in the compute dtype of the settings, on their device.
 
     dtype `auto` is the folder's own.
 
@@ -170,7 +171,6 @@ def load_module(folder: Path, wished: ModuleSettings | Evaluator) -> Any:
     import transformers
 
     quiet()
-    settings = wished if isinstance(wished, ModuleSettings) else wished.module_settings()
     device, trust = settings.device, settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
@@ -182,11 +182,11 @@ def load_module(folder: Path, wished: ModuleSettings | Evaluator) -> Any:
         module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
-    return module.to(device).eval()
+    return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
 
 
 @lru_cache(maxsize=64)
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer.
 
     Raises:
@@ -199,9 +199,3 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"{folder}: transformers cannot load the tokenizer: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
-    return (first or type(error).__name__)[:300]

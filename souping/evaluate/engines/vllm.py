@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
+from souping.core.text import first_line
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.engines import Asked, Engine, check_gpu_settings
-from souping.evaluate.engines.transformers import check_context, cut, first_line, render
+from souping.evaluate.engines.transformers import check_context, cut, render
 from souping.evaluate.engines.watch import Watch
 
 if TYPE_CHECKING:

@@ -1,7 +1,4 @@
-"""Keep lm-evaluation-harness's log, progress bars and advice out of the run's own display.
-
-What goes wrong in the harness, in one or two lines: what, where, what to do.
-"""
+"""Errors and log of lm-evaluation-harness: kept out of the run's own display, told in one or two lines."""
 
 from __future__ import annotations
 
@@ -12,12 +9,14 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
 
+from souping.core.text import first_line
 from souping.core.types import UserError
-from souping.evaluate.engines.transformers import first_line
 
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
+HARNESS = "/lm_eval/tasks/"
+"""Where the harness's own files lie: that some cannot be read is no news to the user."""
+OFFLINE = {"ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "MaxRetryError"}
 LISTENED = ("lm_eval.tasks._index", "lm_eval.models.huggingface")
 
 
@@ -49,7 +48,7 @@ class LogListener(logging.Handler):
 
 
 @contextmanager
-def quiet() -> Iterator[LogListener]:
+def silence() -> Iterator[LogListener]:
     """Silence for the body; `LogListener` listens."""
     import datasets
 
@@ -76,11 +75,6 @@ def quiet() -> Iterator[LogListener]:
             logger.propagate, logger.disabled = propagate, disabled
 
 
-HARNESS = "/lm_eval/tasks/"
-"""Where the harness's own files lie: that some cannot be read is no news to the user."""
-OFFLINE = {"ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "MaxRetryError"}
-
-
 def unknown(name: str, known: Sequence[str], skipped: Sequence[str]) -> str:
     """A name that is no task: the nearest names, and a file that could not be read where that may be why."""
     near = get_close_matches(name, known, n=3, cutoff=0.5)
@@ -89,7 +83,7 @@ def unknown(name: str, known: Sequence[str], skipped: Sequence[str]) -> str:
     return f"evaluator.tasks: no task, group or tag is named {name}{where}" + (f"\n{own[0]}" if own else "")
 
 
-def not_loaded(name: str, source: Any, error: BaseException) -> str:
+def not_loaded(name: str, source: str | None, error: BaseException) -> str:
     """A task that fails while it is loaded; `source` is its YAML file."""
     if isinstance(error, StopIteration):
         return f"evaluator.tasks: {name} has no documents\nlook at its dataset_path and splits in {source or name}"

@@ -1,7 +1,4 @@
-"""`evaluator=lm_eval`: tasks of lm-evaluation-harness on the live poured module.
-
-The harness's documents as items: an id, a category, a group, and a fingerprint of all that its score depends on.
-"""
+"""`evaluator=lm_eval`: tasks of lm-evaluation-harness on the live poured module, their documents as items."""
 
 from __future__ import annotations
 
@@ -15,24 +12,32 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
+from souping.evaluate.lm_eval.import_results import HarnessFiles, find_samples, read_samples
 from souping.evaluate.lm_eval.model import HarnessModelCache, run
-from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
+from souping.evaluate.lm_eval.tasks import NEUTRAL, Document, Loaded, load, pseudo_values, published_sizes
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 CUT = 8
 """A commit holds so many batches' worth of items: HFLM sorts them by length, and few are lost with a killed run."""
 AUTO = re.compile(r"auto(:\d+(\.\d+)?)?")
+LONGEST = 80
+"""Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 IN_ITEMS = (
     "tasks",
     "include_path",
@@ -121,7 +126,7 @@ class HarnessEvaluator(Evaluator):
     numpy_random_seed: int = 1234
     torch_random_seed: int = 1234
     fewshot_random_seed: int = 1234
-    _hand: HarnessModelCache = field(default_factory=HarnessModelCache, init=False, repr=False, compare=False)
+    _model: HarnessModelCache = field(default_factory=HarnessModelCache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _ = self._machine  # checks dtype, device and threads
@@ -150,16 +155,12 @@ class HarnessEvaluator(Evaluator):
     @cached_property
     def _machine(self) -> LocalEvaluator:
         """The compute settings, with what they mean on this machine."""
-        return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads)
-
-    @property
-    def resolved_device(self) -> str:
-        return self._machine.resolved_device
+        trust = self.trust_remote_code
+        return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads, trust_remote_code=trust)
 
     def module_settings(self) -> ModuleSettings:
         """How the module is loaded."""
-        device, trust = self.resolved_device, self.trust_remote_code
-        return ModuleSettings(device=device, dtype=self.dtype, trust_remote_code=trust)
+        return self._machine.module_settings()
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
@@ -187,8 +188,10 @@ class HarnessEvaluator(Evaluator):
     @property
     def settings(self) -> dict[str, Json]:
         """Everything a score depends on beside the model and the item."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS}
-        machine = {"threads": self._machine.resolved_threads, "device": self.resolved_device}
+        known: dict[str, Json] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
+        }
+        machine: dict[str, Json] = {"threads": self._machine.resolved_threads, "device": self._machine.resolved_device}
         return {**known, **machine, "evaluator": "lm_eval", "version": VERSION, "lm_eval": harness_version()}
 
     def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
@@ -213,7 +216,7 @@ class HarnessEvaluator(Evaluator):
             if not isinstance(item, HarnessItem) or item.task not in self.loaded:
                 raise UserError(f"item {item.id} is no document of evaluator.tasks: leave `benchmark` as it is")
             asked.setdefault(item.task, []).append(item.doc)
-        with self._hand.model(model, self) as lm:
+        with self._model.model(model, self) as lm:
             records = run(lm, self.loaded, asked, self)
         return [records[item.id] for item in items]
 
@@ -239,16 +242,27 @@ class HarnessEvaluator(Evaluator):
             values[numbers] = pseudo_values(kinds.pop(), [records[n].statistics for n in numbers])
         return values
 
+    @property
+    def reads_results(self) -> bool:
+        return True
+
+    def find_results(self, paths: Sequence[Path]) -> list[HarnessFiles]:
+        return find_samples(paths)
+
+    def read_results(
+        self,
+        files: ResultFiles,
+        items: Sequence[Item],
+        candidate: CandidateFacts,
+        tokenizer: Callable[[], PreTrainedTokenizerBase],
+    ) -> Iterator[ImportedAnswers]:
+        """What one run of the harness holds, task by task, its prompts rendered anew with the tokenizer."""
+        assert isinstance(files, HarnessFiles)
+        return read_samples(files, self, items, candidate, tokenizer)
+
     def _kind(self, item: Item) -> str:
         assert isinstance(item, HarnessItem)
         return self.loaded[item.task].metric.kind
-
-
-NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
-"""Keys of a task that change no answer by themselves: names, where the data lies, and metrics that were not chosen."""
-
-LONGEST = 80
-"""Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +309,7 @@ def _of_task(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
         )
 
 
-def _column(doc: Any, setting: str, name: str, key: str) -> str:
+def _column(doc: Document, setting: str, name: str, key: str) -> str:
     column = setting.removeprefix("column:")
     if column not in doc:
         hint = nearest(column, doc) or f": its columns are {', '.join(doc)}"
@@ -311,7 +325,7 @@ def _column(doc: Any, setting: str, name: str, key: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
 
 
-def _shown(render: Callable[[Any], Any], doc: Any, name: str) -> str:
+def _shown(render: Callable[[Document], Json], doc: Document, name: str) -> str:
     try:
         return str(render(doc))
     except Exception as error:  # a template or a function of the task's own
@@ -324,7 +338,7 @@ def _hash(value: Any) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _settings(task: Any) -> dict[str, Any]:
+def _settings(task: Task) -> dict[str, Json]:
     """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
     known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL and v is not None}
     known["metadata"] = {k: v for k, v in (known.get("metadata") or {}).items() if k != "config_source"}

@@ -1,11 +1,9 @@
-"""Samples of lm-evaluation-harness, held against the run: model, task version, settings, documents, every prompt.
+"""Samples that `lm_eval --log_samples --output_path DIR` left, held against the run and answered from again.
 
-What `lm_eval --log_samples --output_path DIR` leaves: a results file, and a file of samples for each task.
-
-The run's own evaluator asks its questions, and a file of old samples answers them.
-
-Prompts are rendered anew with the candidate's tokenizer, filters and metrics run anew on the old answers: what comes
-out is what the run would have written, and a question that the file was never asked shows itself.
+Compared are model, task version, settings and documents. Then the run's own evaluator asks its questions, and a file of
+old samples answers them. Prompts are rendered anew with the candidate's tokenizer, filters and metrics run anew on the
+old answers: what comes out is what the run would have written, and a question that the file was never asked shows
+itself.
 """
 
 from __future__ import annotations
@@ -17,15 +15,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from souping.core.types import Item, Record, UserError
-from souping.evaluate.engines.transformers import first_line, quiet
-from souping.evaluate.imported import CandidateFacts, Difference, ImportedAnswers, compare
-from souping.evaluate.lm_eval.evaluator import NEUTRAL
+from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
+from souping.core.text import first_line
+from souping.core.types import Item, Json, Record, UserError, elements, part
+from souping.evaluate.engines.transformers import quiet
 from souping.evaluate.lm_eval.model import HFLM_KEYS, build, run
+from souping.evaluate.lm_eval.tasks import NEUTRAL, Loaded
 
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
+
+    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+
+Sample = dict[str, Json]
+"""A line of a file of samples: one document after one filter."""
+
+DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
+RESULTS = re.compile(rf"(?:.+_)?(?P<date>{DATE})\.json")
+SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{DATE})\.jsonl")
+ARGUMENTS = {
+    "generate_until": ("prompt", "gen_kwargs"),
+    "loglikelihood": ("prompt", "continuation"),
+    "loglikelihood_rolling": ("prompt",),
+}
 MILD = ("batch_size", "max_batch_size", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype")
 PLACE = (
     "pretrained", "revision", "dtype", "device", "parallelize", "device_map", "trust_remote_code", "tokenizer", "peft",
@@ -39,20 +56,24 @@ NO_HASH = "lm_eval keeps no hash of the weights it measured: name, size and date
 
 
 def read_samples(
-    files: HarnessFiles, evaluator: Any, items: Sequence[Item], single: CandidateFacts, tokenizer: Callable[[], Any]
+    files: HarnessFiles,
+    evaluator: HarnessEvaluator,
+    items: Sequence[Item],
+    candidate: CandidateFacts,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Iterator[ImportedAnswers]:
     """What one run of the harness holds for the run's tasks, task by task."""
     known = {item.id for item in items}
     ours = sorted(task for task in files.samples if task in evaluator.loaded)
-    model = model_of(single.path, tokenizer(), evaluator) if ours else None
-    about_model = [*_model(files, single), *_settings(files, evaluator, model)] if ours else []
+    model = model_of(candidate.path, tokenizer(), evaluator) if ours else None
+    about_model = [*_model(files, candidate), *_settings(files, evaluator, model)] if model else []
     for task in ours:
         loaded, everything = evaluator.loaded[task], files.rows(task)
-        rows = {row["doc_id"]: row for row in everything if row["filter"] == loaded.metric.filter}
+        rows = {int(str(row["doc_id"])): row for row in everything if row["filter"] == loaded.metric.filter}
         wanted = {number: row for number, row in rows.items() if f"{task}/{number}" in known}
         differences = [*about_model, *_task(files, task, loaded), *_documents(task, loaded, wanted)]
-        records: Mapping[str, Any] = {}
-        if not any(not d.mild for d in differences):
+        records: Mapping[str, Record] = {}
+        if model is not None and not any(not d.mild for d in differences):
             records, asked = replay(model, evaluator.loaded, task, wanted, evaluator)
             differences += [*asked, *_sampled(files, wanted, evaluator)]
         skipped = {"not in the run": len(rows) - len(wanted), "not in the files": len(loaded.ids) - len(wanted)}
@@ -62,33 +83,35 @@ def read_samples(
             records=records,
             differences=tuple(differences),
             skipped={why: count for why, count in skipped.items() if count > 0},
-            unchecked=tuple(_unchecked(files, single)),
+            unchecked=tuple(_unchecked(files, candidate)),
         )
 
 
-def _unchecked(files: HarnessFiles, single: CandidateFacts) -> Iterator[str]:
-    if not single.commit or files.config.get("model_sha") != single.commit:
+def _unchecked(files: HarnessFiles, candidate: CandidateFacts) -> Iterator[str]:
+    if not candidate.commit or files.config.get("model_sha") != candidate.commit:
         yield NO_HASH
     if not files.config.get("model_dtype"):
         yield f"the dtype it computed in, which model_source={files.results.get('model_source')} does not write down"
 
 
-def _model(files: HarnessFiles, single: CandidateFacts) -> Iterator[Difference]:
+def _model(files: HarnessFiles, candidate: CandidateFacts) -> Iterator[Difference]:
     """Is it the same model? By commit, by the number of parameters, and by dates."""
     sha, count = files.config.get("model_sha"), files.config.get("model_num_parameters")
-    if sha and single.commit:
-        yield from compare("model_sha", sha, single.commit)
-    if isinstance(count, int) and count > 0 and single.parameters and count not in single.parameters:
-        yield Difference(key="model_num_parameters", found=count, wanted=max(single.parameters))
+    if sha and candidate.commit:
+        yield from compare("model_sha", sha, candidate.commit)
+    if isinstance(count, int) and count > 0 and candidate.parameters and count not in candidate.parameters:
+        yield Difference(key="model_num_parameters", in_files=count, in_run=max(candidate.parameters))
     measured = files.results.get("date")
-    if single.written and isinstance(measured, int | float) and single.written > measured:
-        then, now = (datetime.fromtimestamp(t, UTC).isoformat(timespec="minutes") for t in (measured, single.written))
-        yield Difference(key="weights", found=f"measured {then}", wanted=f"written {now}", mild=True)
+    if candidate.written and isinstance(measured, int | float) and candidate.written > measured:
+        then, now = (
+            datetime.fromtimestamp(t, UTC).isoformat(timespec="minutes") for t in (measured, candidate.written)
+        )
+        yield Difference(key="weights", in_files=f"measured {then}", in_run=f"written {now}", mild=True)
 
 
-def _settings(files: HarnessFiles, evaluator: Any, model: Any) -> Iterator[Difference]:
+def _settings(files: HarnessFiles, evaluator: HarnessEvaluator, model: HFLM) -> Iterator[Difference]:
     """Settings of the whole measurement."""
-    config, results = files.config, files.results
+    config, results, device = files.config, files.results, evaluator.module_settings().device
     dtype = config.get("model_dtype")
     if dtype:
         yield from compare("dtype", str(dtype).removeprefix("torch."), evaluator.dtype)
@@ -101,9 +124,7 @@ def _settings(files: HarnessFiles, evaluator: Any, model: Any) -> Iterator[Diffe
     yield from _arguments(files, evaluator)
     yield from compare("lm_eval_version", results.get("lm_eval_version"), evaluator.settings["lm_eval"], mild=True)
     yield from compare("model_source", results.get("model_source"), "hf", mild=True)
-    yield from compare(
-        "device", str(config.get("device") or evaluator.resolved_device), evaluator.resolved_device, True
-    )
+    yield from compare("device", str(config.get("device") or device), device, True)
     yield from compare("max_length", results.get("max_length", model.max_length), model.max_length, mild=True)
     for kind in ("bos", "eos", "pad"):
         own, tokenizer = results.get(f"tokenizer_{kind}_token"), model.tokenizer
@@ -111,33 +132,33 @@ def _settings(files: HarnessFiles, evaluator: Any, model: Any) -> Iterator[Diffe
         yield from compare(f"tokenizer_{kind}_token", own or now, now, mild=kind == "pad")
 
 
-def _arguments(files: HarnessFiles, evaluator: Any) -> Iterator[Difference]:
+def _arguments(files: HarnessFiles, evaluator: HarnessEvaluator) -> Iterator[Difference]:
     """`--model_args` and `--batch_size` against the evaluator's settings of the same names."""
     defaults = {f.name: f.default for f in fields(evaluator)}
     given = {**files.arguments, "batch_size": files.config.get("batch_size") or files.arguments.get("batch_size", 1)}
     for key in HFLM_KEYS:
-        found, wanted = given.pop(key, defaults[key]), getattr(evaluator, key)
+        then, now = given.pop(key, defaults[key]), getattr(evaluator, key)
         if key == "max_batch_size" and isinstance(evaluator.batch_size, int):
             continue
-        yield from compare(key, str(found), str(wanted), mild=key in MILD)
+        yield from compare(key, str(then), str(now), mild=key in MILD)
     for key, value in given.items():
         if key not in PLACE and value not in (None, False, "False", "None"):
-            yield Difference(key=f"model_args.{key}", found=value, wanted=None, mild=key not in OTHER_MODEL)
+            yield Difference(key=f"model_args.{key}", in_files=value, in_run=None, mild=key not in OTHER_MODEL)
 
 
-def _task(files: HarnessFiles, task: str, loaded: Any) -> Iterator[Difference]:
+def _task(files: HarnessFiles, task: str, loaded: Loaded) -> Iterator[Difference]:
     """Version, shots and configuration of one task."""
     results = files.results
-    version = (results.get("versions") or {}).get(task)
+    version = part(results, "versions").get(task)
     yield from compare(f"version of {task}", str(version), str(loaded.task.VERSION))
-    shots = (results.get("n-shot") or {}).get(task, 0)
+    shots = part(results, "n-shot").get(task, 0)
     yield from compare("num_fewshot", shots, loaded.task.get_config("num_fewshot") or 0)
-    then, now = (results.get("configs") or {}).get(task) or {}, _dumped(loaded.task)
+    then, now = part(part(results, "configs"), task), _dumped(loaded.task)
     for key in sorted(set(then) & set(now) - {*NEUTRAL, "metadata", "num_fewshot", "fewshot_config"}):
         yield from compare(f"{key} of {task}", then[key], now[key])
 
 
-def _dumped(task: Any) -> dict[str, Any]:
+def _dumped(task: Task) -> dict[str, Json]:
     """A task's configuration as the harness writes it to its results."""
     from lm_eval.utils import handle_non_serializable
 
@@ -145,27 +166,23 @@ def _dumped(task: Any) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _documents(task: str, loaded: Any, rows: Mapping[int, Mapping[str, Any]]) -> list[Difference]:
+def _documents(task: str, loaded: Loaded, rows: Mapping[int, Sample]) -> list[Difference]:
     """The first document that is not what it was, by the harness's own hash of it."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
     for number, row in rows.items():
         text = json.dumps(loaded.docs[number], indent=2, default=handle_non_serializable, ensure_ascii=False)
-        if row["doc_hash"] != (now := hash_string(text)):
-            return [Difference(key=f"doc_hash of {task}/{number}", found=row["doc_hash"][:12], wanted=now[:12])]
+        then, now = str(row["doc_hash"]), str(hash_string(text))
+        if then != now:
+            return [Difference(key=f"doc_hash of {task}/{number}", in_files=then[:12], in_run=now[:12])]
     return []
 
 
-def _sampled(files: HarnessFiles, rows: Mapping[int, Mapping[str, Any]], evaluator: Any) -> list[Difference]:
+def _sampled(files: HarnessFiles, rows: Mapping[int, Sample], evaluator: HarnessEvaluator) -> list[Difference]:
     """Answers drawn at random are draws of their own seed."""
-    arguments = [value for row in rows.values() for value in row["arguments"].values() if isinstance(value, dict)]
-    drawn = any(isinstance(a.get("arg_1"), dict) and a["arg_1"].get("do_sample") for a in arguments)
+    arguments = [part(row, "arguments") for row in rows.values()]
+    drawn = any(part(part(all_of, key), "arg_1").get("do_sample") for all_of in arguments for key in all_of)
     return compare("torch_seed", files.config.get("torch_seed"), evaluator.torch_random_seed, True) if drawn else []
-
-
-DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
-RESULTS = re.compile(rf"(?:.+_)?(?P<date>{DATE})\.json")
-SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{DATE})\.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +190,7 @@ class HarnessFiles:
     """One run of lm-evaluation-harness: its results, and {task: file of samples}."""
 
     path: Path
-    results: Mapping[str, Any]
+    results: Mapping[str, Json]
     samples: Mapping[str, Path]
 
     @property
@@ -182,20 +199,19 @@ class HarnessFiles:
         return str(self.results.get("model_name") or "")
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        found = self.results.get("config")
-        return found if isinstance(found, Mapping) else {}
+    def config(self) -> Mapping[str, Json]:
+        return part(self.results, "config")
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Json]:
         """`--model_args`, which older versions keep as one text."""
         given = self.config.get("model_args") or {}
         if isinstance(given, Mapping):
             return dict(given)
-        pairs = (part.partition("=") for part in str(given).split(",") if part)
+        pairs = (pair.partition("=") for pair in str(given).split(",") if pair)
         return {key: value for key, _, value in pairs}
 
-    def rows(self, task: str) -> list[dict[str, Any]]:
+    def rows(self, task: str) -> list[Sample]:
         """The samples of a task: one a document and filter.
 
         Raises:
@@ -216,16 +232,16 @@ def find_samples(paths: Sequence[Path]) -> list[HarnessFiles]:
         UserError: samples without the results file of their run (its settings are in there), or a broken file.
     """
     names = {path.resolve() for given in paths for path in _below(given)}
-    found: dict[Path, dict[str, Path]] = {}
+    samples: dict[Path, dict[str, Path]] = {}
     for path in sorted(names):
         sample = SAMPLES.fullmatch(path.name)
         if sample:
-            found.setdefault(_results_beside(path, sample["date"]), {})[sample["task"]] = path
+            samples.setdefault(_results_beside(path, sample["date"]), {})[sample["task"]] = path
         elif RESULTS.fullmatch(path.name):
-            found.setdefault(path, {}).update(_samples_beside(path))
-    runs = [HarnessFiles(path=path, results=_results(path), samples=samples) for path, samples in found.items()]
+            samples.setdefault(path, {}).update(_samples_beside(path))
+    runs = [HarnessFiles(path=path, results=_results(path), samples=own) for path, own in samples.items()]
     runs = [run for run in runs if "configs" in run.results and run.samples]
-    return sorted(runs, key=lambda run: float(run.results.get("date") or 0), reverse=True)
+    return sorted(runs, key=lambda run: float(str(run.results.get("date") or 0)), reverse=True)
 
 
 def _below(path: Path) -> Iterator[Path]:
@@ -238,8 +254,8 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def _date(path: Path) -> str:
-    found = RESULTS.fullmatch(path.name)
-    return found["date"] if found else ""
+    match = RESULTS.fullmatch(path.name)
+    return match["date"] if match else ""
 
 
 def _results_beside(path: Path, date: str) -> Path:
@@ -253,25 +269,27 @@ def _results_beside(path: Path, date: str) -> Path:
 
 def _samples_beside(path: Path) -> dict[str, Path]:
     matches = [(SAMPLES.fullmatch(other.name), other) for other in path.parent.glob(f"samples_*_{_date(path)}.jsonl")]
-    return {found["task"]: other for found, other in matches if found}
+    return {match["task"]: other for match, other in matches if match}
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'not UTF-8 text'}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read: not UTF-8 text") from error
 
 
-def _results(path: Path) -> Mapping[str, Any]:
+def _results(path: Path) -> Mapping[str, Json]:
     try:
-        found = json.loads(_text(path))
+        results = json.loads(_text(path))
     except ValueError as error:
         raise UserError(f"{path}: not a results file of lm_eval: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return results if isinstance(results, dict) else {}
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _row(line: str, where: str) -> Sample:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -281,21 +299,14 @@ def _row(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: no sample of lm_eval: it has no {absent[0]}")
     if not isinstance(row["arguments"], dict):  # a list of lists before 0.4.3
         row["arguments"] = {
-            f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(parts)}
+            f"gen_args_{i}": {f"arg_{j}": one for j, one in enumerate(parts)}
             for i, parts in enumerate(row["arguments"])
         }
     row["doc_id"] = int(row["doc_id"])
     return {key: value for key, value in row.items() if key != "doc"}  # which may be a book; its hash is enough
 
 
-ARGUMENTS = {
-    "generate_until": ("prompt", "gen_kwargs"),
-    "loglikelihood": ("prompt", "continuation"),
-    "loglikelihood_rolling": ("prompt",),
-}
-
-
-def model_of(folder: Path, tokenizer: Any, evaluator: Any) -> Any:
+def model_of(folder: Path, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessEvaluator) -> HFLM:
     """The harness's model of a candidate without its weights: tokenizer, chat template and lengths are the real ones.
 
     Raises:
@@ -314,7 +325,7 @@ def model_of(folder: Path, tokenizer: Any, evaluator: Any) -> Any:
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read its configuration: {first_line(error)}") from error
-    return build(SimpleNamespace(module=module, tokenizer=tokenizer, folder=folder), evaluator)
+    return build(module, tokenizer, evaluator)
 
 
 class Replay:
@@ -324,54 +335,55 @@ class Replay:
     holds the first request that the file does not know, by the part of it that differs.
     """
 
-    def __init__(self, model: Any, task: str, rows: Mapping[int, Mapping[str, Any]], ids: Sequence[int]) -> None:
+    def __init__(self, model: HFLM, task: str, rows: Mapping[int, Sample], ids: Sequence[int]) -> None:
         self._model, self._task, self._rows, self._ids = model, task, rows, list(ids)
         self._told: Counter[tuple[int, int]] = Counter()
         self.differences: dict[str, Difference] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return getattr(self._model, name)  # lm_eval's
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What the evaluator sets (tool schemas) is for the chat template, which is the model's."""
         target = self if name.startswith("_") or name == "differences" else self._model
         object.__setattr__(target, name, value)
 
-    def generate_until(self, requests: Sequence[Any]) -> list[Any]:
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         return [str(self._answer(request)) for request in requests]
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         return [_pair(self._answer(request)) for request in requests]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[Any]:
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         return [_single(self._answer(request)) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _answer(self, request: Instance) -> Json:
         number = self._ids[request.doc_id]
         row, place = self._rows[number], (number, request.idx)
         self._compare(request, row, f"{self._task}/{number}")
         told = self._told[place]
         self._told[place] += 1
+        answers = elements(row, "resps")
         try:
-            return row["resps"][request.idx][told]
+            return elements({"": answers[request.idx]}, "")[told]
         except IndexError:
             raise UserError(
-                f"{self._task}/{number}: the files hold {len(row['resps'])} requests, {told} answers to each; "
+                f"{self._task}/{number}: the files hold {len(answers)} requests, {told} answers to each; "
                 "the run makes more"
             ) from None
 
-    def _compare(self, request: Any, row: Mapping[str, Any], item: str) -> None:
+    def _compare(self, request: Instance, row: Sample, item: str) -> None:
         """The request as it is made now against the one that was made then."""
-        then = row["arguments"].get(f"gen_args_{request.idx}", {})
-        for number, part in enumerate(ARGUMENTS[request.request_type]):
+        then = part(part(row, "arguments"), f"gen_args_{request.idx}")
+        for number, what in enumerate(ARGUMENTS[request.request_type]):
             now = _plain(request.args[number])
-            if then.get(f"arg_{number}") != now and part not in self.differences:
-                found, wanted = _apart(then.get(f"arg_{number}"), now)
-                self.differences[part] = Difference(key=f"{part} of {item}", found=found, wanted=wanted)
+            if then.get(f"arg_{number}") != now and what not in self.differences:
+                before, after = _apart(then.get(f"arg_{number}"), now)
+                self.differences[what] = Difference(key=f"{what} of {item}", in_files=before, in_run=after)
 
 
 def replay(
-    model: Any, loaded: Mapping[str, Any], task: str, rows: Mapping[int, Mapping[str, Any]], evaluator: Any
+    model: HFLM, loaded: Mapping[str, Loaded], task: str, rows: Mapping[int, Sample], evaluator: HarnessEvaluator
 ) -> tuple[dict[str, Record], list[Difference]]:
     """({item id: record}, differences between the requests then and now) of the documents that `rows` has."""
     ids = sorted(rows)
@@ -382,25 +394,27 @@ def replay(
     return records, list(front.differences.values())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     """A request's argument as the harness logs it."""
-    return json.loads(json.dumps(value, default=str))
+    plain: Json = json.loads(json.dumps(value, default=str))
+    return plain
 
 
-def _apart(then: Any, now: Any) -> tuple[Any, Any]:
+def _apart(then: Json, now: Json) -> tuple[Json, Json]:
     """Two values, texts cut to where they part."""
     if not (isinstance(then, str) and isinstance(now, str)):
         return then, now
     same = next((i for i, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
     start = max(0, same - 10)
-    return tuple(("..." if start else "") + text[start : start + 40] for text in (then, now))  # type: ignore[return-value]
+    before, after = (("..." if start else "") + text[start : start + 40] for text in (then, now))
+    return before, after
 
 
-def _pair(answer: Any) -> tuple[float, bool]:
+def _pair(answer: Json) -> tuple[float, bool]:
     """(log-likelihood, whether greedy decoding gives it); the harness logs both as texts."""
-    likelihood, greedy = answer
-    return float(likelihood), str(greedy) == "True"
+    likelihood, greedy = elements({"": answer}, "")
+    return float(str(likelihood)), str(greedy) == "True"
 
 
-def _single(answer: Any) -> float:
-    return float(answer[0] if isinstance(answer, list | tuple) else answer)
+def _single(answer: Json) -> float:
+    return float(str(elements({"": answer}, "")[0] if isinstance(answer, list) else answer))

@@ -1,7 +1,4 @@
-"""Run the harness's own evaluation loop on chosen documents of loaded tasks, and read its samples.
-
-The poured module as a model of the harness, built once and used for every soup that is poured into it.
-"""
+"""Model of the harness around the live module, and the harness's own loop on chosen documents of loaded tasks."""
 
 from __future__ import annotations
 
@@ -12,19 +9,43 @@ import logging
 import random
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import Served
-from souping.core.types import Record, UserError
-from souping.evaluate.engines.transformers import first_line
-from souping.evaluate.lm_eval.errors import quiet, stopped
-from souping.evaluate.lm_eval.shared_prefix import fits, score
-from souping.evaluate.lm_eval.tasks import Loaded
+from souping.core.text import first_line
+from souping.core.types import Json, Record, UserError
+from souping.evaluate.lm_eval.errors import silence, stopped
+from souping.evaluate.lm_eval.shared_prefix import Request, fits, score
+from souping.evaluate.lm_eval.tasks import Document, Loaded
+
+if TYPE_CHECKING:
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
+
+    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
 log = logging.getLogger(__name__)
+HFLM_KEYS = (
+    "backend",
+    "truncation",
+    "logits_cache",
+    "max_length",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "batch_size",
+    "max_batch_size",
+    "add_bos_token",
+    "prefix_token_id",
+    "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
+)
+"""Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which is done already."""
 CUT = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
 
 
@@ -35,16 +56,16 @@ class TaskSubset:
     at each call; few-shot examples are those that were drawn at loading; and nothing is aggregated, for souping does.
     """
 
-    def __init__(self, loaded: Loaded, lm: Any, evaluator: Any) -> None:
+    def __init__(self, loaded: Loaded, lm: HFLM, evaluator: HarnessEvaluator) -> None:
         self._loaded, self._task, self._lm, self._evaluator = loaded, loaded.task, lm, evaluator
         self.eval_docs = loaded.docs
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
+        return getattr(self._task, name)  # lm_eval's
 
     def doc_iterator(
         self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: list[int] | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
         return enumerate(self._loaded.docs[number] for number in samples or [])
 
@@ -60,7 +81,7 @@ class TaskSubset:
         system_instruction: str | None = None,
         apply_chat_template: bool = False,
         fewshot_as_multiturn: bool = False,
-        chat_template: Any = None,
+        chat_template: Callable[[list[dict[str, str]]], str] | None = None,
         tokenizer_name: str = "",
     ) -> None:
         """Requests of the chosen documents."""
@@ -87,17 +108,17 @@ class TaskSubset:
             instances += made if isinstance(made, list) else [made]
         task._instances = instances
 
-    def _set_out(self, doc: Any, number: int) -> None:
+    def _set_out(self, doc: Document, number: int) -> None:
         """The document's few-shot examples, and its tool schemas for the chat template."""
         shots = self._loaded.shots[number]
         if shots:
             self._task.sampler = FixedSampler(shots)
-        elif not hasattr(self._task, "sampler"):  # a task in Python that draws for itself: each document on its own
+        elif not hasattr(self._task, "sampler"):  # lm_eval's: a task in Python draws for itself
             seed = self._evaluator.fewshot_random_seed
             self._task.fewshot_rnd = random.Random(None if seed is None else f"{seed} {number}")
         self._lm.tools = _tools(doc, self._evaluator.tools, f"{self._loaded.name}/{number}")
 
-    def aggregation(self) -> Mapping[str, Any]:
+    def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
         """The loop wants a number for every metric; how many values there are never fails."""
         return defaultdict(lambda: len)
 
@@ -105,14 +126,14 @@ class TaskSubset:
 class FixedSampler:
     """A sampler whose draw is known."""
 
-    def __init__(self, shots: Sequence[Any]) -> None:
+    def __init__(self, shots: Sequence[Document]) -> None:
         self._shots = list(shots)
 
-    def sample(self, n: int, eval_doc: Any = None, df: Any = None) -> list[Any]:
+    def sample(self, n: int, eval_doc: Document | None = None, df: None = None) -> list[Document]:
         return self._shots
 
 
-def _tools(doc: Any, column: str | None, where: str) -> Any:
+def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
     """A document's tool schemas: a list, or JSON text of one."""
     if column is None:
         return None
@@ -128,7 +149,9 @@ def _tools(doc: Any, column: str | None, where: str) -> Any:
     return tools or None
 
 
-def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]], evaluator: Any) -> dict[str, Record]:
+def run(
+    lm: HFLM, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]], evaluator: HarnessEvaluator
+) -> dict[str, Record]:
     """{item id: record} of the asked documents, `asked` by task.
 
     Raises:
@@ -140,7 +163,7 @@ def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]
     ids = {name: sorted(numbers) for name, numbers in asked.items()}
     tasks = {name: TaskSubset(loaded[name], lm, evaluator) for name in ids}
     try:
-        with quiet() as heard, _hushed(evaluator.batch_size):
+        with silence() as heard, _hushed(evaluator.batch_size):
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
@@ -163,12 +186,12 @@ def run(lm: Any, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]
     return {r.item: r for name in ids for r in _records(loaded[name], samples[name])}
 
 
-def _hushed(batch_size: int | str) -> AbstractContextManager[Any]:
+def _hushed(batch_size: int | str) -> AbstractContextManager[object]:
     """HFLM prints how it finds a batch size."""
     return redirect_stdout(io.StringIO()) if isinstance(batch_size, str) else nullcontext()
 
 
-def _seed(evaluator: Any) -> None:
+def _seed(evaluator: HarnessEvaluator) -> None:
     """As simple_evaluate does before each run: tasks that sample answers draw from torch's generator."""
     import numpy as np
     import torch
@@ -197,65 +220,45 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
     return json.dumps([round(float(value), 4) for value in first])
 
 
-HFLM_KEYS = (
-    "backend",
-    "truncation",
-    "logits_cache",
-    "max_length",
-    "softmax_dtype",
-    "mixed_precision_dtype",
-    "batch_size",
-    "max_batch_size",
-    "add_bos_token",
-    "prefix_token_id",
-    "think_end_token",
-    "enable_thinking",
-    "chat_template_args",
-)
-"""Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which the kitchen has done."""
-
-
 class HarnessModelCache:
     """Holds the harness's model of the module that was served last.
 
     It keeps no answer: HFLM's cache of logits lives within one call, and its request cache is never opened. Weights
     that are poured into the same module are therefore seen at the next call. Between calls it does not hold the module
-    either, or a kitchen that lets go of one to load another would have both in memory.
+    either, or whoever lets go of one to load another would have both in memory.
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[Any, Any] = (lambda: None, lambda: None)
-        self._model: Any = None
+        self._module: Callable[[], torch.nn.Module | None] = lambda: None
+        self._tokenizer: Callable[[], PreTrainedTokenizerBase | None] = lambda: None
+        self._model: HFLM | None = None
 
     @contextmanager
-    def model(self, served: Served, evaluator: Any) -> Iterator[Any]:
+    def model(self, served: Served, evaluator: HarnessEvaluator) -> Iterator[HFLM]:
         """The harness's model of what is served; a new one only for another module or tokenizer."""
-        module, tokenizer = (seen() for seen in self._seen)
-        if module is not served.module or tokenizer is not served.tokenizer:
-            self._model = build(served, evaluator)
-            self._seen = (weakref.ref(served.module), weakref.ref(served.tokenizer))
-        self._model._model = self._model.pretrained = served.module
+        module, tokenizer = served.module, served.tokenizer
+        if self._model is None or self._module() is not module or self._tokenizer() is not tokenizer:
+            self._model = build(module, tokenizer, evaluator)
+            self._module, self._tokenizer = weakref.ref(module), weakref.ref(tokenizer)
+        self._model._model = self._model.pretrained = module
         try:
             yield self._model
         finally:
             self._model._model = self._model.pretrained = None
 
 
-def build(served: Served, evaluator: Any) -> Any:
+def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessEvaluator) -> HFLM:
     """HFLM around a live module.
 
     Raises:
         UserError: HFLM refuses the settings, or the model is of a kind that it does not know.
     """
-    tokenizer = served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a padding token, and others use it too
     arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS}
     try:
-        with quiet():
-            model = live_class()(
-                pretrained=served.module, tokenizer=tokenizer, device=str(served.module.device), **arguments
-            )
+        with silence():
+            model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
     except (ValueError, TypeError, AssertionError, AttributeError, KeyError) as error:
         raise UserError(f"evaluator=lm_eval cannot take this model: {first_line(error)}") from error
     model.shared_prefix = evaluator.shared_prefix
@@ -265,31 +268,28 @@ def build(served: Served, evaluator: Any) -> Any:
 
 
 @cache
-def live_class() -> type:
+def live_class() -> type[HFLM]:
     """HFLM without progress bars, with tool schemas in the chat template, and with shared contexts on request."""
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):  # type: ignore[misc]
         shared_prefix = False
-        tools: Any = None
+        tools: list[Json] | None = None
         chat_template_args: dict[str, Any]
         prefix_fits: bool | None = None
         told = False
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-            return found
+        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            return list(super().loglikelihood(requests, disable_tqdm=True))
 
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
-            return found
+        def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+            return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            found: list[str] = super().generate_until(requests, disable_tqdm=True)
-            return found
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+            return list(super().generate_until(requests, disable_tqdm=True))
 
-        def apply_chat_template(self, chat_history: list[Any], add_generation_prompt: bool = True) -> str:
-            own: Any = self.chat_template_args
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            own = self.chat_template_args
             if self.tools is not None:
                 self.chat_template_args = {**own, "tools": self.tools}
             try:
@@ -298,7 +298,7 @@ def live_class() -> type:
                 self.chat_template_args = own
 
         def _loglikelihood_tokens(
-            self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+            self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:
             whole = super()._loglikelihood_tokens
             if not self.shared_prefix or not fits(self):

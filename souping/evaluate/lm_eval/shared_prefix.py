@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-Request = tuple[Any, list[int], list[int]]
+if TYPE_CHECKING:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import Cache
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""The texts of context and continuation, and their tokens."""
 Answer = tuple[float, bool]
 LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 """Kinds of cache whose rows are keys and values and nothing else; a recurrent state does not forget its padding."""
@@ -33,19 +39,19 @@ class Group:
     members: tuple[int, ...]
 
 
-def fits(lm: Any) -> bool:
+def fits(lm: HFLM) -> bool:
     """Whether the model can share contexts. Tried once a model, on a few tokens; where it cannot, HFLM's way is used.
 
     It must take a cache, a mask and positions, keep a cache whose rows can be repeated, and give on contexts of unlike
     length what it gives on whole sequences.
     """
-    known = getattr(lm, "prefix_fits", None)
+    known = lm.prefix_fits
     if known is None:
         known = lm.prefix_fits = lm.backend == "causal" and _takes(lm) and _agrees(lm)
     return bool(known)
 
 
-def _takes(lm: Any) -> bool:
+def _takes(lm: HFLM) -> bool:
     import torch
 
     taken = inspect.signature(lm.model.forward).parameters
@@ -53,16 +59,17 @@ def _takes(lm: Any) -> bool:
         return False
     probe = torch.full((1, 2), int(lm.prefix_token_id), device=lm.device)
     with torch.no_grad():
-        layers: Any = getattr(_cache_of(lm.model(input_ids=probe, use_cache=True)), "layers", None)
+        cache = _cache_of(lm.model(input_ids=probe, use_cache=True))
+    layers = getattr(cache, "layers", None) or ()  # transformers', as older versions have none
     return bool(layers) and all(type(layer).__name__ in LAYERS for layer in layers)
 
 
-def _agrees(lm: Any) -> bool:
+def _agrees(lm: HFLM) -> bool:
     import torch
 
     top = min(lm.model.get_input_embeddings().num_embeddings, 50)
     long, short = [i * 7 % top for i in range(1, 9)], [3, 5]
-    requests: list[Request] = [("", c, t) for c in (long, short) for t in ([1, 2, 3], [4])]
+    requests: list[Request] = [(("", ""), c, t) for c in (long, short) for t in ([1, 2, 3], [4])]
     shared = _batch(lm, split(requests, 1000)[0], requests)
     dtype = str(lm.model.dtype).removeprefix("torch.")
     for number, (_, context, text) in enumerate(requests):
@@ -75,16 +82,16 @@ def _agrees(lm: Any) -> bool:
     return True
 
 
-def _cache_name(lm: Any) -> str | None:
+def _cache_name(lm: HFLM) -> str | None:
     taken = inspect.signature(lm.model.forward).parameters
     return next((name for name in CACHES if name in taken), None)
 
 
-def _cache_of(out: Any) -> Any:
-    return next((out[name] for name in CACHES if out.get(name) is not None), None)
+def _cache_of(out: Mapping[str, Cache | None]) -> Cache | None:
+    return next((cache for name in CACHES if (cache := out.get(name)) is not None), None)
 
 
-def score(lm: Any, requests: Sequence[Request], whole: Callable[[list[Request]], list[Answer]]) -> list[Answer]:
+def score(lm: HFLM, requests: Sequence[Request], whole: Callable[[list[Request]], list[Answer]]) -> list[Answer]:
     """(log-likelihood, is greedy) of each request; `whole` scores those that share no context or are too long."""
     groups, rest = split(requests, lm.max_length)
     answers: dict[int, Answer] = {}
@@ -107,8 +114,8 @@ def split(requests: Sequence[Request], longest: int) -> tuple[list[Group], list[
             rest.append(number)
         else:
             members.setdefault(tuple(context), []).append(number)
-    groups = [Group(context, tuple(found)) for context, found in members.items() if len(found) > 1]
-    rest += [found[0] for found in members.values() if len(found) == 1]
+    groups = [Group(context, tuple(own)) for context, own in members.items() if len(own) > 1]
+    rest += [own[0] for own in members.values() if len(own) == 1]
     return sorted(groups, key=lambda g: (-len(g.context), g.context)), sorted(rest)
 
 
@@ -124,7 +131,7 @@ def _batches(groups: Sequence[Group], size: int) -> Iterator[list[Group]]:
         yield batch
 
 
-def _batch(lm: Any, groups: Sequence[Group], requests: Sequence[Request]) -> dict[int, Answer]:
+def _batch(lm: HFLM, groups: Sequence[Group], requests: Sequence[Request]) -> dict[int, Answer]:
     import torch
 
     with (
@@ -146,11 +153,11 @@ def _batch(lm: Any, groups: Sequence[Group], requests: Sequence[Request]) -> dic
     return parts
 
 
-def _first(row: Any, token: int) -> Answer:
+def _first(row: torch.Tensor, token: int) -> Answer:
     return float(row[token]), int(row.argmax()) == token
 
 
-def _contexts(lm: Any, groups: Sequence[Group]) -> tuple[Any, Any, Any]:
+def _contexts(lm: HFLM, groups: Sequence[Group]) -> tuple[torch.Tensor, Cache | None, torch.Tensor]:
     """(log-probabilities after each context [B, V], its cache, its mask [B, T])."""
     import torch
 
@@ -174,7 +181,7 @@ def _contexts(lm: Any, groups: Sequence[Group]) -> tuple[Any, Any, Any]:
 
 
 def _continue(
-    lm: Any, cache: Any, mask: Any, chunk: Sequence[tuple[int, int]], requests: Sequence[Request]
+    lm: HFLM, cache: Cache | None, mask: torch.Tensor, chunk: Sequence[tuple[int, int]], requests: Sequence[Request]
 ) -> dict[int, Answer]:
     """What the second and later tokens of each continuation add."""
     import torch
@@ -188,6 +195,7 @@ def _continue(
         tokens[i, : len(text) - 1] = torch.tensor(text[:-1])
         live[i, : len(text) - 1] = 1
     places = mask[rows].sum(-1, keepdim=True) + torch.arange(width)
+    assert cache is not None
     cache.batch_select_indices(rows.to(lm.device))
     logits = lm.model(
         input_ids=tokens.to(lm.device),
@@ -197,10 +205,10 @@ def _continue(
         **{str(_cache_name(lm)): cache},
     ).logits
     table = torch.log_softmax(logits, dim=-1, dtype=lm.softmax_dtype)
-    found = {}
+    answers = {}
     for i, ((_, number), text) in enumerate(zip(chunk, texts, strict=True)):
         wanted = torch.tensor(text[1:], device=table.device)
         own = table[i, : len(wanted)]
         likelihood = float(own.gather(1, wanted[:, None]).sum())
-        found[number] = (likelihood, bool((own.argmax(-1) == wanted).all()))
-    return found
+        answers[number] = (likelihood, bool((own.argmax(-1) == wanted).all()))
+    return answers

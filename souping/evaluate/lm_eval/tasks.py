@@ -1,13 +1,10 @@
-"""Load the harness's tasks: names, groups, tags, patterns and own YAML files, with their documents at hand.
+"""Tasks of the harness, loaded with their documents at hand, and the metric that scores each one's items.
 
-Which metric of a task scores its items, and what of it is a mean of items.
-
-Corpus metrics: sufficient statistics of an item, the score of their sum, and values whose mean is that score.
-
-A corpus metric is f(S) with S the sum of the items' statistics s_i, and f does not depend on the scale of S. Item i's
-value is its influence pseudo-value f(S) + n grad f(S) . (s_i - S/n), the infinitesimal jackknife's (Efron 1982, The
-Jackknife, the Bootstrap and Other Resampling Plans, chapter 6): their mean is f(S), and their variance over n is the
-delta method's variance of f(S), so that paired tests and bootstraps over items apply to BLEU as they do to accuracy.
+A metric is a mean over items, or one of a corpus, which is kept as sufficient statistics of its items. A corpus metric
+is f(S) with S the sum of the items' statistics s_i, and f does not depend on the scale of S. Item i's value is its
+influence pseudo-value f(S) + n grad f(S) . (s_i - S/n), the infinitesimal jackknife's (Efron 1982, The Jackknife, the
+Bootstrap and Other Resampling Plans, chapter 6): their mean is f(S), and their variance over n is the delta method's
+variance of f(S), so that paired tests and bootstraps over items apply to BLEU as they do to accuracy.
 """
 
 from __future__ import annotations
@@ -16,18 +13,41 @@ import fnmatch
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from souping.core.text import nearest
-from souping.core.types import FloatArray, UserError
-from souping.evaluate.lm_eval.errors import LogListener, not_loaded, quiet, require, unknown
+from souping.core.types import FloatArray, Json, UserError
+from souping.evaluate.lm_eval.errors import LogListener, not_loaded, require, silence, unknown
 
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry
+    from sacrebleu.metrics.base import Metric as CorpusMetric
+
+    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+
+Document = Mapping[str, Json]
+Spec = str | dict[str, Json]
+"""A task as it may be named: by name, pattern or file, or as a mapping."""
+Aggregation = Callable[[list[float]], float]
+NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
+"""Keys of a task that change no answer by themselves: names, where the data lies, and metrics that were not chosen."""
+
+MEANS = ("mean", "nanmean")
+SENTENCES = ("bleu", "chrf", "chrf++", "ter")
+TABLES = ("f1", "matthews_corrcoef")
+CORPUS = (*SENTENCES, *TABLES, "perplexity", "weighted_perplexity", "bits_per_byte")
+TURNED = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
+"""Lower is better in the harness. TER is reported as 1 - TER, a perplexity P as 1 / P: the geometric mean of the
+probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the same per byte."""
+STEP = 1e-4
 PUBLISHED: tuple[tuple[str, int, int], ...] = (
     (r"mgsm_\w+_[a-z]{2}", 250, 1),
     (r"flores36", 1012, 36),
@@ -50,10 +70,10 @@ class Loaded:
 
     name: str
     entry: str
-    task: Any
-    docs: Sequence[Any]
+    task: Task
+    docs: Sequence[Document]
     ids: Sequence[int]
-    shots: Sequence[Sequence[Any]]
+    shots: Sequence[Sequence[Document]]
     metric: Metric
 
     @property
@@ -61,7 +81,7 @@ class Loaded:
         return bool(self.task.OUTPUT_TYPE == "generate_until")
 
 
-def load(evaluator: Any) -> dict[str, Loaded]:
+def load(evaluator: HarnessEvaluator) -> dict[str, Loaded]:
     """{leaf task: its documents}, in the order of `evaluator.tasks`.
 
     Raises:
@@ -71,7 +91,7 @@ def load(evaluator: Any) -> dict[str, Loaded]:
     if not evaluator.tasks:
         raise UserError("evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'")
     loaded: dict[str, Loaded] = {}
-    with quiet() as heard:
+    with silence() as heard:
         _seed(evaluator)
         manager = _manager(evaluator)
         for entry, spec in _expand(evaluator.tasks, manager):
@@ -85,7 +105,7 @@ def load(evaluator: Any) -> dict[str, Loaded]:
     return loaded
 
 
-def published_sizes(tasks: Sequence[object]) -> dict[str, int]:
+def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
     """{leaf task: documents} of tasks whose sizes are published; nothing where one of them is not known."""
     sizes: dict[str, int] = {}
     for task in tasks:
@@ -97,7 +117,7 @@ def published_sizes(tasks: Sequence[object]) -> dict[str, int]:
     return sizes
 
 
-def _seed(evaluator: Any) -> None:
+def _seed(evaluator: HarnessEvaluator) -> None:
     """As simple_evaluate does before it loads tasks, some of which draw at random while they read their data."""
     import numpy as np
 
@@ -105,7 +125,7 @@ def _seed(evaluator: Any) -> None:
     np.random.seed(evaluator.numpy_random_seed)
 
 
-def _manager(evaluator: Any) -> Any:
+def _manager(evaluator: HarnessEvaluator) -> TaskManager:
     """The index of tasks. The harness's own 14,000 take some twenty seconds to read: only where they are needed."""
     from lm_eval.tasks import TaskManager
 
@@ -114,7 +134,7 @@ def _manager(evaluator: Any) -> Any:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task YAML files")
-    include: Any = [str(folder) for folder in folders] or None
+    include: list[str | Path] | None = [str(folder) for folder in folders] or None
     if evaluator.include_defaults is not True:
         manager = TaskManager(
             include_path=include, include_defaults=False, metadata=dict(evaluator.metadata or {}) or None
@@ -124,7 +144,7 @@ def _manager(evaluator: Any) -> Any:
     return TaskManager(include_path=include, include_defaults=True, metadata=dict(evaluator.metadata or {}) or None)
 
 
-def _closed(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
+def _closed(index: Mapping[str, Entry], names: Sequence[Spec]) -> bool:
     """Whether every name, and every name that a group of them refers to, is in the index or is a file."""
     for name in names:
         if isinstance(name, dict):
@@ -140,26 +160,26 @@ def _closed(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
     return True
 
 
-def _expand(tasks: Sequence[Any], manager: Any) -> Iterator[tuple[str, Any]]:
+def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, Spec]]:
     """(entry, name); a pattern (`mgsm_direct_*`) stands for the tasks that it matches, groups and tags left out."""
     for spec in tasks:
         if isinstance(spec, str) and set(spec) & set("*?["):
-            found = fnmatch.filter(manager.all_subtasks, spec)
-            if not found:
+            names = fnmatch.filter(manager.all_subtasks, spec)
+            if not names:
                 raise UserError(f"evaluator.tasks: no task matches {spec}")
-            yield from ((spec, name) for name in found)
+            yield from ((spec, name) for name in names)
         else:
             yield _title(spec), spec
 
 
-def _title(spec: Any) -> str:
+def _title(spec: Spec) -> str:
     if isinstance(spec, dict):
         return str(spec.get("task") or spec.get("group") or "?")
     path = Path(spec)
     return path.stem if path.suffix in (".yaml", ".yml") else str(spec)
 
 
-def _build(manager: Any, spec: Any, heard: LogListener) -> dict[str, Any]:
+def _build(manager: TaskManager, spec: Spec, heard: LogListener) -> dict[str, Task]:
     """{leaf name: task} of one entry."""
     index, title = manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:
@@ -169,14 +189,14 @@ def _build(manager: Any, spec: Any, heard: LogListener) -> dict[str, Any]:
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": title, "task": [spec]}
     try:
-        tasks: dict[str, Any] = manager.load([spec])["tasks"]
+        tasks: dict[str, Task] = manager.load([spec])["tasks"]
     except Exception as error:  # a task's YAML may run any code, and its data may be anywhere
-        source = getattr(index.get(title), "yaml_path", None)
+        source = getattr(index.get(title), "yaml_path", None)  # lm_eval's
         raise UserError(not_loaded(title, source, error)) from error
     return tasks
 
 
-def _loaded(evaluator: Any, name: str, entry: str, task: Any) -> Loaded:
+def _loaded(evaluator: HarnessEvaluator, name: str, entry: str, task: Task) -> Loaded:
     try:
         return _load(evaluator, name, entry, task)
     except UserError:
@@ -185,10 +205,11 @@ def _loaded(evaluator: Any, name: str, entry: str, task: Any) -> Loaded:
         raise UserError(not_loaded(name, None, error)) from error
 
 
-def _load(evaluator: Any, name: str, entry: str, task: Any) -> Loaded:
-    if getattr(task, "MULTIMODAL", False):
+def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task) -> Loaded:
+    if getattr(task, "MULTIMODAL", False):  # lm_eval's
         raise UserError(f"evaluator.tasks: {name} needs images or sound, which souping does not give a model")
-    if getattr(task, "UNSAFE_CODE", False) and not evaluator.confirm_run_unsafe_code:
+    unsafe = getattr(task, "UNSAFE_CODE", False)  # lm_eval's
+    if unsafe and not evaluator.confirm_run_unsafe_code:
         raise UserError(
             f"evaluator.tasks: {name} runs code that the model writes: "
             "allow it with evaluator.confirm_run_unsafe_code=true"
@@ -206,7 +227,7 @@ def _load(evaluator: Any, name: str, entry: str, task: Any) -> Loaded:
     )
 
 
-def _prepare(task: Any, evaluator: Any) -> None:
+def _prepare(task: Task, evaluator: HarnessEvaluator) -> None:
     """The overrides that simple_evaluate applies: generation settings, and shots unless the task forbids them."""
     if evaluator.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(evaluator.gen_kwargs), update=True)
@@ -217,7 +238,7 @@ def _prepare(task: Any, evaluator: Any) -> None:
         task.set_config(key="num_fewshot", value=0)
 
 
-def _ids(evaluator: Any, name: str, count: int) -> Sequence[int]:
+def _ids(evaluator: HarnessEvaluator, name: str, count: int) -> Sequence[int]:
     """The documents in use: all, the first `limit`, or those that `samples` lists."""
     if evaluator.samples is not None:
         ids = sorted(set(evaluator.samples.get(name, [])))
@@ -230,17 +251,17 @@ def _ids(evaluator: Any, name: str, count: int) -> Sequence[int]:
     return range(min(count, first))
 
 
-def _shots(task: Any, docs: Sequence[Any], seed: int | None) -> Sequence[Sequence[Any]]:
+def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[Sequence[Document]]:
     """Few-shot examples of every document, as one pass of the harness over all documents draws them."""
     task.set_fewshot_seed(seed=seed)
     number = task.get_config("num_fewshot") or 0
-    if not number or not hasattr(task, "sampler"):
+    if not number or not hasattr(task, "sampler"):  # lm_eval's
         return [()] * len(docs)
     same = task.fewshot_cfg.split == task.config.test_split
     return [list(task.sampler.sample(n=number, eval_doc=doc if same else None)) for doc in docs]
 
 
-def _of(setting: Any, name: str, entry: str) -> str | None:
+def _of(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str | None:
     """A setting that is one for all tasks, or a mapping by task or entry."""
     if isinstance(setting, Mapping):
         value = setting.get(name, setting.get(entry))
@@ -248,7 +269,7 @@ def _of(setting: Any, name: str, entry: str) -> str | None:
     return None if setting is None else str(setting)
 
 
-def _check_named(evaluator: Any, loaded: Mapping[str, Loaded]) -> None:
+def _check_named(evaluator: HarnessEvaluator, loaded: Mapping[str, Loaded]) -> None:
     known = {*loaded, *(one.entry for one in loaded.values())}
     for key in ("metric", "filter", "samples"):
         setting = getattr(evaluator, key)
@@ -258,9 +279,6 @@ def _check_named(evaluator: Any, loaded: Mapping[str, Loaded]) -> None:
             raise UserError(f"evaluator.{key} names {odd[0]}, which evaluator.tasks does not bring{hint}")
 
 
-MEANS = ("mean", "nanmean")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """`kind` is `mean`, or the corpus metric's name in `corpus.CORPUS`; `settings` is the task's own entry for it."""
@@ -268,7 +286,7 @@ class Metric:
     name: str
     filter: str
     kind: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Json]
 
     @property
     def scorer(self) -> str:
@@ -296,7 +314,7 @@ class Metric:
         return score, ()
 
 
-def choose(name: str, task: Any, metric: str | None, filter_: str | None) -> Metric:
+def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
     """The metric and filter that were asked for, or the first metric that can be maximised and the first filter.
 
     A metric can be maximised if it is a mean over items and higher is better, or one of `corpus.CORPUS`.
@@ -319,7 +337,7 @@ def choose(name: str, task: Any, metric: str | None, filter_: str | None) -> Met
     return Metric(name=metric, filter=_filter(name, task, filter_), kind=kind, settings=_settings(task, metric))
 
 
-def _kind(task: Any, metric: str) -> str:
+def _kind(task: Task, metric: str) -> str:
     """`mean`, a corpus metric's name, or `!` and why it cannot be used."""
     higher = task.higher_is_better().get(metric)
     aggregation = task.aggregation()[metric]
@@ -333,16 +351,16 @@ def _kind(task: Any, metric: str) -> str:
     return "mean" if higher is not False else "!is better when lower, and souping maximises"
 
 
-def _aggregation(function: Any) -> str:
+def _aggregation(function: Aggregation) -> str:
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
     for name, registered in AGGREGATION_REGISTRY.items():
         if registered is function:
             return str(name)
-    return str(getattr(function, "__name__", type(function).__name__))
+    return str(getattr(function, "__name__", type(function).__name__))  # a task's own
 
 
-def _is_mean(function: Any) -> bool:
+def _is_mean(function: Aggregation) -> bool:
     """A task's own aggregation that gives the mean of whatever numbers it is given."""
     try:
         return all(
@@ -353,16 +371,16 @@ def _is_mean(function: Any) -> bool:
         return False
 
 
-def _open(task: Any) -> bool:
+def _open(task: Task) -> bool:
     """Whether the task may give values under names that it does not declare: by its own code, or pass@k."""
-    functions = getattr(task, "_metric_fn_list", {}).values()
+    functions = getattr(task, "_metric_fn_list", {}).values()  # lm_eval's
     return callable(task.get_config("process_results")) or any(
-        getattr(f, "__module__", "").split(".")[0] != "lm_eval" for f in functions
+        (f.__module__ or "").split(".")[0] != "lm_eval" for f in functions
     )
 
 
-def _filter(name: str, task: Any, wanted: str | None) -> str:
-    names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]
+def _filter(name: str, task: Task, wanted: str | None) -> str:
+    names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]  # lm_eval's
     if wanted is None:
         return names[0]
     if wanted not in names:
@@ -370,10 +388,10 @@ def _filter(name: str, task: Any, wanted: str | None) -> str:
     return wanted
 
 
-def _settings(task: Any, metric: str) -> Mapping[str, Any]:
+def _settings(task: Task, metric: str) -> Mapping[str, Json]:
     for entry in task.get_config("metric_list") or []:
         own = entry.get("metric")
-        if own == metric or getattr(own, "__name__", None) == metric:
+        if own == metric or getattr(own, "__name__", None) == metric:  # a function of the task's own
             return dict(entry)
     return {}
 
@@ -385,15 +403,6 @@ def _reasons(kinds: Mapping[str, str]) -> str:
 def _lines(kinds: Mapping[str, str]) -> Iterator[str]:
     for metric, kind in kinds.items():
         yield f"{metric} {kind[1:]}"
-
-
-SENTENCES = ("bleu", "chrf", "chrf++", "ter")
-TABLES = ("f1", "matthews_corrcoef")
-CORPUS = (*SENTENCES, *TABLES, "perplexity", "weighted_perplexity", "bits_per_byte")
-TURNED = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
-"""Lower is better in the harness. TER is reported as 1 - TER, a perplexity P as 1 / P: the geometric mean of the
-probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the same per byte."""
-STEP = 1e-4
 
 
 def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]]:
@@ -479,9 +488,11 @@ def _statistics(kind: str, value: Any) -> tuple[float, ...]:
 
 
 @cache
-def _sacrebleu(kind: str) -> Any:
+def _sacrebleu(kind: str) -> CorpusMetric:
     """sacrebleu's metric with the settings of the harness's aggregation: sacrebleu's defaults, words too for chrF++."""
-    from sacrebleu import metrics
+    from sacrebleu.metrics import bleu, chrf, ter
 
-    known: Any = metrics
-    return known.CHRF(word_order=2) if kind == "chrf++" else getattr(known, {"chrf": "CHRF"}.get(kind, kind.upper()))()
+    if kind == "chrf++":
+        return chrf.CHRF(word_order=2)
+    kinds: dict[str, type[CorpusMetric]] = {"bleu": bleu.BLEU, "chrf": chrf.CHRF, "ter": ter.TER}
+    return kinds[kind]()

@@ -28,8 +28,7 @@ from souping.evaluate.bfcl.benchmark import (
     chosen,
     needs_full,
 )
-from souping.evaluate.bfcl.environment import FAILED, RUNNER, Environment, check_handlers, failure, records
-from souping.evaluate.bfcl.evaluator import call
+from souping.evaluate.bfcl.environment import FAILED, RUNNER, Environment, call, check_handlers, failure, records
 from souping.evaluate.folds import split_folds
 from tests.support.bfcl import CHAT, UNMET, right_answer, score, wrong_answers
 

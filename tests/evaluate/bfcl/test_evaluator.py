@@ -16,6 +16,7 @@ from typing import ClassVar
 import pytest
 from transformers import AutoTokenizer
 
+from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Recipe, UserError, digest
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
@@ -131,20 +132,11 @@ class TestGenerate:
 def greedy(item: Item, tokens: int) -> str:
     """What the model writes after the item's prompt, by transformers itself."""
     tokenizer = AutoTokenizer.from_pretrained(COOK)
-    module = load_module(COOK, SERVER_LIKE)
+    module = load_module(COOK, ModuleSettings())
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
     out = module.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     text: str = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return text
-
-
-class ServerLike:
-    """What `load_module` wants to know of an evaluator."""
-
-    resolved_device, dtype, trust_remote_code = "cpu", "float32", False
-
-
-SERVER_LIKE = ServerLike()
 
 
 class DeadServer:

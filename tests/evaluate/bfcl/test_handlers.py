@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from souping.core.objectives import Mean
-from souping.core.types import Item, Recipe, Record, Trial, digest
+from souping.core.protocols import Evaluator
+from souping.core.types import Item, Json, Recipe, Record, Trial
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store
 from souping.search.loop import search
@@ -22,18 +23,14 @@ NAMES = ("a", "b")
 
 
 @dataclass(frozen=True)
-class Asking:
+class Asking(Evaluator):
     """Right on items below a number that depends on the weights and, for soups, on the handler."""
 
     handler: str = "own"
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         return {"handler": self.handler}
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(self.settings)
 
     def choices(self, recipe: Recipe) -> tuple[str, ...]:
         return ("own",) if len(recipe.ingredients) == 1 else ("short", "long")
@@ -89,12 +86,10 @@ def test_they_count_against_the_limits(evaluation: Evaluation) -> None:
 
 
 def test_the_winners_handler_stays(evaluation: Evaluation) -> None:
-    """After the search the report asks other soups as the winner was asked, and singles in their own way."""
+    """The winner's handler asks other soups too; a single has none but its own."""
     items, soup = make_items(), recipe_of((0.5, 0.5))
     default, short, long = (evaluation.scores(soup, items, handler).values.mean() for handler in ("", "short", "long"))
     assert default == short < long
-    evaluation.handler = "long"
-    assert evaluation.scores(soup, items).values.mean() == long
     before = evaluation.evaluated
-    assert evaluation.scores(recipe_of((1.0, 0.0)), items).values.mean() == 20 / 40
+    assert evaluation.scores(recipe_of((1.0, 0.0)), items, "long").values.mean() == 20 / 40
     assert evaluation.evaluated == before + len(items)

@@ -13,8 +13,7 @@ import pytest
 
 from souping.core.types import Item
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
-from souping.evaluate.bfcl.environment import Environment
-from souping.evaluate.bfcl.evaluator import call
+from souping.evaluate.bfcl.environment import Environment, call
 from tests.support.bfcl import right_answer, wrong_answers
 from tests.support.family import save_model
 from tests.support.imports import adopted

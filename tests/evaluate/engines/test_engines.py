@@ -141,25 +141,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestTensors:
     def test_a_tied_weight_goes_once_under_its_stored_name(self, family: Path) -> None:
-        module, stored = load_module(family / "ant", LOCAL), stored_names(family / "ant")
+        module, stored = load_module(family / "ant", LOCAL.module_settings()), stored_names(family / "ant")
         found = checkpoint_tensors(module, stored)
         assert found is not None
         assert sorted(name for name, _ in found) == sorted(stored)
         assert tied(family / "ant")
 
     def test_an_untied_head_goes_too(self, folder: Path) -> None:
-        found = checkpoint_tensors(load_module(folder, LOCAL), stored_names(folder))
+        found = checkpoint_tensors(load_module(folder, LOCAL.module_settings()), stored_names(folder))
         assert found is not None
         assert sorted(name for name, _ in found) == sorted(stored_names(folder))
         assert not tied(folder)
 
     def test_names_that_are_not_the_checkpoints_cannot_be_sent(self, folder: Path) -> None:
-        module = load_module(folder, LOCAL)
+        module = load_module(folder, LOCAL.module_settings())
         stored = {name.replace("mlp.up_proj", "mlp.experts.0.up_proj") for name in stored_names(folder)}
         assert checkpoint_tensors(module, frozenset(stored)) is None
 
     def test_a_sharded_checkpoint_has_the_names_of_its_index(self, folder: Path, tmp_path: Path) -> None:
-        load_module(folder, LOCAL).save_pretrained(tmp_path, max_shard_size="20KB")
+        load_module(folder, LOCAL.module_settings()).save_pretrained(tmp_path, max_shard_size="20KB")
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
         assert stored_names(tmp_path) == stored_names(folder)
 
@@ -245,7 +245,9 @@ class TestTheWayOfASoup:
             for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
                 recipe = kitchen.recipe(weights)
                 kitchen.write(recipe, tmp_path / recipe.id, {})
-                soups.append(load_module(tmp_path / recipe.id, replace(LOCAL, dtype="bfloat16")).state_dict())
+                soups.append(
+                    load_module(tmp_path / recipe.id, replace(LOCAL, dtype="bfloat16").module_settings()).state_dict()
+                )
                 for batch in (items[:2], items[2:]):
                     records = evaluator.evaluate(kitchen.serving(evaluator)(recipe), batch)
                     assert [r.output for r in records] == ["red "] * len(batch)
@@ -315,7 +317,7 @@ def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: P
         module, folder = served.module, served.folder
         assert folder is not None
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}  # the pool's own, in main memory
-        written = load_module(folder, replace(LOCAL, dtype="bfloat16")).state_dict()
+        written = load_module(folder, replace(LOCAL, dtype="bfloat16").module_settings()).state_dict()
         assert all(torch.equal(value, written[name]) for name, value in module.state_dict().items())
         kitchen.close()
         assert not folder.exists()

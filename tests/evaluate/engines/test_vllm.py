@@ -240,7 +240,9 @@ def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
     from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
     evaluator = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
-    served = SimpleNamespace(module=load_module(folder, evaluator), tokenizer=load_tokenizer(folder), folder=folder)
+    served = SimpleNamespace(
+        module=load_module(folder, evaluator.module_settings()), tokenizer=load_tokenizer(folder), folder=folder
+    )
     return [record.output for record in evaluator.evaluate(served, items)]
 
 

@@ -173,7 +173,9 @@ class TestTasks:
 
         from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
-        served: Any = SimpleNamespace(module=load_module(family / "bee", own), tokenizer=load_tokenizer(family / "bee"))
+        served: Any = SimpleNamespace(
+            module=load_module(family / "bee", own.module_settings()), tokenizer=load_tokenizer(family / "bee")
+        )
         items = own.benchmark.items()
         values = own.aggregate(items, own.evaluate(served, items))
         lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)

@@ -155,7 +155,9 @@ class TestRunning:
     @classmethod
     def served(cls, family: Path) -> SimpleNamespace:
         own = HarnessEvaluator(tasks=["pick"], device="cpu")
-        return SimpleNamespace(module=load_module(family / "ant", own), tokenizer=load_tokenizer(family / "ant"))
+        return SimpleNamespace(
+            module=load_module(family / "ant", own.module_settings()), tokenizer=load_tokenizer(family / "ant")
+        )
 
     def test_a_tokenizer_without_a_chat_template(self, folder: Path, served: Any) -> None:
         own = HarnessEvaluator(tasks=["pick"], include_path=str(folder), device="cpu", apply_chat_template=True)

@@ -43,7 +43,9 @@ def evaluator(folder: Path) -> HarnessEvaluator:
 @pytest.fixture(scope="module")
 def served(family: Path, evaluator: HarnessEvaluator) -> SimpleNamespace:
     return SimpleNamespace(
-        module=load_module(family / "ant", evaluator), tokenizer=load_tokenizer(family / "ant"), folder=None
+        module=load_module(family / "ant", evaluator.module_settings()),
+        tokenizer=load_tokenizer(family / "ant"),
+        folder=None,
     )
 
 
@@ -188,11 +190,11 @@ def test_new_weights_in_the_same_module_change_the_answers(
     """No answer of the old weights survives: neither in the logits' cache nor anywhere else."""
     import torch
 
-    module = load_module(family / "ant", evaluator)
+    module = load_module(family / "ant", evaluator.module_settings())
     live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None)
     items = evaluator.benchmark.items()
     before = evaluator.evaluate(live, items)
-    other = load_module(family / "dog", evaluator)
+    other = load_module(family / "dog", evaluator.module_settings())
     with torch.no_grad():
         for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
             mine.copy_(theirs)

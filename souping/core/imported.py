@@ -1,16 +1,13 @@
-"""What the readers of old answers share: a candidate to hold files against, a difference, and what was found.
-
-Answers that were measured elsewhere, held against the run that would measure them again, and taken over.
-"""
+"""Answers measured elsewhere: a candidate to hold files against, the files, what they hold and how they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from souping.core.types import Record
+from souping.core.types import Json, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +29,16 @@ class CandidateFacts:
     written: float | None = None
 
 
+class ResultFiles(Protocol):
+    """Files of one measurement of one model; `model` is what they call it, empty where they do not say."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def model(self) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """A setting about which the files and the run disagree.
@@ -42,13 +49,13 @@ class Difference:
     """
 
     key: str
-    found: Any
-    wanted: Any
+    in_files: Json
+    in_run: Json
     mild: bool = False
 
     @property
     def sentence(self) -> str:
-        return f"{self.key} is {_short(self.found)} in the files, {_short(self.wanted)} in the run"
+        return f"{self.key} is {_short(self.in_files)} in the files, {_short(self.in_run)} in the run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +74,11 @@ class ImportedAnswers:
     unchecked: tuple[str, ...] = ()
 
 
-def compare(key: str, found: Any, wanted: Any, mild: bool = False) -> list[Difference]:
+def compare(key: str, in_files: Json, in_run: Json, mild: bool = False) -> list[Difference]:
     """A difference, or none."""
-    return [] if found == wanted else [Difference(key=key, found=found, wanted=wanted, mild=mild)]
+    return [] if in_files == in_run else [Difference(key=key, in_files=in_files, in_run=in_run, mild=mild)]
 
 
-def _short(value: Any) -> str:
+def _short(value: Json) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
