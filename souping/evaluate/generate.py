@@ -145,4 +145,4 @@ def _has_template(folder: Path) -> bool:
 def _length(item: Item) -> int:
     if isinstance(item.prompt, str):
         return len(item.prompt)
-    return sum(len(m["content"]) for m in item.prompt) + len(str(item.tools or ""))
+    return sum(len(str(m["content"])) for m in item.prompt) + len(str(item.tools or ""))

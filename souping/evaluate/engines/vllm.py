@@ -29,7 +29,7 @@ from souping.core.text import first_line
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.engines import Asked, Engine, check_gpu_settings
 from souping.evaluate.engines.transformers import check_context, cut, render
-from souping.evaluate.engines.watch import Watch
+from souping.evaluate.guard import PidGuard
 
 if TYPE_CHECKING:
     import torch
@@ -257,7 +257,7 @@ class Vllm:
             self._restore()
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
         own = {child.pid for child in multiprocessing.active_children()} - before
-        self._watch = Watch([pid for pid in own if pid])
+        self._guard = PidGuard([pid for pid in own if pid])
         self._sampling: Any = vllm.SamplingParams
         if transfer:
             try:
@@ -323,7 +323,7 @@ class Vllm:
         finally:
             del engine
             gc.collect()
-            self._watch.stop()
+            self._guard.stop()
             self._restore()
 
     def _restore(self) -> None:

@@ -1,7 +1,4 @@
-"""`server=vllm`: `vllm serve`, on GPUs.
-
-`server=transformers`: `transformers serve`, which runs on anything that transformers runs on.
-"""
+"""Servers to choose from: `vllm serve` on GPUs, `transformers serve` on anything that transformers runs on."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from souping.core.protocols import ModelHost
 from souping.core.types import Json, UserError
@@ -19,8 +16,9 @@ from souping.evaluate.engines.vllm import tied
 from souping.evaluate.servers import Server, check_packages
 from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, served
 
-VLLM_VERSION = 1
+VLLM_VERSION = TRANSFORMERS_VERSION = 1
 """Raise when the same settings would give other answers."""
+NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +92,10 @@ class VllmServer(Server):
             return served(address, folder)
         if re.search(r"device(_config)?=.?cpu", about) and tied(folder):
             raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
-        order = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         ask(f"{address}/collective_rpc", order, timeout=self.timeout)
         ask(f"{address}/reset_prefix_cache", {}, timeout=60.0)
         return str(models_at(address)[0]["id"])
-
-
-TRANSFORMERS_VERSION = 1
-"""Raise when the same settings would give other answers."""
-NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +161,7 @@ class TransformersServer(Server):
         return RunningServer(url=f"{address}/v1", host=host, port=port, model=model, end=lambda: _reset(address))
 
 
-def _events(text: str) -> list[dict[str, Any]]:
+def _events(text: str) -> list[dict[str, Json]]:
     """The data of server-sent events."""
     return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
 

@@ -1,9 +1,4 @@
-"""A server's process: its own group, its log file, and an end that is certain.
-
-Start a server on a free port, wait until it answers for the model, and say in a line why it does not.
-
-What is asked of an OpenAI-compatible server over HTTP, with the standard library.
-"""
+"""Process of an OpenAI-compatible server: started on a free port, asked over HTTP, and certain to end."""
 
 from __future__ import annotations
 
@@ -25,14 +20,25 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 from urllib.parse import urlsplit
 
-from souping.core.types import UserError
+from souping.core.types import Json, UserError
+from souping.evaluate import guard
+from souping.evaluate.guard import GRACE
 
-GUARD = Path(__file__).parents[1] / "guard.py"
-GRACE = 10.0
-"""Seconds that a server gets to end by itself."""
+HOST = "127.0.0.1"
+LOCAL = ("127.0.0.1", "localhost", "::1")
+SAY_EVERY = 15.0
+"""Seconds between two lines on how long a model has been loading."""
+QUIET = {
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+log = logging.getLogger("souping.evaluate.servers")
+Say = Callable[[str], None]
 
 
 class Process:
@@ -46,7 +52,7 @@ class Process:
         with log.open("ab") as out:
             self._begin = out.tell()  # what stands before is of an earlier server
             self._guard = subprocess.Popen(
-                [sys.executable, str(GUARD), str(GRACE), *command],
+                [sys.executable, guard.__file__, str(GRACE), "run", *command],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -108,19 +114,6 @@ def _ended(pid: int, seconds: float) -> bool:
     return False
 
 
-HOST = "127.0.0.1"
-SAY_EVERY = 15.0
-"""Seconds between two lines on how long a model has been loading."""
-QUIET = {
-    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONUNBUFFERED": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-log = logging.getLogger("souping.evaluate.servers")
-Say = Callable[[str], None]
-
-
 @dataclass(kw_only=True)
 class RunningServer:
     """A server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
@@ -139,7 +132,9 @@ class RunningServer:
     def __enter__(self) -> RunningServer:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 
@@ -270,9 +265,6 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
 
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
 class ServerError(Exception):
     """The server did not answer, or answered with an error (`status` is then its HTTP status)."""
 
@@ -287,10 +279,10 @@ def base(url: str) -> str:
     Raises:
         UserError: it is no address of a server.
     """
-    found = re.fullmatch(r"(https?://[^/\s]+)(/v1)?/?", url)
-    if not found or not urlsplit(found.group(1)).hostname:
+    address = re.fullmatch(r"(https?://[^/\s]+)(/v1)?/?", url)
+    if not address or not urlsplit(address.group(1)).hostname:
         raise UserError(f"server.url={url} must be the address of a server, as http://127.0.0.1:8000")
-    return found.group(1)
+    return address.group(1)
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -299,7 +291,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def ask(url: str, body: Any = None, timeout: float = 10.0) -> str:
+def ask(url: str, body: Json = None, timeout: float = 10.0) -> str:
     """The text that a server answers: GET, or POST where there is a `body` (sent as JSON).
 
     Raises:
@@ -316,7 +308,7 @@ def ask(url: str, body: Any = None, timeout: float = 10.0) -> str:
     except urllib.error.HTTPError as error:
         raise ServerError(_detail(error), error.code) from error
     except (OSError, ValueError) as error:
-        raise ServerError(str(getattr(error, "reason", error))) from error
+        raise ServerError(str(getattr(error, "reason", error))) from error  # urllib's
 
 
 def _detail(error: urllib.error.HTTPError) -> str:
@@ -331,7 +323,7 @@ def _detail(error: urllib.error.HTTPError) -> str:
     return str(told)[:200]
 
 
-def models_at(address: str, timeout: float = 10.0) -> list[dict[str, Any]]:
+def models_at(address: str, timeout: float = 10.0) -> list[dict[str, Json]]:
     """The models that a server lists.
 
     Raises:

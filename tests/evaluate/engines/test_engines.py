@@ -328,16 +328,16 @@ def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None,
     code = f"""
         import os, subprocess, sys, time
         from pathlib import Path
-        from souping.evaluate.engines.watch import Watch
+        from souping.evaluate.guard import PidGuard
         inner = "import time; time.sleep(600)"
         outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", outer, inner], start_new_session=True)
         while not Path(f"/proc/{{child.pid}}/task/{{child.pid}}/children").read_text().strip():
             time.sleep(0.02)
-        watch = Watch([child.pid])
+        guard = PidGuard([child.pid])
         time.sleep(1)
         Path("group").write_text(f"{{child.pid}}\\n")
-        {"time.sleep(600)" if how else "watch.stop()"}
+        {"time.sleep(600)" if how else "guard.stop()"}
     """
     run = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
