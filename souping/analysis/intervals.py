@@ -1,10 +1,9 @@
 """95 % intervals: Wilson for the rate of a category, bootstrap-t over groups for the objective and for differences.
 
-Group x category sums of per-item scores: what every test and interval of the objective is computed from.
+Tests and intervals of the objective come from group x category sums of per-item scores (`GroupedScores`); from the
+same sums follows what a paired comparison of a given size can detect, which a plan prints before a run.
 
 Shape legend: I items, G groups, C categories, H strata, D draws, R distinct rows.
-
-What a paired comparison of a given size can detect, printed before a run.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core.types import FloatArray, UserError
+from souping.core.types import FloatArray, Json, UserError
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
 Z95 = 1.959963984540054
@@ -38,7 +36,7 @@ class Interval:
     groups: int
     effective_n: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
         return asdict(self)
 

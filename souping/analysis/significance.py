@@ -1,8 +1,6 @@
-"""Paired comparison of two models on the same items, and what to do with several p-values.
+"""Paired comparison of two models on the same items, several p-values, and the strongest claim that holds.
 
 All p-values are two-sided; a claim "better" also needs the difference above zero.
-
-One sentence: what the comparisons on the report fold allow to be said.
 """
 
 from __future__ import annotations
@@ -10,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import comb
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from souping.analysis.intervals import SALT, GroupedScores, IntArray, design, distinct, limits, span
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, Json
 
 TEST = "studentised sign-flip over groups"
 EXACT_STATES = 20_000
@@ -41,7 +39,7 @@ class Comparison:
     groups: int
     discordant: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
         return asdict(self)
 
@@ -211,7 +209,7 @@ class Verdict:
     sentence: str
     p_value: float | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
         return asdict(self)
 

@@ -1,6 +1,6 @@
-"""How much of a selection is luck: bootstrap of items, sweep of the threshold, jackknife over models.
+"""Luck in a selection: bootstrap of items, sweep of the threshold, jackknife over models, reliability of categories.
 
-How far a category's spread between models is real: reliability, and correlations freed from item noise.
+Reliability is the share of a category's spread between models that is real; correlations can be freed from item noise.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,16 +16,18 @@ from souping.analysis.correlation import pearson
 from souping.analysis.intervals import IntArray, distinct, resample, stratify
 from souping.core.protocols import Correlation, Selector
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Correlations, FloatArray, Selection, UserError
+from souping.core.types import Correlations, FloatArray, Json, Selection, UserError
 
 SALT = 0x57AB
 THRESHOLDS = tuple(round(0.05 + 0.01 * i, 2) for i in range(46))
 FEWEST_FAMILIES = 6
+SHARES = ("experts", "ingredients", "low_correlation", "sizes")
+"""Keys of what is counted over bootstrap draws."""
 
 
 def stability(
     scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0, families: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Run the selection again on scores that might as well have come out.
 
     With per-item scores: bootstrap of groups within category strata, the selector run on every draw. Published scores
@@ -58,14 +59,14 @@ def stability(
     }
 
 
-def sweep(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:
+def sweep(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Json]]:
     """The selection at each threshold of 0.05, 0.06 .. 0.50; empty for a selector that has no threshold."""
     if selector.cut is None:
         return []
     return [{"threshold": cut, **_outcome(selector.with_cut(cut), scores)} for cut in THRESHOLDS]
 
 
-def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:
+def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Json]]:
     """The selection without each model in turn."""
     rows = []
     for left_out in scores.models:
@@ -78,7 +79,7 @@ def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Any]]:
     return rows
 
 
-def _outcome(selector: Selector, scores: ScoreMatrix) -> dict[str, Any]:
+def _outcome(selector: Selector, scores: ScoreMatrix) -> dict[str, Json]:
     try:
         selection = selector.select(scores)
     except UserError as error:
@@ -87,15 +88,14 @@ def _outcome(selector: Selector, scores: ScoreMatrix) -> dict[str, Any]:
     return {"ingredients": list(selection.ingredients), "low_correlation": low, "error": None}
 
 
-def _published() -> dict[str, Any]:
+def _published() -> dict[str, Json]:
     """No items, no bootstrap: said, not guessed."""
     note = "published scores hold no items: how often an expert would be picked again is not estimable"
-    parts = dict.fromkeys(("experts", "ingredients", "low_correlation", "sizes"))
-    head = {"method": "threshold sweep and jackknife over models", "draws": 0, "not_estimable": 0, "reasons": {}}
-    return {**head, **parts, "notes": [note]}
+    head: dict[str, Json] = {"method": "threshold sweep and jackknife over models", "draws": 0, "not_estimable": 0}
+    return {**head, "reasons": {}, **dict.fromkeys(SHARES), "notes": [note]}
 
 
-def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> dict[str, Any]:
+def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> dict[str, Json]:
     """Shares over the bootstrap draws [D, M, C] in which the selector gave a selection."""
     picked, reasons = list[Selection](), Counter[str]()
     for values in tables:
@@ -105,15 +105,18 @@ def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
             picked.append(selector.select(dataclasses.replace(scores, values=values, items=None)))
         except UserError as error:
             reasons[_reason(error)] += 1
-    head: dict[str, Any] = {"method": "bootstrap over items", "draws": len(tables), "not_estimable": reasons.total()}
+    head: dict[str, Json] = {"method": "bootstrap over items", "draws": len(tables), "not_estimable": reasons.total()}
     head["reasons"] = dict(reasons)
     if not picked:
-        parts = dict.fromkeys(("experts", "ingredients", "low_correlation", "sizes"))
-        return {**head, **parts, "notes": ["no bootstrap draw gave a selection: its stability is not estimable"]}
+        return {
+            **head,
+            **dict.fromkeys(SHARES),
+            "notes": ["no bootstrap draw gave a selection: its stability is not estimable"],
+        }
     return {**head, **_shares(picked, scores), "notes": []}
 
 
-def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Any]:
+def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Json]:
     total = len(picked)
     experts: dict[str, Counter[str]] = {category: Counter() for category in scores.categories}
     for selection in picked:
@@ -179,7 +182,7 @@ def _pairs(
     tables: FloatArray | None,
     models: FloatArray | None,
     items: GroupSums | None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """One row for every two categories."""
     nothing = np.full((len(scores.categories),) * 2, np.nan)
     try:

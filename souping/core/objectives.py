@@ -1,4 +1,4 @@
-"""How category scores become one number: a linear functional, w_c a category.
+"""Objectives: one number of category scores, by a linear functional, w_c a category.
 
 All of a mean, fixed weights and a tree of group means are linear in the category means, so one weight a category says
 it all, and paired tests and intervals apply to every objective alike.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, UserError
+from souping.core.types import FloatArray, Json, UserError
 
 
 def value(objective: Objective, scores: Mapping[str, float]) -> float:
@@ -66,10 +66,11 @@ class Tree(Objective):
         _check_known(leaves, categories)
         return np.array([leaves.get(c, 0.0) for c in categories])
 
-    def _leaves(self, node: Any, share: float = 1.0) -> dict[str, float]:
+    def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
         if isinstance(node, str):
             return {node: share}
-        children = list(node.values() if isinstance(node, Mapping) else node)
+        inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, Sequence) else ()
+        children = list(inner)
         if not children:
             raise UserError("objective.tree has an empty group: name its categories, or leave it out")
         leaves: dict[str, float] = {}

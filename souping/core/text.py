@@ -6,12 +6,11 @@ import argparse
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
 
 
-def nearest(name: str, options: Iterable[Any]) -> str:
+def nearest(name: str, options: Iterable[str]) -> str:
     """`; did you mean NAME?` for the end of an error's line, nothing where no option is near."""
-    near = get_close_matches(name, [str(option) for option in options], n=1, cutoff=0.6)
+    near = get_close_matches(name, list(options), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -109,7 +109,7 @@ class Item:
     id: str
     category: str
     prompt: str | tuple[Mapping[str, Any], ...]
-    answer: Any
+    answer: Json
     scorer: str = "exact"
     group: str = ""
     language: str = "python"
@@ -193,10 +193,10 @@ class Recipe:
     def id(self) -> str:
         return self.fingerprint[:12]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Json]:
         """The JSON form, which `report.json`, the model card and `recipe.json` show."""
         sources = {name: self.sources[name] for name in self.ingredients if name in self.sources}
-        table = {
+        table: dict[str, Json] = {
             "id": self.id,
             "ingredients": list(self.ingredients),
             "weights": list(self.weights),

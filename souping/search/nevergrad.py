@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from souping.core import simplex
 from souping.core.protocols import Strategy
-from souping.core.types import Result, UserError, Weights
+from souping.core.types import FloatArray, Result, UserError, Weights
 from souping.search.points import Search, anchors, check_limits
+
+if TYPE_CHECKING:
+    from nevergrad.optimization.base import Optimizer
+    from nevergrad.parametrization.core import Parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +54,20 @@ class Nevergrad(Strategy):
         return f"nevergrad {self.name}, {self.parametrisation}: at most {limit}"
 
 
-def _registered(name: str) -> Any:
+def _registered(name: str) -> Callable[..., Optimizer]:
     """The optimiser of that name.
 
     Raises:
         UserError: there is none; the nearest is named.
     """
-    import nevergrad as ng
+    from nevergrad.optimization.optimizerlib import registry
 
-    registry = ng.optimizers.registry
-    if name not in registry:
-        near = get_close_matches(name, list(registry), n=1, cutoff=0.4)
+    known: Mapping[str, Callable[..., Optimizer]] = registry
+    if name not in known:
+        near = get_close_matches(name, list(known), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"optimiser.name={name} is not a registered Nevergrad optimiser{hint}")
-    return registry[name]
+    return known[name]
 
 
 class NevergradSearch(Search):
@@ -72,27 +76,27 @@ class NevergradSearch(Search):
     def __init__(self, settings: Nevergrad, size: int, seed: int) -> None:
         super().__init__(anchors(size))
         self._settings, self._size = settings, size
-        self._open: dict[Weights, list[Any]] = {}
+        self._open: dict[Weights, list[Parameter]] = {}
         self._optimiser = self._build(seed)
 
-    def _build(self, seed: int) -> Any:
-        import nevergrad as ng
-
-        parameter = self._parameter(ng)
+    def _build(self, seed: int) -> Optimizer:
+        parameter = self._parameter()
         parameter.random_state = np.random.RandomState(seed)
         optimiser = _registered(self._settings.name)
         return optimiser(parametrization=parameter, budget=self._settings.trials, num_workers=1)
 
-    def _parameter(self, ng: Any) -> Any:
+    def _parameter(self) -> Parameter:
+        from nevergrad import p
+
         if self._settings.parametrisation == "lattice":
             step = self._settings.step
             points = simplex.grid(self._size, step, step, 1 - step)
             if not points:
                 raise UserError(f"optimiser.step={step} has no lattice point for {self._size} ingredients; lower it")
-            return ng.p.TransitionChoice(points)
+            return p.TransitionChoice(points)
         if self._settings.parametrisation == "softmax":
-            return ng.p.Array(shape=(self._size,))
-        return ng.p.Array(init=np.full(self._size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
+            return p.Array(shape=(self._size,))
+        return p.Array(init=np.full(self._size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
 
     def ask(self) -> Weights | None:
         if self.points:
@@ -104,9 +108,9 @@ class NevergradSearch(Search):
             self.asked.append(weights)
         return weights
 
-    def _decode(self, value: Any) -> Weights:
+    def _decode(self, value: Sequence[float] | FloatArray) -> Weights:
         if self._settings.parametrisation == "lattice":
-            return tuple(value)
+            return tuple(map(float, value))
         raw = np.asarray(value, dtype=float)
         raw = np.exp(raw - raw.max()) if self._settings.parametrisation == "softmax" else raw + 1e-9
         return tuple(float(w) for w in raw / raw.sum())

@@ -1,8 +1,7 @@
-"""Searches over points known beforehand: the grid, the uniform point, weights given by hand.
+"""Weight searches over points: the grid, the uniform point, weights given by hand, and the greedy soup.
 
-What every weight search stands on: limits, the points all know, and the best of what was told.
-
-Greedy soup (Wortsman et al. 2022, arXiv 2203.05482, recipe 1): grow a uniform soup as long as it gets better.
+`Search` is the base of every optimiser: points to ask, results told, the best of them. The greedy soup is recipe 1 of
+Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets better.
 """
 
 from __future__ import annotations
@@ -13,6 +12,37 @@ from dataclasses import dataclass, field
 from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.types import Result, UserError, Weights
+
+
+@dataclass
+class Search(Optimiser):
+    """A list of points to ask, the results told, and the best of them.
+
+    Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
+    and the order in which results come back changes nothing.
+    """
+
+    points: list[Weights]
+    results: dict[Weights, float] = field(default_factory=dict)
+    asked: list[Weights] = field(default_factory=list)
+
+    def ask(self) -> Weights | None:
+        if not self.points:
+            return None
+        self.asked.append(self.points.pop(0))
+        return self.asked[-1]
+
+    def tell(self, weights: Weights, result: Result) -> None:
+        self.results[weights] = result.objective
+
+    def best(self) -> Weights:
+        if not self.results:
+            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+
+        def rank(weights: Weights) -> tuple[float, int, int]:
+            return -round(self.results[weights], 12), sum(w > 0 for w in weights), self.asked.index(weights)
+
+        return min(self.results, key=rank)
 
 
 def _same(a: Weights, b: Weights) -> bool:
@@ -152,37 +182,6 @@ def capped(count: int, trials: int | None) -> int:
 def anchors(size: int) -> list[Weights]:
     """The uniform soup and the single ingredients: every search knows them."""
     return [simplex.uniform(size), *simplex.vertices(size)]
-
-
-@dataclass
-class Search(Optimiser):
-    """A list of points to ask, the results told, and the best of them.
-
-    Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
-    and the order in which results come back changes nothing.
-    """
-
-    points: list[Weights]
-    results: dict[Weights, float] = field(default_factory=dict)
-    asked: list[Weights] = field(default_factory=list)
-
-    def ask(self) -> Weights | None:
-        if not self.points:
-            return None
-        self.asked.append(self.points.pop(0))
-        return self.asked[-1]
-
-    def tell(self, weights: Weights, result: Result) -> None:
-        self.results[weights] = result.objective
-
-    def best(self) -> Weights:
-        if not self.results:
-            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
-
-        def rank(weights: Weights) -> tuple[float, int, int]:
-            return -round(self.results[weights], 12), sum(w > 0 for w in weights), self.asked.index(weights)
-
-        return min(self.results, key=rank)
 
 
 @dataclass(frozen=True, kw_only=True)
