@@ -114,7 +114,7 @@ def _points(options: argparse.Namespace) -> list[Weights]:
         raise UserError(f"K={options.size} must be at least 2: one ingredient leaves nothing to weigh")
     if options.form != "command" and (options.launch or options.overrides):
         raise UserError(f"--form {options.form} prints a file: leave --launch and further overrides out")
-    return Grid(step=options.step, minimum=options.minimum, maximum=options.maximum).points(options.size)
+    return Grid(step=options.step, minimum=options.minimum, maximum=options.maximum).known_points(options.size)
 
 
 if __name__ == "__main__":

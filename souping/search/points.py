@@ -72,7 +72,7 @@ class Grid(Strategy):
         low = self.step if self.minimum is None else self.minimum
         return self.step, low, round(1 - self.step, 12) if self.maximum is None else self.maximum
 
-    def points(self, size: int) -> list[Weights]:
+    def known_points(self, size: int) -> list[Weights]:
         """All points for K = `size`.
 
         Raises:
@@ -90,16 +90,13 @@ class Grid(Strategy):
         return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
 
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
-        return Search(self.points(len(ingredients)))
-
-    def known_points(self, size: int) -> list[Weights]:
-        return self.points(size)
+        return Search(self.known_points(len(ingredients)))
 
     def count(self, size: int) -> int | None:
-        return capped(len(self.points(size)), self.trials)
+        return capped(len(self.known_points(size)), self.trials)
 
     def describe(self, size: int) -> str:
-        count = len(self.points(size))
+        count = len(self.known_points(size))
         on_grid = len(simplex.grid(size, *self.bounds))
         cut = f", cut at {self.trials} trials" if self.trials and self.trials < count else ""
         return f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles){cut}"

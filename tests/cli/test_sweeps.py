@@ -141,7 +141,7 @@ def test_the_agents_words_run_in_a_shell_of_their_own(family: Path, tmp_path: Pa
 def test_the_weight_grid_as_a_multirun_finds_what_the_search_finds(
     family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
 ) -> None:
-    words = weight_grid.command(2, Grid().points(2), [*pool_of(family), "hydra.sweep.dir=sweep"])
+    words = weight_grid.command(2, Grid().known_points(2), [*pool_of(family), "hydra.sweep.dir=sweep"])
     done = souping(*words[3:])
     assert done.code == 0, done.err
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))

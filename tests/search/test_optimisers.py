@@ -13,7 +13,7 @@ from tests.support.searches import NAMES, run
 
 @pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
 def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, soups: int) -> None:
-    points = Grid().points(size)
+    points = Grid().known_points(size)
     assert len(points) == len(set(points)) == soups == Grid().count(size)
     rounded = {tuple(round(w, 6) for w in p) for p in points}
     assert len(rounded) == soups
@@ -24,9 +24,9 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
 
 def test_a_grid_without_a_point_is_refused() -> None:
     with pytest.raises(UserError, match="no point for 11 ingredients"):
-        Grid().points(11)
+        Grid().known_points(11)
     with pytest.raises(UserError, match="over a million"):
-        Grid(step=0.01, minimum=0.01, maximum=0.99).points(6)
+        Grid(step=0.01, minimum=0.01, maximum=0.99).known_points(6)
 
 
 def test_grid_says_its_number_of_points() -> None:
