@@ -107,6 +107,20 @@ class TestPage:
                 assert all(exists(f"{node.module}.{alias.name}") for alias in node.names), ast.unparse(node)
 
 
+def test_the_python_of_merging_and_distributed_runs(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    for link, name in (("A", "ant"), ("B", "bee"), ("models/a", "ant"), ("models/b", "bee")):
+        (tmp_path / link).symlink_to(family / name)
+    monkeypatch.chdir(tmp_path)
+    for page in ("merging.md", "distributed.md"):
+        for block in python_blocks(ROOT / "docs" / page):
+            exec(compile(block, page, "exec"), {})
+    assert (tmp_path / "soup" / "model.safetensors").exists()
+    assert (tmp_path / "plan.json").exists()
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_is(path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
