@@ -61,21 +61,21 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
     os.sync()
     if cold:
         forget(made)
-    mix = writer.mix
+    mixed = writer.mixed
     if not arithmetic:
-        writer.mix = lambda *_: True
+        writer.mixed = lambda plan, run, rows, out, stored, warned: out
     try:
         start = time.perf_counter()
         writer.prepare(made, stage)
-        with writer.ShardWriter(made, stage) as kitchen:
-            kitchen.cook()
+        with writer.ShardWriter(made, stage) as shards:
+            shards.fill()
         if cold:
             for path in stage.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         return time.perf_counter() - start
     finally:
-        writer.mix = mix
+        writer.mixed = mixed
 
 
 def forget(made: MergePlan) -> None:

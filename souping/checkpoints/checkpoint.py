@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from souping.checkpoints.header import Tensor, broken, parse_json, read_header, shown
+from souping.checkpoints.dtypes import TAGS, TORCH_NAMES
+from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.core.text import shown
 from souping.core.types import UserError, digest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -92,7 +94,6 @@ class Checkpoint:
 
 
 Reader = Callable[[Path, str], dict[str, Tensor]]
-TORCH_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
@@ -211,7 +212,7 @@ def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, all
     """
     checkpoint = Checkpoint.open(folder, allow_pickle)
     names = (*checkpoint.files, *checkpoint.side)
-    return digest({name: _file_hash(checkpoint.folder / name, cache) for name in names})
+    return digest({name: file_digest(checkpoint.folder / name, cache) for name in names})
 
 
 def hub_digest(path: Path) -> str:
@@ -227,7 +228,8 @@ def hub_digest(path: Path) -> str:
     return blob.name if known else ""
 
 
-def _file_hash(path: Path, cache: MutableMapping[str, str] | None) -> str:
+def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
+    """SHA-256 (hex) of a weight file, hashed once where a `cache` keeps it."""
     promised = hub_digest(path)
     if promised:
         return promised
@@ -243,12 +245,6 @@ def _file_hash(path: Path, cache: MutableMapping[str, str] | None) -> str:
     if cache is not None:
         cache[key] = value
     return value
-
-
-TAGS = {
-    "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
 
 
 def read_pickled(path: Path, label: str) -> dict[str, Tensor]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint
-from souping.checkpoints.header import Tensor, parse_json, shown
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.dtypes import FLOATS, OTHER_FLOATS, widest
+from souping.checkpoints.header import Tensor, parse_json
+from souping.core.text import listed, shown
 from souping.core.types import UserError, digest
 
-FLOATS = tuple(TORCH_NAMES.values())
-OTHER_FLOATS = ("F64", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 VOCAB_RULES = ("error", "intersect", "union")
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
 TIED = ("lm_head.weight", "output.weight")
@@ -36,13 +37,6 @@ class AlignedTensor:
     @property
     def uneven(self) -> bool:
         return len({part.shape for part in self.parts}) > 1
-
-
-def listed(names: Iterable[str], limit: int = 10) -> str:
-    """At most ten names, then a count."""
-    every = [shown(name) for name in names]
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
 
 
 def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[AlignedTensor]:
@@ -151,14 +145,6 @@ def _refuse_floats(found: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint
                 f"candidate {name} stores {listed(t.name for t in bad)} as {bad[0].dtype}: only bfloat16, float16 and "
                 "float32 tensors are souped. Convert it first."
             )
-
-
-def widest(dtypes: Iterable[str]) -> str:
-    """The dtype that holds every value of all of them: bf16 with fp16 needs fp32. Others come back as they are."""
-    present = set(dtypes)
-    if len(present) == 1 or not present <= set(FLOATS):
-        return sorted(present)[0]
-    return "F32"
 
 
 CHUNK = 1 << 22
@@ -294,8 +280,15 @@ def _rows(pool: Mapping[str, Checkpoint], found: list[AlignedTensor], vocab: str
     return [f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows"]
 
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 PROCESSING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 VOCAB_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+def check_tokenizer(name: str, folder: Path) -> None:
+    """Refuse a model that has no tokenizer to be evaluated with."""
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise UserError(f"candidate {name}: {folder} has no tokenizer: copy its base model's tokenizer files")
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.core.types import UserError
+from souping.checkpoints.dtypes import BITS
+from souping.core.text import shown
+from souping.core.types import Json, UserError
 
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_RANK = 64
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,23 @@ def read_header(path: Path, label: str | None = None) -> tuple[dict[str, Tensor]
     return {t.name: t for t in tensors}, metadata
 
 
+def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) -> bytes:
+    """The header of a safetensors file with its length in front, padded to 8 bytes.
+
+    `tensors` are (name, dtype, shape, offset in the data, bytes).
+    """
+    entries: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+    for name, dtype, shape, offset, nbytes in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def broken(path: Path, why: str, tensor: str | None = None) -> UserError:
     """The error for a file that cannot be trusted."""
     where = f", tensor {shown(tensor)}" if tensor is not None else ""
     return UserError(f"{path}{where}: {why}. Download or save this checkpoint again.")
-
-
-def shown(name: str) -> str:
-    """A name from a file, safe to print: control characters escaped, long ones cut."""
-    text = name.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _raw_header(path: Path) -> tuple[int, bytes]:

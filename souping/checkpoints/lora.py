@@ -1,4 +1,4 @@
-"""An adapter folder, known from its headers: the pairs A and B of each adapted module, and their scaling.
+r"""An adapter folder, known from its headers: the pairs A and B of each adapted module, and their scaling.
 
 `adapter_config.json`: what of it decides the adapter's product B*A, and what makes it no plain LoRA.
 
@@ -23,14 +23,17 @@ from souping.checkpoints.checkpoint import (
     PICKLED_INDEX,
     SINGLE,
     Checkpoint,
-    _file_hash,
+    file_digest,
+    fingerprint,
     inside,
+    read_pickled,
     side_files,
     small,
 )
-from souping.checkpoints.compatibility import FLOATS, listed
-from souping.checkpoints.header import Tensor, broken, parse_json, read_header, shown
-from souping.core.types import UserError, digest
+from souping.checkpoints.dtypes import FLOATS
+from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.core.text import listed, shown
+from souping.core.types import Json, UserError, digest
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -39,7 +42,7 @@ MAX_NAME, MAX_DOTS = 150, 15  # generous for a module; they bound what a pattern
 
 
 @dataclass(frozen=True)
-class Part:
+class FactorPair:
     """One adapted module: A [rank, in] and B [out, rank], so that the product is scaling * B @ A.
 
     For an embedding, in is the vocabulary and the product is transposed when it is added to the weight.
@@ -72,7 +75,7 @@ class Adapter:
 
     checkpoint: Checkpoint
     settings: AdapterSettings
-    parts: Mapping[str, Part]
+    parts: Mapping[str, FactorPair]
     whole: Mapping[str, Tensor]
 
     @classmethod
@@ -109,9 +112,20 @@ class Adapter:
 
     def fingerprint(self, base: str, cache: MutableMapping[str, str] | None) -> str:
         """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the base's fingerprint."""
-        rules = [[part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()]
+        rules: list[list[Json]] = [
+            [part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()
+        ]
         names = (*self.checkpoint.files, *self.checkpoint.side)
-        return digest([base, sorted(rules), {name: _file_hash(self.folder / name, cache) for name in names}])
+        return digest([base, sorted(rules), {name: file_digest(self.folder / name, cache) for name in names}])
+
+
+def content(folder: Path, base: object, cache: MutableMapping[str, str] | None = None) -> str:
+    """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
+
+    Raises:
+        UserError: as Adapter.open, or as Checkpoint.open.
+    """
+    return Adapter.open(folder).fingerprint(str(base), cache) if is_adapter(folder) else fingerprint(folder, cache)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -139,14 +153,12 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
             f"{folder / PICKLED_WEIGHTS} holds pickled weights, which can run code when opened. "
             "Convert them to safetensors, or set merge.allow_pickle=true."
         )
-    from souping.checkpoints.checkpoint import read_pickled
-
     return read_pickled(folder / PICKLED_WEIGHTS, PICKLED_WEIGHTS)
 
 
 def _sort(
     folder: Path, tensors: Mapping[str, Tensor], settings: AdapterSettings
-) -> tuple[dict[str, Part], dict[str, Tensor]]:
+) -> tuple[dict[str, FactorPair], dict[str, Tensor]]:
     """The factors by module in file order, and the whole weights."""
     sides: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
@@ -171,7 +183,7 @@ def _whole_module(folder: Path, key: str, name: str) -> str:
     return name.removesuffix(".weight").removesuffix(".base_layer")
 
 
-def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings) -> Part:
+def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings) -> FactorPair:
     """A and B of one module, which have to fit each other and the config."""
     path = folder / WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
@@ -193,7 +205,7 @@ def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Adapt
     rank = settings.rank_of(module)
     if a.shape[0] != rank:
         raise broken(path, f"its rank is {a.shape[0]}, but {CONFIG} says {rank}", module)
-    return Part(module, embedding, a, b, settings.scaling_of(module))
+    return FactorPair(module, embedding, a, b, settings.scaling_of(module))
 
 
 CONFIG = "adapter_config.json"

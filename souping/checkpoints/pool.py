@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from souping.checkpoints import hub
-from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.dtypes import FLOATS
 from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.types import Candidate, UserError
@@ -139,7 +140,7 @@ def _folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
         opened, adapter = Adapter.open(folder, allow_pickle).checkpoint, True
     else:
         opened, adapter = Checkpoint.open(folder, allow_pickle), False
-    floats = [tensor.count for tensor in opened.tensors.values() if tensor.dtype in TORCH_NAMES.values()]
+    floats = [tensor.count for tensor in opened.tensors.values() if tensor.dtype in FLOATS]
     return ModelSize(
         name=name,
         path=str(folder),

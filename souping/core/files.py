@@ -1,4 +1,8 @@
-"""A model folder that appears whole or not at all: written beside its place, flushed to the disk, then renamed."""
+"""Folders that appear whole or not at all, and folders that go when their holder is gone.
+
+A folder is written beside its place, flushed to the disk, then renamed. A lock file tells whether a living process
+holds a folder.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from souping.core.types import UserError
 
@@ -33,10 +38,9 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         with _clear_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(out)
+            sweep(out.parent.glob(f".{out.name}.part-*"))
             stage.mkdir()
-            with (stage / LOCK).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with hold(stage):
                 yield stage
                 _finish(stage, out)
     except BaseException:
@@ -77,16 +81,20 @@ def _remove_empty(path: Path) -> None:
         return
 
 
-def _sweep(out: Path) -> None:
-    """Remove staging folders of the same target whose writer is dead."""
-    for left in out.parent.glob(f".{out.name}.part-*"):
-        try:
-            with (left / LOCK).open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        except OSError:
+def hold(folder: Path) -> IO[str]:
+    """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
+    new = folder / f"{LOCK}.new"
+    file = new.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    new.rename(folder / LOCK)  # under this name once it is held
+    return file
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Remove folders that nobody holds: their writers were killed."""
+    for left in folders:
+        with suppress(OSError), (left / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
 
 

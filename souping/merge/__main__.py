@@ -1,6 +1,6 @@
-"""`python -m souping.merge PLAN.json OUT` cooks a saved plan alone.
+"""`python -m souping.merge PLAN.json OUT` writes a saved plan alone.
 
-`accelerate launch --multi_gpu --num_processes N -m souping.merge PLAN.json OUT` cooks it with N ranks.
+`accelerate launch --multi_gpu --num_processes N -m souping.merge PLAN.json OUT` writes it with N ranks.
 
 One plan by the ranks of `accelerate launch ... -m souping.merge PLAN.json OUT`, on one machine or several.
 """
@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from souping.core.protocols import Progress
 from souping.core.types import UserError
 from souping.merge.distributed.messages import LostError
 from souping.merge.distributed.worker import LINGER, Team, fill, serve
 from souping.merge.plan import MergePlan
-from souping.merge.writer import Progress, Shares, write_checkpoint
+from souping.merge.writer import Shares, write_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that a rank may be silent")
     options = parser.parse_args(arguments)
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # accelerate launch sets it
-        return cook_plan(options.plan, options.out)
-    return together(partial(cook_plan, options.plan, options.out), options.num_processes, options.timeout)
+        return write_plan(options.plan, options.out)
+    return together(partial(write_plan, options.plan, options.out), options.num_processes, options.timeout)
 
 
-def cook_plan(path: Path, out: Path, shares: Shares | None = None) -> int:
-    """Exit status of cooking a saved plan, alone or by `shares`."""
+def write_plan(path: Path, out: Path, shares: Shares | None = None) -> int:
+    """Exit status of writing a saved plan, alone or by `shares`."""
     try:
         plan = MergePlan.load(path)
         print(plan.describe(), flush=True)
@@ -75,7 +76,7 @@ log = logging.getLogger("souping.merge")
 
 
 def together(job: Callable[[Shares], int], asked: int | None, timeout: float) -> int:
-    """Every rank calls this; rank 0 does `job`, whose shares all cook. Returns the exit status of this rank: that of
+    """Every rank calls this; rank 0 does `job`, whose shares all fill. Returns the exit status of this rank: that of
     `job` on rank 0 and 0 on the others, so that rank 0's error comes first; 2 on all that lost a rank.
     """
     try:
@@ -95,7 +96,7 @@ def together(job: Callable[[Shares], int], asked: int | None, timeout: float) ->
 
 
 def _first(team: Team, job: Callable[[Shares], int]) -> int:
-    """Rank 0: set the table, cook with the others, tell them that it is over."""
+    """Rank 0: fill the shards with the others, tell them that it is over."""
     for member in team.introduce():
         if member["note"]:
             log.warning("%s", member["note"])

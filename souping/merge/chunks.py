@@ -1,24 +1,29 @@
-"""A plan as work: contiguous runs of bytes, shares of them for ranks, blocks of them for threads.
-
-Inner products of whole tensors, summed block by block: what angles and norms need, in bounded memory.
-"""
+"""A plan as work: contiguous chunks of bytes, shares of them for ranks, blocks of them for threads, and what is done
+with each: weights settled by whole tensors' inner products where the method asks for them, then blocks mixed and
+checked."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.checkpoints.header import BITS, shown
+from souping.checkpoints.dtypes import size_of
+from souping.core.text import shown
 from souping.core.types import UserError
-from souping.merge.kernels.reference import BLOCK, Raw, widen
-from souping.merge.methods import Gram, get_method, gram
+from souping.merge.kernels import mix_block, store
+from souping.merge.kernels.reference import BLOCK, Raw, finite, linear, widen
+from souping.merge.methods import Gram, Method, get_method, gram
 from souping.merge.plan import MergePlan, Piece, PlannedTensor, Source
 
 log = logging.getLogger(__name__)
+WARNING = threading.Lock()
 ROWS = 1 << 20  # elements of all ingredients that a thread holds at once: memory does not grow with their number
+STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the same sums whoever computes them
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,12 @@ def chunks(plan: MergePlan) -> list[Chunk]:
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     """One tensor's pieces as runs; empty ones are left out."""
     method = get_method(plan.method)
-    solid = method.whole or method.coefficients is not None
-    return [_chunk(tensor, piece, solid and piece.op == "mix") for piece in tensor.pieces if piece.count]
+    return [chunk_of(method, tensor, piece) for piece in tensor.pieces if piece.count]
 
 
-def _chunk(tensor: PlannedTensor, piece: Piece, solid: bool) -> Chunk:
+def chunk_of(method: Method, tensor: PlannedTensor, piece: Piece) -> Chunk:
+    """One piece of a tensor as a run."""
+    solid = (method.whole or method.coefficients is not None) and piece.op == "mix"
     offset = tensor.offset + piece.start * size_of(tensor.dtype)
     return Chunk(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, solid)
 
@@ -153,9 +159,10 @@ def check_finite(plan: MergePlan, run: Chunk, good: bool, rows: Sequence[Raw], w
     error = complaint(plan, at, "overflow to infinity" if guilty is None else "NaN or infinity", guilty)
     if plan.nonfinite == "error":
         raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
-    if str(error) not in warned:
-        warned.add(str(error))
-        log.warning("%s", error)
+    with WARNING:
+        if str(error) not in warned:
+            warned.add(str(error))
+            log.warning("%s", error)
 
 
 def _first_bad(run: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
@@ -167,14 +174,35 @@ def _first_bad(run: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
     return None
 
 
-def size_of(dtype: str) -> int:
-    """Bytes of an element."""
-    return BITS[dtype] // 8
-
-
-STEP = 1 << 16  # elements; a fixed step gives the same sums whoever computes them
 Read = Callable[[Chunk, int, Raw], None]
-"""read(run, number of the source, buffer to fill)"""
+"""read(chunk, number of the source, buffer to fill)"""
+
+
+def settled(method: Method, run: Chunk, read: Read) -> Chunk:
+    """The chunk with its final weights, which may need statistics of the whole piece."""
+    return replace(run, weights=method.weigh(piece_gram(run, method.base, read), run.weights)) if run.solid else run
+
+
+def mixed(plan: MergePlan, run: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
+    """The soup's bytes of a block from its sources' rows, as `stored`: in `out`, or the first row where that is it.
+
+    Raises:
+        UserError: values that have to agree differ, or one is NaN or infinite (or one warning a tensor).
+    """
+    if run.op == "same":
+        agree(plan, run, rows)
+        return rows[0]
+    if run.op == "copy" and stored == run.dtype:
+        check_finite(plan, run, finite(rows[0], run.dtype), rows, warned)
+        return rows[0]
+    if run.op == "copy":
+        good = store(rows[0], run.dtype, out, stored)
+    else:
+        function = get_method(plan.method).function if run.op == "mix" else linear
+        tags = [source.dtype for source in run.sources]
+        good = mix_block(function, rows, tags, run.weights, plan.divisor, run.dtype, out, stored)
+    check_finite(plan, run, good, rows, warned)
+    return out
 
 
 def piece_gram(run: Chunk, base: bool, read: Read) -> Gram:
@@ -183,8 +211,37 @@ def piece_gram(run: Chunk, base: bool, read: Read) -> Gram:
     total: Gram = np.zeros((size, size))
     for start in range(0, run.count, STEP):
         part = run.part(start, min(STEP, run.count - start))
-        rows = [np.empty(part.count * BITS[s.dtype] // 8, np.uint8) for s in part.sources]
+        rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]
         for number, row in enumerate(rows):
             read(part, number, row)
         total += gram([widen(row, s.dtype) for row, s in zip(rows, part.sources, strict=True)], base)
     return total
+
+
+Job = Callable[[], None]
+
+
+def work_off(jobs: Iterable[Job], threads: int) -> None:
+    """Do all jobs, taken in order by so many threads. Raises what the first of them that failed raised."""
+    queue, failures = iter(enumerate(jobs)), dict[int, BaseException]()
+    lock = threading.Lock()
+
+    def drain() -> None:
+        while True:
+            with lock:
+                number, job = next(queue, (-1, None)) if not failures else (-1, None)
+            if job is None:
+                return
+            try:
+                job()
+            except BaseException as error:
+                failures[number] = error
+
+    if threads == 1:
+        drain()
+    else:
+        with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
+            for done in [pool.submit(drain) for _ in range(threads)]:
+                done.result()
+    if failures:
+        raise failures[min(failures)]

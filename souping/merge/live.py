@@ -1,75 +1,72 @@
-"""Live pouring: a soup straight into the parameters of a module, no disk.
+"""Live pouring: a soup straight into the parameters of a module, no disk, on the CPU or where the module is.
 
 A parameter gets the very numbers that writing the soup and loading it back would give: fp32 accumulation, one rounding
-to the soup's dtype, then the cast to the parameter's dtype.
+to the soup's dtype, then the cast to the parameter's dtype. What recipes of the same ingredients share (tensors side by
+side, places in files and module) is worked out at the first of them; the others bring weights.
 
-Ingredients at hand between pours: mapped from their files, or kept in memory.
-
-Where in a live module each tensor of a checkpoint goes.
-
-The detour of a live pour for modules that do not look like their checkpoints: let transformers load the soup.
-
-Live pouring on a GPU: blocks of the ingredients go through pinned buffers to the device and are mixed there.
-
-The operations are torch's, in the order of `kernels`: `add_(x, alpha=w)` on fp32 is a fused multiply-add on CUDA as on
-CPUs, the divisor is a tensor because torch multiplies by the reciprocal of a plain number. With `resident="device"` the
-ingredients stay on the device between pours.
+A module that does not look like its checkpoints (experts that transformers stacks) is filled by a detour: transformers
+loads the soup. On a GPU, blocks of the ingredients go through pinned buffers to the device and are mixed there.
 """
 
 from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.compatibility import listed
-from souping.checkpoints.header import BITS
-from souping.core.types import Recipe, UserError
-from souping.merge.chunks import Chunk, agree, blocks, check_finite, piece_gram, size_of, tensor_chunks
-from souping.merge.kernels import mix_block, store
-from souping.merge.kernels.reference import Combine, Raw, delta, linear
-from souping.merge.methods import get_method
+from souping.checkpoints.dtypes import TAGS, size_of
+from souping.core.protocols import Pourable
+from souping.core.text import listed
+from souping.core.types import Recipe, UserError, Weights
+from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
+from souping.merge.kernels.gpu import blend, copied, torch_dtype
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
+from souping.merge.methods import Gram, Method, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
-from souping.merge.planner import base_name, plan_opened
+from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
 
 if TYPE_CHECKING:
     import torch
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 THREADS = 2
-Job = Callable[[], None]
+LOCK = threading.Lock()
+STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
+Snapshot = list[tuple["torch.Tensor", int]]
+"""A module's parameters and buffers, and where each lies."""
+Row = Callable[[MergePlan, Source, int], Raw]
+"""row(plan, source, count): an ingredient's bytes in host memory"""
 
 
-class LiveModule:
+class LiveModule(Pourable):
     """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again.
 
-    `checkpoints` is the pool by name, `base` the base model of the methods that have one. `resident`: `none` reads
-    ingredients through memory maps, `cpu` keeps copies in memory, `device` keeps them where the module is.
+    `models` is the pool by name, or its alignment; `base` the base model of the methods that have one. `resident`:
+    `none` reads ingredients through memory maps, `cpu` keeps copies in memory, `device` keeps them where the module is.
     """
 
     def __init__(
         self,
-        checkpoints: Mapping[str, Checkpoint],
-        module: Any,
+        models: Mapping[str, Checkpoint] | Alignment,
+        module: torch.nn.Module,
         *,
         base: Checkpoint | None = None,
         resident: str = "none",
         nonfinite: str = "error",
     ) -> None:
-        self._checkpoints, self._base, self._nonfinite = dict(checkpoints), base, nonfinite
-        pool = dict(checkpoints) if base is None else {**checkpoints, base_name(checkpoints): base}
-        self._larder, self._targets = WeightFiles(pool, resident), ModuleTargets(module)
+        self._alignment = models if isinstance(models, Alignment) else Alignment(models, base)
+        self._nonfinite, self._files, self._targets = nonfinite, WeightFiles(resident), ModuleTargets(module)
         self._module, self._resident, self._warned = module, resident, set[str]()
+        self._known: dict[tuple[str, ...], PourWork] = {}
         self._devices: dict[torch.device, Device] = {}
-        self._lock = threading.Lock()
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
@@ -82,129 +79,190 @@ class LiveModule:
             UserError: the ingredients do not fit each other or the module, or NaN or infinity is found (the module
                 then holds a part of the soup: pour again).
         """
-        plan = plan_opened(recipe, self._checkpoints, base=self._base, nonfinite=self._nonfinite)
-        self._targets.resize(plan.tensors)
-        places = self._targets.match(plan.tensors)
-        if places is None:
-            reload(self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors})
-            return
-        jobs = [job for tensor in plan.tensors if tensor.name in places for job in self._jobs(plan, tensor, places)]
-        self._work(jobs, few=plan.nbytes < SMALL)
+        weighing = self._alignment.weigh(recipe)
+        work = self._known.get(weighing.shape)
+        if work is None or not work.fits(weighing) or not self._targets.unchanged(work.snapshot):
+            work = self._prepare(weighing)
+            if work is None:
+                return
+        plan = replace(work.plan, recipe=recipe, divisor=weighing.divisor)
+        work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
         for device in self._devices.values():
             for run in device.bad_runs():
                 rows = [self._row(plan, source, run.count) for source in run.sources]
                 check_finite(plan, run, False, rows, self._warned)
 
-    def _work(self, jobs: Sequence[Job], few: bool) -> None:
-        if few:
-            for job in jobs:
-                job()
-            return
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="souping") as pool:
-            for done in [pool.submit(job) for job in jobs]:
-                done.result()
+    def _prepare(self, weighing: Weighing) -> PourWork | None:
+        """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
+        self._known = {shape: work for shape, work in self._known.items() if self._targets.unchanged(work.snapshot)}
+        if len(self._known) >= LAYOUTS:
+            del self._known[next(iter(self._known))]
+        plan = weighing.plan(DEFAULT_SHARD, self._nonfinite, None)
+        self._targets.resize(plan.tensors)
+        places = self._targets.match(plan.tensors)
+        if places is None:
+            reload(self._module, {tensor.name: self._whole(plan, weighing, tensor) for tensor in plan.tensors})
+            return None
+        portions: list[Portion] = []
+        elsewhere: list[tuple[PlannedTensor, ParameterTarget]] = []
+        for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
+            target = places[tensor.name]
+            if target.flat is None:
+                elsewhere.append((tensor, target))
+            else:
+                portions += self._portions(plan, weighing, tensor, target.flat, target.dtype)
+        mixes = {kind: weighing.mix(kind) for tensor in plan.tensors for kind in weighing.kinds(tensor.name)}
+        work = PourWork(plan, mixes, tuple(portions), tuple(elsewhere), self._targets.snapshot())
+        self._known[weighing.shape] = work
+        return work
 
-    def _jobs(self, plan: MergePlan, tensor: PlannedTensor, places: Mapping[str, ParameterTarget]) -> Iterator[Job]:
-        """The blocks of one tensor, each with the bytes of the parameter that it fills."""
-        target = places[tensor.name]
-        if target.flat is None:
-            yield partial(self._elsewhere, plan, tensor, target)
-            return
-        for run in tensor_chunks(plan, tensor):
-            yield from self._cut(plan, tensor, run, target.flat, target.dtype)
+    def _portions(
+        self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, flat: Raw, dtype: str
+    ) -> Iterator[Portion]:
+        """The pieces of one tensor, each with the bytes that it comes from and those that it fills."""
+        method, size = get_method(plan.method), size_of(dtype)
+        kinds: tuple[Kind | None, ...] = weighing.kinds(tensor.name) or (None,)
+        for kind, piece in zip(kinds, tensor.pieces, strict=True):
+            if piece.count:
+                rows = tuple(self._row(plan, source, piece.count) for source in piece.sources)
+                into = flat[piece.start * size : (piece.start + piece.count) * size]
+                yield Portion(chunk_of(method, tensor, piece), kind, method, rows, into, dtype)
 
-    def _settle(self, plan: MergePlan, run: Chunk) -> Chunk:
-        """The run with its final weights, which may need statistics of the whole piece."""
-        if not run.solid:
-            return run
-        method = get_method(plan.method)
-        return replace(run, weights=method.weigh(piece_gram(run, method.base, partial(self._read, plan)), run.weights))
-
-    def _cut(self, plan: MergePlan, tensor: PlannedTensor, run: Chunk, flat: Raw, dtype: str) -> Iterator[Job]:
-        method, run = get_method(plan.method), self._settle(plan, run)
-        for part in [run] if run.solid and method.whole else blocks(run):
-            first = (part.offset - tensor.offset) // size_of(tensor.dtype)
-            into = flat[first * size_of(dtype) : (first + part.count) * size_of(dtype)]
-            yield partial(self._block, plan, part, into, dtype)
-
-    def _block(self, plan: MergePlan, run: Chunk, out: Raw, dtype: str) -> None:
-        rows = [self._row(plan, source, run.count) for source in run.sources]
-        if run.op == "same":
-            agree(plan, run, rows)
-            out[:] = rows[0]
-        elif run.op == "copy":
-            check_finite(plan, run, store(rows[0], run.dtype, out, dtype), rows, self._warned)
-        else:
-            function = get_method(plan.method).function if run.op == "mix" else linear
-            tags = [source.dtype for source in run.sources]
-            good = mix_block(function, rows, tags, run.weights, plan.divisor, run.dtype, out, dtype)
-            check_finite(plan, run, good, rows, self._warned)
-
-    def _read(self, plan: MergePlan, run: Chunk, number: int, into: Raw) -> None:
-        into[:] = self._row(plan, run.sources[number], run.count)
+    def _jobs(self, plan: MergePlan, weighing: Weighing, work: PourWork) -> Iterator[Job]:
+        for portion in work.portions:
+            yield from portion.jobs(plan, weighing, self._warned)
+        for tensor, target in work.elsewhere:
+            yield partial(self._elsewhere, plan, weighing, tensor, target)
 
     def _row(self, plan: MergePlan, source: Source, count: int) -> Raw:
-        return self._larder.row([ingredient.name for ingredient in plan.ingredients], source, count)
+        owner = plan.ingredients[source.ingredient]
+        path = Path(owner.folder) / owner.files[source.file][0]
+        return self._files.row(path, source.offset, count * size_of(source.dtype))
 
-    def _elsewhere(self, plan: MergePlan, tensor: PlannedTensor, target: ParameterTarget) -> None:
+    def _elsewhere(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, target: ParameterTarget) -> None:
         """A parameter off the CPU is mixed where it is, one that is not in one piece beside it, and copied."""
         import torch
 
         function, where = get_method(plan.method).function, target.tensor.device
         work = tensor_chunks(plan, tensor)
-        fits = all(run.op == "copy" or (run.op in ("mix", "linear") and function in FUSED) for run in work)
+        fits = all(run.op == "copy" or (run.op in ("mix", "linear") and function in DIFFERENCES) for run in work)
         with torch.no_grad():
             if where.type == "cpu" or not fits or not target.tensor.is_contiguous():
-                target.tensor.copy_(self._whole(plan, tensor))
+                target.tensor.copy_(self._whole(plan, weighing, tensor))
                 return
-            flat, size = target.tensor.detach().view(-1), size_of(tensor.dtype)
-            for run in work:
-                first = (run.offset - tensor.offset) // size
-                into = flat[first : first + run.count]
+            flat = target.tensor.detach().view(-1)
+            for portion in self._portions(plan, weighing, tensor, np.empty(0, np.uint8), tensor.dtype):
+                run = portion.weighed(weighing)
+                first = (run.offset - tensor.offset) // size_of(tensor.dtype)
                 combine = function if run.op == "mix" else linear
-                self._device(where).mix(plan, self._settle(plan, run), combine, into)
+                self._device(where).mix(plan, run, combine, flat[first : first + run.count])
 
     def _device(self, device: torch.device) -> Device:
-        with self._lock:
+        with LOCK:
             if device not in self._devices:
                 self._devices[device] = Device(device, self._row, self._resident == "device")
             return self._devices[device]
 
-    def _whole(self, plan: MergePlan, tensor: PlannedTensor) -> torch.Tensor:
+    def _whole(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
         import torch
 
         flat = np.empty(tensor.nbytes, np.uint8)
-        for run in tensor_chunks(plan, tensor):
-            for job in self._cut(plan, tensor, run, flat, tensor.dtype):
+        for portion in self._portions(plan, weighing, tensor, flat, tensor.dtype):
+            for job in portion.jobs(plan, weighing, self._warned):
                 job()
-        return torch.from_numpy(flat).view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(tensor.shape)
+        return torch.from_numpy(flat).view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A piece of a tensor: `rows` are its sources' bytes, `into` those of the parameter that it fills, of `dtype`."""
+
+    chunk: Chunk
+    kind: Kind | None
+    method: Method
+    rows: tuple[Raw, ...]
+    into: Raw
+    dtype: str
+
+    def jobs(self, plan: MergePlan, weighing: Weighing, warned: set[str]) -> Iterator[Job]:
+        """The blocks, with the weights of a recipe."""
+        run = self.weighed(weighing)
+        for part in [run] if run.solid and self.method.whole else blocks(run):
+            yield partial(self._block, plan, part, warned)
+
+    def weighed(self, weighing: Weighing) -> Chunk:
+        """The piece with a recipe's final weights, which may need statistics of the whole piece."""
+        weights = self.chunk.weights if self.kind is None else weighing.mix(self.kind).weights
+        return replace(self.chunk, weights=self._settled(weights))
+
+    def _settled(self, weights: Weights) -> Weights:
+        return self.method.weigh(self._gram, weights) if self._by_statistics else weights
+
+    @property
+    def _by_statistics(self) -> bool:
+        return self.chunk.solid and self.method.coefficients is not None
+
+    @cached_property
+    def _gram(self) -> Gram:
+        """Inner products of the sources, which no weight changes."""
+        return piece_gram(self.chunk, self.method.base, self._read)
+
+    def _read(self, run: Chunk, number: int, into: Raw) -> None:
+        into[:] = self._row(run, number)
+
+    def _row(self, run: Chunk, number: int) -> Raw:
+        source = run.sources[number]
+        first = source.offset - self.chunk.sources[number].offset
+        return self.rows[number][first : first + run.count * size_of(source.dtype)]
+
+    def _block(self, plan: MergePlan, run: Chunk, warned: set[str]) -> None:
+        rows, into = self.rows, self.into
+        if run.count != self.chunk.count:
+            rows = tuple(self._row(run, number) for number in range(len(rows)))
+            first = (run.offset - self.chunk.offset) // size_of(run.dtype)
+            into = into[first * size_of(self.dtype) : (first + run.count) * size_of(self.dtype)]
+        soup = mixed(plan, run, rows, into, self.dtype, warned)
+        if soup is not into:
+            into[:] = soup
+
+
+@dataclass(frozen=True)
+class PourWork:
+    """Pours of recipes that differ in weights alone: portions on the CPU, and tensors that are filled elsewhere.
+
+    `mixes` are those of the recipe that it was made for.
+    """
+
+    plan: MergePlan
+    mixes: Mapping[Kind, Mix]
+    portions: tuple[Portion, ...]
+    elsewhere: tuple[tuple[PlannedTensor, ParameterTarget], ...]
+    snapshot: Snapshot
+
+    def fits(self, weighing: Weighing) -> bool:
+        """Whether another recipe asks for the same operations on the same sources."""
+        return all(mix.differs_in_weights_alone(weighing.mix(kind)) for kind, mix in self.mixes.items())
 
 
 class WeightFiles:
-    """Bytes of the checkpoints' files: memory maps, or copies in memory (`cpu`)."""
+    """Bytes of weight files: memory maps, or copies in memory (`cpu`)."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], resident: str = "none") -> None:
-        self._checkpoints, self._resident = dict(checkpoints), resident
-        self._files: dict[tuple[str, str], Raw] = {}
+    def __init__(self, resident: str = "none") -> None:
+        self._resident = resident
+        self._files: dict[Path, Raw] = {}
         self._lock = threading.Lock()
 
-    def row(self, names: Sequence[str], source: Source, count: int) -> Raw:
-        """The bytes of `count` elements from a source of a plan whose ingredients are `names`. No copy.
+    def row(self, path: Path, offset: int, nbytes: int) -> Raw:
+        """Bytes of a file, fewer where it ends before. No copy.
 
         Raises:
-            UserError: the file has become shorter.
+            UserError: it cannot be mapped.
         """
-        name = names[source.ingredient]
-        data = self._file(name, self._checkpoints[name].files[source.file])
-        return data[source.offset : source.offset + count * BITS[source.dtype] // 8]
-
-    def _file(self, name: str, file: str) -> Raw:
-        key = (name, file)
         with self._lock:
-            if key not in self._files:
-                self._files[key] = self._open(self._checkpoints[name].folder / file)
-            return self._files[key]
+            if path not in self._files:
+                self._files[path] = self._open(path)
+            return self._files[path][offset : offset + nbytes]
 
     def _open(self, path: Path) -> Raw:
         try:
@@ -226,21 +284,24 @@ class ParameterTarget:
     flat: Raw | None
 
 
-TAGS = {
-    "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-
-
-TORCH_DTYPES = {tag: name for name, tag in TAGS.items()}
-
-
 class ModuleTargets:
     """A module's parameters and persistent buffers by the names that checkpoints use."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._found: dict[str, ParameterTarget] = {}
+        self._targets: dict[str, ParameterTarget] = {}
+
+    def snapshot(self) -> Snapshot:
+        """What the module is made of now."""
+        return [(tensor, tensor.data_ptr()) for tensor in chain(self._module.parameters(), self._module.buffers())]
+
+    def unchanged(self, snapshot: Snapshot) -> bool:
+        """Whether the module is still made of the same tensors in the same places."""
+        now = list(chain(self._module.parameters(), self._module.buffers()))
+        return len(now) == len(snapshot) and all(
+            tensor is known and tensor.data_ptr() == pointer
+            for tensor, (known, pointer) in zip(now, snapshot, strict=True)
+        )
 
     def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, ParameterTarget] | None:
         """{tensor name: target}, each storage once (tied parameters share one).
@@ -249,7 +310,7 @@ class ModuleTargets:
         module, as for mixtures of experts, whose experts transformers stacks when it loads them.
         """
         named = self._named()
-        found: dict[str, ParameterTarget] = {}
+        places: dict[str, ParameterTarget] = {}
         taken: set[int] = set()
         for tensor in tensors:
             place = self._lookup(tensor.name, named)
@@ -260,21 +321,22 @@ class ModuleTargets:
             target = self._target(tensor.name, place)
             if target.pointer not in taken or not tensor.nbytes:
                 taken.add(target.pointer)
-                found[tensor.name] = target
-        return found if self._covered(named, taken) else None
+                places[tensor.name] = target
+        return places if self._covered(named, taken) else None
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
         """Give the module's embeddings the soup's number of rows, where they differ."""
-        embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()
-        weight: Any = getattr(embeddings, "weight", None)
-        if weight is None:
+        embeddings = getattr(self._module, "get_input_embeddings", lambda: None)()  # transformers'
+        weight = getattr(embeddings, "weight", None)  # torch's
+        resize = getattr(self._module, "resize_token_embeddings", None)  # transformers'
+        if weight is None or resize is None:
             return
         named = self._named()
         for tensor in tensors:
             place = self._lookup(tensor.name, named)
             if place is not None and place is weight:
                 if tensor.shape[0] != place.shape[0]:
-                    self._module.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
+                    resize(tensor.shape[0], mean_resizing=False)
                 return
 
     def _named(self) -> Mapping[str, torch.Tensor]:
@@ -283,7 +345,7 @@ class ModuleTargets:
 
     def _lookup(self, name: str, named: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """By its own name; with the base model's prefix added, or taken off, as transformers does."""
-        prefix = f"{getattr(self._module, 'base_model_prefix', '')}."
+        prefix = f"{getattr(self._module, 'base_model_prefix', '')}."  # transformers'
         for key in (name, prefix + name, name.removeprefix(prefix)):
             if key in named:
                 return named[key]
@@ -292,12 +354,11 @@ class ModuleTargets:
     def _target(self, name: str, tensor: torch.Tensor) -> ParameterTarget:
         """Remembered between pours, as long as the storage stays where it is."""
         pointer = tensor.data_ptr()
-        known = self._found.get(name)
+        known = self._targets.get(name)
         if known is None or known.pointer != pointer or known.tensor is not tensor:
-            known = ParameterTarget(
-                tensor, pointer, TAGS.get(str(tensor.dtype).removeprefix("torch."), ""), _flat(tensor)
-            )
-            self._found[name] = known
+            tag = TAGS.get(str(tensor.dtype).removeprefix("torch."), "")
+            known = ParameterTarget(tensor, pointer, tag, _flat(tensor))
+            self._targets[name] = known
         return known
 
     def _covered(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> bool:
@@ -356,12 +417,6 @@ def _load(module: Any, soup: Mapping[str, torch.Tensor]) -> Any:
     return fresh
 
 
-STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
-FUSED = (linear, delta)
-Row = Callable[[MergePlan, Source, int], Raw]
-"""row(plan, source, count): an ingredient's bytes in host memory"""
-
-
 class Device:
     """Mixes runs on one device. Blocks that are not finite are remembered, so that nothing waits for the device."""
 
@@ -372,13 +427,11 @@ class Device:
 
     def mix(self, plan: MergePlan, run: Chunk, function: Combine, out: torch.Tensor) -> None:
         """The run's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
-        import torch
-
         for start in range(0, run.count, STEP):
             part = run.part(start, min(STEP, run.count - start))
-            soup = self._soup(plan, part, function).to(getattr(torch, TORCH_DTYPES[run.dtype]))
-            self._finite.append((part, torch.isfinite(soup).all()))
-            out[start : start + part.count].copy_(soup)
+            soup, finite = self._soup(plan, part, function)
+            self._finite.append((part, finite))
+            out[start : start + part.count].copy_(soup.view(torch_dtype(run.dtype)))
 
     def bad_runs(self) -> list[Chunk]:
         """Blocks mixed since the last call that hold NaN or infinity. Waits for the device once."""
@@ -390,41 +443,35 @@ class Device:
         flags = torch.stack([flag for _, flag in pending]).tolist()
         return [run for (run, _), good in zip(pending, flags, strict=True) if not good]
 
-    def _soup(self, plan: MergePlan, run: Chunk, function: Combine) -> torch.Tensor:
-        """fp32 values of a block."""
+    def _soup(self, plan: MergePlan, run: Chunk, function: Combine) -> tuple[torch.Tensor, torch.Tensor]:
+        """A block's bytes, and whether all is finite."""
         import torch
 
+        rows = [self._fetch(plan, run, number) for number in range(len(run.sources))]
         if run.op == "copy":
-            return self._fetch(plan, run, 0)
-        total = torch.zeros(run.count, dtype=torch.float32, device=self._device)
-        first = int(function is delta)
-        base = self._fetch(plan, run, 0).float() if first else None
-        for number in range(first, len(run.sources)):
-            row = self._fetch(plan, run, number).float()
-            total.add_(row if base is None else row - base, alpha=run.weights[number])
-        if base is not None:
-            total = base + total
+            return copied(rows[0], run.dtype)
+        by = None
         if plan.divisor is not None:
-            total.div_(torch.tensor(plan.divisor, dtype=torch.float32, device=self._device))
-        return total
+            by = torch.tensor(plan.divisor, dtype=torch.float32, device=self._device)
+        return blend(function, rows, [source.dtype for source in run.sources], run.weights, by, run.dtype)
 
     def _fetch(self, plan: MergePlan, run: Chunk, number: int) -> torch.Tensor:
-        """A source's elements on the device, in their own dtype."""
+        """A source's bytes on the device."""
         source = run.sources[number]
         key = (plan.ingredients[source.ingredient].folder, source.file, source.offset)
         row = self._kept.get(key)
-        if row is None or row.numel() != run.count:
-            row = self._upload(self._row(plan, source, run.count), source)
+        if row is None or row.numel() != run.count * size_of(source.dtype):
+            row = self._upload(self._row(plan, source, run.count))
             if self._keep:
                 self._kept[key] = row
         return row
 
-    def _upload(self, raw: Raw, source: Source) -> torch.Tensor:
+    def _upload(self, raw: Raw) -> torch.Tensor:
         import torch
 
         pinned = self._device.type == "cuda"
-        host = torch.empty(len(raw) // size_of(source.dtype), dtype=getattr(torch, TORCH_DTYPES[source.dtype]))
+        host = torch.empty(len(raw), dtype=torch.uint8)
         if pinned:
             host = host.pin_memory()
-        host.view(torch.uint8).numpy()[:] = raw
+        host.numpy()[:] = raw
         return host.to(self._device, non_blocking=pinned)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.compatibility import VOCAB_RULES
-from souping.core.types import Recipe, UserError, Weights
+from souping.checkpoints.dtypes import TORCH_NAMES
+from souping.core.protocols import Pourable, Progress
+from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.methods import get_method
 from souping.merge.plan import MergePlan
-from souping.merge.planner import check_overrides, fitted, parse_size, plan, plan_opened
+from souping.merge.planner import Alignment, check_overrides, fitted, parse_size, plan
+from souping.merge.pool import ModelMerge
+
+if TYPE_CHECKING:
+    import torch
 
 CHOICES = {
     "vocab": VOCAB_RULES,
@@ -25,7 +31,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalMerge:
+class LocalMerge(ModelMerge[MergePlan]):
     """Weighted averaging in this process.
 
     `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
@@ -82,7 +88,7 @@ class LocalMerge:
         fingerprints: Mapping[str, str],
         cache: MutableMapping[str, str] | None = None,
     ) -> Recipe:
-        """The recipe of these weights with everything of these settings that decides the soup's numbers.
+        """The recipe of these weights with all of these settings that decides the soup's numbers.
 
         `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`. A single
         ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
@@ -104,8 +110,8 @@ class LocalMerge:
 
     def _settings(
         self, used: Sequence[str], pool: Sequence[str], cache: MutableMapping[str, str] | None
-    ) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
+    ) -> dict[str, Json]:
+        settings: dict[str, Json] = {}
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         if self.overrides:
@@ -115,37 +121,46 @@ class LocalMerge:
             settings["scale"] = float(self.scale)
         return settings
 
-    def plan(self, recipe: Recipe, folders: Mapping[str, Path]) -> MergePlan:
-        """The recipe worked out to the byte, from headers. Raises UserError as `plan.plan`."""
+    def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
+        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
+        return Alignment(checkpoints, base)
+
+    def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergePlan:
+        """The recipe worked out to the byte, from headers: of folders, or of models that are open and aligned.
+
+        Raises:
+            UserError: as `planner.plan`.
+        """
+        carry = self.carry if self.carry in recipe.ingredients else None
+        if isinstance(models, Alignment):
+            return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
         return plan(
             recipe,
-            folders,
+            models,
             base=Path(self.base) if self.base else None,
             max_shard_size=self.max_shard_size,
             nonfinite=self.nonfinite,
             allow_pickle=self.allow_pickle,
-            carry=self.carry if self.carry in recipe.ingredients else None,
+            carry=carry,
         )
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Any = None, extra_files: Mapping[str, str] | None = None
+        self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
     ) -> Path:
-        """The soup as a complete folder, which appears whole or not at all. Raises UserError as
-        `write_checkpoint`."""
+        """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
         from souping.merge.writer import write_checkpoint
 
         return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
 
-    def live(self, checkpoints: Mapping[str, Checkpoint], module: Any) -> Any:
-        """A `LiveModule`: the pool held open beside a module that its `pour(recipe)` fills."""
+    def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
+        """The pool held open beside a module that `pour(recipe)` fills, again and again."""
         from souping.merge.live import LiveModule
 
-        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
-        return LiveModule(checkpoints, module, base=base, resident=self.resident, nonfinite=self.nonfinite)
+        aligned = models if isinstance(models, Alignment) else self.align(models)
+        return LiveModule(aligned, module, resident=self.resident, nonfinite=self.nonfinite)
 
-    def pour(self, recipe: Recipe, module: Any, checkpoints: Mapping[str, Checkpoint]) -> None:
-        """One soup into a module; for many, keep the `live` of this pool."""
-        self.live(checkpoints, module).pour(recipe)
+    def with_settings(self, settings: Mapping[str, Any]) -> LocalMerge:
+        return replace(self, **settings)
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
@@ -156,13 +171,10 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
     return "float32" if all("+" not in name for name in stored) else "+".join(sorted(set("+".join(stored).split("+"))))
 
 
-def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(key: str, value: str | int | None, choices: Sequence[str]) -> None:
     """Refuse a value that is not among the choices; the nearest one is offered."""
     if value in choices:
         return
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"merge.{key}={value} must be one of {', '.join(choices)}{hint}")
-
-
-__all__ = ["LocalMerge", "common_dtype", "plan_opened"]

@@ -18,23 +18,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
-from souping.core.types import Recipe, UserError, Weights
+from souping.core.protocols import Pourable, Progress, SoupPlan
+from souping.core.types import Missing, Recipe, UserError, Weights, number, part
+from souping.merge import planner
 from souping.merge.local import check_choice, common_dtype
 from souping.merge.plan import MergePlan
-from souping.merge.planner import plan as plan_recipe
+from souping.merge.planner import Alignment
+from souping.merge.pool import ModelMerge
+
+if TYPE_CHECKING:
+    import torch
 
 FLAGS = ("--quiet", "--no-write-model-card", "--lazy-unpickle")
 OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is what travels
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergekitPlan:
+class MergekitPlan(SoupPlan):
     """A recipe as the YAML that mergekit will run."""
 
     recipe: Recipe
@@ -54,7 +61,7 @@ class MergekitPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergekitMerge:
+class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     """Soups made by mergekit in a process of its own.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
@@ -109,10 +116,13 @@ class MergekitMerge:
             settings={} if lone else settings,
         )
 
-    def plan(self, recipe: Recipe, folders: Mapping[str, Path]) -> MergekitPlan | MergePlan:
+    def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergekitPlan | MergePlan:
         """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit)."""
         if recipe.settings.get("by") != "mergekit":
-            return plan_recipe(recipe, folders, nonfinite=self.nonfinite, allow_pickle=self.allow_pickle)
+            if isinstance(models, Alignment):
+                return models.plan(recipe, nonfinite=self.nonfinite)
+            return planner.plan(recipe, models, nonfinite=self.nonfinite, allow_pickle=self.allow_pickle)
+        folders = models.folders if isinstance(models, Alignment) else models
         paths = {name: str(Path(folders[name]).expanduser().resolve()) for name in recipe.ingredients}
         document: dict[str, Any] = {
             "merge_method": recipe.method,
@@ -120,7 +130,7 @@ class MergekitMerge:
                 {"model": paths[name], "parameters": {"weight": weight}}
                 for name, weight in zip(recipe.ingredients, recipe.weights, strict=True)
             ],
-            "parameters": dict(recipe.settings["parameters"]),
+            "parameters": dict(part(recipe.settings, "parameters")),
             "dtype": "float32",
         }
         if recipe.dtype in TORCH_NAMES:
@@ -136,7 +146,7 @@ class MergekitMerge:
         self,
         plan: MergekitPlan | MergePlan,
         out: Path,
-        progress: Any = None,
+        progress: Progress | None = None,
         extra_files: Mapping[str, str] | None = None,
     ) -> Path:
         """Run mergekit into a staging folder, check the result's headers, and let it appear at `out`.
@@ -155,9 +165,19 @@ class MergekitMerge:
             write_files(stage, {"recipe.json": recipe, **(extra_files or {})})
         return Path(out)
 
-    def live(self, checkpoints: Mapping[str, Checkpoint], module: Any) -> Any:
+    def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
         """Pours by writing each soup to a temporary folder first."""
-        return _Live(self, checkpoints, module)
+        return MergekitLive(self, models if isinstance(models, Alignment) else self.align(models), module)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> MergekitMerge:
+        own = {field.name for field in fields(self)}
+        return replace(self, **{key: value for key, value in settings.items() if key in own})
+
+    def needs(self) -> list[Missing]:
+        """mergekit in this environment, unless a `command` names another one's."""
+        if self.command is not None or importlib.util.find_spec("mergekit") is not None:
+            return []
+        return [Missing(what="the package mergekit", mends='pip install "souping[mergekit]"')]
 
     def _run(self, yaml: str, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
@@ -173,10 +193,10 @@ class MergekitMerge:
 
     def _command(self) -> list[str]:
         if self.command is not None:
-            found = shutil.which(os.path.expanduser(self.command))
-            if found is None:
+            program = shutil.which(os.path.expanduser(self.command))
+            if program is None:
                 raise UserError(f"merge.command={self.command} is not a program")
-            return [found]
+            return [program]
         if importlib.util.find_spec("mergekit") is None:
             raise UserError(
                 "merge=mergekit needs mergekit: pip install 'souping[mergekit]', or set merge.command to the "
@@ -185,19 +205,18 @@ class MergekitMerge:
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 
 
-class _Live:
-    """A live module that takes mergekit's soups."""
+class MergekitLive(Pourable):
+    """Live module that takes mergekit's soups."""
 
-    def __init__(self, merge: MergekitMerge, checkpoints: Mapping[str, Checkpoint], module: Any) -> None:
-        self._merge, self._checkpoints, self._module = merge, checkpoints, module
+    def __init__(self, merge: MergekitMerge, models: Alignment, module: torch.nn.Module) -> None:
+        self._merge, self._models, self._module = merge, models, module
 
     def pour(self, recipe: Recipe) -> None:
         """Write the soup, then pour that one checkpoint. Raises UserError as `MergekitMerge.write`."""
         from souping.merge.live import LiveModule
 
-        folders = {name: checkpoint.folder for name, checkpoint in self._checkpoints.items()}
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
-            out = self._merge.write(self._merge.plan(recipe, folders), Path(folder) / "soup")
+            out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
             soup = Checkpoint.open(out)
             alone = Recipe(ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype)
             LiveModule({"soup": soup}, self._module, nonfinite=self._merge.nonfinite).pour(alone)
@@ -264,7 +283,7 @@ def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict
     if recipe.method == "task_arithmetic":
         if base is None:
             raise UserError("merge.method=task_arithmetic needs the base model: set merge.base=FOLDER")
-        settings = {"normalize": False, "lambda": float(recipe.settings.get("scale", 1.0))}
+        settings = {"normalize": False, "lambda": number(recipe.settings.get("scale", 1.0))}
         return {"merge_method": "task_arithmetic", "base_model": str(base), "models": weighted, "parameters": settings}
     divisor = recipe.settings.get("divisor")
     if divisor is not None and divisor != fp32_sum(recipe.weights):

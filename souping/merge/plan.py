@@ -1,6 +1,6 @@
 """The merge plan: plain data that says where every byte of the soup comes from and where it goes.
 
-Plans from files: everything a cook relies on is checked before anything is written.
+A plan from a file is checked for everything that is relied on, before anything is written.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from souping.checkpoints.checkpoint import INDEX, SINGLE, TORCH_NAMES, inside
-from souping.checkpoints.header import BITS
+from souping.checkpoints.checkpoint import INDEX, SINGLE, inside
+from souping.checkpoints.dtypes import BITS, FLOATS, size_of
+from souping.checkpoints.header import header_bytes
+from souping.core.protocols import SoupPlan
 from souping.core.types import Recipe, UserError
 from souping.merge.methods import get_method
 
 VERSION = 1
+Operation = Literal["mix", "linear", "copy", "same"]
+SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Piece:
     same (not floats: all sources must agree).
     """
 
-    op: str
+    op: Operation
     start: int
     count: int
     sources: tuple[Source, ...]
@@ -68,7 +72,7 @@ class Ingredient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergePlan:
+class MergePlan(SoupPlan):
     """A recipe worked out to the byte. With a base model, that is the last ingredient."""
 
     recipe: Recipe
@@ -93,18 +97,11 @@ class MergePlan:
     def read_bytes(self) -> int:
         """Bytes of weights that are read."""
         pieces = (piece for tensor in self.tensors for piece in tensor.pieces)
-        return sum(piece.count * BITS[source.dtype] // 8 for piece in pieces for source in piece.sources)
+        return sum(piece.count * size_of(source.dtype) for piece in pieces for source in piece.sources)
 
     def header(self, shard: int) -> bytes:
         """The safetensors header of a shard with its length in front, padded to 8 bytes."""
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        for t in self.tensors:
-            if t.shard == shard:
-                place = [t.offset, t.offset + t.nbytes]
-                entries[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": place}
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return header_bytes((t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in self.tensors if t.shard == shard)
 
     def index(self) -> bytes | None:
         """`model.safetensors.index.json`, or None for a single file."""
@@ -217,10 +214,6 @@ def human(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
-FLOATS = tuple(TORCH_NAMES.values())
-SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
-
-
 def check_plan(plan: MergePlan) -> None:
     """Refuse a plan whose places do not tile its shards, or that reads or writes elsewhere.
 
@@ -279,7 +272,7 @@ def _sources(plan: MergePlan, tensor: PlannedTensor, piece: Piece) -> None:
         files = plan.ingredients[source.ingredient].files
         _need(source.file < len(files), f"a source of {tensor.name}")
         _need(source.dtype in FLOATS if mixed else source.dtype == tensor.dtype, f"a source's dtype of {tensor.name}")
-        end = source.offset + piece.count * BITS[source.dtype] // 8
+        end = source.offset + piece.count * size_of(source.dtype)
         _need(end <= files[source.file][1], f"a source of {tensor.name}")
 
 

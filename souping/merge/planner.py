@@ -1,31 +1,36 @@
 """From a recipe and the ingredients' headers to a `MergePlan`. Reads no weight.
 
-Pieces of a tensor: bands of rows that the same ingredients have (one band, unless vocabularies differ).
-
-Places in the output: which shard a tensor goes to, and where in it.
-
-Per-layer and per-pattern weights: `merge.overrides={layers.0-7:[..],*.mlp.*:[..]}`.
+A plan is an alignment, which is made once for the same ingredients, and the weights of one recipe. A tensor is cut into
+bands of rows that the same ingredients have (one band, unless vocabularies differ); per-layer weights come from
+`merge.overrides={layers.0-7:[..],*.mlp.*:[..]}`.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
-from souping.checkpoints.checkpoint import SINGLE, TORCH_NAMES, Checkpoint
-from souping.checkpoints.compatibility import FLOATS, AlignedTensor, align, widest
-from souping.checkpoints.header import BITS, Tensor
+from souping.checkpoints.checkpoint import SINGLE, Checkpoint
+from souping.checkpoints.compatibility import AlignedTensor, align
+from souping.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.simplex import check_weights
-from souping.core.types import Recipe, UserError, Weights
-from souping.merge.methods import Method, check_count, get_method
-from souping.merge.plan import Ingredient, MergePlan, Piece, PlannedTensor, Source, recipe_from_dict
+from souping.core.types import Json, Recipe, UserError, Weights, elements
+from souping.merge.methods import check_count, get_method
+from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source
 
-__all__ = ["MergePlan", "Source", "parse_size", "plan", "plan_opened", "recipe_from_dict"]
 DEFAULT_SHARD = 5_000_000_000
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+LAYOUTS = 32
+"""Sets of ingredients whose layouts are kept: a search goes through few."""
+Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
+"""What a band's mix follows from beside the recipe: models that have its rows, all models' dtypes, number of the
+override that its tensor falls under (-1: none)."""
 
 
 def plan(
@@ -63,19 +68,62 @@ def plan_opened(
     nonfinite: str = "error",
     carry: str | None = None,
 ) -> MergePlan:
-    """`plan` for checkpoints that are open already; each recipe of a search costs microseconds a tensor."""
-    method = get_method(recipe.method)
-    if not recipe.ingredients:
-        raise UserError("the recipe has no ingredient with a weight above zero")
-    pool = {name: checkpoints[name] for name in recipe.ingredients}
-    lone = len(pool) == 1 and _effective(recipe, method) == (1.0,)
-    if not lone:
-        check_count(recipe.method, len(pool))
-        if method.base:
-            if base is None:
-                raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
-            pool[base_name(checkpoints)] = base
-    return _assemble(recipe, pool, method, lone, parse_size(max_shard_size), nonfinite, carry)
+    """`plan` for checkpoints that are open already; for many recipes of one pool, keep its `Alignment`."""
+    return Alignment(checkpoints, base).plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
+
+
+class Alignment:
+    """Opened checkpoints side by side: tensors are compared once for the same ingredients, recipes bring weights.
+
+    `base` is the base model of the methods that have one.
+    """
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None = None) -> None:
+        self.checkpoints, self.base = dict(checkpoints), base
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        return {name: checkpoint.folder for name, checkpoint in self.checkpoints.items()}
+
+    def plan(
+        self,
+        recipe: Recipe,
+        *,
+        max_shard_size: int | str = DEFAULT_SHARD,
+        nonfinite: str = "error",
+        carry: str | None = None,
+    ) -> MergePlan:
+        """The plan of a recipe of these checkpoints.
+
+        Raises:
+            UserError: the ingredients do not fit each other, the method or its settings.
+        """
+        return self.weigh(recipe).plan(parse_size(max_shard_size), nonfinite, carry)
+
+    def weigh(self, recipe: Recipe) -> Weighing:
+        """The recipe's weights on the layout of its ingredients. Raises UserError as `plan`."""
+        pool, vocab = self._pool(recipe), str(recipe.settings.get("vocab", "error"))
+        key = (vocab, *pool)
+        if key not in self._layouts:
+            if len(self._layouts) == LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
+            self._layouts[key] = Layout.of(pool, vocab)
+        return Weighing(recipe, self._layouts[key])
+
+    def _pool(self, recipe: Recipe) -> dict[str, Checkpoint]:
+        """The recipe's ingredients, with the base model last where the method needs it."""
+        method = get_method(recipe.method)
+        if not recipe.ingredients:
+            raise UserError("the recipe has no ingredient with a weight above zero")
+        pool = {name: self.checkpoints[name] for name in recipe.ingredients}
+        if not _alone(recipe):
+            check_count(recipe.method, len(pool))
+            if method.base:
+                if self.base is None:
+                    raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
+                pool[base_name(self.checkpoints)] = self.base
+        return pool
 
 
 def base_name(names: Iterable[str]) -> str:
@@ -97,47 +145,103 @@ def parse_size(size: int | str) -> int:
     return value
 
 
-def _assemble(
-    recipe: Recipe,
-    pool: Mapping[str, Checkpoint],
-    method: Method,
-    lone: bool,
-    limit: int,
-    nonfinite: str,
-    carry: str | None,
-) -> MergePlan:
-    vocab = str(recipe.settings.get("vocab", "error"))
-    found = align(pool, vocab)
-    weigh = overridden(recipe, [slot.name for slot in found], _effective(recipe, method))
-    files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
-    drafts = [_draft(slot, weigh(slot.name), method, files, recipe) for slot in found]
-    tensors, shards = place_tensors(drafts, limit)
-    uneven = [slot for slot in found if slot.uneven]
-    return MergePlan(
-        recipe=recipe,
-        method="linear" if lone else recipe.method,
-        dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in drafts)),
-        divisor=_divisor(recipe),
-        nonfinite=nonfinite,
-        carry=_carrier(pool, uneven, carry),
-        vocab_size=uneven[0].shape[0] if uneven else None,
-        max_shard_size=limit,
-        ingredients=tuple(_ingredient(name, checkpoint) for name, checkpoint in pool.items()),
-        shards=shards,
-        tensors=tensors,
-        notes=_notes(pool, found, recipe),
-    )
+def _alone(recipe: Recipe) -> bool:
+    """Whether the soup is one model as it is."""
+    return len(recipe.ingredients) == 1 and _effective(recipe) == (1.0,)
 
 
-def _effective(recipe: Recipe, method: Method) -> tuple[float, ...]:
+def _number(recipe: Recipe, key: str, default: float) -> float:
+    value = recipe.settings.get(key)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _effective(recipe: Recipe) -> Weights:
     """The recipe's weights with the method's scale (of the differences to a base) in them."""
-    scale = float(recipe.settings.get("scale", 1.0)) if method.base else 1.0
+    scale = _number(recipe, "scale", 1.0) if get_method(recipe.method).base else 1.0
     return tuple(weight * scale for weight in recipe.weights)
 
 
-def _divisor(recipe: Recipe) -> float | None:
-    value = recipe.settings.get("divisor")
-    return None if value is None else float(value)
+@dataclass(frozen=True)
+class Band:
+    """Elements `start .. start + count` of a tensor, rows that the models `have` of the layout's own."""
+
+    start: int
+    count: int
+    have: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LaidTensor:
+    """A tensor of the soup, where each model has it, and its bands; none where values must be equal (no floats)."""
+
+    slot: AlignedTensor
+    sources: tuple[Source, ...]
+    stored: tuple[str, ...]
+    bands: tuple[Band, ...]
+
+    @classmethod
+    def of(cls, slot: AlignedTensor, files: Sequence[Mapping[str, int]]) -> LaidTensor:
+        places = zip(slot.parts, files, strict=True)
+        sources = tuple(Source(i, own[part.file], part.offset, part.dtype) for i, (part, own) in enumerate(places))
+        stored = tuple(part.dtype for part in slot.parts)
+        mixable = slot.dtype in FLOATS and set(stored) <= set(FLOATS)
+        return cls(slot, sources, stored, row_bands(slot) if mixable else ())
+
+
+def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
+    """The bands of a float tensor in row order."""
+    width = math.prod(slot.shape[1:])
+    rows = [part.shape[0] if part.shape else 1 for part in slot.parts]
+    top = slot.shape[0] if slot.shape else 1
+    edges = sorted({min(r, top) for r in rows} | {top}) if slot.uneven else [top]
+    starts = [0, *edges[:-1]]
+    return tuple(
+        Band(start * width, (edge - start) * width, tuple(i for i, r in enumerate(rows) if r >= edge))
+        for start, edge in zip(starts, edges, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ingredients side by side (a base model last): their tensors, files and places, whatever the weights."""
+
+    pool: Mapping[str, Checkpoint]
+    tensors: Mapping[str, LaidTensor]
+    ingredients: tuple[Ingredient, ...]
+
+    @classmethod
+    def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
+        aligned = align(pool, vocab)
+        files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
+        ingredients = tuple(_ingredient(name, checkpoint) for name, checkpoint in pool.items())
+        return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
+
+    @property
+    def uneven(self) -> list[AlignedTensor]:
+        return [tensor.slot for tensor in self.tensors.values() if tensor.slot.uneven]
+
+    def carrier(self, carry: str | None) -> int:
+        """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
+        names = list(self.pool)
+        if carry is not None:
+            if carry not in names:
+                raise UserError(f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}")
+            return names.index(carry)
+        uneven = self.uneven
+        fits = [i for i in range(len(names)) if all(slot.parts[i].shape == slot.shape for slot in uneven)]
+        return fits[0] if fits else 0
+
+    def notes(self, recipe: Recipe) -> tuple[str, ...]:
+        """What the user should hear of: dtypes that differ, rows that some lack."""
+        notes = []
+        if recipe.dtype not in TORCH_NAMES and any(len(set(tensor.stored)) > 1 for tensor in self.tensors.values()):
+            stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in self.pool.items())
+            notes.append(f"ingredients differ in dtype ({stored}): the widest is written")
+        uneven = self.uneven
+        if uneven:
+            rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(self.pool, uneven[0].parts, strict=True))
+            notes.append(f"vocabularies differ ({rows}): the soup has {uneven[0].shape[0]} rows")
+        return tuple(notes)
 
 
 def _ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
@@ -145,98 +249,112 @@ def _ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
     return Ingredient(name, str(checkpoint.folder.resolve()), files)
 
 
-def _draft(
-    slot: AlignedTensor, weights: tuple[float, ...], method: Method, files: Sequence[Mapping[str, int]], recipe: Recipe
-) -> UnplacedTensor:
-    sources = [_source(i, part, files) for i, part in enumerate(slot.parts)]
-    if slot.dtype not in FLOATS or any(part.dtype not in FLOATS for part in slot.parts):
-        piece = Piece("same", 0, slot.parts[0].count, tuple(sources), (1.0,) * len(sources))
-        return UnplacedTensor(slot, slot.parts[0].dtype, (piece,))
-    used = [part.dtype for part, weight in zip(slot.parts, weights, strict=False) if weight != 0]
-    dtype = TORCH_NAMES.get(recipe.dtype) or widest(used)
-    return UnplacedTensor(slot, dtype, row_segments(slot, sources, MixRule(method, weights, dtype, _divisor(recipe))))
-
-
-def _source(ingredient: int, part: Tensor, files: Sequence[Mapping[str, int]]) -> Source:
-    return Source(ingredient, files[ingredient][part.file], part.offset, part.dtype)
-
-
-def _carrier(pool: Mapping[str, Checkpoint], uneven: Sequence[AlignedTensor], carry: str | None) -> int:
-    """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
-    names = list(pool)
-    if carry is not None:
-        if carry not in names:
-            raise UserError(f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}")
-        return names.index(carry)
-    fits = [i for i in range(len(names)) if all(slot.parts[i].shape == slot.shape for slot in uneven)]
-    return fits[0] if fits else 0
-
-
-def _notes(pool: Mapping[str, Checkpoint], found: Sequence[AlignedTensor], recipe: Recipe) -> tuple[str, ...]:
-    """What the user should hear of: dtypes that differ, rows that some lack."""
-    notes = []
-    mixed = [slot for slot in found if len({part.dtype for part in slot.parts}) > 1]
-    if mixed and recipe.dtype not in TORCH_NAMES:
-        stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
-        notes.append(f"ingredients differ in dtype ({stored}): the widest is written")
-    uneven = [slot for slot in found if slot.uneven]
-    if uneven:
-        rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
-        notes.append(f"vocabularies differ ({rows}): the soup has {uneven[0].shape[0]} rows")
-    return tuple(notes)
-
-
 @dataclass(frozen=True)
-class MixRule:
-    """How this tensor is mixed: `weights` are the models' (a base model is one more source, the last, without one)."""
+class Mix:
+    """What becomes of a band: the operation, the models that count in its order, and their weights."""
 
-    method: Method
-    weights: tuple[float, ...]
+    op: Operation
+    used: tuple[int, ...]
     dtype: str
-    divisor: float | None
+    weights: Weights
+
+    def differs_in_weights_alone(self, other: Mix) -> bool:
+        return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
 
 
-def row_segments(slot: AlignedTensor, sources: Sequence[Source], mix: MixRule) -> tuple[Piece, ...]:
-    """The pieces of a float tensor in row order."""
-    width = 1
-    for size in slot.shape[1:]:
-        width *= size
-    rows = [part.shape[0] if part.shape else 1 for part in slot.parts]
-    top = slot.shape[0] if slot.shape else 1
-    edges = sorted({min(r, top) for r in rows} | {top}) if slot.uneven else [top]
-    pieces, start = [], 0
-    for edge in edges:
-        have = [i for i, r in enumerate(rows) if r >= edge]
-        moved = {i: _shift(sources[i], start * width) for i in have}
-        pieces.append(_band(start * width, (edge - start) * width, moved, mix))
-        start = edge
-    return tuple(pieces)
+class Weighing:
+    """A recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
+
+    Raises:
+        UserError: overrides that do not fit the recipe or match no tensor.
+    """
+
+    def __init__(self, recipe: Recipe, layout: Layout) -> None:
+        self.recipe, self.layout = recipe, layout
+        self.method = "linear" if _alone(recipe) else recipe.method
+        self.divisor = None if recipe.settings.get("divisor") is None else _number(recipe, "divisor", 1.0)
+        self._based = get_method(recipe.method).base
+        self._weights, self._number = _overridden(recipe, list(layout.tensors))
+        self._weights.append(_effective(recipe))  # number -1
+        self._mixes: dict[Kind, Mix] = {}
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """Everything of the recipe that decides more of a plan than weights, as a key."""
+        settings = (self.recipe.settings.get("vocab", "error"), self.recipe.settings.get("overrides", []))
+        return (self.method, self.recipe.dtype, json.dumps(settings), *self.layout.pool)
+
+    def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
+        """The plan with shards of at most `limit` bytes."""
+        drafts = [self._draft(tensor) for tensor in self.layout.tensors.values()]
+        tensors, shards = place_tensors(drafts, limit)
+        uneven = self.layout.uneven
+        return MergePlan(
+            recipe=self.recipe,
+            method=self.method,
+            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in drafts)),
+            divisor=self.divisor,
+            nonfinite=nonfinite,
+            carry=self.layout.carrier(carry),
+            vocab_size=uneven[0].shape[0] if uneven else None,
+            max_shard_size=limit,
+            ingredients=self.layout.ingredients,
+            shards=shards,
+            tensors=tensors,
+            notes=self.layout.notes(self.recipe),
+        )
+
+    def kinds(self, name: str) -> tuple[Kind, ...]:
+        """The kinds of a tensor's bands; none where values must be equal."""
+        tensor = self.layout.tensors[name]
+        return tuple((band.have, tensor.stored, self._number(name)) for band in tensor.bands)
+
+    def mix(self, kind: Kind) -> Mix:
+        """What this recipe makes of a band of that kind."""
+        if kind not in self._mixes:
+            self._mixes[kind] = self._mix(*kind)
+        return self._mixes[kind]
+
+    def _mix(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
+        """Where a model lacks the rows the others' weights keep the same sum."""
+        given = self._weights[number]
+        used = [tag for tag, weight in zip(stored, given, strict=False) if weight != 0]
+        dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)
+        base = len(given) if self._based and len(given) in have else None
+        weights = {i: given[i] for i in have if i != base and given[i] != 0}
+        if not weights:  # rows that no weighted model has: as the base, or the first that has them, stores them
+            weights = {base if base is not None else min(have): 1.0}
+            base = None
+        elif len(weights) < sum(w != 0 for w in given):
+            scale = sum(given) / sum(weights.values())
+            weights = {i: w * scale for i, w in weights.items()}
+        models, values = tuple(weights), tuple(weights.values())
+        if values == (1.0,) and self.divisor is None:
+            return Mix("copy" if stored[models[0]] == dtype else "linear", models, dtype, values)
+        if self._based and base is None:
+            total = sum(values)
+            return Mix("linear", models, dtype, tuple(v / total for v in values))
+        if base is not None:
+            models, values = (base, *models), (0.0, *values)
+        return Mix("mix", models, dtype, values)
+
+    def _draft(self, tensor: LaidTensor) -> UnplacedTensor:
+        slot = tensor.slot
+        if not tensor.bands:
+            piece = Piece("same", 0, slot.parts[0].count, tensor.sources, (1.0,) * len(tensor.sources))
+            return UnplacedTensor(slot, slot.parts[0].dtype, (piece,))
+        mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
+        pieces = tuple(
+            Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+            for band, mix in zip(tensor.bands, mixes, strict=True)
+        )
+        return UnplacedTensor(slot, mixes[0].dtype, pieces)
 
 
-def _band(start: int, count: int, have: dict[int, Source], mix: MixRule) -> Piece:
-    """The piece of the ingredients in `have`. Where a model lacks these rows the others' weights keep the same sum."""
-    base = len(mix.weights) if mix.method.base and len(mix.weights) in have else None
-    weights = {i: mix.weights[i] for i in have if i != base and mix.weights[i] != 0}
-    if not weights:  # rows that no weighted model has: as the base, or the first that has them, stores them
-        weights = {base if base is not None else min(have): 1.0}
-        base = None
-    elif len(weights) < sum(w != 0 for w in mix.weights):
-        scale = sum(mix.weights) / sum(weights.values())
-        weights = {i: w * scale for i, w in weights.items()}
-    parts, values = [have[i] for i in weights], tuple(weights.values())
-    if values == (1.0,) and mix.divisor is None:
-        same = parts[0].dtype == mix.dtype
-        return Piece("copy" if same else "linear", start, count, tuple(parts), values)
-    if mix.method.base and base is None:
-        total = sum(values)
-        return Piece("linear", start, count, tuple(parts), tuple(v / total for v in values))
-    if base is not None:
-        parts, values = [have[base], *parts], (0.0, *values)
-    return Piece("mix", start, count, tuple(parts), values)
-
-
-def _shift(source: Source, elements: int) -> Source:
-    return replace(source, offset=source.offset + elements * BITS[source.dtype] // 8) if elements else source
+def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[Source, ...]:
+    """The sources of these models, so many elements further on."""
+    chosen = [sources[i] for i in used]
+    return tuple(replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) if elements else s for s in chosen)
 
 
 @dataclass(frozen=True)
@@ -249,10 +367,7 @@ class UnplacedTensor:
 
     @property
     def nbytes(self) -> int:
-        count = 1
-        for size in self.slot.shape:
-            count *= size
-        return count * BITS[self.dtype] // 8
+        return math.prod(self.slot.shape) * BITS[self.dtype] // 8
 
 
 def place_tensors(drafts: Sequence[UnplacedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
@@ -290,8 +405,8 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     regex = re.compile(text if wild else rf"(?:.*\.)?{text}(?:\..*)?", re.DOTALL)
 
     def matches(name: str) -> bool:
-        found = regex.fullmatch(name)
-        return found is not None and all(int(n) in r for n, r in zip(found.groups(), ranges, strict=True))
+        match = regex.fullmatch(name)
+        return match is not None and all(int(n) in r for n, r in zip(match.groups(), ranges, strict=True))
 
     return matches
 
@@ -350,16 +465,22 @@ def fitted(
     return pairs
 
 
-def overridden(recipe: Recipe, names: Sequence[str], default: Weights) -> Callable[[str], Weights]:
-    """The weights of each tensor: of the first pattern in the recipe's `overrides` that matches, else `default`.
+def floats(values: Json) -> Weights:
+    """Numbers of a JSON list."""
+    return tuple(float(v) for v in values if isinstance(v, int | float)) if isinstance(values, Sequence) else ()
+
+
+def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Callable[[str], int]]:
+    """Weights of the recipe's `overrides`, and the number of the first that a tensor's name matches, or -1.
 
     Raises:
         UserError: the method is not linear, a list has another length than the recipe, or a pattern matches nothing.
     """
-    pairs = [
-        (str(pattern), tuple(float(w) for w in weights)) for pattern, weights in recipe.settings.get("overrides", [])
-    ]
-    if pairs and recipe.method != "linear":
+    rows = [row for row in elements(recipe.settings, "overrides") if isinstance(row, Sequence)]
+    pairs = [(str(pattern), floats(weights)) for pattern, weights in rows]
+    if not pairs:
+        return [], lambda name: -1
+    if recipe.method != "linear":
         raise UserError(f"merge.overrides works with merge.method=linear only, not {recipe.method}")
     for pattern, weights in pairs:
         if len(weights) != len(recipe.weights):
@@ -367,10 +488,11 @@ def overridden(recipe: Recipe, names: Sequence[str], default: Weights) -> Callab
                 f"merge.overrides.{pattern} has {len(weights)} weights for {len(recipe.weights)} ingredients "
                 f"({', '.join(recipe.ingredients)})"
             )
-    tests = [(pattern, matcher(pattern), weights) for pattern, weights in pairs]
-    for pattern, test, _ in tests:
+    tests = [(pattern, matcher(pattern)) for pattern, _ in pairs]
+    for pattern, test in tests:
         if not any(test(name) for name in names):
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
             hint = f"; a tensor's name is {near[0] if near else names[0]}"
             raise UserError(f"merge.overrides.{pattern} matches no tensor{hint}")
-    return lambda name: next((weights for _, test, weights in tests if test(name)), default)
+    numbers = {name: next((i for i, (_, test) in enumerate(tests) if test(name)), -1) for name in names}
+    return [weights for _, weights in pairs], numbers.__getitem__

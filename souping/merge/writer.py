@@ -18,40 +18,28 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import TORCH_NAMES, inside, side_files, small
+from souping.checkpoints.checkpoint import inside, side_files, small
+from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import parse_json
 from souping.core.files import staged, write_files
+from souping.core.protocols import Progress
 from souping.core.types import UserError
-from souping.merge.chunks import (
-    Chunk,
-    agree,
-    blocks,
-    check_finite,
-    chunks,
-    complaint,
-    piece_gram,
-    share_of_rank,
-    size_of,
-)
-from souping.merge.kernels import mix_block
-from souping.merge.kernels.reference import Raw, finite, linear
+from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank
+from souping.merge.kernels.reference import Raw
 from souping.merge.methods import get_method
 from souping.merge.plan import Ingredient, MergePlan
 
-Progress = Callable[[int, int], None]
-"""progress(bytes written, bytes to write)"""
 THREADS = 2
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
 
 class ShardWriter:
-    """A plan with its files open: cooks any share of the output into shards that exist already (`prepare`)."""
+    """A plan with its files open: fills any share of shards that exist already (`prepare`)."""
 
     def __init__(self, plan: MergePlan, folder: Path) -> None:
         self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
@@ -84,7 +72,7 @@ class ShardWriter:
             raise UserError(f"{path} has changed since the plan was made: plan again")
         return descriptor
 
-    def cook(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
+    def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
         """Write the blocks of one share.
 
         Raises:
@@ -101,19 +89,14 @@ class ShardWriter:
     def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """Blocks in order; a solid run gets its weights from its statistics first, then streams like any other."""
         for run in work:
-            yield from [run] if run.solid and self.method.whole else blocks(self._settle(run))
-
-    def _settle(self, run: Chunk) -> Chunk:
-        if not run.solid:
-            return run
-        return replace(run, weights=self.method.weigh(piece_gram(run, self.method.base, self.read), run.weights))
+            yield from [run] if run.solid and self.method.whole else blocks(settled(self.method, run, self.read))
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
-        """A thread's life: take a block, cook it, until the queue is empty or another thread failed."""
-        bench = Buffers()
+        """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
+        buffers = Buffers()
         try:
             while (run := self._next(queue)) is not None:
-                self._block(run, bench)
+                self._block(run, buffers)
                 with self._lock:
                     self._done += run.nbytes
                     if progress is not None:
@@ -137,27 +120,11 @@ class ShardWriter:
                 raise complaint(self.plan, run, "the file ends early", source)
             view, offset = view[count:], offset + count
 
-    def _block(self, run: Chunk, bench: Buffers) -> None:
-        rows = [bench.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
+    def _block(self, run: Chunk, buffers: Buffers) -> None:
+        rows = [buffers.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
         for number, row in enumerate(rows):
             self.read(run, number, row)
-        out = rows[0]
-        if run.op == "same":
-            agree(self.plan, run, rows)
-        elif run.op == "copy":
-            self._check(run, finite(out, run.dtype), rows)
-        else:
-            function = self.method.function if run.op == "mix" else linear
-            out = bench.row(-1, run.nbytes)
-            tags = [source.dtype for source in run.sources]
-            good = mix_block(function, rows, tags, run.weights, self.plan.divisor, run.dtype, out, run.dtype)
-            self._check(run, good, rows)
-        self._write(run, out)
-
-    def _check(self, run: Chunk, good: bool, rows: list[Raw]) -> None:
-        if not good:
-            with self._lock:
-                check_finite(self.plan, run, good, rows, self._warned)
+        self._write(run, mixed(self.plan, run, rows, buffers.row(-1, run.nbytes), run.dtype, self._warned))
 
     def _write(self, run: Chunk, out: Raw) -> None:
         descriptor, view, offset = self._outputs[run.shard], out.data, self._starts[run.shard] + run.offset
@@ -248,8 +215,8 @@ def write_checkpoint(
 
 def alone(plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
     """All shares in this process, with two threads."""
-    with ShardWriter(plan, stage) as kitchen:
-        kitchen.cook(threads=THREADS, progress=progress)
+    with ShardWriter(plan, stage) as writer:
+        writer.fill(threads=THREADS, progress=progress)
 
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.checkpoint import fingerprint
+from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
+from souping.core.protocols import CandidatePool, MergeBackend
 from souping.core.types import Candidate, Recipe, UserError
-from souping.merge.adapters.pool import content, open_adapters
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import from_yaml, to_yaml
+from souping.merge.plan import recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
@@ -28,14 +30,14 @@ CARD = "README.md"
 def merge(run: RunSettings) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
     with Store(run.store_path) as store:
-        kitchen = OpenPool(run.pool.resolve(), run.merge, None, store)
-        for warning in kitchen.warnings:
+        pool = OpenPool(run.pool.resolve(), run.merge, None, store)
+        for warning in pool.warnings:
             _say(f"note: {warning}")
-        if run.optimiser.count(len(kitchen.names)) != 1:
+        if run.optimiser.count(len(pool.names)) != 1:
             raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
-        weights = run.optimiser.start(kitchen.names, kitchen.names, run.seed).ask() or ()
-        recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
-        return _cook(run, kitchen.backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
+        weights = run.optimiser.start(pool.names, pool.names, run.seed).ask() or ()
+        recipe = pool.recipe(dict(zip(pool.names, weights, strict=True)))
+        return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
 
 
 def rebuild(run: RunSettings, path: Path) -> Path | None:
@@ -51,7 +53,7 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
         if path.suffix in (".yml", ".yaml"):
             return _from_mergekit(run, path, store)
         table = read_recipe(path)
-        recipe = _recipe(table)
+        recipe = recipe_from_dict(table)
         if recipe.id != table["id"]:
             raise UserError(f"recipe={path}: its content gives id {recipe.id}, not {table['id']}: the file was edited")
         given = {c.name: c for c in run.pool.resolve(at_least=0)}
@@ -60,9 +62,9 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
             for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
         }
         settings = _settings(run.merge, recipe, table, store, list(folders.values()))
-        backend = open_adapters(folders, settings, store.hashes) or settings
         beside = path.with_name(CARD)
-        return _cook(run, backend, recipe, folders, beside.read_text(encoding="utf-8") if beside.is_file() else None)
+        text = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        return _make(run, Soup(settings.open(folders, store.hashes), recipe, folders, settings.base, text))
 
 
 def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
@@ -70,51 +72,48 @@ def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
     imported = from_yaml(_text(path))
     for note in imported.notes:
         _say(f"note: {note}")
-    pool = Pool(candidates=list(imported.models)).resolve(at_least=1)
-    kitchen = OpenPool(pool, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
-    prints = {model: c.fingerprint for model, c in zip(imported.models, kitchen.candidates, strict=True)}
+    candidates = Pool(candidates=list(imported.models)).resolve(at_least=1)
+    pool = OpenPool(candidates, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
+    prints = {model: c.fingerprint for model, c in zip(imported.models, pool.candidates, strict=True)}
     base = folder_of(imported.base) if imported.base is not None else None
     content = fingerprint(base, store.hashes) if base else ""
-    dtype = kitchen.recipe(dict.fromkeys(kitchen.names, 1.0)).dtype
-    sources = {c.name: c.source for c in kitchen.candidates if c.source}
-    recipe = replace(imported.recipe(prints, dtype, content), ingredients=kitchen.names, sources=sources)
+    dtype = pool.recipe(dict.fromkeys(pool.names, 1.0)).dtype
+    sources = {c.name: c.source for c in pool.candidates if c.source}
+    recipe = replace(imported.recipe(prints, dtype, content), ingredients=pool.names, sources=sources)
     changes = {"method": recipe.method, "base": str(base), "scale": recipe.settings.get("scale", 1.0)} if base else {}
-    backend = replace(run.merge, **changes)
-    return _cook(run, backend, recipe, {c.name: c.path for c in kitchen.candidates}, _card(run, recipe))
+    backend = run.merge.with_settings(changes)
+    opened = backend.open(pool.folders, store.hashes)
+    return _make(run, Soup(opened, recipe, pool.folders, backend.base, _card(run, recipe)))
 
 
-def _cook(run: RunSettings, backend: Any, recipe: Recipe, folders: Mapping[str, Path], text: str | None) -> Path | None:
+@dataclass(frozen=True)
+class Soup:
+    """A soup to be made of an opened pool, and the text that lies beside it."""
+
+    pool: CandidatePool
+    recipe: Recipe
+    folders: Mapping[str, Path]
+    base: str | None
+    text: str | None
+
+
+def _make(run: RunSettings, soup: Soup) -> Path | None:
     """Write the soup; with `plan=true` print and save its plan instead."""
-    plan = backend.plan(recipe, folders)
     if run.plan:
+        plan = soup.pool.plan(soup.recipe)
         print(plan.describe())
-        if hasattr(plan, "save"):
-            plan.save(run.run_dir / "plan.json")
+        plan.save(run.run_dir / "plan.json")
         with suppress(UserError):  # what mergekit has no words for is not exported
-            named = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
-            text = to_yaml(recipe, named, getattr(backend, "base", None))
-            put(run.run_dir / "mergekit.yml", text.encode())
+            named = {name: soup.recipe.sources.get(name, folder) for name, folder in soup.folders.items()}
+            put(run.run_dir / "mergekit.yml", to_yaml(soup.recipe, named, soup.base).encode())
         return None
     with Throughput("soup") as progress:
-        extra = {CARD: text} if text is not None else {}
-        result: Path = backend.write(plan, run.out, progress=progress, extra_files=extra)
-    return result
+        extra = {CARD: soup.text} if soup.text is not None else {}
+        return soup.pool.write(soup.recipe, run.out, progress=progress, extra_files=extra)
 
 
 def _card(run: RunSettings, recipe: Recipe) -> str:
     return card({"experiment": run.name, "recipe": recipe.as_dict()})
-
-
-def _recipe(table: Mapping[str, Any]) -> Recipe:
-    return Recipe(
-        ingredients=tuple(table["ingredients"]),
-        fingerprints=tuple(table["fingerprints"]),
-        weights=tuple(table["weights"]),
-        dtype=table["dtype"],
-        method=table["method"],
-        settings=table["settings"],
-        sources=table.get("sources", {}),
-    )
 
 
 def _text(path: Path) -> str:
@@ -157,13 +156,15 @@ def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidat
             "pool.candidates='[{name: " + name + ", path: DIR}]'"
         )
     path = folder_of(str(path))
-    found = content(path, recipe.settings.get("base"), store.hashes)
-    if found != expected:
-        raise UserError(f"ingredient {name}: the content of {path} is {found[:12]}, the recipe's was {expected[:12]}")
+    held = content(path, recipe.settings.get("base"), store.hashes)
+    if held != expected:
+        raise UserError(f"ingredient {name}: the content of {path} is {held[:12]}, the recipe's was {expected[:12]}")
     return path
 
 
-def _settings(backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Store, ingredients: Sequence[Path]) -> Any:
+def _settings(
+    backend: MergeBackend, recipe: Recipe, table: Mapping[str, Any], store: Store, ingredients: Sequence[Path]
+) -> MergeBackend:
     """The backend with the settings that the recipe was written with."""
     base = recipe.settings.get("base")
     changes: dict[str, Any] = {"carry": table.get("carried_from"), "method": recipe.method}
@@ -172,11 +173,11 @@ def _settings(backend: Any, recipe: Recipe, table: Mapping[str, Any], store: Sto
     if isinstance(base, str):
         folder = backend.base or store.folder_of(base)
         with suppress(UserError):  # the error below says all that helps
-            folder = folder_of(folder) if folder else with_base(backend, ingredients).base
+            folder = str(folder_of(folder)) if folder else with_base(backend, ingredients).base
         if folder is None or fingerprint(Path(folder), store.hashes) != base:
             raise UserError(f"the recipe's base model ({base[:12]}) is not found or has changed: set merge.base=FOLDER")
-        changes |= {"base": str(folder), "scale": recipe.settings.get("scale", 1.0)}
-    return replace(backend, **changes)
+        changes |= {"base": folder, "scale": recipe.settings.get("scale", 1.0)}
+    return backend.with_settings(changes)
 
 
 def _say(line: str) -> None:

@@ -1,36 +1,51 @@
-"""The opened pool: makes recipes of its candidates and serves the soups, in one live module or as a folder.
+"""Candidates of a run: fetched, opened and checked; recipes of them, and their soups as evaluators want them.
 
-Candidates and base model on this disk: folders as they are, models of the Hub fetched once cheap checks passed.
-
-How a soup reaches an evaluator: poured into one live module, or as a complete folder.
+Folders are taken as they are, models of the Hub are fetched once cheap checks passed. A soup reaches an evaluator
+poured into one live module, or as a complete folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from souping.checkpoints import hub
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
-from souping.checkpoints.compatibility import preflight
+from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings
-from souping.core.protocols import Evaluator, Served
+from souping.core.files import LOCK, hold, sweep
+from souping.core.protocols import (
+    CandidatePool,
+    Evaluator,
+    MergeBackend,
+    ModuleSettings,
+    Pourable,
+    Progress,
+    Served,
+)
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
-from souping.merge.adapters.pool import open_adapters
 from souping.pipeline.store import Store
 from souping.report.progress import Throughput
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Aside = Callable[[], AbstractContextManager[None]]
+"""Makes room on the terminal while something else is shown there."""
+SHARED_MEMORY = Path("/dev/shm")
+"""A file system in memory: what is written there is read at the speed of memory."""
+PREFIX = "souping-soup-"
+
 
 class OpenPool:
-    """Candidates with their checkpoints opened (headers only) and checked against each other.
+    """Candidates of a run, opened (headers only) and checked against each other.
 
     No weight is loaded before the first `serve`: a run that finds all its results in the store loads none, nor torch.
     """
@@ -38,7 +53,7 @@ class OpenPool:
     def __init__(
         self,
         candidates: Sequence[Candidate],
-        merge: Any,
+        merge: MergeBackend,
         evaluator: Evaluator | None,
         store: Store,
         aside: Aside = nullcontext,
@@ -49,42 +64,22 @@ class OpenPool:
         Raises:
             UserError: a folder is absent or broken, a model cannot be had, or the candidates do not fit each other.
         """
-        self._evaluator, self._hashes = evaluator, store.hashes
+        self._evaluator = evaluator
         _check_carry(merge, [c.name for c in candidates])
         supplied = fetch_candidates(candidates, merge, aside, tokenizers=evaluator is not None)
-        candidates, merge = supplied.candidates, supplied.merge
-        self._adapters = open_adapters({c.name: c.path for c in candidates}, merge, store.hashes)
-        self._merge = self._adapters or merge
-        if self._adapters is not None:
-            self._checkpoints: Mapping[str, Any] = self._adapters.adapters
-            self.warnings, self._fingerprints = list(self._adapters.warnings), self._adapters.fingerprints
-            store.remember_folder(self._adapters.base_fingerprint, self._adapters.model_folder)
-        else:
-            self._checkpoints = {c.name: Checkpoint.open(c.path, allow_pickle=merge.allow_pickle) for c in candidates}
-            self.warnings = preflight(self._checkpoints, vocab=merge.vocab)
-            self._fingerprints = {c.name: fingerprint(c.path, store.hashes, merge.allow_pickle) for c in candidates}
-        self.candidates = tuple(replace(c, fingerprint=self._fingerprints[c.name]) for c in candidates)
-        for c in self.candidates:
-            store.remember_folder(c.fingerprint, c.path)
-        if getattr(merge, "base", None) and self._adapters is None:
-            store.remember_folder(fingerprint(Path(merge.base), store.hashes, merge.allow_pickle), Path(merge.base))
-        self.warnings += [*supplied.notes, *_twins(self.candidates)]
-        self._hob = LiveModel(self._load, lambda module: self._merge.live(self._checkpoints, module), self._tokenizer)
-        self._shelf = ScratchCheckpoint(lambda recipe, out: self.write(recipe, out, {}), self._own_folder, self._size())
+        self.base, self.folders = supplied.merge.base, {c.name: c.path for c in supplied.candidates}
+        self.pool = supplied.merge.open(self.folders, store.hashes)
+        warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
+        self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in supplied.candidates)
+        self.warnings = [*warnings, *supplied.notes, *_twins(self.candidates)]
+        for content, folder in self.pool.seen.items():
+            store.remember_folder(content, folder)
+        self._live = LiveModel(self.pool)
+        self._scratch = ScratchCheckpoint(self.pool)
 
     def check_tokenizers(self) -> None:
         """Refuse, before anything is evaluated, a candidate that has no tokenizer to evaluate it with."""
-        for c in self.candidates if self._adapters is None else ():
-            check_tokenizer(c.name, c.path)
-
-    @property
-    def _folders(self) -> dict[str, Path]:
-        return {c.name: c.path for c in self.candidates}
-
-    @property
-    def backend(self) -> Any:
-        """What plans, pours and writes this pool: the merge backend, or the adapters' own."""
-        return self._merge
+        self.pool.check_tokenizers()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,19 +87,16 @@ class OpenPool:
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of named weights, ingredients in the pool's order."""
-        chosen = [name for name in self.names if weights.get(name)]
-        recipe: Recipe = self._merge.recipe(
-            chosen, tuple(weights[n] for n in chosen), self._checkpoints, self._fingerprints, self._hashes
-        )
-        sources = {c.name: c.source for c in self.candidates if c.source and c.name in chosen}
+        recipe = self.pool.recipe(weights)
+        sources = {c.name: c.source for c in self.candidates if c.source and weights.get(c.name)}
         return replace(recipe, sources=sources) if sources else recipe
 
     def uniform(self, names: tuple[str, ...]) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
 
-    def tokenizer(self, name: str) -> Any:
-        """The tokenizer that a candidate is evaluated with."""
-        return self._tokenizer(self.recipe({name: 1.0}))
+    def tokenizer_folder(self, recipe: Recipe) -> Path:
+        """Where the tokenizer lies that a soup is evaluated with."""
+        return self.pool.tokenizer_folder(recipe)
 
     def serve(self, recipe: Recipe) -> Served:
         """The soup, ready for the run's own evaluator."""
@@ -113,55 +105,26 @@ class OpenPool:
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], Served]:
         """What serves this pool's soups to an evaluator: a live module, or a folder where it `wants` one."""
-        return serving(self._hob, self._shelf, evaluator, self._home)
+        if evaluator.wants == "folder":
+            return self._scratch.serve
+        settings = evaluator.module_settings()
+        if evaluator.wants == "module":
+            return lambda recipe: self._live.serve(settings, recipe)
+        return lambda recipe: LazyModel(self._live, self._scratch, settings, recipe, self.pool.home)
 
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator."""
-        self._shelf.close()
+        self._scratch.close()
 
-    def write(self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Any = None) -> Path:
+    def write(
+        self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Progress | None = None
+    ) -> Path:
         """The soup as a folder; `progress(bytes written, bytes in all)`."""
-        plan = self._merge.plan(recipe, self._folders)
-        path: Path = self._merge.write(plan, out, extra_files=extra_files, progress=progress)
-        return path
-
-    def _load(self, evaluator: Evaluator) -> Any:
-        from souping.evaluate.engines.transformers import load_module
-
-        return load_module(self._home, evaluator)
-
-    @property
-    def _home(self) -> Path:
-        """A complete folder of the pool's architecture."""
-        home: Path = self._adapters.model_folder if self._adapters else self.candidates[0].path
-        return home
-
-    def _own_folder(self, recipe: Recipe) -> Path | None:
-        """The candidate's own folder, where the recipe is that candidate as it lies there."""
-        if self._adapters is not None or len(recipe.ingredients) > 1:
-            return None
-        name = recipe.ingredients[0]
-        return self._folders[name] if recipe.dtype == self._checkpoints[name].dtype else None
-
-    def _size(self) -> int:
-        """Bytes that a soup takes as a folder, at most: the largest candidate's, twice that where it is widened."""
-        folders = [self._adapters.model_folder] if self._adapters else self._folders.values()
-        largest = max(sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) for folder in folders)
-        narrow = self._adapters or any(c.dtype != "float32" for c in self._checkpoints.values())
-        return 2 * largest if narrow and getattr(self._merge, "dtype", None) == "float32" else largest
-
-    def _tokenizer(self, recipe: Recipe) -> Any:
-        from souping.evaluate.engines.transformers import load_tokenizer
-
-        if self._adapters:
-            return load_tokenizer(self._adapters.tokenizer_folder(recipe))
-        backend: Any = self._merge
-        carrier = backend.plan(recipe, self._folders).carrier if backend.vocab != "error" else ""
-        return load_tokenizer(self._folders[carrier or recipe.ingredients[0]])
+        return self.pool.write(recipe, out, extra_files=extra_files, progress=progress)
 
 
-def _check_carry(merge: Any, names: Sequence[str]) -> None:
-    carry = getattr(merge, "carry", None)
+def _check_carry(merge: MergeBackend, names: Sequence[str]) -> None:
+    carry = merge.carry
     if carry is not None and carry not in names:
         raise UserError(f"merge.carry={carry} is not a candidate ({', '.join(names)}){nearest(carry, names)}")
 
@@ -185,22 +148,17 @@ def free_target(out: Path) -> None:
         raise UserError(f"out={out}: cannot write below {parent}: {error.strerror}; choose another place") from error
 
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-Aside = Callable[[], AbstractContextManager[Any]]
-"""Makes room on the terminal while something else is shown there."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FetchedPool:
     """Candidates whose paths are folders, a merge backend whose base is one, and notes for the report."""
 
     candidates: tuple[Candidate, ...]
-    merge: Any
+    merge: MergeBackend
     notes: tuple[str, ...] = ()
 
 
 def fetch_candidates(
-    candidates: Sequence[Candidate], merge: Any, aside: Aside = nullcontext, tokenizers: bool = False
+    candidates: Sequence[Candidate], merge: MergeBackend, aside: Aside = nullcontext, tokenizers: bool = False
 ) -> FetchedPool:
     """Fetch what is named by the Hub; with `tokenizers`, a model that has none is refused before its weights travel.
 
@@ -208,56 +166,51 @@ def fetch_candidates(
         UserError: a candidate is neither a folder nor a model that can be had, they do not fit each other by their
             headers, or the disk is too small; nothing large was fetched then.
     """
-    names = {c.name: found for c in candidates if (found := hub.parse(c.path))}
+    names = {c.name: name for c in candidates if (name := hub.parse(c.path))}
     for c in candidates:
         if c.name not in names and not c.path.is_dir():
             raise UserError(
                 f"candidate {c.name}: {c.path} is not a folder: give the path of a saved Hugging Face model or org/name"
             )
-    pickle = getattr(merge, "allow_pickle", False)
     fetched: Mapping[str, hub.Fetched] = {}
     if names:
         with aside(), Throughput("download") as report:
-            fetched = hub.fetch(names, pickle, _judge(candidates, merge, tokenizers), report)
+            fetched = hub.fetch(names, merge.allow_pickle, _judge(candidates, merge, tokenizers), report)
     here = tuple(_placed(c, fetched.get(c.name)) for c in candidates)
     notes = tuple(f.note for f in fetched.values() if f.note)
     return FetchedPool(candidates=here, merge=with_base(merge, [c.path for c in here], aside), notes=notes)
 
 
-def with_base(merge: Any, folders: Sequence[Path], aside: Aside = nullcontext) -> Any:
+def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext) -> MergeBackend:
     """The merge backend with its base model on this disk: `merge.base`, or the one that adapters in `folders` name."""
-    base = getattr(merge, "base", None)
+    base = merge.base
     name = hub.parse(base) if base else _base_of_adapters(folders)
     if name is None:
         return merge
     try:
-        found = folder_of(name, getattr(merge, "allow_pickle", False), aside)
+        folder = folder_of(name, merge.allow_pickle, aside)
     except UserError as error:
         whose = f"merge.base={base}" if base else f"the adapters' base model {name}"
         raise UserError(f"{whose} is not a folder here: set merge.base=FOLDER to where it lies\n{error}") from error
-    return replace(merge, base=str(found))
+    return merge.with_settings({"base": str(folder)})
 
 
 def folder_of(name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext) -> Path:
     """The folder of one model: fetched where it is named by the Hub, else the path that it is."""
-    found = hub.parse(str(name))
-    if found is None:
+    parsed = hub.parse(str(name))
+    if parsed is None:
         return Path(str(name))
-    with aside(), Throughput(f"download of {found.name}") as report:
-        return hub.fetch_one(found, allow_pickle, report).folder
+    with aside(), Throughput(f"download of {parsed.name}") as report:
+        return hub.fetch_one(parsed, allow_pickle, report).folder
 
 
-def _placed(candidate: Candidate, found: hub.Fetched | None) -> Candidate:
-    return candidate if found is None else replace(candidate, path=found.folder, source=str(found.name))
+def _placed(candidate: Candidate, fetched: hub.Fetched | None) -> Candidate:
+    return candidate if fetched is None else replace(candidate, path=fetched.folder, source=str(fetched.name))
 
 
-def check_tokenizer(name: str, folder: Path) -> None:
-    """Refuse a model that has no tokenizer to be evaluated with."""
-    if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise UserError(f"candidate {name}: {folder} has no tokenizer: copy its base model's tokenizer files")
-
-
-def _judge(candidates: Sequence[Candidate], merge: Any, tokenizers: bool) -> Callable[[Mapping[str, Path]], None]:
+def _judge(
+    candidates: Sequence[Candidate], merge: MergeBackend, tokenizers: bool
+) -> Callable[[Mapping[str, Path]], None]:
     """What headers, configs and tokenizers can tell of the whole pool before its weights travel."""
 
     def check(folders: Mapping[str, Path]) -> None:
@@ -284,53 +237,84 @@ def _folder(path: str | None) -> bool:
     return path is None or "\0" in path or Path(path).expanduser().exists()
 
 
-SHARED_MEMORY = Path("/dev/shm")
-"""A file system in memory: what is written there is read at the speed of memory."""
-PREFIX, LOCK = "souping-soup-", ".in-use"
+class ServedModel(Served):
+    """Soup ready to be evaluated: in a live module with its tokenizer, or as a folder. It has what was asked for."""
+
+    def __init__(
+        self,
+        soup: str = "",
+        home: Path = Path(),
+        *,
+        module: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._soup, self._home = soup, home
+        self._module, self._tokenizer, self._folder = module, tokenizer, folder
+
+    @property
+    def soup(self) -> str:
+        return self._soup
+
+    @property
+    def home(self) -> Path:
+        return self._home
+
+    @property
+    def module(self) -> PreTrainedModel:
+        return _had(self._module, "poured into a module")
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return _had(self._tokenizer, "given a tokenizer")
+
+    @property
+    def folder(self) -> Path:
+        return _had(self._folder, "written to a folder")
 
 
-@dataclass
-class ServedModel:
-    """A model on the table, ready to be evaluated."""
+T = TypeVar("T")
 
-    module: Any
-    tokenizer: Any
-    folder: Path | None = None
+
+def _had(part: T | None, what: str) -> T:
+    if part is None:
+        raise LookupError(f"this soup was not {what}: its evaluator wants another form")
+    return part
 
 
 class LiveModel:
     """One live module that soups are poured into. It is loaded at the first soup that somebody evaluates."""
 
-    def __init__(
-        self, load: Callable[[Any], Any], live: Callable[[Any], Any], tokenizer: Callable[[Recipe], Any]
-    ) -> None:
-        self._load, self._live, self._tokenizer = load, live, tokenizer
-        self._setup: tuple[Any, ...] = ()
-        self._table: ServedModel | None = None
-        self._poured: Any = None
-        self._served = ""
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool = pool
+        self._settings: ModuleSettings | None = None
+        self._loaded: tuple[PreTrainedModel, Pourable] | None = None
+        self._served: ServedModel | None = None
 
-    def serve(self, evaluator: Any, recipe: Recipe) -> ServedModel:
+    def serve(self, settings: ModuleSettings, recipe: Recipe) -> ServedModel:
         """The soup, poured. Evaluators that want the module alike (device, dtype) share it; else it is loaded anew."""
-        table = self._ready(evaluator)
-        if self._served != recipe.fingerprint:
-            self._poured.pour(recipe)
-            table.tokenizer = self._tokenizer(recipe)
-            self._served = recipe.fingerprint
-        return table
+        if self._loaded is None or settings != self._settings:
+            self._loaded = self._served = None  # two modules at once might not fit
+            self._loaded, self._settings = self._load(settings), settings
+        if self._served is None or self._served.soup != recipe.fingerprint:
+            self._served = None
+            module, live = self._loaded
+            live.pour(recipe)
+            tokenizer = self.tokenizer(recipe)
+            self._served = ServedModel(recipe.fingerprint, self._pool.home, module=module, tokenizer=tokenizer)
+        return self._served
 
-    def tokenizer(self, recipe: Recipe) -> Any:
+    def tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         """The soup's tokenizer."""
-        return self._tokenizer(recipe)
+        from souping.evaluate.engines.transformers import load_tokenizer
 
-    def _ready(self, evaluator: Any) -> ServedModel:
-        setup = tuple(getattr(evaluator, name, None) for name in ("resolved_device", "dtype", "trust_remote_code"))
-        if self._table is None or setup != self._setup:
-            self._table = self._poured = None  # two modules at once might not fit
-            module = self._load(evaluator)
-            self._table, self._poured = ServedModel(module=module, tokenizer=None), self._live(module)
-            self._setup, self._served = setup, ""
-        return self._table
+        return load_tokenizer(self._pool.tokenizer_folder(recipe))
+
+    def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, Pourable]:
+        from souping.evaluate.engines.transformers import load_module
+
+        module = load_module(self._pool.home, settings)
+        return module, self._pool.live(module)
 
 
 class ScratchCheckpoint:
@@ -339,27 +323,28 @@ class ScratchCheckpoint:
     What a killed run left there is removed before the next soup is written.
     """
 
-    def __init__(self, write: Callable[[Recipe, Path], Path], own: Callable[[Recipe], Path | None], size: int) -> None:
-        self._write, self._own, self._size = write, own, size
+    def __init__(self, pool: CandidatePool) -> None:
+        self._pool = pool
         self._root: Path | None = None
         self._lock: IO[str] | None = None
         self._served = ""
 
-    def serve(self, evaluator: Any, recipe: Recipe) -> ServedModel:
+    def serve(self, recipe: Recipe) -> ServedModel:
         """The soup's folder: a candidate's own, or a temporary one."""
-        own = self._own(recipe)
-        if own is not None:
-            return ServedModel(module=None, tokenizer=None, folder=own)
-        if self._served != recipe.fingerprint:
+        folder = self._pool.own_folder(recipe) or self._written(recipe)
+        return ServedModel(recipe.fingerprint, self._pool.home, folder=folder)
+
+    def _written(self, recipe: Recipe) -> Path:
+        if self._root is None or self._served != recipe.fingerprint:
             self.close()
-            sweep()
-            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_place(self._size)))
+            above = (SHARED_MEMORY, Path(tempfile.gettempdir()))
+            sweep(lock.parent for place in above for lock in place.glob(f"{PREFIX}*/{LOCK}"))
+            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_place(self._pool.soup_bytes)))
             self._lock = hold(self._root)
-            if not (self._write(recipe, self._root / recipe.id) / "config.json").is_file():
+            if not (self._pool.write(recipe, self._root / recipe.id) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
             self._served = recipe.fingerprint
-        assert self._root is not None
-        return ServedModel(module=None, tokenizer=None, folder=self._root / recipe.id)
+        return self._root / recipe.id
 
     def close(self) -> None:
         if self._root is not None:
@@ -369,47 +354,35 @@ class ScratchCheckpoint:
         self._root, self._lock, self._served = None, None, ""
 
 
-class LazyModel:
-    """A soup that is poured or written only when it is asked for, by an engine that knows which it needs.
+class LazyModel(Served):
+    """Soup that is poured or written only when it is asked for, by an engine that knows which it needs."""
 
-    `soup` identifies it, and `home` is a complete folder of a model like it.
-    """
-
-    def __init__(self, hob: LiveModel, shelf: ScratchCheckpoint, stage: Any, recipe: Recipe, home: Path) -> None:
-        self._hob, self._shelf, self._stage, self._recipe = hob, shelf, stage, recipe
-        self.soup, self.home = recipe.fingerprint, home
+    def __init__(
+        self, live: LiveModel, scratch: ScratchCheckpoint, settings: ModuleSettings, recipe: Recipe, home: Path
+    ) -> None:
+        self._live, self._scratch, self._settings, self._recipe, self._home = live, scratch, settings, recipe, home
 
     @property
-    def tokenizer(self) -> Any:
-        return self._hob.tokenizer(self._recipe)
+    def soup(self) -> str:
+        return self._recipe.fingerprint
 
     @property
-    def module(self) -> Any:
+    def home(self) -> Path:
+        return self._home
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._live.tokenizer(self._recipe)
+
+    @property
+    def module(self) -> PreTrainedModel:
         """The live module with the soup in it."""
-        return self._hob.serve(self._stage, self._recipe).module
+        return self._live.serve(self._settings, self._recipe).module
 
     @property
-    def folder(self) -> Path | None:
+    def folder(self) -> Path:
         """The soup as a complete folder."""
-        return self._shelf.serve(self._stage, self._recipe).folder
-
-
-def hold(root: Path) -> IO[str]:
-    """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
-    new = root / f"{LOCK}.new"
-    file = new.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    new.rename(root / LOCK)  # under this name once it is held
-    return file
-
-
-def sweep() -> None:
-    """Remove the soups of runs that were killed: nobody holds their lock."""
-    for above in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        for lock in above.glob(f"{PREFIX}*/{LOCK}"):
-            with suppress(OSError), lock.open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+        return self._scratch.serve(self._recipe).folder
 
 
 def scratch_place(size: int) -> Path:
@@ -429,14 +402,3 @@ def scratch_place(size: int) -> Path:
             "set TMPDIR to a place with room"
         )
     return temporary
-
-
-def serving(hob: LiveModel, shelf: ScratchCheckpoint, evaluator: Evaluator, home: Path) -> Callable[[Recipe], Served]:
-    """What serves soups to this evaluator, as it `wants` them; `home` is a folder of the pool's architecture."""
-    stage: Any = getattr(evaluator, "stage", None) or evaluator
-    ways: Mapping[str, Callable[[Recipe], Served]] = {
-        "module": lambda recipe: hob.serve(stage, recipe),
-        "folder": lambda recipe: shelf.serve(stage, recipe),
-        "either": lambda recipe: LazyModel(hob, shelf, stage, recipe, home),
-    }
-    return ways[getattr(evaluator, "wants", "module")]

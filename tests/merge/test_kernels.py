@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from souping.checkpoints.dtypes import size_of
 from souping.core.types import UserError
 from souping.merge.kernels import mix_block, store
 from souping.merge.kernels.compiled import _engine, native
-from souping.merge.kernels.reference import ITEMSIZE, Raw, delta, divide, fma, linear, narrow, widen
+from souping.merge.kernels.reference import Raw, delta, divide, fma, linear, narrow, widen
 from souping.merge.methods import METHODS, Method, check_count, slerp_weights, stock_weights
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -45,7 +46,7 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, divisor: float 
             for count, rows in ((1, 2), (31, 3), (2049, 20)):
                 raw = random_rows(count + rows, count, rows, source)
                 weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
-                size = ITEMSIZE[stored] * count
+                size = size_of(stored) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
                 assert native(combine is delta, source, dtype, stored, divisor is not None) is not None
                 good = mix_block(combine, raw, [source] * rows, weights, divisor, dtype, fast, stored)

@@ -80,7 +80,7 @@ def test_parameters_that_are_not_in_one_piece(tmp_path: Path) -> None:
     weight = odd.model.layers[0].mlp.up_proj.weight
     odd.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.detach().t().contiguous().t())
     for module in (plain, odd):
-        merge.pour(recipe, module, checkpoints)
+        merge.live(checkpoints, module).pour(recipe)
     assert not odd.model.layers[0].mlp.up_proj.weight.is_contiguous()
     assert all(torch.equal(tensor, odd.state_dict()[name]) for name, tensor in plain.state_dict().items())
 
@@ -90,7 +90,7 @@ def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
     with pytest.raises(UserError, match=r"nothing for model\.layers\.1\."):
-        merge.pour(recipe, llama(0, num_hidden_layers=2), checkpoints)
+        merge.live(checkpoints, llama(0, num_hidden_layers=2)).pour(recipe)
 
 
 def test_nan_in_an_ingredient_is_found_while_pouring(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_nan_in_an_ingredient_is_found_while_pouring(tmp_path: Path) -> None:
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
     with pytest.raises(UserError, match=r"NaN or infinity in tensor model\.norm\.weight in .*m1"):
-        merge.pour(recipe, loaded(folders["m0"], torch.float32), checkpoints)
+        merge.live(checkpoints, loaded(folders["m0"], torch.float32)).pour(recipe)
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])

@@ -245,8 +245,8 @@ def test_shares_of_ranks_cover_the_output_once(
         stage = root / "stage"
         stage.mkdir()
         prepare(made, stage)
-        with ShardWriter(made, stage) as kitchen:
+        with ShardWriter(made, stage) as writer:
             for rank in reversed(range(ranks)):
-                kitchen.cook(rank, ranks)
+                writer.fill(rank, ranks)
     whole = load(write_checkpoint(made, root / "whole"))
     assert all(same_bits(tensor, whole[name]) for name, tensor in load(stage).items())

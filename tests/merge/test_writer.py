@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.core.files import _sweep, staged
+from souping.core.files import staged, sweep
 from souping.core.types import UserError
 from souping.merge import chunks, writer
 from souping.merge.__main__ import main, meter
@@ -116,10 +116,11 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     made.save(tmp_path / "pool" / "plan.json")
     script = f"""
         import os, pathlib, signal
-        from souping.merge.writer import cook
+        from souping.merge.writer import write_checkpoint
         from souping.merge.plan import MergePlan
         plan = MergePlan.load(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
-        cook(plan, pathlib.Path({str(tmp_path / "soup")!r}), progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        out = pathlib.Path({str(tmp_path / "soup")!r})
+        write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
@@ -132,7 +133,7 @@ def test_a_run_that_lives_keeps_its_staging_folder(made: MergePlan, tmp_path: Pa
     with staged(tmp_path / "soup") as stage:
         moved = stage.with_name(".soup.part-1")
         stage.rename(moved)
-        _sweep(tmp_path / "soup")
+        sweep(tmp_path.glob(".soup.part-*"))
         assert moved.exists()
         moved.rename(stage)
     assert left(tmp_path) == ["soup"]

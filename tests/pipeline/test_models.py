@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.core.files import hold
 from souping.core.types import Candidate, FloatArray, Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.examples import pantry
@@ -31,61 +32,59 @@ class FolderEvaluator(FakeEvaluator):
 
 
 @pytest.fixture
-def kitchen(family: Path, tmp_path: Path) -> OpenPool:
+def opened(family: Path, tmp_path: Path) -> OpenPool:
     pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
     with Store(tmp_path / "store.sqlite") as store:
         return OpenPool(pool, LocalMerge(), LocalEvaluator(threads=1, device="cpu"), store)
 
 
-def test_a_single_is_served_from_its_own_folder(kitchen: OpenPool, family: Path) -> None:
-    serve = kitchen.serving(FolderEvaluator(skill={}))
-    assert serve(kitchen.recipe({"bee": 1.0})).folder == family / "bee"
+def test_a_single_is_served_from_its_own_folder(opened: OpenPool, family: Path) -> None:
+    serve = opened.serving(FolderEvaluator(skill={}))
+    assert serve(opened.recipe({"bee": 1.0})).folder == family / "bee"
 
 
-def test_a_soup_is_served_as_the_folder_that_would_be_written(kitchen: OpenPool, tmp_path: Path) -> None:
-    serve = kitchen.serving(FolderEvaluator(skill={}))
-    recipe = kitchen.recipe({"ant": 0.5, "bee": 0.5})
-    table = serve(recipe)
-    assert table.module is None
-    assert table.folder is not None
-    kitchen.write(recipe, tmp_path / "soup", {})
-    assert (table.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
-    assert serve(recipe).folder == table.folder
-    other = serve(kitchen.recipe({"ant": 0.25, "bee": 0.75})).folder
-    assert other is not None
+def test_a_soup_is_served_as_the_folder_that_would_be_written(opened: OpenPool, tmp_path: Path) -> None:
+    serve = opened.serving(FolderEvaluator(skill={}))
+    recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
+    served = serve(recipe)
+    with pytest.raises(LookupError, match="not poured into a module"):
+        _ = served.module
+    opened.write(recipe, tmp_path / "soup", {})
+    assert (served.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
+    assert serve(recipe).folder == served.folder
+    other = serve(opened.recipe({"ant": 0.25, "bee": 0.75})).folder
     assert other.is_dir()
-    assert not table.folder.exists()
-    kitchen.close()
+    assert not served.folder.exists()
+    opened.close()
     assert not other.exists()
     assert not other.parent.exists()
 
 
 def test_what_a_killed_run_left_goes_and_what_is_in_use_stays(
-    kitchen: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
     dead, live, other = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live", "other"))
     for folder in (dead, live, other):
         folder.mkdir()
-    models.hold(dead).close()
-    with models.hold(live):
-        served = kitchen.serving(FolderEvaluator(skill={}))(kitchen.recipe({"ant": 0.5, "bee": 0.5})).folder
-        assert served is not None
+    hold(dead).close()
+    with hold(live):
+        served = opened.serving(FolderEvaluator(skill={}))(opened.recipe({"ant": 0.5, "bee": 0.5})).folder
         assert served.parent.parent == tmp_path
         assert [folder.exists() for folder in (dead, live, other)] == [False, True, True]
-    kitchen.close()
+    opened.close()
     assert not served.parent.exists()
 
 
 def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(models, "place", lambda size: asked.append(size) or tmp_path)
+    monkeypatch.setattr(models, "scratch_place", lambda size: asked.append(size) or tmp_path)
     pool = [Candidate(name=name, path=pantry.path(name)) for name in pantry.CANDIDATES[:2]]  # in bfloat16
     for dtype in ("bfloat16", "float32"):
         with Store(tmp_path / "store.sqlite") as store:
-            kitchen = OpenPool(pool, LocalMerge(dtype=dtype), LocalEvaluator(threads=1, device="cpu"), store)
-        kitchen.serving(FolderEvaluator(skill={}))(kitchen.uniform(kitchen.names))
-        kitchen.close()
+            opened = OpenPool(pool, LocalMerge(dtype=dtype), LocalEvaluator(threads=1, device="cpu"), store)
+        opened.serving(FolderEvaluator(skill={}))(opened.uniform(opened.names))
+        opened.close()
     assert asked[1] == 2 * asked[0]
 
 
@@ -96,13 +95,13 @@ def test_no_room_is_said_before_the_soup_is_written(monkeypatch: pytest.MonkeyPa
     assert models.scratch_place(10**8) == models.SHARED_MEMORY if models.SHARED_MEMORY.is_dir() else True
 
 
-def test_evaluators_that_want_the_module_alike_share_it(kitchen: OpenPool) -> None:
+def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> None:
     one, two = (LocalEvaluator(threads=1, device="cpu", max_new_tokens=n) for n in (2, 3))
     half = LocalEvaluator(threads=1, device="cpu", dtype="bfloat16")
-    recipe = kitchen.recipe({"ant": 0.5, "bee": 0.5})
-    module = kitchen.serving(one)(recipe).module
-    assert kitchen.serving(two)(recipe).module is module
-    other = kitchen.serving(half)(recipe).module
+    recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
+    module = opened.serving(one)(recipe).module
+    assert opened.serving(two)(recipe).module is module
+    other = opened.serving(half)(recipe).module
     assert other is not module
     assert str(next(other.parameters()).dtype) == "torch.bfloat16"
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.compatibility import FLOATS, TIED, compare_tokenizers, read_tokenizer, tied
-from souping.checkpoints.header import Tensor, shown
-from souping.checkpoints.lora import Adapter, Part
+from souping.checkpoints.compatibility import TIED, compare_tokenizers, read_tokenizer, tied
+from souping.checkpoints.dtypes import FLOATS
+from souping.checkpoints.header import Tensor
+from souping.checkpoints.lora import Adapter, FactorPair
+from souping.core.protocols import MergeBackend
+from souping.core.text import shown
 from souping.core.types import UserError
 from souping.merge.adapters.factors import FileReader, Rows, blocks_of
 from souping.merge.kernels.reference import widen
@@ -129,7 +131,7 @@ def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square
     return Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
 
 
-def _fits(part: Part, tensor: Tensor) -> bool:
+def _fits(part: FactorPair, tensor: Tensor) -> bool:
     rows, columns = part.b.shape[0], part.a.shape[1]
     shapes = [(columns, rows)] if part.embedding else [(rows, columns), (columns, rows)]
     return tensor.shape in shapes
@@ -194,13 +196,13 @@ def _wide(read: FileReader, name: str, tensor: Tensor, rows: Rows) -> np.ndarray
     return widen(read(name, tensor, *rows), tensor.dtype)
 
 
-def check_settings(merge: Any) -> None:
+def check_settings(merge: MergeBackend) -> None:
     """Refuse settings that mean nothing for adapters.
 
     Raises:
         UserError: the first of them, by name.
     """
-    if not hasattr(merge, "adapters"):
+    if merge.adapters is None:
         raise UserError("this merge backend does not soup adapters: use merge=local")
     if merge.method != "linear":
         raise UserError(f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear")

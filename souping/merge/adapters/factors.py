@@ -24,9 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.header import BITS, Tensor, shown
-from souping.checkpoints.lora import Part
+from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.header import Tensor
+from souping.checkpoints.lora import FactorPair
+from souping.core.text import shown
 from souping.core.types import UserError
+from souping.merge.kernels.gpu import add_product
 from souping.merge.kernels.reference import Float32, Raw, narrow, widen
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ Float64 = NDArray[np.float64]
 Rows = tuple[int, int]
 Read = Callable[[str, Tensor, int, int], Raw]
 """read(checkpoint's name, tensor, first element, number of elements) -> their bytes"""
-Share = tuple[str, Part, float]
+Share = tuple[str, FactorPair, float]
 """An adapter's name, its part of a module, and its weight."""
 ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
 
@@ -55,7 +58,7 @@ class FileReader:
         self._stack.close()
 
     def __call__(self, name: str, tensor: Tensor, start: int, count: int) -> Raw:
-        size = BITS[tensor.dtype] // 8
+        size = size_of(tensor.dtype)
         path = self._checkpoints[name].folder / tensor.file
         raw = os.pread(self._descriptor(path), count * size, tensor.offset + start * size)
         if len(raw) != count * size:
@@ -168,7 +171,4 @@ class DeviceProduct:
 
     def added(self, base: Float32, start: int) -> torch.Tensor:
         """`base` [n, columns] (rows from `start` of the weight) plus the product, rounded to fp32, on the device."""
-        import torch
-
-        rows = torch.tensor(base, device=self._left.device).double()
-        return rows.addmm_(self._left[start : start + len(base)], self._right).float()
+        return add_product(base, self._left[start : start + len(base)], self._right)

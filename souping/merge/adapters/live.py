@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from souping.checkpoints.header import shown
+from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import Site
 from souping.merge.adapters.factors import DeviceProduct, Guard, Product, Read, Share, blocks_of, product
+from souping.merge.kernels.gpu import torch_dtype
 from souping.merge.kernels.reference import Float32, widen
-from souping.merge.live import TORCH_DTYPES
 
 
 class AdapterLive:
@@ -62,7 +62,7 @@ class AdapterLive:
                 values = self._base_rows(site, first, count)
                 sums = torch.from_numpy(values.copy()) if made is None else torch.as_tensor(made.added(values, first))
                 if stored is not None:
-                    sums = sums.to(getattr(torch, TORCH_DTYPES[stored]))
+                    sums = sums.to(torch_dtype(stored))
                 self._guard.soup(sums.float().cpu().numpy(), site.tensor.name)
                 target[first : first + count].copy_(sums)
 

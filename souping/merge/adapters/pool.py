@@ -1,4 +1,4 @@
-"""A pool of adapters over one base, with the verbs that the pipeline asks of a merge backend."""
+"""A pool of adapters over one base."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from souping.checkpoints.checkpoint import TORCH_NAMES, Checkpoint, fingerprint, inside, small
-from souping.checkpoints.compatibility import listed
-from souping.checkpoints.header import BITS, Tensor, shown
-from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, is_adapter
+from souping.checkpoints.checkpoint import fingerprint, inside, small
+from souping.checkpoints.dtypes import TORCH_NAMES, size_of
+from souping.checkpoints.header import Tensor
+from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
 from souping.core.files import staged, write_files
-from souping.core.types import Recipe, UserError, Weights
+from souping.core.protocols import CandidatePool, MergeBackend, Progress, SoupPlan
+from souping.core.text import shown
+from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import (
     Site,
     check_settings,
@@ -28,28 +30,39 @@ from souping.merge.adapters.live import AdapterLive
 from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_shared, write_model, write_weights
 from souping.merge.kernels.reference import Raw
 from souping.merge.live import LiveModule, WeightFiles
-from souping.merge.plan import Source
 from souping.merge.planner import base_name
-from souping.merge.writer import Progress, companion_files
+from souping.merge.writer import companion_files
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class AdapterPlan:
+class AdapterPlan(SoupPlan):
     """A recipe over adapters that were opened: `carrier` is the one whose tokenizer the soup gets, if it has one."""
 
     recipe: Recipe
     carrier: str
     notes: tuple[str, ...] = ()
 
+    def describe(self) -> str:
+        parts = zip(self.recipe.weights, self.recipe.ingredients, strict=True)
+        what = "merged into a full model" if _merged(self.recipe) else "kept an adapter"
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
+        weights = " + ".join(f"{weight:.6g} x {name}" for weight, name in parts)
+        return f"soup {self.recipe.id} of adapters: {weights}\n{what}, {self.recipe.dtype}{notes}"
 
-class AdapterPool:
+
+class AdapterPool(CandidatePool):
     """Adapters and their base, opened (headers only) and checked against each other.
 
-    `merge` holds the settings of the merge group. `warnings` are for the report, `fingerprints` cover each adapter's
-    weights, config and tokenizer and the base's content, `model_folder` is the base.
+    `merge` holds the settings of the merge group. `fingerprints` cover each adapter's weights, config and tokenizer and
+    the base's content.
     """
 
-    def __init__(self, folders: Mapping[str, Path], merge: Any, cache: MutableMapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], merge: MergeBackend, cache: MutableMapping[str, str] | None = None
+    ) -> None:
         """Open and check.
 
         Raises:
@@ -63,15 +76,33 @@ class AdapterPool:
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             refuse_shared(self.sites, dict.fromkeys(self.sites, ()))
-        self.warnings = [*note_base(self.adapters, self.base), *compare_with_base(self.adapters, self.base)]
-        self.warnings += note_targets(self.adapters)
+        self._warnings = [*note_base(self.adapters, self.base), *compare_with_base(self.adapters, self.base)]
+        self._warnings += note_targets(self.adapters)
         self.base_fingerprint = fingerprint(self.base.folder, cache, merge.allow_pickle)
-        self.fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
-        self._base_name = base_name(folders)
+        self._fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
+        self._folders, self._base_name = dict(folders), base_name(folders)
         self._opened = {**{n: a.checkpoint for n, a in self.adapters.items()}, self._base_name: self.base}
 
     @property
-    def model_folder(self) -> Path:
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.adapters)
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self._warnings
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        return self._fingerprints
+
+    @property
+    def seen(self) -> Mapping[str, Path]:
+        adapters = {self._fingerprints[name]: folder for name, folder in self._folders.items()}
+        return {self.base_fingerprint: self.base.folder} | adapters
+
+    @property
+    def home(self) -> Path:
+        """The base model."""
         return self.base.folder
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
@@ -79,34 +110,38 @@ class AdapterPool:
         carrier = self.adapters[self._carrier(recipe)]
         return carrier.folder if carrier.has_tokenizer else self.base.folder
 
-    def recipe(
-        self,
-        ingredients: Sequence[str],
-        weights: Weights,
-        checkpoints: Mapping[str, Any] | None = None,
-        fingerprints: Mapping[str, str] | None = None,
-        cache: MutableMapping[str, str] | None = None,
-    ) -> Recipe:
-        """The recipe of these weights (the last three arguments are a merge backend's; the pool has its own)."""
+    @property
+    def soup_bytes(self) -> int:
+        """The base's files, twice that where it is written in fp32."""
+        size = sum(file.stat().st_size for file in self.base.folder.iterdir() if file.is_file())
+        return 2 * size if self._merge.dtype == "float32" else size
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        chosen = [name for name in self.adapters if weights.get(name)]
         merged = self._merge.adapters == "merge"
         return Recipe(
-            ingredients=tuple(ingredients),
-            fingerprints=tuple(self.fingerprints[name] for name in ingredients),
-            weights=tuple(float(weight) for weight in weights),
+            ingredients=tuple(chosen),
+            fingerprints=tuple(self._fingerprints[name] for name in chosen),
+            weights=tuple(float(weights[name]) for name in chosen),
             dtype=self._merge.dtype or (self.base.dtype if merged else "float32"),
             settings={"adapters": self._merge.adapters, "base": self.base_fingerprint},
         )
 
-    def plan(self, recipe: Recipe, folders: Mapping[str, Path] | None = None) -> AdapterPlan:
+    def plan(self, recipe: Recipe) -> AdapterPlan:
         """Raises UserError for a recipe without ingredients, or with one that is not in the pool."""
         unknown = [name for name in recipe.ingredients if name not in self.adapters]
         if unknown or not recipe.ingredients:
             what = f"ingredient {unknown[0]} is not in the pool" if unknown else "the recipe has no ingredient"
             raise UserError(f"{what}: the adapters are {', '.join(self.adapters)}")
-        return AdapterPlan(recipe, self._carrier(recipe), tuple(self.warnings))
+        return AdapterPlan(recipe, self._carrier(recipe), tuple(self._warnings))
 
     def write(
-        self, plan: AdapterPlan, out: Path, progress: Any = None, extra_files: Mapping[str, str] | None = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> Path:
         """The soup as an adapter folder, or with `merge.adapters=merge` a full model; whole or not at all.
 
@@ -114,10 +149,9 @@ class AdapterPool:
             UserError: `out` is there already, a file has changed or is broken, a value is not finite, or the disk is
                 full.
         """
-        merged = plan.recipe.settings["adapters"] == "merge"
-        guard = Guard(self._opened, self._merge.nonfinite)
+        plan, guard = self.plan(recipe), Guard(self._opened, self._merge.nonfinite)
         with FileReader(self._opened) as read, staged(out) as stage:
-            files = (self._write_model if merged else self._write_adapter)(plan, stage, read, guard, progress)
+            files = (self._write_model if _merged(recipe) else self._write_adapter)(plan, stage, read, guard, progress)
             files |= _side(self.adapters[plan.carrier])
             for name, text in (extra_files or {}).items():
                 if name in files or (stage / name).exists():
@@ -142,17 +176,17 @@ class AdapterPool:
         write_model(full, stage, self.sites, self.shares(plan.recipe), read, guard, progress)
         return {**companion_files(full), "recipe.json": _recipe_text(plan, max_shard_size=full.max_shard_size)}
 
-    def live(self, checkpoints: Mapping[str, Any], module: Any) -> AdapterLive:
-        """The base's live module (of this pool's `model_folder`), ready to be poured into."""
+    def live(self, module: torch.nn.Module) -> AdapterLive:
+        """The base's live module (loaded from `home`), ready to be poured into."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
-            alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=self._merge.dtype)
+            alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=str(self._merge.dtype))
             LiveModule({"base": self.base}, module, nonfinite=self._merge.nonfinite).pour(alone)
-        larder = WeightFiles(self._opened, self._merge.resident)
+        files = WeightFiles(self._merge.resident)
         return AdapterLive(
             module,
             self.sites,
             base=self._base_name,
-            read=lambda name, tensor, start, count: _row(larder, name, self._opened[name], tensor, start, count),
+            read=lambda name, tensor, start, count: _row(files, self._opened[name].folder, tensor, start, count),
             guard=Guard(self._opened, self._merge.nonfinite),
             shares_of=self.shares,
             factor_dtype=lambda recipe: FULL if _merged(recipe) else TORCH_NAMES[recipe.dtype],
@@ -161,45 +195,15 @@ class AdapterPool:
 
     def shares(self, recipe: Recipe) -> dict[str, list[Share]]:
         """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""
-        found: dict[str, list[Share]] = {}
+        shares: dict[str, list[Share]] = {}
         for name, weight in zip(recipe.ingredients, recipe.weights, strict=True):
             for module, part in self.adapters[name].parts.items():
-                found.setdefault(module, []).append((name, part, weight))
-        return found
+                shares.setdefault(module, []).append((name, part, weight))
+        return shares
 
     def _carrier(self, recipe: Recipe) -> str:
         carry = self._merge.carry
-        return carry if carry in recipe.ingredients else recipe.ingredients[0]
-
-
-def open_adapters(
-    folders: Mapping[str, Path], merge: Any, cache: MutableMapping[str, str] | None = None
-) -> AdapterPool | None:
-    """The pool of adapters in these folders, or None where none of them is an adapter.
-
-    Raises:
-        UserError: adapters and full models are mixed, or as AdapterPool.
-    """
-    kinds = {name: is_adapter(folder) for name, folder in folders.items()}
-    if not any(kinds.values()):
-        return None
-    full = [name for name, adapter in kinds.items() if not adapter]
-    if full:
-        lone = [name for name, adapter in kinds.items() if adapter]
-        raise UserError(
-            f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): soup adapters with adapters, or "
-            "merge them into full models first"
-        )
-    return AdapterPool(folders, merge, cache)
-
-
-def content(folder: Path, base: object, cache: MutableMapping[str, str] | None = None) -> str:
-    """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
-
-    Raises:
-        UserError: as AdapterPool, or as Checkpoint.open.
-    """
-    return Adapter.open(folder).fingerprint(str(base), cache) if is_adapter(folder) else fingerprint(folder, cache)
+        return carry if carry is not None and carry in recipe.ingredients else recipe.ingredients[0]
 
 
 def _recipe_text(plan: AdapterPlan, max_shard_size: int | None = None) -> str:
@@ -218,12 +222,11 @@ def _stored(site: Site, recipe: Recipe) -> str:
     return TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype
 
 
-def _row(larder: WeightFiles, name: str, checkpoint: Checkpoint, tensor: Tensor, start: int, count: int) -> Raw:
-    offset = tensor.offset + start * BITS[tensor.dtype] // 8
-    source = Source(0, checkpoint.files.index(tensor.file), offset, tensor.dtype)
-    row = larder.row([name], source, count)
-    if len(row) != count * BITS[tensor.dtype] // 8:
-        raise UserError(f"{checkpoint.folder / tensor.file}, tensor {shown(tensor.name)}: the file ends early")
+def _row(files: WeightFiles, folder: Path, tensor: Tensor, start: int, count: int) -> Raw:
+    size = size_of(tensor.dtype)
+    row = files.row(folder / tensor.file, tensor.offset + start * size, count * size)
+    if len(row) != count * size:
+        raise UserError(f"{folder / tensor.file}, tensor {shown(tensor.name)}: the file ends early")
     return row
 
 
@@ -231,6 +234,3 @@ def _side(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's own tokenizer and chat template, where it has a tokenizer."""
     names = adapter.checkpoint.side if adapter.has_tokenizer else ()
     return {name: small(inside(adapter.folder, name)) for name in names}
-
-
-__all__ = ["AdapterPlan", "AdapterPool", "content", "open_adapters"]

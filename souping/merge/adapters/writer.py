@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.header import BITS, shown
+from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.header import header_bytes
 from souping.checkpoints.lora import Adapter, first_match
+from souping.core.protocols import Progress
+from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import Site
 from souping.merge.adapters.factors import Guard, Read, Share, blocks_of, join, product
 from souping.merge.kernels.reference import narrow, widen
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.planner import plan_opened
-from souping.merge.writer import Progress, ShardWriter, prepare
+from souping.merge.writer import ShardWriter, prepare
 
 Shares = Mapping[str, Sequence[Share]]
 """{module: its adapters' parts and weights}, in the recipe's order."""
@@ -49,18 +52,16 @@ def write_weights(path: Path, shares: Shares, dtype: str, read: Read, guard: Gua
 
 
 def _header(shares: Shares, dtype: str) -> tuple[bytes, int]:
-    """Length and JSON of a safetensors header, padded to 8 bytes; and the number of bytes that follow."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    """The file's header, and the number of bytes that follow."""
+    tensors: list[tuple[str, str, Sequence[int], int, int]] = []
     offset = 0
     for module in sorted(shares):
         part, rank = shares[module][0][1], rank_of(shares[module])
         for key, shape in zip(part.keys, ([rank, part.a.shape[1]], [part.b.shape[0], rank]), strict=True):
-            nbytes = shape[0] * shape[1] * BITS[dtype] // 8
-            entries[key] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
+            nbytes = shape[0] * shape[1] * size_of(dtype)
+            tensors.append((key, dtype, shape, offset, nbytes))
             offset += nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, offset
+    return header_bytes(tensors), offset
 
 
 def rank_of(shares: Sequence[Share]) -> int:
@@ -165,9 +166,9 @@ def write_model(
     adapted = {sites[module].tensor.name: module for module in shares}
     done = plan.nbytes - sum(t.nbytes for t in plan.tensors if t.name in adapted)
     prepare(plan, stage)
-    with ShardWriter(plan, stage) as kitchen:
-        kitchen.plan = replace(plan, tensors=tuple(t for t in plan.tensors if t.name not in adapted))
-        kitchen.cook(progress=None if progress is None else lambda count, _: progress(count, plan.nbytes))
+    with ShardWriter(plan, stage) as writer:
+        writer.plan = replace(plan, tensors=tuple(t for t in plan.tensors if t.name not in adapted))
+        writer.fill(progress=None if progress is None else lambda count, _: progress(count, plan.nbytes))
     for tensor in (t for t in plan.tensors if t.name in adapted):
         module = adapted[tensor.name]
         _write_tensor(plan, tensor, stage, sites[module], shares[module], read, guard)
@@ -201,7 +202,7 @@ def _write_tensor(
             guard(base, owner, site.tensor)
             out = narrow(made.added(base, first).reshape(-1), tensor.dtype)
             guard.soup(widen(out, tensor.dtype), tensor.name)
-            _pwrite(descriptor, out.data, start + first * columns * BITS[tensor.dtype] // 8)
+            _pwrite(descriptor, out.data, start + first * columns * size_of(tensor.dtype))
     finally:
         os.close(descriptor)
 

@@ -17,15 +17,16 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
-from souping.core.types import UserError
+from souping.core.protocols import Progress
+from souping.core.types import Missing, UserError
 from souping.merge.distributed.messages import diagnosis, line, parse, unpack
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import Progress
 
 CPU_RANKS = 2
 
@@ -60,7 +61,7 @@ class AccelerateMerge(LocalMerge):
                 raise UserError(f"merge.{key}={getattr(self, key)} must be a number of seconds above 0 and below 1e6")
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Any = None, extra_files: Mapping[str, str] | None = None
+        self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
     ) -> Path:
         """As `LocalMerge.write`, by the ranks.
 
@@ -78,6 +79,10 @@ class AccelerateMerge(LocalMerge):
             started = Ranks(count, port=self.main_process_port, start=self.start_timeout, timeout=self.timeout)
             self._ranks.append(started)
         self._ranks[-1].fill(plan, stage, progress)
+
+    def needs(self) -> list[Missing]:
+        there = find_spec("accelerate") is not None
+        return [] if there else [Missing(what="the package accelerate", mends="pip install accelerate")]
 
     def close(self) -> None:
         """End the ranks. The next `write` starts others."""
@@ -112,7 +117,7 @@ FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"
 
 
 class Ranks:
-    """`count` ranks that wait for plans; `fill` makes them cook one, `close` ends them.
+    """`count` ranks that wait for plans; `fill` makes them write one, `close` ends them.
 
     They end too when this process does, however it does: they read its end of a pipe. `port` is the ranks' meeting
     point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and without a sign of life.

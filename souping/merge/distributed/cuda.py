@@ -8,7 +8,7 @@ the next block into the other slot:
     slot 1          read                    | copy in, mix, copy out | write
 
 Copies of one slot run beside the arithmetic of the other, also across threads. Tensors that are only copied, and
-methods that `accelerate_mix` does not know, are cooked by the engine on the CPU.
+methods that torch has no form of, are mixed on the CPU.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.merge.chunks import Chunk, size_of
-from souping.merge.kernels.gpu import DIFFERENCES, blend
-from souping.merge.kernels.reference import Combine, Raw, linear
+from souping.checkpoints.dtypes import size_of
+from souping.core.protocols import Progress
+from souping.merge.chunks import Chunk, check_finite, settled
+from souping.merge.kernels.gpu import blend
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
 from souping.merge.plan import MergePlan
-from souping.merge.writer import Buffers, Progress, ShardWriter
+from souping.merge.writer import Buffers, ShardWriter
 
 if TYPE_CHECKING:
     import torch
 
 ELEMENTS = 1 << 23  # of all ingredients in a slot: at most 32 MiB pinned, and as much on the device
 LARGEST = 1 << 22  # elements of one block
-THREADS = 4  # that read files for one GPU
+READERS = 4  # that read files for one GPU
 
 
 class CudaShardWriter(ShardWriter):
@@ -43,7 +45,7 @@ class CudaShardWriter(ShardWriter):
     def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """As the engine's, in larger blocks: a copy to the device has to be worth its start."""
         for run in work:
-            yield from [run] if run.solid and self.method.whole else _large(self._settle(run))
+            yield from [run] if run.solid and self.method.whole else _large(settled(self.method, run, self.read))
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         import torch
@@ -70,7 +72,7 @@ class CudaShardWriter(ShardWriter):
         function = self.method.function if run.op == "mix" else linear
         slot.run = run
         if run.op not in ("mix", "linear") or function not in DIFFERENCES:
-            self._block(run, slot.bench)
+            self._block(run, slot.buffers)
             slot.pending = False
             return
         for number, source in enumerate(run.sources):
@@ -84,7 +86,8 @@ class CudaShardWriter(ShardWriter):
             return
         if slot.pending:
             out, good = slot.wait(run.nbytes)
-            self._check(run, good, [slot.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)])
+            rows = [slot.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
+            check_finite(self.plan, run, good, rows, self._warned)
             self._write(run, out)
         with self._lock:
             self._done += run.nbytes
@@ -103,7 +106,7 @@ class _Buffer:
         import torch
 
         self.run: Chunk | None = None
-        self.pending, self.bench = False, Buffers()
+        self.pending, self.buffers = False, Buffers()
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]

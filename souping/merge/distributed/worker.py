@@ -5,7 +5,7 @@ the group. It answers on what was its standard output: `{"ready": N, "pids": [..
 of `{"progress": [done, total]}` and `{"warning": text}`, and `{"done": true}` or `{"failed": ...}`. Whatever libraries
 print goes to standard error.
 
-A soup by all ranks of a team: each cooks its share of the bytes, and all hear how the others do.
+A soup by all ranks of a team: each mixes its share of the bytes, and all hear how the others do.
 
 The ranks of one group, seen from inside: who am I, tell all, gather from all.
 """
@@ -26,10 +26,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from souping.core.protocols import Progress
 from souping.core.types import UserError
 from souping.merge.distributed.messages import Failure, LostError, line, overheard, pack, parse, unpack
 from souping.merge.plan import MergePlan
-from souping.merge.writer import THREADS, Progress, ShardWriter
+from souping.merge.writer import THREADS, ShardWriter
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,7 @@ class Inbox:
 
 
 def lead(team: Team, inbox: Inbox, send: Send, timeout: float) -> None:
-    """Rank 0: pass on every line to the others and cook it with them, until the end of the file."""
+    """Rank 0: pass on every line to the others and fill it with them, until the end of the file."""
     members = team.introduce()
     send({"ready": team.ranks, "pids": [m["pid"] for m in members], "devices": [m["device"] for m in members]})
     for member in members:
@@ -122,7 +123,7 @@ def lead(team: Team, inbox: Inbox, send: Send, timeout: float) -> None:
 
 
 def _answer(team: Team, order: dict[str, Any], send: Send, inbox: Inbox) -> dict[str, Any]:
-    """Cook one soup and say how it went."""
+    """Write one soup and say how it went."""
 
     def progress(done: int, total: int) -> None:
         send({"progress": [done, total]})
@@ -138,7 +139,7 @@ def _answer(team: Team, order: dict[str, Any], send: Send, inbox: Inbox) -> dict
 
 
 def serve(team: Team) -> int:
-    """The other ranks: cook with rank 0 whatever it says, until it says end; rank 0 reports what goes wrong.
+    """The other ranks: fill with rank 0 whatever it says, until it says end; rank 0 reports what goes wrong.
 
     Returns the exit status, 0.
     """
@@ -189,7 +190,7 @@ def _beat(
     warn: Warn,
     leave: Callable[[], bool],
 ) -> bool:
-    """One exchange; returns whether all shares are cooked."""
+    """One exchange; returns whether all shares are filled."""
     over = share.wait(BEAT)
     news, warnings[:] = list(warnings), []
     mine = {"over": over, "done": share.done, "failure": share.failure, "news": news, "leave": leave()}
@@ -208,7 +209,7 @@ def _beat(
 
 
 class _Share:
-    """This rank's share, cooked in a thread of its own."""
+    """This rank's share, filled in a thread of its own."""
 
     def __init__(self, team: Team, plan: MergePlan, stage: Path) -> None:
         self.done = 0
@@ -219,7 +220,7 @@ class _Share:
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Whether the share is cooked, or failed, within that time."""
+        """Whether the share is filled, or failed, within that time."""
         return self._over.wait(seconds)
 
     def stop(self) -> None:
@@ -230,8 +231,8 @@ class _Share:
     def _run(self) -> None:
         team = self._team
         try:
-            with kitchen(team, self._plan, self._stage) as opened:
-                opened.cook(team.rank, team.ranks, _threads(team), self._advance)
+            with shard_writer(team, self._plan, self._stage) as writer:
+                writer.fill(team.rank, team.ranks, _threads(team), self._advance)
             if team.spread:  # another machine's flush does not reach what this one holds back
                 _flush(self._stage, self._plan.shards)
         except BaseException as error:
@@ -245,8 +246,8 @@ class _Share:
         self.done = done
 
 
-def kitchen(team: Team, plan: MergePlan, stage: Path) -> ShardWriter:
-    """The engine on the rank's device."""
+def shard_writer(team: Team, plan: MergePlan, stage: Path) -> ShardWriter:
+    """The writer on the rank's device."""
     if team.gpu is None:
         return ShardWriter(plan, stage)
     from souping.merge.distributed.cuda import CudaShardWriter
@@ -256,7 +257,7 @@ def kitchen(team: Team, plan: MergePlan, stage: Path) -> ShardWriter:
 
 def _threads(team: Team) -> int:
     """The machine's cores shared among its ranks; files are read by more threads where a GPU does the arithmetic."""
-    from souping.merge.distributed.cuda import THREADS as READERS
+    from souping.merge.distributed.cuda import READERS
 
     cores = len(os.sched_getaffinity(0)) // team.local
     return max(1, min(cores, THREADS if team.gpu is None else READERS))

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from souping.merge.kernels.compiled import native
-from souping.merge.kernels.reference import Combine, Raw, delta, divide, linear, narrow, widen
-
-FUSED = {linear: False, delta: True}
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, divide, narrow, widen
 
 
 def mix_block(
@@ -27,8 +25,8 @@ def mix_block(
     Returns whether every element of the soup is finite. Sums and sums of differences run fused where LLVM is there;
     the bytes are the same either way.
     """
-    if function in FUSED:
-        kernel = native(FUSED[function], widest_row(dtypes), dtype, stored, divisor is not None)
+    if function in DIFFERENCES:
+        kernel = native(DIFFERENCES[function], widest_row(dtypes), dtype, stored, divisor is not None)
         if kernel is not None:
             return kernel(alike(rows, dtypes), weights, divisor, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]

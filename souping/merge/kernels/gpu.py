@@ -1,26 +1,23 @@
-"""The arithmetic of `kernels` in torch, for devices other than the CPU.
+"""The arithmetic of `kernels` in torch, for devices other than the CPU: the one place where soups are mixed by torch.
 
 `add_(x, alpha=w)` is one fused multiply-add on fp32, in the plan's order; division and roundings are IEEE's. Whether
-the device at hand really does that is tried before it is trusted (`agrees`): a rank whose device rounds otherwise uses
-the CPU.
+the device at hand really does that is tried before ranks trust it (`agrees`): one whose device rounds otherwise uses
+the CPU. Adapters' products are summed in fp64, which keeps them independent of how a matrix library splits the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.merge.kernels import reference
-from souping.merge.kernels.reference import ITEMSIZE, Combine, Raw
-from souping.merge.live import TORCH_DTYPES
+from souping.checkpoints.dtypes import FLOATS, TORCH_DTYPES, size_of
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Float32, Raw, divide, finite, narrow, widen
 
 if TYPE_CHECKING:
     import torch
 
-DIFFERENCES: dict[Combine, bool] = {reference.linear: False, reference.delta: True}
-"""Methods that run here; True where the first row is a base that the others' differences are added to."""
 QUIET = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 SAMPLE = 4099
 
@@ -40,40 +37,56 @@ def blend(
     """
     import torch
 
-    base = _widen(rows[0], dtypes[0]) if DIFFERENCES[function] else None
+    base = _wide(rows[0], dtypes[0]) if DIFFERENCES[function] else None
     first = 0 if base is None else 1
-    count = rows[0].numel() // ITEMSIZE[dtypes[0]]
+    count = rows[0].numel() // size_of(dtypes[0])
     total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
     for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
-        value = _widen(row, tag)
+        value = _wide(row, tag)
         total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
     if base is not None:
         total.add_(base)
     if divisor is not None:
         total.div_(divisor)
-    return _narrow(total, dtype)
+    return _rounded(total, dtype)
 
 
-def _widen(row: torch.Tensor, dtype: str) -> torch.Tensor:
+def copied(row: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes of `dtype` as they are, and whether all is finite []."""
     import torch
 
-    return row.view(_torch_dtype(dtype)).to(torch.float32)
+    return row, torch.isfinite(row.view(torch_dtype(dtype))).all()
 
 
-def _narrow(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+def add_product(base: Float32, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """base [n, columns] + left [n, rank] @ right [rank, columns] in fp64, rounded to fp32, where the factors are."""
+    import torch
+
+    rows = torch.tensor(base, device=left.device).double()
+    return rows.addmm_(left, right).float()
+
+
+def torch_dtype(tag: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])  # torch's
+    return dtype
+
+
+def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
+    import torch
+
+    return row.view(torch_dtype(dtype)).to(torch.float32)
+
+
+def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     """One rounding to `dtype`; devices have NaNs of their own, files get the quiet one."""
     import torch
 
-    soup = total.to(_torch_dtype(dtype))
-    bits = soup.view(torch.int32 if ITEMSIZE[dtype] == 4 else torch.int16)
+    soup = total.to(torch_dtype(dtype))
+    bits = soup.view(torch.int32 if size_of(dtype) == 4 else torch.int16)
     bits.masked_fill_(torch.isnan(soup), QUIET[dtype])
     return bits.view(torch.uint8), torch.isfinite(soup).all()
-
-
-def _torch_dtype(tag: str) -> Any:
-    import torch
-
-    return getattr(torch, TORCH_DTYPES[tag])
 
 
 def agrees(device: torch.device) -> bool:
@@ -81,8 +94,8 @@ def agrees(device: torch.device) -> bool:
     return all(
         _same(device, function, source, dtype, divisor)
         for function in DIFFERENCES
-        for source in ITEMSIZE
-        for dtype in ITEMSIZE
+        for source in FLOATS
+        for dtype in FLOATS
         for divisor in (None, 3.0)
     )
 
@@ -92,17 +105,17 @@ def _same(device: torch.device, function: Combine, source: str, dtype: str, divi
 
     raws, weights = _sample(source), (0.15, 0.85, 0.5, 1 / 3)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = function([reference.widen(raw, source) for raw in raws], weights)
-        wanted = reference.narrow(reference.divide(total, divisor), dtype)
+        total = function([widen(raw, source) for raw in raws], weights)
+        wanted = narrow(divide(total, divisor), dtype)
     by = None if divisor is None else torch.tensor([divisor], dtype=torch.float32, device=device)
     rows = [torch.from_numpy(raw).to(device) for raw in raws]
-    got, finite = blend(function, rows, [source] * len(rows), weights, by, dtype)
-    return np.array_equal(got.cpu().numpy(), wanted) and bool(finite) == reference.finite(wanted, dtype)
+    got, good = blend(function, rows, [source] * len(rows), weights, by, dtype)
+    return np.array_equal(got.cpu().numpy(), wanted) and bool(good) == finite(wanted, dtype)
 
 
 def _sample(dtype: str) -> list[Raw]:
     """Four rows: two of ordinary numbers, two of random bits."""
     dice = np.random.default_rng(len(dtype))
-    ordinary = [reference.narrow(dice.standard_normal(SAMPLE, np.float32), dtype) for _ in range(2)]
-    size = SAMPLE * ITEMSIZE[dtype]
+    ordinary = [narrow(dice.standard_normal(SAMPLE, np.float32), dtype) for _ in range(2)]
+    size = SAMPLE * size_of(dtype)
     return [*ordinary, *(np.frombuffer(dice.bytes(size), np.uint8).copy() for _ in range(2))]

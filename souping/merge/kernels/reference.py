@@ -16,7 +16,6 @@ Float32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]
 Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 """A method on fp32 rows: combine(rows, weights) -> row."""
-ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4}
 BLOCK = 1 << 18  # elements: N rows of a 16-bit block stay in a core's second-level cache for N up to about 8
 
 
@@ -91,6 +90,10 @@ def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
         for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
             total = fma(weight, tensor - base, total)
         return base + total
+
+
+DIFFERENCES: dict[Combine, bool] = {linear: False, delta: True}
+"""Methods that have a compiled form and one in torch; True where differences to the first row are summed, the base."""
 
 
 def divide(values: Float32, divisor: float | None) -> Float32:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from souping.checkpoints.lora import first_match
 from souping.core.types import UserError
 from souping.merge.adapters.factors import DeviceProduct, Product
-from souping.merge.adapters.pool import AdapterPool, open_adapters
+from souping.merge.adapters.pool import AdapterPool
 from souping.merge.adapters.writer import _pattern
 from souping.merge.local import LocalMerge
+from souping.merge.pool import open_pool
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, weighted
 
 Q0, Q1, UP1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
@@ -43,13 +44,13 @@ def two(folder: Path, base: Path, **config: Any) -> dict[str, Path]:
 
 
 def opened(folders: dict[str, Path], **merge: Any) -> AdapterPool:
-    pool = open_adapters(folders, LocalMerge(**merge))
-    assert pool is not None
+    pool = open_pool(folders, LocalMerge(**merge))
+    assert isinstance(pool, AdapterPool)
     return pool
 
 
 def write(pool: AdapterPool, weights: tuple[float, ...], out: Path) -> Path:
-    return pool.write(pool.plan(pool.recipe(list(pool.adapters), weights)), out)
+    return pool.write(pool.recipe(dict(zip(pool.names, weights, strict=True))), out)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -109,7 +110,7 @@ def test_dtype_is_that_of_the_factors(base: Path, tmp_path: Path, dtype: str) ->
     tensors = load_file(soup / "adapter_model.safetensors")
     assert {str(t.dtype) for t in tensors.values()} == {f"torch.{dtype}"}
     module = load(base)
-    pool.live({}, module).pour(pool.recipe(("a", "b"), (0.3, 0.7)))
+    pool.live(module).pour(pool.recipe({"a": 0.3, "b": 0.7}))
     a, b = (tensors[f"{PREFIX}{Q0}.lora_{side}.weight"].double() for side in "AB")
     exact = load_file(base / "model.safetensors")[f"{Q0}.weight"].double() + b @ a
     assert torch.equal(module.get_submodule(Q0).weight, exact.float())
@@ -120,10 +121,10 @@ def test_dtype_is_that_of_the_factors(base: Path, tmp_path: Path, dtype: str) ->
 def test_pouring_a_merged_soup_equals_writing_it(base: Path, tmp_path: Path, dtype: str | None, resident: str) -> None:
     pool = opened(two(tmp_path, base), adapters="merge", dtype=dtype, resident=resident, max_shard_size="9KB")
     module = load(base)
-    live = pool.live({}, module)
+    live = pool.live(module)
     for number, weights in enumerate([(0.3, 0.7), (1.0, 0.0), (0.0, 1.0)]):
         written = load(write(pool, weights, tmp_path / f"full-{number}")).state_dict()
-        live.pour(pool.recipe(("a", "b"), weights))
+        live.pour(pool.recipe(dict(zip("ab", weights, strict=True))))
         assert all(torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items())
 
 
@@ -154,10 +155,10 @@ def test_the_sum_on_a_device_is_the_sum_in_numpy(transposed: bool) -> None:
 def test_modules_of_other_adapters_get_the_base_back(base: Path, tmp_path: Path) -> None:
     pool = opened(two(tmp_path, base))
     module, fresh = load(base), load(base)
-    live = pool.live({}, module)
-    live.pour(pool.recipe(("a", "b"), (0.3, 0.7)))
+    live = pool.live(module)
+    live.pour(pool.recipe({"a": 0.3, "b": 0.7}))
     assert not torch.equal(module.get_submodule(UP1).weight, fresh.get_submodule(UP1).weight)
-    live.pour(pool.recipe(("a", "b"), (1.0, 0.0)))
+    live.pour(pool.recipe({"a": 1.0, "b": 0.0}))
     assert torch.equal(module.get_submodule(UP1).weight, fresh.get_submodule(UP1).weight)
 
 
@@ -270,7 +271,7 @@ class TestRefusals:
             opened(folders)
         with pytest.raises(UserError, match=r"merge\.base=nowhere is not a folder"):
             opened(folders, base="nowhere")
-        assert opened(folders, base=str(base)).model_folder == base
+        assert opened(folders, base=str(base)).home == base
         assert not any("merge.base" in warning for warning in opened(folders, base=str(base)).warnings)
 
     def test_of_nothing_but_a_warning_for_another_base(self, base: Path, tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ class TestRefusals:
             write(pool, (0.3, 0.7), tmp_path / "soup")
         assert not [p for p in tmp_path.iterdir() if "soup" in p.name]
         with pytest.raises(UserError, match="NaN or infinity"):
-            pool.live({}, load(base)).pour(pool.recipe(("a", "b"), (0.3, 0.7)))
+            pool.live(load(base)).pour(pool.recipe({"a": 0.3, "b": 0.7}))
         write(opened(folders, adapters=adapters, nonfinite="warn"), (0.3, 0.7), tmp_path / "soup")
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from souping.core.types import UserError
-from souping.merge.adapters.pool import AdapterPool, open_adapters
+from souping.merge.adapters.pool import AdapterPool
 from souping.merge.local import LocalMerge
+from souping.merge.pool import open_pool
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -71,8 +72,8 @@ def pool_of(folder: Path, base: Path, every: Mapping[str, Settings], **merge: An
     folders = {
         name: train(folder / name, base, seed, settings) for seed, (name, settings) in enumerate(every.items(), 1)
     }
-    pool = open_adapters(folders, LocalMerge(**merge))
-    assert pool is not None
+    pool = open_pool(folders, LocalMerge(**merge))
+    assert isinstance(pool, AdapterPool)
     return pool
 
 
@@ -127,8 +128,8 @@ CASES: dict[str, dict[str, Settings]] = {
 def test_peft_loads_the_soup_which_is_the_weighted_sum_of_products(case: str, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     pool = pool_of(tmp_path, base, CASES[case])
-    recipe = pool.recipe(list(WEIGHTS), tuple(WEIGHTS.values()))
-    soup = pool.write(pool.plan(recipe), tmp_path / "soup")
+    recipe = pool.recipe(WEIGHTS)
+    soup = pool.write(recipe, tmp_path / "soup")
     want: dict[str, torch.Tensor] = {}
     for name, weight in WEIGHTS.items():
         for module, delta in products(base, tmp_path / name).items():
@@ -144,7 +145,7 @@ def test_peft_loads_the_soup_which_is_the_weighted_sum_of_products(case: str, tm
     loaded = peft.PeftModel.from_pretrained(load_base(base), soup).eval()
     close(forward(loaded), forward(summed), 2**-17)
     poured = load_base(base)
-    pool.live({}, poured).pour(recipe)
+    pool.live(poured).pour(recipe)
     close(forward(poured), forward(summed), 2**-17)
 
 
@@ -154,11 +155,11 @@ def test_merged_model_is_what_peft_merges(dtype: torch.dtype, tmp_path: Path) ->
 
     base = save_base(tmp_path / "base", dtype=dtype)
     pool = pool_of(tmp_path, base, CASES["patterns"], adapters="merge", max_shard_size="20KB")
-    recipe = pool.recipe(list(WEIGHTS), tuple(WEIGHTS.values()))
-    out = pool.write(pool.plan(recipe), tmp_path / "full")
-    kept = open_adapters({n: tmp_path / n for n in WEIGHTS}, LocalMerge())
+    recipe = pool.recipe(WEIGHTS)
+    out = pool.write(recipe, tmp_path / "full")
+    kept = open_pool({n: tmp_path / n for n in WEIGHTS}, LocalMerge())
     assert kept is not None
-    soup = kept.write(kept.plan(kept.recipe(list(WEIGHTS), tuple(WEIGHTS.values()))), tmp_path / "soup")
+    soup = kept.write(kept.recipe(WEIGHTS), tmp_path / "soup")
     merged = peft.PeftModel.from_pretrained(load_base(base), soup).merge_and_unload().state_dict()
     stored = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).state_dict()
     half_step = 2**-8 if dtype is torch.bfloat16 else 2**-21
@@ -172,17 +173,17 @@ def test_embeddings_that_the_base_ties(tie: bool, tmp_path: Path) -> None:
     """PEFT leaves the head alone when it adapts the embedding tied to it, and so does a pour."""
     base = save_base(tmp_path / "base", tie=tie)
     pool = pool_of(tmp_path, base, {"a": CASES["embedding"]["a"], "b": CASES["embedding"]["b"]})
-    recipe = pool.recipe(("a", "b"), (0.4, 0.6))
-    soup = pool.write(pool.plan(recipe), tmp_path / "soup")
+    recipe = pool.recipe({"a": 0.4, "b": 0.6})
+    soup = pool.write(recipe, tmp_path / "soup")
     poured = load_base(base)
-    live = pool.live({}, poured)
+    live = pool.live(poured)
     live.pour(recipe)
     close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
-    live.pour(pool.recipe(("a", "b"), (0.0, 1.0)))
+    live.pour(pool.recipe({"a": 0.0, "b": 1.0}))
     close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), tmp_path / "b").eval()), 2**-17)
     if tie:
         with pytest.raises(UserError, match=r"embed_tokens, whose weight the base ties.*merge\.adapters=keep"):
-            open_adapters({"a": tmp_path / "a", "b": tmp_path / "b"}, LocalMerge(adapters="merge"))
+            open_pool({"a": tmp_path / "a", "b": tmp_path / "b"}, LocalMerge(adapters="merge"))
 
 
 def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
@@ -193,10 +194,10 @@ def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
         "b": {"r": 3, "target_modules": ["c_proj", "c_fc", "wte"]},
     }
     pool = pool_of(tmp_path, base, every)
-    recipe = pool.recipe(("a", "b"), (0.25, 0.75))
-    soup = pool.write(pool.plan(recipe), tmp_path / "soup")
+    recipe = pool.recipe({"a": 0.25, "b": 0.75})
+    soup = pool.write(recipe, tmp_path / "soup")
     poured = load_base(base)
-    pool.live({}, poured).pour(recipe)
+    pool.live(poured).pour(recipe)
     close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
 
 
@@ -204,10 +205,10 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
     """The live experts have other names than the checkpoint's; what is adapted has not."""
     base = save_base(tmp_path / "base", "mixtral")
     pool = pool_of(tmp_path, base, {"a": {"r": 2, **QV}, "b": {"r": 3, **QV}}, adapters="merge")
-    recipe = pool.recipe(("a", "b"), (0.25, 0.75))
+    recipe = pool.recipe({"a": 0.25, "b": 0.75})
     poured = load_base(base)
-    pool.live({}, poured).pour(recipe)
-    written = load_base(pool.write(pool.plan(recipe), tmp_path / "full"))
+    pool.live(poured).pour(recipe)
+    written = load_base(pool.write(recipe, tmp_path / "full"))
     assert torch.equal(forward(poured), forward(written))
     want = {name: products(base, tmp_path / name) for name in "ab"}
     for module in want["a"]:
@@ -218,7 +219,7 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
 def test_one_adapter_of_weight_one_keeps_its_products(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     pool = pool_of(tmp_path, base, {"a": {"r": 4, "lora_alpha": 8, **QV}, "b": {"r": 2, **QV}})
-    soup = pool.write(pool.plan(pool.recipe(("a", "b"), (1.0, 0.0))), tmp_path / "soup")
+    soup = pool.write(pool.recipe({"a": 1.0, "b": 0.0}), tmp_path / "soup")
     own, again = products(base, tmp_path / "a"), products(base, soup)
     assert all(torch.equal(again[module], delta) for module, delta in own.items())
 
@@ -253,10 +254,10 @@ def test_other_kinds_and_resized_vocabularies_are_refused(tmp_path: Path) -> Non
     loha = peft.get_peft_model(load_base(base), peft.LoHaConfig(task_type="CAUSAL_LM", r=2, **QV))
     loha.save_pretrained(tmp_path / "loha")
     with pytest.raises(UserError, match="peft_type=LOHA: only LORA"):
-        open_adapters({"loha": tmp_path / "loha"}, LocalMerge())
+        open_pool({"loha": tmp_path / "loha"}, LocalMerge())
     model = load_base(base)
     model.resize_token_embeddings(80)
     grown = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, **QV))
     grown.save_pretrained(tmp_path / "grown", save_embedding_layers=True)
     with pytest.raises(UserError, match=r"whole weight of (lm_head|.*embed_tokens).*resized"):
-        open_adapters({"grown": tmp_path / "grown"}, LocalMerge())
+        open_pool({"grown": tmp_path / "grown"}, LocalMerge())

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from souping.merge.adapters.pool import open_adapters
 from souping.merge.local import LocalMerge
+from souping.merge.pool import open_pool
 from tests.conftest import Cli
 from tests.support.adapters import deltas, save_adapter, weighted
 from tests.support.family import answers, save_model, save_tokenizer
@@ -49,9 +49,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _merged(folder: Path, name: str) -> Path:
-    pool = open_adapters({name: folder / name}, LocalMerge(adapters="merge", base=str(folder / "base")))
-    assert pool is not None
-    return pool.write(pool.plan(pool.recipe((name,), (1.0,))), folder / "full" / name)
+    pool = open_pool({name: folder / name}, LocalMerge(adapters="merge", base=str(folder / "base")))
+    return pool.write(pool.recipe({name: 1.0}), folder / "full" / name)
 
 
 def pool_of(folder: Path, *names: str) -> list[str]:
@@ -161,10 +160,10 @@ def test_a_pool_of_adapters_needs_no_torch_to_be_written(adapters: Path, tmp_pat
     import sys
 
     code = (
-        "import sys\nfrom pathlib import Path\nfrom souping.merge.adapters import open_adapters\n"
+        "import sys\nfrom pathlib import Path\nfrom souping.merge.pool import open_pool\n"
         "from souping.merge.local import LocalMerge\nroot = Path(sys.argv[1])\n"
-        "pool = open_adapters({n: root / n for n in ('ant', 'bee')}, LocalMerge(base=str(root / 'base')))\n"
-        "pool.write(pool.plan(pool.recipe(('ant', 'bee'), (0.5, 0.5))), Path(sys.argv[2]))\n"
+        "pool = open_pool({n: root / n for n in ('ant', 'bee')}, LocalMerge(base=str(root / 'base')))\n"
+        "pool.write(pool.recipe({'ant': 0.5, 'bee': 0.5}), Path(sys.argv[2]))\n"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(adapters), str(tmp_path / "soup")], check=True)

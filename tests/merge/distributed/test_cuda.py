@@ -54,8 +54,8 @@ def cook_on(device: torch.device, plan: MergePlan, stage: Path) -> list[int]:
     from souping.merge.distributed.cuda import CudaShardWriter
 
     cooked: list[int] = []
-    with CudaShardWriter(plan, stage, device) as kitchen:
-        kitchen.cook(progress=lambda done, _: cooked.append(done))
+    with CudaShardWriter(plan, stage, device) as writer:
+        writer.fill(progress=lambda done, _: cooked.append(done))
     return cooked
 
 

@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from souping.checkpoints.dtypes import FLOATS, size_of
 from souping.core.types import UserError
 from souping.merge.distributed.backend import environment
 from souping.merge.distributed.messages import diagnosis, line, overheard, pack, parse, unpack
 from souping.merge.distributed.worker import _arithmetic, check_ranks
-from souping.merge.kernels import gpu as accelerate_mix
-from souping.merge.kernels import reference
+from souping.merge.kernels import gpu, reference
 from tests.support.ranks import audible
 
 LAUNCHER = """E1124 failed (exitcode: {code}) local_rank: 0 (pid: 7)
@@ -94,7 +94,7 @@ def test_fewer_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torch_on_this_processor_agrees() -> None:
-    assert accelerate_mix.agrees(torch.device("cpu"))
+    assert gpu.agrees(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("broken", ["add_", "to", "div_"])
@@ -114,18 +114,18 @@ def test_a_device_that_rounds_otherwise_is_found_out(monkeypatch: pytest.MonkeyP
         return self.mul_(1 / by)
 
     monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut, "div_": times}[broken])
-    assert not accelerate_mix.agrees(torch.device("cpu"))
-    monkeypatch.setattr(accelerate_mix, "agrees", lambda _: False)
-    gpu, note = _arithmetic(torch.device("cuda", 0))
-    assert gpu is None
+    assert not gpu.agrees(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "agrees", lambda _: False)
+    device, note = _arithmetic(torch.device("cuda", 0))
+    assert device is None
     assert "cuda:0 rounds otherwise" in note
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    dtypes=st.lists(st.sampled_from(sorted(reference.ITEMSIZE)), min_size=2, max_size=4),
-    dtype=st.sampled_from(sorted(reference.ITEMSIZE)),
+    dtypes=st.lists(st.sampled_from(sorted(FLOATS)), min_size=2, max_size=4),
+    dtype=st.sampled_from(sorted(FLOATS)),
     divisor=st.sampled_from([None, 3.0, 0.1]),
     delta=st.booleans(),
 )
@@ -133,14 +133,14 @@ def test_torch_mixes_as_the_kernels(
     seed: int, dtypes: list[str], dtype: str, divisor: float | None, delta: bool
 ) -> None:
     dice = np.random.default_rng(seed)
-    rows = [np.frombuffer(dice.bytes(37 * reference.ITEMSIZE[tag]), np.uint8).copy() for tag in dtypes]
+    rows = [np.frombuffer(dice.bytes(37 * size_of(tag)), np.uint8).copy() for tag in dtypes]
     weights = dice.uniform(-1, 2, len(rows)).tolist()
     function = reference.delta if delta else reference.linear
     with np.errstate(all="ignore"):
         total = function([reference.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
         wanted = reference.narrow(reference.divide(total, divisor), dtype)
     by = None if divisor is None else torch.tensor([divisor])
-    got, finite = accelerate_mix.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, by, dtype)
+    got, finite = gpu.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, by, dtype)
     assert got.numpy().tobytes() == wanted.tobytes()
     assert bool(finite) == reference.finite(wanted, dtype)
 

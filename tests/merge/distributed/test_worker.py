@@ -87,8 +87,8 @@ def test_a_leader_and_a_server_cook_what_comes(tmp_path: Path) -> None:
     assert any("model.z.weight" in m.get("warning", "") for m in said)
     for plan, name in (todo[0], todo[2]):
         whole = staging(plan, tmp_path / f"{name}-alone")
-        with ShardWriter(plan, whole) as kitchen:
-            kitchen.cook()
+        with ShardWriter(plan, whole) as writer:
+            writer.fill()
         assert contents(tmp_path / name) == contents(whole)
 
 

@@ -1,0 +1,169 @@
+"""A pool of candidates, opened once: full models here, or adapters over one base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.lora import is_adapter
+from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progress, SoupPlan
+from souping.core.text import listed
+from souping.core.types import Recipe, UserError, Weights
+from souping.merge.adapters.pool import AdapterPool
+from souping.merge.planner import Alignment
+
+if TYPE_CHECKING:
+    import torch
+
+P = TypeVar("P", bound=SoupPlan)
+
+
+class ModelMerge(MergeBackend, Protocol[P]):
+    """Merge backend of full models: the verbs that a pool of them asks for. Plans are of a kind of its own."""
+
+    def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
+        """The candidates side by side, with the base model where the method has one."""
+        return Alignment(checkpoints)
+
+    def recipe(
+        self,
+        ingredients: Sequence[str],
+        weights: Weights,
+        checkpoints: Mapping[str, Checkpoint],
+        fingerprints: Mapping[str, str],
+        cache: MutableMapping[str, str] | None = None,
+    ) -> Recipe:
+        """The recipe of these weights, with all settings that decide the soup's numbers."""
+        ...
+
+    def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> P: ...
+
+    def write(
+        self, plan: P, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+    ) -> Path: ...
+
+    def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable: ...
+
+    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+        """Raises UserError as `open_pool`."""
+        return open_pool(folders, self, cache)
+
+
+class FullModelPool(CandidatePool, Generic[P]):
+    """Full models of one architecture. Headers are read here; what takes reading more waits until it is asked for."""
+
+    def __init__(
+        self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+    ) -> None:
+        """Open every candidate's headers.
+
+        Raises:
+            UserError: a folder is absent or broken.
+        """
+        self._folders, self._merge, self._cache = dict(folders), merge, cache
+        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._folders)
+
+    @cached_property
+    def warnings(self) -> Sequence[str]:
+        return preflight(self._checkpoints, vocab=self._merge.vocab)
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        return {name: self._digest(folder) for name, folder in self._folders.items()}
+
+    def _digest(self, folder: Path) -> str:
+        return fingerprint(folder, self._cache, self._merge.allow_pickle)
+
+    @property
+    def seen(self) -> Mapping[str, Path]:
+        base = {self._digest(Path(self._merge.base)): Path(self._merge.base)} if self._merge.base else {}
+        return {self.fingerprints[name]: folder for name, folder in self._folders.items()} | base
+
+    @property
+    def home(self) -> Path:
+        return next(iter(self._folders.values()))
+
+    @cached_property
+    def _alignment(self) -> Alignment:
+        return self._merge.align(self._checkpoints)
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        chosen = [name for name in self.names if weights.get(name)]
+        values = tuple(weights[name] for name in chosen)
+        return self._merge.recipe(chosen, values, self._checkpoints, self.fingerprints, self._cache)
+
+    def plan(self, recipe: Recipe) -> P:
+        return self._merge.plan(recipe, self._alignment)
+
+    def live(self, module: torch.nn.Module) -> Pourable:
+        return self._merge.live(self._alignment, module)
+
+    def write(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
+
+    def check_tokenizers(self) -> None:
+        for name, folder in self._folders.items():
+            check_tokenizer(name, folder)
+
+    def tokenizer_folder(self, recipe: Recipe) -> Path:
+        """That of the first ingredient, or of the one with the soup's vocabulary where they may differ."""
+        if self._merge.vocab == "error":
+            return self._folders[recipe.ingredients[0]]
+        carry = self._merge.carry if self._merge.carry in recipe.ingredients else None
+        layout = self._alignment.weigh(recipe).layout
+        return list(layout.pool.values())[layout.carrier(carry)].folder
+
+    def own_folder(self, recipe: Recipe) -> Path | None:
+        name = recipe.ingredients[0]
+        same = len(recipe.ingredients) == 1 and recipe.dtype == self._checkpoints[name].dtype
+        return self._folders[name] if same else None
+
+    @property
+    def soup_bytes(self) -> int:
+        """The largest candidate's files, twice that where it is widened."""
+        largest = max(folder_bytes(folder) for folder in self._folders.values())
+        narrow = any(checkpoint.dtype != "float32" for checkpoint in self._checkpoints.values())
+        return 2 * largest if narrow and self._merge.dtype == "float32" else largest
+
+    def close(self) -> None:
+        """It holds nothing open; the backend is the run's own to close."""
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def open_pool(
+    folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+) -> CandidatePool:
+    """The pool of adapters in these folders, or of full models where none of them is an adapter.
+
+    Raises:
+        UserError: adapters and full models are mixed, or as AdapterPool and FullModelPool.
+    """
+    kinds = {name: is_adapter(folder) for name, folder in folders.items()}
+    if not any(kinds.values()):
+        return FullModelPool(folders, merge, cache)
+    full = [name for name, adapter in kinds.items() if not adapter]
+    if full:
+        lone = [name for name, adapter in kinds.items() if adapter]
+        raise UserError(
+            f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): soup adapters with adapters, or "
+            "merge them into full models first"
+        )
+    return AdapterPool(folders, merge, cache)
