@@ -1,4 +1,4 @@
-"""A benchmark: items with categories, read from a JSON Lines file."""
+"""Benchmarks: items with categories, read from a JSON Lines file; none; the evaluator's own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from souping.core.protocols import BenchmarkItems
-from souping.core.types import Item, UserError
+from souping.core.types import Item, Json, UserError
 from souping.evaluate.scoring import check
 
 
@@ -93,7 +92,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
         raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error
 
 
@@ -122,7 +121,7 @@ def _item(line: str, where: str) -> Item:
     return item
 
 
-def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+def _text(row: Mapping[str, Json], key: str, where: str, default: str | None = None) -> str:
     value = row.get(key, default)
     if value is None and default is not None:
         return default
@@ -133,13 +132,13 @@ def _text(row: Mapping[str, Any], key: str, where: str, default: str | None = No
     return value
 
 
-def _answer(row: Mapping[str, Any], where: str) -> Any:
+def _answer(row: Mapping[str, Json], where: str) -> Json:
     if row.get("answer") is None:
         raise UserError(f"{where}: `answer` is missing")
     return row["answer"]
 
 
-def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, Any], ...]:
+def _prompt(row: Mapping[str, Json], where: str) -> str | tuple[Mapping[str, Json], ...]:
     """`prompt` as text or messages; `messages` is read the same way."""
     value = row.get("prompt", row.get("messages"))
     if isinstance(value, str) and value:
@@ -151,7 +150,7 @@ def _prompt(row: Mapping[str, Any], where: str) -> str | tuple[Mapping[str, Any]
     return tuple(_message(message, where) for message in value)
 
 
-def _message(value: Any, where: str) -> Mapping[str, Any]:
+def _message(value: Json, where: str) -> Mapping[str, Json]:
     """A message for the chat template: what it holds beside role and content (tool calls, names) goes there too."""
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise UserError(f"{where}: a chat message is an object with `role` and `content`, not {value!r:.60}")
@@ -163,7 +162,7 @@ def _message(value: Any, where: str) -> Mapping[str, Any]:
     return {**value, "content": content or ""}
 
 
-def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+def _tools(row: Mapping[str, Json], where: str) -> tuple[Mapping[str, Json], ...]:
     value = row.get("tools") or []
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise UserError(f"{where}: `tools` must be a list of JSON schemas of functions, not {value!r:.60}")

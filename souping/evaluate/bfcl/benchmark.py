@@ -25,7 +25,7 @@ import numpy as np
 
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import nearest
-from souping.core.types import FloatArray, Item, UserError
+from souping.core.types import FloatArray, Item, Json, UserError
 from souping.evaluate import folds
 from souping.evaluate.bfcl.environment import Environment
 
@@ -52,10 +52,10 @@ class BfclBenchmark(BenchmarkItems):
         """
         data = self.environment.package / "data"
         groups = _groups(data)
-        found = tuple(item for name in self.categories for item in _read(data, name, groups)[: self.limit])
+        items = tuple(item for name in self.categories for item in _read(data, name, groups)[: self.limit])
         if not self.ids:
-            return found
-        known = {item.id: item for item in found}
+            return items
+        known = {item.id: item for item in items}
         for name in self.ids:
             if name not in known:
                 raise UserError(f"evaluator.ids: {name!r} is not an item of these categories{nearest(name, known)}")
@@ -108,7 +108,7 @@ def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
     return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
 
 
-def _item(category: str, row: Mapping[str, Any], answer: Any, groups: Mapping[str, str]) -> Item:
+def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
     turns = tuple({"role": m["role"], "content": m["content"]} for turn in row["question"] for m in turn)
     single = category in SINGLE_TURN
     rest = {key: row[key] for key in ("initial_config", "involved_classes", "missed_function") if key in row}

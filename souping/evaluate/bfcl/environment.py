@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from souping.core.text import nearest
 from souping.core.types import Item, Json, Record, UserError
@@ -153,8 +153,8 @@ def _check_python(python: str) -> None:
         raise UserError(f"--python {python}: cannot be run: {error}") from error
     if version not in PYTHONS:
         wanted = " or ".join(".".join(map(str, v)) for v in PYTHONS)
-        found = ".".join(map(str, version))
-        raise UserError(f"bfcl-eval needs Python {wanted}, {python} is {found}: {COMMAND} --python python{wanted[-4:]}")
+        own = ".".join(map(str, version))
+        raise UserError(f"bfcl-eval needs Python {wanted}, {python} is {own}: {COMMAND} --python python{wanted[-4:]}")
 
 
 def _run(command: list[str], place: Path, what: str) -> None:
@@ -288,7 +288,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     answers = {str(row["id"]): row for path in _files(results, "result") for row in _rows(path)}
     judged = {path.name.removesuffix("_score.json"): _rows(path) for path in _files(scores, "score")}
     wrong = {category: {str(row["id"]) for row in list(rows)[1:]} for category, rows in judged.items()}
-    found = []
+    scored = []
     for item in items:
         if item.id not in answers:
             raise UserError(f"{results}: no result for item {item.id}")
@@ -296,8 +296,8 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
             raise UserError(f"{scores}: no score file for {item.category}")
         answer = answers[item.id]
         right = item.id not in wrong[f"BFCL_v4_{item.category}"] and not _failed(answer)
-        found.append(Record(item=item.id, score=float(right), output=_text(answer["result"])))
-    return found
+        scored.append(Record(item=item.id, score=float(right), output=_text(answer["result"])))
+    return scored
 
 
 def failure(records: Sequence[Record]) -> str | None:
@@ -311,7 +311,7 @@ def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path) -> Iterator[Mapping[str, Json]]:
     try:
         with path.open(encoding="utf-8") as lines:
             yield from (json.loads(line) for line in lines if line.strip())
@@ -319,9 +319,9 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _failed(answer: Mapping[str, Any]) -> bool:
+def _failed(answer: Mapping[str, Json]) -> bool:
     return "traceback" in answer and str(answer["result"]).startswith(FAILED)
 
 
-def _text(result: Any) -> str:
+def _text(result: Json) -> str:
     return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)

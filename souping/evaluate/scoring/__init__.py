@@ -15,9 +15,8 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from souping.core.types import Item, UserError
+from souping.core.types import Item, Json, UserError
 from souping.evaluate.scoring import call_matcher
 
 
@@ -72,10 +71,10 @@ def _check_exact(item: Item) -> None:
 
 
 def _number(item: Item, output: str) -> float:
-    wanted, found = _as_number(item.answer), last_number(output)
+    wanted, said = _as_number(item.answer), last_number(output)
     if wanted is None:
         _check_number(item)
-    return float(found is not None and wanted is not None and math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-12))
+    return float(said is not None and wanted is not None and math.isclose(said, wanted, rel_tol=1e-9, abs_tol=1e-12))
 
 
 def _check_number(item: Item) -> None:
@@ -83,7 +82,7 @@ def _check_number(item: Item) -> None:
         raise UserError(f"item {item.id}: a `number` answer is a finite number, not {item.answer!r:.60}")
 
 
-def _as_number(answer: Any) -> float | None:
+def _as_number(answer: Json) -> float | None:
     if isinstance(answer, bool) or not isinstance(answer, int | float | str):
         return None
     return _finite(str(answer).strip())
@@ -113,10 +112,10 @@ def last_number(text: str) -> float | None:
     matches = deque(_FOUND.finditer(text), maxlen=1)
     if not matches:
         return None
-    found, start = matches[0][0], matches[0].start()
-    if found[0] in "-+\u2212" and start and text[start - 1].isalnum():
-        found = found[1:]
-    return _finite(found)
+    number, start = matches[0][0], matches[0].start()
+    if number[0] in "-+\u2212" and start and text[start - 1].isalnum():
+        number = number[1:]
+    return _finite(number)
 
 
 SCORERS: dict[str, Scorer] = {

@@ -18,14 +18,16 @@ Values of arguments: their types, and when one agrees with the allowed ones (rul
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring.call_parser import Call, Literal, Unparsable, check_language, is_attempt, parse
+from souping.evaluate.scoring.call_parser import Call, Literal, Unparsable, Value, check_language, is_attempt, parse
 
 ANY = "any"
+Schema = Mapping[str, Any]
+"""A JSON schema: of a function, or of one of its parameters."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Wanted:
     """A call that is right: allowed values of each argument, and what the function's docs say of it."""
 
     name: str
-    allowed: Mapping[str, Sequence[Any]]
-    positional: tuple[Any, ...] = ()
+    allowed: Mapping[str, Sequence[Value]]
+    positional: tuple[Value, ...] = ()
     kinds: Mapping[str, Kind] | None = None
     required: tuple[str, ...] = field(default=())
 
@@ -61,9 +63,10 @@ def check(item: Item) -> None:
 def read_answer(item: Item) -> list[Wanted] | None:
     """The calls that an answer asks for; None for `"any"`."""
     check_language(item.language)
-    answer, functions = item.answer, []
-    if isinstance(answer, dict) and "calls" in answer and set(answer) <= {"calls", "functions"}:
-        answer, functions = answer["calls"], answer.get("functions", [])
+    answer: Value = item.answer
+    functions: Iterable[Schema] = []
+    if isinstance(item.answer, dict) and "calls" in item.answer and set(item.answer) <= {"calls", "functions"}:
+        answer, functions = item.answer["calls"], item.answer.get("functions", [])
     if answer == ANY:
         return None
     entries = answer if isinstance(answer, list) else [answer]
@@ -82,7 +85,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else f"{error}"[:80]
 
 
-def _read(entry: Any, language: str) -> list[Wanted]:
+def _read(entry: Value, language: str) -> list[Wanted]:
     if isinstance(entry, str):
         return _from_text(entry, language)
     if not isinstance(entry, dict) or not entry:
@@ -113,14 +116,14 @@ def _from_text(text: str, language: str) -> list[Wanted]:
     ]
 
 
-def _allow(value: Any) -> Any:
+def _allow(value: Value) -> Value:
     """A plain value in BFCL's form: each key of an object has a list of allowed values."""
     if isinstance(value, dict):
         return {key: [_allow(inner)] for key, inner in value.items()}
     return [_allow(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _documented(call: Wanted, docs: Mapping[str, Any], language: str) -> Wanted:
+def _documented(call: Wanted, docs: Mapping[str, Schema], language: str) -> Wanted:
     if not docs:
         return call
     parameters = docs[call.name]
@@ -166,10 +169,11 @@ def _positional(call: Call, wanted: Wanted, language: str) -> bool:
         )
     if language == "python":
         return True
-    return not any(value.kind == "code" and re.fullmatch(r"[\w$]+", value.text) for value in call.positional)
+    written = [value for value in call.positional if isinstance(value, Literal) and value.kind == "code"]
+    return not any(re.fullmatch(r"[\w$]+", value.text) for value in written)
 
 
-def _argument(name: str, value: Any, wanted: Wanted) -> bool:
+def _argument(name: str, value: Value, wanted: Wanted) -> bool:
     if name not in wanted.allowed:
         return False
     allowed = wanted.allowed[name]
@@ -181,9 +185,11 @@ def _argument(name: str, value: Any, wanted: Wanted) -> bool:
     return agrees(to_kind(value, kind), allowed, kind) or (kind.type is str and _verbatim(value, allowed))
 
 
-def _verbatim(value: Any, allowed: Sequence[Any]) -> bool:
+def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
     """A Java or JavaScript string also counts as written, with its escapes, which is how BFCL reads it."""
-    return getattr(value, "kind", "") == "string" and value.text != value.value and agrees(value.text, allowed)
+    if not isinstance(value, Literal) or value.kind != "string":
+        return False
+    return value.text != value.value and agrees(value.text, allowed)
 
 
 _PYTHON = {
@@ -217,7 +223,7 @@ class Kind:
     inner: Kind | None = None
 
 
-def kind_of(schema: Mapping[str, Any], language: str) -> Kind:
+def kind_of(schema: Schema, language: str) -> Kind:
     """The type that a parameter's JSON schema names.
 
     Raises:
@@ -231,18 +237,18 @@ def kind_of(schema: Mapping[str, Any], language: str) -> Kind:
     return Kind(name, TYPES[language][name], language, kind_of(items, language) if nested and items else None)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Value) -> Value:
     """A Python value of a literal, its type told by its spelling; Python values stay as they are."""
     if not isinstance(value, Literal):
         return value
-    if value.kind == "list":
+    if value.kind == "list" and isinstance(value.value, list):
         return [plain(element) for element in value.value]
-    if value.kind == "dict":
+    if value.kind == "dict" and isinstance(value.value, dict):
         return {key: plain(element) for key, element in value.value.items()}
     return value.value
 
 
-def to_kind(value: Any, kind: Kind) -> Any:
+def to_kind(value: Value, kind: Kind) -> Value:
     """A literal read as a documented type; a spelling of another type stays text, and so is wrong or a variable."""
     if not isinstance(value, Literal):
         return value
@@ -259,16 +265,16 @@ def _bare(value: Literal) -> bool:
     return value.kind == "bool" or re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?[fFlLn]?", value.text) is not None
 
 
-def _container(value: Literal, kind: Kind) -> Any:
+def _container(value: Literal, kind: Kind) -> Value:
     opening = {"Array": r"new\s+\w+\s*\[", "ArrayList": r"new\s+ArrayList\b", "HashMap": r"new\s+HashMap\b"}
     if value.kind != kind.type.__name__ or not re.match(opening.get(kind.name, ""), value.text):
         return value.text
-    if kind.type is list and kind.inner is not None:
+    if kind.type is list and kind.inner is not None and isinstance(value.value, list):
         return [to_kind(element, kind.inner) for element in value.value]
     return plain(value)
 
 
-def agrees(value: Any, allowed: Sequence[Any], kind: Kind | None = None) -> bool:
+def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> bool:
     """Whether a value is one of the allowed ones, in type and content.
 
     Without `kind` the allowed values tell the type (an int may stand for a float). With it, the type is the
@@ -294,17 +300,17 @@ def agrees(value: Any, allowed: Sequence[Any], kind: Kind | None = None) -> bool
     return any(_same(value, option, strict=False) for option in allowed)
 
 
-def _number(value: Any, option: Any) -> bool:
+def _number(value: Value, option: Value) -> bool:
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, option))
     return numbers and bool(value == option)
 
 
-def _nested(value: Any, allowed: Sequence[Any], kind: Kind) -> bool:
+def _nested(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
     """One level of element types, as BFCL checks it: documented, or that of the allowed list's first element."""
     if kind.type is not list or kind.inner is None:
         return True
     for option in allowed:
-        if not isinstance(option, list):
+        if not isinstance(option, list) or not isinstance(value, list):
             return True
         types = {kind.inner.type, *(type(element) for element in option[:1])}
         if all(type(element) in types for element in value):
@@ -317,7 +323,7 @@ def standardise(text: str) -> str:
     return re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')
 
 
-def _same(value: Any, option: Any, strict: bool) -> bool:
+def _same(value: Value, option: Value, strict: bool) -> bool:
     if isinstance(value, str) and isinstance(option, str):
         return standardise(value) == standardise(option)
     if isinstance(value, list | tuple):
@@ -329,13 +335,13 @@ def _same(value: Any, option: Any, strict: bool) -> bool:
     return _typed(value, option)
 
 
-def _typed(value: Any, option: Any) -> bool:
+def _typed(value: Value, option: Value) -> bool:
     if isinstance(option, float) and type(value) is int:
         return bool(value == option)
     return type(value) is type(option) and bool(value == option)
 
 
-def _same_list(value: Sequence[Any], option: Any, strict: bool) -> bool:
+def _same_list(value: Sequence[Value], option: Value, strict: bool) -> bool:
     if option == "":
         return len(value) == 0
     if not isinstance(option, list | tuple) or len(value) != len(option):
@@ -343,7 +349,7 @@ def _same_list(value: Sequence[Any], option: Any, strict: bool) -> bool:
     return all(_same(a, b, strict) for a, b in zip(value, option, strict=True))
 
 
-def _same_dict(value: Mapping[Any, Any], option: Mapping[str, Any]) -> bool:
+def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
     """Keys and values against BFCL's {key: [allowed, ...]}; a value that is no list stands for itself."""
     lists = {key: allowed if isinstance(allowed, list) else [allowed] for key, allowed in option.items()}
     if any(key not in value and "" not in allowed for key, allowed in lists.items()):

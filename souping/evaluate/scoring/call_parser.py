@@ -17,10 +17,10 @@ import operator
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from souping.core.types import UserError
 
@@ -32,9 +32,13 @@ LONGEST = 8_000
 """Characters of an output above which it is not read (and so is wrong): time stays bounded on garbage."""
 DEEPEST = 40
 """Nesting of brackets above which an output is not read."""
+Value: TypeAlias = (
+    "Literal | Mapping[str, Value] | Mapping[Value, Value] | Sequence[Value] | str | bytes | float | complex | None"
+)
+"""A value in a call, of Python or as written in another language; texts are sequences too, so narrow by `str` first."""
 _ATTEMPT = re.compile(r"^[ \t`\[(]*[A-Za-z_$][\w$]*(?:\.[A-Za-z_$][\w$]*)*\(", re.MULTILINE)
 _QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")  # possessive: linear on garbage
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
 }  # fmt: skip
@@ -46,11 +50,11 @@ class Unparsable(ValueError):
 
 @dataclass(frozen=True)
 class Call:
-    """`name(argument=value, ...)`. Values are Python values, or `syntax.Literal` for Java and JavaScript."""
+    """`name(argument=value, ...)`. Values are Python values, or `Literal` for Java and JavaScript."""
 
     name: str
-    arguments: Mapping[str, Any]
-    positional: tuple[Any, ...] = field(default=())
+    arguments: Mapping[str, Value]
+    positional: tuple[Value, ...] = field(default=())
 
 
 def parse(text: str, language: str = "python") -> list[Call]:
@@ -69,7 +73,7 @@ def parse(text: str, language: str = "python") -> list[Call]:
     try:
         if language == "python":
             return _python(body)
-        return [Call(*found) for piece in _pieces(body) for found in [call(piece, language)]]
+        return [call(piece, language) for piece in _pieces(body)]
     except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise Unparsable(str(error)) from error
 
@@ -112,10 +116,10 @@ def _python(text: str) -> list[Call]:
             nodes = [_expression(node) for node in ast.parse(textwrap.dedent(text)).body]
         except SyntaxError:
             nodes = [ast.parse(f"[{text}\n]", mode="eval").body]
-    found: list[ast.expr] = []
+    calls: list[ast.expr] = []
     for node in nodes:
-        found += node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
-    return [_python_call(node) for node in found]
+        calls += node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
+    return [_python_call(node) for node in calls]
 
 
 def _expression(node: ast.stmt) -> ast.expr:
@@ -127,7 +131,7 @@ def _expression(node: ast.stmt) -> ast.expr:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
         raise Unparsable("not a call")
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Value] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             raise Unparsable("`**` in a call")
@@ -147,7 +151,7 @@ def _dotted(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)])
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr) -> Value:
     """A Python value; names and expressions that only code could resolve stay text, as in BFCL."""
     if isinstance(node, ast.Constant):
         return "..." if node.value is ... else node.value
@@ -163,20 +167,20 @@ def _value(node: ast.expr) -> Any:
         return _binary(node)
     if isinstance(node, ast.Call) and node.keywords:
         call = _python_call(node)
-        return {call.name: dict(call.arguments)}
+        return {call.name: {**call.arguments}}
     if isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Subscript):
         return ast.unparse(node)
     raise Unparsable(f"an argument that is no value ({type(node).__name__})")
 
 
-def _dict(node: ast.Dict) -> dict[Any, Any]:
+def _dict(node: ast.Dict) -> dict[Value, Value]:
     if None in node.keys:
         raise Unparsable("`**` in a dictionary")
     pairs = zip(node.keys, node.values, strict=True)
     return {_value(key): _value(value) for key, value in pairs if key is not None}
 
 
-def _unary(node: ast.UnaryOp) -> Any:
+def _unary(node: ast.UnaryOp) -> Value:
     value = _value(node.operand)
     if isinstance(node.op, ast.Not) and isinstance(value, bool):
         return not value
@@ -185,18 +189,24 @@ def _unary(node: ast.UnaryOp) -> Any:
     return -value if isinstance(node.op, ast.USub) else value
 
 
-def _binary(node: ast.BinOp) -> Any:
+def _binary(node: ast.BinOp) -> Value:
     """Arithmetic on numbers (with a bounded power) and joining of texts or lists; BFCL evaluates these too."""
     left, right = _value(node.left), _value(node.right)
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (left, right))
-    if numbers and isinstance(node.op, ast.Pow) and abs(right) <= 64 and abs(left) <= 10**6:
-        return left**right
-    if numbers and type(node.op) in _ARITHMETIC:
-        return _ARITHMETIC[type(node.op)](left, right)
-    joined = isinstance(node.op, ast.Add) and type(left) is type(right) and isinstance(left, str | list)
-    if joined and all(isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)):
-        return left + right
+    if _is_number(left) and _is_number(right):
+        if isinstance(node.op, ast.Pow) and abs(right) <= 64 and abs(left) <= 10**6:
+            return operator.pow(left, right)  # type: ignore[no-any-return]  # complex for a root of a negative number
+        if type(node.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(node.op)](left, right)
+    if isinstance(node.op, ast.Add) and all(isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)):
+        if isinstance(left, str) and isinstance(right, str):
+            return left + right
+        if isinstance(left, list) and isinstance(right, list):
+            return [*left, *right]
     raise Unparsable("an expression that only code could resolve")
+
+
+def _is_number(value: Value) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _pieces(text: str) -> list[str]:
@@ -216,7 +226,6 @@ def _pieces(text: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-Found = tuple[str, dict[str, Any], tuple[Any, ...]]
 _CALLS = {"java": "method_invocation", "javascript": "call_expression"}
 _LISTS = ("Arrays.asList", "List.of", "Set.of", "Array.of")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
@@ -227,7 +236,7 @@ class Literal:
     """A value as written. Kinds: int, long, float, double, bool, string, null, list, dict, code."""
 
     kind: str
-    value: Any
+    value: Value
     text: str
 
 
@@ -239,8 +248,8 @@ def _parser(language: str) -> Parser:
     return tree_sitter.Parser(tree_sitter.Language(grammar.language()))
 
 
-def call(source: str, language: str) -> Found:
-    """Name, named arguments and positional arguments of the one call that `source` is.
+def call(source: str, language: str) -> Call:
+    """The one call that `source` is.
 
     Raises:
         ValueError: it is something else.
@@ -252,7 +261,7 @@ def call(source: str, language: str) -> Found:
     node = statements[0].named_children[0]
     if node.type != _CALLS[language]:
         raise ValueError("not a call")
-    return _name(node, language), *_arguments(node.child_by_field_name("arguments"), language)
+    return Call(_name(node, language), *_arguments(node.child_by_field_name("arguments"), language))
 
 
 def _text(node: Node | None) -> str:
@@ -266,10 +275,10 @@ def _name(node: Node, language: str) -> str:
     return f"{owner}.{name}" if owner else name
 
 
-def _arguments(node: Node | None, language: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def _arguments(node: Node | None, language: str) -> tuple[dict[str, Literal], tuple[Literal, ...]]:
     if node is None or node.type not in ("argument_list", "arguments"):
         raise ValueError("a call without arguments in parentheses")
-    named: dict[str, Any] = {}
+    named: dict[str, Literal] = {}
     positional = []
     for child in node.named_children:
         if child.type != "assignment_expression":
@@ -295,8 +304,7 @@ def literal(node: Node, language: str) -> Literal:
         return Literal("bool", text == "true", text)
     if text in ("null", "undefined"):
         return Literal("null", None, text)
-    found = _number(text) or _collection(node, language)
-    return found or Literal("code", text, text)
+    return _number(text) or _collection(node, language) or Literal("code", text, text)
 
 
 def _unescape(text: str) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bfcl_eval.model_handler.local_inference.base_oss_handler import OSSHandler
+    from openai import OpenAI
+    from openai._models import FinalRequestOptions
 
 BAD_REQUEST = (400, 413, 422)
 """Answers of a server that concern one prompt (too long, mostly); any other error of a server stops the run."""
@@ -38,19 +43,17 @@ def register(wanted: str) -> None:
 def _plain(base: type) -> type:
     """The functions as JSON, the conversation as text, `Call:`; short, and for models without a chat template."""
 
-    def prepare(handler: Any, entry: dict[str, Any]) -> dict[str, Any]:
+    def prepare(handler: OSSHandler, entry: dict[str, Any]) -> dict[str, Any]:
         return {"message": [], "function": entry["function"]}
 
-    def prompt(handler: Any, messages: list[dict[str, Any]], functions: list[dict[str, Any]]) -> str:
+    def prompt(handler: OSSHandler, messages: list[dict[str, str]], functions: list[dict[str, Any]]) -> str:
         talk = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
         return "\n".join([*(json.dumps(doc) for doc in functions), *talk, "Call:"])
 
-    plain: Any = type(base)("Plain", (base,), {})
-    plain._pre_query_processing_prompting, plain._format_prompt = prepare, prompt
-    return plain  # type: ignore[no-any-return]
+    return type(base)("Plain", (base,), {"_pre_query_processing_prompting": prepare, "_format_prompt": prompt})
 
 
-def pointed(handler: Any, wanted: dict[str, Any], failures: list[str]) -> Any:
+def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) -> OSSHandler:
     """The handler with its client turned to the server. What the server cannot do at all goes into `failures`; after
     that no more is asked of it.
     """
@@ -81,12 +84,13 @@ def pointed(handler: Any, wanted: dict[str, Any], failures: list[str]) -> Any:
     return handler
 
 
-def _client(handler: Any, wanted: dict[str, Any]) -> Any:
+def _client(handler: OSSHandler, wanted: dict[str, Any]) -> OpenAI:
     """An OpenAI client that asks for the served model, within the wanted number of tokens and the model's context."""
     import openai
 
-    def prepare(client: Any, options: Any) -> Any:
+    def prepare(client: OpenAI, options: FinalRequestOptions) -> FinalRequestOptions:
         body = options.json_data
+        assert isinstance(body, dict)
         body["model"] = wanted["model"]
         limits = [n for n in (body.get("max_tokens"), wanted["max_tokens"]) if n is not None]
         if limits:
@@ -95,11 +99,11 @@ def _client(handler: Any, wanted: dict[str, Any]) -> Any:
             _check_context(handler, body["prompt"])
         return options
 
-    kind: Any = type("Client", (openai.OpenAI,), {"_prepare_options": prepare})
+    kind: type[OpenAI] = type("Client", (openai.OpenAI,), {"_prepare_options": prepare})
     return kind(base_url=wanted["url"], api_key="none", max_retries=2)
 
 
-def _check_context(handler: Any, prompt: str) -> None:
+def _check_context(handler: OSSHandler, prompt: str) -> None:
     tokens, limit = len(handler.tokenizer.tokenize(prompt)), handler.max_context_length
     if tokens + 2 > limit:
         raise ValueError(f"the prompt of {tokens} tokens does not fit the context of {limit}")

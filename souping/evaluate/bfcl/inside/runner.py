@@ -95,7 +95,7 @@ def evaluate(handler: str, categories: list[str]) -> None:
 def _guarded(check: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """A checker that trips over an answer has found a wrong answer."""
 
-    def guarded(*arguments: Any) -> dict[str, Any]:
+    def guarded(*arguments: object) -> dict[str, Any]:
         try:
             return check(*arguments)
         except Exception as error:
@@ -107,7 +107,7 @@ def _guarded(check: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text())
-    outcome: dict[str, Any] = {"error": None}
+    outcome: dict[str, str | None] = {"error": None}
     try:
         main(asked)
     except StopError as stop:
