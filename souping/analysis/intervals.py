@@ -94,7 +94,7 @@ def objective_interval(
 
 
 def span(values: FloatArray) -> tuple[float, float]:
-    """What a mean of such values may lie between: 0 and 1 where all of them do, else anything."""
+    """Limits of a mean of such values: 0 and 1 where all of them do, else anything."""
     return (0.0, 1.0) if ((values >= 0) & (values <= 1)).all() else (-math.inf, math.inf)
 
 
@@ -137,7 +137,7 @@ def limits(
 
 
 def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
-    """How far T may lie below and above because of strata that show no variation.
+    """Distances that T may lie below and above because of strata that show no variation.
 
     None of n groups differed, so at most a rate of J differs, the 97.5 % point of Beta(1/2, n + 1/2) (Jeffreys' prior;
     Brown, Cai and DasGupta 2001). Categories that already stand at a bound cannot move past it.

@@ -269,7 +269,7 @@ def _keep(against: dict[str, Comparison], best_single: str, opened: int) -> Verd
 
 
 def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Verdict:
-    """What can be claimed of a soup that stands above every candidate."""
+    """Claim for a soup that stands above every candidate."""
     every = over_ledger(better_than_every(list(against.values())), opened)
     hardest = max(against.values(), key=lambda c: (c.p_value, -c.difference))
     if every < ALPHA:

@@ -73,7 +73,7 @@ class Selector(Protocol):
         return None
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
-        """How many ingredients may be picked of so many candidates, ascending."""
+        """Numbers of ingredients that may be picked of so many candidates, ascending."""
         return tuple(range(1, candidates + 1))
 
     @property
@@ -132,7 +132,7 @@ class Objective(Protocol):
     def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
 
     def notes(self, categories: Sequence[str]) -> list[str]:
-        """What a reader of the report must know of these categories under this objective."""
+        """Remarks on these categories under this objective, for readers of the report."""
         return []
 
 

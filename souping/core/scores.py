@@ -1,7 +1,4 @@
-"""The score matrix (models x categories) and its CSV form.
-
-Where the scores come from that selection sees: measured here, or published.
-"""
+"""The score matrix (models x categories), its CSV form, and its two sources: measured here, or published."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, ItemScores, UserError
 
 
@@ -51,6 +49,40 @@ class ScoreMatrix:
         return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredScores(ScoreSource):
+    """Evaluate the candidates on the select fold."""
+
+    published = False
+
+    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
+        return measure()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableScores(ScoreSource):
+    """A published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
+
+    path: str
+
+    published = True
+
+    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
+        """The table with its candidates marked.
+
+        Raises:
+            UserError: the table cannot be read, or a candidate has no row (the nearest is named).
+        """
+        path = Path(self.path).expanduser()
+        scores = read_table(path)
+        for name in candidates:
+            if name not in scores.models:
+                near = get_close_matches(name, scores.models, n=1, cutoff=0.3)
+                hint = f"; the nearest row is {near[0]}" if near else ""
+                raise UserError(f"candidate {name!r} has no row in {path}{hint}")
+        return replace(scores, candidates=tuple(candidates))
+
+
 def read_table(path: Path) -> ScoreMatrix:
     """Read a score table: header `model,<category>,...`, then a row a model; percent or fraction.
 
@@ -82,7 +114,7 @@ def _read_rows(path: Path) -> list[list[str]]:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"scores.path={path}: cannot read the score table: {reason}") from error
     if len(rows) < 2:
         raise UserError(f"{path}: a score table needs a header `model,<category>,...` and at least one row")
@@ -116,37 +148,3 @@ def _number(cell: str, path: Path, line: int, column: str) -> float:
             f"{path}:{line}: column {column.strip()!r} holds {cell.strip()!r}, not a score from 0 to 1 or 0 to 100"
         )
     return value
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredScores:
-    """Evaluate the candidates on the select fold."""
-
-    published = False
-
-    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
-        return measure()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableScores:
-    """A published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
-
-    path: str
-
-    published = True
-
-    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
-        """The table with its candidates marked.
-
-        Raises:
-            UserError: the table cannot be read, or a candidate has no row (the nearest is named).
-        """
-        path = Path(self.path).expanduser()
-        scores = read_table(path)
-        for name in candidates:
-            if name not in scores.models:
-                near = get_close_matches(name, scores.models, n=1, cutoff=0.3)
-                hint = f"; the nearest row is {near[0]}" if near else ""
-                raise UserError(f"candidate {name!r} has no row in {path}{hint}")
-        return replace(scores, candidates=tuple(candidates))

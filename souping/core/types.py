@@ -28,7 +28,7 @@ COMMAND = re.compile(
 )
 """A command in the words of an error."""
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
-"""What JSON can say; texts are sequences too, so narrow by `str` first."""
+"""Value of JSON; texts are sequences too, so narrow by `str` first."""
 
 
 def part(table: Mapping[str, Json], key: str) -> Mapping[str, Json]:
@@ -129,7 +129,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one model did on one item; `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU)."""
+    """Answer of one model to one item; `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU)."""
 
     item: str
     score: float
@@ -234,7 +234,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a trial gave on the search fold: the objective and its parts, fractions of 1."""
+    """Outcome of a trial on the search fold: the objective and its parts, fractions of 1."""
 
     objective: float
     categories: Mapping[str, float]

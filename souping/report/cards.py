@@ -350,7 +350,7 @@ def _forbidden(licences: Mapping[str, str]) -> list[str]:
 
 
 def _llama(names: set[str]) -> list[str]:
-    """What the Llama licences ask of whoever shares a model made from theirs."""
+    """Wishes of the Llama licences to whoever shares a model made from theirs."""
     wishes = dict.fromkeys(LLAMA[name] for name in sorted(names) if name in LLAMA)
     return [
         f"{shown}. The licence asks that the name of a model made from it begin with {begin!r} and that these words be "

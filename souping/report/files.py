@@ -116,7 +116,7 @@ def put(path: Path, content: bytes) -> Path:
 
 
 def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: float | None) -> None:
-    """What the sweep's table needs of one job; a file, since jobs may run in other processes."""
+    """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
     job: dict[str, Json] = {
         "job": number,
         "overrides": list(overrides),

@@ -127,7 +127,7 @@ class Progress:
             self.say(self._state())
 
     def _tenth(self) -> int:
-        """How many tenths of the stage are done, by items, else by trials."""
+        """Tenths of the stage that are done, by items, else by trials."""
         if self._total:
             return 10 * self._done // self._total
         return 10 * self.trials // self.total_trials if self.total_trials else 0

@@ -232,7 +232,7 @@ def rebuild(report: Report, folder: str = "soup/") -> str:
 
 
 def how_to_rebuild(report: Report) -> str:
-    """What to know beside the command."""
+    """Remark beside the command."""
     if _not_on_the_hub(report):
         return REBUILD
     return (

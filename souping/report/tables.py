@@ -95,7 +95,7 @@ def _score(score: Json) -> Cell:
 
 
 def sizes(report: Report) -> TableGrid:
-    """How many items each category has on the report fold."""
+    """Items of each category on the report fold."""
     row = next(iter(entries(report, "rows")), {})
     lines = [(clean(name), count(part(part(row, "scores"), name).get("n"))) for name in categories(report)]
     return grid(("category", "items on the report fold"), lines)
@@ -176,7 +176,7 @@ def folds(report: Report) -> TableGrid:
 
 
 def cost(report: Report) -> TableGrid:
-    """What the run did and how long it took."""
+    """Counts of the run's work, and its time."""
     spent = part(report, "cost")
     names = {
         "evaluated_items": "items evaluated",
@@ -318,7 +318,7 @@ def _difference(pair: Row) -> Cell:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """What the soup lost, benchmark by benchmark; where nothing is shown, how much it may have lost all the same."""
+    """Losses of the soup, benchmark by benchmark; where nothing is shown, how much it may have lost all the same."""
     for entry in entries(report, "also"):
         name = clean(entry.get("name"))
         if entry.get("shared"):
@@ -349,7 +349,7 @@ def _change(pair: Row) -> str:
 
 
 def picks(report: Report) -> TableGrid:
-    """How often a category is of low correlation under the bootstrap of items, and then each candidate its expert."""
+    """Share of bootstrap draws in which a category is of low correlation, and in which each candidate is its expert."""
     stability, chosen = part(report, "stability"), part(part(report, "selection"), "experts")
     drawn, low = part(stability, "experts"), part(stability, "low_correlation")
     names = sorted({name for category in drawn for name in part(drawn, category)})
@@ -459,7 +459,7 @@ def notes(report: Report) -> list[str]:
 
 
 def _failed(stability: Row) -> str:
-    """How many draws gave no selection, and why."""
+    """Number of draws that gave no selection, and why."""
     missing = number(stability.get("not_estimable"))
     if not missing:
         return "a selection came out of each"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv")
-"""What the artifact holds, beside the plots, as far as the run wrote it."""
+"""Files of the artifact, beside the plots, as far as the run wrote them."""
 
 
 @dataclass

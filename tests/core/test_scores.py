@@ -1,4 +1,4 @@
-"""The score matrix and its CSV form."""
+"""The score matrix, its CSV form, and what every source of scores promises."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from souping.core.scores import ScoreMatrix, read_table
+from souping.core.protocols import ScoreSource
+from souping.core.scores import MeasuredScores, ScoreMatrix, TableScores, read_table
 from souping.core.types import ItemScores, UserError
 from tests.conftest import PAPER, make_items
+from tests.support.choices import differing, each
 
 
 def write(path: Path, text: str) -> Path:
@@ -75,3 +77,39 @@ def test_means_of_items_make_the_matrix() -> None:
 def test_a_matrix_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="must be"):
         ScoreMatrix(models=("a",), categories=("x", "y"), values=np.zeros((1, 1)))
+
+
+SOURCES: dict[str, list[ScoreSource]] = {
+    "evaluate": [MeasuredScores()],
+    "table": [TableScores(path=str(PAPER / "bfcl_8b.csv"))],
+}
+CANDIDATES = ("CoALM-8B", "BitAgent-8B")
+
+
+def test_every_choice_has_a_row() -> None:
+    assert differing("scores", SOURCES) == {}
+
+
+@pytest.mark.parametrize("source", each(SOURCES))
+class TestSource:
+    def test_it_gives_the_candidates_rows_and_says_whether_they_were_published(self, source: ScoreSource) -> None:
+        measured = ScoreMatrix(models=CANDIDATES, categories=("x",), values=np.array([[0.5], [0.25]]))
+        scores = source.matrix(CANDIDATES, lambda: measured)
+        assert ScoreSource in type(source).__mro__
+        assert scores.candidates == CANDIDATES
+        assert scores.published == source.published
+
+    def test_only_what_is_not_published_is_measured(self, source: ScoreSource) -> None:
+        asked = []
+
+        def measure() -> ScoreMatrix:
+            asked.append(1)
+            return ScoreMatrix(models=CANDIDATES, categories=("x",), values=np.array([[0.5], [0.25]]))
+
+        source.matrix(CANDIDATES, measure)
+        assert bool(asked) != source.published
+
+
+def test_a_candidate_without_a_row_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"'CoALM-8' has no row in .*nearest row is CoALM-8B"):
+        TableScores(path=str(PAPER / "bfcl_8b.csv")).matrix(("CoALM-8",), lambda: pytest.fail("measured"))
