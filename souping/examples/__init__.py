@@ -1,0 +1,1 @@
+"""Examples that anybody can run: the pantry, SmolLM2 fine-tunes, the paper's tables and tasks."""

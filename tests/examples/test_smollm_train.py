@@ -20,10 +20,10 @@ from souping.examples.smollm.train import (
     Lesson,
     TrainingSettings,
     answer_loss,
+    category_accuracy,
     encode,
     likelihoods,
     schedule,
-    taste,
     tune,
     write_base,
 )
@@ -123,7 +123,7 @@ def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Pat
 
 def test_development_items_are_scored_by_category(material: Material, start: Path) -> None:
     asked = material.asked("development")
-    scores = taste(start, asked)
+    scores = category_accuracy(start, asked)
     assert set(scores) == {item.category for item in asked}
     assert all(0 <= value <= 1 for value in scores.values())
 

@@ -1,4 +1,4 @@
-"""The pantry: a tiny family of models and their items, so that any machine can cook. BFCL-shaped, not BFCL."""
+"""The pantry: a tiny family of models and their items, so that any machine can make a soup. BFCL-shaped, not BFCL."""
 
 from __future__ import annotations
 

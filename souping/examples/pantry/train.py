@@ -72,7 +72,7 @@ def train_family(out: Path, stages: Sequence[TrainingStage], dev: int = DEV_PER_
     for stage in stages:
         if not (work / stage.name).is_dir():
             write_model(train(stage, work, tokenizer, held_out, say), tokenizer, work / stage.name)
-        scores[stage.name] = taste(load(work / stage.name), tokenizer, tasks)
+        scores[stage.name] = category_scores(load(work / stage.name), tokenizer, tasks)
         mean = sum(scores[stage.name].values()) / len(scores[stage.name])
         say(f"{stage.name}: {100 * mean:.1f} % on development items")
     record = summary(stages, scores, dev)
@@ -262,7 +262,9 @@ def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts
     return written
 
 
-def taste(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task]) -> dict[str, float]:
+def category_scores(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task]
+) -> dict[str, float]:
     """Mean score of each category, fractions of 1 with four decimals."""
     items = as_items(list(tasks))
     outputs = answers(model, tokenizer, [task.prompt for task in tasks])

@@ -1,4 +1,4 @@
-"""`python -m souping.examples.smollm`: the base, the tasks and the fine-tunes that `+experiment=smollm_tools` cooks.
+"""`python -m souping.examples.smollm`: the base, the tasks and the fine-tunes that `+experiment=smollm_tools` takes.
 
 Each part is written whole or not at all; stop it at any time, the same command goes on with what is missing.
 """

@@ -218,7 +218,7 @@ def _one(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path) -> 
 def score_table(folders: Sequence[Path], items: Sequence[ChoiceItem], jobs: int) -> list[str]:
     """Lines: percent right of each model on development items, by category, then the mean of the categories."""
     with ProcessPoolExecutor(min(jobs, len(folders)), mp_context=get_context("spawn")) as pool:
-        scores = list(pool.map(_tasted, folders, [tuple(items)] * len(folders)))
+        scores = list(pool.map(_scored, folders, [tuple(items)] * len(folders)))
     counts = {category: sum(item.category == category for item in items) for category in scores[0]}
     lines = [" " * 14 + "".join(f"{category:>15}" for category in [*counts, "mean"])]
     lines.append(f"{'items':14}" + "".join(f"{n:15}" for n in [*counts.values(), len(items)]))
@@ -228,9 +228,9 @@ def score_table(folders: Sequence[Path], items: Sequence[ChoiceItem], jobs: int)
     return lines
 
 
-def _tasted(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
+def _scored(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
     _single_thread()
-    return taste(folder, items)
+    return category_accuracy(folder, items)
 
 
 def _end_with_the_command() -> None:
@@ -251,7 +251,7 @@ def _single_thread() -> None:
     torch.set_num_threads(1)
 
 
-def taste(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
+def category_accuracy(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, float]:
     """{category: share of items whose likeliest choice is right}."""
     import torch
     from transformers import AutoTokenizer
