@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from souping.core.types import UserError
-from souping.examples.smollm import data as families
-from souping.examples.smollm import data as questions
 from souping.examples.smollm.data import (
     FILES,
     GROUP,
     KIND,
+    LARGEST,
     MODEL,
     NONE,
     OFFERED,
@@ -28,9 +27,13 @@ from souping.examples.smollm.data import (
     Question,
     QuestionFunction,
     bfcl,
+    families,
     gather,
     model,
+    parts,
     prompt,
+    read_questions,
+    spare,
     write_tasks,
 )
 from souping.examples.smollm.train import SLICES, Lesson, write_base
@@ -44,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def material(data: Path) -> Material:
-    return gather(questions.read_questions(data), questions.spare(data))
+    return gather(read_questions(data), spare(data))
 
 
 def ask(number: int, *functions: str, text: str = "") -> Question:
@@ -55,7 +58,7 @@ def ask(number: int, *functions: str, text: str = "") -> Question:
 
 class TestQuestions:
     def test_every_category_is_read_with_its_answers(self, data: Path) -> None:
-        read = questions.read_questions(data)
+        read = read_questions(data)
         assert Counter(q.category for q in read) == dict.fromkeys(FILES, smollm_kit.EACH)
         for question in read:
             names = [f.name for f in question.functions]
@@ -63,20 +66,20 @@ class TestQuestions:
             assert question.functions[0].parameters == ("first", "second")
 
     def test_a_file_whose_name_ends_alike_is_another(self, data: Path) -> None:
-        assert all("live" not in q.id for q in questions.read_questions(data) if q.category == "irrelevance")
+        assert all("live" not in q.id for q in read_questions(data) if q.category == "irrelevance")
 
     def test_only_the_user_is_quoted(self, data: Path) -> None:
-        assert questions.read_questions(data)[0].text == "Please simple_python 0?"
+        assert read_questions(data)[0].text == "Please simple_python 0?"
 
     def test_another_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no BFCL_v"):
-            questions.read_questions(tmp_path)
+            read_questions(tmp_path)
 
     def test_a_broken_file_is_named(self, tmp_path: Path) -> None:
         folder = smollm_kit.write(tmp_path / "data")
         (folder / "BFCL_v4_multiple.json").write_text('{"id": "x"}\n')
         with pytest.raises(UserError, match=r"BFCL_v4_multiple\.json"):
-            questions.read_questions(folder)
+            read_questions(folder)
 
 
 class TestFamilies:
@@ -89,17 +92,17 @@ class TestFamilies:
             ask(4, "e", text="say it"),
             ask(5, "b"),
         ]
-        assert families.families(asked) == {"q0": "q0", "q1": "q0", "q2": "q2", "q3": "q3", "q4": "q3", "q5": "q0"}
+        assert families(asked) == {"q0": "q0", "q1": "q0", "q2": "q2", "q3": "q3", "q4": "q3", "q5": "q0"}
 
     def test_a_family_plays_one_part(self, data: Path) -> None:
-        asked = questions.read_questions(data)
-        part, family = families.parts(asked), families.families(asked)
+        asked = read_questions(data)
+        part, family = parts(asked), families(asked)
         assert len({(family[q.id], part[q.id]) for q in asked}) == len(set(family.values()))
         assert set(part.values()) == {"test", "development", "spare", "train"}
 
     def test_a_large_family_trains(self) -> None:
-        asked = [ask(i, "same") for i in range(families.LARGEST + 1)]
-        assert set(families.parts(asked).values()) == {"train"}
+        asked = [ask(i, "same") for i in range(LARGEST + 1)]
+        assert set(parts(asked).values()) == {"train"}
 
 
 class TestItems:
