@@ -1,4 +1,4 @@
-"""Evaluators: one conformance suite, and what greedy generation with transformers adds."""
+"""evaluator=local: what greedy generation with transformers adds to the conformance of evaluators."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from souping.core.protocols import Evaluator
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
-EVALUATORS = [LOCAL, replace(LOCAL, dtype="bfloat16", batch_size=7, workers=3)]
 
 
 @pytest.fixture(scope="module")
@@ -33,49 +31,24 @@ def items(family: Path) -> tuple[Item, ...]:
     return Benchmark(path=str(family / "items.jsonl")).items()[:40]
 
 
-@pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda e: e.dtype)
-class TestConformance:
-    """What every evaluator promises."""
+def test_settings_decide_the_fingerprint() -> None:
+    assert LOCAL.fingerprint == replace(LOCAL).fingerprint
+    for change in (
+        {"batch_size": 3},
+        {"max_new_tokens": 9},
+        {"dtype": "float16"},
+        {"threads": 2},
+        {"workers": 2},
+        {"stop": ["x"]},
+    ):
+        changed = replace(LOCAL, **change)  # type: ignore[arg-type]
+        assert changed.fingerprint != LOCAL.fingerprint
 
-    def test_a_record_for_every_item_in_order(
-        self, evaluator: Evaluator, served: SimpleNamespace, items: tuple[Item, ...]
-    ) -> None:
-        records = evaluator.evaluate(served, items[:9])
-        assert [r.item for r in records] == [i.id for i in items[:9]]
-        assert all(0 <= r.score <= 1 for r in records)
 
-    def test_batches_are_a_fixed_cut_of_all_items(self, evaluator: Evaluator, items: tuple[Item, ...]) -> None:
-        batches = evaluator.batches(items)
-        assert sorted(i.id for b in batches for i in b) == sorted(i.id for i in items)
-        assert batches == evaluator.batches(tuple(reversed(items)))
-
-    def test_the_same_model_says_the_same(
-        self, evaluator: Evaluator, served: SimpleNamespace, items: tuple[Item, ...]
-    ) -> None:
-        batch = evaluator.batches(items)[0]
-        assert evaluator.evaluate(served, batch) == evaluator.evaluate(served, batch)
-
-    def test_settings_decide_the_fingerprint(self, evaluator: LocalEvaluator) -> None:
-        assert evaluator.fingerprint == replace(evaluator).fingerprint
-        for change in (
-            {"batch_size": 3},
-            {"max_new_tokens": 9},
-            {"dtype": "float16"},
-            {"threads": 2},
-            {"workers": 2},
-            {"stop": ["x"]},
-        ):
-            changed = replace(evaluator, **change)  # type: ignore[arg-type]
-            assert changed.fingerprint != evaluator.fingerprint
-
-    def test_other_weights_change_the_answers(
-        self, evaluator: Evaluator, served: SimpleNamespace, family: Path, items: tuple[Item, ...]
-    ) -> None:
-        other = SimpleNamespace(
-            module=load_module(family / "dog", evaluator.module_settings()), tokenizer=served.tokenizer
-        )
-        mine = [r.output for r in evaluator.evaluate(served, items)]
-        assert mine != [r.output for r in evaluator.evaluate(other, items)]  # type: ignore[arg-type]
+def test_other_weights_change_the_answers(served: SimpleNamespace, family: Path, items: tuple[Item, ...]) -> None:
+    other = SimpleNamespace(module=load_module(family / "dog", LOCAL.module_settings()), tokenizer=served.tokenizer)
+    mine = [r.output for r in LOCAL.evaluate(served, items)]
+    assert mine != [r.output for r in LOCAL.evaluate(other, items)]  # type: ignore[arg-type]
 
 
 def item(prompt: Any, name: str = "i") -> Item:

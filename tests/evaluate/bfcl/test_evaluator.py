@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from transformers import AutoTokenizer
@@ -23,10 +22,11 @@ from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import NEEDS, TransformersServer
-from souping.evaluate.servers.process import Process, RunningServer, ServerError, free_port, models_at
+from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
 from souping.examples import pantry
 from souping.pipeline.models import ServedModel
 from tests.conftest import Cli
+from tests.support.evaluators import DeadServer
 
 SERVER = TransformersServer(device="cpu", dtype="float32", timeout=300)
 COOK, OTHER = Path(pantry.path("python_cook")), Path(pantry.path("script_cook"))
@@ -137,15 +137,6 @@ def greedy(item: Item, tokens: int) -> str:
     out = module.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     text: str = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return text
-
-
-class DeadServer:
-    """Says that it serves, and does not."""
-
-    settings: ClassVar = {"name": "dead"}
-
-    def start(self, folder: Path, name: str) -> RunningServer:
-        return RunningServer(url="http://127.0.0.1:9/v1", host="127.0.0.1", port=9, model=name)
 
 
 class TestFailures:

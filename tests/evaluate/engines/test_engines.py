@@ -33,6 +33,7 @@ from souping.merge.local import LocalMerge
 from souping.pipeline.models import LazyModel, OpenPool
 from souping.pipeline.store import Store
 from tests.conftest import ROOT, Cli, pool_of
+from tests.support.evaluators import Sink
 from tests.support.family import save_model
 from tests.support.processes import gone, members, wait_for
 
@@ -194,30 +195,6 @@ def test_a_chunk_bears_its_handles_by_gpu() -> None:
     told = update([("a", torch.zeros(2, 3, dtype=torch.bfloat16))], [12], {"GPU-1": (1, b"x")})
     assert (told["names"], told["dtype_names"], told["shapes"]) == (["a"], ["bfloat16"], [[2, 3]])
     assert pickle.loads(b64decode(told["ipc_handles_pickled"])) == {"GPU-1": (1, b"x")}
-
-
-class Sink:
-    """Stands where vLLM's engine would, and keeps what reaches it."""
-
-    def __init__(self, folder: Path, fails: str = "") -> None:
-        self.got: list[Any] = [folder]
-        self.fails, self.closed, self.context = fails, False, 128
-
-    def send(self, tensors: list[Any]) -> None:
-        if "send" in self.fails:
-            raise RuntimeError("no IPC here")
-        self.got.append({name: tensor.clone() for name, tensor in tensors})
-
-    def reload(self, folder: Path) -> None:
-        if "reload" in self.fails:
-            raise RuntimeError("cannot reload")
-        self.got.append(folder)
-
-    def generate(self, prompts: list[list[int]], new: int, stop: list[str]) -> list[list[int]]:
-        return [prompt[:new] for prompt in prompts]
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture

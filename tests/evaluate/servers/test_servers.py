@@ -13,18 +13,16 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from souping.core.types import Item, UserError, digest
+from souping.core.types import Item, UserError
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import Server
-from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers.choices import NEEDS, TransformersServer
 from souping.evaluate.servers.process import (
     LaunchSpec,
     Process,
@@ -39,7 +37,6 @@ from souping.examples import pantry
 from tests.conftest import ROOT
 from tests.support.processes import gone, members, wait_for
 
-SERVERS: list[Server] = [TransformersServer(device="cpu"), VllmServer()]
 REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
 real = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
@@ -114,51 +111,6 @@ class TestProcess:
             run.send_signal(how)
         run.wait(60)
         assert gone(group)
-
-
-@pytest.mark.parametrize("server", SERVERS, ids=lambda s: type(s).__name__)
-class TestConformance:
-    """What every server promises."""
-
-    def test_settings_are_plain_and_name_the_server(self, server: Any) -> None:
-        assert server.settings["name"] in ("transformers", "vllm")
-        assert json.loads(json.dumps(server.settings)) == server.settings
-
-    def test_what_changes_answers_changes_the_settings(self, server: Any) -> None:
-        for change in ({"dtype": "float16"}, {"extra_args": ["--x"]}, {"url": "http://127.0.0.1:1"}):
-            assert digest(replace(server, **change).settings) != digest(server.settings)
-
-    def test_what_changes_no_answer_changes_no_settings(self, server: Any) -> None:
-        assert replace(server, port=5, timeout=3.0, python="/usr/bin/python3").settings == server.settings
-
-    @pytest.mark.parametrize(
-        "change",
-        [{"port": 0}, {"port": 70000}, {"timeout": 0.0}, {"url": "127.0.0.1:8000"}, {"url": "http://"}],
-        ids=str,
-    )
-    def test_values_out_of_range_are_refused(self, server: Any, change: dict[str, Any]) -> None:
-        with pytest.raises(UserError, match=r"server\.\w+="):
-            replace(server, **change)
-
-    def test_an_interpreter_without_the_packages_is_named(self, server: Any, tmp_path: Path) -> None:
-        bare = tmp_path / "python"
-        bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
-        bare.chmod(0o755)
-        with pytest.raises(UserError, match=r"python has no .*: .*python -m pip install") as told:
-            replace(server, python=str(bare)).start(pantry.path("python_cook"), "m")
-        assert "\n" not in str(told.value)
-        with pytest.raises(UserError, match=r"server.python=/nowhere/python cannot be run"):
-            replace(server, python="/nowhere/python").check()
-
-    def test_a_found_server_that_is_not_there(self, server: Any) -> None:
-        with pytest.raises(UserError, match=r"server.url=\S+ does not answer: .*refused"):
-            replace(server, url=f"http://127.0.0.1:{free_port()}").start(pantry.path("python_cook"), "m")
-
-    def test_the_models_port_and_folder_are_on_the_command_line(self, server: Any) -> None:
-        command = replace(server, extra_args=["--one", "two"]).command(Path("/m"), 81)
-        assert command[command.index("--port") + 1] == "81"
-        assert "/m" in command
-        assert command[-2:] == ["--one", "two"]
 
 
 def order(code: str, **changes: Any) -> LaunchSpec:

@@ -1,0 +1,86 @@
+"""Engines: what the protocol promises; vLLM's against a stand-in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.protocols import ModelHost, ModuleSettings
+from souping.core.types import Item, UserError
+from souping.evaluate.engines import Engine
+from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines.vllm import VllmEngine
+from souping.evaluate.generate import LocalEvaluator
+from souping.examples import pantry
+from tests.support.evaluators import Sink
+
+FOLDER = pantry.path("python_cook")
+WISHED = ModuleSettings(device="cuda:1", dtype="float16", trust_remote_code=True)
+ITEMS = [Item(id=str(i), category="c", prompt=f"cook number {i} of them", answer="") for i in range(5)]
+
+
+@pytest.fixture(params=[TransformersEngine, VllmEngine], ids=["transformers", "vllm"])
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LocalEvaluator:
+    """An evaluator with the engine, as the engine is asked by it."""
+    monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", lambda folder, settings, transfer: Sink(folder))
+    return LocalEvaluator(max_new_tokens=4, threads=1, device="cpu", engine=request.param())
+
+
+@pytest.fixture(scope="module")
+def served() -> Any:
+    module = load_module(FOLDER, ModuleSettings())
+    return SimpleNamespace(soup="s", home=FOLDER, folder=FOLDER, module=module, tokenizer=load_tokenizer(FOLDER))
+
+
+def test_it_subclasses_the_protocol(asked: LocalEvaluator) -> None:
+    assert Engine in type(asked.engine).__mro__
+
+
+def test_a_text_for_every_item_in_order_and_the_same_again(asked: LocalEvaluator, served: Any) -> None:
+    texts = asked.engine.answer(asked, served, ITEMS)
+    assert len(texts) == len(ITEMS)
+    assert asked.engine.answer(asked, served, ITEMS) == texts
+    assert [asked.engine.answer(asked, served, [item])[0] for item in ITEMS] == texts
+    asked.engine.close()
+    asked.engine.close()
+    assert asked.engine.answer(asked, served, ITEMS) == texts
+
+
+def test_an_answer_ends_at_a_stop_text(asked: LocalEvaluator, served: Any) -> None:
+    whole = asked.engine.answer(asked, served, ITEMS[:1])[0]
+    stopped = replace(asked, stop=[whole[1]])
+    assert stopped.engine.answer(stopped, served, ITEMS[:1])[0] == whole[: whole.index(whole[1])]
+
+
+def test_a_prompt_that_does_not_fit_is_named(asked: LocalEvaluator, served: Any) -> None:
+    long = Item(id="long", category="c", prompt="cook " * 2000, answer="")
+    with pytest.raises(UserError, match=r"item long: \d+ prompt tokens"):
+        asked.engine.answer(asked, served, [long])
+
+
+def test_its_settings_are_plain_or_the_evaluators(asked: LocalEvaluator) -> None:
+    own = asked.engine.settings
+    assert own is None or json.loads(json.dumps(own)) == own
+    assert ("engine" in asked.settings) == (own is not None)
+
+
+def test_the_module_is_loaded_as_it_says(asked: LocalEvaluator) -> None:
+    settings = asked.engine.module_settings(WISHED)
+    assert settings.trust_remote_code
+    assert (settings == WISHED) == (asked.engine.wants == "module")
+    assert asked.engine.wants == asked.wants
+
+
+def test_a_host_is_one_with_processes_of_its_own(asked: LocalEvaluator) -> None:
+    host = asked.engine.host
+    assert host == asked.host
+    assert host is None or (isinstance(host, ModelHost) and host.gpus >= 1 and 0 < host.fraction <= 1)
+
+
+def test_what_it_lacks_has_a_command(asked: LocalEvaluator) -> None:
+    assert all(one.mends.startswith("pip install") for one in asked.engine.needs())
+    assert asked.needs() == asked.engine.needs()

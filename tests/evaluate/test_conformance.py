@@ -1,0 +1,199 @@
+"""Evaluators: what the protocol promises, of every one that ships. Engines and servers have suites of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.protocols import Evaluator, ModuleSettings
+from souping.core.types import Item, Recipe, UserError, digest
+from souping.evaluate.bfcl.evaluator import BfclEvaluator
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.examples import pantry
+from tests.support import lm_eval_tasks
+from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
+
+MODELS = ("python_cook", "java_cook")
+ROWS = ("local", "local in bfloat16", "lm_eval", "bfcl")
+SINGLE, SOUP = (
+    Recipe(ingredients=names, fingerprints=names, weights=(1 / len(names),) * len(names), dtype="float32")
+    for names in (MODELS[:1], MODELS)
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An evaluator, items for it, and two models as it wants them."""
+
+    evaluator: Evaluator
+    items: tuple[Item, ...]
+    models: tuple[Any, ...]
+
+
+def served(evaluator: Evaluator, name: str) -> Any:
+    folder = pantry.path(name)
+    if evaluator.wants == "folder":
+        return SimpleNamespace(folder=folder)
+    module = load_module(folder, evaluator.module_settings())
+    return SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), folder=folder, home=folder, soup=name)
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    place, name = tmp_path_factory.mktemp("row"), request.param
+    items: tuple[Item, ...] = ()
+    evaluator: Evaluator
+    if name.startswith("local"):
+        settings: dict[str, Any] = {} if name == "local" else {"dtype": "bfloat16", "workers": 2}
+        evaluator = LocalEvaluator(batch_size=4, max_new_tokens=6, threads=1, device="cpu", **settings)
+        items = pantry.PantryBenchmark(path=str(pantry.path("items"))).items()[:6]
+    elif name == "lm_eval":
+        if importlib.util.find_spec("lm_eval") is None:
+            pytest.skip("needs the extra `lm_eval`")
+        lm_eval_tasks.make(place)
+        evaluator = HarnessEvaluator(tasks=["write"], include_path=str(place), batch_size=1, threads=1, device="cpu")
+    else:
+        evaluator = BfclEvaluator(
+            server=DeadServer(), categories=["simple_python"], handler="plain", batch_size=4, dir=str(bfcl_place(place))
+        )
+    if evaluator.benchmark is not None:
+        items = evaluator.benchmark.items()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("souping.evaluate.bfcl.evaluator.call", bfcl_runner)
+        yield Row(evaluator, items, tuple(served(evaluator, name) for name in MODELS))
+        evaluator.close()
+
+
+def test_it_subclasses_the_protocol(row: Row) -> None:
+    assert Evaluator in type(row.evaluator).__mro__
+
+
+def test_a_record_for_every_item_in_order(row: Row) -> None:
+    asked = row.items[1:4]
+    records = row.evaluator.evaluate(row.models[0], asked)
+    assert [r.item for r in records] == [i.id for i in asked]
+    assert all(0 <= r.score <= 1 for r in records)
+    assert row.evaluator.evaluate(row.models[0], asked) == records
+
+
+def test_batches_are_a_fixed_cut_of_all_items(row: Row) -> None:
+    batches = row.evaluator.batches(row.items)
+    assert sorted(i.id for b in batches for i in b) == sorted(i.id for i in row.items)
+    assert batches == row.evaluator.batches(row.items)
+
+
+def test_settings_are_plain_and_are_the_fingerprint(row: Row) -> None:
+    settings = row.evaluator.settings
+    assert json.loads(json.dumps(settings)) == settings
+    assert row.evaluator.fingerprint == digest(settings)
+    assert row.evaluator.title == settings.get("evaluator", settings.get("name"))
+
+
+def test_values_are_one_an_item(row: Row) -> None:
+    records = row.evaluator.evaluate(row.models[0], row.items)
+    values = row.evaluator.aggregate(row.items, records)
+    assert values.shape == (len(row.items),)
+    assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
+
+
+def test_how_a_soup_reaches_it_is_said(row: Row) -> None:
+    assert row.evaluator.wants in ("module", "folder", "either")
+    assert isinstance(row.evaluator.module_settings(), ModuleSettings)
+    assert (row.evaluator.host is None) == (row.evaluator.wants == "module")
+    assert row.evaluator.device in ("auto", "cpu")
+
+
+def test_nothing_is_lacking_here(row: Row) -> None:
+    assert row.evaluator.needs() == []
+    row.evaluator.check(MODELS)
+    row.evaluator.check_tokenizer(pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)])
+
+
+def test_items_of_its_own_are_named_once(row: Row) -> None:
+    benchmark = row.evaluator.benchmark
+    assert row.evaluator.brings_items == (benchmark is not None)
+    if benchmark is not None:
+        assert benchmark.title == benchmark.label
+        assert len({item.id for item in benchmark.items()}) == len(benchmark.items()) == len(row.items)
+
+
+def test_an_outline_has_no_content(row: Row) -> None:
+    outline = row.evaluator.outline()
+    assert not outline or row.evaluator.brings_items
+    assert not any(item.prompt or item.answer for item in outline)
+
+
+def test_every_model_has_a_way_to_be_asked(row: Row) -> None:
+    for recipe in (SINGLE, SOUP):
+        choices = row.evaluator.choices(recipe)
+        assert len(set(choices)) == len(choices) >= 1
+        for handler in choices:
+            asking = row.evaluator.by(handler)
+            assert asking.choices(recipe) == (handler,)
+            assert asking.batches(row.items) == row.evaluator.batches(row.items)
+
+
+def test_it_answers_again_after_it_was_closed(row: Row) -> None:
+    before = row.evaluator.evaluate(row.models[1], row.items[:2])
+    row.evaluator.close()
+    row.evaluator.close()
+    assert row.evaluator.evaluate(row.models[1], row.items[:2]) == before
+
+
+def test_results_of_its_tool_are_found_where_they_lie(row: Row, tmp_path: Path) -> None:
+    assert row.evaluator.reads_results == row.evaluator.brings_items
+    assert list(row.evaluator.find_results([tmp_path])) == []
+    if row.evaluator.reads_results:
+        with pytest.raises(UserError, match="there is no such file or folder"):
+            row.evaluator.find_results([tmp_path / "nowhere"])
+
+
+class TestOutlines:
+    """Published sizes, for machines where the items cannot be read."""
+
+    def test_bfcl_has_its_4441_items(self) -> None:
+        items = BfclEvaluator(server=DeadServer()).outline()
+        assert len(items) == 4441
+        assert len({item.group for item in items if item.category.startswith("multi_turn")}) == 200
+        limited = BfclEvaluator(server=DeadServer(), categories=["live"], limit=20).outline()
+        assert len(limited) == 4 * 20 + 16 * 2
+        assert BfclEvaluator(server=DeadServer(), version="v4").outline() == ()  # memory and web search are not known
+
+    def test_tasks_are_known_by_their_names(self) -> None:
+        assert len(HarnessEvaluator(tasks=["mgsm_native_cot_de", "flores36"]).outline()) == 250 + 36 * 1012
+        assert HarnessEvaluator(tasks=["mgsm_native_cot_de", "hellaswag"]).outline() == ()
+        shared = HarnessEvaluator(tasks=["mgsm_direct_de", "mgsm_direct_fr"], group="doc", limit=3).outline()
+        assert sorted({item.group for item in shared}) == ["shared 0", "shared 1", "shared 2"]
+
+
+class TestTokenizers:
+    """Messages without a chat template are found before any work, in the words of the answering time."""
+
+    ITEM = Item(id="i", category="c", prompt=({"role": "user", "content": "x"},), answer="x")
+
+    def test_a_template_is_looked_for_in_its_three_places(self, tmp_path: Path) -> None:
+        local = LocalEvaluator(device="cpu")
+        with pytest.raises(UserError, match="item i: chat messages need a chat template, and the tokenizer has none"):
+            local.check_tokenizer(tmp_path, [self.ITEM])
+        for name, text in {
+            "chat_template.jinja": "{{ messages }}",
+            "chat_template.json": "{}",
+            "tokenizer_config.json": '{"chat_template": "{{ messages }}"}',
+        }.items():
+            (tmp_path / name).write_text(text)
+            local.check_tokenizer(tmp_path, [self.ITEM])
+            (tmp_path / name).unlink()
+        (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
+        with pytest.raises(UserError, match="item i"):
+            local.check_tokenizer(tmp_path, [self.ITEM])
+
+    def test_texts_need_none(self, tmp_path: Path) -> None:
+        LocalEvaluator(device="cpu").check_tokenizer(tmp_path, [Item(id="i", category="c", prompt="x", answer="x")])

@@ -1,0 +1,112 @@
+"""Stand-ins for what evaluators stand on: vLLM, a server, bfcl-eval's environment and its runner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from souping.core.protocols import ModelHost
+from souping.core.types import Json
+from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
+from souping.evaluate.bfcl.environment import Environment, folder_of
+from souping.evaluate.servers import Server
+from souping.evaluate.servers.process import RunningServer
+
+
+class Sink:
+    """Stands where vLLM's engine would, and keeps what reaches it. It answers with the prompt's own first tokens."""
+
+    def __init__(self, folder: Path, fails: str = "") -> None:
+        self.got: list[Any] = [folder]
+        self.fails, self.closed, self.context = fails, False, 128
+
+    def send(self, tensors: list[Any]) -> None:
+        if "send" in self.fails:
+            raise RuntimeError("no IPC here")
+        self.got.append({name: tensor.clone() for name, tensor in tensors})
+
+    def reload(self, folder: Path) -> None:
+        if "reload" in self.fails:
+            raise RuntimeError("cannot reload")
+        self.got.append(folder)
+
+    def generate(self, prompts: list[list[int]], new: int, stop: list[str]) -> list[list[int]]:
+        return [prompt[:new] for prompt in prompts]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadServer(Server):
+    """Says that it serves, and does not; counts how often it was started and stopped."""
+
+    title: ClassVar[str] = "dead"
+
+    started: list[Path] = field(default_factory=list)
+    stopped: list[Path] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        return {"name": "dead"}
+
+    @property
+    def host(self) -> ModelHost:
+        return ModelHost(dtype="auto")
+
+    def check_installed(self) -> None:
+        return None
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        return []
+
+    def take(self, address: str, folder: Path, name: str) -> RunningServer:
+        raise AssertionError
+
+    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Any = None) -> RunningServer:
+        self.started.append(folder)
+        end = lambda: self.stopped.append(folder)  # noqa: E731
+        return RunningServer(url="http://127.0.0.1:9/v1", host="127.0.0.1", port=9, model=name, end=end)
+
+
+def bfcl_place(place: Path, count: int = 6) -> Path:
+    """A place with a minimal environment that holds data files of BFCL's shape, `count` items in simple_python."""
+    package = folder_of("minimal", place) / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
+    answers = package / "data" / "possible_answer"
+    answers.mkdir(parents=True)
+    (package / "constants").mkdir()
+    (package / "constants" / "model_config.py").write_text("local_inference_model_map = {}\n")
+    for name in (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search"):
+        (package / "data" / f"BFCL_v4_{name}.json").write_text("")
+    document = {"name": "add", "parameters": {"type": "dict", "properties": {}, "required": []}}
+    rows = [
+        {"id": f"simple_python_{i}", "question": [[{"role": "user", "content": f"add {i}"}]], "function": [document]}
+        for i in range(count)
+    ]
+    truth = [{"id": row["id"], "ground_truth": [{"add": {}}]} for row in rows]
+    _lines(package / "data" / "BFCL_v4_simple_python.json", rows)
+    _lines(answers / "BFCL_v4_simple_python.json", truth)
+    return place
+
+
+def bfcl_runner(
+    environment: Environment,
+    root: Path,
+    handler: str,
+    ids: Mapping[str, Sequence[str]],
+    generate: Mapping[str, Json] | None = None,
+) -> None:
+    """Stands where bfcl-eval would run: answers every item, and has every other one wrong."""
+    for category, own in ids.items():
+        results, scores = (root / kind / handler.replace("/", "_") for kind in ("result", "score"))
+        failed = [{"id": name} for name in own if int(name.rsplit("_", 1)[1]) % 2]
+        _lines(results / f"BFCL_v4_{category}_result.json", [{"id": name, "result": f"[{handler}()]"} for name in own])
+        _lines(scores / f"BFCL_v4_{category}_score.json", [{"accuracy": 0.5}, *failed])
+
+
+def _lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
