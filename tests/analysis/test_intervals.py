@@ -17,11 +17,11 @@ def test_rate_of_single_items_is_wilson(right: int, wrong: int) -> None:
     n = right + wrong
     if n == 0:
         return
-    found = rate(np.array([1.0] * right + [0.0] * wrong), np.arange(n))
+    interval = rate(np.array([1.0] * right + [0.0] * wrong), np.arange(n))
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert (found.mean, found.n, found.groups, found.effective_n) == (pytest.approx(right / n), n, n, n)
-    assert found.high > found.low
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert (interval.mean, interval.n, interval.groups, interval.effective_n) == (pytest.approx(right / n), n, n, n)
+    assert interval.high > interval.low
 
 
 def test_copies_of_items_count_once() -> None:
@@ -34,21 +34,21 @@ def test_copies_of_items_count_once() -> None:
 
 def test_groups_that_share_nothing_cost_nothing() -> None:
     rng = np.random.default_rng(0)
-    found = rate((rng.random(400) < 0.6).astype(float), np.arange(400) // 2)
-    assert 300 < found.effective_n <= 400
+    interval = rate((rng.random(400) < 0.6).astype(float), np.arange(400) // 2)
+    assert 300 < interval.effective_n <= 400
 
 
 def test_all_right_counts_groups() -> None:
-    found = rate(np.ones(100), np.arange(100) // 5)
+    interval = rate(np.ones(100), np.arange(100) // 5)
     expected = stats.binomtest(20, 20).proportion_ci(method="wilson")
-    assert (found.low, found.high, found.effective_n) == (pytest.approx(expected.low), 1.0, 20)
+    assert (interval.low, interval.high, interval.effective_n) == (pytest.approx(expected.low), 1.0, 20)
 
 
 def test_graded_rate_is_students_t() -> None:
     scores = np.array([0.2, 0.9, 0.5, 0.4, 0.7, 0.35])
-    found = rate(scores, np.arange(6))
+    interval = rate(scores, np.arange(6))
     expected = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
     flat = rate(np.full(20, 0.5), np.arange(20))
     assert flat.low < 0.5 < flat.high
 
@@ -67,17 +67,17 @@ def test_objective_interval_has_width(n: int, width: int, level: float, seed: in
     values = (rng.random(n * width) < level).astype(float)
     groups = np.repeat(np.arange(n), width) if shared else np.arange(n * width)
     weights = np.full(width, 1 / width)
-    found = objective_interval(values, categories, groups, weights)
-    assert found.mean == pytest.approx(values.mean())
-    assert 0 <= found.low <= found.mean <= found.high <= 1
-    assert found.high - found.low > 1e-4
-    assert found == objective_interval(values, categories, groups, weights)
-    assert 1 <= found.effective_n <= found.n
+    interval = objective_interval(values, categories, groups, weights)
+    assert interval.mean == pytest.approx(values.mean())
+    assert 0 <= interval.low <= interval.mean <= interval.high <= 1
+    assert interval.high - interval.low > 1e-4
+    assert interval == objective_interval(values, categories, groups, weights)
+    assert 1 <= interval.effective_n <= interval.n
 
 
 def test_all_right_everywhere_has_jeffreys_limit() -> None:
-    found = objective_interval(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
-    assert (found.low, found.high) == (pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5)), 1.0)
+    interval = objective_interval(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
+    assert (interval.low, interval.high) == (pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5)), 1.0)
 
 
 def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
@@ -93,9 +93,9 @@ def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
 def test_large_samples_give_the_normal_interval() -> None:
     rng = np.random.default_rng(2)
     values = (rng.random(4000) < 0.6).astype(float)
-    found = objective_interval(values, np.zeros(4000, dtype=int), np.arange(4000), np.ones(1))
+    interval = objective_interval(values, np.zeros(4000, dtype=int), np.arange(4000), np.ones(1))
     margin = 1.96 * values.std(ddof=1) / np.sqrt(4000)
-    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((margin, margin), rel=0.06)
+    assert (interval.mean - interval.low, interval.high - interval.mean) == pytest.approx((margin, margin), rel=0.06)
 
 
 def test_groups_widen_the_objectives_interval() -> None:

@@ -127,9 +127,9 @@ def test_interval_holds_the_difference_and_has_width(data: Data) -> None:
 
 def test_difference_is_the_objectives() -> None:
     a, b = np.array([1.0, 0, 1, 1, 0.5]), np.array([0.0, 0, 1, 0, 0])
-    found = compare("a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75]))
-    assert found.difference == pytest.approx(0.25 * 0.5 + 0.75 * 0.5)
-    assert (found.n, found.groups, found.discordant) == (5, 5, pytest.approx(0.6))
+    comparison = compare("a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75]))
+    assert comparison.difference == pytest.approx(0.25 * 0.5 + 0.75 * 0.5)
+    assert (comparison.n, comparison.groups, comparison.discordant) == (5, 5, pytest.approx(0.6))
 
 
 def test_equal_answers_are_no_proof_of_equality() -> None:

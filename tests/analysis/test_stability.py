@@ -43,22 +43,22 @@ DOUBTFUL = np.array([[0.9, 0.5, 0.5], [0.5, 0.9, 0.5], [0.5, 0.88, 0.6], [0.4, 0
 
 
 def test_clear_experts_are_picked_in_every_draw() -> None:
-    found = stability(matrix(PLAIN, each=200), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=100)
-    assert found["method"] == "bootstrap over items"
-    assert (found["draws"], found["not_estimable"]) == (100, 0)
-    assert found["experts"]["c0"] == {"m0": found["low_correlation"]["c0"]}
-    assert found["ingredients"]["m0"] == 1.0
-    assert found["ingredients"]["m3"] == 0.0
-    assert sum(found["sizes"].values()) == pytest.approx(1)
+    drawn = stability(matrix(PLAIN, each=200), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=100)
+    assert drawn["method"] == "bootstrap over items"
+    assert (drawn["draws"], drawn["not_estimable"]) == (100, 0)
+    assert drawn["experts"]["c0"] == {"m0": drawn["low_correlation"]["c0"]}
+    assert drawn["ingredients"]["m0"] == 1.0
+    assert drawn["ingredients"]["m3"] == 0.0
+    assert sum(drawn["sizes"].values()) == pytest.approx(1)
 
 
 def test_equal_experts_share_the_draws() -> None:
-    found = stability(matrix(DOUBTFUL), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=200)
-    shares = found["experts"]["c1"]
+    drawn = stability(matrix(DOUBTFUL), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=200)
+    shares = drawn["experts"]["c1"]
     assert {"m1", "m2"} <= set(shares)
     assert 0.05 < shares["m2"] < 0.95
-    for category, picked in found["experts"].items():
-        assert sum(picked.values()) == pytest.approx(found["low_correlation"][category])
+    for category, picked in drawn["experts"].items():
+        assert sum(picked.values()) == pytest.approx(drawn["low_correlation"][category])
 
 
 def test_it_is_json_and_repeatable() -> None:
@@ -72,18 +72,18 @@ def test_draws_without_a_selection_are_counted() -> None:
     rates = np.array([[1.0, 0.9], [1.0, 0.8], [0.97, 0.3], [1.0, 0.5]])
     scores = matrix(rates, each=30, seed=1)
     assert np.ptp(scores.values[:, 0]) > 0
-    found = stability(scores, SoCE(correlation=pearson, objective=Mean(), threshold=1.0), draws=200)
-    assert 0 < found["not_estimable"] < 200
-    assert found["reasons"] == {"a category is constant": found["not_estimable"]}
+    drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), threshold=1.0), draws=200)
+    assert 0 < drawn["not_estimable"] < 200
+    assert drawn["reasons"] == {"a category is constant": drawn["not_estimable"]}
 
 
 def test_nothing_estimable_is_none_not_zero() -> None:
     rates = np.array([[0.9, 0.9], [0.6, 0.6], [0.3, 0.3], [0.1, 0.1]])
-    found = stability(matrix(rates, each=300), SoCE(correlation=pearson, objective=Mean(), threshold=0.01), draws=20)
-    assert found["not_estimable"] == 20
-    assert found["experts"] is None
-    assert found["ingredients"] is None
-    assert "not estimable" in found["notes"][0]
+    drawn = stability(matrix(rates, each=300), SoCE(correlation=pearson, objective=Mean(), threshold=0.01), draws=20)
+    assert drawn["not_estimable"] == 20
+    assert drawn["experts"] is None
+    assert drawn["ingredients"] is None
+    assert "not estimable" in drawn["notes"][0]
 
 
 def test_bootstrap_keeps_groups_together() -> None:
@@ -128,9 +128,9 @@ def test_pure_noise_has_no_disattenuated_value() -> None:
 
 
 def test_correlations_have_every_interval() -> None:
-    found = stability(matrix(PLAIN, each=100), SOCE, draws=100)
-    assert [(row["a"], row["b"]) for row in found["correlations"]] == [("c0", "c1"), ("c0", "c2"), ("c1", "c2")]
-    for row in found["correlations"]:
+    drawn = stability(matrix(PLAIN, each=100), SOCE, draws=100)
+    assert [(row["a"], row["b"]) for row in drawn["correlations"]] == [("c0", "c1"), ("c0", "c2"), ("c1", "c2")]
+    for row in drawn["correlations"]:
         assert row["low"] <= row["rho"] <= row["high"]
         assert row["bootstrap_low"] <= row["rho"] <= row["bootstrap_high"]
         assert row["high"] - row["low"] > row["bootstrap_high"] - row["bootstrap_low"]  # 4 models against 100 items
@@ -152,33 +152,33 @@ def test_limits_need_most_of_the_draws() -> None:
     """x and y each hang on one model: 58 % of the resampled sets of models miss one of them and have no correlation."""
     values = np.column_stack([[0.9, *[0.5] * 5], [0.5, 0.9, *[0.5] * 4], np.linspace(0.1, 0.9, 6)])
     scores = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True)
-    found = stability(scores, SOCE, draws=300)
-    assert found["models"] == {"status": "not estimable", "reason": "too many draws have a constant category"}
-    assert found["correlations"][0]["models_low"] is None
+    drawn = stability(scores, SOCE, draws=300)
+    assert drawn["models"] == {"status": "not estimable", "reason": "too many draws have a constant category"}
+    assert drawn["correlations"][0]["models_low"] is None
 
 
 def test_the_8b_table_stands_on_a_knife_edge() -> None:
-    found = stability(read_table(TABLE_8B), SOCE)
-    assert [row["threshold"] for row in found["thresholds"]] == list(THRESHOLDS)
-    at = {row["threshold"]: row["ingredients"] for row in found["thresholds"]}
+    drawn = stability(read_table(TABLE_8B), SOCE)
+    assert [row["threshold"] for row in drawn["thresholds"]] == list(THRESHOLDS)
+    at = {row["threshold"]: row["ingredients"] for row in drawn["thresholds"]}
     assert (THRESHOLDS[0], THRESHOLDS[-1], len(THRESHOLDS)) == (0.05, 0.5, 46)
     assert at[0.2] == ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"]
     assert at[0.3] == [*at[0.2], "BitAgent-8B"]
-    assert found["experts"] is None
-    assert found["reliability"] is None
-    assert "not estimable" in found["notes"][0]
-    assert found["models"]["status"] == "not estimable"
-    assert [row["left_out"] for row in found["jackknife"]] == list(read_table(TABLE_8B).models)
-    assert all(row["left_out"] not in row["ingredients"] for row in found["jackknife"])
+    assert drawn["experts"] is None
+    assert drawn["reliability"] is None
+    assert "not estimable" in drawn["notes"][0]
+    assert drawn["models"]["status"] == "not estimable"
+    assert [row["left_out"] for row in drawn["jackknife"]] == list(read_table(TABLE_8B).models)
+    assert all(row["left_out"] not in row["ingredients"] for row in drawn["jackknife"])
 
 
 def test_errors_of_a_sweep_are_told() -> None:
     copied = np.array([[0.1, 0.11, 0.5], [0.2, 0.19, 0.6], [0.4, 0.42, 0.9]])
     scores = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=copied, published=True)
-    found = stability(scores, SOCE)
-    assert found["thresholds"][0]["ingredients"] is None
-    assert "no low-correlation category" in found["thresholds"][0]["error"]
-    assert "at least 3" in found["jackknife"][0]["error"]
+    drawn = stability(scores, SOCE)
+    assert drawn["thresholds"][0]["ingredients"] is None
+    assert "no low-correlation category" in drawn["thresholds"][0]["error"]
+    assert "at least 3" in drawn["jackknife"][0]["error"]
 
 
 @dataclass(frozen=True)

@@ -27,20 +27,20 @@ FAR = {"ace": (0.03, 0.01), "bit": (0.05, 0.001), "cow": (0.04, 0.02)}
 
 
 def test_better_than_every_candidate() -> None:
-    found = say(FAR)
-    assert (found.claim, found.p_value) == ("better_than_every_candidate", 0.02)
-    assert found.sentence == (
+    claimed = say(FAR)
+    assert (claimed.claim, claimed.p_value) == ("better_than_every_candidate", 0.02)
+    assert claimed.sentence == (
         "The soup is better than every candidate; the closest call is cow, "
         "+4.0 points (95 % interval +2.0 to +6.0, p = 0.020)."
     )
-    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+    assert json.loads(json.dumps(claimed.as_dict())) == claimed.as_dict()
 
 
 def test_one_doubtful_candidate_forbids_it() -> None:
-    found = say({**FAR, "cow": (0.01, 0.3)})
-    assert (found.claim, found.p_value) == ("better_than_best_single", 0.01)
-    assert "better than ace, the model you would have deployed, +3.0 points" in found.sentence
-    assert "not shown to be better than every candidate (cow: p = 0.300)" in found.sentence
+    claimed = say({**FAR, "cow": (0.01, 0.3)})
+    assert (claimed.claim, claimed.p_value) == ("better_than_best_single", 0.01)
+    assert "better than ace, the model you would have deployed, +3.0 points" in claimed.sentence
+    assert "not shown to be better than every candidate (cow: p = 0.300)" in claimed.sentence
 
 
 def test_the_best_single_is_the_search_folds() -> None:
@@ -51,35 +51,35 @@ def test_the_best_single_is_the_search_folds() -> None:
 
 @pytest.mark.parametrize(("difference", "word"), [(-0.01, "below"), (0.0, "level with")])
 def test_a_candidate_that_is_not_beaten_is_kept(difference: float, word: str) -> None:
-    found = say({**FAR, "bit": (difference, 0.6)})
-    assert (found.claim, found.p_value) == ("keep_single", 0.6)
-    assert found.sentence.startswith(f"Keep bit, do not soup: on the report fold the soup is {word} it, ")
+    claimed = say({**FAR, "bit": (difference, 0.6)})
+    assert (claimed.claim, claimed.p_value) == ("keep_single", 0.6)
+    assert claimed.sentence.startswith(f"Keep bit, do not soup: on the report fold the soup is {word} it, ")
 
 
 def test_among_equals_the_best_single_is_kept() -> None:
-    found = say({"ace": (-0.01, 0.6), "bit": (-0.01, 0.5), "cow": (0.1, 0.01)}, best_single="bit")
-    assert found.sentence.startswith("Keep bit")
+    claimed = say({"ace": (-0.01, 0.6), "bit": (-0.01, 0.5), "cow": (0.1, 0.01)}, best_single="bit")
+    assert claimed.sentence.startswith("Keep bit")
     assert say({"ace": (-0.01, 0.6), "bit": (-0.02, 0.5), "cow": (0.1, 0.01)}).sentence.startswith("Keep bit")
 
 
 def test_a_single_model_recipe_is_kept() -> None:
-    found = say(FAR, recipe=("bit",))
-    assert (found.claim, found.p_value) == ("keep_single", None)
-    assert found.sentence.startswith("Keep bit, do not soup")
+    claimed = say(FAR, recipe=("bit",))
+    assert (claimed.claim, claimed.p_value) == ("keep_single", None)
+    assert claimed.sentence.startswith("Keep bit, do not soup")
 
 
 def test_one_ingredient_is_nothing_to_soup() -> None:
-    found = say(FAR, selected=("cow",), recipe=("cow",))
-    assert (found.claim, found.p_value) == ("nothing_to_soup", None)
-    assert "cow" in found.sentence
+    claimed = say(FAR, selected=("cow",), recipe=("cow",))
+    assert (claimed.claim, claimed.p_value) == ("nothing_to_soup", None)
+    assert "cow" in claimed.sentence
 
 
 def test_an_open_ledger_weakens_the_claim() -> None:
     assert say(FAR, opened=2).p_value == pytest.approx(0.04)
     assert say(FAR, opened=3).claim == "better_than_best_single"
-    found = say(FAR, opened=20)
-    assert found.claim == "no_difference_shown"
-    assert "p = 0.200, corrected for 20 recipes scored on this fold" in found.sentence
+    claimed = say(FAR, opened=20)
+    assert claimed.claim == "no_difference_shown"
+    assert "p = 0.200, corrected for 20 recipes scored on this fold" in claimed.sentence
 
 
 def test_a_missing_candidate_is_no_victory() -> None:
@@ -88,6 +88,6 @@ def test_a_missing_candidate_is_no_victory() -> None:
 
 
 def test_small_numbers_read_well() -> None:
-    found = say({**FAR, "ace": (0.00001, 0.0001)}, best_single="ace")
-    assert "-0.0" not in found.sentence
+    claimed = say({**FAR, "ace": (0.00001, 0.0001)}, best_single="ace")
+    assert "-0.0" not in claimed.sentence
     assert say({**FAR, "ace": (-0.00001, 0.00004)}).sentence.count("p < 0.0001") == 1

@@ -101,8 +101,8 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
 
 
 def test_a_partial_correlation_keeps_its_name(matrix: ScoreMatrix) -> None:
-    found = soce(correlation=partial(correlation.spearman), threshold=0.9).select(matrix)
-    assert found.metric == "spearman"
+    selection = soce(correlation=partial(correlation.spearman), threshold=0.9).select(matrix)
+    assert selection.metric == "spearman"
 
 
 def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:
