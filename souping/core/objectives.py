@@ -55,7 +55,7 @@ class Tree(Objective):
     children, as BFCL's overall accuracy is.
     """
 
-    tree: Any = field(default_factory=dict)
+    tree: Any = field(default_factory=dict)  # the configuration is checked against this hint, which cannot recurse
 
     def __post_init__(self) -> None:
         if not self.tree or not self._leaves(self.tree):
