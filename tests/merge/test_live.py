@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from souping.checkpoints.compatibility import align
 from souping.core.types import UserError
+from souping.merge import planner
 from souping.merge.chunks import chunks
 from souping.merge.kernels.reference import delta, linear
 from souping.merge.live import Device, LiveModule
@@ -131,3 +134,62 @@ def test_the_code_for_devices_gives_the_same_bits(
             device.mix(made, run, linear if method == "linear" else delta, soup)
             assert soup.view(torch.uint8).numpy().tobytes() == data[run.offset : run.offset + run.nbytes]
     assert device.bad_runs() == []
+
+
+def test_the_pool_is_aligned_once_and_recipes_bring_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = pool_of(tmp_path)
+    merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
+    aligned: list[tuple[str, ...]] = []
+    monkeypatch.setattr(planner, "align", lambda pool, vocab: aligned.append(tuple(pool)) or align(pool, vocab))
+    made = merge.align(checkpoints)
+    live = merge.live(made, loaded(folders["m0"], torch.float32))
+    three = [(0.2, 0.5, 0.3), (0.3, 0.3, 0.4), (0.25, 0.25, 0.5)]
+    for weights in [*three, (0.5, 0.0, 0.5), (0.0, 1.0, 0.0), *three, (0.25, 0.0, 0.75)]:
+        recipe = merge.recipe(tuple(folders), weights, checkpoints, fingerprints)
+        live.pour(recipe)
+        assert merge.plan(recipe, made) == merge.plan(recipe, folders)
+    assert len(aligned) == 3 + 9  # three sets of ingredients; each plan of folders is on its own
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "model_stock"])
+def test_later_pours_equal_first_ones(tmp_path: Path, method: str) -> None:
+    """Whatever was poured before: other weights, dtypes, divisors, signs, overrides that give a tensor one model."""
+    folders = pool_of(tmp_path)
+    based: dict[str, Any] = {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
+    checkpoints, fingerprints = opened(folders)
+    recipes = []
+    for scale, dtype in ((1.0, None), (0.5, "float32")):
+        merge = LocalMerge(method=method, dtype=dtype, **based, **({"scale": scale} if based else {}))
+        recipes += [
+            merge.recipe(("m0", "m1"), weights, checkpoints, fingerprints)
+            for weights in ((0.35, 0.65), (0.9, 0.1), (0.0, 1.0), (0.35, 0.65))
+        ]
+    if method == "linear":
+        recipes += [
+            replace(recipes[0], settings={"divisor": 0.7}),
+            replace(recipes[1], settings={"divisor": 1.7}),
+            replace(recipes[1], settings={"overrides": [["layers.0", [1.0, 0.0]]]}),
+            replace(recipes[0], settings={"overrides": [["layers.0", [0.5, 0.5]]]}),
+        ]
+    module = loaded(folders["m0"], torch.float32)
+    live = LocalMerge(method=method, **based).live(checkpoints, module)
+    for recipe in [*recipes, *reversed(recipes)]:
+        live.pour(recipe)
+        fresh = loaded(folders["m1"], torch.float32)
+        LocalMerge(method=method, **based).live(checkpoints, fresh).pour(recipe)
+        assert all(torch.equal(t, fresh.state_dict()[name]) for name, t in module.state_dict().items()), recipe
+
+
+def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path) -> None:
+    folders = pool_of(tmp_path)
+    merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
+    module = loaded(folders["m0"], torch.float32)
+    live = merge.live(checkpoints, module)
+    live.pour(merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints))
+    module.to(torch.bfloat16)
+    norm = module.model.norm
+    norm.weight = torch.nn.Parameter(torch.zeros_like(norm.weight))
+    recipe = merge.recipe(tuple(folders), (0.3, 0.4, 0.3), checkpoints, fingerprints)
+    live.pour(recipe)
+    written = loaded(merge.write(merge.plan(recipe, folders), tmp_path / "soup"), torch.bfloat16)
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in written.state_dict().items())

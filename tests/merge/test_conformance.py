@@ -1,0 +1,193 @@
+"""Every merge backend of the configuration: a protocol's members, settings, and soups that are the same three ways."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from souping.core.protocols import CandidatePool, MergeBackend
+from souping.core.types import UserError
+from souping.merge.adapters.pool import AdapterPool
+from souping.merge.distributed.backend import AccelerateMerge
+from souping.merge.local import LocalMerge
+from souping.merge.mergekit import MergekitMerge
+from souping.merge.pool import FullModelPool
+from tests.conftest import ROOT
+from tests.merge.test_live import pool_of
+from tests.support.adapters import save_adapter
+
+FAKE = """#!{python}
+import shutil, sys, yaml
+from pathlib import Path
+document, out = yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+shutil.copytree(document["models"][0]["model"], out, dirs_exist_ok=True)
+"""
+"""A mergekit that takes the first model for the soup."""
+BACKENDS = ("local", "accelerate", "mergekit")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MergeBackend]:
+    program = tmp_path / "mergekit-yaml"
+    program.write_text(FAKE.format(python=sys.executable))
+    program.chmod(0o755)
+    makers: dict[str, Callable[[], MergeBackend]] = {
+        "local": LocalMerge,
+        "accelerate": lambda: AccelerateMerge(num_processes=2),
+        "mergekit": lambda: MergekitMerge(command=str(program)),
+    }
+    made = makers[request.param]()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    return pool_of(tmp_path / "pool")
+
+
+def test_every_choice_of_the_configuration_is_a_row() -> None:
+    assert sorted(path.stem for path in (ROOT / "conf" / "merge").glob("*.yaml")) == sorted(BACKENDS)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_configuration_names_the_class_and_its_settings(name: str) -> None:
+    table = yaml.safe_load((ROOT / "conf" / "merge" / f"{name}.yaml").read_text())
+    module, _, part = table["_target_"].rpartition(".")
+    made = vars(importlib.import_module(module))[part]
+    assert MergeBackend in made.__mro__
+    keys = {key for key in table if not key.startswith("_") and key != "defaults"}
+    assert keys <= set(inspect.signature(made).parameters)
+
+
+def test_members_are_those_of_the_protocol(backend: MergeBackend) -> None:
+    assert isinstance(backend.method, str)
+    assert backend.base is None
+    assert backend.dtype is None
+    assert backend.vocab == "error"
+    assert backend.nonfinite == "error"
+    assert backend.resident == "none"
+    assert backend.allow_pickle is False
+    assert backend.carry is None
+    assert backend.adapters in (None, "keep")
+    assert backend.overrides is None
+    assert backend.needs() == []
+    backend.close()
+    backend.close()
+
+
+def test_other_settings_make_another_backend(backend: MergeBackend) -> None:
+    other = backend.with_settings({"dtype": "float32", "base": "somewhere"})
+    assert type(other) is type(backend)
+    assert (other.dtype, other.base) == ("float32", "somewhere")
+    assert backend.dtype is None
+    with pytest.raises(UserError, match=r"merge\.dtype=float8"):
+        backend.with_settings({"dtype": "float8"})
+
+
+def test_a_pool_of_full_models(backend: MergeBackend, folders: dict[str, Path]) -> None:
+    digests: dict[str, str] = {}
+    pool = backend.open(folders, digests)
+    assert isinstance(pool, FullModelPool)
+    assert pool.names == tuple(folders)
+    assert list(pool.warnings) == []
+    assert len(set(pool.fingerprints.values())) == 3
+    assert digests
+    assert dict(pool.seen) == {pool.fingerprints[name]: folder for name, folder in folders.items()}
+    assert pool.home == folders["m0"]
+    assert pool.soup_bytes > 0
+    with pytest.raises(UserError, match=r"candidate m0: .* has no tokenizer"):
+        pool.check_tokenizers()
+    pool.close()
+
+
+def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, folders: dict[str, Path]) -> None:
+    pool = backend.open(folders)
+    recipe = pool.recipe({"m2": 0.75, "m1": 0.0, "m0": 0.25})
+    assert (recipe.ingredients, recipe.weights) == (("m0", "m2"), (0.25, 0.75))
+    assert pool.recipe({"m0": 0.25, "m2": 0.75}).id == recipe.id
+    assert pool.tokenizer_folder(recipe) == folders["m0"]
+    assert pool.own_folder(recipe) is None
+    alone = pool.recipe({"m1": 1.0})
+    assert (alone.method, dict(alone.settings)) == ("linear", {})
+    assert pool.own_folder(alone) == folders["m1"]
+
+
+@pytest.mark.parametrize("weights", [{"m0": 0.25, "m2": 0.75}, {"m1": 1.0}])
+def test_what_is_written_is_what_is_poured(
+    backend: MergeBackend, folders: dict[str, Path], weights: Mapping[str, float], tmp_path: Path
+) -> None:
+    pool, done = backend.open(folders), list[int]()
+    recipe = pool.recipe(weights)
+    out = pool.write(
+        recipe, tmp_path / "soup", extra_files={"README.md": "card"}, progress=lambda now, total: done.append(now)
+    )
+    assert (out / "README.md").read_text() == "card"
+    assert recipe.id in (out / "recipe.json").read_text()
+    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
+    pool.live(module).pour(recipe)
+    state = module.state_dict()
+    assert all(
+        torch.equal(state[name], tensor.float()) for name, tensor in load_file(out / "model.safetensors").items()
+    )
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        pool.write(recipe, tmp_path / "soup")
+
+
+def test_a_plan_says_what_will_be_done_and_is_saved(
+    backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pool = backend.open(folders)
+    recipe = pool.recipe({"m0": 0.5, "m1": 0.5})
+    plan = pool.plan(recipe)
+    assert recipe.id in plan.describe()
+    assert plan.save(tmp_path / "plan.json") == tmp_path / "plan.json"
+    assert recipe.id in (tmp_path / "plan.json").read_text()
+
+
+def test_candidates_that_are_broken_or_do_not_fit(backend: MergeBackend, folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        backend.open({**folders, "x": folders["m0"] / "nowhere"})
+    other = pool_of(folders["m0"].parent / "other", (103,))
+    with pytest.raises(UserError, match="shapes differ"):
+        _ = backend.open({**folders, "wide": other["m0"]}).warnings
+
+
+def test_a_pool_of_adapters(backend: MergeBackend, folders: dict[str, Path], tmp_path: Path) -> None:
+    adapters = {
+        name: save_adapter(tmp_path / name, folders["m0"], {"model.layers.0.self_attn.q_proj": 2}, seed)
+        for seed, name in enumerate("ab", 1)
+    }
+    if backend.adapters is None:
+        with pytest.raises(UserError, match="does not soup adapters: use merge=local"):
+            backend.open(adapters)
+        return
+    pool: CandidatePool = backend.with_settings({"base": str(folders["m0"])}).open(adapters)
+    assert isinstance(pool, AdapterPool)
+    recipe = pool.recipe({"a": 0.25, "b": 0.75})
+    assert pool.home == folders["m0"]
+    assert pool.own_folder(recipe) is None
+    plan = pool.plan(recipe)
+    assert "0.25 x a + 0.75 x b" in plan.describe()
+    assert plan.save(tmp_path / "plan.json") is None
+    assert (pool.write(recipe, tmp_path / "soup") / "adapter_config.json").is_file()
+    with pytest.raises(UserError, match=r"mixes adapters \(a\) and others \(m1\)"):
+        backend.open({"a": adapters["a"], "m1": folders["m1"]})
+
+
+def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("souping.merge.mergekit.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("souping.merge.distributed.backend.find_spec", lambda name: None)
+    assert LocalMerge().needs() == []
+    assert [one.mends for one in MergekitMerge().needs()] == ['pip install "souping[mergekit]"']
+    assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate"]
+    assert MergekitMerge(command="there").needs() == []
