@@ -194,6 +194,8 @@ def _mismatch(value: Json, hint: Any) -> str | None:
     if get_origin(hint) is Literal and value not in get_args(hint):
         choices = [str(c) for c in get_args(hint)]
         return f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
+    if inspect.isclass(hint) and hint.__module__.startswith("souping."):  # a part inside a part
+        return "must be one of its group's choices"
     try:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError:

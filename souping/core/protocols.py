@@ -301,13 +301,12 @@ class Evaluator(Part, Protocol):
         return ()
 
     def read_results(
-        self,
-        files: ResultFiles,
-        items: Sequence[Item],
-        candidate: CandidateFacts,
-        tokenizer: Callable[[], PreTrainedTokenizerBase],
+        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
     ) -> Iterable[ImportedAnswers]:
-        """What `files` hold of the items for a candidate, task by task, and how they and this evaluator differ."""
+        """What `files` hold of the items for a candidate, task by task, and how they and this evaluator differ.
+
+        `tokenizer` is the folder of the candidate's tokenizer.
+        """
         return ()
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -74,7 +73,8 @@ def adopt(pool: OpenPool, store: Store, benchmarks: Sequence[AskedBenchmark], re
             recipe = pool.recipe({name: 1.0})
             asked = replace(benchmark, evaluator=asking(benchmark.evaluator, recipe))
             cast = compare("merge.dtype", facts.dtype, recipe.dtype) if facts.dtype else []
-            for answers in asked.evaluator.read_results(files, asked.items, facts, partial(pool.tokenizer, name)):
+            tokenizer = pool.tokenizer_folder(recipe)
+            for answers in asked.evaluator.read_results(files, asked.items, facts, tokenizer):
                 measured.append((asked, name, replace(answers, differences=(*cast, *answers.differences))))
     _check(len(strangers) + len(measured), [answers for _, _, answers in measured], request)
     return [*(_take(pool, store, *one, request) for one in measured), *strangers]

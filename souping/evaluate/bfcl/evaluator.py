@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
@@ -37,9 +36,6 @@ from souping.evaluate.bfcl.environment import (
 from souping.evaluate.bfcl.import_results import BfclFiles, find_bfcl, read_bfcl
 from souping.evaluate.servers import Server
 from souping.evaluate.servers.process import RunningServer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PROTOCOL = 1
 """Raised when the same answers would be scored otherwise."""
@@ -230,11 +226,7 @@ class BfclEvaluator(Evaluator):
         return find_bfcl(paths)
 
     def read_results(
-        self,
-        files: ResultFiles,
-        items: Sequence[Item],
-        candidate: CandidateFacts,
-        tokenizer: Callable[[], PreTrainedTokenizerBase],
+        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
     ) -> Iterator[ImportedAnswers]:
         """What one model's folder holds, category by category; the tokenizer is of no use to it."""
         assert isinstance(files, BfclFiles)

@@ -29,7 +29,6 @@ from souping.evaluate.lm_eval.tasks import NEUTRAL, Document, Loaded, load, pseu
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
-    from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -250,11 +249,7 @@ class HarnessEvaluator(Evaluator):
         return find_samples(paths)
 
     def read_results(
-        self,
-        files: ResultFiles,
-        items: Sequence[Item],
-        candidate: CandidateFacts,
-        tokenizer: Callable[[], PreTrainedTokenizerBase],
+        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
     ) -> Iterator[ImportedAnswers]:
         """What one run of the harness holds, task by task, its prompts rendered anew with the tokenizer."""
         assert isinstance(files, HarnessFiles)

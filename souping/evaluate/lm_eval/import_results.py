@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
 from souping.core.text import first_line
 from souping.core.types import Item, Json, Record, UserError, elements, part
-from souping.evaluate.engines.transformers import quiet
+from souping.evaluate.engines.transformers import load_tokenizer, quiet
 from souping.evaluate.lm_eval.model import HFLM_KEYS, build, run
 from souping.evaluate.lm_eval.tasks import NEUTRAL, Loaded
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task
     from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedTokenizerBase
 
     from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
@@ -60,13 +59,13 @@ def read_samples(
     evaluator: HarnessEvaluator,
     items: Sequence[Item],
     candidate: CandidateFacts,
-    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    tokenizer: Path,
 ) -> Iterator[ImportedAnswers]:
     """What one run of the harness holds for the run's tasks, task by task."""
     known = {item.id for item in items}
     ours = sorted(task for task in files.samples if task in evaluator.loaded)
-    model = model_of(candidate.path, tokenizer(), evaluator) if ours else None
-    about_model = [*_model(files, candidate), *_settings(files, evaluator, model)] if model else []
+    model = model_of(candidate.path, tokenizer, evaluator) if ours else None
+    about_model = [*_model(files, candidate), *_settings(files, evaluator, model)] if model is not None else []
     for task in ours:
         loaded, everything = evaluator.loaded[task], files.rows(task)
         rows = {int(str(row["doc_id"])): row for row in everything if row["filter"] == loaded.metric.filter}
@@ -306,7 +305,7 @@ def _row(line: str, where: str) -> Sample:
     return {key: value for key, value in row.items() if key != "doc"}  # which may be a book; its hash is enough
 
 
-def model_of(folder: Path, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessEvaluator) -> HFLM:
+def model_of(folder: Path, tokenizer: Path, evaluator: HarnessEvaluator) -> HFLM:
     """The harness's model of a candidate without its weights: tokenizer, chat template and lengths are the real ones.
 
     Raises:
@@ -325,7 +324,7 @@ def model_of(folder: Path, tokenizer: PreTrainedTokenizerBase, evaluator: Harnes
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read its configuration: {first_line(error)}") from error
-    return build(module, tokenizer, evaluator)
+    return build(module, load_tokenizer(tokenizer), evaluator)
 
 
 class Replay:

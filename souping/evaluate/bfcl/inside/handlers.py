@@ -50,7 +50,10 @@ def _plain(base: type) -> type:
         talk = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
         return "\n".join([*(json.dumps(doc) for doc in functions), *talk, "Call:"])
 
-    return type(base)("Plain", (base,), {"_pre_query_processing_prompting": prepare, "_format_prompt": prompt})
+    plain = type(base)("Plain", (base,), {})
+    for name, method in (("_pre_query_processing_prompting", prepare), ("_format_prompt", prompt)):
+        setattr(plain, name, method)  # not in the class body, where the base's metaclass asks for its own decorator
+    return plain
 
 
 def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) -> OSSHandler:
