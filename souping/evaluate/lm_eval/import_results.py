@@ -127,7 +127,7 @@ def _settings(files: HarnessFiles, evaluator: HarnessEvaluator, model: HFLM) -> 
     yield from compare("max_length", results.get("max_length", model.max_length), model.max_length, mild=True)
     for kind in ("bos", "eos", "pad"):
         own, tokenizer = results.get(f"tokenizer_{kind}_token"), model.tokenizer
-        now = [getattr(tokenizer, f"{kind}_token"), str(getattr(tokenizer, f"{kind}_token_id"))]
+        now = [getattr(tokenizer, f"{kind}_token"), str(getattr(tokenizer, f"{kind}_token_id"))]  # transformers'
         yield from compare(f"tokenizer_{kind}_token", own or now, now, mild=kind == "pad")
 
 

@@ -390,11 +390,11 @@ def _filled(body: Node, text: str, is_map: bool) -> Literal | None:
     """The double-brace idiom: the `put` or `add` calls of an instance initialiser."""
     blocks = [child for child in body.named_children if child.type == "block"]
     steps = [step.named_children[0] for block in blocks for step in block.named_children if step.named_children]
-    found = [(_name(step, "java"), _arguments(step.child_by_field_name("arguments"), "java")[1])
+    calls = [(_name(step, "java"), _arguments(step.child_by_field_name("arguments"), "java")[1])
              for step in steps if step.type == "method_invocation"]  # fmt: skip
     expected = ("put", 2) if is_map else ("add", 1)
-    if len(found) != len(steps) or any((name, len(values)) != expected for name, values in found):
+    if len(calls) != len(steps) or any((name, len(values)) != expected for name, values in calls):
         return None
     if is_map:
-        return Literal("dict", {str(key.value): value for _, (key, value) in found}, text)
-    return Literal("list", [values[0] for _, values in found], text)
+        return Literal("dict", {str(key.value): value for _, (key, value) in calls}, text)
+    return Literal("list", [values[0] for _, values in calls], text)
