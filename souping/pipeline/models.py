@@ -31,7 +31,7 @@ from souping.core.protocols import (
 )
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
-from souping.pipeline.store import Store
+from souping.pipeline.store import ContentMemory
 from souping.report.progress import Throughput
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class OpenPool:
         candidates: Sequence[Candidate],
         merge: MergeBackend,
         evaluator: Evaluator | None,
-        store: Store,
+        store: ContentMemory,
         aside: Aside = nullcontext,
     ) -> None:
         """Fetch what is named by the Hub, open every candidate's headers, check them against each other, then take

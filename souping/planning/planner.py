@@ -106,6 +106,7 @@ class _Planner:
     store: Store
     lacking: list[Missing] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    items: tuple[Item, ...] = ()
 
     def plan(self) -> Plan:
         run, machine = self.run, look()
@@ -117,7 +118,7 @@ class _Planner:
         folds = folds or self._outlined()
         for complaint in complaints(run, folds.items if folds else {}, evaluators):
             self._refused(complaint)
-        items = [item for fold in FOLDS for item in folds.items[fold]] if folds and read else []
+        items = self.items if read else ()
         asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
         opened = open_pool(run, models, self.store, asked)
         choice = self._choose(opened, folds)
@@ -155,7 +156,7 @@ class _Planner:
         own = isinstance(self.run.benchmark, OwnBenchmark)
         try:
             benchmark = (self.run.evaluator.benchmark if own else None) or self.run.benchmark
-            items = benchmark.items()
+            self.items = benchmark.items()
         except UserError as error:
             if own:
                 self.lacking.append(from_error(error))
@@ -163,7 +164,7 @@ class _Planner:
                 self._refused(error)
             return None
         try:
-            return split_folds(items, benchmark.title, two=self.run.scores.published)
+            return split_folds(self.items, benchmark.title, two=self.run.scores.published)
         except UserError as error:
             self._refused(error)
             return None

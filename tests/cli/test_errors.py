@@ -77,7 +77,7 @@ def test_a_folder_without_tokenizer_is_refused_before_work(family: Path, souping
 def test_an_error_after_work_stands_alone_on_standard_error(family: Path, souping: Cli, tmp_path: Path) -> None:
     done = souping(*pool_of(family), "selector.threshold=0.001")
     done.refused("no low-correlation category", "smallest |rho|")
-    assert "candidates on the select fold" in done.out
+    assert "select: every candidate" in done.out
     assert not (tmp_path / "outputs" / "fam").exists()
 
 

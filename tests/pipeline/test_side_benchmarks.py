@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.cli.config import also_nodes
+from souping.cli.config import HARNESS, also_nodes
 from souping.core.objectives import Mean
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
@@ -36,7 +36,7 @@ class TestEntries:
         found = also_nodes("hellaswag", 0, OWN)
         assert found["name"] == "hellaswag"
         assert found["evaluator"] == {
-            "_target_": side_benchmarks.HARNESS,
+            "_target_": HARNESS,
             "tasks": ["hellaswag"],
             "dtype": "bfloat16",
             "device": "cpu",
@@ -44,7 +44,7 @@ class TestEntries:
         }
 
     def test_tasks_beside_the_runs_own_are_looked_for_where_those_are(self) -> None:
-        own = {**OWN, "_target_": side_benchmarks.HARNESS, "include_path": "sheets"}
+        own = {**OWN, "_target_": HARNESS, "include_path": "sheets"}
         assert also_nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
         entry = {"tasks": ["letters"], "include_path": "others"}
         assert also_nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
@@ -93,8 +93,7 @@ class TestEntries:
 
     def test_an_evaluator_with_items_of_its_own_leaves_files_to_local(self) -> None:
         class Own(FakeEvaluator):
-            benchmark = "its own"
-            dtype = "float32"
+            brings_items = True
 
         class Three:
             def items(self) -> tuple[Item, ...]:
@@ -128,7 +127,9 @@ class TestBeside:
             name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean()
         )
         ingredients = {name: recipes[name] for name in ("a", "b")}
-        return side_benchmarks.compare_on(side, recipes["soup"], ingredients, scores)
+        return side_benchmarks.compare_on(
+            side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()}
+        )
 
     def test_rows_and_pairs(self, entry: dict[str, Any]) -> None:
         assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from souping.core.objectives import Mean
-from souping.core.types import Recipe, Record, UserError
+from souping.core.protocols import Served
+from souping.core.types import Item, Recipe, Record, UserError
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store
 from souping.search.loop import search
@@ -113,19 +115,15 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5})
-    stop = FakeEvaluator({"a": 5})
+    class Killed(FakeEvaluator):
+        def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
+            if len(self.asked) >= 14:
+                raise KeyboardInterrupt
+            return super().evaluate(model, items)
 
-    def killed(model: object, batch: object) -> list[Record]:
-        if len(stop.asked) >= 14:
-            raise KeyboardInterrupt
-        return FakeEvaluator.evaluate(stop, model, batch)  # type: ignore[arg-type]
-
+    items, judge, stop = make_items(10), FakeEvaluator({"a": 5}), Killed({"a": 5})
     with Store(tmp_path / "s") as store:
         broken = evaluation(store, stop)
-        broken._evaluator = SimpleNamespace(  # type: ignore[assignment]
-            evaluate=killed, batches=stop.batches, fingerprint=stop.fingerprint, settings=stop.settings
-        )
         with pytest.raises(KeyboardInterrupt):
             broken.scores(recipe(1.0, 0.0), items)
     with Store(tmp_path / "s") as store:

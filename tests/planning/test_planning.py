@@ -19,7 +19,7 @@ from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
 from souping.pipeline.requirements import Gpu, Machine, Requirement, requirements_of, soup_bytes
 from souping.pipeline.store import Store
-from souping.planning.plan import outline, speed, worth
+from souping.planning.plan import speed, worth
 from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
 
 GB = 10**9
@@ -192,21 +192,23 @@ class TestOutlines:
     def test_bfcl_v3_holds_4441_items(self) -> None:
         from souping.evaluate.bfcl.evaluator import BfclEvaluator
 
-        items = outline(BfclEvaluator(server=None))
+        items = BfclEvaluator(server=None).outline()
         assert len(items) == 4441
         assert len({item.category for item in items}) == 17
         shared = {item.group for item in items if item.category.startswith("multi_turn")}
         assert len(shared) == 200
-        assert len(outline(BfclEvaluator(server=None, categories=["live"], limit=20))) == 4 * 20 + 16 * 2
-        assert outline(BfclEvaluator(server=None, version="v4")) == ()  # memory and web search are not known
+        assert len(BfclEvaluator(server=None, categories=["live"], limit=20).outline()) == 4 * 20 + 16 * 2
+        assert BfclEvaluator(server=None, version="v4").outline() == ()  # memory and web search are not known
 
     def test_tasks_by_name(self) -> None:
-        tasks = SimpleNamespace(tasks=["mgsm_native_cot_de", "mgsm_native_cot_en"], group="doc", limit=None)
-        items = outline(tasks)
+        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+
+        tasks = HarnessEvaluator(tasks=["mgsm_native_cot_de", "mgsm_native_cot_en"], group="doc")
+        items = tasks.outline()
         assert len(items) == 500
         assert len({item.group for item in items}) == 250
-        assert outline(SimpleNamespace(tasks=["mgsm_native_cot_de", "hellaswag"])) == ()
-        assert outline(SimpleNamespace()) == ()
+        assert HarnessEvaluator(tasks=["mgsm_native_cot_de", "hellaswag"]).outline() == ()
+        assert LocalEvaluator().outline() == ()
 
     def test_an_experiment_is_planned_without_its_tools(self, souping: Cli, tmp_path: Path) -> None:
         done = souping("+experiment=bfcl_8b", "evaluator.dir=nowhere", "plan=true", "hydra.run.dir=out")
@@ -387,9 +389,9 @@ class TestSpeed:
             assumed = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
             assert assumed is not None
             assert assumed.basis == "assumed"
-            store.took("a", evaluator.fingerprint, 30, 2.0)
-            store.took("a", evaluator.fingerprint, 30, 4.0)
-            store.took("b", evaluator.fingerprint, 1, 99.0)
+            store.add_timing("a", evaluator.fingerprint, 30, 2.0)
+            store.add_timing("a", evaluator.fingerprint, 30, 4.0)
+            store.add_timing("b", evaluator.fingerprint, 1, 99.0)
             measured = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a", "c"])
             assert measured is not None
             assert (measured.basis, measured.items_per_second) == ("measured", 10.0)
