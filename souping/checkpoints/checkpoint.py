@@ -1,10 +1,9 @@
 """A checkpoint folder, known from its headers: tensors and where they lie, config, side files, fingerprint.
 
-Pickled weights (`pytorch_model.bin`), only with `merge.allow_pickle=true`: their table, without running their code.
-
-`torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight either and
-tells where in the zip file each storage lies (`UntypedStorage._checkpoint_offset`), so that a pickled file streams
-like a safetensors file afterwards.
+Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, without running
+their code: `torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight
+either and tells where in the zip file each storage lies (`UntypedStorage._checkpoint_offset`), so that a pickled file
+streams like a safetensors file afterwards.
 """
 
 from __future__ import annotations
@@ -16,12 +15,15 @@ import zipfile
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints.dtypes import TAGS, TORCH_NAMES
 from souping.checkpoints.header import Tensor, broken, parse_json, read_header
 from souping.core.text import shown
 from souping.core.types import UserError, digest
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -284,13 +286,13 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} holds more than plain tensors, or is broken ({reason}). Do not trust it.") from None
 
 
-def _tensor(path: Path, label: str, name: str, value: Any, size: int) -> Tensor:
+def _tensor(path: Path, label: str, name: str, value: torch.Tensor, size: int) -> Tensor:
     import torch
 
     if not isinstance(value, torch.Tensor) or value.is_sparse or not value.is_contiguous():
         raise broken(path, "not a contiguous tensor", name)
     tag = TAGS.get(str(value.dtype).removeprefix("torch."))
-    start = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+    start = getattr(value.untyped_storage(), "_checkpoint_offset", None)  # torch's
     if tag is None or start is None:
         raise broken(path, f"a tensor of {value.dtype} cannot be read", name)
     offset, nbytes = start + value.storage_offset() * value.element_size(), value.numel() * value.element_size()

@@ -1,8 +1,7 @@
-"""Ingredients side by side: the tensors they share, by name, with the shape and dtype the soup will have.
+"""Compatibility of checkpoints: their tensors side by side, with the shape and dtype the soup will have.
 
-Preflight of a pool: what can be known to go wrong from headers, configs and tokenizers, before any work.
-
-Tokenizers and chat templates compared by content, not by formatting.
+What can be known to go wrong with a pool from headers, configs and tokenizers is found before any work. Tokenizers and
+chat templates are compared by content, not by formatting.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import FLOATS, OTHER_FLOATS, widest
 from souping.checkpoints.header import Tensor, parse_json
 from souping.core.text import listed, shown
-from souping.core.types import UserError, digest
+from souping.core.types import Json, UserError, digest
 
 VOCAB_RULES = ("error", "intersect", "union")
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
@@ -49,10 +48,10 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
     tables = {name: _table(checkpoint, checkpoints) for name, checkpoint in checkpoints.items()}
     for name, table in tables.items():
         _same_names(first, name, tables[first], table, checkpoints)
-    found = [_slot(name, tables, checkpoints, vocab) for name in tables[first]]
-    _refuse_shapes(found, checkpoints, vocab)
-    _refuse_floats(found, checkpoints)
-    return found
+    aligned = [_slot(name, tables, checkpoints, vocab) for name in tables[first]]
+    _refuse_shapes(aligned, checkpoints, vocab)
+    _refuse_floats(aligned, checkpoints)
+    return aligned
 
 
 def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
@@ -71,7 +70,7 @@ def tied(checkpoint: Checkpoint) -> bool:
     return _setting(checkpoint, "tie_word_embeddings") is True
 
 
-def _setting(checkpoint: Checkpoint, key: str) -> object:
+def _setting(checkpoint: Checkpoint, key: str) -> Json:
     nested = checkpoint.config.get("text_config")
     inner = nested.get(key) if isinstance(nested, dict) else None
     return checkpoint.config.get(key, inner)
@@ -117,11 +116,11 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
     return rows == sizes or any(word in name for word in VOCAB_WORDS)
 
 
-def _refuse_shapes(found: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str) -> None:
+def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str) -> None:
     names, checkpoints = list(pool), list(pool.values())
     bad = [
         slot
-        for slot in found
+        for slot in aligned
         if slot.uneven and (vocab == "error" or not _is_vocab(slot.name, slot.parts, checkpoints))
     ]
     if not bad:
@@ -137,9 +136,9 @@ def _refuse_shapes(found: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint
     )
 
 
-def _refuse_floats(found: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint]) -> None:
+def _refuse_floats(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint]) -> None:
     for name, index in zip(pool, range(len(pool)), strict=True):
-        bad = [slot.parts[index] for slot in found if slot.parts[index].dtype in OTHER_FLOATS]
+        bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
         if bad:
             raise UserError(
                 f"candidate {name} stores {listed(t.name for t in bad)} as {bad[0].dtype}: only bfloat16, float16 and "
@@ -177,14 +176,14 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
         raise UserError("the pool is empty")
     for name in names[1:]:
         _same_architecture(names[0], name, checkpoints)
-    found = align(checkpoints, vocab)
-    warnings = _dtypes(checkpoints, found) + _ties(checkpoints)
-    _equal_where_not_float(checkpoints, found)
+    aligned = align(checkpoints, vocab)
+    warnings = _dtypes(checkpoints, aligned) + _ties(checkpoints)
+    _equal_where_not_float(checkpoints, aligned)
     tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
     for name in names[1:]:
         warnings += _config_drift(names[0], name, checkpoints[names[0]].config, checkpoints[name].config)
         warnings += compare_tokenizers(names[0], name, tokenizers[names[0]], tokenizers[name], vocab)
-    return warnings + _rows(checkpoints, found, vocab)
+    return warnings + _rows(checkpoints, aligned, vocab)
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
@@ -194,8 +193,8 @@ def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
             raise UserError(f"candidates {a} and {b} differ in {key}: {_short(left)} and {_short(right)}")
 
 
-def _dtypes(pool: Mapping[str, Checkpoint], found: list[AlignedTensor]) -> list[str]:
-    mixed = [slot for slot in found if len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS]
+def _dtypes(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> list[str]:
+    mixed = [slot for slot in aligned if len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS]
     if not mixed:
         return []
     stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
@@ -224,9 +223,9 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
         )
 
 
-def _equal_where_not_float(pool: Mapping[str, Checkpoint], found: list[AlignedTensor]) -> None:
+def _equal_where_not_float(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> None:
     names = list(pool)
-    for slot in found:
+    for slot in aligned:
         if all(part.dtype in FLOATS for part in slot.parts):
             continue
         odd = next(part.dtype for part in slot.parts if part.dtype not in FLOATS)
@@ -267,13 +266,13 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
     return notes
 
 
-def _short(value: object) -> str:
+def _short(value: Json) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _rows(pool: Mapping[str, Checkpoint], found: list[AlignedTensor], vocab: str) -> list[str]:
-    uneven = [slot for slot in found if slot.uneven]
+def _rows(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor], vocab: str) -> list[str]:
+    uneven = [slot for slot in aligned if slot.uneven]
     if not uneven:
         return []
     rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
@@ -413,11 +412,11 @@ def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     return value
 
 
-def _list(value: object) -> list[Any]:
+def _list(value: Json) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _ids(vocab: object) -> dict[str, int]:
+def _ids(vocab: Json) -> dict[str, int]:
     """Token ids of a BPE, WordPiece or WordLevel table, or of a Unigram list."""
     if isinstance(vocab, dict):
         return {str(token): number for token, number in vocab.items() if isinstance(number, int)}

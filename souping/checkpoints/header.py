@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from souping.checkpoints.dtypes import BITS
 from souping.core.text import shown
@@ -98,11 +98,11 @@ def _raw_header(path: Path) -> tuple[int, bytes]:
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """`object_pairs_hook` that refuses a key given twice (two parsers would read two different models)."""
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shown(twice)} is there twice")
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        table[key] = value
     return table
 
 
@@ -122,12 +122,12 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return dict(table)
 
 
-def _whole(values: object) -> bool:
+def _whole(values: Json) -> TypeGuard[list[int]]:
     """A list of integers that are not negative (true is not an integer here)."""
     return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
-def _tensor(path: Path, file: str, start: int, name: str, entry: object) -> Tensor:
+def _tensor(path: Path, file: str, start: int, name: str, entry: Json) -> Tensor:
     if not isinstance(entry, Mapping) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise broken(path, "the header's entry lacks dtype, shape or data_offsets", name)
     if shown(name) == "" or any("\ud800" <= letter <= "\udfff" for letter in name):

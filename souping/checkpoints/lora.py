@@ -1,10 +1,9 @@
 r"""An adapter folder, known from its headers: the pairs A and B of each adapted module, and their scaling.
 
-`adapter_config.json`: what of it decides the adapter's product B*A, and what makes it no plain LoRA.
-
-The rules are PEFT's own (LoraConfig and get_pattern_key): a module's rank and alpha are those of the first key of
-rank_pattern and alpha_pattern that matches its name as `(.*\.)?(key)$`, else `r` and `lora_alpha`; the product is
-scaled by alpha / rank, or with use_rslora by alpha / sqrt(rank).
+`adapter_config.json` decides the adapter's product B*A, or that it is no plain LoRA. The rules are PEFT's own
+(LoraConfig and get_pattern_key): a module's rank and alpha are those of the first key of rank_pattern and alpha_pattern
+that matches its name as `(.*\.)?(key)$`, else `r` and `lora_alpha`; the product is scaled by alpha / rank, or with
+use_rslora by alpha / sqrt(rank).
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ class Adapter:
         return digest([base, sorted(rules), {name: file_digest(self.folder / name, cache) for name in names}])
 
 
-def content(folder: Path, base: object, cache: MutableMapping[str, str] | None = None) -> str:
+def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = None) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
     Raises:
@@ -164,9 +163,9 @@ def _sort(
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
-        found = FACTOR.fullmatch(name)
-        if found:
-            sides.setdefault(found["module"], {})[found["side"]] = tensor
+        factor = FACTOR.fullmatch(name)
+        if factor:
+            sides.setdefault(factor["module"], {})[factor["side"]] = tensor
         else:
             whole[_whole_module(folder, key, name)] = tensor
     if not sides:
@@ -243,7 +242,7 @@ class AdapterSettings:
     base: str | None
     revision: str | None
     task_type: str | None
-    auto_mapping: Any
+    auto_mapping: Json
 
     def rank_of(self, module: str) -> int:
         return self.rank_pattern.get(first_match(self.rank_pattern, module), self.rank)
@@ -331,13 +330,13 @@ def _flag(key: str, config: Mapping[str, Any]) -> bool:
     return value
 
 
-def _rank(key: str, value: object) -> int:
+def _rank(key: str, value: Json) -> int:
     if type(value) is not int or not 0 < value <= 1 << 20:
         raise ValueError(f"{key}={value}, a rank is a whole number above zero")
     return value
 
 
-def _number(key: str, value: object) -> float:
+def _number(key: str, value: Json) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key}={value}, not a finite number")
     return float(value)

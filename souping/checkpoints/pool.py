@@ -1,7 +1,4 @@
-"""The pool: which checkpoints may become ingredients.
-
-How large the candidates are: from headers, from the Hub's list of files, or by their names. No weight is read.
-"""
+"""The pool: which checkpoints may become ingredients, and how large they are (no weight is read)."""
 
 from __future__ import annotations
 
@@ -38,10 +35,10 @@ class Pool:
         Raises:
             UserError: fewer than `at_least` candidates, one given twice, or two of one name.
         """
-        found: dict[str, Candidate] = {}
+        candidates: dict[str, Candidate] = {}
         for number, entry in enumerate(self.candidates):
             candidate = _candidate(entry, number)
-            twin = found.get(candidate.name)
+            twin = candidates.get(candidate.name)
             if twin and twin.path.resolve() == candidate.path.resolve():
                 raise UserError(f"pool.candidates: {candidate.name} is given twice; list each candidate once")
             if twin:
@@ -49,13 +46,13 @@ class Pool:
                     f"pool.candidates: {twin.path} and {candidate.path} share the name {candidate.name!r}; "
                     "name them apart with {name: NAME, path: PATH}"
                 )
-            same = [c.name for c in found.values() if c.path.resolve() == candidate.path.resolve()]
+            same = [c.name for c in candidates.values() if c.path.resolve() == candidate.path.resolve()]
             if same:
                 raise UserError(f"pool.candidates: {same[0]} and {candidate.name} are the same folder; list it once")
-            found[candidate.name] = candidate
-        if len(found) < at_least:
-            raise UserError(f"pool.candidates has {len(found)} candidate(s): souping needs at least two")
-        return tuple(found.values())
+            candidates[candidate.name] = candidate
+        if len(candidates) < at_least:
+            raise UserError(f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two")
+        return tuple(candidates.values())
 
 
 def _candidate(entry: str | dict[str, str], number: int) -> Candidate:
@@ -151,12 +148,12 @@ def _folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
     )
 
 
-def _remote(name: str, found: hub.HubName, allow_pickle: bool) -> ModelSize:
-    files = hub.sizes(found, allow_pickle)
+def _remote(name: str, remote: hub.HubName, allow_pickle: bool) -> ModelSize:
+    files = hub.sizes(remote, allow_pickle)
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS))
     return ModelSize(
         name=name,
-        path=str(found),
+        path=str(remote),
         basis="Hub",
         nbytes=nbytes,
         parameters=nbytes // BITS16,
@@ -166,9 +163,9 @@ def _remote(name: str, found: hub.HubName, allow_pickle: bool) -> ModelSize:
 
 def parameters_in(name: str) -> int:
     """Parameters by a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 where it says nothing."""
-    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", re.sub(r"[-_/@]", " ", name))
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", re.sub(r"[-_/@]", " ", name))
     scale = {"b": 1e9, "m": 1e6}
-    return int(float(found[-1][0]) * scale[found[-1][1].lower()]) if found else 0
+    return int(float(sizes[-1][0]) * scale[sizes[-1][1].lower()]) if sizes else 0
 
 
 def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:

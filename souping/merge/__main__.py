@@ -1,8 +1,7 @@
-"""`python -m souping.merge PLAN.json OUT` writes a saved plan alone.
+"""`python -m souping.merge PLAN.json OUT` writes the soup of a saved plan alone.
 
-`accelerate launch --multi_gpu --num_processes N -m souping.merge PLAN.json OUT` writes it with N ranks.
-
-One plan by the ranks of `accelerate launch ... -m souping.merge PLAN.json OUT`, on one machine or several.
+`accelerate launch --multi_gpu --num_processes N -m souping.merge PLAN.json OUT` writes it with N ranks, on one machine
+or several.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 from souping.core.protocols import Progress
 from souping.core.types import UserError
@@ -126,7 +126,7 @@ def _other(team: Team) -> int:
     return serve(team)
 
 
-def _clear(number: int, _: Any) -> NoReturn:
+def _clear(number: int, _: FrameType | None) -> NoReturn:
     """A launcher that is stopped, or has lost another rank, stops its ranks: leave through the clean-up."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -377,7 +377,7 @@ def _flat(tensor: torch.Tensor) -> Raw | None:
     return np.asarray(view)
 
 
-def reload(module: Any, soup: Mapping[str, torch.Tensor]) -> None:
+def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
     """Fill `module` with what transformers makes of the tensors `soup`, in place.
 
     Raises:
@@ -394,15 +394,17 @@ def reload(module: Any, soup: Mapping[str, torch.Tensor]) -> None:
             tensor.copy_(source[name])
 
 
-def _load(module: Any, soup: Mapping[str, torch.Tensor]) -> Any:
-    from transformers.utils import logging as untyped
+def _load(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    from transformers import PreTrainedModel
+    from transformers.utils import logging
 
-    logging: Any = untyped
+    if not isinstance(module, PreTrainedModel):
+        raise UserError(f"the soup does not fit the live module, and {type(module).__name__} is none of transformers'")
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        fresh, report = type(module).from_pretrained(
+        loaded: Any = type(module).from_pretrained(
             None, config=module.config, state_dict=dict(soup), dtype=module.dtype, output_loading_info=True
         )
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
@@ -411,6 +413,8 @@ def _load(module: Any, soup: Mapping[str, torch.Tensor]) -> Any:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+    fresh: PreTrainedModel = loaded[0]
+    report: Mapping[str, Collection[str]] = loaded[1]
     lost = sorted(str(name) for name in report["missing_keys"])
     if lost or report["mismatched_keys"]:
         raise UserError(f"the soup does not fit the live module: it has nothing for {listed(lost) or 'a shape of it'}")

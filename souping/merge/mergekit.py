@@ -1,10 +1,9 @@
 """`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`).
 
-Recipes from and to mergekit's YAML, for linear, task_arithmetic and slerp.
-
-mergekit's `linear` with `normalize: true` (its default) divides once, at the end, by the fp32 sum of the raw fp32
-weights: an import keeps the raw weights and puts that sum into the recipe's `divisor`. An export says
-`normalize: false` where there is no divisor, and asks for fp32 arithmetic.
+Recipes also go from and to mergekit's YAML, for linear, task_arithmetic and slerp. mergekit's `linear` with
+`normalize: true` (its default) divides once, at the end, by the fp32 sum of the raw fp32 weights: an import keeps the
+raw weights and puts that sum into the recipe's `divisor`. An export says `normalize: false` where there is no divisor,
+and asks for fp32 arithmetic.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
 from souping.core.protocols import Pourable, Progress, SoupPlan
-from souping.core.types import Missing, Recipe, UserError, Weights, number, part
+from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
 from souping.merge import planner
 from souping.merge.local import check_choice, common_dtype
 from souping.merge.plan import MergePlan
@@ -103,7 +102,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     ) -> Recipe:
         """The recipe of these weights; a single ingredient is that model, whatever the method."""
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
-        settings: dict[str, Any] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
+        settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.base:
             settings["base"] = fingerprint(Path(self.base), cache, self.allow_pickle)
         lone = len(used) == 1
@@ -124,7 +123,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return planner.plan(recipe, models, nonfinite=self.nonfinite, allow_pickle=self.allow_pickle)
         folders = models.folders if isinstance(models, Alignment) else models
         paths = {name: str(Path(folders[name]).expanduser().resolve()) for name in recipe.ingredients}
-        document: dict[str, Any] = {
+        document: dict[str, Json] = {
             "merge_method": recipe.method,
             "models": [
                 {"model": paths[name], "parameters": {"weight": weight}}
@@ -137,7 +136,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             document["out_dtype"] = recipe.dtype
         if self.base:
             document["base_model"] = str(Path(self.base).expanduser().resolve())
-        import yaml  # type: ignore[import-untyped, unused-ignore]
+        import yaml
 
         text = yaml.safe_dump(document, sort_keys=False)
         return MergekitPlan(recipe=recipe, yaml=text, carrier=paths[recipe.ingredients[0]])
@@ -238,7 +237,7 @@ class Imported:
     weights: tuple[float, ...]
     dtype: str | None = None
     base: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Json] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def recipe(self, fingerprints: Mapping[str, str], dtype: str, base: str = "") -> Recipe:
@@ -268,17 +267,19 @@ def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str 
     document = _document(recipe, [str(folders[name]) for name in recipe.ingredients], base)
     if recipe.dtype in TORCH_NAMES:
         document |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+    import yaml
 
     text: str = yaml.safe_dump(document, sort_keys=False)
     return text
 
 
-def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict[str, Any]:
-    weighted = [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, recipe.weights, strict=True)]
+def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict[str, Json]:
+    weighted: list[Json] = [
+        {"model": p, "parameters": {"weight": w}} for p, w in zip(paths, recipe.weights, strict=True)
+    ]
     if recipe.method == "slerp" and len(paths) == 2:
         t = recipe.weights[1] / sum(recipe.weights)
-        models = [{"model": path} for path in paths]
+        models: list[Json] = [{"model": path} for path in paths]
         return {"merge_method": "slerp", "base_model": paths[0], "models": models, "parameters": {"t": t}}
     if recipe.method == "task_arithmetic":
         if base is None:
@@ -314,8 +315,8 @@ def from_yaml(text: str) -> Imported:
     return read(document, models, [_table(row.get("parameters"), "parameters") for row in rows], parameters)
 
 
-def _parse(text: str) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+def _parse(text: str) -> dict[str, Json]:
+    import yaml
 
     try:
         document = yaml.safe_load(text)
@@ -326,7 +327,7 @@ def _parse(text: str) -> dict[str, Any]:
     return document
 
 
-def _model(value: object) -> str:
+def _model(value: Json) -> str:
     if isinstance(value, dict) and set(value) <= {"path", "model"}:
         value = value.get("path", value.get("model"))
     if not isinstance(value, str) or "+" in value.rsplit("/", 1)[-1]:
@@ -334,7 +335,7 @@ def _model(value: object) -> str:
     return value
 
 
-def _table(value: object, key: str) -> dict[str, Any]:
+def _table(value: Json, key: str) -> dict[str, Json]:
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -342,21 +343,21 @@ def _table(value: object, key: str) -> dict[str, Any]:
     return value
 
 
-def _number(parameters: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+def _number(parameters: Mapping[str, Json], key: str, where: str, default: float | None = None) -> float:
     value = parameters.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"mergekit's {key} of {where} is {value}, not one number: run this file with merge=mergekit")
     return float(value)
 
 
-def _normalize(parameters: Mapping[str, Any], default: bool) -> bool:
+def _normalize(parameters: Mapping[str, Json], default: bool) -> bool:
     value = parameters.get("normalize", default)
     if isinstance(value, bool) or value in (0, 1):
         return bool(value)
     raise UserError(f"mergekit's normalize is {value}, neither true nor false")
 
 
-def _dtype(document: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+def _dtype(document: Mapping[str, Json]) -> tuple[str | None, tuple[str, ...]]:
     """(dtype of the soup, notes)."""
     work, out = document.get("dtype"), document.get("out_dtype")
     for value in (work, out):
@@ -365,7 +366,8 @@ def _dtype(document: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     if work in ("bfloat16", "float16"):
         notes = (f"mergekit casts models to {work} first; here they stay as stored and the sum is rounded once",)
-    return out or work, notes
+    dtype = out or work
+    return (str(dtype) if dtype else None), notes
 
 
 def fp32_sum(weights: tuple[float, ...] | list[float]) -> float:
@@ -376,7 +378,7 @@ def fp32_sum(weights: tuple[float, ...] | list[float]) -> float:
 
 
 def _linear(
-    document: Mapping[str, Any], models: list[str], rows: list[dict[str, Any]], parameters: Mapping[str, Any]
+    document: Mapping[str, Json], models: list[str], rows: list[dict[str, Json]], parameters: Mapping[str, Json]
 ) -> Imported:
     weights = [_number({**parameters, **row}, "weight", m) for m, row in zip(models, rows, strict=True)]
     divisor = fp32_sum(weights) if _normalize(parameters, True) else 1.0
@@ -390,7 +392,7 @@ def _linear(
 
 
 def _task_arithmetic(
-    document: Mapping[str, Any], models: list[str], rows: list[dict[str, Any]], parameters: Mapping[str, Any]
+    document: Mapping[str, Json], models: list[str], rows: list[dict[str, Json]], parameters: Mapping[str, Json]
 ) -> Imported:
     base = _model(document.get("base_model"))
     pairs = [(m, {**parameters, **row}) for m, row in zip(models, rows, strict=True) if m != base]
@@ -411,7 +413,7 @@ def _task_arithmetic(
 
 
 def _slerp(
-    document: Mapping[str, Any], models: list[str], rows: list[dict[str, Any]], parameters: Mapping[str, Any]
+    document: Mapping[str, Json], models: list[str], rows: list[dict[str, Json]], parameters: Mapping[str, Json]
 ) -> Imported:
     base = _model(document.get("base_model"))
     others = [model for model in models if model != base]

@@ -16,7 +16,7 @@ from souping.checkpoints.checkpoint import INDEX, SINGLE, inside
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
 from souping.checkpoints.header import header_bytes
 from souping.core.protocols import SoupPlan
-from souping.core.types import Recipe, UserError
+from souping.core.types import Json, Recipe, UserError
 from souping.merge.methods import get_method
 
 VERSION = 1
@@ -276,7 +276,7 @@ def _sources(plan: MergePlan, tensor: PlannedTensor, piece: Piece) -> None:
         _need(end <= files[source.file][1], f"a source of {tensor.name}")
 
 
-def _whole(value: object) -> bool:
+def _whole(value: Json) -> bool:
     return type(value) is int and value >= 0
 
 

@@ -1,11 +1,8 @@
-"""Cooking a plan: stream blocks of the ingredients from their files through the method into the shards.
+"""A plan into a complete model folder: shards, config, tokenizer, chat template, recipe.
 
-Two threads each read N rows (`preadv`), mix them and write the block; numpy and the kernels release the interpreter's
-lock. Memory is a few blocks a thread, whatever the size or the number of models.
-
-A plan into a complete model folder.
-
-What a soup carries beside its weights: config, tokenizer, chat template, recipe.
+Blocks of the ingredients stream from their files through the method into the shards. Two threads each read N rows
+(`preadv`), mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few blocks a
+thread, whatever the size or the number of models.
 """
 
 from __future__ import annotations

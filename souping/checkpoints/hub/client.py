@@ -1,7 +1,4 @@
-"""What the Hub's client raises, as one line that says what to do.
-
-Names of models on the Hub: `org/name`, `org/name@revision`.
-"""
+"""The Hub's client: names of models (`org/name`, `org/name@revision`), and errors as a line that says what to do."""
 
 from __future__ import annotations
 
@@ -122,8 +119,8 @@ def _revisions(name: HubName) -> str:
 
     with suppress(Exception):
         refs = HfApi().list_repo_refs(name.repo)
-        found = [ref.name for ref in (*refs.branches, *refs.tags)]
-        return f"; it has {', '.join(found[:6])}{' ...' if len(found) > 6 else ''}" if found else ""
+        names = [ref.name for ref in (*refs.branches, *refs.tags)]
+        return f"; it has {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}" if names else ""
     return ""
 
 
@@ -165,10 +162,10 @@ class HubName:
 
 def parse(text: str | Path) -> HubName | None:
     """The Hub name in a text, or None where it cannot be one, or where a path of this name exists: a folder wins."""
-    found = NAME.fullmatch(str(text))
-    if found is None or not is_repo(found["repo"]) or ".." in str(text) or Path(text).exists():
+    match = NAME.fullmatch(str(text))
+    if match is None or not is_repo(match["repo"]) or ".." in str(text) or Path(text).exists():
         return None
-    return HubName(found["repo"], found["revision"] or "main")
+    return HubName(match["repo"], match["revision"] or "main")
 
 
 def is_repo(text: str) -> bool:

@@ -1,12 +1,9 @@
-"""What a repository holds at one commit: its files with their sizes and, for large ones, their SHA-256.
+"""What souping needs of a repository at one commit, and its download into the Hub's cache.
 
-What of a repository souping needs: weights as safetensors, config, tokenizer and chat template; never code.
-
-Downloads into the Hub's cache. A large file that was cut off goes on at its last byte, and its SHA-256 is proven.
-
-huggingface_hub keeps nothing of a file whose download was killed. Large files therefore come through its own HTTP
-function into a part file beside their place, which survives; whatever finds the finished blob there, huggingface_hub
-included, uses it as its own.
+Needed are weights as safetensors, config, tokenizer and chat template; never code. A large file that was cut off goes
+on at its last byte, and its SHA-256 is proven: huggingface_hub keeps nothing of a file whose download was killed, so
+large files come through its own HTTP function into a part file beside their place, which survives; whatever finds the
+finished blob there, huggingface_hub included, uses it as its own.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, PICKLED_INDEX, SIDE_FILES, SINGLE, small
 from souping.checkpoints.header import parse_json
@@ -30,6 +28,10 @@ from souping.checkpoints.hub.client import COMMIT, HubName, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
 from souping.core.text import first_line
 from souping.core.types import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from huggingface_hub.hf_api import BlobLfsInfo
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def look(name: HubName) -> Listing:
     api = HfApi()
     with told(name):
         info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
-        if getattr(info, "gated", False):
+        if info.gated:
             api.auth_check(name.repo)
     if not COMMIT.fullmatch(str(info.sha)):
         raise UserError(f"{name}: the Hub names no commit for it")
@@ -101,9 +103,10 @@ def look(name: HubName) -> Listing:
     return Listing(name.at(str(info.sha)), files)
 
 
-def _file(path: str, size: int | None, lfs: object) -> RemoteFile:
-    sha256 = getattr(lfs, "sha256", None)
-    return RemoteFile(path, int(size or getattr(lfs, "size", 0) or 0), str(sha256) if sha256 else None)
+def _file(path: str, size: int | None, lfs: BlobLfsInfo | None) -> RemoteFile:
+    if lfs is None:
+        return RemoteFile(path, int(size or 0))
+    return RemoteFile(path, int(size or lfs.size or 0), lfs.sha256 or None)
 
 
 def _safe(path: str) -> bool:
@@ -174,8 +177,8 @@ def foreign(names: Iterable[str]) -> str:
     """Weights of a kind that souping does not read, for an error's sake."""
     kinds = {".gguf": "GGUF", ".bin": "pickled weights", ".pt": "pickled weights", ".pth": "pickled weights"}
     kinds |= {".onnx": "ONNX", ".h5": "TensorFlow weights", ".msgpack": "Flax weights"}
-    found = [kind for ending, kind in kinds.items() if any(name.endswith(ending) for name in names)]
-    return found[0] if found else ""
+    there = [kind for ending, kind in kinds.items() if any(name.endswith(ending) for name in names)]
+    return there[0] if there else ""
 
 
 WORKERS = 8  # huggingface_hub's own number of files at a time
@@ -218,8 +221,8 @@ class Proven(io.FileIO):
             tally.add(len(block))
         self.held = self.tell()
 
-    def write(self, data: object) -> int:
-        view = memoryview(data)  # type: ignore[arg-type]
+    def write(self, data: ReadableBuffer) -> int:
+        view = memoryview(data)
         done = 0
         while done < len(view):
             done += super().write(view[done:]) or 0

@@ -1,9 +1,8 @@
 """From names on the Hub to folders here: look, check what headers and sizes can tell, then download.
 
-A checkpoint of the Hub as it will lie here, before its weights are fetched: headers read by ranges, holes for data.
-
-A sketch is a folder with the real side files and weight files that have the real header and size but take no room, so
-that everything that judges a folder by its headers judges a repository before gigabytes of it travel.
+The check sees a sketch of each repository: a folder with the real side files, and weight files that have the real
+header and size but take no room, so that everything that judges a folder by its headers judges it before gigabytes of
+it travel.
 """
 
 from __future__ import annotations
@@ -79,11 +78,11 @@ def fetch(
             cannot be reached, HF_HUB_OFFLINE=1 and it is not cached, the disk is too small, or `check` refused.
     """
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = dict(
+        known = dict(
             zip(names, pool.map(lambda name: _cached_or_listing(name, allow_pickle), names.values()), strict=True)
         )
-    ready = {key: value for key, value in found.items() if isinstance(value, Fetched)}
-    orders = {key: order(value, allow_pickle) for key, value in found.items() if isinstance(value, Listing)}
+    ready = {key: value for key, value in known.items() if isinstance(value, Fetched)}
+    orders = {key: order(value, allow_pickle) for key, value in known.items() if isinstance(value, Listing)}
     jobs = [(o.name, file) for o in orders.values() for file in o.weights if not here(o.name, file)]
     if jobs:
         _check_disk(missing_bytes(jobs))
@@ -118,44 +117,44 @@ def sizes(name: HubName | str, allow_pickle: bool = False) -> dict[str, int]:
     Raises:
         UserError: as `fetch`.
     """
-    found = _cached_or_listing(_named(name), allow_pickle)
-    if isinstance(found, Fetched):
-        return {file: (found.folder / file).stat().st_size for file in _local_files(found.folder, allow_pickle)}
-    wish = order(found, allow_pickle, side_too=False)
+    source = _cached_or_listing(_named(name), allow_pickle)
+    if isinstance(source, Fetched):
+        return {file: (source.folder / file).stat().st_size for file in _local_files(source.folder, allow_pickle)}
+    wish = order(source, allow_pickle, side_too=False)
     return {file.path: file.size for file in (*wish.side, *wish.weights)}
 
 
 def cached(name: HubName | str, allow_pickle: bool = False) -> Path | None:
     """The folder in the Hub's cache where a model lies whole, or None. Asks no server."""
-    found = snapshot(_named(name))
-    return found[1] if found and _local_files(found[1], allow_pickle) else None
+    held = snapshot(_named(name))
+    return held[1] if held and _local_files(held[1], allow_pickle) else None
 
 
 def _named(name: HubName | str) -> HubName:
-    found = name if isinstance(name, HubName) else parse(name)
-    if found is None:
+    parsed = name if isinstance(name, HubName) else parse(name)
+    if parsed is None:
         raise UserError(f"{name} is not a name on the Hub: org/name, or org/name@revision")
-    return found
+    return parsed
 
 
 def _cached_or_listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     """What lies here whole, where the Hub need not (a commit) or cannot be asked; else what the Hub says."""
-    found = snapshot(name)
-    files = _local_files(found[1], allow_pickle) if found else []
+    held = snapshot(name)
+    files = _local_files(held[1], allow_pickle) if held else []
     whole = bool(files)
     complete = name.pinned and any(file.startswith(("tokenizer", "vocab", "spiece")) for file in files)
-    if found is not None and whole and (complete or offline()):
-        return Fetched(found[0], found[1])
+    if held is not None and whole and (complete or offline()):
+        return Fetched(held[0], held[1])
     if offline():
-        raise not_cached(name, "only in part" if found else "")
+        raise not_cached(name, "only in part" if held else "")
     try:
         return look(name)
     except UserError as error:
         cause = error.__context__
-        if found is None or not whole or cause is None or not unreachable(cause):
+        if held is None or not whole or cause is None or not unreachable(cause):
             raise
-        note = f"{found[0].repo} is taken from the cache at {found[0].revision[:12]}: the Hub cannot be reached"
-        return Fetched(found[0], found[1], note)
+        note = f"{held[0].repo} is taken from the cache at {held[0].revision[:12]}: the Hub cannot be reached"
+        return Fetched(held[0], held[1], note)
 
 
 def _local_files(folder: Path, allow_pickle: bool) -> list[str]:

@@ -1,7 +1,5 @@
-"""The base model under a pool of adapters: which folder it is, and which of its tensors each adapted module changes.
-
-What a pool of adapters is checked for beside the weights: settings of the merge, tokenizers, targets.
-"""
+"""The base model under a pool of adapters: its folder, the tensors that adapters change, and checks beside the weights
+(settings of the merge, tokenizers, targets)."""
 
 from __future__ import annotations
 
@@ -93,17 +91,17 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     modules = sorted({module for adapter in adapters.values() for module in adapter.parts})
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square = flagged or base.config.get("model_type") in CONV1D
-    found = {module: _site(base, module, adapters, square) for module in modules}
-    _one_name_each(found.values())
+    every = {module: _site(base, module, adapters, square) for module in modules}
+    _one_name_each(every.values())
     for name, adapter in adapters.items():
         _whole_is_base(base, name, adapter)
-    return found
+    return every
 
 
-def _one_name_each(found: Iterable[Site]) -> None:
+def _one_name_each(every: Iterable[Site]) -> None:
     """Two names of one weight (adapters of a whole model and of its inner one) would count it twice."""
     owners: dict[str, str] = {}
-    for site in found:
+    for site in every:
         other = owners.setdefault(site.tensor.name, site.module)
         if other != site.module and not site.shared:
             raise UserError(
@@ -145,8 +143,8 @@ def weight_of(base: Checkpoint, module: str) -> Tensor | None:
     longer = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{name}")]
     _, _, rest = name.partition(".")
     shorter = [base.tensors[rest]] if rest in base.tensors and rest != "weight" else []
-    found = longer + shorter
-    return found[0] if len(found) == 1 else None
+    matching = longer + shorter
+    return matching[0] if len(matching) == 1 else None
 
 
 def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
@@ -154,9 +152,9 @@ def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
     if f"{module.rpartition('.')[2]}.weight" not in TIED:
         return None
     vocab = base.config.get("vocab_size")
-    found = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name]
-    found = found or [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
-    return found[0] if len(found) == 1 else None
+    embeddings = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name]
+    embeddings = embeddings or [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
+    return embeddings[0] if len(embeddings) == 1 else None
 
 
 def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> bool:
@@ -217,11 +215,11 @@ def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list
         UserError: one gives other ids than the base's.
     """
     own = read_tokenizer(base)
-    found = []
+    warnings = []
     for name, adapter in adapters.items():
         if adapter.has_tokenizer:
-            found += compare_tokenizers("base", name, own, read_tokenizer(adapter.checkpoint), "error")
-    return found
+            warnings += compare_tokenizers("base", name, own, read_tokenizer(adapter.checkpoint), "error")
+    return warnings
 
 
 def note_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:

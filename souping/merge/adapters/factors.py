@@ -1,14 +1,11 @@
-"""Factors A and B of a soup, and the weights they make.
+"""Factors A and B of a soup of adapters, and the weights they make, on the CPU or on a GPU.
 
 A soup of adapters i with weights w_i is sum_i w_i s_i B_i A_i. It is kept as one pair of factors of rank sum_i r_i:
 A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...], so the product of the pair is that sum. Averaging A and B
 themselves would add products of unlike adapters, B_i A_j, which nobody trained.
 
-NaN and infinity while adapters are souped: an error that names file and tensor, or one warning.
-
-Products of adapters where a live module is: the sum of `Product.added`, done by a GPU.
-
-Not run on a GPU by the project's tests, which give it CPU tensors: there its numbers equal the CPU path's.
+The form for GPUs was not run on one by the project's tests, which give it CPU tensors: there its numbers equal the CPU
+path's.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +38,8 @@ Read = Callable[[str, Tensor, int, int], Raw]
 """read(checkpoint's name, tensor, first element, number of elements) -> their bytes"""
 Share = tuple[str, FactorPair, float]
 """An adapter's name, its part of a module, and its weight."""
+Check = Callable[[Float32, str, Tensor], None]
+"""check(values, name, tensor) judges NaN and infinity in what was read"""
 ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
 
 
@@ -82,7 +81,7 @@ def blocks_of(rows: int, columns: int) -> Iterator[Rows]:
         yield start, min(step, rows - start)
 
 
-def join(read: Read, shares: Sequence[Share], dtype: str, check: Callable[[Float32, str, Tensor], None]) -> list[Raw]:
+def join(read: Read, shares: Sequence[Share], dtype: str, check: Check) -> list[Raw]:
     """The soup's A [sum of ranks, in] and B [out, sum of ranks] as bytes of `dtype`, each element rounded once.
 
     `check(values, name, tensor)` judges NaN and infinity in what was read.
@@ -97,7 +96,7 @@ def join(read: Read, shares: Sequence[Share], dtype: str, check: Callable[[Float
     return [narrow(np.concatenate(left, 0).reshape(-1), dtype), narrow(np.concatenate(right, 1).reshape(-1), dtype)]
 
 
-def _load(read: Read, name: str, tensor: Tensor, check: Callable[[Float32, str, Tensor], None]) -> Float32:
+def _load(read: Read, name: str, tensor: Tensor, check: Check) -> Float32:
     values = widen(read(name, tensor, 0, tensor.count), tensor.dtype).reshape(tensor.shape)
     check(values, name, tensor)
     return values
@@ -124,7 +123,7 @@ class Product:
             return total.astype(np.float32)
 
 
-def product(read: Read, shares: Sequence[Share], dtype: str, transposed: bool, check: Callable[..., None]) -> Product:
+def product(read: Read, shares: Sequence[Share], dtype: str, transposed: bool, check: Check) -> Product:
     """The product of shares whose soup is stored in `dtype`."""
     a, b = join(read, shares, dtype, check)
     rank = sum(part.rank for _, part, _ in shares)
@@ -163,7 +162,7 @@ class Guard:
 class DeviceProduct:
     """A product held on `device` in fp64, which CUDA has and which keeps the sum independent of its order."""
 
-    def __init__(self, made: Product, device: Any) -> None:
+    def __init__(self, made: Product, device: torch.device) -> None:
         import torch
 
         self._left = torch.tensor(made.left, dtype=torch.float64, device=device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
+from souping.core.protocols import Pourable
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import Site
@@ -12,8 +13,11 @@ from souping.merge.adapters.factors import DeviceProduct, Guard, Product, Read, 
 from souping.merge.kernels.gpu import torch_dtype
 from souping.merge.kernels.reference import Float32, widen
 
+if TYPE_CHECKING:
+    import torch
 
-class AdapterLive:
+
+class AdapterLive(Pourable):
     """A live base model that `pour` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
 
     `sites` are all modules that any adapter of the pool changes, `shares_of(recipe)` gives the recipe's parts by
@@ -23,7 +27,7 @@ class AdapterLive:
 
     def __init__(
         self,
-        module: Any,
+        module: torch.nn.Module,
         sites: Mapping[str, Site],
         *,
         base: str,
@@ -54,8 +58,7 @@ class AdapterLive:
     def _fill(self, site: Site, shares: Sequence[Share], recipe: Recipe) -> None:
         import torch
 
-        owner, attribute = self._places[site.module]
-        target, stored = getattr(owner, attribute), self._stored(site, recipe)
+        target, stored = weight_in(self._places[site.module]), self._stored(site, recipe)
         made = self._product(site, shares, recipe, target.device)
         with torch.no_grad():
             for first, count in blocks_of(*site.tensor.shape):
@@ -67,7 +70,7 @@ class AdapterLive:
                 target[first : first + count].copy_(sums)
 
     def _product(
-        self, site: Site, shares: Sequence[Share], recipe: Recipe, device: Any
+        self, site: Site, shares: Sequence[Share], recipe: Recipe, device: torch.device
     ) -> Product | DeviceProduct | None:
         if not shares:
             return None
@@ -82,28 +85,33 @@ class AdapterLive:
         return rows
 
 
-def _place(module: Any, site: Site) -> tuple[Any, str]:
-    """The live submodule that owns the adapted weight, and the weight's name in it.
+def weight_in(owner: torch.nn.Module) -> torch.nn.Parameter:
+    weight: torch.nn.Parameter = owner.get_parameter("weight")
+    return weight
+
+
+def _place(module: torch.nn.Module, site: Site) -> torch.nn.Module:
+    """The live submodule that owns the adapted weight.
 
     Raises:
         UserError: the module has none of that name and shape.
     """
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."  # transformers'
     for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
         try:
             owner = module.get_submodule(name)
         except AttributeError:
             continue
-        weight = getattr(owner, "weight", None)
+        weight = dict(owner.named_parameters(recurse=False)).get("weight")
         if weight is not None and tuple(weight.shape) == site.tensor.shape:
-            return owner, "weight"
+            return owner
     raise UserError(f"the adapters change {shown(site.module)}, which the loaded base model has not under that name")
 
 
-def _untie(module: Any, shared: Sequence[Site]) -> None:
+def _untie(module: torch.nn.Module, shared: Sequence[Site]) -> None:
     """Give an adapted weight that is tied to another module's its own storage: adapters change one of the two."""
     import torch
 
     for site in shared:
-        owner, attribute = _place(module, site)
-        setattr(owner, attribute, torch.nn.Parameter(getattr(owner, attribute).detach().clone(), requires_grad=False))
+        owner = _place(module, site)
+        owner.register_parameter("weight", torch.nn.Parameter(weight_in(owner).detach().clone(), requires_grad=False))

@@ -1,6 +1,6 @@
-"""`merge.adapters=keep`: the soup as an adapter folder that PEFT loads.
+"""A soup of adapters as a folder: an adapter that PEFT loads (`merge.adapters=keep`), or a full model (`merge`).
 
-`merge.adapters=merge`: the soup as a full model: base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
+The full model is base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -100,8 +99,8 @@ def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Checkpoin
     return json.dumps(table, indent=2) + "\n"
 
 
-def _task(adapters: Any) -> str | None:
-    kinds: list[str | None] = [adapter.settings.task_type for adapter in adapters]
+def _task(adapters: Iterable[Adapter]) -> str | None:
+    kinds = (adapter.settings.task_type for adapter in adapters)
     return next((kind for kind in kinds if kind is not None), None)
 
 

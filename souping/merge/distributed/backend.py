@@ -1,6 +1,6 @@
 """`merge=accelerate`: weighted averaging by several ranks, each with its share of the output's bytes.
 
-The ranks of a run, seen from the process that starts them: one `accelerate launch`, then a line for each soup.
+The process that asks starts the ranks by one `accelerate launch` and writes them a line for each soup.
 """
 
 from __future__ import annotations

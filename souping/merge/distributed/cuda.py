@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -108,8 +108,8 @@ class _Buffer:
         self.run: Chunk | None = None
         self.pending, self.buffers = False, Buffers()
         self._device = device
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)
+        self._event = torch.cuda.Event()
         self._pinned: dict[int, torch.Tensor] = {}
         self._rows: dict[int, torch.Tensor] = {}
         self._flag = torch.empty(1, dtype=torch.bool, pin_memory=True)

@@ -84,9 +84,9 @@ def diagnosis(log: str) -> str:
     torch's launcher lists the ranks that failed with their exit codes. A rank that a signal ended is the cause, unless
     it is SIGTERM, which the launcher sends to the others.
     """
-    found = [(int(r), int(c)) for r, c in re.findall(r"rank\s*: (\d+) \(local_rank.*?\n\s*exitcode\s*: (-?\d+)", log)]
-    found += [(0, -int(number)) for number in re.findall(r"died with <Signals\.\w+: (\d+)>", log)]
-    causes = [pair for pair in found if pair[1] != -signal.SIGTERM] or found
+    ended = [(int(r), int(c)) for r, c in re.findall(r"rank\s*: (\d+) \(local_rank.*?\n\s*exitcode\s*: (-?\d+)", log)]
+    ended += [(0, -int(number)) for number in re.findall(r"died with <Signals\.\w+: (\d+)>", log)]
+    causes = [pair for pair in ended if pair[1] != -signal.SIGTERM] or ended
     for rank, code in causes:
         if code < 0:
             return f"rank {rank} ended with signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"

@@ -1,13 +1,9 @@
 """A rank of `merge=accelerate`: `accelerate launch -m souping.merge.distributed.worker` starts it, not people.
 
-Rank 0 has the launcher's standard input: one JSON line a soup, `{"plan": ..., "stage": ...}`; the end of the file ends
-the group. It answers on what was its standard output: `{"ready": N, "pids": [...]}` once, then for each soup any number
-of `{"progress": [done, total]}` and `{"warning": text}`, and `{"done": true}` or `{"failed": ...}`. Whatever libraries
-print goes to standard error.
-
-A soup by all ranks of a team: each mixes its share of the bytes, and all hear how the others do.
-
-The ranks of one group, seen from inside: who am I, tell all, gather from all.
+Each rank mixes its share of a soup's bytes, and all hear how the others do. Rank 0 has the launcher's standard input:
+one JSON line a soup, `{"plan": ..., "stage": ...}`; the end of the file ends the group. It answers on what was its
+standard output: `{"ready": N, "pids": [...]}` once, then for each soup any number of `{"progress": [done, total]}` and
+`{"warning": text}`, and `{"done": true}` or `{"failed": ...}`. Whatever libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -312,7 +308,7 @@ class Team:
     ranks: int
     local: int
     gpu: torch.device | None
-    group: Any
+    group: torch.distributed.ProcessGroup | None
     note: str = ""
 
     @classmethod

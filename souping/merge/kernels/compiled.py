@@ -11,7 +11,6 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -61,7 +60,7 @@ def _native(delta: bool, source: str, dtype: str, stored: str, divide: bool) -> 
 def _engine() -> tuple[Callable[[str], int], dict[str, bool]] | None:
     """(compile, features of this processor), or None."""
     try:
-        from llvmlite import binding  # type: ignore[import-untyped, unused-ignore]
+        from llvmlite import binding
     except ImportError:
         return None
     try:
@@ -75,17 +74,17 @@ def _engine() -> tuple[Callable[[str], int], dict[str, bool]] | None:
         return None
     if not (features.get("fma") or target.name.startswith("aarch64")):
         return None
-    return functools.partial(_compile, binding, engine), dict(features)
 
+    def address(text: str) -> int:
+        """The address of `mix` in the module `text`."""
+        name = f"mix{abs(hash(text))}"
+        module = binding.parse_assembly(text.replace("@mix(", f"@{name}("))
+        module.verify()
+        engine.add_module(module)
+        engine.finalize_object()
+        return int(engine.get_function_address(name))
 
-def _compile(binding: Any, engine: Any, text: str) -> int:
-    """The address of `mix` in the module `text`."""
-    name = f"mix{abs(hash(text))}"
-    module = binding.parse_assembly(text.replace("@mix(", f"@{name}("))
-    module.verify()
-    engine.add_module(module)
-    engine.finalize_object()
-    return int(engine.get_function_address(name))
+    return address, dict(features)
 
 
 def assembly(delta: bool, source: str, dtype: str, stored: str, divide: bool) -> str:
