@@ -323,22 +323,6 @@ def room(path: Path) -> tuple[int, int]:
     return shutil.disk_usage(there).free, there.stat().st_dev
 
 
-COMMAND = re.compile(
-    r"(?:\S+ -m )?pip install (?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
-    r"|python -m souping[\w.]*(?: install)?(?: --full)?"
-    r"|hf auth login"
-)
-"""A command in the words of an error."""
-
-
-def from_error(error: UserError) -> Missing:
-    """What a part said; the command in its words, where there is one."""
-    text = str(error).splitlines()[0]
-    command = COMMAND.search(text)
-    what = text[: command.start()].rstrip(" :;,") if command else text
-    return Missing(what=what, mends=command.group() if command else "")
-
-
 def missing(
     run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
 ) -> list[Missing]:

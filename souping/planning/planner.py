@@ -16,7 +16,6 @@ from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.requirements import (
     Machine,
     Requirement,
-    from_error,
     look,
     missing,
     once,
@@ -138,7 +137,7 @@ class _Planner:
 
     def _refused(self, error: UserError) -> None:
         """Something that a command would mend is lacking here; anything else is a fault of the settings."""
-        one = from_error(error)
+        one = Missing.from_error(error)
         if one.mends:
             self.lacking.append(one)
         else:
@@ -159,7 +158,7 @@ class _Planner:
             self.items = benchmark.items()
         except UserError as error:
             if own:
-                self.lacking.append(from_error(error))
+                self.lacking.append(Missing.from_error(error))
             else:
                 self._refused(error)
             return None

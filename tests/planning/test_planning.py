@@ -20,6 +20,7 @@ from souping.pipeline import requirements
 from souping.pipeline.requirements import Gpu, Machine, Requirement, requirements_of, soup_bytes
 from souping.pipeline.store import Store
 from souping.planning.plan import speed, worth
+from souping.trackers import NoTracker
 from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
 
 GB = 10**9
@@ -275,7 +276,7 @@ class TestWeights:
 
 def run(**changes: Any) -> SimpleNamespace:
     settings = {"out": Path("soup"), "merge": LocalMerge(), "stop_after": None, "throughput": None, "upload": None}
-    return SimpleNamespace(**{**settings, **changes})
+    return SimpleNamespace(**{**settings, "tracker": NoTracker(), **changes})
 
 
 EIGHT = ModelSize(name="m", path="org/m", basis="Hub", nbytes=16 * GB, parameters=8 * GB, download=17 * GB)
@@ -347,24 +348,22 @@ class TestRefusal:
 class TestMissing:
     def test_a_command_in_an_error_is_found(self) -> None:
         error = UserError('evaluator=lm_eval needs lm_eval: pip install "souping[lm_eval]"\nmore')
-        assert requirements.from_error(error) == Missing(
+        assert Missing.from_error(error) == Missing(
             what="evaluator=lm_eval needs lm_eval", mends='pip install "souping[lm_eval]"'
         )
-        long = requirements.from_error(
-            UserError("bfcl-eval is not in x: python -m souping.evaluate.bfcl install --full")
-        )
+        long = Missing.from_error(UserError("bfcl-eval is not in x: python -m souping.evaluate.bfcl install --full"))
         assert long.mends == "python -m souping.evaluate.bfcl install --full"
-        assert requirements.from_error(UserError("no such file")).mends == ""
+        assert Missing.from_error(UserError("no such file")).mends == ""
 
     def test_vllm_without_a_gpu(self) -> None:
         from souping.evaluate.engines.vllm import VllmEngine
 
         evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=4))
-        found = requirements.missing(run(tracker=None), [], HOST, [evaluator])
+        found = requirements.missing(run(), [], HOST, [evaluator])
         assert any(one.what == "GPUs: vLLM is to use 4, nvidia-smi shows 2" for one in found)
 
     def test_a_gpu_that_is_not_there(self) -> None:
-        found = requirements.missing(run(tracker=None), [], LAPTOP, [LocalEvaluator(device="cuda:1")])
+        found = requirements.missing(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])
         assert [one.what for one in found] == ["a GPU: evaluator.device=cuda:1, nvidia-smi shows 0"]
 
     def test_an_upload_needs_a_login(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,13 +372,15 @@ class TestMissing:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        found = requirements.missing(run(tracker=None, upload="org/name"), [], LAPTOP, [])
+        found = requirements.missing(run(upload="org/name"), [], LAPTOP, [])
         assert "hf auth login" in found[0].mends
 
     def test_a_part_may_tell_for_itself(self) -> None:
-        part = SimpleNamespace(needs=lambda: [("a spoon", "pip install spoon")])
-        found = requirements.missing(run(tracker=part), [], LAPTOP, [])
-        assert found == [Missing(what="a spoon", mends="pip install spoon")]
+        class Lacking(NoTracker):
+            def needs(self) -> list[Missing]:
+                return [Missing(what="a spoon", mends="pip install spoon")]
+
+        assert requirements.missing(run(tracker=Lacking()), [], LAPTOP, []) == Lacking().needs()
 
 
 class TestSpeed:
