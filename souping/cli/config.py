@@ -212,9 +212,8 @@ def _words(hint: Any) -> str:
         return f"a list, each {_words(arguments[0])}"
     if get_origin(hint) is dict:
         return f"a mapping whose values are each {_words(arguments[1])}"
-    return (
-        " or ".join(_words(a) for a in arguments) if arguments else str(getattr(hint, "__name__", hint))
-    )  # Python's: unions have none
+    name = str(getattr(hint, "__name__", hint))  # Python's: unions have none
+    return " or ".join(_words(a) for a in arguments) if arguments else name  # Python's: unions have none
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:

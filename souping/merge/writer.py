@@ -61,7 +61,7 @@ class ShardWriter:
 
     def _open(self, path: Path, flags: int, size: int | None) -> int:
         try:
-            descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+            descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))  # the system's
         except OSError as error:
             raise UserError(f"{path} cannot be opened: {error.strerror}") from None
         self._stack.callback(os.close, descriptor)
@@ -138,7 +138,7 @@ def start_writing(descriptor: int, offset: int) -> None:
 
     Advice on dirty pages starts their writing (they stay in the cache until then); elsewhere it does nothing.
     """
-    if hasattr(os, "posix_fadvise") and offset >= 0:
+    if hasattr(os, "posix_fadvise") and offset >= 0:  # the system's: not on macOS
         with suppress(OSError):
             os.posix_fadvise(descriptor, offset, WINDOW, os.POSIX_FADV_DONTNEED)
 

@@ -103,7 +103,7 @@ def _missing(name: HubName) -> UserError:
 
 
 def _status(name: HubName, error: Exception) -> UserError:
-    code = getattr(getattr(error, "response", None), "status_code", 0)
+    code = getattr(getattr(error, "response", None), "status_code", 0)  # huggingface_hub's
     if code == 401:
         return UserError(f"{name.repo}: the Hub does not know your token: {LOGIN} again (HF_TOKEN goes before it)")
     if code == 403:
