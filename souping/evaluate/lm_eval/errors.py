@@ -87,7 +87,8 @@ def not_loaded(name: str, source: str | None, error: BaseException) -> str:
     """A task that fails while it is loaded; `source` is its YAML file."""
     if isinstance(error, StopIteration):
         return f"evaluator.tasks: {name} has no documents\nlook at its dataset_path and splits in {source or name}"
-    told = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
+    wrapped = type(error).__name__ == "DatasetGenerationError"  # datasets'
+    told = error.__cause__ if wrapped and error.__cause__ else error
     line = f"evaluator.tasks: {name} cannot be loaded: {type(told).__name__}: {first_line(told)}"
     if "Sample larger than population" in line:
         return f"{line}\nit has fewer few-shot examples than evaluator.num_fewshot (or its own num_fewshot) asks for"

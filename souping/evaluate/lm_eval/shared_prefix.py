@@ -61,7 +61,7 @@ def _takes(lm: HFLM) -> bool:
     with torch.no_grad():
         cache = _cache_of(lm.model(input_ids=probe, use_cache=True))
     layers = getattr(cache, "layers", None) or ()  # transformers', as older versions have none
-    return bool(layers) and all(type(layer).__name__ in LAYERS for layer in layers)
+    return bool(layers) and all(type(layer).__name__ in LAYERS for layer in layers)  # transformers'
 
 
 def _agrees(lm: HFLM) -> bool:
