@@ -212,7 +212,11 @@ def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, all
     Raises:
         UserError: as `Checkpoint.open`.
     """
-    checkpoint = Checkpoint.open(folder, allow_pickle)
+    return fingerprint_of(Checkpoint.open(folder, allow_pickle), cache)
+
+
+def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
+    """`fingerprint` of a folder that is open already."""
     names = (*checkpoint.files, *checkpoint.side)
     return digest({name: file_digest(checkpoint.folder / name, cache) for name in names})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class LocalMerge(ModelMerge[MergePlan]):
     base: str | None = None
     scale: float = 1.0
     carry: str | None = None
+    _contents: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
@@ -117,9 +118,15 @@ class LocalMerge(ModelMerge[MergePlan]):
         if self.overrides:
             settings["overrides"] = fitted(self.overrides, pool, used)
         if self.base and get_method(self.method).base:
-            settings["base"] = fingerprint(Path(self.base), cache, self.allow_pickle)
+            settings["base"] = self._base_content(self.base, cache)
             settings["scale"] = float(self.scale)
         return settings
+
+    def _base_content(self, base: str, cache: MutableMapping[str, str] | None) -> str:
+        """The base model's fingerprint, taken at the first recipe."""
+        if base not in self._contents:
+            self._contents[base] = fingerprint(Path(base), cache, self.allow_pickle)
+        return self._contents[base]
 
     def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
         base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progress, SoupPlan
@@ -77,15 +77,15 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
-        return {name: self._digest(folder) for name, folder in self._folders.items()}
-
-    def _digest(self, folder: Path) -> str:
-        return fingerprint(folder, self._cache, self._merge.allow_pickle)
+        return {name: fingerprint_of(checkpoint, self._cache) for name, checkpoint in self._checkpoints.items()}
 
     @property
     def seen(self) -> Mapping[str, Path]:
-        base = {self._digest(Path(self._merge.base)): Path(self._merge.base)} if self._merge.base else {}
-        return {self.fingerprints[name]: folder for name, folder in self._folders.items()} | base
+        seen = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
+        if self._merge.base:
+            base = Path(self._merge.base)
+            seen[fingerprint(base, self._cache, self._merge.allow_pickle)] = base
+        return seen
 
     @property
     def home(self) -> Path:
