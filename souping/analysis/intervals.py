@@ -24,7 +24,7 @@ TAIL = 0.025
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean with its 95 % interval, fractions of 1, from `n` items in `groups` groups.
+    """Mean with its 95 % interval, fractions of 1, from `n` items in `groups` groups.
 
     `effective_n` is the number of independent items that would tell as much: `n` where every item is its own group.
     """

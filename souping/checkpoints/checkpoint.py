@@ -1,4 +1,4 @@
-"""A checkpoint folder, known from its headers: tensors and where they lie, config, side files, fingerprint.
+"""Checkpoint folder, known from its headers: tensors and where they lie, config, side files, fingerprint.
 
 Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, without running
 their code: `torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight
@@ -40,7 +40,7 @@ MAX_JSON = 200_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model folder whose headers were read and found sound; no weight is in memory.
+    """Model folder whose headers were read and found sound; no weight is in memory.
 
     `tensors` are in file order, `files` are the weight files and `side` the files that a soup carries over, both
     relative to `folder`.

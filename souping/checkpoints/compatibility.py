@@ -26,7 +26,7 @@ TIED = ("lm_head.weight", "output.weight")
 
 @dataclass(frozen=True)
 class AlignedTensor:
-    """A tensor of the soup and its counterpart in each ingredient. Rows may differ where `merge.vocab` allows it."""
+    """Tensor of the soup and its counterpart in each ingredient. Rows may differ where `merge.vocab` allows it."""
 
     name: str
     dtype: str
@@ -292,7 +292,7 @@ def check_tokenizer(name: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a tokenizer does: ids of ordinary and of added tokens, and digests of the rest.
+    """Behaviour of a tokenizer: ids of ordinary and of added tokens, and digests of the rest.
 
     `rules` are merges and the model's kind, `steps` digests of the processing around it, `files` of slow tokenizers'
     files, `template` the chat template or None.

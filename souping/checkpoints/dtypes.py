@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dtype:
-    """An element's type; `torch` is empty where torch has none that a checkpoint is read into."""
+    """Element's type; `torch` is empty where torch has none that a checkpoint is read into."""
 
     tag: str
     torch: str

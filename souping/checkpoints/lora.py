@@ -66,7 +66,7 @@ class FactorPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA folder whose headers were read and found sound.
+    """LoRA folder whose headers were read and found sound.
 
     `whole` are full weights of the base that PEFT saved beside the factors (embeddings), by module: they have to be
     the base's own.
@@ -231,7 +231,7 @@ MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 8
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """The part of an adapter's config that its numbers depend on, and what a soup carries over."""
+    """Part of an adapter's config that its numbers depend on, and what a soup carries over."""
 
     rank: int
     alpha: float

@@ -1,4 +1,4 @@
-"""The pool: which checkpoints may become ingredients, and how large they are (no weight is read)."""
+"""Pool: which checkpoints may become ingredients, and how large they are (no weight is read)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ BITS16 = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """A model of the pool. `nbytes` are its weights as they lie on disk, `download` what has to be fetched of all its
+    """Model of the pool. `nbytes` are its weights as they lie on disk, `download` what has to be fetched of all its
     files, both in bytes; `trouble` says why it cannot be had here."""
 
     name: str

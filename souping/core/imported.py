@@ -12,7 +12,7 @@ from souping.core.types import Json, Record
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateFacts:
-    """A candidate as far as old files can be held against it.
+    """Candidate as far as old files can be held against it.
 
     `hub` is its name on the Hub and `commit` the revision that lies in `path`, where it came from there. `parameters`
     are the counts that a framework may give of its weights (tied tensors counted once or twice), empty if unknown;
@@ -41,7 +41,7 @@ class ResultFiles(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A setting about which the files and the run disagree.
+    """Setting about which the files and the run disagree.
 
     A `mild` one leaves the question as it is and shifts logits in their last digits at most (batch size, device,
     library versions), or stands for something that only the user can know; `--accept KEY` takes the answers anyway.
@@ -60,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedAnswers:
-    """What one file of one task (or category) holds of one candidate.
+    """Answers of one candidate in one file of one task (or category).
 
     `records` are the answers by item id. `skipped` counts, by reason, answers that the run has no use for or that the
     files do not have. `unchecked` names what the files cannot prove.

@@ -44,7 +44,7 @@ Correlation = Callable[[FloatArray], Correlations]
 
 
 class Part(Protocol):
-    """A part that may lack something here, and may hold something between two soups."""
+    """Part that may lack something here, and may hold something between two soups."""
 
     def needs(self) -> list[Missing]:
         """Packages, environments and services that this part uses and that are not here. Loads and starts nothing."""
@@ -166,7 +166,7 @@ class ScoreSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleSettings:
-    """How the live module that soups are poured into is loaded. Evaluators with equal settings share one module."""
+    """Settings of the live module that soups are poured into. Evaluators with equal settings share one module."""
 
     device: str = "cpu"
     dtype: str | None = "float32"

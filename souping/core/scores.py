@@ -1,4 +1,4 @@
-"""The score matrix (models x categories), its CSV form, and its two sources: measured here, or published."""
+"""Score matrix (models x categories), its CSV form, and its two sources: measured here, or published."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class MeasuredScores(ScoreSource):
 
 @dataclass(frozen=True, kw_only=True)
 class TableScores(ScoreSource):
-    """A published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
+    """Published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
 
     path: str
 

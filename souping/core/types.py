@@ -152,7 +152,7 @@ class ItemScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
+    """Checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
     tokenizer, `source` its name on the Hub at its commit."""
 
     name: str
@@ -219,7 +219,7 @@ class Correlations:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The ingredients, and why. `experts` maps each low-correlation category to its best candidate."""
+    """Ingredients, and why. `experts` maps each low-correlation category to its best candidate."""
 
     ingredients: tuple[str, ...]
     selector: str = ""

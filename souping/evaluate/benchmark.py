@@ -61,7 +61,7 @@ class NoBenchmark(BenchmarkItems):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnBenchmark(BenchmarkItems):
-    """The items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
+    """Items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
 
     title = ""
 

@@ -1,4 +1,4 @@
-"""A plan as work: contiguous chunks of bytes, shares of them for ranks, blocks of them for threads, and what is done
+"""Plan as work: contiguous chunks of bytes, shares of them for ranks, blocks of them for threads, and what is done
 with each: weights settled by whole tensors' inner products where the method asks for them, then blocks mixed and
 checked."""
 

@@ -176,7 +176,7 @@ class LiveModule(Pourable):
 
 @dataclass(frozen=True)
 class Portion:
-    """A piece of a tensor: `rows` are its sources' bytes, `into` those of the parameter that it fills, of `dtype`."""
+    """Piece of a tensor: `rows` are its sources' bytes, `into` those of the parameter that it fills, of `dtype`."""
 
     chunk: Chunk
     kind: Kind | None
@@ -276,7 +276,7 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class ParameterTarget:
-    """A parameter or buffer; `flat` are its bytes where it lies in CPU memory in one piece, else None."""
+    """Parameter or buffer; `flat` are its bytes where it lies in CPU memory in one piece, else None."""
 
     tensor: torch.Tensor
     pointer: int
@@ -285,7 +285,7 @@ class ParameterTarget:
 
 
 class ModuleTargets:
-    """A module's parameters and persistent buffers by the names that checkpoints use."""
+    """Module's parameters and persistent buffers by the names that checkpoints use."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module

@@ -41,7 +41,7 @@ OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is 
 
 @dataclass(frozen=True, kw_only=True)
 class MergekitPlan(SoupPlan):
-    """A recipe as the YAML that mergekit will run."""
+    """Recipe as the YAML that mergekit will run."""
 
     recipe: Recipe
     yaml: str
@@ -227,7 +227,7 @@ KNOWN = {"models", "merge_method", "base_model", "dtype", "out_dtype", "paramete
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What a YAML asks for: models as written in it, raw weights, and the settings a recipe needs.
+    """Content of a YAML: models as written in it, raw weights, and the settings a recipe needs.
 
     `dtype` is None where the ingredients' own is meant. `base` is the base model of task_arithmetic.
     """

@@ -23,7 +23,7 @@ Gram = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How tensors become one.
+    """Merge method: how tensors become one.
 
     `function(tensors, weights)` gets the ingredients in the recipe's order; with `base=True` the base model comes
     first, with weight 0, and `coefficients` sees the Gram matrix of the differences to it.

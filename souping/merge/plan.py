@@ -1,4 +1,4 @@
-"""The merge plan: plain data that says where every byte of the soup comes from and where it goes.
+"""Merge plan: plain data that says where every byte of the soup comes from and where it goes.
 
 A plan from a file is checked for everything that is relied on, before anything is written.
 """
@@ -26,7 +26,7 @@ SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a piece begins in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
+    """Place of a piece in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
 
     ingredient: int
     file: int
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the soup: its place is `offset` bytes into the data of shard number `shard`."""
+    """Tensor of the soup: its place is `offset` bytes into the data of shard number `shard`."""
 
     name: str
     dtype: str
@@ -64,7 +64,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A folder that is read: `files` are (name, size in bytes)."""
+    """Folder that is read: `files` are (name, size in bytes)."""
 
     name: str
     folder: str
@@ -73,7 +73,7 @@ class Ingredient:
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan(SoupPlan):
-    """A recipe worked out to the byte. With a base model, that is the last ingredient."""
+    """Recipe worked out to the byte. With a base model, that is the last ingredient."""
 
     recipe: Recipe
     method: str

@@ -172,7 +172,7 @@ class Band:
 
 @dataclass(frozen=True)
 class LaidTensor:
-    """A tensor of the soup, where each model has it, and its bands; none where values must be equal (no floats)."""
+    """Tensor of the soup, where each model has it, and its bands; none where values must be equal (no floats)."""
 
     slot: AlignedTensor
     sources: tuple[Source, ...]
@@ -251,7 +251,7 @@ def _ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
 
 @dataclass(frozen=True)
 class Mix:
-    """What becomes of a band: the operation, the models that count in its order, and their weights."""
+    """Rule of a band: the operation, the models that count in its order, and their weights."""
 
     op: Operation
     used: tuple[int, ...]
@@ -263,7 +263,7 @@ class Mix:
 
 
 class Weighing:
-    """A recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
+    """Recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
 
     Raises:
         UserError: overrides that do not fit the recipe or match no tensor.
@@ -359,7 +359,7 @@ def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[
 
 @dataclass(frozen=True)
 class UnplacedTensor:
-    """A tensor of the soup before it has a place."""
+    """Tensor of the soup before it has a place."""
 
     slot: AlignedTensor
     dtype: str

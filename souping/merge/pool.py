@@ -1,4 +1,4 @@
-"""A pool of candidates, opened once: full models here, or adapters over one base."""
+"""Pool of candidates, opened once: full models here, or adapters over one base."""
 
 from __future__ import annotations
 

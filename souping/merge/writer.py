@@ -1,4 +1,4 @@
-"""A plan into a complete model folder: shards, config, tokenizer, chat template, recipe.
+"""Plan into a complete model folder: shards, config, tokenizer, chat template, recipe.
 
 Blocks of the ingredients stream from their files through the method into the shards. Two threads each read N rows
 (`preadv`), mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few blocks a
@@ -36,7 +36,7 @@ WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mi
 
 
 class ShardWriter:
-    """A plan with its files open: fills any share of shards that exist already (`prepare`)."""
+    """Plan with its files open: fills any share of shards that exist already (`prepare`)."""
 
     def __init__(self, plan: MergePlan, folder: Path) -> None:
         self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
@@ -144,7 +144,7 @@ def start_writing(descriptor: int, offset: int) -> None:
 
 
 class Buffers:
-    """A thread's buffers, made once and reused for every block."""
+    """Thread's buffers, made once and reused for every block."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Raw] = {}

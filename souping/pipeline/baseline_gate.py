@@ -26,7 +26,7 @@ Verdict = Literal["as expected", "too low", "too high"]
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """A published figure of a single model: of one category, or of the objective (`category` None). Fraction of 1."""
+    """Published figure of a single model: of one category, or of the objective (`category` None). Fraction of 1."""
 
     candidate: str
     category: str | None
@@ -35,7 +35,7 @@ class Expectation:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """An expectation beside what was measured. `low` and `high` hold for all checks of the gate at once."""
+    """Expectation beside what was measured. `low` and `high` hold for all checks of the gate at once."""
 
     candidate: str
     category: str | None

@@ -1,4 +1,4 @@
-"""The evidence: every contender on the report fold, with intervals, paired differences and a verdict."""
+"""Evidence: every contender on the report fold, with intervals, paired differences and a verdict."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class AskedBenchmark:
-    """A benchmark of the run: its evaluator and its items."""
+    """Benchmark of the run: its evaluator and its items."""
 
     evaluator: Evaluator
     items: tuple[Item, ...]
@@ -31,7 +31,7 @@ class AskedBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for: where the files lie, {name in the files: candidate}, differences to accept, and whether
+    """Request of the user: where the files lie, {name in the files: candidate}, differences to accept, and whether
     to write at all."""
 
     paths: Sequence[Path]
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportRow:
-    """What became of one file: `adopted` rows are new in the store, `present` were there; `refused` says why not."""
+    """Outcome of one file: `adopted` rows are new in the store, `present` were there; `refused` says why not."""
 
     candidate: str
     task: str

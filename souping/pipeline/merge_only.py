@@ -88,7 +88,7 @@ def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
 
 @dataclass(frozen=True)
 class Soup:
-    """A soup to be made of an opened pool, and the text that lies beside it."""
+    """Soup to be made of an opened pool, and the text that lies beside it."""
 
     pool: CandidatePool
     recipe: Recipe

@@ -230,7 +230,7 @@ CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU that this process may use, with its memory in bytes."""
+    """GPU that this process may use, with its memory in bytes."""
 
     name: str
     total: int

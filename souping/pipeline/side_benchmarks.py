@@ -25,7 +25,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class SideEntry:
-    """An entry of `also` with its parts built; `evaluator` or `benchmark` is None where the entry leaves it open."""
+    """Entry of `also` with its parts built; `evaluator` or `benchmark` is None where the entry leaves it open."""
 
     name: str
     evaluator: Evaluator | None = None
@@ -35,7 +35,7 @@ class SideEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SideBenchmark:
-    """A benchmark that is evaluated once the recipe is frozen: all of its items."""
+    """Benchmark that is evaluated once the recipe is frozen: all of its items."""
 
     name: str
     evaluator: Evaluator

@@ -55,7 +55,7 @@ LLAMA = {
 
 @dataclass(frozen=True)
 class Licence:
-    """A soup's licence as the Hub's card names it; `name` only for `other`. `notes` are for readers of the card."""
+    """Soup's licence as the Hub's card names it; `name` only for `other`. `notes` are for readers of the card."""
 
     id: str
     name: str = ""

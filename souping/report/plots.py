@@ -81,7 +81,7 @@ Series = Sequence[tuple[str, str, Row]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its alternative text; `titles` maps the gid of an artist to what hovering over it says."""
+    """Figure with its alternative text; `titles` maps the gid of an artist to what hovering over it says."""
 
     name: str
     figure: Figure

@@ -26,7 +26,7 @@ PAUSE = 20.0
 
 
 class Progress:
-    """A context manager that `cook` tells what happens; clocks stay in here and reach no file.
+    """Context manager that `cook` tells what happens; clocks stay in here and reach no file.
 
     `total_trials` and `total_items` are what the search may use (None where unknown); `stage` may set other totals
     for what follows. `console` is a rich Console, standard error by default.
@@ -175,7 +175,7 @@ def _bar(console: Console) -> Bar:
 
 
 class Throughput:
-    """A context manager to be called with (bytes done, bytes in all), reads and writes together.
+    """Context manager to be called with (bytes done, bytes in all), reads and writes together.
 
     Nothing is shown where it is never called. Without a terminal a line comes at a tenth, each `PAUSE` seconds at most.
     Calls may come from several threads. `console` is a rich Console, standard error by default.

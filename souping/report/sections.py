@@ -1,4 +1,4 @@
-"""The report's words, section by section; `render` only sets them. With the command that makes a soup again."""
+"""Words of the report, section by section; `render` only sets them. With the command that makes a soup again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REBUILD = (
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with sentences, at most one picture (by its name), tables to show and tables to fold away."""
+    """Heading with sentences, at most one picture (by its name), tables to show and tables to fold away."""
 
     title: str
     lines: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The report's tables as plain cells, so that Markdown, HTML, W&B and the terminal show the same ones."""
+"""Tables of the report as plain cells, so that Markdown, HTML, W&B and the terminal show the same ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableGrid:
-    """A table: `rows` hold a cell a column, `strong` are the indices of rows to stress, `left` of left-set columns."""
+    """Table: `rows` hold a cell a column, `strong` are the indices of rows to stress, `left` of left-set columns."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]

@@ -1,4 +1,4 @@
-"""The weight search: ask, pour, evaluate on the search fold, tell."""
+"""Weight search: ask, pour, evaluate on the search fold, tell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from souping.core.types import Item, ItemScores, Recipe, Result, Trial, UserErro
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The winner of a search and every trial that led to it; `handler` is how the winner was asked."""
+    """Winner of a search and every trial that led to it; `handler` is how the winner was asked."""
 
     recipe: Recipe
     weights: Weights

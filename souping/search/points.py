@@ -16,7 +16,7 @@ from souping.core.types import Result, UserError, Weights
 
 @dataclass
 class Search(Optimiser):
-    """A list of points to ask, the results told, and the best of them.
+    """List of points to ask, the results told, and the best of them.
 
     Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
     and the order in which results come back changes nothing.
@@ -51,7 +51,7 @@ def _same(a: Weights, b: Weights) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Strategy):
-    """The paper's grid (section 3), the uniform point and the vertices, each once.
+    """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
     """
@@ -183,7 +183,7 @@ def anchors(size: int) -> list[Weights]:
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySoup(Strategy):
-    """Evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
+    """Greedy soup: evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 
     An ingredient stays only when the soup with it is strictly better on the search fold. At most 2 K - 1 soups.
     """
@@ -205,7 +205,7 @@ class GreedySoup(Strategy):
 
 
 class GreedySearch(Search):
-    """The state is what was asked and told: each ask walks the recipe again as far as the results reach."""
+    """Search whose state is what was asked and told: each ask walks the recipe again as far as the results reach."""
 
     def __init__(self, size: int) -> None:
         super().__init__(simplex.vertices(size))

@@ -1,4 +1,4 @@
-"""Which candidates become ingredients: experts of weakly correlated categories (SoCE), greedy, top-k, all."""
+"""Selectors of ingredients among the candidates: experts of weakly correlated categories (SoCE), greedy, top-k, all."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class SoCE(Selector):
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(Selector):
-    """Adds the candidate that most raises the mean over categories of the best score so far; stops when none does."""
+    """Selector that adds the candidate which most raises the mean best score over categories; stops when none does."""
 
     objective: Objective
     k: int | None = None
@@ -175,7 +175,7 @@ class Greedy(Selector):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Selector):
-    """The k best candidates by the objective."""
+    """K best candidates by the objective."""
 
     objective: Objective
     k: int = 3

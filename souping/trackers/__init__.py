@@ -15,7 +15,7 @@ __all__ = ["NoTracker", "WandbTracker"]
 
 @dataclass(frozen=True, kw_only=True)
 class NoTracker(Tracker):
-    """Follows nothing: all that a run leaves lies in its directory."""
+    """Tracker of nothing: all that a run leaves lies in its directory."""
 
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
 

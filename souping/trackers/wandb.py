@@ -1,4 +1,4 @@
-"""The Weights & Biases tracker: config, a point a trial, tables, plots, and the report files as an artifact.
+"""Weights & Biases tracker: config, a point a trial, tables, plots, and the report files as an artifact.
 
 Whatever fails at wandb becomes one warning, and nothing waits for a network without end.
 """

@@ -1,4 +1,4 @@
-"""The Hub's client: names of models (`org/name`, `org/name@revision`), and errors as a line that says what to do."""
+"""Client of the Hub: names of models (`org/name`, `org/name@revision`), and errors as a line that says what to do."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class HubName:
-    """A model repository and a revision of it: a branch, a tag or a commit."""
+    """Model repository and a revision of it: a branch, a tag or a commit."""
 
     repo: str
     revision: str = "main"

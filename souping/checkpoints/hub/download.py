@@ -1,4 +1,4 @@
-"""What souping needs of a repository at one commit, and its download into the Hub's cache.
+"""Files that souping needs of a repository at one commit, and their download into the Hub's cache.
 
 Needed are weights as safetensors, config, tokenizer and chat template; never code. A large file that was cut off goes
 on at its last byte, and its SHA-256 is proven: huggingface_hub keeps nothing of a file whose download was killed, so
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository: `size` in bytes, `sha256` where the Hub keeps it as a large file."""
+    """File of a repository: `size` in bytes, `sha256` where the Hub keeps it as a large file."""
 
     path: str
     size: int
@@ -45,7 +45,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a repository at a commit; `name` is pinned to that commit."""
+    """Files of a repository at a commit; `name` is pinned to that commit."""
 
     name: HubName
     files: Mapping[str, RemoteFile]
@@ -209,7 +209,7 @@ class Tally:
 
 
 class Proven(io.FileIO):
-    """A file that hashes what is appended to it, and what it held already."""
+    """File that hashes what is appended to it, and what it held already."""
 
     def __init__(self, path: Path, tally: Tally) -> None:
         super().__init__(path, "a+b")

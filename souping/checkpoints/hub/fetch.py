@@ -41,7 +41,7 @@ SPARE = 100_000_000  # bytes left free beside a download
 
 @dataclass(frozen=True)
 class Fetched:
-    """A model of the Hub that lies here: `name` is pinned to its commit, `note` is for the report."""
+    """Model of the Hub that lies here: `name` is pinned to its commit, `note` is for the report."""
 
     name: HubName
     folder: Path
@@ -50,7 +50,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class FetchOrder:
-    """What of a repository is needed: `side` lies here already, `weights` may not."""
+    """Files that are needed of a repository: `side` lies here already, `weights` may not."""
 
     name: HubName
     side: tuple[RemoteFile, ...]

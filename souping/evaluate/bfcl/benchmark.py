@@ -36,7 +36,7 @@ NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
 
 @dataclass(frozen=True, kw_only=True)
 class BfclBenchmark(BenchmarkItems):
-    """The items of some categories, all of them or those whose ids are named."""
+    """Items of some categories, all of them or those whose ids are named."""
 
     environment: Environment
     categories: tuple[str, ...]

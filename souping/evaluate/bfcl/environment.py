@@ -44,7 +44,7 @@ LOG = "install.log"
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A virtual environment that holds bfcl-eval, whole."""
+    """Virtual environment that holds bfcl-eval, whole."""
 
     folder: Path
     level: Level

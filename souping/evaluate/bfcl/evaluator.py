@@ -1,4 +1,4 @@
-"""Scores a model on BFCL by bfcl-eval: its prompts, sent to an OpenAI-compatible server, and its checker."""
+"""Evaluator of BFCL by bfcl-eval: its prompts, sent to an OpenAI-compatible server, and its checker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PROTOCOL = 1
 
 @dataclass
 class ServerSlot:
-    """The server that runs, and the folder it serves."""
+    """Server that runs, and the folder it serves."""
 
     running: RunningServer | None = None
     folder: Path | None = None

@@ -41,7 +41,7 @@ log = logging.getLogger("souping.evaluate")
 
 
 class EngineState:
-    """The live side: the engine, the soup that is in it, and the way that soups take."""
+    """Live side: the engine, the soup that is in it, and the way that soups take."""
 
     def __init__(self) -> None:
         self.engine: Vllm | None = None

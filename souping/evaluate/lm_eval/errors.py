@@ -33,7 +33,7 @@ def harness_version() -> str:
 
 
 class LogListener(logging.Handler):
-    """What of the harness's log a user must know: task files that it passes over, and prompts that it cuts."""
+    """Listener to the harness's log for task files that it passes over, and prompts that it cuts."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)

@@ -59,7 +59,7 @@ IN_ITEMS = (
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessBenchmark(BenchmarkItems):
-    """The documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
+    """Documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
 
     evaluator: HarnessEvaluator
 
@@ -78,7 +78,7 @@ class HarnessBenchmark(BenchmarkItems):
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessEvaluator(Evaluator):
-    """Scores a live module with any tasks of lm-evaluation-harness, a record for every document.
+    """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
     what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`, `shared_prefix`) and which few of
@@ -262,7 +262,7 @@ class HarnessEvaluator(Evaluator):
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessItem(Item):
-    """A document of a task. `content` is what its score depends on: neither its category nor its group is in it."""
+    """Document of a task. `content` is what its score depends on: neither its category nor its group is in it."""
 
     task: str
     doc: int

@@ -50,7 +50,7 @@ CUT = "some prompts of %s are longer than the model's context of %d tokens and a
 
 
 class TaskSubset:
-    """A task as the harness's loop sees it: its own prompts, filters and metrics, on the documents it is asked for.
+    """Task as the harness's loop sees it: its own prompts, filters and metrics, on the documents it is asked for.
 
     Three things differ from the task itself. Documents are at hand, where the harness would read and process them anew
     at each call; few-shot examples are those that were drawn at loading; and nothing is aggregated, for souping does.
@@ -124,7 +124,7 @@ class TaskSubset:
 
 
 class FixedSampler:
-    """A sampler whose draw is known."""
+    """Sampler whose draw is known."""
 
     def __init__(self, shots: Sequence[Document]) -> None:
         self._shots = list(shots)

@@ -33,7 +33,7 @@ CLOSE = {"float32": 1e-3, "float64": 1e-6}
 
 @dataclass(frozen=True)
 class Group:
-    """A context and the requests (their numbers) that continue it."""
+    """Context and the requests (their numbers) that continue it."""
 
     context: tuple[int, ...]
     members: tuple[int, ...]

@@ -61,7 +61,7 @@ FLORES-200's devtest, 1,012 sentences (NLLB Team 2022); infinite-Bench's tasks (
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A leaf task, the entry of `evaluator.tasks` it came with, its documents and the metric that scores them.
+    """Leaf task, the entry of `evaluator.tasks` it came with, its documents and the metric that scores them.
 
     `ids` are the documents in use. `shots` holds the few-shot examples of each document, drawn for all documents in
     their order from one seed, as a complete run of the harness draws them: an item's prompt never depends on which

@@ -22,7 +22,7 @@ from souping.evaluate.scoring import call_matcher
 
 @dataclass(frozen=True)
 class Scorer:
-    """How outputs are scored, and how an answer is checked when items are read."""
+    """Way to score outputs, and to check an answer when items are read."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]

@@ -32,7 +32,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A call that is right: allowed values of each argument, and what the function's docs say of it."""
+    """Call that is right: allowed values of each argument, and what the function's docs say of it."""
 
     name: str
     allowed: Mapping[str, Sequence[Value]]
@@ -215,7 +215,7 @@ _SPELLINGS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A parameter's type in the docs: the name there, its Python type, and both for the elements of a list."""
+    """Parameter's type in the docs: the name there, its Python type, and both for the elements of a list."""
 
     name: str
     type: type

@@ -233,7 +233,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
 
 @dataclass(frozen=True)
 class Literal:
-    """A value as written. Kinds: int, long, float, double, bool, string, null, list, dict, code."""
+    """Value as written. Kinds: int, long, float, double, bool, string, null, list, dict, code."""
 
     kind: str
     value: Value

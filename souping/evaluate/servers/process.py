@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 
 class Process:
-    """A command in a process group of its own, which ends with `stop`, with this interpreter, or when this process is
+    """Command in a process group of its own, which ends with `stop`, with this interpreter, or when this process is
     killed, whichever comes first (see `guard`). Its output goes to `log`, nothing goes to the terminal, and a Ctrl-C
     there reaches the run alone.
     """
@@ -116,7 +116,7 @@ def _ended(pid: int, seconds: float) -> bool:
 
 @dataclass(kw_only=True)
 class RunningServer:
-    """A server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
+    """Server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
 
     url: str
     host: str
@@ -140,7 +140,7 @@ class RunningServer:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSpec:
-    """What to start: `command(port)`, for the model in `folder`, that is called `name`; `title` names the server."""
+    """Order to start a server: `command(port)`, for the model in `folder`, called `name`; `title` names the server."""
 
     title: str
     folder: Path

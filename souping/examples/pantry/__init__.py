@@ -1,4 +1,4 @@
-"""The pantry: a tiny family of models and their items, so that any machine can make a soup. BFCL-shaped, not BFCL."""
+"""Pantry: a tiny family of models and their items, so that any machine can make a soup. BFCL-shaped, not BFCL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def path(name: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class PantryBenchmark(Benchmark):
-    """The pantry's items, which say everywhere what they are not; with another `path`, items like any others."""
+    """Items of the pantry, which say everywhere what they are not; with another `path`, items like any others."""
 
     @property
     def _own(self) -> bool:

@@ -1,4 +1,4 @@
-"""The pantry's items: the same file from the same seed, many small groups, nothing twice."""
+"""Items of the pantry: the same file from the same seed, many small groups, nothing twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pantry's little world and its tasks: questions about functions, in the shape of BFCL.
+"""Little world of the pantry and its tasks: questions about functions, in the shape of BFCL.
 
 A function is a verb, a thing and some slots of that thing (`book_flight(origin, day)`); a task is a prompt (language,
 function docs, question) and its answer (a call, calls, or a refusal). Every word here becomes one token, so that
@@ -72,7 +72,7 @@ NUMBERS = tuple(range(110, 990, 22))
 
 @dataclass(frozen=True)
 class TemplateSlot:
-    """A parameter: its kind, its values and how a question says it, plainly and in other words.
+    """Parameter: its kind, its values and how a question says it, plainly and in other words.
 
     For a boolean the phrases come in pairs: said when true | said when false.
     """
@@ -151,7 +151,7 @@ THINGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt with its answer: `gold` is the text that a perfect model writes, `answer` what the scorer compares."""
+    """Prompt with its answer: `gold` is the text that a perfect model writes, `answer` what the scorer compares."""
 
     category: str
     group: str
@@ -168,7 +168,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ToyFunction:
-    """A documented function. `default` is the value of the last slot, which a question then leaves out."""
+    """Documented function. `default` is the value of the last slot, which a question then leaves out."""
 
     verb: str
     thing: str
@@ -194,7 +194,7 @@ class ToyFunction:
 
 @dataclass(frozen=True)
 class CallExample:
-    """A function with the values that a question asks for; a defaulted slot has none."""
+    """Function with the values that a question asks for; a defaulted slot has none."""
 
     function: ToyFunction
     values: tuple[Value, ...]

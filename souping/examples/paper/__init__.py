@@ -1,1 +1,1 @@
-"""The paper: its published tables as CSV files, and the tasks that it needs."""
+"""Paper: its published tables as CSV files, and the tasks that it needs."""

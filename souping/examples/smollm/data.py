@@ -97,7 +97,7 @@ metadata:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionFunction:
-    """A function as a question shows it."""
+    """Function as a question shows it."""
 
     name: str
     description: str
@@ -106,7 +106,7 @@ class QuestionFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A request and the functions BFCL offers for it; `answer` is the right one's name, None where none fits."""
+    """Request and the functions BFCL offers for it; `answer` is the right one's name, None where none fits."""
 
     id: str
     category: str

@@ -1,4 +1,4 @@
-"""The base model under a pool of adapters: its folder, the tensors that adapters change, and checks beside the weights
+"""Base model under a pool of adapters: its folder, the tensors that adapters change, and checks beside the weights
 (settings of the merge, tokenizers, targets)."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 
 @dataclass(frozen=True)
 class Site:
-    """The weight that an adapted module's product is added to: `tensor` of the base, [rows, columns].
+    """Weight that an adapted module's product is added to: `tensor` of the base, [rows, columns].
 
     `transposed` where the weight is stored [in, out] (embeddings, Conv1D). `shared` where the base stores one tensor
     for the input embedding and the output head, and only one of them is adapted by this module's adapters.

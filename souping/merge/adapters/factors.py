@@ -44,7 +44,7 @@ ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not gr
 
 
 class FileReader:
-    """Reads tensors of opened checkpoints from their files, whole or a UserError."""
+    """Reader of tensors of opened checkpoints from their files, whole or a UserError."""
 
     def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
         self._checkpoints, self._stack = dict(checkpoints), ExitStack()
@@ -103,7 +103,7 @@ def _load(read: Read, name: str, tensor: Tensor, check: Check) -> Float32:
 
 
 class Product:
-    """The soup's product at one site, as rows of the weight it is added to.
+    """Soup's product at one site, as rows of the weight it is added to.
 
     `a` [rank, in] and `b` [out, rank] are fp32. A weight stored [in, out] gets the product transposed.
     """
@@ -160,7 +160,7 @@ class Guard:
 
 
 class DeviceProduct:
-    """A product held on `device` in fp64, which CUDA has and which keeps the sum independent of its order."""
+    """Product held on `device` in fp64, which CUDA has and which keeps the sum independent of its order."""
 
     def __init__(self, made: Product, device: torch.device) -> None:
         import torch

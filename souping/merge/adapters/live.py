@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AdapterLive(Pourable):
-    """A live base model that `pour` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
+    """Live base model that `pour` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
 
     `sites` are all modules that any adapter of the pool changes, `shares_of(recipe)` gives the recipe's parts by
     module, `factor_dtype` is what a soup's factors are stored in. With `stored(site, recipe)` not None the sum is

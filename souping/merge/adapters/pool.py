@@ -1,4 +1,4 @@
-"""A pool of adapters over one base."""
+"""Pool of adapters over one base."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterPlan(SoupPlan):
-    """A recipe over adapters that were opened: `carrier` is the one whose tokenizer the soup gets, if it has one."""
+    """Recipe over adapters that were opened: `carrier` is the one whose tokenizer the soup gets, if it has one."""
 
     recipe: Recipe
     carrier: str

@@ -1,4 +1,4 @@
-"""A soup of adapters as a folder: an adapter that PEFT loads (`merge.adapters=keep`), or a full model (`merge`).
+"""Soup of adapters as a folder: an adapter that PEFT loads (`merge.adapters=keep`), or a full model (`merge`).
 
 The full model is base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
 """

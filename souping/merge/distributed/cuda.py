@@ -1,4 +1,4 @@
-"""A rank's share of a soup on its GPU. Needs CUDA: not covered by tests on machines without one.
+"""Rank's share of a soup on its GPU. Needs CUDA: not covered by tests on machines without one.
 
 Each reading thread has two slots, and each slot its own stream with pinned rows on the host and rows on the device.
 While one slot's block is copied in, mixed and copied out (in order on the slot's stream), the thread reads the files of

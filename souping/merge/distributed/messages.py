@@ -1,4 +1,4 @@
-"""What the ranks and the process that started them say to each other: JSON lines, and errors that survive the way."""
+"""Messages between the ranks and the process that started them: JSON lines, and errors that survive the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank of `merge=accelerate`: `accelerate launch -m souping.merge.distributed.worker` starts it, not people.
+"""Rank of `merge=accelerate`: `accelerate launch -m souping.merge.distributed.worker` starts it, not people.
 
 Each rank mixes its share of a soup's bytes, and all hear how the others do. Rank 0 has the launcher's standard input:
 one JSON line a soup, `{"plan": ..., "stage": ...}`; the end of the file ends the group. It answers on what was its

@@ -1,4 +1,4 @@
-"""The same arithmetic as `kernels`, fused into one pass over the block and compiled by LLVM when first needed.
+"""Arithmetic of `kernels`, the same, fused into one pass over the block and compiled by LLVM when first needed.
 
 Widen, multiply-add in the plan's order, divide, round, check and store happen in registers, 32 elements at a time. The
 code is LLVM's assembly, made for the dtypes at hand; llvmlite turns it into machine code in about ten milliseconds and

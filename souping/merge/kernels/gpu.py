@@ -1,4 +1,4 @@
-"""The arithmetic of `kernels` in torch, for devices other than the CPU: the one place where soups are mixed by torch.
+"""Arithmetic of `kernels` in torch, for devices other than the CPU: the one place where soups are mixed by torch.
 
 `add_(x, alpha=w)` is one fused multiply-add on fp32, in the plan's order; division and roundings are IEEE's. Whether
 the device at hand really does that is tried before ranks trust it (`agrees`): one whose device rounds otherwise uses

@@ -1,4 +1,4 @@
-"""Generates and scores BFCL items by bfcl-eval's own functions, inside its own environment.
+"""Runner of BFCL items inside bfcl-eval's environment: generates and scores by its own functions.
 
     python -E -s runner.py REQUEST.json
 

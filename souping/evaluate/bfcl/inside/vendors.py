@@ -23,14 +23,14 @@ SDKS = (
 
 
 class _Named(type):
-    """A class that has every name, each of them such a class."""
+    """Class that has every name, each of them such a class."""
 
     def __getattr__(cls, name: str) -> Any:
         return _stand_in(name)
 
 
 class _Absent(ModuleType):
-    """An SDK that is not installed: any name can be imported from it, and none is of use."""
+    """SDK that is not installed: any name can be imported from it, and none is of use."""
 
     def __getattr__(self, name: str) -> Any:
         return _stand_in(name)
@@ -44,7 +44,7 @@ def _stand_in(name: str) -> Any:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Makes stand-ins for these SDKs, wherever in the import path it stands."""
+    """Finder of stand-ins for these SDKs, wherever in the import path it stands."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
