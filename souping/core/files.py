@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,17 +21,30 @@ from souping.core.types import UserError
 LOCK = ".lock"
 
 
+def expanded(path: str | Path, key: str = "") -> Path:
+    """The path with its `~` written out.
+
+    Raises:
+        UserError: nobody of that name has a home here; `key` is where the path was given.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        where = f"{key}={path}" if key else str(path)
+        raise UserError(f"{where}: there is no home folder here for that ~: write the whole path") from None
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.
 
-    `out` must be absent or an empty folder: a soup never replaces anything. What killed runs left beside it is
-    removed first (their locks are free; a run that lives holds its own).
+    `out` must be absent or an empty folder: a soup never replaces anything. One run at a time writes it; the lock lies
+    beside the stage and is held until the stage has become `out`. What killed runs left there is removed first.
 
     Raises:
-        UserError: `out` is not empty, its parent cannot be written, or the disk is full.
+        UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
     """
-    out = Path(os.path.abspath(Path(out).expanduser()))
+    out = Path(os.path.abspath(expanded(out)))
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another place, or remove it first")
     made = _missing_parents(out)
@@ -38,16 +52,36 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         with _clear_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            sweep(out.parent.glob(f".{out.name}.part-*"))
-            stage.mkdir()
-            with hold(stage):
-                yield stage
-                _finish(stage, out)
+            with _alone(out):
+                sweep(out.parent.glob(f".{glob.escape(out.name)}.part-*"))
+                stage.mkdir()
+                try:
+                    yield stage
+                    _finish(stage, out)
+                finally:
+                    shutil.rmtree(stage, ignore_errors=True)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
         for parent in made:
             _remove_empty(parent)
         raise
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Be the one who writes `out`."""
+    lock = out.with_name(f".{out.name}{LOCK}")
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != lock.stat().st_ino:  # its holder has just ended, another began
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
 
 
 def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
@@ -99,12 +133,12 @@ def sweep(folders: Iterable[Path]) -> None:
 
 
 def _finish(stage: Path, out: Path) -> None:
-    (stage / LOCK).unlink()
     folders = [stage, *(path for path in stage.rglob("*") if path.is_dir())]
     for path in [*(path for path in stage.rglob("*") if path.is_file()), *folders]:
         _sync(path)
     os.rename(stage, out)
-    _sync(out.parent)
+    with suppress(OSError):  # it is there, whatever the folder above says
+        _sync(out.parent)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from souping.core import files
+from souping.core.files import expanded, staged, write_files
+from souping.core.types import UserError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, sync = tmp_path / "soup", files._sync
+
+    def other() -> None:
+        with pytest.raises(UserError, match="another run is writing there"), staged(out):
+            pytest.fail("two at once")
+
+    def slow(path: Path) -> None:
+        if path != tmp_path:
+            other()  # as another run's start would, between the last byte and the rename
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", slow)
+    with staged(out) as stage:
+        other()
+        write_files(stage, {"a": "1", "deep/b": "2"})
+    assert names(tmp_path) == ["soup"]
+    assert names(out) == ["a", "deep"]
+
+
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    (tmp_path / ".soup.part-1").mkdir()
+    (tmp_path / ".soup.part-1" / "model").touch()
+    (tmp_path / ".soup.lock").touch()
+    (tmp_path / ".other.part-1").mkdir()
+    with staged(tmp_path / "soup") as stage:
+        write_files(stage, {"a": "1"})
+    assert names(tmp_path) == [".other.part-1", "soup"]
+
+
+def test_a_soup_stays_although_the_folder_above_cannot_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = files._sync
+
+    def fails(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", fails)
+    with staged(tmp_path / "soup") as stage:
+        write_files(stage, {"a": "1"})
+    assert names(tmp_path / "soup") == ["a"]
+
+
+def test_a_soup_that_somebody_else_put_there_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    out = tmp_path / "soup"
+
+    def write() -> None:
+        with staged(out) as stage:
+            write_files(stage, {"a": "mine"})
+            write_files(out, {"b": "theirs"})
+
+    with pytest.raises(UserError, match="was not written"):
+        write()
+    assert names(tmp_path) == ["soup"]
+    assert names(out) == ["b"]
+
+
+def test_a_home_that_is_not_there_is_told() -> None:
+    with pytest.raises(UserError, match="out=~nosuchuser/x: there is no home"):
+        expanded("~nosuchuser/x", "out")
