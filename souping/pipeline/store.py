@@ -3,15 +3,22 @@
 A row's key is content: the soup's fingerprint, the evaluator's fingerprint and the item's. A batch is one transaction,
 so a killed run loses at most the batch in flight. Other processes may share the file (WAL, first writer wins; equal
 keys hold equal results).
+
+`python -m souping.pipeline.store DAMAGED NEW` saves what can be read of a damaged store into a new one.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shlex
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from souping.core.types import Item, Recipe, Record, UserError
@@ -34,6 +41,10 @@ CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, 
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
 VERSION = 2
+MARK = 0x534F5550
+"""`application_id` of our files ("SOUP"); files that were written before it was set are known by their tables."""
+CORE = {"soups", "evaluators", "items", "scores"}
+_log = logging.getLogger(__name__)
 UPGRADES = {1: "ALTER TABLE scores ADD COLUMN statistics TEXT NOT NULL DEFAULT ''"}
 """What brings a file of an older layout up by one."""
 
@@ -54,23 +65,38 @@ class Store:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._check_owner()
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._prepare()
+            self._file = self._inode()
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f"store.path={path}: cannot open the results store: {error}") from error
+            raise self._failed("open", error) from error
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def _check_owner(self) -> None:
+        """Look, without writing a byte, whether the file is ours and of a layout that is known here."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as db:
+            mark, layout = (db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
+            if mark != MARK and (mark or not _ours(db)):
+                raise UserError(
+                    f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
+                )
         if layout > VERSION:
             raise UserError(
                 f"store.path={self.path} has layout {layout}, this version reads {VERSION}: use another file"
             )
-        if 0 < layout < VERSION:
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        if 0 < self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
             self._upgrade()
+        new = not _columns(self._db)
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
+        if new:
+            self._db.execute(f"PRAGMA application_id={MARK}")
 
     def _upgrade(self) -> None:
         """Bring an older file up in one transaction; of two processes the later finds it done."""
@@ -84,34 +110,80 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._gone():
+            _log.warning("%s", self._removed())
         self.close()
 
     def close(self) -> None:
         self._db.close()
 
+    def _inode(self) -> tuple[int, int] | None:
+        """What the file is to the file system; None for one in memory, or where none is."""
+        try:
+            stat = os.stat(self.path)
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+    def _gone(self) -> bool:
+        return self._inode() != self._file
+
+    def _removed(self) -> str:
+        return (
+            f"store.path={self.path}: the results store was removed or replaced during the run; "
+            "what was evaluated is not kept"
+        )
+
+    def _failed(self, verb: str, error: Exception) -> UserError:
+        """An error of the file in words, with what saves the rest where its content is damaged."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # sqlite3's
+        damaged = code == sqlite3.SQLITE_CORRUPT or not isinstance(error, OSError | sqlite3.Error)
+        told = f"store.path={self.path}: cannot {verb} the results store: {error}"
+        if not damaged:
+            return UserError(told)
+        new = self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}")
+        words = shlex.join([str(self.path), str(new)])
+        return UserError(
+            f"{told}\nthe file is damaged; save what can be read: python -m souping.pipeline.store {words}"
+        )
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        """Rows are fetched and understood inside; a damaged file is told."""
+        try:
+            yield self._db
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise self._failed("read", error) from error
+
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; a full disk or a lock that lasts is the user's to mend."""
+        """One transaction; a full disk, a lock that lasts or a file that was removed is the user's to mend."""
+        if self._gone():
+            raise UserError(self._removed())
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            raise UserError(f"store.path={self.path}: cannot write to the results store: {error}") from error
+            raise self._failed("write to", error) from error
         finally:  # whatever stopped the body: the next writer finds no half transaction
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
     def load(self, soup: str, evaluator: str) -> dict[str, Record]:
         """{item fingerprint: record} of everything this soup was ever asked under this evaluator."""
-        rows = self._db.execute(
-            "SELECT items.fingerprint, items.name, score, output, statistics FROM scores JOIN items ON items.id = item "
-            "JOIN soups ON soups.id = soup JOIN evaluators ON evaluators.id = evaluator "
-            "WHERE soups.fingerprint = ? AND evaluators.fingerprint = ?",
-            (soup, evaluator),
-        )
-        return {key: _record(*rest) for key, *rest in rows}
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT items.fingerprint, items.name, score, output, statistics FROM scores "
+                "JOIN items ON items.id = item JOIN soups ON soups.id = soup "
+                "JOIN evaluators ON evaluators.id = evaluator "
+                "WHERE soups.fingerprint = ? AND evaluators.fingerprint = ?",
+                (soup, evaluator),
+            )
+            return {key: _record(*rest) for key, *rest in rows}
 
     def add(
         self,
@@ -129,7 +201,8 @@ class Store:
             for item, record in zip(items, records, strict=True):
                 key = _intern(db, "items", "name, category", item.fingerprint, item.id, item.category)
                 counts = json.dumps(record.statistics) if record.statistics else ""
-                rows.append((soup, judge, key, record.score, record.output, counts))
+                output = record.output.encode("utf-8", "replace").decode()  # a server may answer half a character
+                rows.append((soup, judge, key, record.score, output, counts))
             db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
@@ -140,7 +213,8 @@ class Store:
     def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
         """The origins of this soup's adopted rows under an evaluator, oldest first."""
         query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
-        return [json.loads(origin) for (origin,) in self._db.execute(query, (soup, evaluator))]
+        with self._read() as db:
+            return [json.loads(origin) for (origin,) in db.execute(query, (soup, evaluator))]
 
     def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
         """Remember how long a batch took, for plans of later runs."""
@@ -154,9 +228,10 @@ class Store:
     def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
         """Items a second that these soups were evaluated at under this evaluator; None if they never were."""
         query = "SELECT items, seconds FROM speeds WHERE soup = ? AND evaluator = ?"
-        rows = [row for soup in soups for row in self._db.execute(query, (soup, evaluator))]
-        seconds = sum(row[1] for row in rows)
-        return sum(row[0] for row in rows) / seconds if seconds > 0 else None
+        with self._read() as db:
+            rows = [row for soup in soups for row in db.execute(query, (soup, evaluator))]
+            seconds = sum(row[1] for row in rows)
+            return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
     def open_report(self, benchmark: str, evaluator: str, recipe: str) -> int:
         """Write a frozen recipe to the ledger of the report fold; how many recipes were ever opened there.
@@ -167,7 +242,8 @@ class Store:
             row = (benchmark, evaluator, recipe)
             db.execute("INSERT OR IGNORE INTO ledger (benchmark, evaluator, recipe) VALUES (?, ?, ?)", row)
         query = "SELECT COUNT(DISTINCT recipe) FROM ledger WHERE benchmark = ?"
-        return int(self._db.execute(query, (benchmark,)).fetchone()[0])
+        with self._read() as db:
+            return int(db.execute(query, (benchmark,)).fetchone()[0])
 
     def remember_folder(self, fingerprint: str, path: Path) -> None:
         """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""
@@ -176,8 +252,9 @@ class Store:
 
     def folder_of(self, fingerprint: str) -> str | None:
         """Where a checkpoint of this content was seen last."""
-        row = self._db.execute("SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)).fetchone()
-        return str(row[0]) if row else None
+        with self._read() as db:
+            row = db.execute("SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)).fetchone()
+            return str(row[0]) if row else None
 
     @property
     def hashes(self) -> MutableMapping[str, str]:
@@ -185,8 +262,28 @@ class Store:
         return _Hashes(self)
 
 
+def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
+    """{table: its columns}."""
+    tables = [str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {name: {str(row[1]) for row in db.execute("SELECT * FROM pragma_table_info(?)", (name,))} for name in tables}
+
+
+def _known_columns() -> dict[str, set[str]]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return _columns(db)
+
+
+def _ours(db: sqlite3.Connection) -> bool:
+    """Whether an unmarked file is an older store, whole or just begun: our tables with our columns."""
+    there, known = _columns(db), _known_columns()
+    shared = there.keys() & known.keys()
+    fits = all(there[name] <= known[name] for name in shared)
+    return fits and (shared >= CORE or len(shared) == len(there))
+
+
 def _record(name: str, score: float, output: str, counts: str) -> Record:
-    return Record(item=name, score=score, output=output, statistics=tuple(json.loads(counts)) if counts else ())
+    return Record(item=name, score=float(score), output=output, statistics=tuple(json.loads(counts)) if counts else ())
 
 
 def _intern(db: sqlite3.Connection, table: str, columns: str, fingerprint: str, *values: str) -> int:
@@ -204,7 +301,8 @@ class _Hashes(MutableMapping[str, str]):
         self._store = store
 
     def __getitem__(self, file: str) -> str:
-        row = self._store._db.execute("SELECT digest FROM hashes WHERE file = ?", (file,)).fetchone()
+        with self._store._read() as db:
+            row = db.execute("SELECT digest FROM hashes WHERE file = ?", (file,)).fetchone()
         if row is None:
             raise KeyError(file)
         return str(row[0])
@@ -218,7 +316,79 @@ class _Hashes(MutableMapping[str, str]):
             db.execute("DELETE FROM hashes WHERE file = ?", (file,))
 
     def __iter__(self) -> Iterator[str]:
-        return (str(row[0]) for row in self._store._db.execute("SELECT file FROM hashes").fetchall())
+        with self._store._read() as db:
+            return iter([str(row[0]) for row in db.execute("SELECT file FROM hashes")])
 
     def __len__(self) -> int:
-        return int(self._store._db.execute("SELECT COUNT(*) FROM hashes").fetchone()[0])
+        with self._store._read() as db:
+            return int(db.execute("SELECT COUNT(*) FROM hashes").fetchone()[0])
+
+
+def save(damaged: Path, new: Path) -> dict[str, int]:
+    """Copy every row that can be read and understood into a new store; {table: rows}.
+
+    Each table is read from both ends up to the damage between them.
+
+    Raises:
+        UserError: `new` exists, or `damaged` is no SQLite file that can be opened.
+    """
+    if new.exists() or not damaged.is_file():
+        raise UserError(f"{new} exists: name a new file" if new.exists() else f"{damaged}: there is no such file")
+    counts = {}
+    with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
+        there = _columns(old)
+        with store._write() as db:
+            for table, columns in _known_columns().items():
+                _copy(old, db, table, sorted(columns & there.get(table, set())))
+            for column in ("soup", "evaluator", "item"):  # a number that is used again must find no score
+                db.execute(f"DELETE FROM scores WHERE {column} NOT IN (SELECT id FROM {column}s)")
+            for table in there.keys() & _known_columns().keys():
+                counts[table] = int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+    return counts
+
+
+def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: Sequence[str]) -> None:
+    """The rows of a table from either end, until the file cannot be read any further."""
+    key = _primary(new, table)
+    columns = list(dict.fromkeys([*key, *columns]))
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    for order in ("ASC", "DESC"):
+        by = ", ".join(f"{name} {order}" for name in key)
+        with suppress(sqlite3.Error):
+            for row in old.execute(f"SELECT {names} FROM {table} ORDER BY {by}"):
+                if _sound(dict(zip(columns, row, strict=True))):
+                    new.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row)
+
+
+def _primary(db: sqlite3.Connection, table: str) -> list[str]:
+    rows = sorted(
+        (int(row[5]), str(row[1])) for row in db.execute("SELECT * FROM pragma_table_info(?)", (table,)) if row[5]
+    )
+    return [name for _, name in rows] or ["rowid"]
+
+
+def _sound(row: Mapping[str, Any]) -> bool:
+    """Whether the values are of the kinds that a store holds."""
+    try:
+        float(row.get("score", 0)), float(row.get("seconds", 0))
+        return all(json.loads(row[key] or "0") is not None for key in ("statistics", "origin") if key in row)
+    except (ValueError, TypeError):
+        return False
+
+
+def main() -> int:
+    """`python -m souping.pipeline.store DAMAGED NEW`."""
+    if len(sys.argv) != 3:
+        print("usage: python -m souping.pipeline.store DAMAGED NEW", file=sys.stderr)
+        return 2
+    try:
+        counts = save(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (UserError, OSError, sqlite3.Error) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"saved into {sys.argv[2]}: {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Served
 from souping.core.types import Item, Recipe, Record, UserError
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.store import Store
+from souping.pipeline.store import MARK, Store, save
 from souping.search.loop import search
 from souping.search.points import Grid
 from tests.conftest import FakeEvaluator, make_items
@@ -94,6 +95,116 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(UserError, match="layout 99"):
         Store(tmp_path / "future")
+
+
+@pytest.mark.parametrize("layout", [0, 1, 2, 3])
+def test_another_programs_file_is_not_touched(tmp_path: Path, layout: int) -> None:
+    for number, table in enumerate(("notes(x)", "items(id, price)", "scores(x)")):
+        file = tmp_path / f"{number}.db"
+        with sqlite3.connect(file) as db:
+            db.execute(f"CREATE TABLE {table}")
+            db.execute(f"PRAGMA user_version={layout}")
+        db.close()
+        before = file.read_bytes()
+        with pytest.raises(UserError, match=r"store\.path=.*another program's"):
+            Store(file)
+        assert file.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_marked_file_of_another_program_is_refused_although_its_tables_are_ours(tmp_path: Path) -> None:
+    with Store(tmp_path / "s"):
+        pass
+    with sqlite3.connect(tmp_path / "s") as db:
+        assert db.execute("PRAGMA application_id").fetchone()[0] == MARK
+        db.execute("PRAGMA application_id=7")
+    db.close()
+    with pytest.raises(UserError, match="another program's"):
+        Store(tmp_path / "s")
+
+
+@pytest.mark.parametrize("layout", [1, 2])
+def test_a_store_of_before_the_mark_is_taken_by_its_tables(tmp_path: Path, layout: int) -> None:
+    full(tmp_path / "s")
+    with sqlite3.connect(tmp_path / "s") as db:
+        db.execute("PRAGMA application_id=0")
+        if layout == 1:
+            db.execute("ALTER TABLE scores DROP COLUMN statistics")
+        db.execute(f"PRAGMA user_version={layout}")
+        db.execute("CREATE TABLE mine(note)")
+    db.close()
+    with Store(tmp_path / "s") as store:
+        assert len(store.load(recipe(0.5, 0.5).fingerprint, "j")) == 200
+
+
+def full(path: Path) -> list[Item]:
+    items = make_items(100)
+    with Store(path) as store:
+        store.add(recipe(0.5, 0.5), "j", {}, items, [Record(item=i.id, score=0.5, output="x" * 200) for i in items])
+        store.add(recipe(1.0, 0.0), "j", {}, items[:1], [Record(item=items[0].id, score=1.0)])
+        store.hashes["x"] = "1"
+        store.remember_folder("f-a", path)
+        store.note_adoption("s", "j", {"from": "there"})
+        store.open_report("b", "j", "r")
+    return items
+
+
+def read_all(path: Path) -> int:
+    with Store(path) as store:
+        count = len(store.load(recipe(0.5, 0.5).fingerprint, "j"))
+        store.folder_of("f-a"), store.adoptions("s", "j"), store.throughput(["s"], "j")
+        dict(store.hashes), len(store.hashes), store.open_report("b", "j", "r")
+    return count
+
+
+def test_a_damaged_page_is_told_with_the_command_that_saves_the_rest(tmp_path: Path) -> None:
+    full(tmp_path / "whole")
+    content, told, saved = (tmp_path / "whole").read_bytes(), [], []
+    for page in range(1, len(content) // 4096):
+        file = tmp_path / f"{page}.sqlite"
+        file.write_bytes(content[: 4096 * page] + bytes(4096) + content[4096 * (page + 1) :])
+        try:
+            read_all(file)
+        except UserError as error:
+            told.append(f"python -m souping.pipeline.store {file}" in str(error))
+            save(file, tmp_path / f"{page}-saved.sqlite")
+            saved.append(read_all(tmp_path / f"{page}-saved.sqlite"))
+    assert len(told) > 5
+    assert all(told)
+    assert max(saved) == 200
+    assert any(0 < count < 200 for count in saved)
+
+
+def test_what_is_saved_is_what_was_there(tmp_path: Path) -> None:
+    full(tmp_path / "s")
+    with sqlite3.connect(tmp_path / "s") as db:
+        db.execute("UPDATE scores SET score = 'abc' WHERE item = 1")
+        db.execute("UPDATE scores SET statistics = '{' WHERE item = 2")
+        db.execute("DELETE FROM soups WHERE id = 2")
+    db.close()
+    with pytest.raises(UserError, match="damaged"):
+        read_all(tmp_path / "s")
+    counts = save(tmp_path / "s", tmp_path / "new")
+    assert counts["scores"] == 198  # none of a soup that is not known any more
+    assert (counts["adoptions"], counts["ledger"], counts["folders"]) == (1, 1, 1)
+    assert read_all(tmp_path / "new") == 198
+    with pytest.raises(UserError, match="exists"):
+        save(tmp_path / "s", tmp_path / "new")
+
+
+def test_a_store_that_is_removed_or_replaced_while_it_is_open_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("souping.pipeline.store"), "warning", lambda _, line: said.append(line))
+    with Store(tmp_path / "s") as store:
+        (tmp_path / "s").unlink()
+        with pytest.raises(UserError, match="was removed or replaced"):
+            store.hashes["x"] = "1"
+        (tmp_path / "s").touch()
+        with pytest.raises(UserError, match="was removed or replaced"):
+            store.hashes["x"] = "1"
+    assert ["was removed or replaced" in line for line in said] == [True]
 
 
 def evaluation(store: Store, judge: FakeEvaluator) -> Evaluation:
