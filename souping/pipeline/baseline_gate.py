@@ -120,7 +120,7 @@ def check_names(expected: Sequence[Expectation], candidates: Sequence[str], cate
                 f"expected.{one.candidate} is not a candidate ({', '.join(candidates)})"
                 f"{nearest(one.candidate, candidates)}"
             )
-        if one.category is not None and one.category not in categories:
+        if one.category is not None and categories and one.category not in categories:
             raise UserError(
                 f"expected.{one.candidate}.{one.category} is not a category of the benchmark"
                 f"{nearest(one.category, categories) or ': ' + ', '.join(categories)}"

@@ -16,7 +16,6 @@ from souping.evaluate.benchmark import OwnBenchmark
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool, free_target
-from souping.pipeline.side_benchmarks import check_entries
 from souping.search.loop import check_budget
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def check_settings(run: RunSettings) -> None:
         UserError: the key and what to do.
     """
     free_target(run.out)
+    if run.upload is not None and run.stop_after:
+        raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
     if not run.merges_only and run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
         name = type(run.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
@@ -58,10 +59,9 @@ def _checks(
 ) -> Iterator[Callable[[], None]]:
     names = [candidate.name for candidate in run.pool.resolve()]
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
-    yield partial(check_entries, run.also)
+    yield partial(check_names, run.expected, names, categories)
     if categories:
         yield partial(_check_objective, run, categories)
-        yield partial(check_names, run.expected, names, categories)
         if run.stop_after != "select":
             yield partial(check_budget, run.optimiser, len(folds["search"]))
     yield partial(_check_selector, run, names, categories)
@@ -95,11 +95,13 @@ def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[I
             evaluator.check_tokenizer(folder, items)
 
 
-def run_notes(run: RunSettings, pool: OpenPool, folds: Folds, store: Store) -> list[str]:
-    """What a reader of the report must know before anything is evaluated."""
-    categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.items[fold]))
-    own = run.objective.notes(categories)
-    return [*pool.warnings, *folds.notes, *own, *adopted_notes(pool, store, run.evaluator)]
+def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, store: Store) -> list[str]:
+    """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
+    notes = [*pool.warnings] if pool is not None else []
+    if folds is not None:
+        categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.items[fold]))
+        notes += [*folds.notes, *run.objective.notes(categories)]
+    return [*notes, *adopted_notes(pool, store, run.evaluator)] if pool is not None else notes
 
 
 def not_measured() -> ScoreMatrix:

@@ -327,19 +327,24 @@ def missing(
     run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
 ) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
-    parts: list[Part] = [*evaluators, run.merge, run.tracker]
-    packages = [one for part in parts for one in part.needs()]
-    return once([*packages, *_missing_gpus(evaluators, machine), *_models(models), *_login(run)])
+    here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
+    return once([*here, *_models(models), *_login(run)])
 
 
-def check_installed(evaluators: Sequence[Evaluator]) -> None:
-    """Refuse, before a model is fetched or loaded, evaluators that cannot start here.
+def check_installed(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
+    """Refuse, before a model is fetched or loaded, a run whose parts cannot start here.
 
     Raises:
-        UserError: a package of an engine or server is absent, or the server that was named does not answer.
+        UserError: a package of an evaluator, engine, server or merge backend is absent, the server that was named does
+            not answer, or there are fewer GPUs than asked for.
     """
-    for one in (need for evaluator in evaluators for need in evaluator.needs()):
+    for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, look())]:
         raise UserError(f"this run cannot go on here: {one.sentence()}")
+
+
+def _packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
+    parts: list[Part] = [*evaluators, run.merge]
+    return [one for part in parts for one in part.needs()]
 
 
 def once(needs: Iterable[Missing]) -> list[Missing]:

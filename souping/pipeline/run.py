@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from souping.core.types import LateError, Selection, UserError
-from souping.evaluate.benchmark import OwnBenchmark
 from souping.pipeline.checks import check_settings, complaints, flat_categories, not_measured
 from souping.pipeline.merge_only import merge, rebuild
 from souping.pipeline.settings import RunSettings
@@ -35,6 +33,7 @@ SHOWN = (
 
 def cook(run: RunSettings) -> float | None:
     """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
+    check_settings(run)
     sends = run.upload is not None and not run.plan
     if sends:
         _check_upload(run)
@@ -64,8 +63,6 @@ def _results_stay() -> Iterator[None]:
 def _check_upload(run: RunSettings) -> None:
     """Whoever may not write to the Hub learns it before the run, not after it."""
     assert run.upload is not None
-    if run.stop_after:
-        raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
     check(run.upload)
 
 
@@ -80,15 +77,12 @@ def _upload(run: RunSettings) -> None:
 
 def _stages(run: RunSettings) -> tuple[dict[str, Any], SearchResult | None]:
     """What the run came to: the parts of its report, and the search's outcome where there was one."""
-    check_settings(run)
     if run.merges_only:
         soup = rebuild(run, run.recipe) if run.recipe else merge(run)
         return {"soup": soup}, None
-    if run.stop_after == "select" and run.scores.published:  # asks no item, needs no evaluator's environment
+    if run.selects_from_table:
         return _select_from_table(run), None
-    own = run.evaluator.benchmark if isinstance(run.benchmark, OwnBenchmark) else None
-    if own is not None:
-        run = replace(run, benchmark=own)
+    run = run.with_items()
     run.pool.resolve()
     with Progress() as progress, Store(run.store_path) as store:
         return _perform(RunStages.open(run, store, progress))

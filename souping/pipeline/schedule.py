@@ -6,15 +6,17 @@ repeated finds every stage done in the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from souping.core.types import Fold, Item, Recipe, Selection
+from souping.core.types import Fold, Item, Recipe, Selection, Trial
 from souping.pipeline.evidence import Contender
+from souping.search.loop import SearchResult, result_of, search
 from souping.selection.selectors import ranking
 
 if TYPE_CHECKING:
+    from souping.core.protocols import RecipeEvaluator
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
 
@@ -29,6 +31,7 @@ class Stage:
     name: str
     asks: tuple[Ask, ...]
     items: tuple[Item, ...]
+    fold: Fold = "report"
     side: str = ""
 
 
@@ -90,6 +93,30 @@ class Walker(Protocol):
         ...
 
 
+def perform(
+    stage: SearchStage,
+    run: RunSettings,
+    pool: RecipeSource,
+    evaluation: RecipeEvaluator,
+    tell: Callable[[Trial], None],
+) -> SearchResult:
+    """The best weights of the ingredients on the search fold. One ingredient needs no search."""
+    if len(stage.ingredients) == 1:
+        recipe = pool.recipe({stage.ingredients[0]: 1.0})
+        (handler,) = evaluation.handlers(recipe)
+        result = result_of(evaluation.scores(recipe, stage.items), run.objective)
+        return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
+    return search(
+        run.optimiser.start(stage.ingredients, pool.names, run.seed),
+        run.optimiser,
+        lambda weights: pool.recipe(dict(zip(stage.ingredients, weights, strict=True))),
+        evaluation,
+        stage.items,
+        run.objective,
+        tell,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Stages of one run over a pool; `folds` are empty where the items cannot be had, `sides` are {name: items}."""
@@ -146,16 +173,18 @@ class Schedule:
 
     def _stage(self, name: str, fold: Fold) -> Stage:
         """A stage in which every candidate answers a fold."""
-        return Stage(name=name, asks=tuple((self._single(n), "") for n in self.pool.names), items=self._fold(fold))
+        return Stage(
+            name=name, asks=tuple((self._single(n), "") for n in self.pool.names), items=self._fold(fold), fold=fold
+        )
 
     def _gate(self) -> Stage | None:
         """Singles with an expected score, on a fold that they are measured on anyway."""
         names = list(dict.fromkeys(one.candidate for one in self.run.expected if one.candidate in self.pool.names))
-        if not names or self.run.gate == "off":
+        if not names or self.run.gate == "off" or self.run.selects_from_table:
             return None
         fold: Fold = "search" if self.run.scores.published else "select"
         asks = tuple((self._single(name), "") for name in names)
-        return Stage(name="gate: singles that are expected to score", asks=asks, items=self._fold(fold))
+        return Stage(name="gate: singles that are expected to score", asks=asks, items=self._fold(fold), fold=fold)
 
     def _report(self, contenders: Sequence[Contender], handler: str) -> Stage:
         """Each model once, asked as the winner was where it can be."""

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from souping.checkpoints.pool import Pool
-from souping.core.protocols import BenchmarkItems, Evaluator, Objective, ScoreSource, Selector, Strategy, Tracker
+from souping.core.protocols import (
+    BenchmarkItems,
+    Evaluator,
+    MergeBackend,
+    Objective,
+    ScoreSource,
+    Selector,
+    Strategy,
+    Tracker,
+)
 from souping.core.types import Json
-from souping.evaluate.benchmark import NoBenchmark
+from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark
 from souping.pipeline.baseline_gate import Expectation
 from souping.pipeline.side_benchmarks import SideEntry
 from souping.pipeline.upload import Target
@@ -28,7 +36,7 @@ class RunSettings:
     optimiser: Strategy
     objective: Objective
     evaluator: Evaluator
-    merge: Any
+    merge: MergeBackend
     tracker: Tracker
     name: str
     seed: int
@@ -50,3 +58,22 @@ class RunSettings:
     def merges_only(self) -> bool:
         """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
         return self.recipe is not None or isinstance(self.benchmark, NoBenchmark)
+
+    @property
+    def selects_from_table(self) -> bool:
+        """Whether published scores alone are asked: no item, no folder and no evaluator is."""
+        return self.stop_after == "select" and self.scores.published
+
+    def with_items(self) -> RunSettings:
+        """These settings with the evaluator's own items in place of `benchmark=own` (UserError if it cannot be had)."""
+        return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
+
+
+def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
+    """Benchmark that is asked: the evaluator's own for `benchmark=own`, where it brings one.
+
+    Raises:
+        UserError: they cannot be had here.
+    """
+    own = evaluator.benchmark if isinstance(benchmark, OwnBenchmark) else None
+    return benchmark if own is None else own

@@ -10,7 +10,7 @@ from typing import Any
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Fold, ItemScores, Selection, Trial, UserError, digest
+from souping.core.types import FOLDS, ItemScores, Selection, Trial, UserError, digest
 from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import check_tokenizers, complaints, flat_categories, not_measured, run_notes
@@ -18,7 +18,7 @@ from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
-from souping.pipeline.schedule import Schedule, SearchStage, Stage, Winner
+from souping.pipeline.schedule import Schedule, SearchStage, Stage, Winner, perform
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
@@ -26,7 +26,7 @@ from souping.report.cards import card
 from souping.report.files import selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.terminal import gate_table
-from souping.search.loop import SearchResult, result_of, search, trial_limit
+from souping.search.loop import SearchResult, result_of, trial_limit
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ class RunStages:
         evaluators = [run.evaluator, *(side.evaluator for side in beside)]
         for complaint in complaints(run, folds.items, evaluators):
             raise complaint
-        check_installed(evaluators)
+        check_installed(run, evaluators)
         check_room(run, evaluators)
         pool = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         check_tokenizers(pool, [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)])
@@ -111,8 +111,7 @@ class RunStages:
     def gate(self, stage: Stage) -> None:
         """Stop (or warn) where a single model is not what it was expected to be, before anything else costs time."""
         run = self.run
-        fold: Fold = "search" if run.scores.published else "select"
-        gate = judge(run.expected, self._by_candidate(stage), run.objective, mode=run.gate, fold=fold)
+        gate = judge(run.expected, self._by_candidate(stage), run.objective, mode=run.gate, fold=stage.fold)
         self.checked = gate
         if not gate.failed:
             self.progress.say(gate.sentence())
@@ -142,35 +141,17 @@ class RunStages:
 
     def search(self, stage: SearchStage) -> SearchResult:
         """The best weights of the ingredients on the search fold. One ingredient needs no search."""
-        outcome = self._single(stage) if len(stage.ingredients) == 1 else self._search(stage)
+        if len(stage.ingredients) == 1:
+            self.progress.say(f"one expert for everything: {stage.ingredients[0]}; there is nothing to soup")
+        else:
+            self._announce(stage)
+        outcome = perform(stage, self.run, self.pool, self.evaluation, self._tell)
         self.outcome = outcome
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
         if len(tried) > 1:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
         self.progress.say(f"best on the search fold: {100 * outcome.result.objective:.1f}, {recipe_line(outcome)}")
         return outcome
-
-    def _single(self, stage: SearchStage) -> SearchResult:
-        (name,) = stage.ingredients
-        self.progress.say(f"one expert for everything: {name}; there is nothing to soup")
-        recipe = self.pool.recipe({name: 1.0})
-        result = result_of(self.evaluation.scores(recipe, stage.items), self.run.objective)
-        (handler,) = self.evaluation.handlers(recipe)
-        return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
-
-    def _search(self, stage: SearchStage) -> SearchResult:
-        run, names, items = self.run, stage.ingredients, stage.items
-        optimiser = run.optimiser.start(names, self.pool.names, run.seed)
-        self._announce(stage)
-        return search(
-            optimiser,
-            run.optimiser,
-            lambda weights: self.pool.recipe(dict(zip(names, weights, strict=True))),
-            self.evaluation,
-            items,
-            run.objective,
-            self._tell,
-        )
 
     def _announce(self, stage: SearchStage) -> None:
         """Say what the report can show, and what the search will ask."""

@@ -6,8 +6,8 @@ A rate is one that was stated, one that this store has seen, or an assumption th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from souping.analysis.intervals import minimal_detectable
@@ -17,12 +17,40 @@ from souping.pipeline.requirements import Machine, on_gpu
 from souping.pipeline.store import Store
 
 if TYPE_CHECKING:
+    from souping.checkpoints.pool import ModelSize
+    from souping.core.types import Fold, Missing
+    from souping.pipeline.requirements import Requirement
     from souping.pipeline.settings import RunSettings
-    from souping.planning.planner import Plan
+    from souping.planning.workload import PlannedPool, PlannedSelection, PlannedStage
 
 DISCORDANCE = 0.1
 """Share of items on which two models differ: what a difference is judged against before anything is known."""
 Range = tuple[float, float]
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """All that is known of a run before it starts. `reasons` say why the run cannot go on here; empty: it can.
+
+    Those that no other machine would mend are `faults` too.
+
+    With `outlined`, the folds hold items without content, as many as the benchmark's published sizes say.
+    """
+
+    run: RunSettings
+    machine: Machine
+    models: Sequence[ModelSize] = ()
+    opened: PlannedPool
+    choice: PlannedSelection
+    folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
+    outlined: bool = False
+    notes: list[str] = field(default_factory=list)
+    stages: Sequence[PlannedStage] = ()
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    requirements: Sequence[Requirement] = ()
+    missing: Sequence[Missing] = ()
+    reasons: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
 
 def seconds(plan: Plan) -> dict[str, Range] | None:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from souping.checkpoints.pool import ModelSize, weigh
+from souping.checkpoints.pool import weigh
 from souping.core.protocols import Evaluator
-from souping.core.types import FOLDS, Fold, Item, ItemScores, LateError, Missing, UserError
+from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.checks import check_settings, complaints, flat_categories, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.requirements import (
-    Machine,
-    Requirement,
     look,
     missing,
     once,
     requirements_of,
 )
 from souping.pipeline.schedule import Schedule
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.side_benchmarks import SideBenchmark, sides
 from souping.pipeline.store import Store
-from souping.planning.plan import Speed, speed
+from souping.planning.plan import Plan, Speed, speed
 from souping.planning.sheet import as_dict, sections
 from souping.planning.workload import (
     NotStoredError,
@@ -39,31 +37,6 @@ from souping.planning.workload import (
 )
 from souping.report.files import as_json, put
 from souping.report.terminal import sheet_markdown, show_sheet
-
-
-@dataclass(kw_only=True)
-class Plan:
-    """All that is known of a run before it starts. `reasons` say why the run cannot go on here; empty: it can.
-
-    Those that no other machine would mend are `faults` too.
-
-    With `outlined`, the folds hold items without content, as many as the benchmark's published sizes say.
-    """
-
-    run: RunSettings
-    machine: Machine
-    models: Sequence[ModelSize] = ()
-    opened: PlannedPool
-    choice: PlannedSelection
-    folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
-    outlined: bool = False
-    notes: list[str] = field(default_factory=list)
-    stages: Sequence[PlannedStage] = ()
-    speeds: Mapping[str, Speed] = field(default_factory=dict)
-    requirements: Sequence[Requirement] = ()
-    missing: Sequence[Missing] = ()
-    reasons: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
 
 
 def plan(run: RunSettings) -> None:
@@ -109,9 +82,10 @@ class _Planner:
 
     def plan(self) -> Plan:
         run, machine = self.run, look()
-        models = [weigh(candidate, run.merge.allow_pickle) for candidate in run.pool.resolve()]
+        candidates = () if run.selects_from_table else run.pool.resolve()
+        models = [weigh(candidate, run.merge.allow_pickle) for candidate in candidates]
         beside = self._sides()
-        evaluators = [run.evaluator, *(side.evaluator for side in beside)]
+        evaluators = [] if run.selects_from_table else [run.evaluator, *(side.evaluator for side in beside)]
         folds = self._folds()
         read = folds is not None
         folds = folds or self._outlined()
@@ -119,7 +93,8 @@ class _Planner:
             self._refused(complaint)
         items = self.items if read else ()
         asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
-        opened = open_pool(run, models, self.store, asked)
+        names = tuple(candidate.name for candidate in run.pool.resolve())
+        opened = PlannedPool(names=names) if run.selects_from_table else open_pool(run, models, self.store, asked)
         choice = self._choose(opened, folds)
         self.faults += [trouble for trouble in (opened.trouble, choice.trouble) if trouble]
         plan = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice)
@@ -129,7 +104,8 @@ class _Planner:
         plan.stages = self._stages(plan, beside)
         plan.speeds = self._speeds(plan, beside)
         plan.requirements = requirements_of(run, models, machine, evaluators)
-        plan.missing = once([*missing(run, models, machine, evaluators), *self.lacking])
+        needs = [] if run.selects_from_table else missing(run, models, machine, evaluators)
+        plan.missing = once([*needs, *self.lacking])
         plan.faults = list(dict.fromkeys(self.faults))
         small = [room.sentence() for room in plan.requirements if not room.fits]
         plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
@@ -144,6 +120,8 @@ class _Planner:
             self.faults.append(str(error))
 
     def _sides(self) -> tuple[SideBenchmark, ...]:
+        if self.run.selects_from_table:
+            return ()
         try:
             return sides(self.run.also, self.run.evaluator)
         except UserError as error:
@@ -152,9 +130,11 @@ class _Planner:
 
     def _folds(self) -> Folds | None:
         """The folds, or None where the items cannot be had (an evaluator's own may lie elsewhere) or cut."""
+        if self.run.selects_from_table:
+            return None
         own = isinstance(self.run.benchmark, OwnBenchmark)
         try:
-            benchmark = (self.run.evaluator.benchmark if own else None) or self.run.benchmark
+            benchmark = items_of(self.run.evaluator, self.run.benchmark)
             self.items = benchmark.items()
         except UserError as error:
             if own:
@@ -170,7 +150,7 @@ class _Planner:
 
     def _outlined(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        if not isinstance(self.run.benchmark, OwnBenchmark):
+        if not isinstance(self.run.benchmark, OwnBenchmark) or self.run.selects_from_table:
             return None
         items = self.run.evaluator.outline()
         return split_folds(items, self.run.name, two=self.run.scores.published) if items else None
@@ -196,8 +176,6 @@ class _Planner:
     def _notes(self, opened: PlannedPool, choice: PlannedSelection, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
         flat = flat_categories(choice.scores) if choice.scores is not None else []
-        if opened.opened is None or folds is None:
-            return [*(opened.opened.warnings if opened.opened else ()), *(folds.notes if folds else ()), *flat]
         return [*run_notes(self.run, opened.opened, folds, self.store), *flat]
 
     def _stages(self, plan: Plan, beside: Sequence[SideBenchmark]) -> list[PlannedStage]:

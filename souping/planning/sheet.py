@@ -14,7 +14,7 @@ from souping.report.sections import Section
 from souping.report.tables import TableGrid, grid
 
 if TYPE_CHECKING:
-    from souping.planning.planner import Plan
+    from souping.planning.plan import Plan
 
 
 def as_dict(plan: Plan) -> dict[str, Json]:

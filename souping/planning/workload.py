@@ -20,11 +20,11 @@ from souping.pipeline.checks import check_tokenizers, not_measured
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.models import OpenPool
-from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner
+from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner, perform
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
 from souping.report.files import selection_dict
-from souping.search.loop import search, trial_limit
+from souping.search.loop import trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, MergeBackend, Selector
@@ -138,7 +138,7 @@ class WorkCounter:
         own = self.evaluations[""]
         if len(stage.ingredients) == 1:
             single = self.pool.recipe({stage.ingredients[0]: 1.0})
-            return [(single, "")], PlannedWinner(recipe=single, handler="")
+            return [(single, "")], PlannedWinner(recipe=single, handler=own.handlers(single)[0])
         walked = self._from_store(stage)
         if walked is not None:
             return walked
@@ -169,15 +169,7 @@ class WorkCounter:
         try:
             if not any(asked <= own.known(recipe)[1] for recipe in first):
                 return None
-            outcome = search(
-                self.run.optimiser.start(names, self.pool.names, self.run.seed),
-                self.run.optimiser,
-                lambda weights: self.pool.recipe(dict(zip(names, weights, strict=True))),
-                own,
-                stage.items,
-                self.run.objective,
-                lambda trial: None,
-            )
+            outcome = perform(stage, self.run, self.pool, own, lambda trial: None)
         except (NotStoredError, UserError):
             return None
         asks = [(trial.recipe, trial.handler) for trial in outcome.trials]
