@@ -15,12 +15,12 @@ from typing import Any
 
 from souping.cli.config import build, build_also, compose
 from souping.cli.main import EXPECTED, explain
-from souping.core.protocols import BenchmarkItems, Evaluator
+from souping.core.protocols import Evaluator
 from souping.core.text import nearest
 from souping.core.types import UserError
-from souping.evaluate.benchmark import OwnBenchmark
 from souping.pipeline.import_results import AskedBenchmark, ImportRow, Request, adopt, totals
 from souping.pipeline.models import OpenPool
+from souping.pipeline.settings import items_of
 from souping.pipeline.side_benchmarks import sides
 from souping.pipeline.store import Store
 
@@ -97,8 +97,7 @@ def _benchmarks(plain: Mapping[str, Any], parts: Mapping[str, Any]) -> list[Aske
     evaluator: Evaluator = parts["evaluator"]
     asked = [AskedBenchmark(evaluator=side.evaluator, items=side.items) for side in sides(build_also(plain), evaluator)]
     if evaluator.reads_results:
-        own = isinstance(parts["benchmark"], OwnBenchmark)
-        benchmark: BenchmarkItems = (evaluator.benchmark if own else None) or parts["benchmark"]
+        benchmark = items_of(evaluator, parts["benchmark"])
         asked.insert(0, AskedBenchmark(evaluator=evaluator, items=benchmark.items()))
     asked = [one for one in asked if one.evaluator.reads_results]
     if not asked:

@@ -78,6 +78,8 @@ def server() -> Iterator[Server]:
 class There:
     """The server as the evaluator knows servers."""
 
+    trust_remote_code = False
+
     def __init__(self, port: int) -> None:
         self.port, self.settings = port, {"name": "there"}
 
