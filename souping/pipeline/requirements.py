@@ -19,7 +19,7 @@ from souping.core.protocols import ModelHost
 from souping.core.types import Json, Missing, UserError
 from souping.merge.plan import human
 from souping.pipeline.models import SHARED_MEMORY
-from souping.report.format import listed
+from souping.report.format import in_words
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, MergeBackend, Part
@@ -84,9 +84,9 @@ def check_room(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     models = [weigh(candidate, run.merge.allow_pickle) for candidate in run.pool.resolve()]
     if any(model.trouble for model in models):
         return  # whoever opens the pool next says it better
-    lacking = [room for room in requirements_of(run, models, look(), evaluators) if not room.fits]
+    lacking = [requirement for requirement in requirements_of(run, models, look(), evaluators) if not requirement.fits]
     if lacking:
-        raise UserError("\n".join(room.sentence() for room in lacking[:2]))
+        raise UserError("\n".join(requirement.sentence() for requirement in lacking[:2]))
 
 
 def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
@@ -104,7 +104,7 @@ def module_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
 
 
 def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[Evaluator]) -> list[Requirement]:
-    """A room for each file system that is written to: the soup, downloads, a soup that is served as a folder."""
+    """Requirement of each file system that is written to: the soup, downloads, a soup that is served as a folder."""
     wishes: list[tuple[Path, str, int, str]] = []
     if not run.stop_after:
         wishes.append((run.out, "the soup", soup_bytes(models, run.merge), "out=FOLDER on a larger disk"))
@@ -119,17 +119,17 @@ def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[E
             )
     by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
     for wish in wishes:
-        by_system.setdefault(room(wish[0])[1], []).append(wish)
+        by_system.setdefault(disk_space(wish[0])[1], []).append(wish)
     needs = []
     for group in by_system.values():
-        free = room(group[0][0])[0]
+        free = disk_space(group[0][0])[0]
         parts = tuple(f"{what} {human(size)}" for _, what, size, _ in group)
         mends = "make room, or " + " or ".join(mends for *_, mends in group)
         need = sum(size for _, _, size, _ in group)
         needs.append(
             Requirement(
                 kind="disk",
-                where=f"the disk for {listed([what for _, what, _, _ in group])}",
+                where=f"the disk for {in_words([what for _, what, _, _ in group])}",
                 need=need,
                 have=free,
                 free=free,
@@ -148,7 +148,7 @@ def _cache() -> Path:
 
 def in_memory(size: int) -> bool:
     """Whether a passing soup of this size goes to shared memory, as `souping.pipeline.models.scratch_place` decides."""
-    return SHARED_MEMORY.is_dir() and room(SHARED_MEMORY)[0] > 2 * size
+    return SHARED_MEMORY.is_dir() and disk_space(SHARED_MEMORY)[0] > 2 * size
 
 
 def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
@@ -316,7 +316,7 @@ def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
     return tuple(chosen)
 
 
-def room(path: Path) -> tuple[int, int]:
+def disk_space(path: Path) -> tuple[int, int]:
     """(bytes free where `path` is or will be, the number of that file system)."""
     there = path.expanduser().absolute()
     there = next(p for p in (there, *there.parents) if p.exists())

@@ -32,7 +32,7 @@ from souping.planning.workload import (
     PlannedStage,
     choose,
     count_stages,
-    open_pool,
+    open_what_is_here,
     refuse,
 )
 from souping.report.files import as_json, put
@@ -94,7 +94,9 @@ class _Planner:
         items = self.items if read else ()
         asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
         names = tuple(candidate.name for candidate in run.pool.resolve())
-        opened = PlannedPool(names=names) if run.selects_from_table else open_pool(run, models, self.store, asked)
+        opened = (
+            PlannedPool(names=names) if run.selects_from_table else open_what_is_here(run, models, self.store, asked)
+        )
         choice = self._choose(opened, folds)
         self.faults += [trouble for trouble in (opened.trouble, choice.trouble) if trouble]
         plan = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice)
@@ -107,7 +109,7 @@ class _Planner:
         needs = [] if run.selects_from_table else missing(run, models, machine, evaluators)
         plan.missing = once([*needs, *self.lacking])
         plan.faults = list(dict.fromkeys(self.faults))
-        small = [room.sentence() for room in plan.requirements if not room.fits]
+        small = [requirement.sentence() for requirement in plan.requirements if not requirement.fits]
         plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
         return plan
 

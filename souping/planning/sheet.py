@@ -35,7 +35,7 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "speeds": {name or "benchmark": speed.as_dict() for name, speed in plan.speeds.items()},
         "seconds": seconds(plan),
         "detectable": power.as_dict() if power else None,
-        "rooms": [room.as_dict() for room in plan.requirements],
+        "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [one.as_dict() for one in plan.missing],
     }
 
@@ -55,11 +55,11 @@ def _selection(plan: Plan) -> Section:
         sizes = f": {_span(choice.sizes[0], choice.sizes[-1])} ingredients" if choice.sizes else ""
         return Section("Selection", (f"{known}{sizes}.",))
     selection = choice.selection
-    lines = [f"{selector} picks {format.listed(selection.ingredients)}, from {choice.basis}."]
+    lines = [f"{selector} picks {format.in_words(selection.ingredients)}, from {choice.basis}."]
     if selection.threshold is not None:
         lines.append(
             f"Low-correlation categories ({selection.metric}, threshold {selection.threshold:g}): "
-            f"{format.listed(selection.low_correlation)}."
+            f"{format.in_words(selection.low_correlation)}."
         )
     if choice.steady is not None:
         low, high = choice.steady
@@ -162,18 +162,18 @@ def _room(plan: Plan) -> Section:
     words: Mapping[bool, str] = {True: "fits", False: "too small"}
     rows = [
         (
-            room.where,
-            human(room.need),
-            human(room.have),
-            "fits if others make room" if room.tight else words[room.fits],
-            ", ".join(room.parts),
+            requirement.where,
+            human(requirement.need),
+            human(requirement.have),
+            "fits if others make room" if requirement.tight else words[requirement.fits],
+            ", ".join(requirement.parts),
         )
-        for room in plan.requirements
+        for requirement in plan.requirements
     ]
     if not rows:
         return Section("Room", (_hardware(plan), "What is needed is not known: no candidate's size is."))
     made = grid(("where", "needed", "there", "verdict", "made of"), rows, left=(0, 3, 4))
-    small = frozenset(i for i, room in enumerate(plan.requirements) if not room.fits)
+    small = frozenset(i for i, requirement in enumerate(plan.requirements) if not requirement.fits)
     return Section("Room", (_hardware(plan),), grids=(TableGrid(made.header, made.rows, small, made.left),))
 
 

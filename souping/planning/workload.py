@@ -356,7 +356,7 @@ class PlannedPool:
         return self.recipe(dict.fromkeys(names, 1.0 / len(names)))
 
 
-def open_pool(
+def open_what_is_here(
     run: RunSettings,
     models: Sequence[ModelSize],
     store: Store,

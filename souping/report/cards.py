@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.types import Json, entries, number, part, texts
 from souping.report import sections, tables
-from souping.report.format import clean, count, escape_markdown, listed, percent
+from souping.report.format import clean, count, escape_markdown, in_words, percent
 from souping.report.render import fenced, markdown_table
 from souping.report.sections import benchmark, headline
 from souping.report.tables import Report, Row, comparisons, scores
@@ -172,7 +172,7 @@ def _why(parts: Report) -> str:
     by_model: dict[str, list[str]] = {}
     for category, name in chosen.items():
         by_model.setdefault(public_name(name), []).append(clean(category))
-    shown = "; ".join(f"{name} for {listed(names)}" for name, names in by_model.items())
+    shown = "; ".join(f"{name} for {in_words(names)}" for name, names in by_model.items())
     return f"Experts: {shown}." if shown else ""
 
 

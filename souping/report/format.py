@@ -142,7 +142,7 @@ def escape_markdown(value: Json) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def listed(names: Sequence[Json]) -> str:
+def in_words(names: Sequence[Json]) -> str:
     """`a, b and c`."""
     shown = [clean(name) for name in names]
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)

@@ -23,9 +23,9 @@ from souping.report.format import (
     clean,
     count,
     in_order,
+    in_words,
     interval,
     kind_label,
-    listed,
     p_value,
     percent,
     rho,
@@ -243,7 +243,7 @@ def bars(report: Report) -> Drawing | None:
             top += len(present) + 1
         _bars_axes(axes, middles, [short(name) for name in names], top)
         _legend(axes, [(label, colour) for label, colour, _ in series])
-    alt = f"Bars of the score in each of {len(names)} categories for {listed([label for label, _, _ in series])}."
+    alt = f"Bars of the score in each of {len(names)} categories for {in_words([label for label, _, _ in series])}."
     return Drawing("bars", made, f"{alt} The table of scores has the numbers.", "", titles)
 
 
@@ -375,7 +375,7 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
     draw = {2: _line, 3: _triangle}.get(len(names), _curves)
     with canvas():
         made = draw(names, weights, values)
-    alt = f"Search landscape: {len(tried)} trials over the weights of {listed(names)}. Best: "
+    alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: "
     best = titles[f"trial{int(np.argmax(values))}"]
     return Drawing("landscape", made, alt + best, "", titles if len(tried) <= HOVER_LIMIT else {})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
 from souping.report import tables
-from souping.report.format import clean, count, interval, listed, p_value, percent, weight
+from souping.report.format import clean, count, in_words, interval, p_value, percent, weight
 from souping.report.tables import Report, Row, TableGrid, by_category, differences, gate, overview, sentences
 
 REBUILD = (
@@ -40,7 +40,7 @@ def headline(report: Report) -> str:
         return "The soup is written."
     chosen = elements(part(report, "selection"), "ingredients")
     if not part(report, "recipe"):
-        return f"Selected {listed(chosen)}; the run ended before the search." if chosen else "Nothing was selected."
+        return f"Selected {in_words(chosen)}; the run ended before the search." if chosen else "Nothing was selected."
     if len(chosen) == 1:
         return f"Nothing to soup: {clean(chosen[0])} is the only ingredient."
     return "The search is done; the report fold was not opened."
@@ -168,8 +168,8 @@ def _chosen(selection: Row) -> str:
         rule.append(f"threshold {weight(selection['threshold'])}")
     how = ", ".join(text for text in rule if text)
     low = elements(selection, "low_correlation")
-    where = f" Low-correlation categories: {listed(low)}." if low else ""
-    names = listed(elements(selection, "ingredients")) or "nothing"
+    where = f" Low-correlation categories: {in_words(low)}." if low else ""
+    names = in_words(elements(selection, "ingredients")) or "nothing"
     return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
 
 

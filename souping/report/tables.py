@@ -12,9 +12,9 @@ from souping.report.format import (
     clean,
     count,
     in_order,
+    in_words,
     interval,
     kind_label,
-    listed,
     minus,
     p_value,
     percent,
@@ -334,7 +334,7 @@ def sentences(report: Report) -> Iterator[str]:
             yield f"{name}: no regression shown; the intervals reach down to {least} points ({worst.get('b')})."
         parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
         if parts and len(part(entry, "coefficients")) > 1:
-            names = listed([f"{pair.get('category')} ({pair.get('b')}, {_change(pair)})" for pair in parts])
+            names = in_words([f"{pair.get('category')} ({pair.get('b')}, {_change(pair)})" for pair in parts])
             yield f"{name}: single categories in which the soup is below an ingredient: {names}."
 
 
@@ -399,7 +399,7 @@ def _outcome(entry: Row) -> tuple[str, str]:
     if entry.get("error"):
         return clean(entry["error"]), ""
     low = ", ".join(map(clean, elements(entry, "low_correlation")))
-    return listed(elements(entry, "ingredients")) or DASH, low or DASH
+    return in_words(elements(entry, "ingredients")) or DASH, low or DASH
 
 
 def pairs(report: Report) -> TableGrid:

@@ -245,7 +245,7 @@ class TestMachine:
         assert requirements.look().available <= 123456789
 
     def test_room_where_nothing_is_yet(self, tmp_path: Path) -> None:
-        assert requirements.room(tmp_path / "a" / "b") == requirements.room(tmp_path)
+        assert requirements.disk_space(tmp_path / "a" / "b") == requirements.disk_space(tmp_path)
 
 
 class TestWeights:
@@ -287,7 +287,7 @@ HOST = Machine(cores=64, memory=512 * GB, available=500 * GB, gpus=(Gpu(name="H1
 class TestRoom:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(requirements, "room", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(requirements, "disk_space", lambda path: (100 * GB, 1))
 
     def kinds(self, found: list[Requirement]) -> dict[str, bool]:
         return {one.kind: one.fits for one in found}
@@ -333,7 +333,7 @@ class TestRefusal:
     """A real run on too small a machine stops before a model is loaded."""
 
     def test_a_full_disk(self, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(requirements, "room", lambda path: (1000, 1))
+        monkeypatch.setattr(requirements, "disk_space", lambda path: (1000, 1))
         souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
         assert not list(tmp_path.glob("outputs/fam/*"))
         done = souping(*pool_of(family), "plan=true")
