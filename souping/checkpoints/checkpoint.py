@@ -203,6 +203,11 @@ def side_files(folder: Path) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files of a model folder."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
 def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
     """SHA-256 (hex) over the content of the weights, config, tokenizer and chat template of a model folder.
 

@@ -387,7 +387,7 @@ class CandidatePool(Part, Protocol):
 
     def check_tokenizers(self) -> None:
         """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with (UserError)."""
-        return None
+        ...
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """Where the soup's tokenizer lies."""

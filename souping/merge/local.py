@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.compatibility import VOCAB_RULES
@@ -56,7 +56,6 @@ class LocalMerge(ModelMerge[MergePlan]):
     base: str | None = None
     scale: float = 1.0
     carry: str | None = None
-    _contents: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
@@ -87,11 +86,12 @@ class LocalMerge(ModelMerge[MergePlan]):
         weights: Weights,
         checkpoints: Mapping[str, Checkpoint],
         fingerprints: Mapping[str, str],
-        cache: MutableMapping[str, str] | None = None,
+        base: str | None = None,
     ) -> Recipe:
         """The recipe of these weights with all of these settings that decides the soup's numbers.
 
-        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`. A single
+        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`; `base` is the
+        base model's fingerprint, which is taken from its folder where it is not given. A single
         ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
         soups have equal ids.
 
@@ -106,31 +106,19 @@ class LocalMerge(ModelMerge[MergePlan]):
             weights=tuple(float(weight) for weight in weights),
             dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
             method="linear" if lone else self.method,
-            settings={} if lone else self._settings(used, tuple(checkpoints), cache),
+            settings={} if lone else self._settings(used, tuple(checkpoints), base),
         )
 
-    def _settings(
-        self, used: Sequence[str], pool: Sequence[str], cache: MutableMapping[str, str] | None
-    ) -> dict[str, Json]:
+    def _settings(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         if self.overrides:
             settings["overrides"] = fitted(self.overrides, pool, used)
         if self.base and get_method(self.method).base:
-            settings["base"] = self._base_content(self.base, cache)
+            settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
             settings["scale"] = float(self.scale)
         return settings
-
-    def _base_content(self, base: str, cache: MutableMapping[str, str] | None) -> str:
-        """The base model's fingerprint, taken at the first recipe."""
-        if base not in self._contents:
-            self._contents[base] = fingerprint(Path(base), cache, self.allow_pickle)
-        return self._contents[base]
-
-    def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
-        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
-        return Alignment(checkpoints, base)
 
     def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers: of folders, or of models that are open and aligned.
@@ -165,9 +153,6 @@ class LocalMerge(ModelMerge[MergePlan]):
 
         aligned = models if isinstance(models, Alignment) else self.align(models)
         return LiveModule(aligned, module, resident=self.resident, nonfinite=self.nonfinite)
-
-    def with_settings(self, settings: Mapping[str, Any]) -> LocalMerge:
-        return replace(self, **settings)
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:

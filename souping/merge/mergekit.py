@@ -16,10 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
@@ -98,13 +98,13 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         weights: Weights,
         checkpoints: Mapping[str, Checkpoint],
         fingerprints: Mapping[str, str],
-        cache: MutableMapping[str, str] | None = None,
+        base: str | None = None,
     ) -> Recipe:
         """The recipe of these weights; a single ingredient is that model, whatever the method."""
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.base:
-            settings["base"] = fingerprint(Path(self.base), cache, self.allow_pickle)
+            settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
         lone = len(used) == 1
         return Recipe(
             ingredients=tuple(ingredients),
@@ -167,10 +167,6 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
         """Pours by writing each soup to a temporary folder first."""
         return MergekitLive(self, models if isinstance(models, Alignment) else self.align(models), module)
-
-    def with_settings(self, settings: Mapping[str, Any]) -> MergekitMerge:
-        own = {field.name for field in fields(self)}
-        return replace(self, **{key: value for key, value in settings.items() if key in own})
 
     def needs(self) -> list[Missing]:
         """mergekit in this environment, unless a `command` names another one's."""

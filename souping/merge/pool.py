@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint, fingerprint_of
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of, folder_bytes
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progress, SoupPlan
@@ -23,11 +24,18 @@ P = TypeVar("P", bound=SoupPlan)
 
 
 class ModelMerge(MergeBackend, Protocol[P]):
-    """Merge backend of full models: the verbs that a pool of them asks for. Plans are of a kind of its own."""
+    """Merge backend of full models, a dataclass: the verbs that a pool of them asks for. Plans are of a kind of its
+    own."""
+
+    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
+        assert is_dataclass(self)
+        own = {field.name for field in fields(self) if field.init}
+        return replace(self, **{key: value for key, value in settings.items() if key in own})
 
     def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
-        """The candidates side by side, with the base model where the method has one."""
-        return Alignment(checkpoints)
+        """The candidates side by side, with the base model where there is one."""
+        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
+        return Alignment(checkpoints, base)
 
     def recipe(
         self,
@@ -35,9 +43,12 @@ class ModelMerge(MergeBackend, Protocol[P]):
         weights: Weights,
         checkpoints: Mapping[str, Checkpoint],
         fingerprints: Mapping[str, str],
-        cache: MutableMapping[str, str] | None = None,
+        base: str | None = None,
     ) -> Recipe:
-        """The recipe of these weights, with all settings that decide the soup's numbers."""
+        """The recipe of these weights, with all settings that decide the soup's numbers.
+
+        `base` is the base model's fingerprint; without it, it is taken from the base's folder.
+        """
         ...
 
     def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> P: ...
@@ -82,9 +93,8 @@ class FullModelPool(CandidatePool, Generic[P]):
     @property
     def seen(self) -> Mapping[str, Path]:
         seen = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
-        if self._merge.base:
-            base = Path(self._merge.base)
-            seen[fingerprint(base, self._cache, self._merge.allow_pickle)] = base
+        if self._merge.base and self._base_content:
+            seen[self._base_content] = Path(self._merge.base)
         return seen
 
     @property
@@ -95,10 +105,15 @@ class FullModelPool(CandidatePool, Generic[P]):
     def _alignment(self) -> Alignment:
         return self._merge.align(self._checkpoints)
 
+    @cached_property
+    def _base_content(self) -> str | None:
+        base = self._alignment.base
+        return fingerprint_of(base, self._cache) if base is not None else None
+
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         chosen = [name for name in self.names if weights.get(name)]
         values = tuple(weights[name] for name in chosen)
-        return self._merge.recipe(chosen, values, self._checkpoints, self.fingerprints, self._cache)
+        return self._merge.recipe(chosen, values, self._checkpoints, self.fingerprints, self._base_content)
 
     def plan(self, recipe: Recipe) -> P:
         return self._merge.plan(recipe, self._alignment)
@@ -141,11 +156,9 @@ class FullModelPool(CandidatePool, Generic[P]):
         return 2 * largest if narrow and self._merge.dtype == "float32" else largest
 
     def close(self) -> None:
-        """It holds nothing open; the backend is the run's own to close."""
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        """Close the backend, which starts again what the next soup needs (a backend of `with_settings` has no other
+        owner)."""
+        self._merge.close()
 
 
 def open_pool(

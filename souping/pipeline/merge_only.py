@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
 from souping.core.protocols import CandidatePool, MergeBackend
 from souping.core.types import Candidate, Recipe, UserError
-from souping.merge.local import LocalMerge
-from souping.merge.mergekit import from_yaml, to_yaml
+from souping.merge.mergekit import Imported, from_yaml, to_yaml
 from souping.merge.plan import recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.settings import RunSettings
@@ -29,8 +28,8 @@ CARD = "README.md"
 
 def merge(run: RunSettings) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
-    with Store(run.store_path) as store:
-        pool = OpenPool(run.pool.resolve(), run.merge, None, store)
+    with Store(run.store_path) as store, ExitStack() as parts:
+        pool = parts.enter_context(closing(OpenPool(run.pool.resolve(), run.merge, None, store)))
         for warning in pool.warnings:
             _say(f"note: {warning}")
         if run.optimiser.count(len(pool.names)) != 1:
@@ -64,7 +63,8 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
         settings = _settings(run.merge, recipe, table, store, list(folders.values()))
         beside = path.with_name(CARD)
         text = beside.read_text(encoding="utf-8") if beside.is_file() else None
-        return _make(run, Soup(settings.open(folders, store.hashes), recipe, folders, settings.base, text))
+        with closing(settings.open(folders, store.hashes)) as pool:
+            return _make(run, Soup(pool, recipe, folders, settings.base, text))
 
 
 def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
@@ -73,17 +73,21 @@ def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
     for note in imported.notes:
         _say(f"note: {note}")
     candidates = Pool(candidates=list(imported.models)).resolve(at_least=1)
-    pool = OpenPool(candidates, LocalMerge(allow_pickle=run.merge.allow_pickle), None, store)
-    prints = {model: c.fingerprint for model, c in zip(imported.models, pool.candidates, strict=True)}
     base = folder_of(imported.base) if imported.base is not None else None
-    content = fingerprint(base, store.hashes) if base else ""
-    dtype = pool.recipe(dict.fromkeys(pool.names, 1.0)).dtype
-    sources = {c.name: c.source for c in pool.candidates if c.source}
-    recipe = replace(imported.recipe(prints, dtype, content), ingredients=pool.names, sources=sources)
-    changes = {"method": recipe.method, "base": str(base), "scale": recipe.settings.get("scale", 1.0)} if base else {}
-    backend = run.merge.with_settings(changes)
-    opened = backend.open(pool.folders, store.hashes)
-    return _make(run, Soup(opened, recipe, pool.folders, backend.base, _card(run, recipe)))
+    with closing(OpenPool(candidates, _as_imported(run.merge, imported, base), None, store)) as pool:
+        prints = {model: c.fingerprint for model, c in zip(imported.models, pool.candidates, strict=True)}
+        content = fingerprint(base, store.hashes) if base else ""
+        dtype = pool.recipe(dict.fromkeys(pool.names, 1.0)).dtype
+        sources = {c.name: c.source for c in pool.candidates if c.source}
+        recipe = replace(imported.recipe(prints, dtype, content), ingredients=pool.names, sources=sources)
+        return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
+
+
+def _as_imported(backend: MergeBackend, imported: Imported, base: Path | None) -> MergeBackend:
+    """The backend with the method of a YAML, which is silent on vocabularies and takes dtypes from the ingredients."""
+    changes: dict[str, str | float | None] = {"method": imported.method, "scale": 1.0, "overrides": None}
+    own = {"base": str(base)} if base is not None else {}
+    return backend.with_settings({**changes, **own, "dtype": None, "vocab": "error"})
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,9 @@ class OpenPool:
         return lambda recipe: LazyModel(self._live, self._scratch, settings, recipe, self.pool.home)
 
     def close(self) -> None:
-        """Remove the soup that was last written for an evaluator."""
+        """Remove the soup that was last written for an evaluator, and end the ranks that wrote soups."""
         self._scratch.close()
+        self.pool.close()
 
     def write(
         self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Progress | None = None

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
 from souping.core.protocols import CandidatePool, MergeBackend
 from souping.core.types import UserError
 from souping.merge.adapters.pool import AdapterPool
@@ -92,6 +94,42 @@ def test_other_settings_make_another_backend(backend: MergeBackend) -> None:
     assert backend.dtype is None
     with pytest.raises(UserError, match=r"merge\.dtype=float8"):
         backend.with_settings({"dtype": "float8"})
+
+
+def test_settings_that_a_backend_does_not_have_are_left_out(backend: MergeBackend) -> None:
+    other = backend.with_settings({"dtype": "float32", "no_such_key": 1, "_ranks": None})
+    assert type(other) is type(backend)
+    assert other.dtype == "float32"
+
+
+def test_a_pool_closes_its_backend(
+    backend: MergeBackend, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[MergeBackend] = []
+    monkeypatch.setattr(type(backend), "close", lambda self: closed.append(self))
+    with closing(backend.with_settings({"dtype": "float32"}).open(folders)) as pool:
+        assert not closed
+    pool.close()
+    assert [one.dtype for one in closed] == ["float32", "float32"]
+
+
+def test_the_base_is_opened_and_read_once(
+    backend: MergeBackend, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = folders.pop("m2")
+    method = "ties" if isinstance(backend, MergekitMerge) else "task_arithmetic"
+    pool = backend.with_settings({"method": method, "base": str(base)}).open(folders)
+    read, opened = Checkpoint.open, list[Path]()
+    monkeypatch.setattr(
+        Checkpoint, "open", lambda folder, pickle=False: opened.append(Path(folder)) or read(folder, pickle)
+    )
+    content = fingerprint_of(read(base))
+    assert pool.seen[content] == base
+    for weight in (0.25, 0.5):
+        recipe = pool.recipe({"m0": weight, "m1": 1 - weight})
+        assert recipe.settings["base"] == content
+        assert pool.plan(recipe).describe()
+    assert opened == [base]
 
 
 def test_a_pool_of_full_models(backend: MergeBackend, folders: dict[str, Path]) -> None:
@@ -176,6 +214,11 @@ def test_a_pool_of_adapters(backend: MergeBackend, folders: dict[str, Path], tmp
     recipe = pool.recipe({"a": 0.25, "b": 0.75})
     assert pool.home == folders["m0"]
     assert pool.own_folder(recipe) is None
+    with pytest.raises(UserError, match=r"candidate a: .*m0 has no tokenizer: copy"):
+        pool.check_tokenizers()
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="candidate b: "):
+        backend.with_settings({"base": str(folders["m0"])}).open(adapters).check_tokenizers()
     plan = pool.plan(recipe)
     assert "0.25 x a + 0.75 x b" in plan.describe()
     assert plan.save(tmp_path / "plan.json") is None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints.checkpoint import fingerprint, inside, small
+from souping.checkpoints.checkpoint import fingerprint, folder_bytes, inside, small
+from souping.checkpoints.compatibility import check_tokenizer
 from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
@@ -105,15 +106,21 @@ class AdapterPool(CandidatePool):
         """The base model."""
         return self.base.folder
 
+    def check_tokenizers(self) -> None:
+        for name, adapter in self.adapters.items():
+            check_tokenizer(name, self._tokenizer_of(adapter))
+
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """Where the soup's tokenizer comes from: the carrying adapter, or the base where that has none."""
-        carrier = self.adapters[self._carrier(recipe)]
-        return carrier.folder if carrier.has_tokenizer else self.base.folder
+        return self._tokenizer_of(self.adapters[self._carrier(recipe)])
+
+    def _tokenizer_of(self, adapter: Adapter) -> Path:
+        return adapter.folder if adapter.has_tokenizer else self.base.folder
 
     @property
     def soup_bytes(self) -> int:
         """The base's files, twice that where it is written in fp32."""
-        size = sum(file.stat().st_size for file in self.base.folder.iterdir() if file.is_file())
+        size = folder_bytes(self.base.folder)
         return 2 * size if self._merge.dtype == "float32" else size
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
@@ -200,6 +207,10 @@ class AdapterPool(CandidatePool):
             for module, part in self.adapters[name].parts.items():
                 shares.setdefault(module, []).append((name, part, weight))
         return shares
+
+    def close(self) -> None:
+        """Close the backend, as a pool of full models does."""
+        self._merge.close()
 
     def _carrier(self, recipe: Recipe) -> str:
         carry = self._merge.carry
