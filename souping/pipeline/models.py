@@ -340,7 +340,9 @@ class ScratchCheckpoint:
             self.close()
             above = (SHARED_MEMORY, Path(tempfile.gettempdir()))
             sweep(lock.parent for place in above for lock in place.glob(f"{PREFIX}*/{LOCK}"))
-            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_place(self._pool.soup_bytes)))
+            place = scratch_place(self._pool.soup_bytes)
+            check_space(place, self._pool.soup_bytes)
+            self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
             self._lock = hold(self._root)
             if not (self._pool.write(recipe, self._root / recipe.id) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
@@ -388,18 +390,16 @@ class LazyModel(Served):
 
 def scratch_place(size: int) -> Path:
     """Where `size` bytes of a passing soup go: shared memory if half of what is free there holds them, else the
-    temporary folder.
+    temporary folder."""
+    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
+    return SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
 
-    Raises:
-        UserError: neither has the room.
-    """
-    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size:
-        return SHARED_MEMORY
-    temporary = Path(tempfile.gettempdir())
-    free = shutil.disk_usage(temporary).free
+
+def check_space(place: Path, size: int) -> None:
+    """Refuse, before it is written, a passing soup that its place cannot hold."""
+    free = shutil.disk_usage(place).free
     if free < size:
         raise UserError(
-            f"{temporary} has {free / 1e9:.1f} GB free, a soup that is evaluated as a folder takes {size / 1e9:.1f}: "
+            f"{place} has {free / 1e9:.1f} GB free, a soup that is evaluated as a folder takes {size / 1e9:.1f}: "
             "set TMPDIR to a place with room"
         )
-    return temporary

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from souping.checkpoints.pool import ModelSize, weigh
 from souping.core.protocols import ModelHost
 from souping.core.types import Json, Missing, UserError
 from souping.merge.plan import human
-from souping.pipeline.models import SHARED_MEMORY
+from souping.pipeline.models import SHARED_MEMORY, scratch_place
 from souping.report.format import in_words
 
 if TYPE_CHECKING:
@@ -113,10 +112,9 @@ def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[E
         wishes.append((_cache(), "downloads", fetched, "HF_HOME=FOLDER on a larger disk"))
     if any(evaluator.wants != "module" for evaluator in evaluators):
         size = module_bytes(models, run.merge.dtype)
-        if not in_memory(size):
-            wishes.append(
-                (Path(tempfile.gettempdir()), "a soup for the server", size, "TMPDIR=FOLDER on a larger disk")
-            )
+        place = scratch_place(size)
+        if place != SHARED_MEMORY:
+            wishes.append((place, "a soup for the server", size, "TMPDIR=FOLDER on a larger disk"))
     by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
     for wish in wishes:
         by_system.setdefault(disk_space(wish[0])[1], []).append(wish)
@@ -146,11 +144,6 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def in_memory(size: int) -> bool:
-    """Whether a passing soup of this size goes to shared memory, as `souping.pipeline.models.scratch_place` decides."""
-    return SHARED_MEMORY.is_dir() and disk_space(SHARED_MEMORY)[0] > 2 * size
-
-
 def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
     """Whether a live module stands on a GPU."""
     device = evaluator.device
@@ -168,7 +161,7 @@ def _memory(
         parts.append(("resident candidates", sum(model.nbytes for model in models)))
     if any(evaluator.wants != "module" for evaluator in evaluators):
         size = module_bytes(models, run.merge.dtype)
-        if in_memory(size):
+        if scratch_place(size) == SHARED_MEMORY:
             parts.append((f"a soup in {SHARED_MEMORY}", size))
     return Requirement(
         kind="memory",
