@@ -49,6 +49,10 @@ def cook(run: RunSettings) -> float | None:
     return None if won is None else won.result.objective
 
 
+def _said(error: UserError | OSError) -> str:
+    return f"{error.filename or 'file system'}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
 @contextmanager
 def _results_stay() -> Iterator[None]:
     """What goes wrong once everything is written (a pipe that closed, the Hub) takes none of it away."""
@@ -57,7 +61,7 @@ def _results_stay() -> Iterator[None]:
     except LateError:
         raise
     except (UserError, OSError) as error:
-        raise LateError(str(error)) from error
+        raise LateError(_said(error)) from error
 
 
 def _check_upload(run: RunSettings) -> None:
@@ -101,9 +105,13 @@ def _perform(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
         if run.stop_after == "search":
             return write_search(run, stages.outcome, stages.selection), stages.outcome
         report, trials = stages.whole_report()
-        write_report(report, trials, run.run_dir)
         write_trials(trials, report, run.run_dir / "trials.csv")
+        write_report(report, trials, run.run_dir)
         return report, stages.outcome
+    except (UserError, OSError) as error:
+        if stages.frozen is None:
+            raise
+        raise LateError(f"{_said(error)}\nthe soup is written: {nearby(stages.frozen)}") from error
     finally:
         stages.pool.close()
         run.tracker.finish(report, run.run_dir)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, ItemScores, Selection, Trial, UserError, digest
+from souping.core.text import shown
+from souping.core.types import FOLDS, Item, ItemScores, Selection, Trial, UserError, digest
 from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import check_tokenizers, complaints, flat_categories, not_measured, run_notes
@@ -49,6 +52,7 @@ class RunStages:
     on_search_fold: dict[str, float] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
+    frozen: Path | None = None
 
     @classmethod
     def open(cls, run: RunSettings, store: Store, progress: Progress) -> RunStages:
@@ -58,8 +62,11 @@ class RunStages:
             UserError: settings, items, pool and machine do not fit each other.
         """
         items = run.benchmark.items()
+        check_texts(items)
         folds = split_folds(items, run.benchmark.title, two=run.scores.published)
         beside = sides(run.also, run.evaluator)
+        for side in beside:
+            check_texts(side.items)
         evaluators = [run.evaluator, *(side.evaluator for side in beside)]
         for complaint in complaints(run, folds.items, evaluators):
             raise complaint
@@ -196,6 +203,7 @@ class RunStages:
             text = card({**self.parts, "search": self._search_scores(outcome)})
             self.progress.stage("writing the soup")
             self.pool.write(outcome.recipe, run.out, {"README.md": text})
+            self.frozen = run.out
         if self.checked is not None:
             self.parts["gate"] = self.checked.as_dict()
 
@@ -271,6 +279,21 @@ def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selecti
     progress.say(f"selected {', '.join(selection.ingredients)}")
     write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
     return selection
+
+
+def check_texts(items: Sequence[Item]) -> None:
+    """Refuse halves of characters, which JSON can write and nothing can store or show.
+
+    Raises:
+        UserError: the message names the item.
+    """
+    for item in items:
+        try:
+            texts = [item.id, item.category, item.group, item.prompt, item.answer, item.tools]
+            json.dumps(texts, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = shown(error.object[error.start])
+            raise UserError(f"item {shown(item.id)}: its text holds half a character ({half}): mend it") from None
 
 
 def recipe_line(outcome: SearchResult) -> str:
