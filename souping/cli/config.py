@@ -10,16 +10,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from souping.core.text import nearest
+from souping.core.files import expanded
+from souping.core.text import first_line, nearest
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import MODES, expectations
 from souping.pipeline.side_benchmarks import SideEntry, held
@@ -228,16 +230,40 @@ def build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
 
 
 def build_part(node: Any) -> Any:
-    """The part that a node makes. What its class refuses comes out as its own `UserError`."""
+    """The part that a node makes; its values are taken as they stand, `${...}` in a folder's name included.
+
+    Raises:
+        UserError: what its class refuses.
+    """
     try:
-        return instantiate(OmegaConf.create(node), _convert_="all")
-    except Exception as error:
-        cause = error.__cause__
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+        return _instance(node)
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise UserError(f"{_short(node)}: {first_line(error)}") from error
+
+
+def _instance(node: Any) -> Any:
+    if isinstance(node, list | tuple):
+        return [_instance(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    values = {key: _instance(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return values
+    target = get_object(str(node["_target_"]))
+    return partial(target, **values) if node.get("_partial_") else target(**values)
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A resolved configuration as a file that Hydra reads again: what looks like an interpolation is escaped."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,7 +302,7 @@ def _is_path(text: str) -> bool:
 
 
 def _file(text: str, where: str) -> dict[str, Any]:
-    path = Path(text).expanduser()
+    path = expanded(text, where)
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{where}={text}: there is no such file{nearest(path.name, beside)}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import re
-import shutil
 import sys
+import sysconfig
+import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import hydra
 from hydra.conf import HydraConf
@@ -20,36 +25,47 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.config import PARTS, build, build_also, build_part, check, folder, register, resolved
-from souping.core.text import nearest
+from souping.cli import interrupts_raise
+from souping.cli.config import PARTS, as_yaml, build, build_also, build_part, check, folder, register, resolved
+from souping.core.files import expanded
+from souping.core.text import first_line, nearest
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 
+if TYPE_CHECKING:
+    from souping.pipeline.settings import RunSettings
+
 CLAIM = ".running"
-_TOLD: list[BaseException] = []
-"""Errors of a multirun's jobs, which were told when they came."""
+DRAFTS = (CLAIM, "config.yaml", "selection.json")
+"""What a run writes before it has results."""
+_TOLD: list[tuple[BaseException, int]] = []
+"""Errors of a multirun's jobs, which were told when they came, and their exit status."""
+_MADE: set[Path] = set()
+"""Folders that were not there before this process: those of its runs, and the folders above them."""
+_LOST: list[str] = []
+"""Standard streams that could not be written to the end."""
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Entry of `python -m souping` and of the console script. Exit 0, 2 (the user's to mend) or 130 (interrupted)."""
+    """Entry of `python -m souping`. Exit 0, 2 (the user's to mend), 1 (ours to mend) or 130 (interrupted)."""
+    open_streams()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
-    register()
-    entry = hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)
     try:
-        entry()
+        register()
+        hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _stop("interrupted: what was evaluated is in the store; the same command continues", 130)
-    except EXPECTED as error:
+    except Exception as error:  # a job's own are told by `run`: what comes here arose before it, or was told
         if debug:
             raise
-        _stop("" if error in _TOLD else explain(error), 2)
-    except (ValueError, TypeError) as error:
-        if debug or HydraConfig.initialized():  # a job had begun: that is no fault of the command line
-            raise
-        odd = [a for a in sys.argv[1:] if re.fullmatch(rf"({'|'.join(PARTS)})=[^a-zA-Z]*", a)]
-        _stop(f"cannot compose the configuration{f' ({odd[0]})' if odd else ''}: {explain(error)}", 2)
+        told = [code for known, code in _TOLD if known is error]
+        _stop("", told[0]) if told else _stop(*tell(composition(error)))
+    if _LOST:
+        sys.exit(2)
 
 
 def _stop(message: str, code: int) -> None:
@@ -59,30 +75,135 @@ def _stop(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def composition(error: Exception) -> Exception:
+    """An error that arose while the configuration was composed: odd values come out of Hydra in many ways."""
+    if isinstance(error, EXPECTED) or not isinstance(error, ValueError | TypeError):
+        return error
+    odd = [a for a in sys.argv[1:] if re.fullmatch(rf"({'|'.join(PARTS)})=[^a-zA-Z]*", a)]
+    return UserError(f"cannot compose the configuration{f' ({odd[0]})' if odd else ''}: {explain(error)}")
+
+
+def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
+    """(words, exit status) for any error, by where it arose: the one place that decides.
+
+    What is the user's to mend is a line or two. Anything else is a fault of a part of the user's, or of this package:
+    then the traceback is kept, in the run's directory where there is one.
+    """
+    if isinstance(error, EXPECTED):
+        return explain(error), 2
+    if isinstance(error, MemoryError):
+        return f"out of memory: {first_line(error)}", 2
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, RuntimeError) and frames and frames[-1].name in ("expanduser", "resolve"):  # pathlib's
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        return f"{frame.f_locals.get('self', 'a path')}: cannot be followed: {first_line(error)}", 2
+    place = keep_traceback(error, run_dir)
+    what = f"{type(error).__name__}: {first_line(error)}"
+    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    if own and PACKAGE not in Path(own[-1].filename).parents:
+        return (
+            f"{own[-1].filename}:{own[-1].lineno}: {what}\nthis part is not souping's; the traceback is in {place}",
+            2,
+        )
+    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback, which is in {place}", 1
+
+
+def _is_library(file: Path) -> bool:
+    """Whether a line of a traceback is an installed package's or Python's own."""
+    if PACKAGE in file.parents:
+        return False
+    installed = [Path(sysconfig.get_path(key)) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return not file.is_absolute() or any(place in file.parents for place in installed)
+
+
+def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
+    """The file that holds the whole traceback from now on."""
+    text = "".join(traceback.format_exception(error))
+    if run_dir is not None:
+        with suppress(OSError):
+            (run_dir / "traceback.txt").write_text(text, "utf-8", "backslashreplace")
+            return run_dir / "traceback.txt"
+    handle, name = tempfile.mkstemp(prefix="souping-", suffix=".txt")
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)
+
+
+class StandardStream(io.FileIO):
+    """Standard output or error: where it is full or closed, that is said once and the run goes on without it."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if error.errno != errno.EPIPE and self.fileno() == 1:  # a reader that has seen enough needs no word
+                _LOST.append("standard output")
+                print(f"standard output: {error.strerror}; the run goes on without it", file=sys.stderr)
+            return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Make the standard streams safe: a closed one is the null device, so that no file of the run takes its place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = _safe(1, sys.stdout, sys.__stdout__)
+    sys.stderr = _safe(2, sys.stderr, sys.__stderr__)
+
+
+def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
+    if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
+        return stream  # somebody else's: a test's, a notebook's
+    known = stream if isinstance(stream, io.TextIOWrapper) else None
+    return io.TextIOWrapper(
+        io.BufferedWriter(StandardStream(number, "w", closefd=False)),
+        encoding=known.encoding if known else "utf-8",
+        errors=known.errors if known else "backslashreplace",
+        line_buffering=known.line_buffering if known else True,
+        write_through=known.write_through if known else False,
+    )
+
+
 def run(cfg: DictConfig) -> float | None:
     """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    interrupts_raise()
     hydra_config = HydraConfig.get()
-    run_dir, owned = claim(Path(hydra_config.runtime.output_dir), _explicit(hydra_config))
+    output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
+    run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
         objective = _run(cfg, run_dir, _group(hydra_config))
         if _is_sweep(hydra_config):
             from souping.report.files import write_job
 
-            write_job(run_dir, hydra_config.job.num, list(hydra_config.overrides.task), objective)
+            write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective)
+        if owned and not (run_dir / CLAIM).exists():
+            print(f"warning: {run_dir} was removed during the run: what it held is lost", file=sys.stderr)
         return objective
-    except EXPECTED as error:
-        if owned and not isinstance(error, LateError):
-            _discard(run_dir)
+    except Exception as error:
         if cfg.debug:
+            _discard(run_dir, owned, error)
             raise
+        words, code = tell(error, run_dir)
+        _discard(run_dir, owned, error)
         if _is_sweep(hydra_config):
-            print(f"job {hydra_config.job.num}: {explain(error)}", file=sys.stderr)
-            _TOLD.append(error)
+            print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
+            _TOLD.append((error, code))
             raise
-        _stop(explain(error), 2)  # from here, or Hydra adds a line of its own
+        _stop(words, code)  # from here, or Hydra adds a line of its own
     finally:
-        (run_dir / CLAIM).unlink(missing_ok=True)
+        if owned:
+            (run_dir / CLAIM).unlink(missing_ok=True)
     return None
+
+
+def _raw(node: Any) -> dict[str, Any]:
+    """A node of Hydra's own configuration, its texts as they stand."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -93,6 +214,7 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
     """
     for number in count(1):
         path = run_dir if number == 1 else run_dir.with_name(f"{run_dir.name}_{number}")
+        note_missing(path)
         path.mkdir(parents=True, exist_ok=True)
         try:
             (path / CLAIM).touch(exist_ok=False)
@@ -107,45 +229,59 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
     return run_dir, False
 
 
+def note_missing(path: Path) -> None:
+    """Remember which folders of a path are not there yet: only those are this process's to remove."""
+    _MADE.update(folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists())
+
+
 def _explicit(hydra_config: HydraConf) -> bool:
-    return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
+    return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in _raw(hydra_config.overrides)["hydra"])
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     _hear_warnings()
+    try:
+        settings = _settings(cfg, run_dir, group)
+    except (ValueError, TypeError) as error:
+        raise composition(error) from error
+    (run_dir / "config.yaml").write_text(as_yaml(settings.config), encoding="utf-8")
+    if settings.plan and not settings.merges_only:
+        from souping.planning.planner import plan
+
+        plan(settings)
+        return None
+    from souping.pipeline.run import cook
+
+    return cook(settings)
+
+
+def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> RunSettings:
+    """The parts and settings of a run, checked and built."""
     plain = resolved(cfg)
     if group and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
     check(plain)
     parts = build(plain)
-    from souping.pipeline.run import cook
     from souping.pipeline.settings import RunSettings
     from souping.pipeline.upload import target
 
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
-    settings = RunSettings(
+    return RunSettings(
         **parts,
         name=plain["name"],
         seed=plain["seed"],
         stop_after=plain["stop_after"],
-        recipe=Path(plain["recipe"]).expanduser() if plain["recipe"] else None,
+        recipe=expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
         plan=plain["plan"],
         throughput=plain["throughput"],
         gate=plain["gate"],
         expected=expectations(plain["expected"]),
         also=build_also(plain),
         upload=target(plain["upload"]),
-        out=Path(plain["out"]).expanduser() if plain["out"] else run_dir / "soup",
-        store_path=Path(plain["store"]["path"]).expanduser(),
+        out=expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
+        store_path=expanded(plain["store"]["path"], "store.path"),
         run_dir=run_dir,
         config=plain,
     )
-    if settings.plan and not settings.merges_only:
-        from souping.planning.planner import plan
-
-        plan(settings)
-        return None
-    return cook(settings)
 
 
 def _hear_warnings() -> None:
@@ -169,14 +305,24 @@ def _group(hydra_config: HydraConf) -> str | None:
     return Path(hydra_config.sweep.dir).name if _is_sweep(hydra_config) else None
 
 
-def _discard(run_dir: Path) -> None:
-    """A refused run leaves nothing: its own folder goes, and the parents that it alone made."""
-    shutil.rmtree(run_dir, ignore_errors=True)
-    for parent in list(run_dir.parents)[:2]:
-        try:
-            parent.rmdir()
-        except OSError:
+def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
+    """A refused run leaves nothing of its own, and takes nothing else with it.
+
+    Its folder goes while only drafts are in it, and the folders above that this process made. Results, a store, a
+    traceback and folders of the user's stay.
+    """
+    if not owned or isinstance(error, LateError):
+        return
+    with suppress(OSError):
+        inside = list(run_dir.iterdir())
+        if any(path.name not in DRAFTS or not path.is_file() for path in inside):
             return
+        for path in inside:
+            path.unlink()
+        for folder in (run_dir.absolute(), *run_dir.absolute().parents):
+            if folder not in _MADE and not _MADE.intersection(folder.parents):
+                return
+            folder.rmdir()
 
 
 def explain(error: BaseException) -> str:
@@ -222,7 +368,14 @@ def _reason(error: BaseException, kept: list[str]) -> str:
 
 
 class SweepEnd(Callback):
-    """At a multirun's end: the table of its jobs, in the sweep's folder and, with `tracker=wandb`, as one W&B run."""
+    """At a run's start: which folders are not there yet. At a multirun's end: the table of its jobs, in the sweep's
+    folder and, with `tracker=wandb`, as one W&B run."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        note_missing(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        note_missing(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from souping.report.files import read_jobs, sweep_lines, write_sweep
@@ -237,5 +390,7 @@ class SweepEnd(Callback):
 
     def _track(self, sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         """One summary in the group of the jobs, by a tracker as theirs was."""
-        node = OmegaConf.to_container(OmegaConf.load(sweep_dir / str(jobs[0]["run_dir"]) / "config.yaml").tracker)
+        node = OmegaConf.to_container(
+            OmegaConf.load(sweep_dir / str(jobs[0]["run_dir"]) / "config.yaml").tracker, resolve=True
+        )
         build_part(node).summarise(jobs, sweep_dir)

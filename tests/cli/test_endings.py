@@ -1,0 +1,177 @@
+"""Ends of a run: what is told, by which exit status, and what stays on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core.types import Item, Record, UserError
+from souping.evaluate.generate import LocalEvaluator
+from souping.pipeline import run as pipeline_run
+from tests.conftest import ROOT, Cli, pool_of
+
+
+def fails(error: Exception) -> Any:
+    def failing(*_: Any) -> Any:
+        raise error
+
+    return failing
+
+
+def quick(family: Path, *more: str) -> list[str]:
+    return [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=uniform", *more]
+
+
+def merging(family: Path, *more: str) -> list[str]:
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    return ["+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", *more]
+
+
+@pytest.mark.parametrize("error", [UserError("plots: cannot be written"), OSError(28, "No space left on device")])
+def test_a_late_error_leaves_the_soup_and_the_trials(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(pipeline_run, "write_report", fails(error))
+    souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
+    assert (tmp_path / "run/soup/model.safetensors").is_file()
+    assert (tmp_path / "run/trials.csv").is_file()
+    assert (tmp_path / "run/config.yaml").is_file()
+
+
+def test_a_store_in_the_directory_of_a_refused_run_stays(family: Path, souping: Cli, tmp_path: Path) -> None:
+    souping(*quick(family, "hydra.run.dir=exp", "store.path=exp/store.sqlite", "expected={ant: 99.0}")).refused("gate")
+    assert (tmp_path / "exp/store.sqlite").is_file()
+
+
+def test_folders_that_the_user_made_stay(family: Path, souping: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p/q/r").mkdir(parents=True)
+    souping(*quick(family, "seed=-1", "hydra.run.dir=p/q/r")).refused("seed=-1")
+    assert list((tmp_path / "p/q/r").iterdir()) == []
+    souping(*quick(family, "seed=-1", "hydra.run.dir=p/new/deep/run")).refused("seed=-1")
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["q"]
+
+
+def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_run, "check_settings", lambda run: int("x"))
+    monkeypatch.setattr("souping.cli.main._is_library", lambda file: "pipeline/run.py" not in str(file))
+    done = souping(*quick(family))
+    assert done.code == 1
+    assert done.err.startswith("sorry, this is a fault in souping: ValueError: invalid literal")
+    assert len(done.err.splitlines()) == 2
+    (place,) = tmp_path.glob("outputs/fam/*/traceback.txt")
+    assert str(place.relative_to(tmp_path)) in done.err
+    assert "Traceback" in place.read_text()
+
+
+def test_a_fault_of_a_users_part_names_its_line(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom souping.selection.selectors import All\n"
+        "@dataclass(frozen=True)\nclass Mine(All):\n    def select(self, scores):\n        return 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = souping(*quick(family, "selector._target_=mine.Mine"))
+    done.refused("mine.py:6: ZeroDivisionError", "the traceback is in")
+
+
+def test_a_folder_that_is_removed_during_the_run_is_told(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_run, "_show", lambda run, outcome: shutil.rmtree(run.run_dir))
+    done = souping(*quick(family, "stop_after=select"))
+    assert done.code == 0
+    assert "was removed during the run" in done.err
+
+
+def test_a_store_that_is_removed_during_the_run_is_told(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = LocalEvaluator.evaluate
+
+    def evaluate(self: LocalEvaluator, model: Any, items: Sequence[Item]) -> list[Record]:
+        for file in tmp_path.glob("st.sqlite*"):
+            file.unlink()
+        return before(self, model, items)
+
+    monkeypatch.setattr(LocalEvaluator, "evaluate", evaluate)
+    souping(*quick(family, "stop_after=search", "store.path=st.sqlite")).refused("st.sqlite", "was removed or replaced")
+
+
+@pytest.mark.parametrize("key", ["id", "category", "prompt", "group", "answer"])
+def test_half_a_character_in_an_item_is_refused(family: Path, souping: Cli, tmp_path: Path, key: str) -> None:
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    for row in rows:
+        row[key] = str(row.get(key, "")) + "\ud800"
+    (tmp_path / "half.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    souping(*quick(family, "benchmark.path=half.jsonl")).refused("half a character", "ud800")
+    assert not (tmp_path / "outputs/fam").exists()
+
+
+@pytest.mark.parametrize("key", ["out", "store.path", "benchmark.path"])
+def test_a_home_that_is_not_there(family: Path, souping: Cli, key: str) -> None:
+    souping(*quick(family, f"{key}='~nosuchuser/x'")).refused("nosuchuser")
+
+
+def test_a_candidate_that_is_a_loop_of_links(family: Path, souping: Cli, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    souping(*merging(family, f"pool.candidates=[loop,{family / 'bee'}]", "out=new")).refused("loop")
+
+
+def test_names_that_look_like_interpolations(family: Path, tmp_path: Path) -> None:
+    from souping.cli.config import compose
+
+    place = tmp_path / "w${x}"
+    shutil.copytree(family / "ant", place / "m${x}")
+    words = ["+experiment=merge", f'pool.candidates=["m\\${{x}}",{family / "bee"}]', "optimiser.weights=[0.5,0.5]"]
+    done = command(place, *words, "hydra.run.dir=run", "out=soup")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place / "soup/recipe.json").read_text())["ingredients"] == ["m${x}", "bee"]
+    assert "m\\${x}" in (place / "run/config.yaml").read_text()
+    assert compose(words)["pool"]["candidates"][0] == "m${x}"
+
+
+def command(place: Path, *words: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "souping", *words]
+    return subprocess.run(line, cwd=place, env=environment, text=True, check=False, **kept)
+
+
+def test_a_full_standard_output_does_not_end_the_run(family: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = command(tmp_path, *quick(family, "stop_after=search"), stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == "standard output: No space left on device; the run goes on without it\n"
+    assert len(list(tmp_path.glob("outputs/fam/*/trials.csv"))) == 1
+
+
+def test_a_closed_standard_error_is_no_file_of_the_run(family: Path, tmp_path: Path) -> None:
+    done = command(tmp_path, *merging(family, "out=soup"), stderr=None, preexec_fn=lambda: os.close(2))
+    assert done.returncode == 0
+    assert (tmp_path / "soup/recipe.json").is_file()
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.5])
+def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, seconds: float) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "souping", "--help"]
+    child = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    time.sleep(seconds)
+    child.send_signal(signal.SIGINT)
+    said = child.stderr.read().decode()
+    assert child.wait() in (0, 130)
+    assert len(said.splitlines()) <= 1
