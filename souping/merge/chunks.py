@@ -1,6 +1,7 @@
-"""Plan as work: contiguous chunks of bytes, shares of them for ranks, blocks of them for threads, and what is done
-with each: weights settled by whole tensors' inner products where the method asks for them, then blocks mixed and
-checked."""
+"""Work of a plan, as contiguous chunks of bytes that ranks share and threads mix block by block.
+
+Where the method asks for inner products of whole tensors, a chunk's weights are settled by them first.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the sa
 class Chunk:
     """`count` elements of a shard from byte `offset` of its data, mixed alike from bytes that are contiguous too.
 
-    A `solid` run is a whole piece that the method has to look at as one, so ranks do not share it.
+    An `indivisible` chunk is a whole piece that the method has to look at as one, so ranks do not share it.
     """
 
     op: str
@@ -40,14 +41,14 @@ class Chunk:
     dtype: str
     sources: tuple[Source, ...]
     weights: tuple[float, ...]
-    solid: bool = False
+    indivisible: bool = False
 
     @property
     def nbytes(self) -> int:
         return self.count * size_of(self.dtype)
 
     def part(self, start: int, count: int) -> Chunk:
-        """Elements `start .. start + count` of this run."""
+        """Elements `start .. start + count` of this chunk."""
         if count == self.count:
             return self
         moved = tuple(replace(s, offset=s.offset + start * size_of(s.dtype)) for s in self.sources)
@@ -59,30 +60,30 @@ def chunks(plan: MergePlan) -> list[Chunk]:
     """The plan's pieces in the order of the output, neighbours joined where nothing but the name changes."""
     joined: list[Chunk] = []
     for tensor in plan.tensors:
-        for run in tensor_chunks(plan, tensor):
-            if joined and _follows(joined[-1], run):
-                joined[-1] = replace(joined[-1], count=joined[-1].count + run.count)
+        for chunk in tensor_chunks(plan, tensor):
+            if joined and _follows(joined[-1], chunk):
+                joined[-1] = replace(joined[-1], count=joined[-1].count + chunk.count)
             else:
-                joined.append(run)
+                joined.append(chunk)
     return joined
 
 
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
-    """One tensor's pieces as runs; empty ones are left out."""
+    """One tensor's pieces as chunks; empty ones are left out."""
     method = get_method(plan.method)
     return [chunk_of(method, tensor, piece) for piece in tensor.pieces if piece.count]
 
 
 def chunk_of(method: Method, tensor: PlannedTensor, piece: Piece) -> Chunk:
-    """One piece of a tensor as a run."""
-    solid = (method.whole or method.coefficients is not None) and piece.op == "mix"
+    """One piece of a tensor as a chunk."""
+    indivisible = (method.whole or method.coefficients is not None) and piece.op == "mix"
     offset = tensor.offset + piece.start * size_of(tensor.dtype)
-    return Chunk(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, solid)
+    return Chunk(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, indivisible)
 
 
 def _follows(a: Chunk, b: Chunk) -> bool:
     """Whether `b` continues `a` in the output and in every ingredient."""
-    if a.solid or b.solid or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
+    if a.indivisible or b.indivisible or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
         return False
     return (
         a.offset + a.nbytes == b.offset
@@ -96,31 +97,31 @@ def _follows(a: Chunk, b: Chunk) -> bool:
 
 
 def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
-    """The runs of one rank: the same number of bytes for each, cut at whole blocks (solid runs stay whole)."""
-    total = sum(run.nbytes for run in work)
+    """The chunks of one rank: as many bytes for each, cut at whole blocks (indivisible chunks stay whole)."""
+    total = sum(chunk.nbytes for chunk in work)
     low, high = total * rank // ranks, total * (rank + 1) // ranks
     mine, passed = [], 0
-    for run in work:
-        size = size_of(run.dtype)
-        first, last = (_cut(run, edge - passed, size) for edge in (low, high))
+    for chunk in work:
+        size = size_of(chunk.dtype)
+        first, last = (_cut(chunk, edge - passed, size) for edge in (low, high))
         if last > first:
-            mine.append(run.part(first, last - first))
-        passed += run.nbytes
+            mine.append(chunk.part(first, last - first))
+        passed += chunk.nbytes
     return mine
 
 
-def _cut(run: Chunk, nbytes: int, size: int) -> int:
-    """The element at which a run is cut so that about `nbytes` come before."""
-    if run.solid:
-        return run.count if nbytes >= run.nbytes // 2 + 1 else 0
-    return max(0, min(run.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
+def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
+    """The element at which a chunk is cut so that about `nbytes` come before."""
+    if chunk.indivisible:
+        return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
+    return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
 
 
-def blocks(run: Chunk) -> Iterator[Chunk]:
-    """A run in pieces small enough to stay in the cache."""
-    size = max(1 << 12, min(BLOCK, ROWS // max(1, len(run.sources)) & ~0xFFF))
-    for start in range(0, run.count, size):
-        yield run.part(start, min(size, run.count - start))
+def blocks(chunk: Chunk) -> Iterator[Chunk]:
+    """A chunk in pieces small enough to stay in the cache."""
+    size = max(1 << 12, min(BLOCK, ROWS // max(1, len(chunk.sources)) & ~0xFFF))
+    for start in range(0, chunk.count, size):
+        yield chunk.part(start, min(size, chunk.count - start))
 
 
 def name_at(plan: MergePlan, shard: int, offset: int) -> str:
@@ -128,9 +129,9 @@ def name_at(plan: MergePlan, shard: int, offset: int) -> str:
     return next(t.name for t in plan.tensors if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1))
 
 
-def complaint(plan: MergePlan, run: Chunk, what: str, source: Source | None) -> UserError:
+def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
     """An error that names the tensor and, where one is to blame, the ingredient's file."""
-    name = shown(name_at(plan, run.shard, run.offset))
+    name = shown(name_at(plan, chunk.shard, chunk.offset))
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
@@ -138,24 +139,24 @@ def complaint(plan: MergePlan, run: Chunk, what: str, source: Source | None) -> 
     return UserError(f"{what} in tensor {name}{where}")
 
 
-def agree(plan: MergePlan, run: Chunk, rows: Sequence[Raw]) -> None:
+def agree(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
     """Refuse values that are not floats and differ between the ingredients."""
-    for source, row in zip(run.sources, rows, strict=True):
+    for source, row in zip(chunk.sources, rows, strict=True):
         if not np.array_equal(row, rows[0]):
-            what = f"{run.dtype} values, copied only where all ingredients agree, differ"
-            raise complaint(plan, run, what, source)
+            what = f"{chunk.dtype} values, copied only where all ingredients agree, differ"
+            raise complaint(plan, chunk, what, source)
 
 
-def check_finite(plan: MergePlan, run: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
+def check_finite(plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
     """NaN or infinity in a block of the soup: an error, or with `nonfinite=warn` one warning a tensor.
 
     `warned` holds the tensors that were warned of.
     """
     if good:
         return
-    first = _first_bad(run, rows)
-    guilty = None if first is None else run.sources[first[0]]
-    at = run if first is None else run.part(first[1], 1)
+    first = _first_bad(chunk, rows)
+    guilty = None if first is None else chunk.sources[first[0]]
+    at = chunk if first is None else chunk.part(first[1], 1)
     error = complaint(plan, at, "overflow to infinity" if guilty is None else "NaN or infinity", guilty)
     if plan.nonfinite == "error":
         raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
@@ -165,9 +166,9 @@ def check_finite(plan: MergePlan, run: Chunk, good: bool, rows: Sequence[Raw], w
             log.warning("%s", error)
 
 
-def _first_bad(run: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
+def _first_bad(chunk: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
     """(source, element) of the first value that is not finite."""
-    for number, (source, row) in enumerate(zip(run.sources, rows, strict=True)):
+    for number, (source, row) in enumerate(zip(chunk.sources, rows, strict=True)):
         bad = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
         if len(bad):
             return number, int(bad[0])
@@ -178,39 +179,41 @@ Read = Callable[[Chunk, int, Raw], None]
 """read(chunk, number of the source, buffer to fill)"""
 
 
-def settled(method: Method, run: Chunk, read: Read) -> Chunk:
+def settled(method: Method, chunk: Chunk, read: Read) -> Chunk:
     """The chunk with its final weights, which may need statistics of the whole piece."""
-    return replace(run, weights=method.weigh(piece_gram(run, method.base, read), run.weights)) if run.solid else run
+    if not chunk.indivisible:
+        return chunk
+    return replace(chunk, weights=method.weigh(piece_gram(chunk, method.base, read), chunk.weights))
 
 
-def mixed(plan: MergePlan, run: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
+def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
     """The soup's bytes of a block from its sources' rows, as `stored`: in `out`, or the first row where that is it.
 
     Raises:
         UserError: values that have to agree differ, or one is NaN or infinite (or one warning a tensor).
     """
-    if run.op == "same":
-        agree(plan, run, rows)
+    if chunk.op == "same":
+        agree(plan, chunk, rows)
         return rows[0]
-    if run.op == "copy" and stored == run.dtype:
-        check_finite(plan, run, finite(rows[0], run.dtype), rows, warned)
+    if chunk.op == "copy" and stored == chunk.dtype:
+        check_finite(plan, chunk, finite(rows[0], chunk.dtype), rows, warned)
         return rows[0]
-    if run.op == "copy":
-        good = store(rows[0], run.dtype, out, stored)
+    if chunk.op == "copy":
+        good = store(rows[0], chunk.dtype, out, stored)
     else:
-        function = get_method(plan.method).function if run.op == "mix" else linear
-        tags = [source.dtype for source in run.sources]
-        good = mix_block(function, rows, tags, run.weights, plan.divisor, run.dtype, out, stored)
-    check_finite(plan, run, good, rows, warned)
+        function = get_method(plan.method).function if chunk.op == "mix" else linear
+        tags = [source.dtype for source in chunk.sources]
+        good = mix_block(function, rows, tags, chunk.weights, plan.divisor, chunk.dtype, out, stored)
+    check_finite(plan, chunk, good, rows, warned)
     return out
 
 
-def piece_gram(run: Chunk, base: bool, read: Read) -> Gram:
-    """`methods.gram` of the run's sources without holding them: fp64 sums of blocks, in order."""
-    size = len(run.sources) - base
+def piece_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
+    """`methods.gram` of the chunk's sources without holding them: fp64 sums of blocks, in order."""
+    size = len(chunk.sources) - base
     total: Gram = np.zeros((size, size))
-    for start in range(0, run.count, STEP):
-        part = run.part(start, min(STEP, run.count - start))
+    for start in range(0, chunk.count, STEP):
+        part = chunk.part(start, min(STEP, chunk.count - start))
         rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]
         for number, row in enumerate(rows):
             read(part, number, row)

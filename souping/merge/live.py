@@ -88,9 +88,9 @@ class LiveModule(Pourable):
         plan = replace(work.plan, recipe=recipe, divisor=weighing.divisor)
         work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
         for device in self._devices.values():
-            for run in device.bad_runs():
-                rows = [self._row(plan, source, run.count) for source in run.sources]
-                check_finite(plan, run, False, rows, self._warned)
+            for chunk in device.bad_chunks():
+                rows = [self._row(plan, source, chunk.count) for source in chunk.sources]
+                check_finite(plan, chunk, False, rows, self._warned)
 
     def _prepare(self, weighing: Weighing) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
@@ -145,17 +145,17 @@ class LiveModule(Pourable):
 
         function, where = get_method(plan.method).function, target.tensor.device
         work = tensor_chunks(plan, tensor)
-        fits = all(run.op == "copy" or (run.op in ("mix", "linear") and function in DIFFERENCES) for run in work)
+        fits = all(chunk.op == "copy" or (chunk.op in ("mix", "linear") and function in DIFFERENCES) for chunk in work)
         with torch.no_grad():
             if where.type == "cpu" or not fits or not target.tensor.is_contiguous():
                 target.tensor.copy_(self._whole(plan, weighing, tensor))
                 return
             flat = target.tensor.detach().view(-1)
             for portion in self._portions(plan, weighing, tensor, np.empty(0, np.uint8), tensor.dtype):
-                run = portion.weighed(weighing)
-                first = (run.offset - tensor.offset) // size_of(tensor.dtype)
-                combine = function if run.op == "mix" else linear
-                self._device(where).mix(plan, run, combine, flat[first : first + run.count])
+                chunk = portion.weighed(weighing)
+                first = (chunk.offset - tensor.offset) // size_of(tensor.dtype)
+                combine = function if chunk.op == "mix" else linear
+                self._device(where).mix(plan, chunk, combine, flat[first : first + chunk.count])
 
     def _device(self, device: torch.device) -> Device:
         with LOCK:
@@ -187,8 +187,8 @@ class Portion:
 
     def jobs(self, plan: MergePlan, weighing: Weighing, warned: set[str]) -> Iterator[Job]:
         """The blocks, with the weights of a recipe."""
-        run = self.weighed(weighing)
-        for part in [run] if run.solid and self.method.whole else blocks(run):
+        chunk = self.weighed(weighing)
+        for part in [chunk] if chunk.indivisible and self.method.whole else blocks(chunk):
             yield partial(self._block, plan, part, warned)
 
     def weighed(self, weighing: Weighing) -> Chunk:
@@ -201,28 +201,28 @@ class Portion:
 
     @property
     def _by_statistics(self) -> bool:
-        return self.chunk.solid and self.method.coefficients is not None
+        return self.chunk.indivisible and self.method.coefficients is not None
 
     @cached_property
     def _gram(self) -> Gram:
         """Inner products of the sources, which no weight changes."""
         return piece_gram(self.chunk, self.method.base, self._read)
 
-    def _read(self, run: Chunk, number: int, into: Raw) -> None:
-        into[:] = self._row(run, number)
+    def _read(self, chunk: Chunk, number: int, into: Raw) -> None:
+        into[:] = self._row(chunk, number)
 
-    def _row(self, run: Chunk, number: int) -> Raw:
-        source = run.sources[number]
+    def _row(self, chunk: Chunk, number: int) -> Raw:
+        source = chunk.sources[number]
         first = source.offset - self.chunk.sources[number].offset
-        return self.rows[number][first : first + run.count * size_of(source.dtype)]
+        return self.rows[number][first : first + chunk.count * size_of(source.dtype)]
 
-    def _block(self, plan: MergePlan, run: Chunk, warned: set[str]) -> None:
+    def _block(self, plan: MergePlan, chunk: Chunk, warned: set[str]) -> None:
         rows, into = self.rows, self.into
-        if run.count != self.chunk.count:
-            rows = tuple(self._row(run, number) for number in range(len(rows)))
-            first = (run.offset - self.chunk.offset) // size_of(run.dtype)
-            into = into[first * size_of(self.dtype) : (first + run.count) * size_of(self.dtype)]
-        soup = mixed(plan, run, rows, into, self.dtype, warned)
+        if chunk.count != self.chunk.count:
+            rows = tuple(self._row(chunk, number) for number in range(len(rows)))
+            first = (chunk.offset - self.chunk.offset) // size_of(chunk.dtype)
+            into = into[first * size_of(self.dtype) : (first + chunk.count) * size_of(self.dtype)]
+        soup = mixed(plan, chunk, rows, into, self.dtype, warned)
         if soup is not into:
             into[:] = soup
 
@@ -422,22 +422,22 @@ def _load(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> torch.nn
 
 
 class Device:
-    """Mixes runs on one device. Blocks that are not finite are remembered, so that nothing waits for the device."""
+    """Mixes chunks on one device. Blocks that are not finite are remembered, so that nothing waits for the device."""
 
     def __init__(self, device: torch.device, row: Row, keep: bool) -> None:
         self._device, self._row, self._keep = device, row, keep
         self._kept: dict[tuple[str, int, int], torch.Tensor] = {}
         self._finite: list[tuple[Chunk, torch.Tensor]] = []
 
-    def mix(self, plan: MergePlan, run: Chunk, function: Combine, out: torch.Tensor) -> None:
-        """The run's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
-        for start in range(0, run.count, STEP):
-            part = run.part(start, min(STEP, run.count - start))
+    def mix(self, plan: MergePlan, chunk: Chunk, function: Combine, out: torch.Tensor) -> None:
+        """The chunk's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
+        for start in range(0, chunk.count, STEP):
+            part = chunk.part(start, min(STEP, chunk.count - start))
             soup, finite = self._soup(plan, part, function)
             self._finite.append((part, finite))
-            out[start : start + part.count].copy_(soup.view(torch_dtype(run.dtype)))
+            out[start : start + part.count].copy_(soup.view(torch_dtype(chunk.dtype)))
 
-    def bad_runs(self) -> list[Chunk]:
+    def bad_chunks(self) -> list[Chunk]:
         """Blocks mixed since the last call that hold NaN or infinity. Waits for the device once."""
         import torch
 
@@ -445,27 +445,27 @@ class Device:
         if not pending:
             return []
         flags = torch.stack([flag for _, flag in pending]).tolist()
-        return [run for (run, _), good in zip(pending, flags, strict=True) if not good]
+        return [chunk for (chunk, _), good in zip(pending, flags, strict=True) if not good]
 
-    def _soup(self, plan: MergePlan, run: Chunk, function: Combine) -> tuple[torch.Tensor, torch.Tensor]:
+    def _soup(self, plan: MergePlan, chunk: Chunk, function: Combine) -> tuple[torch.Tensor, torch.Tensor]:
         """A block's bytes, and whether all is finite."""
         import torch
 
-        rows = [self._fetch(plan, run, number) for number in range(len(run.sources))]
-        if run.op == "copy":
-            return copied(rows[0], run.dtype)
+        rows = [self._fetch(plan, chunk, number) for number in range(len(chunk.sources))]
+        if chunk.op == "copy":
+            return copied(rows[0], chunk.dtype)
         by = None
         if plan.divisor is not None:
             by = torch.tensor(plan.divisor, dtype=torch.float32, device=self._device)
-        return blend(function, rows, [source.dtype for source in run.sources], run.weights, by, run.dtype)
+        return blend(function, rows, [source.dtype for source in chunk.sources], chunk.weights, by, chunk.dtype)
 
-    def _fetch(self, plan: MergePlan, run: Chunk, number: int) -> torch.Tensor:
+    def _fetch(self, plan: MergePlan, chunk: Chunk, number: int) -> torch.Tensor:
         """A source's bytes on the device."""
-        source = run.sources[number]
+        source = chunk.sources[number]
         key = (plan.ingredients[source.ingredient].folder, source.file, source.offset)
         row = self._kept.get(key)
-        if row is None or row.numel() != run.count * size_of(source.dtype):
-            row = self._upload(self._row(plan, source, run.count))
+        if row is None or row.numel() != chunk.count * size_of(source.dtype):
+            row = self._upload(self._row(plan, source, chunk.count))
             if self._keep:
                 self._kept[key] = row
         return row

@@ -15,7 +15,7 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.protocols import Pourable, Progress
 from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.methods import get_method
-from souping.merge.plan import MergePlan
+from souping.merge.plan import MergePlan, carried
 from souping.merge.planner import Alignment, check_overrides, fitted, parse_size, plan
 from souping.merge.pool import ModelMerge
 
@@ -126,7 +126,7 @@ class LocalMerge(ModelMerge[MergePlan]):
         Raises:
             UserError: as `planner.plan`.
         """
-        carry = self.carry if self.carry in recipe.ingredients else None
+        carry = carried(self.carry, recipe)
         if isinstance(models, Alignment):
             return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
         return plan(

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
-from souping.core.protocols import Pourable, Progress, SoupPlan
+from souping.core.protocols import CandidatePool, Pourable, Progress, SoupPlan
 from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
 from souping.merge import planner
 from souping.merge.local import check_choice, common_dtype
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     import torch
 
 FLAGS = ("--quiet", "--no-write-model-card", "--lazy-unpickle")
+BASED = (
+    "task_arithmetic", "ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
+    "model_stock", "sce", "slerp", "nearswap", "arcee_fusion",
+)  # fmt: skip
+"""Methods of mergekit that refuse a configuration without a base model."""
 OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is what travels
 
 
@@ -91,6 +96,16 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         check_choice("resident", self.resident, ("none", "cpu", "device"))
         if not all(isinstance(value, (int, float)) for value in (self.parameters or {}).values()):
             raise UserError(f"merge.parameters={self.parameters} must be numbers or true or false")
+
+    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+        """The pool of these candidates (a rebuild brings the base with it, so that it may be absent before).
+
+        Raises:
+            UserError: the method needs the base model and there is none, or as `open_pool`.
+        """
+        if self.method in BASED and not self.base:
+            raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
+        return super().open(folders, cache)
 
     def recipe(
         self,

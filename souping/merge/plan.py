@@ -193,6 +193,11 @@ def _load(table: dict[str, Any]) -> MergePlan:
     return MergePlan(**table)
 
 
+def carried(carry: str | None, recipe: Recipe) -> str | None:
+    """The ingredient that `merge.carry` names, where the recipe has it."""
+    return carry if carry in recipe.ingredients else None
+
+
 def recipe_from_dict(table: dict[str, Any]) -> Recipe:
     """A recipe from the JSON form of `Recipe.as_dict` (its `id` is recomputed, other keys are ignored)."""
     return Recipe(

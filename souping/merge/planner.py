@@ -1,4 +1,4 @@
-"""From a recipe and the ingredients' headers to a `MergePlan`. Reads no weight.
+"""Planner of soups: makes a `MergePlan` of a recipe and the ingredients' headers, and reads no weight.
 
 A plan is an alignment, which is made once for the same ingredients, and the weights of one recipe. A tensor is cut into
 bands of rows that the same ingredients have (one band, unless vocabularies differ); per-layer weights come from

@@ -15,6 +15,7 @@ from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progre
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
 from souping.merge.adapters.pool import AdapterPool
+from souping.merge.plan import carried
 from souping.merge.planner import Alignment
 
 if TYPE_CHECKING:
@@ -139,9 +140,8 @@ class FullModelPool(CandidatePool, Generic[P]):
         """That of the first ingredient, or of the one with the soup's vocabulary where they may differ."""
         if self._merge.vocab == "error":
             return self._folders[recipe.ingredients[0]]
-        carry = self._merge.carry if self._merge.carry in recipe.ingredients else None
         layout = self._alignment.weigh(recipe).layout
-        return list(layout.pool.values())[layout.carrier(carry)].folder
+        return list(layout.pool.values())[layout.carrier(carried(self._merge.carry, recipe))].folder
 
     def own_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]

@@ -76,7 +76,7 @@ class ShardWriter:
             UserError: an ingredient ended early, a value is not finite, or the disk is full.
         """
         work = share_of_rank(chunks(self.plan), rank, ranks)
-        total, queue = sum(run.nbytes for run in work), self._queue(work)
+        total, queue = sum(chunk.nbytes for chunk in work), self._queue(work)
         self._done = 0
         with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
             jobs = [pool.submit(self._drain, queue, total, progress) for _ in range(threads)]
@@ -84,18 +84,20 @@ class ShardWriter:
             job.result()
 
     def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
-        """Blocks in order; a solid run gets its weights from its statistics first, then streams like any other."""
-        for run in work:
-            yield from [run] if run.solid and self.method.whole else blocks(settled(self.method, run, self.read))
+        """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
+        for chunk in work:
+            yield from (
+                [chunk] if chunk.indivisible and self.method.whole else blocks(settled(self.method, chunk, self.read))
+            )
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
         buffers = Buffers()
         try:
-            while (run := self._next(queue)) is not None:
-                self._block(run, buffers)
+            while (chunk := self._next(queue)) is not None:
+                self._block(chunk, buffers)
                 with self._lock:
-                    self._done += run.nbytes
+                    self._done += chunk.nbytes
                     if progress is not None:
                         progress(self._done, total)
         except BaseException:
@@ -106,25 +108,25 @@ class ShardWriter:
         with self._lock:
             return None if self._failed else next(queue, None)
 
-    def read(self, run: Chunk, number: int, into: Raw) -> None:
-        """The bytes of a run's source `number`, whole or a UserError."""
-        source = run.sources[number]
+    def read(self, chunk: Chunk, number: int, into: Raw) -> None:
+        """The bytes of a chunk's source `number`, whole or a UserError."""
+        source = chunk.sources[number]
         descriptor, offset = self._inputs[source.ingredient][source.file], source.offset
         view = into.data
         while len(view):
             count = os.preadv(descriptor, [view], offset)
             if count <= 0:
-                raise complaint(self.plan, run, "the file ends early", source)
+                raise complaint(self.plan, chunk, "the file ends early", source)
             view, offset = view[count:], offset + count
 
-    def _block(self, run: Chunk, buffers: Buffers) -> None:
-        rows = [buffers.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
+    def _block(self, chunk: Chunk, buffers: Buffers) -> None:
+        rows = [buffers.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
         for number, row in enumerate(rows):
-            self.read(run, number, row)
-        self._write(run, mixed(self.plan, run, rows, buffers.row(-1, run.nbytes), run.dtype, self._warned))
+            self.read(chunk, number, row)
+        self._write(chunk, mixed(self.plan, chunk, rows, buffers.row(-1, chunk.nbytes), chunk.dtype, self._warned))
 
-    def _write(self, run: Chunk, out: Raw) -> None:
-        descriptor, view, offset = self._outputs[run.shard], out.data, self._starts[run.shard] + run.offset
+    def _write(self, chunk: Chunk, out: Raw) -> None:
+        descriptor, view, offset = self._outputs[chunk.shard], out.data, self._starts[chunk.shard] + chunk.offset
         window = offset // WINDOW
         if window != (offset + len(view)) // WINDOW:
             start_writing(descriptor, (window - 1) * WINDOW)

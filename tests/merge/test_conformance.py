@@ -45,7 +45,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MergeBac
     makers: dict[str, Callable[[], MergeBackend]] = {
         "local": LocalMerge,
         "accelerate": lambda: AccelerateMerge(num_processes=2),
-        "mergekit": lambda: MergekitMerge(command=str(program)),
+        "mergekit": lambda: MergekitMerge(method="linear", command=str(program)),
     }
     made = makers[request.param]()
     yield made

@@ -129,11 +129,11 @@ def test_the_code_for_devices_gives_the_same_bits(
     out = torch.from_file(str(merge.write(made, tmp_path / "soup") / "model.safetensors"), size=8, dtype=torch.uint8)
     data = (tmp_path / "soup" / "model.safetensors").read_bytes()[8 + int.from_bytes(out.numpy().tobytes(), "little") :]
     for _ in range(2):
-        for run in chunks(made):
-            soup = torch.empty(run.count, dtype=torch.bfloat16)
-            device.mix(made, run, linear if method == "linear" else delta, soup)
-            assert soup.view(torch.uint8).numpy().tobytes() == data[run.offset : run.offset + run.nbytes]
-    assert device.bad_runs() == []
+        for chunk in chunks(made):
+            soup = torch.empty(chunk.count, dtype=torch.bfloat16)
+            device.mix(made, chunk, linear if method == "linear" else delta, soup)
+            assert soup.view(torch.uint8).numpy().tobytes() == data[chunk.offset : chunk.offset + chunk.nbytes]
+    assert device.bad_chunks() == []
 
 
 def test_the_pool_is_aligned_once_and_recipes_bring_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,15 @@ def test_the_backend_runs_a_command_and_checks_what_it_wrote(tmp_path: Path) -> 
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "task_arithmetic"])
+def test_a_method_with_a_base_is_refused_without_one_before_any_work(method: str, tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    with pytest.raises(UserError, match=rf"merge\.method={method} needs the base model: set merge\.base=FOLDER"):
+        MergekitMerge(method=method).open(folders)
+    assert MergekitMerge(method=method, base=str(folders["m0"])).open(folders).names == ("m0", "m1")
+    assert MergekitMerge(method="linear").open(folders).names == ("m0", "m1")
+
+
 def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
     folders = family(tmp_path / "pool", 2)
     merge = MergekitMerge(method="ties", command="no-such-program")

@@ -241,7 +241,9 @@ def test_shares_of_ranks_cover_the_output_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "BLOCK", block)
         shares = [chunks.share_of_rank(chunks.chunks(made), rank, ranks) for rank in range(ranks)]
-        assert sum(run.count for share in shares for run in share) == sum(run.count for run in chunks.chunks(made))
+        assert sum(chunk.count for share in shares for chunk in share) == sum(
+            chunk.count for chunk in chunks.chunks(made)
+        )
         stage = root / "stage"
         stage.mkdir()
         prepare(made, stage)

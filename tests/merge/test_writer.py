@@ -160,8 +160,8 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, t
 def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
     tensors = {"w": random_tensors(0)["model.norm.weight"]}
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
-    run = chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
-    block = next(chunks.blocks(replace(run, count=1 << 30)))
+    chunk = chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(chunks.blocks(replace(chunk, count=1 << 30)))
     assert block.count * count <= chunks.ROWS
 
 

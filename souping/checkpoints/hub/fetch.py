@@ -1,4 +1,4 @@
-"""From names on the Hub to folders here: look, check what headers and sizes can tell, then download.
+"""Models of the Hub, fetched into folders here once headers and sizes have told what they can.
 
 The check sees a sketch of each repository: a folder with the real side files, and weight files that have the real
 header and size but take no room, so that everything that judges a folder by its headers judges it before gigabytes of

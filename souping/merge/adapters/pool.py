@@ -31,6 +31,7 @@ from souping.merge.adapters.live import AdapterLive
 from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_shared, write_model, write_weights
 from souping.merge.kernels.reference import Raw
 from souping.merge.live import LiveModule, WeightFiles
+from souping.merge.plan import carried
 from souping.merge.planner import base_name
 from souping.merge.writer import companion_files
 
@@ -213,8 +214,7 @@ class AdapterPool(CandidatePool):
         self._merge.close()
 
     def _carrier(self, recipe: Recipe) -> str:
-        carry = self._merge.carry
-        return carry if carry is not None and carry in recipe.ingredients else recipe.ingredients[0]
+        return carried(self._merge.carry, recipe) or recipe.ingredients[0]
 
 
 def _recipe_text(plan: AdapterPlan, max_shard_size: int | None = None) -> str:

@@ -44,8 +44,10 @@ class CudaShardWriter(ShardWriter):
 
     def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """As the engine's, in larger blocks: a copy to the device has to be worth its start."""
-        for run in work:
-            yield from [run] if run.solid and self.method.whole else _large(settled(self.method, run, self.read))
+        for chunk in work:
+            yield from (
+                [chunk] if chunk.indivisible and self.method.whole else _large(settled(self.method, chunk, self.read))
+            )
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         import torch
@@ -59,38 +61,38 @@ class CudaShardWriter(ShardWriter):
 
     def _alternate(self, queue: Iterator[Chunk], slots: list[_Buffer], total: int, progress: Progress | None) -> None:
         turn = 0
-        while (run := self._next(queue)) is not None:
+        while (chunk := self._next(queue)) is not None:
             slot = slots[turn % 2]
             self._finish(slot, total, progress)
-            self._begin(slot, run)
+            self._begin(slot, chunk)
             turn += 1
         self._finish(slots[turn % 2], total, progress)  # the older one first
         self._finish(slots[(turn + 1) % 2], total, progress)
 
-    def _begin(self, slot: _Buffer, run: Chunk) -> None:
+    def _begin(self, slot: _Buffer, chunk: Chunk) -> None:
         """Read a block; start its way to the device and back."""
-        function = self.method.function if run.op == "mix" else linear
-        slot.run = run
-        if run.op not in ("mix", "linear") or function not in DIFFERENCES:
-            self._block(run, slot.buffers)
+        function = self.method.function if chunk.op == "mix" else linear
+        slot.chunk = chunk
+        if chunk.op not in ("mix", "linear") or function not in DIFFERENCES:
+            self._block(chunk, slot.buffers)
             slot.pending = False
             return
-        for number, source in enumerate(run.sources):
-            self.read(run, number, slot.row(number, run.count * size_of(source.dtype)))
+        for number, source in enumerate(chunk.sources):
+            self.read(chunk, number, slot.row(number, chunk.count * size_of(source.dtype)))
         slot.start(function, self.plan.divisor)
 
     def _finish(self, slot: _Buffer, total: int, progress: Progress | None) -> None:
         """Write what the slot holds, if it holds something."""
-        run, slot.run = slot.run, None
-        if run is None:
+        chunk, slot.chunk = slot.chunk, None
+        if chunk is None:
             return
         if slot.pending:
-            out, good = slot.wait(run.nbytes)
-            rows = [slot.row(i, run.count * size_of(s.dtype)) for i, s in enumerate(run.sources)]
-            check_finite(self.plan, run, good, rows, self._warned)
-            self._write(run, out)
+            out, good = slot.wait(chunk.nbytes)
+            rows = [slot.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
+            check_finite(self.plan, chunk, good, rows, self._warned)
+            self._write(chunk, out)
         with self._lock:
-            self._done += run.nbytes
+            self._done += chunk.nbytes
             if progress is not None:
                 progress(self._done, total)
 
@@ -105,7 +107,7 @@ class _Buffer:
     def __init__(self, device: torch.device) -> None:
         import torch
 
-        self.run: Chunk | None = None
+        self.chunk: Chunk | None = None
         self.pending, self.buffers = False, Buffers()
         self._device = device
         self._stream = torch.cuda.Stream(device)
@@ -121,19 +123,19 @@ class _Buffer:
         return np.asarray(view)
 
     def start(self, function: Combine, divisor: float | None) -> None:
-        """Queue copy in, arithmetic and copy out of the block in `run`; returns at once."""
+        """Queue copy in, arithmetic and copy out of the block in `chunk`; returns at once."""
         import torch
 
-        run = self.run
-        assert run is not None
-        sizes = [run.count * size_of(source.dtype) for source in run.sources]
+        chunk = self.chunk
+        assert chunk is not None
+        sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
         with torch.cuda.stream(self._stream):
             rows = [self._on_device(number, size) for number, size in enumerate(sizes)]
             for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
                 row.copy_(self._host(number, size), non_blocking=True)
-            tags = [source.dtype for source in run.sources]
-            soup, finite = blend(function, rows, tags, run.weights, self._by(divisor), run.dtype)
-            self._host(-1, run.nbytes).copy_(soup, non_blocking=True)
+            tags = [source.dtype for source in chunk.sources]
+            soup, finite = blend(function, rows, tags, chunk.weights, self._by(divisor), chunk.dtype)
+            self._host(-1, chunk.nbytes).copy_(soup, non_blocking=True)
             self._flag.copy_(finite.reshape(1), non_blocking=True)
             self._event.record(self._stream)
         self.pending = True
@@ -166,7 +168,7 @@ class _Buffer:
         return self._divisor
 
 
-def _large(run: Chunk) -> Iterator[Chunk]:
-    size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(run.sources)) & ~0xFFF))
-    for start in range(0, run.count, size):
-        yield run.part(start, min(size, run.count - start))
+def _large(chunk: Chunk) -> Iterator[Chunk]:
+    size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(chunk.sources)) & ~0xFFF))
+    for start in range(0, chunk.count, size):
+        yield chunk.part(start, min(size, chunk.count - start))

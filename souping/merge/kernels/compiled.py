@@ -1,8 +1,8 @@
-"""Arithmetic of `kernels`, the same, fused into one pass over the block and compiled by LLVM when first needed.
+"""Kernels fused into one pass over the block and compiled by LLVM when first needed; the bits are `reference`'s.
 
 Widen, multiply-add in the plan's order, divide, round, check and store happen in registers, 32 elements at a time. The
 code is LLVM's assembly, made for the dtypes at hand; llvmlite turns it into machine code in about ten milliseconds and
-imports faster than torch or numba. Without llvmlite, or on a processor without fused multiply-add, `kernels` is used.
+imports faster than torch or numba. Without llvmlite, or on a processor without fused multiply-add, `reference` is used.
 """
 
 from __future__ import annotations

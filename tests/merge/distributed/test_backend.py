@@ -80,7 +80,7 @@ def test_bytes_are_those_of_local(group: AccelerateMerge, tmp_path: Path, case: 
 
 def test_both_ranks_have_work(pool: Siblings) -> None:
     work = chunks(planned(pool))
-    sizes = [sum(run.nbytes for run in share_of_rank(work, rank, 2)) for rank in (0, 1)]
+    sizes = [sum(chunk.nbytes for chunk in share_of_rank(work, rank, 2)) for rank in (0, 1)]
     assert min(sizes) > 100_000  # shares are cut at whole blocks
 
 
