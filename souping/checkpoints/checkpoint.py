@@ -203,6 +203,20 @@ def side_files(folder: Path) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def stored_names(folder: Path) -> frozenset[str]:
+    """The names of the tensors that a model folder stores, which a pool has taken (pickled ones where it allowed them).
+
+    Raises:
+        UserError: as `Checkpoint.open`.
+    """
+    return frozenset(Checkpoint.open(folder, allow_pickle=True).tensors)
+
+
+def stores_head(folder: Path) -> bool:
+    """Whether a model folder stores an output head; without one the embeddings are the head too."""
+    return any(name.endswith("lm_head.weight") for name in stored_names(folder))
+
+
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files of a model folder."""
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint, side_files
 from souping.checkpoints.dtypes import FLOATS, OTHER_FLOATS, widest
 from souping.checkpoints.header import Tensor, parse_json
 from souping.core.text import listed, shown
@@ -402,6 +402,16 @@ def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None
             return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
     value = settings.get("chat_template")
     return value.strip() if isinstance(value, str) else (json.dumps(value, sort_keys=True) if value else None)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the tokenizer in the folder of a model or an adapter has a chat template.
+
+    Raises:
+        UserError: a file of it is not JSON.
+    """
+    bare = Checkpoint(folder=folder, tensors={}, config={}, files=(), side=side_files(folder))
+    return bool(_template(bare, _json(bare, "tokenizer_config.json")))
 
 
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.types import Item, Json, Missing, Record, UserError
 from souping.evaluate.engines import Engine
@@ -93,7 +93,7 @@ class LocalEvaluator(Evaluator):
             UserError: the message names the first such item.
         """
         chat = next((item for item in items if not isinstance(item.prompt, str)), None)
-        if chat is not None and not _has_template(folder):
+        if chat is not None and not has_template(folder):
             raise no_template(chat)
 
     @property
@@ -130,16 +130,6 @@ class LocalEvaluator(Evaluator):
     def close(self) -> None:
         """Let go of what the engine holds."""
         self.engine.close()
-
-
-def _has_template(folder: Path) -> bool:
-    """Whether a tokenizer's files hold a chat template, in any of the places that transformers looks at."""
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _length(item: Item) -> int:

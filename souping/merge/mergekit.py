@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FLAGS = ("--quiet", "--no-write-model-card", "--lazy-unpickle")
 BASED = (
     "task_arithmetic", "ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear",
-    "model_stock", "sce", "slerp", "nearswap", "arcee_fusion",
+    "model_stock", "sce", "slerp", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
 )  # fmt: skip
 """Methods of mergekit that refuse a configuration without a base model."""
 OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is what travels

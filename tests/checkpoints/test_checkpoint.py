@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint, stored_names, stores_head
 from souping.checkpoints.header import read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
@@ -230,3 +230,14 @@ def _corrupt(raw: bytearray, data: st.DataObject) -> None:
         del raw[at:]
     else:
         raw[at:at] = data.draw(st.binary(max_size=20))
+
+
+def test_stored_names_are_read_from_headers_that_are_checked(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", {"a": torch.ones(2), "lm_head.weight": torch.ones(2)})
+    assert stored_names(folder) == {"a", "lm_head.weight"}
+    assert stores_head(folder)
+    assert not stores_head(save(tmp_path / "tied", {"embed": torch.ones(2)}))
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="truncated"):
+        stored_names(folder)

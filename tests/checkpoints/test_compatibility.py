@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from souping.checkpoints.compatibility import preflight
+from souping.checkpoints.compatibility import has_template, preflight
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from tests.support.checkpoints import family, load, opened, random_tensors, save
@@ -175,6 +175,28 @@ def test_padded_embeddings_pass_with_a_vocab_rule(tmp_path: Path, rule: str) -> 
         check(folders)
     rows = 15 if rule == "union" else 12
     assert any(f"gives {rows} rows" in text for text in check(folders, rule))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "there"),
+    [
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("chat_template.json", '{"chat_template": "{{ messages }}"}', True),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": "x"}]}', True),
+        ("tokenizer_config.json", '{"chat_template": null}', False),
+        ("tokenizer.json", "{}", False),
+    ],
+)
+def test_a_folder_has_a_chat_template_or_not(tmp_path: Path, file: str, text: str, there: bool) -> None:
+    (tmp_path / file).write_text(text)
+    assert has_template(tmp_path) is there
+
+
+def test_a_template_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not valid JSON"):
+        has_template(tmp_path)
 
 
 def test_the_file_is_named_when_it_is_truncated(tmp_path: Path) -> None:

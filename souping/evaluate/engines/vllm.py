@@ -11,7 +11,6 @@ which the workers read a folder.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import first_line
 from souping.core.types import Item, Json, Missing, UserError
@@ -303,7 +303,7 @@ class Vllm:
         """
         from vllm.platforms import current_platform
 
-        if current_platform.is_cpu() and tied(folder):
+        if current_platform.is_cpu() and not stores_head(folder):
             raise UserError("on a CPU, tied embeddings are not renewed in place")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()
@@ -340,25 +340,6 @@ def _set_environment() -> list[str]:
 
 
 Named = tuple[str, "torch.Tensor"]
-
-
-def stored_names(folder: Path) -> frozenset[str]:
-    """The tensor names of a folder's safetensors files, from their headers."""
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return frozenset(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            names.update(opened.keys())
-    return frozenset(names)
-
-
-def tied(folder: Path) -> bool:
-    """Whether a checkpoint holds no head of its own: its embeddings are the head too."""
-    return not any(name.endswith("lm_head.weight") for name in stored_names(folder))
 
 
 def checkpoint_tensors(module: torch.nn.Module, stored: frozenset[str]) -> list[Named] | None:

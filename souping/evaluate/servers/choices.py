@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from souping.checkpoints.checkpoint import stores_head
 from souping.core.protocols import ModelHost
 from souping.core.types import Json, UserError
 from souping.evaluate.engines import check_gpu_settings
-from souping.evaluate.engines.vllm import tied
 from souping.evaluate.servers import Server, check_packages
 from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, served
 
@@ -90,7 +90,7 @@ class VllmServer(Server):
             if error.status != 404:
                 raise
             return served(address, folder)
-        if re.search(r"device(_config)?=.?cpu", about) and tied(folder):
+        if re.search(r"device(_config)?=.?cpu", about) and not stores_head(folder):
             raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
         order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         ask(f"{address}/collective_rpc", order, timeout=self.timeout)

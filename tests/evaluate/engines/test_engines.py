@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import TransformersEngine, load_module
 from souping.evaluate.engines.vllm import (
@@ -24,8 +25,6 @@ from souping.evaluate.engines.vllm import (
     checkpoint_tensors,
     chunks,
     pack,
-    stored_names,
-    tied,
     update,
 )
 from souping.evaluate.generate import LocalEvaluator
@@ -146,13 +145,13 @@ class TestTensors:
         found = checkpoint_tensors(module, stored)
         assert found is not None
         assert sorted(name for name, _ in found) == sorted(stored)
-        assert tied(family / "ant")
+        assert not stores_head(family / "ant")
 
     def test_an_untied_head_goes_too(self, folder: Path) -> None:
         found = checkpoint_tensors(load_module(folder, LOCAL.module_settings()), stored_names(folder))
         assert found is not None
         assert sorted(name for name, _ in found) == sorted(stored_names(folder))
-        assert not tied(folder)
+        assert stores_head(folder)
 
     def test_names_that_are_not_the_checkpoints_cannot_be_sent(self, folder: Path) -> None:
         module = load_module(folder, LOCAL.module_settings())
