@@ -128,6 +128,45 @@ def test_another_architecture(family: Path, souping: Cli, broken: Path) -> None:
     souping(*pool(family, broken)).refused("model_type", "mistral")
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value", "needle"),
+    [
+        ("tokenizer.json", "model", {"type": "Nope"}, "tokenizer"),
+        ("tokenizer.json", "pre_tokenizer", {"type": "Nope"}, "cannot load the tokenizer"),
+        ("tokenizer_config.json", "pad_token", 5, "cannot load"),
+        ("config.json", "rms_norm_eps", "x", "cannot load this model"),
+        ("config.json", "num_attention_heads", 0, "cannot load this model"),
+        ("config.json", "pad_token_id", 10**6, "cannot load this model"),
+        ("config.json", "dtype", "zzz", "cannot load this model"),
+    ],
+)
+def test_files_that_libraries_refuse(
+    family: Path, souping: Cli, tmp_path: Path, file: str, key: str, value: object, needle: str
+) -> None:
+    folders = [Path(shutil.copytree(family / name, tmp_path / name)) for name in ("ant", "bee")]
+    for folder in folders:
+        table = json.loads((folder / file).read_text())
+        old = table.get(key)
+        table[key] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
+        (folder / file).write_text(json.dumps(table))
+    souping(f"pool.candidates=[{','.join(map(str, folders))}]", *pool_of(family)[1:], "selector=all").refused(needle)
+    assert not (tmp_path / "outputs" / "fam").exists()
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1/0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages + 1 }}"]
+)
+def test_chat_templates_that_fail(family: Path, souping: Cli, tmp_path: Path, template: str) -> None:
+    folders = [Path(shutil.copytree(family / name, tmp_path / name)) for name in ("ant", "bee")]
+    for folder in folders:
+        (folder / "chat_template.jinja").write_text(template)
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in chat))
+    arguments = [f"pool.candidates=[{','.join(map(str, folders))}]", *pool_of(family)[2:], "benchmark.path=chat.jsonl"]
+    souping(*arguments, "selector=all").refused("the chat template refuses its messages")
+
+
 def test_other_shapes(family: Path, souping: Cli, tmp_path: Path) -> None:
     from tests.support.family import save_model
 

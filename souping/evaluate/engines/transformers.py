@@ -113,8 +113,6 @@ def no_template(item: Item) -> UserError:
 
 def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     """The item's messages and tools as the tokenizer's chat template writes them."""
-    from jinja2 import TemplateError
-
     template = tokenizer.chat_template
     if not template:
         raise no_template(item)
@@ -124,8 +122,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     tools = [dict(tool) for tool in item.tools] or None
     try:
         text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
-    except TemplateError as error:
-        raise UserError(f"item {item.id}: the chat template refuses its messages: {error}") from error
+    except Exception as error:  # a template is code of the candidate's
+        raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
     return str(text)
 
 
@@ -180,7 +178,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         own = settings.dtype in (None, "auto")
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
         module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # configurations, weights and code of others, refused in classes of their own
         raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
 
@@ -197,5 +195,5 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     quiet()
     try:
         return transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # tokenizers raises bare ones for a file of a newer release
         raise UserError(f"{folder}: transformers cannot load the tokenizer: {first_line(error)}") from error
