@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
 from souping.core.protocols import CandidatePool, MergeBackend
-from souping.core.types import Candidate, Recipe, UserError
+from souping.core.types import Candidate, Json, Recipe, UserError
 from souping.merge.mergekit import Imported, from_yaml, to_yaml
 from souping.merge.plan import recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
@@ -62,7 +63,7 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
         }
         settings = _settings(run.merge, recipe, table, store, list(folders.values()))
         beside = path.with_name(CARD)
-        text = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        text = _text(beside) if beside.is_file() else None
         with closing(settings.open(folders, store.hashes)) as pool:
             return _make(run, Soup(pool, recipe, folders, settings.base, text))
 
@@ -142,10 +143,43 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(sources, dict) or not all(isinstance(v, str) for v in sources.values()):
         raise UserError(f"recipe={path}: `sources` must be a table of ingredients and Hub names")
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
-    numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in table["weights"])
-    if len(lengths) != 1 or 0 in lengths or not numbers:
-        raise UserError(f"recipe={path}: ingredients, fingerprints and weights must be lists of one length")
+    kinds_fit = _texts(table["ingredients"]) and _texts(table["fingerprints"]) and _numbers(table["weights"])
+    if len(lengths) != 1 or 0 in lengths or not kinds_fit:
+        raise UserError(
+            f"recipe={path}: ingredients, fingerprints and weights must be lists of one length, of texts and of numbers"
+        )
+    odd = _odd_setting(table["settings"])
+    if odd:
+        raise UserError(f"recipe={path}: `settings.{odd}` is not what a recipe holds: was the file edited?")
     return dict(table)
+
+
+def _odd_setting(settings: Mapping[str, Json]) -> str:
+    """The first key of a recipe's settings whose value is of the wrong kind."""
+    right: dict[str, Callable[[Json], bool]] = {
+        "vocab": lambda value: isinstance(value, str),
+        "base": lambda value: isinstance(value, str),
+        "scale": lambda value: _numbers([value]),
+        "divisor": lambda value: _numbers([value]) and value != 0,
+        "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),
+    }
+    return next((key for key, test in right.items() if key in settings and not test(settings[key])), "")
+
+
+def _is_override(pair: Json) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and _numbers(pair[1])
+
+
+def _texts(values: Json) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _numbers(values: Json) -> bool:
+    """Whether a list holds numbers that a float can be."""
+    most = sys.float_info.max
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most for value in values
+    )
 
 
 def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidate], store: Store) -> Path:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from souping.merge.distributed.backend import Ranks
+from souping.merge.pool import FullModelPool
 from tests.conftest import Cli
 
 
@@ -159,6 +162,41 @@ def test_a_mergekit_file_is_souped(souping: Cli, family: Path, tmp_path: Path, n
         assert (tensor.double() - exact).abs().max() <= exact.abs().max() * 2**-8
 
 
+def test_a_mergekit_file_opens_its_pool_once(
+    souping: Cli, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    start = FullModelPool.__init__
+    monkeypatch.setattr(FullModelPool, "__init__", lambda self, *rest: opened.append(self) or start(self, *rest))
+    scale = ("merge.method=task_arithmetic", f"merge.base={family / 'base'}", "merge.scale=0.5")
+    merge(souping, family, *scale)
+    merge(souping, family, *scale, "plan=true", "hydra.run.dir=planned", "out=other")
+    opened.clear()
+    own = ["merge.dtype=float32", "merge.overrides={layers.0:[0.5,0.5]}"]  # a YAML brings its own
+    done = souping("+experiment=rebuild", "recipe=planned/mergekit.yml", "out=kit", *own)
+    assert done.code == 0, done.err
+    assert len(opened) == 1
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("soup", "kit"))
+    assert one == two
+
+
+def test_ranks_end_with_the_soup(souping: Cli, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge(souping, family)
+    started: list[Ranks] = []
+    start = Ranks.__init__
+
+    def begin(self: Ranks, count: int, **rest: Any) -> None:
+        started.append(self)
+        start(self, count, **rest)
+
+    monkeypatch.setattr(Ranks, "__init__", begin)
+    ranks = ("merge=accelerate", "merge.num_processes=1")
+    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again", *ranks)
+    assert done.code == 0, done.err
+    same_folder(tmp_path / "soup", tmp_path / "again")
+    assert [one.alive for one in started] == [False]
+
+
 def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -174,3 +212,33 @@ def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_pa
     assert done.code == 0, done.err
     assert "warning:" in done.out + done.err
     assert "model.norm.weight" in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ingredients": [["a"], ["b"], ["c"]]},
+        {"fingerprints": [1, 2, 3]},
+        {"weights": [10**400, 1, 1]},
+        {"settings": {"overrides": [1]}},
+        {"settings": {"overrides": [["x", ["y"]]]}},
+        {"settings": {"divisor": "x"}},
+        {"settings": {"scale": True}},
+        {"settings": {"base": 3}},
+    ],
+    ids=str,
+)
+def test_a_recipe_with_values_of_other_kinds_is_refused(
+    souping: Cli, family: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
+    table |= {"dtype": "F32", "method": "linear", "settings": {}, **change}
+    (tmp_path / "r.json").write_text(json.dumps(table))
+    souping("+experiment=rebuild", "recipe=r.json", "out=new").refused("recipe=r.json")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_card_beside_the_recipe_that_is_no_text(souping: Cli, family: Path, tmp_path: Path) -> None:
+    merge(souping, family)
+    (tmp_path / "soup" / "README.md").write_bytes(b"---\nx: \xe9\n")
+    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("README.md", "cannot be read")
