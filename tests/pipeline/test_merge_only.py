@@ -170,10 +170,13 @@ def test_a_mergekit_file_opens_its_pool_once(
     monkeypatch.setattr(FullModelPool, "__init__", lambda self, *rest: opened.append(self) or start(self, *rest))
     scale = ("merge.method=task_arithmetic", f"merge.base={family / 'base'}", "merge.scale=0.5")
     merge(souping, family, *scale)
-    merge(souping, family, *scale, "plan=true", "hydra.run.dir=planned", "out=other")
+    rows = zip(("ant", "bee", "cat"), (0.5, 0.2, 0.3), strict=True)
+    models = "".join(f"  - model: {family / name}\n    parameters: {{weight: {w}}}\n" for name, w in rows)
+    text = f"merge_method: task_arithmetic\nbase_model: {family / 'base'}\nmodels:\n{models}"
+    (tmp_path / "mix.yml").write_text(f"{text}parameters: {{normalize: false, lambda: 0.5}}\n")
     opened.clear()
     own = ["merge.dtype=float32", "merge.overrides={layers.0:[0.5,0.5]}"]  # a YAML brings its own
-    done = souping("+experiment=rebuild", "recipe=planned/mergekit.yml", "out=kit", *own)
+    done = souping("+experiment=rebuild", "recipe=mix.yml", "out=kit", *own)
     assert done.code == 0, done.err
     assert len(opened) == 1
     one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("soup", "kit"))
