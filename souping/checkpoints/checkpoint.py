@@ -88,6 +88,10 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def side_bytes(self) -> int:
+        return sum((self.folder / name).stat().st_size for name in self.side)
+
     def side_text(self, name: str) -> bytes | None:
         """The bytes of a side file, or None where there is none."""
         if name not in self.side:
@@ -215,11 +219,6 @@ def stored_names(folder: Path) -> frozenset[str]:
 def stores_head(folder: Path) -> bool:
     """Whether a model folder stores an output head; without one the embeddings are the head too."""
     return any(name.endswith("lm_head.weight") for name in stored_names(folder))
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of the files of a model folder."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:

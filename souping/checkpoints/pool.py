@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.dtypes import FLOATS
+from souping.checkpoints.dtypes import FLOATS, ITEM
 from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.types import Candidate, UserError
@@ -137,15 +137,20 @@ def _folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
         opened, adapter = Adapter.open(folder, allow_pickle).checkpoint, True
     else:
         opened, adapter = Checkpoint.open(folder, allow_pickle), False
-    floats = [tensor.count for tensor in opened.tensors.values() if tensor.dtype in FLOATS]
-    return ModelSize(
-        name=name,
-        path=str(folder),
-        basis="headers",
-        nbytes=opened.nbytes,
-        parameters=sum(floats),
-        adapter=adapter,
-    )
+    return replace(measured(name, opened), path=str(folder), adapter=adapter)
+
+
+def measured(name: str, checkpoint: Checkpoint) -> ModelSize:
+    """The size of a model that is open."""
+    floats = [tensor.count for tensor in checkpoint.tensors.values() if tensor.dtype in FLOATS]
+    path = str(checkpoint.folder)
+    return ModelSize(name=name, path=path, basis="headers", nbytes=checkpoint.nbytes, parameters=sum(floats))
+
+
+def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
+    """The largest model's weights in `dtype` (auto and None: as stored), in memory or as a soup on disk."""
+    largest = max(models, key=lambda model: model.parameters)
+    return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
 def _remote(name: str, remote: hub.HubName, allow_pickle: bool) -> ModelSize:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of, folder_bytes
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
+from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progress, SoupPlan
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
@@ -150,10 +151,9 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @property
     def soup_bytes(self) -> int:
-        """The largest candidate's files, twice that where it is widened."""
-        largest = max(folder_bytes(folder) for folder in self._folders.values())
-        narrow = any(checkpoint.dtype != "float32" for checkpoint in self._checkpoints.values())
-        return 2 * largest if narrow and self._merge.dtype == "float32" else largest
+        models = [measured(name, checkpoint) for name, checkpoint in self._checkpoints.items()]
+        sides = [checkpoint.side_bytes for checkpoint in self._checkpoints.values()]
+        return largest_bytes(models, self._merge.dtype) + max(sides)
 
     def close(self) -> None:
         """Close the backend, which starts again what the next soup needs (a backend of `with_settings` has no other

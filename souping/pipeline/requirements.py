@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.dtypes import ITEM
-from souping.checkpoints.pool import ModelSize, weigh
+from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.protocols import ModelHost
-from souping.core.types import Json, Missing, UserError
+from souping.core.types import Candidate, Json, Missing, UserError
 from souping.merge.plan import human
 from souping.pipeline.models import SHARED_MEMORY, scratch_place
 from souping.report.format import in_words
@@ -80,7 +80,7 @@ def check_room(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     Raises:
         UserError: a disk, the memory or a GPU is too small.
     """
-    models = [weigh(candidate, run.merge.allow_pickle) for candidate in run.pool.resolve()]
+    models = model_sizes(run)
     if any(model.trouble for model in models):
         return  # whoever opens the pool next says it better
     lacking = [requirement for requirement in requirements_of(run, models, look(), evaluators) if not requirement.fits]
@@ -88,17 +88,19 @@ def check_room(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
         raise UserError("\n".join(requirement.sentence() for requirement in lacking[:2]))
 
 
+def model_sizes(run: RunSettings) -> list[ModelSize]:
+    """Sizes of the candidates and, where there is one, of the base model."""
+    pickle = run.merge.allow_pickle
+    models = [weigh(candidate, pickle) for candidate in run.pool.resolve()]
+    base = base_of(models, run.merge.base)
+    return models if base is None else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
+
+
 def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
     """A soup on disk: as large as the largest candidate, in the merge's dtype; an adapter where adapters are kept."""
     kept = [m for m in models if m.adapter] if merge.adapters == "keep" else []
     largest = max(kept or models, key=lambda model: model.nbytes)
     dtype = merge.dtype
-    return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
-
-
-def module_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
-    """A model in memory: its parameters in `dtype` (auto and None: as stored)."""
-    largest = max(models, key=lambda model: model.parameters)
     return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
@@ -111,7 +113,7 @@ def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[E
     if fetched:
         wishes.append((_cache(), "downloads", fetched, "HF_HOME=FOLDER on a larger disk"))
     if any(evaluator.wants != "module" for evaluator in evaluators):
-        size = module_bytes(models, run.merge.dtype)
+        size = largest_bytes(models, run.merge.dtype)
         place = scratch_place(size)
         if place != SHARED_MEMORY:
             wishes.append((place, "a soup for the server", size, "TMPDIR=FOLDER on a larger disk"))
@@ -160,7 +162,7 @@ def _memory(
     if run.merge.resident == "cpu":
         parts.append(("resident candidates", sum(model.nbytes for model in models)))
     if any(evaluator.wants != "module" for evaluator in evaluators):
-        size = module_bytes(models, run.merge.dtype)
+        size = largest_bytes(models, run.merge.dtype)
         if scratch_place(size) == SHARED_MEMORY:
             parts.append((f"a soup in {SHARED_MEMORY}", size))
     return Requirement(
@@ -178,8 +180,8 @@ def _held(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -
     """Main memory that one evaluator's model takes; a model for a GPU passes through it when it is loaded."""
     host = evaluator.host
     if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps it all
-        return module_bytes(models, host.dtype) if evaluator.wants == "either" or not machine.gpus else 0
-    return module_bytes(models, evaluator.module_settings().dtype)
+        return largest_bytes(models, host.dtype) if evaluator.wants == "either" or not machine.gpus else 0
+    return largest_bytes(models, evaluator.module_settings().dtype)
 
 
 def _gpu_rooms(
@@ -200,7 +202,7 @@ def _gpu_rooms(
 
 def _gpu(run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluator: Evaluator) -> Requirement:
     host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
-    ways, share, size = max(1, host.gpus), host.fraction, module_bytes(models, host.dtype)
+    ways, share, size = max(1, host.gpus), host.fraction, largest_bytes(models, host.dtype)
     parts = [(f"one model over {ways} GPUs" if ways > 1 else "one model", -(-size // ways))]
     if evaluator.host is None and run.merge.resident == "device":
         parts.append(("resident candidates", sum(model.nbytes for model in models)))

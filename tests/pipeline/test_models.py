@@ -85,7 +85,8 @@ def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatc
             opened = OpenPool(pool, LocalMerge(dtype=dtype), LocalEvaluator(threads=1, device="cpu"), store)
         opened.serving(FolderEvaluator(skill={}))(opened.uniform(opened.names))
         opened.close()
-    assert asked[1] == 2 * asked[0]
+    beside = sum(f.stat().st_size for f in pool[0].path.iterdir() if f.suffix != ".safetensors")
+    assert 1.9 * (asked[0] - beside) < asked[1] - beside <= 2 * asked[0]
 
 
 def test_no_room_is_said_before_the_soup_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

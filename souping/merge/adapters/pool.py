@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints.checkpoint import fingerprint, folder_bytes, inside, small
+from souping.checkpoints.checkpoint import fingerprint, inside, small
 from souping.checkpoints.compatibility import check_tokenizer
 from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
+from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.files import staged, write_files
 from souping.core.protocols import CandidatePool, MergeBackend, Progress, SoupPlan
 from souping.core.text import shown
@@ -120,9 +121,8 @@ class AdapterPool(CandidatePool):
 
     @property
     def soup_bytes(self) -> int:
-        """The base's files, twice that where it is written in fp32."""
-        size = folder_bytes(self.base.folder)
-        return 2 * size if self._merge.dtype == "float32" else size
+        """The base's weights in the soup's dtype, and the files beside them."""
+        return largest_bytes([measured("base", self.base)], self._merge.dtype) + self.base.side_bytes
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         chosen = [name for name in self.adapters if weights.get(name)]
