@@ -95,6 +95,37 @@ def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[I
             evaluator.check_tokenizer(folder, items)
 
 
+def check_soups(run: RunSettings, pool: OpenPool) -> None:
+    """Refuse a search without a point, and soups that the merge backend cannot make, where no selection would help.
+
+    Raises:
+        UserError: so it is for every number of ingredients that the selector may pick.
+    """
+    if run.stop_after == "select":
+        return
+    errors: list[UserError] = []
+    for size in run.selector.sizes(len(pool.names)):
+        try:
+            _check_soup(run, pool, pool.names[:size])
+        except UserError as error:
+            errors.append(error)
+        else:
+            return
+    if errors:
+        raise errors[-1]
+
+
+def _check_soup(run: RunSettings, pool: OpenPool, ingredients: tuple[str, ...]) -> None:
+    """Points and plan of a soup of these; which candidates they are does not matter."""
+    size = len(ingredients)
+    if size < 2:
+        return
+    points = run.optimiser.known_points(size)
+    if points is None and run.optimiser.count(size) == 1:
+        run.optimiser.start(ingredients, pool.names, run.seed)
+    pool.pool.plan(pool.uniform(ingredients))
+
+
 def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, store: Store) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = [*pool.warnings] if pool is not None else []

@@ -16,7 +16,7 @@ from souping.core.text import shown
 from souping.core.types import FOLDS, Item, ItemScores, Selection, Trial, UserError, digest
 from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.baseline_gate import Gate, judge
-from souping.pipeline.checks import check_tokenizers, complaints, flat_categories, not_measured, run_notes
+from souping.pipeline.checks import check_soups, check_tokenizers, complaints, flat_categories, not_measured, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather
 from souping.pipeline.models import OpenPool
@@ -74,6 +74,7 @@ class RunStages:
         check_room(run, evaluators)
         pool = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
         check_tokenizers(pool, [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)])
+        check_soups(run, pool)
         stages = cls(
             run=run,
             store=store,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from souping.checkpoints.pool import weigh
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
@@ -16,9 +15,11 @@ from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.requirements import (
     look,
     missing,
+    model_sizes,
     once,
     requirements_of,
 )
+from souping.pipeline.run import nearby
 from souping.pipeline.schedule import Schedule
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.side_benchmarks import SideBenchmark, sides
@@ -51,7 +52,7 @@ def plan(run: RunSettings) -> None:
     put(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
     put(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
     show_sheet(parts)
-    print(f"saved as plan.md and plan.json in {run.run_dir}")
+    print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not whole.reasons:
         print("this run can go on: leave plan=true out")
         return
@@ -82,8 +83,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         run, machine = self.run, look()
-        candidates = () if run.selects_from_table else run.pool.resolve()
-        models = [weigh(candidate, run.merge.allow_pickle) for candidate in candidates]
+        models = [] if run.selects_from_table else model_sizes(run)
         beside = self._sides()
         evaluators = [] if run.selects_from_table else [run.evaluator, *(side.evaluator for side in beside)]
         folds = self._folds()

@@ -16,7 +16,7 @@ from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize, base_of
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, Selection, UserError
-from souping.pipeline.checks import check_tokenizers, not_measured
+from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.models import OpenPool
@@ -375,6 +375,7 @@ def open_what_is_here(
             ReadOnlyStore(store),
         )
         check_tokenizers(opened, asked)
+        check_soups(run, opened)
     except UserError as error:
         return PlannedPool(names=names, trouble=str(error))
     return PlannedPool(names=names, opened=opened)

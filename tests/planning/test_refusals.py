@@ -58,6 +58,18 @@ def unknown_category(family: Path, folder: Path) -> list[str]:
     return [*pool_of(family), "objective=weighted", "objective.weights={reed:1}"]
 
 
+def slerp_of_four(family: Path, folder: Path) -> list[str]:
+    return [*pool_of(family), "selector=all", "merge.method=slerp"]
+
+
+def overrides_of_nothing(family: Path, folder: Path) -> list[str]:
+    return [*pool_of(family), "selector=all", "merge.overrides={foo.*:[0.1,0.2,0.3,0.4]}"]
+
+
+def two_weights_for_four(family: Path, folder: Path) -> list[str]:
+    return [*pool_of(family), "selector=all", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
+
+
 CASES: dict[str, tuple[Overrides, str]] = {
     "two candidates": (two_candidates, "needs at least 3; there are 2"),
     "one category": (one_category, "needs at least 2 categories"),
@@ -66,6 +78,9 @@ CASES: dict[str, tuple[Overrides, str]] = {
     "budget": (small_budget, "optimiser.budget=3 is less than"),
     "expected": (unknown_expected, "expected.antt is not a candidate"),
     "k": (more_than_there_are, "selector.k=9 is more than the 4 candidates"),
+    "slerp": (slerp_of_four, "exactly 2 ingredients"),
+    "overrides": (overrides_of_nothing, "matches no tensor"),
+    "weights": (two_weights_for_four, "optimiser.weights has 2 weights"),
     "objective": (unknown_category, "objective names category 'reed'"),
 }
 

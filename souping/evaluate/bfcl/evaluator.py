@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
 from souping.core.text import nearest
@@ -39,6 +40,8 @@ from souping.evaluate.servers.process import RunningServer
 
 PROTOCOL = 1
 """Raised when the same answers would be scored otherwise."""
+CHAT_TEMPLATE = "chat-template"
+"""Handler that asks by the tokenizer's own chat template."""
 
 
 @dataclass
@@ -76,7 +79,7 @@ class BfclEvaluator(Evaluator):
     categories: list[str] | None = None
     ids: list[str] = field(default_factory=list)
     limit: int | None = None
-    handler: str = "chat-template"
+    handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
     temperature: float = 0.001
@@ -173,6 +176,15 @@ class BfclEvaluator(Evaluator):
             ids=tuple(self.ids),
             limit=self.limit,
         )
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse a tokenizer without chat template where a handler needs one (UserError)."""
+        asked = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
+        if asked == {CHAT_TEMPLATE} and not has_template(folder):
+            raise UserError(
+                f"handler {CHAT_TEMPLATE}: the tokenizer in {folder} has no chat template; "
+                "evaluator.handler=plain needs none"
+            )
 
     def choices(self, recipe: Recipe) -> tuple[str, ...]:
         """The handlers that may ask this model: a candidate has one, a soup those of `soup_handlers`."""

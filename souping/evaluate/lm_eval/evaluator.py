@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import nearest
@@ -218,6 +219,11 @@ class HarnessEvaluator(Evaluator):
         with self._model.model(model, self) as lm:
             records = run(lm, self.loaded, asked, self)
         return [records[item.id] for item in items]
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse a tokenizer without chat template where prompts go through one (UserError)."""
+        if self.apply_chat_template and not has_template(folder):
+            raise UserError(f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template")
 
     def aggregate(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
         """[I] values whose mean over a category's items is its score: influence values of a corpus metric.
