@@ -7,6 +7,7 @@ it). The overrides are those of the run that shall find the answers: `+experimen
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from souping.cli.config import build, build_also, compose
-from souping.cli.main import EXPECTED, explain
+from souping.cli.main import tell
+from souping.core.files import expanded
 from souping.core.protocols import Evaluator
 from souping.core.text import nearest
 from souping.core.types import UserError
@@ -26,14 +28,15 @@ from souping.pipeline.store import Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 where something was refused, or nothing was there to take."""
+    """Exit status: 0, 1 (a fault of ours), or 2 where something was refused, or nothing was there to take."""
     options = _parser().parse_intermixed_args(arguments)
     try:
         paths, overrides = split(options.words)
         rows = run(options, paths, overrides)
-    except EXPECTED as error:
-        print(explain(error), file=sys.stderr)
-        return 2
+    except Exception as error:  # one place knows what is whose
+        told, code = tell(error)
+        print(told, file=sys.stderr)
+        return code
     show(rows, written=not options.dry_run)
     count = totals(rows)
     return 2 if count["refused"] or not count["adopted"] + count["present"] else 0
@@ -64,7 +67,7 @@ def split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     paths: list[Path] = []
     overrides: list[str] = []
     for word in words:
-        here = Path(word).expanduser()
+        here = Path(os.path.expanduser(word))  # `~key` takes a key out of the configuration
         is_override = re.match(r"(\+{0,2}[\w.@/-]+=|~\w)", word) and not here.exists()
         if is_override:
             overrides.append(word)
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[
     plain = compose([*overrides, *more])
     parts = build(plain)
     own = _benchmarks(plain, parts)
-    with Store(Path(plain["store"]["path"]).expanduser()) as store:
+    with Store(expanded(plain["store"]["path"], "store.path")) as store:
         pool = OpenPool(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
         request = Request(
             paths=paths,
