@@ -183,6 +183,12 @@ def test_a_mergekit_file_opens_its_pool_once(
     assert one == two
 
 
+def test_mergekits_ties_without_a_base_is_refused_before_any_work(souping: Cli, family: Path) -> None:
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    arguments = ["+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "merge=mergekit"]
+    souping(*arguments).refused("merge.method=ties needs the base model: set merge.base=FOLDER")
+
+
 def test_ranks_end_with_the_soup(souping: Cli, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge(souping, family)
     started: list[Ranks] = []
