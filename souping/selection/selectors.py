@@ -82,9 +82,7 @@ class SoCE(Selector):
                 "add candidates or a score table (scores=table), or use selector=all"
             )
         if categories < 2:
-            raise UserError(
-                "selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all"
-            )
+            raise UserError("selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all")
 
     def select(self, scores: ScoreMatrix) -> Selection:
         """Correlate, find the low-correlation categories, pick their experts.
