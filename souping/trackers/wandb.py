@@ -127,8 +127,9 @@ class WandbTracker(Tracker):
         """Open the run with the resolved plain config."""
 
         def action() -> None:
-            session.enter(run_dir)
-            session.run = _opened(self, config, run_dir, session)
+            here = run_dir.absolute()  # wandb's service keeps the working directory that it was started in
+            session.enter(here)
+            session.run = _opened(self, config, here, session)
 
         session = self._session
         session.reset()
