@@ -5,14 +5,17 @@ A run stops at the first complaint, before any work; a plan shows them all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from souping.core.text import shown
 from souping.core.types import FOLDS, Fold, Item, UserError
 from souping.evaluate.benchmark import OwnBenchmark
+from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool, free_target
@@ -21,7 +24,6 @@ from souping.search.loop import check_budget
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.scores import ScoreMatrix
-    from souping.evaluate.folds import Folds
     from souping.pipeline.settings import RunSettings
     from souping.pipeline.store import Store
 
@@ -44,10 +46,11 @@ def check_settings(run: RunSettings) -> None:
 
 
 def complaints(
-    run: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: Sequence[Evaluator]
+    run: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Sequence[tuple[Evaluator, Sequence[Item]]]
 ) -> Iterator[UserError]:
-    """What does not fit, in the order of a run. `folds` are empty where the items cannot be had."""
-    for check in _checks(run, folds, evaluators):
+    """What does not fit, in the order of a run. `asked` are the evaluators with their items; `folds` and items are
+    empty where the items cannot be had."""
+    for check in _checks(run, folds, asked):
         try:
             check()
         except UserError as error:
@@ -55,8 +58,10 @@ def complaints(
 
 
 def _checks(
-    run: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: Sequence[Evaluator]
+    run: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Sequence[tuple[Evaluator, Sequence[Item]]]
 ) -> Iterator[Callable[[], None]]:
+    for _, items in asked[1:]:  # the run's own were checked when they were cut
+        yield partial(check_texts, items)
     names = [candidate.name for candidate in run.pool.resolve()]
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
     yield partial(check_names, run.expected, names, categories)
@@ -65,8 +70,29 @@ def _checks(
         if run.stop_after != "select":
             yield partial(check_budget, run.optimiser, len(folds["search"]))
     yield partial(_check_selector, run, names, categories)
-    for evaluator in evaluators:
+    for evaluator, _ in asked:
         yield partial(evaluator.check, names)
+
+
+def cut_folds(run: RunSettings, title: str, items: Sequence[Item]) -> Folds:
+    """Folds of the run's items, whose texts are checked first: halves of characters have no hash (UserError)."""
+    check_texts(items)
+    return split_folds(items, title, two=run.scores.published)
+
+
+def check_texts(items: Sequence[Item]) -> None:
+    """Refuse halves of characters, which JSON can write and nothing can store or show.
+
+    Raises:
+        UserError: the message names the item.
+    """
+    for item in items:
+        try:
+            texts = [item.id, item.category, item.group, item.prompt, item.answer, item.tools]
+            json.dumps(texts, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = shown(error.object[error.start])
+            raise UserError(f"item {shown(item.id)}: its text holds half a character ({half}): mend it") from None
 
 
 def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,18 @@ from typing import Any
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.scores import ScoreMatrix
-from souping.core.text import shown
-from souping.core.types import FOLDS, Item, ItemScores, Selection, Trial, UserError, digest
-from souping.evaluate.folds import Folds, split_folds
+from souping.core.types import FOLDS, ItemScores, Selection, Trial, UserError, digest
+from souping.evaluate.folds import Folds
 from souping.pipeline.baseline_gate import Gate, judge
-from souping.pipeline.checks import check_soups, check_tokenizers, complaints, flat_categories, not_measured, run_notes
+from souping.pipeline.checks import (
+    check_soups,
+    check_tokenizers,
+    complaints,
+    cut_folds,
+    flat_categories,
+    not_measured,
+    run_notes,
+)
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather
 from souping.pipeline.models import OpenPool
@@ -62,18 +68,16 @@ class RunStages:
             UserError: settings, items, pool and machine do not fit each other.
         """
         items = run.benchmark.items()
-        check_texts(items)
-        folds = split_folds(items, run.benchmark.title, two=run.scores.published)
+        folds = cut_folds(run, run.benchmark.title, items)
         beside = sides(run.also, run.evaluator)
-        for side in beside:
-            check_texts(side.items)
-        evaluators = [run.evaluator, *(side.evaluator for side in beside)]
-        for complaint in complaints(run, folds.items, evaluators):
+        asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
+        evaluators = [evaluator for evaluator, _ in asked]
+        for complaint in complaints(run, folds.items, asked):
             raise complaint
         check_installed(run, evaluators)
         check_room(run, evaluators)
         pool = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
-        check_tokenizers(pool, [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)])
+        check_tokenizers(pool, asked)
         check_soups(run, pool)
         stages = cls(
             run=run,
@@ -280,21 +284,6 @@ def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selecti
     progress.say(f"selected {', '.join(selection.ingredients)}")
     write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
     return selection
-
-
-def check_texts(items: Sequence[Item]) -> None:
-    """Refuse halves of characters, which JSON can write and nothing can store or show.
-
-    Raises:
-        UserError: the message names the item.
-    """
-    for item in items:
-        try:
-            texts = [item.id, item.category, item.group, item.prompt, item.answer, item.tools]
-            json.dumps(texts, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            half = shown(error.object[error.start])
-            raise UserError(f"item {shown(item.id)}: its text holds half a character ({half}): mend it") from None
 
 
 def recipe_line(outcome: SearchResult) -> str:

@@ -10,7 +10,7 @@ from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds, split_folds
-from souping.pipeline.checks import check_settings, complaints, flat_categories, run_notes
+from souping.pipeline.checks import check_settings, complaints, cut_folds, flat_categories, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.requirements import (
     look,
@@ -89,10 +89,10 @@ class _Planner:
         folds = self._folds()
         read = folds is not None
         folds = folds or self._outlined()
-        for complaint in complaints(run, folds.items if folds else {}, evaluators):
-            self._refused(complaint)
         items = self.items if read else ()
         asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
+        for complaint in complaints(run, folds.items if folds else {}, () if run.selects_from_table else asked):
+            self._refused(complaint)
         names = tuple(candidate.name for candidate in run.pool.resolve())
         opened = (
             PlannedPool(names=names) if run.selects_from_table else open_what_is_here(run, models, self.store, asked)
@@ -145,7 +145,7 @@ class _Planner:
                 self._refused(error)
             return None
         try:
-            return split_folds(self.items, benchmark.title, two=self.run.scores.published)
+            return cut_folds(self.run, benchmark.title, self.items)
         except UserError as error:
             self._refused(error)
             return None

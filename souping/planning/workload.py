@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from souping.checkpoints import hub
-from souping.checkpoints.pool import ModelSize, base_of
+from souping.checkpoints.pool import ModelSize
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, Selection, UserError
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
@@ -27,7 +27,7 @@ from souping.report.files import selection_dict
 from souping.search.loop import trial_limit
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, MergeBackend, Selector
+    from souping.core.protocols import Evaluator, Selector
 
 
 class NotStoredError(Exception):
@@ -365,7 +365,7 @@ def open_what_is_here(
     """Open what is here; `asked` are the evaluators and their items. Whatever a run would refuse is in `trouble`."""
     candidates = run.pool.resolve()
     names = tuple(c.name for c in candidates)
-    if any(model.trouble or model.download for model in models) or not _base_is_here(run.merge, models):
+    if any(model.trouble or model.download for model in models):
         return PlannedPool(names=names)
     try:
         opened = OpenPool(
@@ -385,10 +385,3 @@ def _placed(candidate: Candidate, allow_pickle: bool) -> Candidate:
     name = hub.parse(candidate.path)
     here = hub.cached(name, allow_pickle) if name else None
     return replace(candidate, path=here) if here else candidate
-
-
-def _base_is_here(merge: MergeBackend, models: Sequence[ModelSize]) -> bool:
-    """Whether the base model, where there is one, would not be fetched."""
-    base = base_of(models, merge.base)
-    name = hub.parse(base) if base else None
-    return name is None or hub.cached(name, merge.allow_pickle) is not None
