@@ -55,10 +55,10 @@ class FakeEvaluator(Evaluator):
     def settings(self) -> dict[str, Json]:
         return {"name": "fake", "batch_size": self.batch_size}
 
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
+    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
         return [
             Record(item=item.id, score=float(int(item.answer) < self.skill[model.module]), output="") for item in items

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[
     parts = build(plain)
     own = _benchmarks(plain, parts)
     with Store(expanded(plain["store"]["path"], "store.path")) as store:
-        pool = OpenPool(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
+        pool = OpenPool(parts["pool"].resolve(), parts["merge"], store)
         request = Request(
             paths=paths,
             called=_called(options.candidate, pool.names),

@@ -137,7 +137,7 @@ class Objective(Protocol):
 
 
 class BenchmarkItems(Protocol):
-    """Source of items. `title` salts the folds, `label` and `note` are what reports show."""
+    """Source of items. `title` is its name, `label` and `note` are what reports show."""
 
     @property
     def title(self) -> str: ...
@@ -209,12 +209,17 @@ class Served(Protocol):
     @property
     def folder(self) -> Path: ...
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the union of its ingredients'; none where they name none."""
+        ...
+
 
 class Evaluator(Part, Protocol):
     """Judge of a model on items, with a record for every item.
 
-    `batches` cuts a fold by a fixed rule; a batch is the unit of commit. `settings` is everything a score depends on
-    beside the model and the item.
+    `batches` cuts a whole fold by a fixed rule into blocks; a block is what is asked together and the unit of commit.
+    `settings` is everything an answer or score depends on beside the model, the item and its block.
     """
 
     @property
@@ -229,9 +234,36 @@ class Evaluator(Part, Protocol):
         """Name in reports and messages."""
         return str(self.settings.get("evaluator") or self.settings.get("name") or type(self).__name__)
 
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]: ...
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
 
-    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]: ...
+    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
+
+    @property
+    def answers(self) -> int:
+        """Answers to an item: replicates 0, 1, .. are asked."""
+        return 1
+
+    @property
+    def blocks_matter(self) -> bool:
+        """Whether an answer depends, in the last digits, on the items that are asked with it."""
+        return True
+
+    @property
+    def look(self) -> str:
+        """What counts as one way of looking at a fold: the settings, and how answers become an item's score."""
+        return digest([self.fingerprint, self.answers])
+
+    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> Evaluator:
+        """This evaluator with what its settings leave to the candidates' files; `home` is a folder of the architecture.
+
+        Raises:
+            UserError: the files disagree, or cannot be read.
+        """
+        return self
+
+    def rescore(self, item: Item, answer: Record) -> Record | None:
+        """The score of an answer that was given before; None where only asking anew gives one."""
+        return None
 
     @property
     def wants(self) -> Wants:
@@ -272,9 +304,9 @@ class Evaluator(Part, Protocol):
         """This evaluator, asking by one of its handlers."""
         return self
 
-    def aggregate(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
-        """[I] values whose mean over a category's items is the category's score."""
-        return np.array([record.score for record in records])
+    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
+        """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
+        return np.array([np.mean([record.score for record in answers]) for answers in records])
 
     @property
     def device(self) -> str:
@@ -396,6 +428,10 @@ class CandidatePool(Part, Protocol):
     def own_folder(self, recipe: Recipe) -> Path | None:
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
+
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
+        return ()
 
     @property
     def soup_bytes(self) -> int:

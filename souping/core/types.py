@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, TypeAlias
 
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
+Outcome = Literal["finished", "truncated", "unanswered"]
+"""End of an answer: by the model or a stop text; by the limit of tokens; or there is none, and the reason is told."""
+OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
     r"(?:\S+ -m )?pip install (?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
@@ -103,7 +107,8 @@ class Item:
 
     `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`); `tools` are the JSON schemas of functions,
     which the chat template shows the model. `answer` is what `scorer` compares with.
-    Items that share content share a `group`: folds, bootstraps and permutations act on groups.
+    Items that share content share a `group`: folds, bootstraps and permutations act on groups. Without one, items of
+    equal prompts are a group.
     """
 
     id: str
@@ -117,32 +122,70 @@ class Item:
 
     def __post_init__(self) -> None:
         if not self.group:
-            object.__setattr__(self, "group", self.id)
+            object.__setattr__(self, "group", f"prompt {self.identity[:16]}" if self.prompt else self.id)
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of what the model is shown: what makes it the same item under another id, file or group."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
+        return digest([prompt, [dict(tool) for tool in self.tools]])
+
+    @cached_property
+    def question(self) -> str:
+        """Digest of what an answer depends on: answers are kept by it."""
+        return digest([self.id, self.identity])
+
+    @cached_property
+    def scoring(self) -> str:
+        """Digest of what the score of an answer depends on beside the answer."""
+        return digest([self.answer, self.scorer, self.language])
 
     @property
     def fingerprint(self) -> str:
         """Content of the item as far as a score depends on it."""
-        prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
-        parts = [self.id, self.category, prompt, self.answer, self.scorer, self.language]
-        return digest([*parts, [dict(tool) for tool in self.tools]] if self.tools else parts)
+        return digest([self.question, self.scoring])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Answer of one model to one item; `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU)."""
+    """Answer of one model to one item, and its score.
+
+    `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
+    `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
+    `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids, where they are known.
+    """
 
     item: str
     score: float
     output: str = ""
     statistics: tuple[float, ...] = ()
+    outcome: Outcome = "finished"
+    reason: str = ""
+    replicate: int = 0
+    tokens: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    prompt_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemScores:
-    """Scores of one model on items, in the items' order; `values` is [I]."""
+    """Scores of one model on items, in the items' order; all arrays are [I].
+
+    `truncated` and `unanswered` are shares of an item's answers, `noise` is the variance of its score by the draw of
+    its answers (nan where it has one), `reasons` counts {why there is no answer: answers}.
+    """
 
     items: tuple[Item, ...]
     values: FloatArray
+    truncated: FloatArray = field(default_factory=lambda: np.zeros(0))
+    unanswered: FloatArray = field(default_factory=lambda: np.zeros(0))
+    noise: FloatArray = field(default_factory=lambda: np.zeros(0))
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("truncated", 0.0), ("unanswered", 0.0), ("noise", np.nan)):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.full(len(self.values), value))
 
     def by_category(self) -> dict[str, FloatArray]:
         """{category: scores}, categories in order of first appearance."""

@@ -16,7 +16,7 @@ from souping.evaluate.scoring import check
 class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
-    `name` (default: the file's stem) salts the folds: two files of one name and one group share their fold.
+    `name` (default: the file's stem) is what reports call it.
     """
 
     path: str | None = None
@@ -24,7 +24,7 @@ class Benchmark(BenchmarkItems):
 
     @property
     def title(self) -> str:
-        """Name that salts the folds."""
+        """Name in reports."""
         return self.name or Path(self.path or "").stem
 
     def items(self) -> tuple[Item, ...]:

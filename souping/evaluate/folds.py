@@ -1,7 +1,8 @@
 """Folds: disjoint sets of groups, from a hash with a fixed salt.
 
-A group's fold depends on the benchmark's name, the group and nothing else: never on the run's seed, or a shared store
-would leak one run's report items into another run's search. Adding items never moves old ones.
+A group's fold depends on its name and nothing else (that of items without one is their prompt's digest): never on the
+run's seed, or a shared store would leak one run's report items into another run's search; nor on the name of a file,
+a task or the benchmark. Adding items never moves old ones.
 
 Items that belong together: connected parts of the graph that links each to what it shares with others.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from souping.core.types import FOLDS, Fold, Item, UserError
 
-SALT = "souping folds, version 1"
+SALT = "souping folds, version 2"
 SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
 ENOUGH = 20
 """Items of a category in a fold below which its rate is too rough to stand alone."""
@@ -32,27 +33,27 @@ class Folds:
         return {fold: len(self.items[fold]) for fold in FOLDS}
 
 
-def position(benchmark: str, group: str) -> float:
+def position(group: str) -> float:
     """Where a group stands in [0, 1): the first 64 bits of a SHA-256."""
-    text = "\0".join((SALT, benchmark, group)).encode()
+    text = "\0".join((SALT, group)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
-def assign(benchmark: str, group: str, two: bool = False) -> Fold:
+def assign(group: str, two: bool = False) -> Fold:
     """The fold of a group. With `two` (published scores select) the select share goes to search."""
-    place = position(benchmark, group)
+    place = position(group)
     if place < SHARES["select"]:
         return "search" if two else "select"
     return "search" if place < SHARES["select"] + SHARES["search"] else "report"
 
 
-def split_folds(items: Sequence[Item], benchmark: str, two: bool = False) -> Folds:
+def split_folds(items: Sequence[Item], two: bool = False) -> Folds:
     """Cut a benchmark into folds.
 
     Raises:
         UserError: a category has too few groups to stand in every fold.
     """
-    fold_of = {item.group: assign(benchmark, item.group, two) for item in items}
+    fold_of = {item.group: assign(item.group, two) for item in items}
     needed = FOLDS[1:] if two else FOLDS
     members: dict[str, list[str]] = {}
     for item in items:
@@ -60,7 +61,7 @@ def split_folds(items: Sequence[Item], benchmark: str, two: bool = False) -> Fol
     notes = [
         note
         for category, groups in members.items()
-        for note in _fill(benchmark, category, list(dict.fromkeys(groups)), fold_of, needed)
+        for note in _fill(category, list(dict.fromkeys(groups)), fold_of, needed)
     ]
     folds = {fold: tuple(item for item in items if fold_of[item.group] == fold) for fold in FOLDS}
     for fold in needed:
@@ -69,9 +70,7 @@ def split_folds(items: Sequence[Item], benchmark: str, two: bool = False) -> Fol
     return Folds(items=folds, notes=tuple(notes))
 
 
-def _fill(
-    benchmark: str, category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]
-) -> list[str]:
+def _fill(category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[str]:
     """Give a small category a group in each fold that the hash left empty, taken where it has most."""
     notes = []
     for fold in needed:
@@ -79,7 +78,7 @@ def _fill(
         if counts[fold] or len(groups) < len(needed):
             continue
         donor = max(needed, key=lambda f: counts[f])
-        moved = min((g for g in groups if fold_of[g] == donor), key=lambda g: position(benchmark, g))
+        moved = min((g for g in groups if fold_of[g] == donor), key=position)
         fold_of[moved] = fold
         notes.append(f"category {category} has few groups ({len(groups)}): one was moved from {donor} to {fold}")
     return notes

@@ -1,69 +1,139 @@
-"""Greedy generation by an engine, scored item by item."""
+"""Generation by an engine, scored item by item."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
-from souping.core.types import Item, Json, Missing, Record, UserError
-from souping.evaluate.engines import Engine
+from souping.core.text import Count, Seed, Threads
+from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
+from souping.evaluate.decoding import Decoding, check_sampling, common_decoding
+from souping.evaluate.engines import Answer, Engine
 from souping.evaluate.engines.transformers import TransformersEngine, no_template
-from souping.evaluate.scoring import score
+from souping.evaluate.scoring import reading, score
 
-VERSION = 1
+VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
+NOT_ASKED = ("engine", "temperature", "top_p", "top_k", "samples", "sampling_seed", "aggregate", "replicates", "_files")
+"""Fields that are in the settings under another name, or that no single answer depends on."""
 MACHINE = ("dtype", "device", "threads", "workers")
 """Settings of this process, which an engine that computes elsewhere has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromFiles:
+    """What an evaluator's settings leave to the candidates' files."""
+
+    decoding: Decoding | None = None
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalEvaluator(Evaluator):
-    """Answers by greedy decoding, in batches that `engine` generates.
+    """Answers by greedy decoding or sampling, in batches that `engine` generates.
 
     A text prompt is tokenised as it stands; chat messages go through the tokenizer's chat template. An answer ends at
-    the model's end of sequence, at the first of `stop`, or after `max_new_tokens`. With `engine=transformers`, `dtype`
-    is what the module computes in, whatever the soup is stored in, and `workers` share a batch, each generating for
-    every n-th item with `threads` torch threads: small models gain from a second worker, not from a second thread.
-    Batch size, dtype, threads, workers and device are part of the fingerprint: other batches shift logits in the last
-    digits. Another engine has settings of its own in place of the last four.
+    an end token of the model (of a soup: of any ingredient), at the first of `stop`, or after `max_new_tokens`.
+
+    `temperature` 0 is greedy; above it, `samples` answers an item are drawn, each from (`sampling_seed`, item, number
+    of the answer), and `aggregate` says how they become the item's score: their `mean`, `pass` (the best), `majority`
+    (the score of the answer given most often). `replicates` asks greedily again in batches of another size, which shows
+    how often answers flip by rounding. `generation=model` decodes as the candidates' generation_config asks; else
+    nothing of it is used.
+
+    With `engine=transformers`, `dtype` is what the module computes in, whatever the soup is stored in (default: the
+    checkpoint's own on a GPU, float32 on a CPU), and `workers` share a batch, each generating for every n-th item with
+    `threads` torch threads: small models gain from a second worker, not from a second thread. Batch size, dtype,
+    threads, workers and device are part of the fingerprint: other batches shift logits in the last digits. Another
+    engine has settings of its own in place of the last four.
     """
 
-    batch_size: int = 64
-    max_new_tokens: int = 64
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: Count = 64
+    max_new_tokens: Count = 64
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
-    threads: int | None = None
-    workers: int = 1
+    threads: Threads | None = None
+    workers: Threads = 1
     stop: list[str] = field(default_factory=list)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: Count | None = None
+    samples: Count = 1
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass", "majority"] = "mean"
+    replicates: Count = 1
+    generation: Literal["settings", "model"] = "settings"
     trust_remote_code: bool = False
     engine: Engine = field(default_factory=TransformersEngine)
+    _files: FromFiles = field(default_factory=FromFiles, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "threads", "workers"):
+        for name in ("batch_size", "max_new_tokens", "threads", "workers", "samples", "replicates"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"evaluator.{name}={value} must be at least 1")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise UserError(f"evaluator.device={self.device} must be auto, cpu, cuda, cuda:N or mps")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise UserError(f"evaluator.dtype={self.dtype} must be float32, bfloat16 or float16")
+        if self.aggregate not in ("mean", "pass", "majority"):
+            raise UserError(f"evaluator.aggregate={self.aggregate} must be mean, pass or majority")
+        if self.generation not in ("settings", "model"):
+            raise UserError(f"evaluator.generation={self.generation} must be settings or model")
+        check_sampling(self.temperature, self.top_p, self.top_k, self.samples, self.replicates)
+        if self.generation == "model" and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, None):
+            raise UserError("evaluator.generation=model takes temperature, top_p and top_k from the models: leave them")
 
     @property
     def settings(self) -> dict[str, Json]:
-        """Everything a score depends on beside the model and the item."""
+        """Everything an answer depends on beside the model, the item and its block."""
         own = self.engine.settings
-        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "engine"}
+        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ASKED}
+        known |= {"decoding": decoding_settings(self.decoding), "generation": self.generation}
         if own is not None:
             known = {key: value for key, value in known.items() if key not in MACHINE}
             return {"name": "local", "version": VERSION, **known, "engine": dict(own)}
         resolved: dict[str, Json] = {"threads": self.resolved_threads, "device": self.resolved_device}
-        return {"name": "local", "version": VERSION, **known, **resolved}
+        return {"name": "local", "version": VERSION, **known, **resolved, "dtype": self.resolved_dtype}
+
+    @property
+    def decoding(self) -> Decoding:
+        """How tokens are picked."""
+        own = self._files.decoding
+        if self.generation == "model" and own is not None:
+            return own
+        return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
+
+    @property
+    def resolved_dtype(self) -> str:
+        """What the module computes in; `auto` where the checkpoint's own dtype is not known yet."""
+        return self.dtype or ("float32" if self.resolved_device == "cpu" else self._files.dtype)
+
+    @property
+    def answers(self) -> int:
+        return max(self.samples, self.replicates)
+
+    @property
+    def look(self) -> str:
+        return digest([self.fingerprint, self.answers, self.aggregate])
+
+    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
+        """This evaluator with the candidates' own dtype and, with `generation=model`, their own decoding."""
+        own = common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
+        on_cpu = self.dtype is not None or self.resolved_device == "cpu"
+        known = FromFiles(decoding=own, dtype="float32" if on_cpu else compute_dtype(home))
+        twin = replace(self)
+        object.__setattr__(twin, "_files", known)
+        return twin
 
     @property
     def wants(self) -> Wants:
@@ -73,7 +143,9 @@ class LocalEvaluator(Evaluator):
     def module_settings(self) -> ModuleSettings:
         """How the module is loaded, as far as the engine leaves that to the evaluator."""
         device, trust = self.resolved_device, self.trust_remote_code
-        return self.engine.module_settings(ModuleSettings(device=device, dtype=self.dtype, trust_remote_code=trust))
+        return self.engine.module_settings(
+            ModuleSettings(device=device, dtype=self.resolved_dtype, trust_remote_code=trust)
+        )
 
     @property
     def host(self) -> ModelHost | None:
@@ -111,21 +183,57 @@ class LocalEvaluator(Evaluator):
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
-        """Items of like length together (little padding), in an order that only the items decide."""
-        order = sorted(items, key=lambda item: (_length(item), item.id))
-        return [tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+        """Items of like length together (little padding), in an order that only the items decide.
 
-    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
-        """A record for every item, in order.
+        A greedy replicate is asked in batches of another size and other neighbours.
+        """
+        size = self.batch_size
+        if replicate and not self.decoding.samples:
+            size = size // 2 if size > 1 else 2
+        order = sorted(items, key=lambda item: (_length(item), item.id))
+        return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+        """A record for every item, in order: its n-th answer.
 
         Raises:
-            UserError: a prompt does not fit the model's context, or needs a chat template that is not there.
+            UserError: an item needs a chat template that is not there, or the engine cannot run.
         """
-        texts = self.engine.answer(self, model, items)
-        return [
-            Record(item=item.id, score=score(item, text), output=text) for item, text in zip(items, texts, strict=True)
-        ]
+        answers = self.engine.answer(self, model, items, replicate)
+        return [self._record(item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
+
+    def _record(self, item: Item, answer: Answer, replicate: int) -> Record:
+        given = answer.outcome != "unanswered"
+        return Record(
+            item=item.id,
+            score=score(item, answer.text) if given else 0.0,
+            output=answer.text,
+            outcome=answer.outcome,
+            reason=answer.reason,
+            replicate=replicate,
+            tokens=answer.tokens,
+            prompt_tokens=answer.prompt_tokens,
+            prompt_key=answer.prompt_key,
+        )
+
+    def rescore(self, item: Item, answer: Record) -> Record:
+        """An old answer, scored as the item asks today."""
+        return replace(answer, score=score(item, answer.output) if answer.outcome != "unanswered" else 0.0)
+
+    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
+        """[I] scores by `aggregate`."""
+        return np.array([self._item_score(item, answers) for item, answers in zip(items, records, strict=True)])
+
+    def _item_score(self, item: Item, answers: Sequence[Record]) -> float:
+        scores = [record.score for record in answers]
+        if self.aggregate == "mean" or len(scores) == 1:
+            return float(np.mean(scores))
+        if self.aggregate == "pass":
+            return max(scores)
+        said = [reading(item, record.output) for record in answers]
+        most = max(said, key=said.count)  # the first of equals
+        return scores[said.index(most)]
 
     def close(self) -> None:
         """Let go of what the engine holds."""
@@ -136,3 +244,15 @@ def _length(item: Item) -> int:
     if isinstance(item.prompt, str):
         return len(item.prompt)
     return sum(len(str(m["content"])) for m in item.prompt) + len(str(item.tools or ""))
+
+
+def decoding_settings(decoding: Decoding) -> dict[str, Json]:
+    """A decoding as settings; a greedy one has no seed."""
+    table: dict[str, Json] = asdict(decoding)
+    return table if decoding.samples else {"temperature": 0.0, "penalties": dict(decoding.penalties)}
+
+
+def compute_dtype(home: Path) -> str:
+    """The checkpoint's own dtype by torch's name; the narrowest of several, float32 of none that torch computes in."""
+    own = [name for name in Checkpoint.open(home).dtype.split("+") if name in ("float32", "bfloat16", "float16")]
+    return own[-1] if own else "float32"

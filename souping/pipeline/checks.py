@@ -74,10 +74,10 @@ def _checks(
         yield partial(evaluator.check, names)
 
 
-def cut_folds(run: RunSettings, title: str, items: Sequence[Item]) -> Folds:
+def cut_folds(run: RunSettings, items: Sequence[Item]) -> Folds:
     """Folds of the run's items, whose texts are checked first: halves of characters have no hash (UserError)."""
     check_texts(items)
-    return split_folds(items, title, two=run.scores.published)
+    return split_folds(items, two=run.scores.published)
 
 
 def check_texts(items: Sequence[Item]) -> None:

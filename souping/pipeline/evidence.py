@@ -1,4 +1,4 @@
-"""Evidence: every contender on the report fold, with intervals, paired differences and a verdict."""
+"""Evidence: every contender on the report fold, with intervals, paired differences, losses and a verdict."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from souping.analysis.intervals import design as summed
 from souping.analysis.intervals import objective_interval, rate
-from souping.analysis.significance import Comparison, compare, holm, verdict
+from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, verdict
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, ItemScores, Recipe
 
 Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+WARN, REFUSE = 0.02, 0.2
+"""Shares of a model's answers that are cut off or missing: from the first it is said, above the second nothing is
+claimed."""
+REMEDY = "raise the limit of tokens (evaluator.max_new_tokens) for those, the model's context for these"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +53,65 @@ class ItemTable:
         )
 
 
-def row(contender: Contender, scores: ItemScores, design: ItemTable) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items."""
+
+    soup: str
+    other: str
+    ours: FloatArray
+    theirs: FloatArray
+    table: ItemTable
+    same: bool
+    looks: int = 1
+
+    @classmethod
+    def of(
+        cls, soup: Contender, other: Contender, scores: Mapping[str, ItemScores], table: ItemTable, looks: int = 1
+    ) -> Pair:
+        """`scores` by recipe id."""
+        ours, theirs = scores[soup.recipe.id].values, scores[other.recipe.id].values
+        same = soup.recipe.id == other.recipe.id
+        return cls(soup=soup.name, other=other.name, ours=ours, theirs=theirs, table=table, same=same, looks=looks)
+
+    def whole(self) -> Comparison:
+        table = self.table
+        return self._compare(np.ones(len(self.ours), dtype=bool), table.categories, table.coefficients)
+
+    def category(self, name: str) -> Comparison:
+        mask = self.table.categories == self.table.names.index(name)
+        return self._compare(mask, np.zeros(int(mask.sum()), dtype=np.int64), np.ones(1))
+
+    def _compare(self, mask: NDArray[np.bool_], categories: NDArray[np.int64], coefficients: FloatArray) -> Comparison:
+        ours, theirs, groups = self.ours[mask], self.theirs[mask], self.table.groups[mask]
+        return compare(
+            self.soup, self.other, ours, theirs, categories, groups, coefficients,
+            looks=self.looks, same_model=self.same,
+        )  # fmt: skip
+
+
+def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
+    """Comparisons as JSON with Holm's p-value, and what it allows to be said of the soup."""
+    adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
+    words = {1: "higher", -1: "lower"}
+    return [
+        {
+            **c.as_dict(),
+            "p_holm": p,
+            "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else "no difference shown",
+        }
+        for c, p in zip(comparisons, adjusted, strict=True)
+    ]
+
+
+def row(contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str, Any]:
     """One row of `report.json`: rates of each category and the objective, with 95 % intervals."""
     values = scores.values
     by_category = {}
-    for number, name in enumerate(design.names):
-        mask = design.categories == number
-        by_category[name] = rate(values[mask], design.groups[mask]).as_dict()
-    total = objective_interval(values, design.categories, design.groups, design.coefficients)
+    for number, name in enumerate(table.names):
+        mask = table.categories == number
+        by_category[name] = rate(values[mask], table.groups[mask]).as_dict()
+    total = objective_interval(values, table.categories, table.groups, table.coefficients)
     return {
         "name": contender.name,
         "kind": contender.kind,
@@ -64,57 +121,127 @@ def row(contender: Contender, scores: ItemScores, design: ItemTable) -> dict[str
     }
 
 
-def against(
-    soup: Contender, others: Sequence[Contender], scores: Mapping[str, ItemScores], design: ItemTable
-) -> list[tuple[Contender, Comparison]]:
-    """The soup's paired difference to each contender; `scores` by recipe id."""
-    pairs = []
-    for other in others:
-        comparison = compare(
-            soup.name,
-            other.name,
-            scores[soup.recipe.id].values,
-            scores[other.recipe.id].values,
-            design.categories,
-            design.groups,
-            design.coefficients,
-            same_model=soup.recipe.id == other.recipe.id,
-        )
-        pairs.append((other, comparison))
-    return pairs
-
-
 def gather(
     contenders: Sequence[Contender],
     scores: Mapping[str, ItemScores],
     objective: Objective,
     selected: Sequence[str],
     opened: int,
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
-    """`rows`, `comparisons` and `verdict` of the report. The soup is the last contender."""
+    """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
+
+    The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (fraction of 1)
+    below which a single model is kept.
+    """
     soup, others = contenders[-1], contenders[:-1]
-    design = ItemTable.of(scores[soup.recipe.id].items, objective)
-    pairs = against(soup, others, scores, design)
-    candidates = [(c, p) for c, p in pairs if c.kind in ("ingredient", "candidate")]
+    table = ItemTable.of(scores[soup.recipe.id].items, objective)
+    pairs = {other.kind + other.name: Pair.of(soup, other, scores, table, opened) for other in others}
+    compared = [(other, pairs[other.kind + other.name].whole()) for other in others]
+    singles = [other for other in others if other.kind in ("ingredient", "candidate")]
+    best = next(other for other in others if other.kind == "best_single")
+    ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
     result = verdict(
         soup.name,
-        [p for _, p in candidates],
-        candidates=[c.name for c, _ in candidates],
-        best_single=next(c.name for c in others if c.kind == "best_single"),
+        [comparison for other, comparison in compared if other in singles],
+        candidates=[single.name for single in singles],
+        best_single=best.name,
         selected=selected,
         recipe=soup.recipe.ingredients,
         opened=opened,
+        margin=margin,
+        unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}),
     )
     return {
-        "rows": [row(c, scores[c.recipe.id], design) for c in contenders],
-        "comparisons": _with_holm(pairs),
-        "verdict": {**result.as_dict(), "opened": opened},
+        "rows": [row(c, scores[c.recipe.id], table) for c in contenders],
+        "comparisons": _with_holm(compared, opened),
+        "losses": losses(pairs[best.kind + best.name]),
+        "outcomes": ends,
+        "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
+        "verdict": {**result.as_dict(), "opened": opened, "margin": margin},
     }
 
 
-def _with_holm(pairs: Sequence[tuple[Contender, Comparison]]) -> list[dict[str, Any]]:
-    """Comparisons as JSON. The candidates' p-values serve the intersection-union claim and need no correction; those
-    with the baselines are secondary and carry Holm's."""
+def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> list[dict[str, Any]]:
+    """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
+    claim and need no other correction; those with the baselines are secondary and carry Holm's too."""
+    corrected = [over_looks(comparison.p_value, opened) for _, comparison in pairs]
     baselines = [number for number, (c, _) in enumerate(pairs) if c.kind.startswith("uniform")]
-    adjusted = dict(zip(baselines, holm([pairs[n][1].p_value for n in baselines]), strict=True))
-    return [{**p.as_dict(), "kind": c.kind, "p_holm": adjusted.get(n)} for n, (c, p) in enumerate(pairs)]
+    adjusted = dict(zip(baselines, holm([corrected[n] for n in baselines]), strict=True))
+    return [
+        {**p.as_dict(), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}
+        for n, (c, p) in enumerate(pairs)
+    ]
+
+
+def losses(pair: Pair) -> dict[str, Any] | None:
+    """The soup against the best single by category; None where they are one model, or there is one category."""
+    if pair.same or len(pair.table.names) < 2:
+        return None
+    judgements = judged([pair.category(name) for name in pair.table.names], pair.looks)
+    tables = [{"category": name, **table} for name, table in zip(pair.table.names, judgements, strict=True)]
+    signs = [int(np.sign(round(table["difference"], 12))) for table in tables]
+    counts = {"above": signs.count(1), "below": signs.count(-1), "level": signs.count(0)}
+    return {"against": pair.other, **counts, "categories": tables}
+
+
+def outcomes(scores: ItemScores, table: ItemTable) -> dict[str, Any]:
+    """How a model's answers ended: shares that were cut off (`truncated`) or are missing (`unanswered`), and why."""
+    masks = {name: table.categories == number for number, name in enumerate(table.names)}
+    return {
+        **_ends(scores, np.ones(len(scores.items), dtype=bool)),
+        "reasons": dict(scores.reasons),
+        "categories": {name: _ends(scores, mask) for name, mask in masks.items()},
+    }
+
+
+def _ends(scores: ItemScores, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    cut, missing = float(scores.truncated[mask].mean()), float(scores.unanswered[mask].mean())
+    return {"items": int(mask.sum()), "truncated": cut, "unanswered": missing}
+
+
+def unmeasured(ends: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model with the most answers cut off or missing, where they are too many for a claim; else empty."""
+    worst = max(ends, key=lambda name: _lost(ends[name]))
+    if _lost(ends[worst]) <= REFUSE:
+        return ""
+    return (
+        f"{_told(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
+        f"{100 * REFUSE:.0f} %. Before the next run {REMEDY}."
+    )
+
+
+def lost_answers(ends: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+    """A warning where a model's answers are cut off or missing in 2 % or more of the items of a stage."""
+    hit = [name for name in ends if _lost(ends[name]) >= WARN]
+    if not hit:
+        return []
+    worst = max(hit, key=lambda name: _lost(ends[name]))
+    return [
+        f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
+        f"{_told(worst, ends[worst])}: {REMEDY}"
+    ]
+
+
+def _lost(ends: Mapping[str, Any]) -> float:
+    return float(ends["truncated"] + ends["unanswered"])
+
+
+def _told(name: str, ends: Mapping[str, Any]) -> str:
+    """`math 34.0 % cut off, 2.0 % missing (prompt does not fit: 12)`."""
+    why = max(ends["reasons"], key=ends["reasons"].get, default="")
+    reason = f" ({why}: {ends['reasons'][why]:,})" if why else ""
+    return f"{name} {100 * ends['truncated']:.1f} % cut off, {100 * ends['unanswered']:.1f} % missing{reason}"
+
+
+def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
+    """Variance of the objective, split into the draw of the items and that of their answers; None without the latter.
+
+    An item's score is the mean of its answers, so the variance between items holds that of the answers too.
+    """
+    if not np.isfinite(scores.noise).any():
+        return None
+    share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
+    total = float(summed(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
+    answers = min(total, float((share**2 * np.nan_to_num(scores.noise)).sum()))
+    return {"objective": total, "items": total - answers, "answers": answers}

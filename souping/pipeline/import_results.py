@@ -15,7 +15,7 @@ from souping.core.protocols import Evaluator
 from souping.core.text import nearest
 from souping.core.types import Candidate, Item, Json, Recipe, UserError
 from souping.pipeline.models import OpenPool
-from souping.pipeline.store import Store
+from souping.pipeline.store import IMPORTED, Store
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Tensors that are the embedding again in a model that ties them; some files hold them, and no count includes them."""
@@ -63,7 +63,8 @@ def adopt(pool: OpenPool, store: Store, benchmarks: Sequence[AskedBenchmark], re
         UserError: nothing is there to adopt, a file is broken, or `accept` names a difference that is none.
     """
     strangers, measured = [], []
-    for benchmark in benchmarks:
+    own = [replace(b, evaluator=pool.bound(b.evaluator)) for b in benchmarks]
+    for benchmark in own:
         for files in benchmark.evaluator.find_results(request.paths):
             name = whose(files.model, pool.candidates, request.called)
             if name is None:
@@ -151,10 +152,10 @@ def _take(
     recipe, evaluator = pool.recipe({name: 1.0}), asked.evaluator
     known = store.load(recipe.fingerprint, evaluator.fingerprint)
     items = [item for item in asked.items if item.id in answers.records]
-    fresh = [item for item in items if item.fingerprint not in known]
+    fresh = [item for item in items if not known.anywhere(item)]
     if request.write and fresh:
         records = [answers.records[item.id] for item in fresh]
-        store.add(recipe, evaluator.fingerprint, evaluator.settings, fresh, records)
+        store.add(recipe, evaluator.fingerprint, evaluator.settings, IMPORTED, fresh, records)
         store.note_adoption(recipe.fingerprint, evaluator.fingerprint, _origin(name, answers, len(fresh), accepted))
     return ImportRow(
         candidate=name,

@@ -30,7 +30,7 @@ CARD = "README.md"
 def merge(run: RunSettings) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
     with Store(run.store_path) as store, ExitStack() as parts:
-        pool = parts.enter_context(closing(OpenPool(run.pool.resolve(), run.merge, None, store)))
+        pool = parts.enter_context(closing(OpenPool(run.pool.resolve(), run.merge, store, tokenizers=False)))
         for warning in pool.warnings:
             _say(f"note: {warning}")
         if run.optimiser.count(len(pool.names)) != 1:
@@ -75,7 +75,7 @@ def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
         _say(f"note: {note}")
     candidates = Pool(candidates=list(imported.models)).resolve(at_least=1)
     base = folder_of(imported.base) if imported.base is not None else None
-    with closing(OpenPool(candidates, _as_imported(run.merge, imported, base), None, store)) as pool:
+    with closing(OpenPool(candidates, _as_imported(run.merge, imported, base), store, tokenizers=False)) as pool:
         prints = {model: c.fingerprint for model, c in zip(imported.models, pool.candidates, strict=True)}
         content = fingerprint(base, store.hashes) if base else ""
         dtype = pool.recipe(dict.fromkeys(pool.names, 1.0)).dtype

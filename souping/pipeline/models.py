@@ -31,6 +31,7 @@ from souping.core.protocols import (
 )
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
+from souping.evaluate.decoding import wishes, write_neutral
 from souping.pipeline.store import ContentMemory
 from souping.report.progress import Throughput
 
@@ -54,9 +55,9 @@ class OpenPool:
         self,
         candidates: Sequence[Candidate],
         merge: MergeBackend,
-        evaluator: Evaluator | None,
         store: ContentMemory,
         aside: Aside = nullcontext,
+        tokenizers: bool = True,
     ) -> None:
         """Fetch what is named by the Hub, open every candidate's headers, check them against each other, then take
         their fingerprints. `aside` makes room on the terminal for a download's bar.
@@ -64,9 +65,8 @@ class OpenPool:
         Raises:
             UserError: a folder is absent or broken, a model cannot be had, or the candidates do not fit each other.
         """
-        self._evaluator = evaluator
         _check_carry(merge, [c.name for c in candidates])
-        supplied = fetch_candidates(candidates, merge, aside, tokenizers=evaluator is not None)
+        supplied = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
         self.base, self.folders = supplied.merge.base, {c.name: c.path for c in supplied.candidates}
         self.pool = supplied.merge.open(self.folders, store.hashes)
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
@@ -98,10 +98,13 @@ class OpenPool:
         """Where the tokenizer lies that a soup is evaluated with."""
         return self.pool.tokenizer_folder(recipe)
 
-    def serve(self, recipe: Recipe) -> Served:
-        """The soup, ready for the run's own evaluator."""
-        assert self._evaluator is not None
-        return self.serving(self._evaluator)(recipe)
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        """Tokens that end the soup's answers."""
+        return self.pool.ends(recipe)
+
+    def bound(self, evaluator: Evaluator) -> Evaluator:
+        """The evaluator with what it takes from the candidates' files."""
+        return evaluator.for_pool(self.pool.home, self.folders)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], Served]:
         """What serves this pool's soups to an evaluator: a live module, or a folder where it `wants` one."""
@@ -249,8 +252,9 @@ class ServedModel(Served):
         module: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         folder: Path | None = None,
+        ends: tuple[int, ...] = (),
     ) -> None:
-        self._soup, self._home = soup, home
+        self._soup, self._home, self._ends = soup, home, ends
         self._module, self._tokenizer, self._folder = module, tokenizer, folder
 
     @property
@@ -272,6 +276,10 @@ class ServedModel(Served):
     @property
     def folder(self) -> Path:
         return _had(self._folder, "written to a folder")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self._ends
 
 
 T = TypeVar("T")
@@ -301,8 +309,12 @@ class LiveModel:
             self._served = None
             module, live = self._loaded
             live.pour(recipe)
-            tokenizer = self.tokenizer(recipe)
-            self._served = ServedModel(recipe.fingerprint, self._pool.home, module=module, tokenizer=tokenizer)
+            tokenizer, ends = self.tokenizer(recipe), self._pool.ends(recipe)
+            if ends:  # for whoever generates with the module's own config
+                module.generation_config.eos_token_id = list(ends)
+            self._served = ServedModel(
+                recipe.fingerprint, self._pool.home, module=module, tokenizer=tokenizer, ends=ends
+            )
         return self._served
 
     def tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -310,6 +322,10 @@ class LiveModel:
         from souping.evaluate.engines.transformers import load_tokenizer
 
         return load_tokenizer(self._pool.tokenizer_folder(recipe))
+
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        """Tokens that end the soup's answers."""
+        return self._pool.ends(recipe)
 
     def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, Pourable]:
         from souping.evaluate.engines.transformers import load_module
@@ -331,21 +347,29 @@ class ScratchCheckpoint:
         self._served = ""
 
     def serve(self, recipe: Recipe) -> ServedModel:
-        """The soup's folder: a candidate's own, or a temporary one."""
-        folder = self._pool.own_folder(recipe) or self._written(recipe)
-        return ServedModel(recipe.fingerprint, self._pool.home, folder=folder)
+        """The soup's folder: a temporary one, or a candidate's own where nothing in it decodes by itself."""
+        own, ends = self._pool.own_folder(recipe), self._pool.ends(recipe)
+        if own is None or wishes(own):
+            own = self._made(recipe, own, ends)
+        return ServedModel(recipe.fingerprint, self._pool.home, folder=own, ends=ends)
 
-    def _written(self, recipe: Recipe) -> Path:
+    def _made(self, recipe: Recipe, own: Path | None, ends: tuple[int, ...]) -> Path:
+        """The soup written, or a view of a candidate's own folder, with a generation_config that holds ids alone."""
         if self._root is None or self._served != recipe.fingerprint:
             self.close()
             above = (SHARED_MEMORY, Path(tempfile.gettempdir()))
             sweep(lock.parent for place in above for lock in place.glob(f"{PREFIX}*/{LOCK}"))
-            place = scratch_place(self._pool.soup_bytes)
-            check_space(place, self._pool.soup_bytes)
+            size = self._pool.soup_bytes if own is None else 0
+            place = scratch_place(size)
+            check_space(place, size)
             self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
             self._lock = hold(self._root)
-            if not (self._pool.write(recipe, self._root / recipe.id) / "config.json").is_file():
+            folder = self._root / recipe.id
+            if own is not None:
+                _view(own, folder)
+            elif not (self._pool.write(recipe, folder) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
+            write_neutral(folder, ends)
             self._served = recipe.fingerprint
         return self._root / recipe.id
 
@@ -355,6 +379,14 @@ class ScratchCheckpoint:
         if self._lock is not None:
             self._lock.close()
         self._root, self._lock, self._served = None, None, ""
+
+
+def _view(folder: Path, view: Path) -> None:
+    """A folder whose entries are links to those of another, but for its generation_config."""
+    view.mkdir()
+    for path in folder.iterdir():
+        if path.name != "generation_config.json":
+            (view / path.name).symlink_to(path.resolve())
 
 
 class LazyModel(Served):
@@ -376,6 +408,10 @@ class LazyModel(Served):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._live.tokenizer(self._recipe)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self._live.ends(self._recipe)
 
     @property
     def module(self) -> PreTrainedModel:

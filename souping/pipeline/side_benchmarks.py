@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from souping.analysis.significance import Comparison, compare, holm
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective
-from souping.core.types import FloatArray, Item, ItemScores, Recipe, UserError
+from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.evidence import Contender, ItemTable, row
+from souping.pipeline.evidence import Contender, ItemTable, Pair, judged, outcomes, row
 
 SHARED = ("dtype", "device", "threads", "trust_remote_code")
 """How the module is held: evaluators that agree on it share one live module."""
 T = TypeVar("T")
-ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +90,9 @@ def compare_on(
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     design = ItemTable.of(side.items, side.objective)
-    pairs = [_Pair.of(c, soup, measured, design) for c in singles]
+    pairs = [Pair.of(rows[-1], c, measured, design) for c in singles]
     parts = [(name, pair.category(name)) for pair in pairs for name in design.names]
-    judged = zip(parts, _judged([comparison for _, comparison in parts]), strict=True)
+    judgements = zip(parts, judged([comparison for _, comparison in parts]), strict=True)
     return {
         "name": side.name,
         "evaluator": side.evaluator.title,
@@ -103,48 +100,7 @@ def compare_on(
         "groups": len(np.unique(design.groups)),
         "coefficients": dict(zip(design.names, design.coefficients.tolist(), strict=True)),
         "rows": [row(c, measured[c.recipe.id], design) for c in rows],
-        "comparisons": _judged([pair.whole() for pair in pairs]),
-        "categories": [{"category": name, **table} for (name, _), table in judged],
+        "outcomes": {c.name: outcomes(measured[c.recipe.id], design) for c in rows},
+        "comparisons": judged([pair.whole() for pair in pairs]),
+        "categories": [{"category": name, **table} for (name, _), table in judgements],
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """Scores [I] of the soup and of one ingredient."""
-
-    single: str
-    soup: FloatArray
-    other: FloatArray
-    design: ItemTable
-    same: bool
-
-    @classmethod
-    def of(cls, single: Contender, soup: Recipe, measured: Mapping[str, ItemScores], design: ItemTable) -> _Pair:
-        ours, theirs = measured[soup.id].values, measured[single.recipe.id].values
-        return cls(single=single.name, soup=ours, other=theirs, design=design, same=soup.id == single.recipe.id)
-
-    def whole(self) -> Comparison:
-        design = self.design
-        return self._compare(np.ones(len(self.soup), dtype=bool), design.categories, design.coefficients)
-
-    def category(self, name: str) -> Comparison:
-        mask = self.design.categories == self.design.names.index(name)
-        return self._compare(mask, np.zeros(int(mask.sum()), dtype=np.int64), np.ones(1))
-
-    def _compare(self, mask: NDArray[np.bool_], categories: NDArray[np.int64], coefficients: FloatArray) -> Comparison:
-        ours, theirs, groups = self.soup[mask], self.other[mask], self.design.groups[mask]
-        return compare("soup", self.single, ours, theirs, categories, groups, coefficients, same_model=self.same)
-
-
-def _judged(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Comparisons as JSON with Holm's p-value, and what it allows to be said of the soup."""
-    adjusted = holm([c.p_value for c in comparisons])
-    words = {1: "higher", -1: "lower"}
-    return [
-        {
-            **c.as_dict(),
-            "p_holm": p,
-            "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else "no difference shown",
-        }
-        for c, p in zip(comparisons, adjusted, strict=True)
-    ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
+from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, ItemScores, Selection, Trial, UserError, digest
+from souping.core.types import FOLDS, Item, ItemScores, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import (
@@ -25,6 +26,7 @@ from souping.pipeline.checks import (
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather
+from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
 from souping.pipeline.schedule import Schedule, SearchStage, Stage, Winner, perform
@@ -59,6 +61,7 @@ class RunStages:
     parts: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     frozen: Path | None = None
+    left_out: int = 0
 
     @classmethod
     def open(cls, run: RunSettings, store: Store, progress: Progress) -> RunStages:
@@ -68,7 +71,7 @@ class RunStages:
             UserError: settings, items, pool and machine do not fit each other.
         """
         items = run.benchmark.items()
-        folds = cut_folds(run, run.benchmark.title, items)
+        folds = cut_folds(run, items)
         beside = sides(run.also, run.evaluator)
         asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
         evaluators = [evaluator for evaluator, _ in asked]
@@ -76,20 +79,19 @@ class RunStages:
             raise complaint
         check_installed(run, evaluators)
         check_room(run, evaluators)
-        pool = OpenPool(run.pool.resolve(), run.merge, run.evaluator, store, progress.aside)
+        pool = OpenPool(run.pool.resolve(), run.merge, store, progress.aside)
         check_tokenizers(pool, asked)
         check_soups(run, pool)
+        run = replace(run, evaluator=pool.bound(run.evaluator))
+        beside = tuple(replace(side, evaluator=pool.bound(side.evaluator)) for side in beside)
         stages = cls(
             run=run,
             store=store,
             pool=pool,
             folds=folds,
-            evaluation=Evaluation(store, run.evaluator, pool.serve, progress.advance),
+            evaluation=_evaluation(run.evaluator, pool, store, progress),
             progress=progress,
-            sides={
-                side.name: (side, Evaluation(store, side.evaluator, pool.serving(side.evaluator), progress.advance))
-                for side in beside
-            },
+            sides={side.name: (side, _evaluation(side.evaluator, pool, store, progress)) for side in beside},
         )
         stages._note(*run_notes(run, pool, folds, store))
         return stages
@@ -159,11 +161,19 @@ class RunStages:
             self._announce(stage)
         outcome = perform(stage, self.run, self.pool, self.evaluation, self._tell)
         self.outcome = outcome
+        self._remember_search(stage, outcome)
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
         if len(tried) > 1:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
         self.progress.say(f"best on the search fold: {100 * outcome.result.objective:.1f}, {recipe_line(outcome)}")
         return outcome
+
+    def _remember_search(self, stage: SearchStage, outcome: SearchResult) -> None:
+        """No recipe of this search may ever be reported on what it was chosen on."""
+        published = self.run.scores.published
+        chosen_on = [*(() if published else self.folds.items["select"]), *stage.items]
+        recipes = {trial.recipe.fingerprint for trial in outcome.trials} | {outcome.recipe.fingerprint}
+        Ledger(self.store).note_search(sorted(recipes), chosen_on)
 
     def _announce(self, stage: SearchStage) -> None:
         """Say what the report can show, and what the search will ask."""
@@ -240,11 +250,37 @@ class RunStages:
         """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
         assert self.outcome is not None
         assert self.selection is not None
-        identity = digest([self.run.benchmark.title, [item.fingerprint for item in stage.items]])
-        opened = self.store.open_report(identity, self.run.evaluator.fingerprint, self.outcome.recipe.fingerprint)
-        measured = self._answers(stage)
+        items = self._unseen(stage.items)
+        ledger, recipe, key = Ledger(self.store), self.outcome.recipe, self.run.evaluator.look
+        single = len(recipe.ingredients) == 1  # nothing is claimed of it: it is no look
+        opened = max(1, ledger.looks(items)) if single else ledger.open_report(recipe.fingerprint, key, items)
+        measured = self._answers(replace(stage, items=items))
         ingredients = self.selection.ingredients
         self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened)
+
+    def _unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        """The items of the report fold that neither this recipe nor a search that found it was chosen on.
+
+        Raises:
+            UserError: a category has none left.
+        """
+        assert self.outcome is not None
+        chosen_on = Ledger(self.store).searched(self.outcome.recipe.fingerprint)
+        left = tuple(item for item in items if item.identity not in chosen_on)
+        if len(left) == len(items):
+            return items
+        gone = {item.category for item in items} - {item.category for item in left}
+        if gone:
+            raise UserError(
+                f"category {min(gone)}: this recipe was chosen on all of its report items, by an earlier run on other "
+                "folds: nothing can be reported of it; add items that no run has seen"
+            )
+        self.left_out = len(items) - len(left)
+        self.parts["folds"] = {**self.folds.counts(), "report": len(left), "left_out": self.left_out}
+        note = f"{self.left_out} of {len(items)} report items are left out: an earlier run chose this recipe on them"
+        self.parts["warnings"] = [*self.parts["warnings"], note]
+        self.progress.say(f"note: {note}")
+        return left
 
     def also(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
@@ -276,6 +312,10 @@ class RunStages:
             "trials": trials,
             "seconds": round(time.monotonic() - self.run.started, 3),
         }
+
+
+def _evaluation(evaluator: Evaluator, pool: OpenPool, store: Store, progress: Progress) -> Evaluation:
+    return Evaluation(store, evaluator, pool.serving(evaluator), pool.ends, progress.advance)
 
 
 def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:

@@ -1,8 +1,9 @@
-"""Results store: every item of every soup ever evaluated, in one SQLite file.
+"""Results store: every answer of every soup ever evaluated, its scores, and the ledger of looks, in one SQLite file.
 
-A row's key is content: the soup's fingerprint, the evaluator's fingerprint and the item's. A batch is one transaction,
-so a killed run loses at most the batch in flight. Other processes may share the file (WAL, first writer wins; equal
-keys hold equal results).
+An answer's key is content: the soup, the evaluator, the question, the block in which it was asked and the number of the
+answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A block is one transaction, so a killed
+run loses at most the block in flight. Other processes may share the file (WAL, first writer wins; equal keys hold equal
+results). The view `scores` shows every score beside its answer.
 
 `python -m souping.pipeline.store DAMAGED NEW` saves what can be read of a damaged store into a new one.
 """
@@ -11,17 +12,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from souping.core.types import Item, Recipe, Record, UserError
+import numpy as np
+
+from souping.core.types import OUTCOMES, Item, Json, Outcome, Recipe, Record, UserError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS soups (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, recipe TEXT NOT NULL);
@@ -29,24 +34,45 @@ CREATE TABLE IF NOT EXISTS evaluators (id INTEGER PRIMARY KEY, fingerprint TEXT 
     settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, name TEXT NOT NULL,
     category TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS scores (soup INTEGER NOT NULL, evaluator INTEGER NOT NULL, item INTEGER NOT NULL,
-    score REAL NOT NULL, output TEXT NOT NULL, statistics TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (soup, evaluator, item)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, benchmark TEXT NOT NULL, evaluator TEXT NOT NULL,
-    recipe TEXT NOT NULL, UNIQUE (benchmark, evaluator, recipe));
+CREATE TABLE IF NOT EXISTS blocks (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS scorers (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, soup INTEGER NOT NULL, evaluator INTEGER NOT NULL,
+    item INTEGER NOT NULL, block INTEGER NOT NULL, replicate INTEGER NOT NULL, output TEXT NOT NULL,
+    outcome TEXT NOT NULL, reason TEXT NOT NULL, tokens BLOB NOT NULL, prompt_tokens INTEGER NOT NULL,
+    prompt_key TEXT NOT NULL, UNIQUE (soup, evaluator, item, block, replicate));
+CREATE TABLE IF NOT EXISTS grades (answer INTEGER NOT NULL, scorer INTEGER NOT NULL, score REAL NOT NULL,
+    statistics TEXT NOT NULL, PRIMARY KEY (answer, scorer)) WITHOUT ROWID;
+CREATE VIEW IF NOT EXISTS scores AS SELECT soup, evaluator, item, block, replicate, scorer, score, statistics, output,
+    outcome FROM answers JOIN grades ON answer = answers.id;
+CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS item_sets (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
+    PRIMARY KEY (content, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS looks (recipe TEXT NOT NULL, evaluator TEXT NOT NULL, item_set INTEGER NOT NULL,
+    PRIMARY KEY (recipe, evaluator, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS searches (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
+    PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 2
+VERSION = 3
 MARK = 0x534F5550
-"""`application_id` of our files ("SOUP"); files that were written before it was set are known by their tables."""
-CORE = {"soups", "evaluators", "items", "scores"}
+"""`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
+OLD = {"soups", "evaluators", "items", "scores"}
+IMPORTED = "imported"
+"""Block of answers that were measured elsewhere, in batches that nobody knows: it stands for any."""
+PARTS = {
+    "answers": ("soup", "evaluator", "item", "block"),
+    "grades": ("answer", "scorer"),
+    "members": ("item_set", "content"),
+    "looks": ("item_set",),
+    "searches": ("item_set",),
+}
+"""{table: columns that number rows of the table of that name with an s}."""
 _log = logging.getLogger(__name__)
-UPGRADES = {1: "ALTER TABLE scores ADD COLUMN statistics TEXT NOT NULL DEFAULT ''"}
-"""What brings a file of an older layout up by one."""
 
 
 class ContentMemory(Protocol):
@@ -78,10 +104,16 @@ class Store:
             return
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as db:
             mark, layout = (db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
-            if mark != MARK and (mark or not _ours(db)):
+            if mark != MARK and (mark or not _unmarked(db)):
                 raise UserError(
                     f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
                 )
+        if 0 < layout < VERSION:
+            old = shlex.join(["mv", str(self.path), f"{self.path}.old"])
+            raise UserError(
+                f"store.path={self.path} was written by an earlier version (layout {layout}), whose answers and folds "
+                f"are not those of today\nname another file, or move it away: {old}"
+            )
         if layout > VERSION:
             raise UserError(
                 f"store.path={self.path} has layout {layout}, this version reads {VERSION}: use another file"
@@ -90,22 +122,11 @@ class Store:
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if 0 < self._db.execute("PRAGMA user_version").fetchone()[0] < VERSION:
-            self._upgrade()
         new = not _columns(self._db)
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
         if new:
             self._db.execute(f"PRAGMA application_id={MARK}")
-
-    def _upgrade(self) -> None:
-        """Bring an older file up in one transaction; of two processes the later finds it done."""
-        self._db.execute("BEGIN IMMEDIATE")
-        layout = self._db.execute("PRAGMA user_version").fetchone()[0]
-        for step in range(layout, VERSION):
-            self._db.execute(UPGRADES[step])
-        self._db.execute(f"PRAGMA user_version={VERSION}")
-        self._db.execute("COMMIT")
 
     def __enter__(self) -> Store:
         return self
@@ -151,7 +172,7 @@ class Store:
         )
 
     @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """Rows are fetched and understood inside; a damaged file is told."""
         try:
             yield self._db
@@ -159,7 +180,7 @@ class Store:
             raise self._failed("read", error) from error
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction; a full disk, a lock that lasts or a file that was removed is the user's to mend."""
         if self._gone():
             raise UserError(self._removed())
@@ -173,52 +194,58 @@ class Store:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def load(self, soup: str, evaluator: str) -> dict[str, Record]:
-        """{item fingerprint: record} of everything this soup was ever asked under this evaluator."""
-        with self._read() as db:
+    def load(self, soup: str, evaluator: str) -> StoredAnswers:
+        """Everything this soup was ever asked under this evaluator."""
+        with self.reading() as db:
             rows = db.execute(
-                "SELECT items.fingerprint, items.name, score, output, statistics FROM scores "
-                "JOIN items ON items.id = item JOIN soups ON soups.id = soup "
-                "JOIN evaluators ON evaluators.id = evaluator "
-                "WHERE soups.fingerprint = ? AND evaluators.fingerprint = ?",
+                "SELECT items.fingerprint, replicate, blocks.fingerprint, items.name, output, outcome, reason, tokens, "
+                "prompt_tokens, prompt_key, scorers.fingerprint, score, statistics FROM answers "
+                "JOIN items ON items.id = item JOIN blocks ON blocks.id = block "
+                "LEFT JOIN grades ON answer = answers.id "
+                "LEFT JOIN scorers ON scorers.id = scorer WHERE soup = (SELECT id FROM soups WHERE fingerprint = ?) "
+                "AND evaluator = (SELECT id FROM evaluators WHERE fingerprint = ?)",
                 (soup, evaluator),
             )
-            return {key: _record(*rest) for key, *rest in rows}
+            stored = StoredAnswers()
+            for row in rows:
+                stored.take(*row)
+            return stored
 
     def add(
         self,
         recipe: Recipe,
         evaluator: str,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Json],
+        block: str,
         items: Sequence[Item],
         records: Iterable[Record],
     ) -> None:
-        """Commit one batch."""
-        with self._write() as db:
-            soup = _intern(db, "soups", "recipe", recipe.fingerprint, json.dumps(recipe.as_dict()))
-            judge = _intern(db, "evaluators", "settings", evaluator, json.dumps(settings, sort_keys=True))
-            rows = []
+        """Commit one block: answers that are not there yet, and scores of them all."""
+        with self.writing() as db:
+            soup = intern(db, "soups", "recipe", recipe.fingerprint, json.dumps(recipe.as_dict()))
+            judge = intern(db, "evaluators", "settings", evaluator, json.dumps(settings, sort_keys=True))
+            together = intern(db, "blocks", "", block)
             for item, record in zip(items, records, strict=True):
-                key = _intern(db, "items", "name, category", item.fingerprint, item.id, item.category)
+                number = intern(db, "items", "name, category", item.question, item.id, item.category)
+                answer = _answer(db, (soup, judge, number, together, record.replicate), record)
+                scorer = intern(db, "scorers", "", item.scoring)
                 counts = json.dumps(record.statistics) if record.statistics else ""
-                output = record.output.encode("utf-8", "replace").decode()  # a server may answer half a character
-                rows.append((soup, judge, key, record.score, output, counts))
-            db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
+                db.execute("INSERT OR IGNORE INTO grades VALUES (?, ?, ?, ?)", (answer, scorer, record.score, counts))
 
     def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
         """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""
-        with self._write() as db:
+        with self.writing() as db:
             db.execute("INSERT INTO adoptions VALUES (?, ?, ?)", (soup, evaluator, json.dumps(origin, sort_keys=True)))
 
     def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
         """The origins of this soup's adopted rows under an evaluator, oldest first."""
         query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
-        with self._read() as db:
+        with self.reading() as db:
             return [json.loads(origin) for (origin,) in db.execute(query, (soup, evaluator))]
 
     def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
         """Remember how long a batch took, for plans of later runs."""
-        with self._write() as db:
+        with self.writing() as db:
             db.execute(
                 "INSERT INTO speeds VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "items = items + excluded.items, seconds = seconds + excluded.seconds",
@@ -228,31 +255,19 @@ class Store:
     def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
         """Items a second that these soups were evaluated at under this evaluator; None if they never were."""
         query = "SELECT items, seconds FROM speeds WHERE soup = ? AND evaluator = ?"
-        with self._read() as db:
+        with self.reading() as db:
             rows = [row for soup in soups for row in db.execute(query, (soup, evaluator))]
             seconds = sum(row[1] for row in rows)
             return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
-    def open_report(self, benchmark: str, evaluator: str, recipe: str) -> int:
-        """Write a frozen recipe to the ledger of the report fold; how many recipes were ever opened there.
-
-        Looking twice at one recipe is one look, and so is looking with other settings of the evaluator.
-        """
-        with self._write() as db:
-            row = (benchmark, evaluator, recipe)
-            db.execute("INSERT OR IGNORE INTO ledger (benchmark, evaluator, recipe) VALUES (?, ?, ?)", row)
-        query = "SELECT COUNT(DISTINCT recipe) FROM ledger WHERE benchmark = ?"
-        with self._read() as db:
-            return int(db.execute(query, (benchmark,)).fetchone()[0])
-
     def remember_folder(self, fingerprint: str, path: Path) -> None:
         """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""
-        with self._write() as db:
+        with self.writing() as db:
             db.execute("INSERT OR REPLACE INTO folders VALUES (?, ?)", (fingerprint, str(path.resolve())))
 
     def folder_of(self, fingerprint: str) -> str | None:
         """Where a checkpoint of this content was seen last."""
-        with self._read() as db:
+        with self.reading() as db:
             row = db.execute("SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)).fetchone()
             return str(row[0]) if row else None
 
@@ -274,25 +289,105 @@ def _known_columns() -> dict[str, set[str]]:
         return _columns(db)
 
 
-def _ours(db: sqlite3.Connection) -> bool:
-    """Whether an unmarked file is an older store, whole or just begun: our tables with our columns."""
+def _unmarked(db: sqlite3.Connection) -> bool:
+    """Whether a file without our mark is a store of an earlier layout, or one just begun."""
     there, known = _columns(db), _known_columns()
-    shared = there.keys() & known.keys()
-    fits = all(there[name] <= known[name] for name in shared)
-    return fits and (shared >= CORE or len(shared) == len(there))
+    begun = all(columns <= known.get(name, set()) for name, columns in there.items())
+    return begun or there.keys() >= OLD
 
 
-def _record(name: str, score: float, output: str, counts: str) -> Record:
-    return Record(item=name, score=float(score), output=output, statistics=tuple(json.loads(counts)) if counts else ())
+class StoredAnswers:
+    """Answers of one soup under one evaluator, with their scores."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, int, str], Record] = {}
+        self._grades: dict[tuple[str, int, str], dict[str, tuple[float, str]]] = {}
+
+    def take(
+        self,
+        question: str,
+        replicate: int,
+        block: str,
+        name: str,
+        output: str,
+        outcome: str,
+        reason: str,
+        tokens: bytes,
+        prompt_tokens: int,
+        prompt_key: str,
+        scorer: str | None,
+        score: float | None,
+        counts: str | None,
+    ) -> None:
+        """Take in one row: an answer with one of its scores, if it has any."""
+        key = (question, replicate, block)
+        if key not in self._answers:
+            self._answers[key] = Record(
+                item=name,
+                score=math.nan,
+                output=output,
+                outcome=_outcome(outcome),
+                reason=reason,
+                replicate=int(replicate),
+                tokens=tuple(np.frombuffer(tokens, "<i4").tolist()),
+                prompt_tokens=int(prompt_tokens),
+                prompt_key=prompt_key,
+            )
+        if scorer is not None and score is not None:
+            self._grades.setdefault(key, {})[scorer] = (float(score), counts or "")
+
+    def answer(self, item: Item, replicate: int, block: str) -> Record | None:
+        """The answer, without a score."""
+        return self._answers.get((item.question, replicate, block))
+
+    def anywhere(self, item: Item) -> bool:
+        """Whether its first answer is there with its score, in whatever block."""
+        return any(
+            question == item.question and not replicate and item.scoring in self._grades.get((question, 0, block), {})
+            for question, replicate, block in self._answers
+        )
+
+    def graded(self, item: Item, replicate: int, block: str) -> Record | None:
+        """The answer with its score, if both are there."""
+        key = (item.question, replicate, block)
+        grade = self._grades.get(key, {}).get(item.scoring)
+        if grade is None:
+            return None
+        score, counts = grade
+        return replace(self._answers[key], score=score, statistics=tuple(json.loads(counts)) if counts else ())
 
 
-def _intern(db: sqlite3.Connection, table: str, columns: str, fingerprint: str, *values: str) -> int:
+def _outcome(text: str) -> Outcome:
+    for known in OUTCOMES:
+        if text == known:
+            return known
+    raise ValueError(f"outcome {text!r}")
+
+
+def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record: Record) -> int:
+    """The row number of an answer, written if there is none of its key."""
+    output, reason = (text.encode("utf-8", "replace").decode() for text in (record.output, record.reason))
+    tokens = np.array(record.tokens, "<i4").tobytes()
+    rest = (output, record.outcome, reason, tokens, record.prompt_tokens, record.prompt_key)
+    columns = "soup, evaluator, item, block, replicate"
+    written = db.execute(
+        f"INSERT OR IGNORE INTO answers ({columns}, output, outcome, reason, tokens, prompt_tokens, prompt_key) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*key, *rest),
+    )
+    if written.rowcount:
+        return int(written.lastrowid or 0)
+    row = db.execute(f"SELECT id FROM answers WHERE ({columns}) = (?, ?, ?, ?, ?)", key).fetchone()
+    return int(row[0])
+
+
+def intern(db: sqlite3.Connection, table: str, columns: str, fingerprint: str, *values: str) -> int:
     """The row number of a fingerprint, written if it is new."""
     row = db.execute(f"SELECT id FROM {table} WHERE fingerprint = ?", (fingerprint,)).fetchone()
     if row:
         return int(row[0])
-    marks = ", ".join("?" * (len(values) + 1))
-    cursor = db.execute(f"INSERT INTO {table} (fingerprint, {columns}) VALUES ({marks})", (fingerprint, *values))
+    marks, names = ", ".join("?" * (len(values) + 1)), f"fingerprint, {columns}".rstrip(", ")
+    cursor = db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (fingerprint, *values))
     return int(cursor.lastrowid or 0)
 
 
@@ -301,26 +396,26 @@ class _Hashes(MutableMapping[str, str]):
         self._store = store
 
     def __getitem__(self, file: str) -> str:
-        with self._store._read() as db:
+        with self._store.reading() as db:
             row = db.execute("SELECT digest FROM hashes WHERE file = ?", (file,)).fetchone()
         if row is None:
             raise KeyError(file)
         return str(row[0])
 
     def __setitem__(self, file: str, digest: str) -> None:
-        with self._store._write() as db:
+        with self._store.writing() as db:
             db.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?)", (file, digest))
 
     def __delitem__(self, file: str) -> None:
-        with self._store._write() as db:
+        with self._store.writing() as db:
             db.execute("DELETE FROM hashes WHERE file = ?", (file,))
 
     def __iter__(self) -> Iterator[str]:
-        with self._store._read() as db:
+        with self._store.reading() as db:
             return iter([str(row[0]) for row in db.execute("SELECT file FROM hashes")])
 
     def __len__(self) -> int:
-        with self._store._read() as db:
+        with self._store.reading() as db:
             return int(db.execute("SELECT COUNT(*) FROM hashes").fetchone()[0])
 
 
@@ -337,11 +432,12 @@ def save(damaged: Path, new: Path) -> dict[str, int]:
     counts = {}
     with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
         there = _columns(old)
-        with store._write() as db:
+        with store.writing() as db:
             for table, columns in _known_columns().items():
                 _copy(old, db, table, sorted(columns & there.get(table, set())))
-            for column in ("soup", "evaluator", "item"):  # a number that is used again must find no score
-                db.execute(f"DELETE FROM scores WHERE {column} NOT IN (SELECT id FROM {column}s)")
+            for table, numbers in PARTS.items():  # a number that is used again must find no answer
+                for column in numbers:
+                    db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM {column}s)")
             for table in there.keys() & _known_columns().keys():
                 counts[table] = int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
     return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from souping.core.protocols import Evaluator
@@ -12,6 +12,7 @@ from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.checks import check_settings, complaints, cut_folds, flat_categories, run_notes
 from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import (
     look,
     missing,
@@ -97,6 +98,8 @@ class _Planner:
         opened = (
             PlannedPool(names=names) if run.selects_from_table else open_what_is_here(run, models, self.store, asked)
         )
+        if opened.opened is not None:
+            run, beside = self._bound(opened.opened, beside)
         choice = self._choose(opened, folds)
         self.faults += [trouble for trouble in (opened.trouble, choice.trouble) if trouble]
         plan = Plan(run=run, machine=machine, models=models, opened=opened, choice=choice)
@@ -145,7 +148,7 @@ class _Planner:
                 self._refused(error)
             return None
         try:
-            return cut_folds(self.run, benchmark.title, self.items)
+            return cut_folds(self.run, self.items)
         except UserError as error:
             self._refused(error)
             return None
@@ -155,11 +158,22 @@ class _Planner:
         if not isinstance(self.run.benchmark, OwnBenchmark) or self.run.selects_from_table:
             return None
         items = self.run.evaluator.outline()
-        return split_folds(items, self.run.name, two=self.run.scores.published) if items else None
+        return split_folds(items, two=self.run.scores.published) if items else None
+
+    def _bound(self, pool: OpenPool, beside: Sequence[SideBenchmark]) -> tuple[RunSettings, tuple[SideBenchmark, ...]]:
+        """The run and its side benchmarks, with what their evaluators take from the candidates' files."""
+        try:
+            own = pool.bound(self.run.evaluator)
+            sides_bound = tuple(replace(side, evaluator=pool.bound(side.evaluator)) for side in beside)
+        except UserError as error:
+            self._refused(error)
+            return self.run, tuple(beside)
+        self.run = replace(self.run, evaluator=own)
+        return self.run, sides_bound
 
     def _choose(self, opened: PlannedPool, folds: Folds | None) -> PlannedSelection:
         items = folds.items["select"] if folds else ()
-        evaluation = self._evaluation(self.run.evaluator)
+        evaluation = self._evaluation(self.run.evaluator, opened)
 
         def stored(name: str) -> ItemScores | None:
             try:
@@ -172,8 +186,8 @@ class _Planner:
         except UserError as error:
             return PlannedSelection(basis="", sizes=(), trouble=str(error))
 
-    def _evaluation(self, evaluator: Evaluator) -> Evaluation:
-        return Evaluation(self.store, evaluator, refuse, lambda items: None)
+    def _evaluation(self, evaluator: Evaluator, opened: PlannedPool) -> Evaluation:
+        return Evaluation(self.store, evaluator, refuse, opened.ends, lambda items: None)
 
     def _notes(self, opened: PlannedPool, choice: PlannedSelection, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
@@ -184,11 +198,11 @@ class _Planner:
         """The very schedule that the run performs, counted."""
         if not plan.choice.sizes:
             return []
-        evaluations = {side.name: self._evaluation(side.evaluator) for side in beside}
+        evaluations = {side.name: self._evaluation(side.evaluator, plan.opened) for side in beside}
         schedule = Schedule(
             run=self.run, pool=plan.opened, folds=plan.folds, sides={side.name: side.items for side in beside}
         )
-        evaluations[""] = self._evaluation(self.run.evaluator)
+        evaluations[""] = self._evaluation(self.run.evaluator, plan.opened)
         try:
             return count_stages(schedule, plan.opened, plan.choice, evaluations)
         except UserError as error:

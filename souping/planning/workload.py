@@ -65,8 +65,8 @@ class PlannedWinner:
 class WorkCounter:
     """Walker that counts instead of evaluating, with a selection that is known or assumed.
 
-    `evaluations` are {side: evaluation}, the run's own under no name; their `serve` refuses. `seen` is what is stored
-    already, or will be by an earlier stage.
+    `evaluations` are {side: evaluation}, the run's own under no name; their `serve` refuses. `seen` is what an earlier
+    stage will have asked.
     """
 
     run: RunSettings
@@ -75,7 +75,7 @@ class WorkCounter:
     ingredients: tuple[str, ...]
     evaluations: Mapping[str, Evaluation]
     stages: list[PlannedStage] = field(default_factory=list)
-    seen: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    seen: dict[tuple[str, str], set[tuple[str, int]]] = field(default_factory=dict)
 
     def gate(self, stage: Stage) -> None:
         self._count(stage)
@@ -110,7 +110,7 @@ class WorkCounter:
     def _count(self, stage: Stage) -> None:
         evaluation = self.evaluations[stage.side]
         todo = sum(self._new(recipe, handler, stage.items, evaluation) for recipe, handler in stage.asks)
-        number, asked = len(stage.asks), len(stage.asks) * len(stage.items)
+        number, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
         self.stages.append(
             PlannedStage(
                 name=stage.name,
@@ -125,11 +125,12 @@ class WorkCounter:
     def _new(self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation) -> int:
         """Answers that nobody has yet; from here on they are known."""
         try:
-            key, stored = evaluation.known(recipe, handler)
+            key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, items, handler)
         except UserError:  # an evaluator that this machine lacks a part of: its key is not known
-            key, stored = f"unknown {handler}", set()
-        done = self.seen.setdefault((recipe.fingerprint, key), stored)
-        missing = {item.fingerprint for item in items} - done
+            answers = range(evaluation.answers)
+            key, wanted = f"unknown {handler}", [(item.question, n) for item in items for n in answers]
+        done = self.seen.setdefault((recipe.fingerprint, key), set())
+        missing = set(wanted) - done
         done |= missing
         return len(missing)
 
@@ -165,9 +166,8 @@ class WorkCounter:
         if self.pool.opened is None or not stage.items:
             return None
         first = [self.pool.uniform(names), self.pool.recipe({names[0]: 1.0})]
-        asked = {item.fingerprint for item in stage.items}
         try:
-            if not any(asked <= own.known(recipe)[1] for recipe in first):
+            if all(own.missing(recipe, stage.items) for recipe in first):
                 return None
             outcome = perform(stage, self.run, self.pool, own, lambda trial: None)
         except (NotStoredError, UserError):
@@ -352,6 +352,10 @@ class PlannedPool:
         prints = tuple(f"not here: {name}" for name in chosen)
         return Recipe(ingredients=chosen, fingerprints=prints, weights=parts, dtype="unknown")
 
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        """The soup's end tokens, where the pool is open."""
+        return () if self.opened is None else self.opened.ends(recipe)
+
     def uniform(self, names: Sequence[str]) -> Recipe:
         return self.recipe(dict.fromkeys(names, 1.0 / len(names)))
 
@@ -371,7 +375,6 @@ def open_what_is_here(
         opened = OpenPool(
             [_placed(c, run.merge.allow_pickle) for c in candidates],
             run.merge,
-            run.evaluator,
             ReadOnlyStore(store),
         )
         check_tokenizers(opened, asked)

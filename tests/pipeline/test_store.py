@@ -227,7 +227,7 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
 
 def test_a_killed_run_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
     class Killed(FakeEvaluator):
-        def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
+        def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
             if len(self.asked) >= 14:
                 raise KeyboardInterrupt
             return super().evaluate(model, items)

@@ -12,7 +12,7 @@ from pathlib import Path
 from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
-from souping.core.text import nearest
+from souping.core.text import Count, Threads, nearest
 from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
@@ -78,14 +78,14 @@ class BfclEvaluator(Evaluator):
     version: Version = "v3"
     categories: list[str] | None = None
     ids: list[str] = field(default_factory=list)
-    limit: int | None = None
+    limit: Count | None = None
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
     temperature: float = 0.001
-    max_tokens: int | None = None
-    threads: int = 100
-    batch_size: int = 512
+    max_tokens: Count | None = None
+    threads: Threads = 100
+    batch_size: Count = 512
     dir: str | None = None
     _slot: ServerSlot = field(init=False, repr=False, compare=False, default_factory=ServerSlot)
 
@@ -198,10 +198,15 @@ class BfclEvaluator(Evaluator):
         object.__setattr__(twin, "_slot", self._slot)
         return twin
 
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    @property
+    def blocks_matter(self) -> bool:
+        """A server batches as it likes: nothing of an item's neighbours is kept."""
+        return False
+
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
+    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """Ask and score. An item whose prompt does not fit the model's context scores 0, its output says so.
 
         Raises:

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
-from souping.core.types import Item, Json, UserError
+from souping.core.types import Item, Json, Outcome, UserError
+from souping.evaluate.decoding import Decoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Text that an engine gives, how it ended, its token ids with their end, and the prompt's length and digest."""
+
+    text: str = ""
+    outcome: Outcome = "finished"
+    reason: str = ""
+    tokens: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    prompt_key: str = ""
+
+    @classmethod
+    def none(cls, prompt: Sequence[int], reason: str) -> Answer:
+        """No answer, and why."""
+        return cls(outcome="unanswered", reason=reason, prompt_tokens=len(prompt), prompt_key=prompt_key(prompt))
+
+
+def prompt_key(prompt: Sequence[int]) -> str:
+    """Digest of a prompt's token ids."""
+    return hashlib.sha256(np.array(prompt, "<i4").tobytes()).hexdigest()
+
+
+def room(prompt: Sequence[int], new: int, limit: int | None) -> tuple[int, str]:
+    """(tokens that an answer may have in a context of `limit`, why it can have none)."""
+    if not prompt:
+        return 0, "the tokenizer makes no token of the prompt"
+    if limit and len(prompt) >= limit:
+        return 0, f"the prompt does not fit the context of {limit} tokens"
+    return min(new, limit - len(prompt)) if limit else new, ""
 
 
 class Asked(Protocol):
-    """Wish of an evaluator: greedy answers that end at a text of `stop` or after `max_new_tokens`.
+    """Wish of an evaluator: answers by its decoding that end at a text of `stop` or after `max_new_tokens`.
 
     The rest says how the machine is used, where the engine lets the evaluator say it.
     """
@@ -20,6 +56,9 @@ class Asked(Protocol):
 
     @property
     def stop(self) -> list[str]: ...
+
+    @property
+    def decoding(self) -> Decoding: ...
 
     @property
     def workers(self) -> int: ...
@@ -34,8 +73,8 @@ class Asked(Protocol):
 class Engine(Part, Protocol):
     """Settings of an engine, checked at composition. What it holds between two soups, `close` lets go."""
 
-    def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
-        """The texts, in the items' order. UserError where a prompt does not fit or the engine cannot run."""
+    def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
+        """The n-th answers, in the items' order (UserError where the engine cannot run)."""
         ...
 
     @property

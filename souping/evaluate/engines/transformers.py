@@ -15,38 +15,55 @@ from typing import TYPE_CHECKING
 from souping.core.protocols import ModuleSettings, Served
 from souping.core.text import first_line
 from souping.core.types import Item, UserError
-from souping.evaluate.engines import Asked, Engine
+from souping.evaluate.decoding import IDS, sampler
+from souping.evaluate.engines import Answer, Asked, Engine, prompt_key, room
+from souping.evaluate.templates import check_length, guard_templates, time_limit
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersEngine(Engine):
-    """Batched greedy decoding with a KV cache. Its settings are the evaluator's: dtype, device, threads, workers."""
+    """Batched decoding with a KV cache. Its settings are the evaluator's: dtype, device, threads, workers."""
 
-    def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
-        """The texts, in the items' order; `asked.workers` threads share the items."""
+    def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
+        """The n-th answers, in the items' order; `asked.workers` threads share the items."""
         shares = [items[i :: asked.workers] for i in range(min(asked.workers, len(items)))]
         if len(shares) < 2:
-            return _share(asked, model, items)
+            return _share(asked, model, items, replicate)
         with ThreadPoolExecutor(len(shares), thread_name_prefix="souping-evaluate") as pool:
-            parts = list(pool.map(lambda share: _share(asked, model, share), shares))
+            parts = list(pool.map(lambda share: _share(asked, model, share, replicate), shares))
         return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
 
 
-def _share(asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
+def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
+    """Answers of one worker. A prompt that leaves less room than an answer may take is asked by itself."""
     import torch
 
     torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
     limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
-    check_context(items, prompts, asked.max_new_tokens, limit)
+    answers, whole = {}, []
     with torch.inference_mode():
-        return _generate(asked, model, prompts)
+        for number, prompt in enumerate(prompts):
+            free, reason = room(prompt, asked.max_new_tokens, limit)
+            if reason:
+                answers[number] = Answer.none(prompt, reason)
+            elif free < asked.max_new_tokens:
+                answers[number] = _generate(asked, model, [prompt], [items[number]], replicate, free)[0]
+            else:
+                whole.append(number)
+        if whole:
+            asked_now = [prompts[n] for n in whole], [items[n] for n in whole]
+            done = _generate(asked, model, *asked_now, replicate, asked.max_new_tokens)
+            answers |= dict(zip(whole, done, strict=True))
+    return [answers[number] for number in range(len(items))]
 
 
-def _generate(asked: Asked, model: Served, prompts: Sequence[list[int]]) -> list[str]:
+def _generate(
+    asked: Asked, model: Served, prompts: Sequence[list[int]], items: Sequence[Item], replicate: int, new: int
+) -> list[Answer]:
     import torch
 
     width, pad = max(len(p) for p in prompts), _pad_id(model)
@@ -56,29 +73,67 @@ def _generate(asked: Asked, model: Served, prompts: Sequence[list[int]]) -> list
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     device = next(model.module.parameters()).device
+    seq2seq = bool(model.module.config.is_encoder_decoder)
+    ends = model.ends or _own_end(model)
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=_decoding(asked, model, pad),
+        generation_config=_decoding(asked, model, pad, ends, new),
+        logits_processor=_draws(asked, items, replicate, 1 if seq2seq else width),
         **({"tokenizer": model.tokenizer} if asked.stop else {}),
     )
-    new = out[:, width:] if not model.module.config.is_encoder_decoder else out[:, 1:]
-    texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [cut(text, asked.stop) for text in texts]
+    rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
+    return [_answer(asked, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
 
 
-def _decoding(asked: Asked, model: Served, pad: int) -> GenerationConfig:
-    """Greedy, whatever sampling the checkpoint's own generation config asks for."""
+def _answer(
+    asked: Asked, model: Served, prompt: list[int], row: list[int], ends: Sequence[int], pad: int, new: int
+) -> Answer:
+    """One row of generated ids as an answer: to its first end token, without the padding behind a stop text."""
+    end = next((n for n, token in enumerate(row) if token in ends), None)
+    tokens = row[: end + 1] if end is not None else row
+    if (end is None and len(row) < new) or asked.stop:
+        while end is None and tokens and tokens[-1] == pad:
+            tokens.pop()
+    said = tokens[:-1] if end is not None else tokens
+    text = str(model.tokenizer.decode(said, skip_special_tokens=True))
+    short = cut(text, asked.stop)
+    finished = end is not None or len(short) < len(text) or len(tokens) < new
+    return Answer(
+        text=short,
+        outcome="finished" if finished else "truncated",
+        tokens=tuple(tokens),
+        prompt_tokens=len(prompt),
+        prompt_key=prompt_key(prompt),
+    )
+
+
+def _draws(asked: Asked, items: Sequence[Item], replicate: int, width: int) -> LogitsProcessorList | None:
+    """What makes a sampled answer the arg max; None where decoding is greedy."""
+    decoding = asked.decoding
+    if not decoding.samples:
+        return None
+    from transformers import LogitsProcessorList
+
+    return LogitsProcessorList([sampler(decoding, [decoding.seed_of(item, replicate) for item in items], width)])  # type: ignore[list-item]  # any callable
+
+
+def _own_end(model: Served) -> tuple[int, ...]:
+    end = model.tokenizer.eos_token_id
+    return (int(end),) if isinstance(end, int) else ()
+
+
+def _decoding(asked: Asked, model: Served, pad: int, ends: Sequence[int], new: int) -> GenerationConfig:
+    """The settings' decoding and nothing else: `load_module` left only ids in the module's own config."""
     from transformers import GenerationConfig
 
     own = model.module.generation_config
-    end = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
     return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
-        num_beams=1,
-        max_new_tokens=asked.max_new_tokens,
+        **{"num_beams": 1, **asked.decoding.penalties},
+        max_new_tokens=new,
         pad_token_id=pad,
-        eos_token_id=end,
+        eos_token_id=list(ends) or None,
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
         stop_strings=asked.stop or None,
@@ -120,27 +175,14 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
         raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
     messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
     tools = [dict(tool) for tool in item.tools] or None
+    guard_templates()
     try:
-        text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
+        with time_limit():
+            text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
+        check_length(str(text))
     except Exception as error:  # a template is code of the candidate's
         raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
     return str(text)
-
-
-def check_context(items: Sequence[Item], prompts: Sequence[Sequence[int]], new: int, limit: int | None) -> None:
-    """Refuse a prompt that leaves no room for `new` tokens in a context of `limit`, or that is empty.
-
-    Raises:
-        UserError: the message names the item.
-    """
-    for item, prompt in zip(items, prompts, strict=True):
-        if not prompt:
-            raise UserError(f"item {item.id}: the tokenizer makes no token of its prompt")
-        if limit and len(prompt) + new > limit:
-            raise UserError(
-                f"item {item.id}: {len(prompt)} prompt tokens and evaluator.max_new_tokens={new} "
-                f"exceed the model's context of {limit}"
-            )
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -180,7 +222,17 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
         raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
+    module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
+
+
+def _neutral(module: PreTrainedModel) -> GenerationConfig:
+    """The module's generation config without anything but ids: transformers fills what a call leaves open from it."""
+    from transformers import GenerationConfig
+
+    own = module.generation_config
+    ids = {key: getattr(own, key, None) for key in IDS}  # transformers'
+    return GenerationConfig(**ids)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=64)

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
-from souping.core.text import first_line
+from souping.core.text import Seed, Threads, first_line
 from souping.core.types import Item, Json, Missing, UserError
-from souping.evaluate.engines import Asked, Engine, check_gpu_settings
-from souping.evaluate.engines.transformers import check_context, cut, render
+from souping.evaluate.decoding import Decoding
+from souping.evaluate.engines import Answer, Asked, Engine, check_gpu_settings, prompt_key, room
+from souping.evaluate.engines.transformers import cut, render
 from souping.evaluate.guard import PidGuard
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 Handle = tuple[object, ...]
 """A buffer's IPC handle, as torch makes and vLLM takes it."""
-VERSION = 1
+VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
 log = logging.getLogger("souping.evaluate")
 
@@ -67,12 +68,12 @@ class VllmEngine(Engine):
     weights, so `weights` and the GPU fraction are not part of the fingerprint.
     """
 
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Threads = 1
     gpu_memory_utilization: float = 0.85
     max_model_len: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     enforce_eager: bool = False
-    seed: int = 0
+    seed: Seed = 0
     weights: Literal["auto", "transfer", "reload"] = "auto"
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
@@ -105,17 +106,35 @@ class VllmEngine(Engine):
         """End vLLM's processes."""
         self.running.close()
 
-    def answer(self, asked: Asked, model: Served, items: Sequence[Item]) -> list[str]:
-        """The texts, in the items' order.
+    def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
+        """The n-th answers, in the items' order. A sampled one has a seed of its own, whatever vLLM batches.
 
         Raises:
-            UserError: vLLM is absent or cannot load the model, or a prompt does not fit.
+            UserError: vLLM is absent or cannot load the model.
         """
+        check_decoding(asked.decoding)
         engine = self._with(model, asked.trust_remote_code)
-        prompts = [render(model.tokenizer, item) for item in items]
-        check_context(items, prompts, asked.max_new_tokens, engine.context)
-        tokens = engine.generate(prompts, asked.max_new_tokens, asked.stop)
-        return [cut(text, asked.stop) for text in model.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        answers: dict[int, Answer] = {}
+        wanted: list[tuple[int, list[int], dict[str, Json]]] = []
+        for number, item in enumerate(items):
+            prompt = render(model.tokenizer, item)
+            free, reason = room(prompt, asked.max_new_tokens, engine.context)
+            if reason:
+                answers[number] = Answer.none(prompt, reason)
+            else:
+                seed = asked.decoding.seed_of(item, replicate)
+                wanted.append((number, prompt, sampling_arguments(free, asked.stop, asked.decoding, seed, model.ends)))
+        done = engine.generate([prompt for _, prompt, _ in wanted], [sampling for _, _, sampling in wanted])
+        for (number, prompt, _), (tokens, reason) in zip(wanted, done, strict=True):
+            said = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
+            answers[number] = Answer(
+                text=cut(str(model.tokenizer.decode(said, skip_special_tokens=True)), asked.stop),
+                outcome="truncated" if reason == "length" else "finished",
+                tokens=tuple(tokens),
+                prompt_tokens=len(prompt),
+                prompt_key=prompt_key(prompt),
+            )
+        return [answers[number] for number in range(len(items))]
 
     def _with(self, model: Served, trust: bool) -> Vllm:
         """The engine with this soup in it."""
@@ -215,13 +234,35 @@ def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) ->
         "seed": settings["seed"],
         "trust_remote_code": settings["trust_remote_code"],
         "disable_log_stats": True,
+        "generation_config": "vllm",  # the settings decode, not the folder's own file
     }
     return {**arguments, **({"weight_transfer_config": {"backend": "ipc"}} if transfer else {})}
 
 
-def sampling_arguments(new: int, stop: Sequence[str]) -> dict[str, Json]:
-    """The keyword arguments of `vllm.SamplingParams`: greedy."""
-    return {"temperature": 0.0, "max_tokens": new, "stop": list(stop) or None}
+SAMPLES_WITH = ("repetition_penalty",)
+"""Penalties of a generation_config that vLLM has under the same name."""
+
+
+def check_decoding(decoding: Decoding) -> None:
+    """Refuse what vLLM's sampling does not know (UserError)."""
+    odd = [key for key in decoding.penalties if key not in SAMPLES_WITH]
+    if odd:
+        raise UserError(
+            f"engine=vllm has no {odd[0]}, which the models' generation_config asks for: use engine=transformers, or "
+            "leave evaluator.generation=model out"
+        )
+
+
+def sampling_arguments(
+    new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
+) -> dict[str, Json]:
+    """The keyword arguments of `vllm.SamplingParams` for one answer."""
+    common: dict[str, Json] = {"max_tokens": new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
+    common |= dict(decoding.penalties)
+    if not decoding.samples:
+        return {**common, "temperature": 0.0}
+    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}
+    return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}
 
 
 def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Handle]) -> dict[str, Json]:
@@ -308,12 +349,15 @@ class Vllm:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         self._llm.reset_prefix_cache()
 
-    def generate(self, prompts: Sequence[list[int]], new: int, stop: Sequence[str]) -> list[list[int]]:
-        """Greedy continuations, as tokens, in order."""
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sequence[Mapping[str, Json]]
+    ) -> list[tuple[list[int], str]]:
+        """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order."""
+        if not prompts:
+            return []
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        sampling = self._sampling(**sampling_arguments(new, stop))
-        done = self._llm.generate(asked, sampling, use_tqdm=False)
-        return [list(answer.outputs[0].token_ids) for answer in done]
+        done = self._llm.generate(asked, [self._sampling(**one) for one in sampling], use_tqdm=False)
+        return [(list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason)) for answer in done]
 
     def close(self) -> None:
         """End the workers and give their memory back."""

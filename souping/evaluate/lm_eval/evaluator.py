@@ -19,7 +19,7 @@ import numpy as np
 from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
-from souping.core.text import nearest
+from souping.core.text import Count, Seed, Threads, TokenId, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.generate import LocalEvaluator
@@ -104,28 +104,28 @@ class HarnessEvaluator(Evaluator):
     fewshot_as_multiturn: bool = True
     tools: str | None = None
     shared_prefix: bool = False
-    batch_size: int | str = 16
-    max_batch_size: int | None = 64
-    max_length: int | None = None
+    batch_size: Count | str = 16
+    max_batch_size: Count | None = 64
+    max_length: Count | None = None
     truncation: bool = False
     logits_cache: bool = True
     add_bos_token: bool | None = None
-    prefix_token_id: int | None = None
+    prefix_token_id: TokenId | None = None
     backend: Literal["default", "causal", "seq2seq"] = "default"
     softmax_dtype: str | None = None
     mixed_precision_dtype: str | None = None
-    think_end_token: str | int | None = None
+    think_end_token: str | TokenId | None = None
     enable_thinking: bool | None = None
     chat_template_args: dict[str, Any] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
-    threads: int | None = None
+    threads: Threads | None = None
     trust_remote_code: bool = False
     confirm_run_unsafe_code: bool = False
-    random_seed: int = 0
-    numpy_random_seed: int = 1234
-    torch_random_seed: int = 1234
-    fewshot_random_seed: int = 1234
+    random_seed: Seed = 0
+    numpy_random_seed: Seed = 1234
+    torch_random_seed: Seed = 1234
+    fewshot_random_seed: Seed = 1234
     _model: HarnessModelCache = field(default_factory=HarnessModelCache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -194,13 +194,13 @@ class HarnessEvaluator(Evaluator):
         machine: dict[str, Json] = {"threads": self._machine.resolved_threads, "device": self._machine.resolved_device}
         return {**known, **machine, "evaluator": "lm_eval", "version": VERSION, "lm_eval": harness_version()}
 
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide."""
         order = sorted(items, key=lambda item: (len(item.prompt), item.id))
         size = CUT * (self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item]) -> list[Record]:
+    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """A record for every item, in order.
 
         Raises:
@@ -225,13 +225,13 @@ class HarnessEvaluator(Evaluator):
         if self.apply_chat_template and not has_template(folder):
             raise UserError(f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template")
 
-    def aggregate(self, items: Sequence[Item], records: Sequence[Record]) -> FloatArray:
+    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is its score: influence values of a corpus metric.
 
         Raises:
             UserError: a category holds items of a corpus metric together with others.
         """
-        values = np.array([record.score for record in records])
+        values = np.array([np.mean([record.score for record in answers]) for answers in records])
         members: dict[str, list[int]] = {}
         for number, item in enumerate(items):
             members.setdefault(item.category, []).append(number)
@@ -244,7 +244,7 @@ class HarnessEvaluator(Evaluator):
                     f"category {category} mixes {' and '.join(sorted(kinds))}: one score needs one kind of metric; "
                     "set evaluator.metric or evaluator.category"
                 )
-            values[numbers] = pseudo_values(kinds.pop(), [records[n].statistics for n in numbers])
+            values[numbers] = pseudo_values(kinds.pop(), [records[n][0].statistics for n in numbers])
         return values
 
     @property
@@ -273,6 +273,14 @@ class HarnessItem(Item):
     task: str
     doc: int
     content: str
+
+    @property
+    def question(self) -> str:  # type: ignore[override]  # a cached property there
+        return self.content
+
+    @property
+    def scoring(self) -> str:  # type: ignore[override]  # in its content
+        return ""
 
     @property
     def fingerprint(self) -> str:

@@ -22,10 +22,11 @@ from souping.evaluate.scoring import call_matcher
 
 @dataclass(frozen=True)
 class Scorer:
-    """Way to score outputs, and to check an answer when items are read."""
+    """Way to score outputs, to check an answer when items are read, and to tell when two outputs say the same."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]
+    read: Callable[[Item, str], str]
 
 
 def score(item: Item, output: str) -> float:
@@ -35,6 +36,11 @@ def score(item: Item, output: str) -> float:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
     return _scorer(item).score(item, output)
+
+
+def reading(item: Item, output: str) -> str:
+    """What the item's scorer reads in an output: outputs of one reading say the same."""
+    return _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -119,7 +125,7 @@ def last_number(text: str) -> float | None:
 
 
 SCORERS: dict[str, Scorer] = {
-    "exact": Scorer(_exact, _check_exact),
-    "number": Scorer(_number, _check_number),
-    "call": Scorer(call_matcher.score, call_matcher.check),
+    "exact": Scorer(_exact, _check_exact, lambda _, output: _plain(output)),
+    "number": Scorer(_number, _check_number, lambda _, output: str(last_number(output))),
+    "call": Scorer(call_matcher.score, call_matcher.check, call_matcher.reading),
 }

@@ -55,6 +55,14 @@ def score(item: Item, output: str) -> float:
     return float(len(calls) == len(wanted) and _matched(calls, wanted, item.language))
 
 
+def reading(item: Item, output: str) -> str:
+    """The calls of an output, whatever stands around them; the output itself where none can be read."""
+    try:
+        return repr(parse(output, item.language))
+    except Unparsable:
+        return " ".join(output.split())
+
+
 def check(item: Item) -> None:
     """UserError where the answer is not of an accepted form or the language is not known."""
     read_answer(item)

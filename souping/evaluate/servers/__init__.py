@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from souping.core.protocols import ModelHost
+from souping.core.text import Seconds
 from souping.core.types import Json, Missing, UserError
 from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
 
@@ -30,7 +31,7 @@ class Server(ABC):
 
     url: str | None = None
     port: int | None = None
-    timeout: float = 1800.0
+    timeout: Seconds = 1800.0
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
     trust_remote_code: bool = False

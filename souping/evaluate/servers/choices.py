@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from souping.checkpoints.checkpoint import stores_head
 from souping.core.protocols import ModelHost
+from souping.core.text import Seed, Threads
 from souping.core.types import Json, UserError
 from souping.evaluate.engines import check_gpu_settings
 from souping.evaluate.servers import Server, check_packages
@@ -32,12 +33,12 @@ class VllmServer(Server):
 
     title: ClassVar[str] = "vllm serve"
 
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Threads = 1
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     enforce_eager: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

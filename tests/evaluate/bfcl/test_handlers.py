@@ -38,7 +38,7 @@ class Asking(Evaluator):
     def by(self, handler: str) -> Asking:
         return replace(self, handler=handler)
 
-    def batches(self, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items)]
 
     def evaluate(self, model: Any, items: Sequence[Item]) -> list[Record]:

@@ -1,0 +1,214 @@
+"""Decoding: how tokens are picked from logits, and what a checkpoint's own generation_config would have done.
+
+Answers are greedy, or sampled so that one depends on (seed, item, number of the answer) and never on its neighbours in
+a batch: Gumbel noise of a generator of its own is added to a row's logits, and the largest wins (Gumbel 1954; the
+"Gumbel-max trick", Maddison, Tarlow and Minka 2014).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from souping.core.types import Item, Json, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""Keys of a generation_config that say where a text begins and ends, and nothing of how tokens are picked."""
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")
+PENALTIES = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "forced_decoder_ids",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+    "num_beams",
+    "penalty_alpha",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+"""Keys that change which tokens are picked, beside those of sampling."""
+NEUTRAL: Mapping[str, Json] = {
+    "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0,
+    "min_new_tokens": 0, "num_beams": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+"""Values that change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Rule by which tokens are picked: greedy at temperature 0, else sampled among the `top_k` likeliest (0: all), of
+    those that make up `top_p`, of those at least `min_p` as likely as the likeliest. `penalties` are further keys of a
+    generation_config, which only `generation=model` fills."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    penalties: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> bool:
+        return self.temperature > 0
+
+    def seed_of(self, item: Item, replicate: int) -> int:
+        """Seed of one answer, 63 bits."""
+        text = f"{self.seed}\0{item.question}\0{replicate}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def check_sampling(temperature: float, top_p: float, top_k: int | None, samples: int, replicates: int) -> None:
+    """Refuse values out of range, and several answers that would be one.
+
+    Raises:
+        UserError: the key and what it may be.
+    """
+    if not 0 <= temperature <= 100:
+        raise UserError(f"evaluator.temperature={temperature} must be from 0 (greedy) to 100")
+    if not 0 < top_p <= 1:
+        raise UserError(f"evaluator.top_p={top_p} must be above 0 and at most 1")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"evaluator.top_k={top_k} must be at least 1, or null for all")
+    if samples > 1 and temperature == 0:
+        raise UserError(
+            f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are all alike "
+            "(evaluator.replicates asks again in other batches)"
+        )
+    if replicates > 1 and temperature > 0:
+        raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
+
+
+def read_generation(folder: Path) -> dict[str, Json]:
+    """The folder's generation_config.json, empty where there is none.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error!s:.200}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: must hold a JSON object, not {type(table).__name__}")
+    return table
+
+
+def wishes(folder: Path) -> dict[str, Json]:
+    """What a folder's generation_config would change of greedy decoding, {key: value}."""
+    own = read_generation(folder)
+    keys = PENALTIES + (SAMPLING if own.get("do_sample") else ())
+    return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
+
+
+def generation_notes(folders: Mapping[str, Path]) -> list[str]:
+    """Notes of what the candidates' own generation_config would have done."""
+    told = []
+    for name, folder in folders.items():
+        own = wishes(folder)
+        if own:
+            listed = ", ".join(f"{key}={json.dumps(value)[:40]}" for key, value in own.items())
+            told.append(f"{name}: its generation_config asks for {listed}; not used (evaluator.generation=model does)")
+    return told
+
+
+def write_neutral(folder: Path, ends: Sequence[int]) -> None:
+    """Give a folder a generation_config.json that says where texts begin and end and nothing else."""
+    own = {key: value for key, value in read_generation(folder).items() if key in IDS}
+    ids = {**own, **({"eos_token_id": list(ends)} if ends else {})}
+    path = folder / "generation_config.json"
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(ids, indent=2), encoding="utf-8")
+
+
+def common_decoding(folders: Mapping[str, Path], seed: int) -> Decoding:
+    """Decoding that all candidates' generation_configs ask for.
+
+    Raises:
+        UserError: they disagree, so that a soup has none of its own.
+    """
+    first, *others = folders
+    own = wishes(folders[first])
+    for name in others:
+        theirs = wishes(folders[name])
+        key = next((key for key in (*own, *theirs) if own.get(key) != theirs.get(key)), None)
+        if key is not None:
+            raise UserError(
+                f"evaluator.generation=model: {first} and {name} differ in {key} ({own.get(key)}, {theirs.get(key)}), "
+                "a soup of them has no decoding of its own: set evaluator.temperature and its like instead"
+            )
+    return Decoding(
+        temperature=_number(own, "temperature", 1.0) if own.get("do_sample") else 0.0,
+        top_p=_number(own, "top_p", 1.0),
+        top_k=int(_number(own, "top_k", 0)),
+        min_p=_number(own, "min_p", 0.0),
+        seed=seed,
+        penalties={key: value for key, value in own.items() if key not in SAMPLING},
+    )
+
+
+def _number(table: Mapping[str, Json], key: str, default: float) -> float:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"generation_config.json: {key} must be a number, not {value!r:.40}")
+    return float(value)
+
+
+Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""draw(token ids so far [R, T], logits [R, V]) -> logits whose arg max is the sampled token."""
+
+
+def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
+    """What turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide."""
+    import torch
+
+    def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        scores = keep_likely(logits.float() / decoding.temperature, decoding)
+        generator, step = torch.Generator(device=scores.device), ids.shape[1] - width
+        for row, seed in enumerate(seeds):
+            generator.manual_seed((seed + step * 0x9E3779B97F4A7C15) % 2**63)
+            noise = torch.empty_like(scores[row]).exponential_(generator=generator)
+            scores[row] -= noise.clamp_min(1e-38).log()  # minus the log of an exponential is Gumbel's
+        return scores
+
+    return draw
+
+
+def keep_likely(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """Scores [R, V] with what `top_k`, `top_p` and `min_p` leave out at minus infinity."""
+    import torch
+
+    lowest = -float("inf")
+    if 0 < decoding.top_k < scores.shape[-1]:
+        least = scores.topk(decoding.top_k).values[..., -1:]
+        scores = scores.masked_fill(scores < least, lowest)
+    if decoding.top_p < 1:
+        ranked, order = scores.sort(dim=-1, descending=True)
+        shares = ranked.softmax(dim=-1)
+        late = shares.cumsum(dim=-1) - shares >= decoding.top_p  # the token that passes the sum stays
+        scores = scores.masked_fill(torch.zeros_like(late).scatter(-1, order, late), lowest)
+    if decoding.min_p > 0:
+        shares = scores.softmax(dim=-1)
+        scores = scores.masked_fill(shares < decoding.min_p * shares.amax(dim=-1, keepdim=True), lowest)
+    return scores
