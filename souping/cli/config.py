@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from annotated_types import Interval
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -21,14 +24,31 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from souping.core.files import expanded
-from souping.core.text import first_line, nearest
+from souping.core.protocols import Correlation
+from souping.core.text import Seed, first_line, nearest
 from souping.core.types import Json, UserError
+from souping.evaluate.engines import Engine
+from souping.evaluate.servers import Server
 from souping.pipeline.baseline_gate import MODES, expectations
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideEntry, held
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 PARTS = ("pool", "benchmark", "scores", "selector", "optimiser", "objective", "evaluator", "merge", "tracker")
-INNER = ("correlation", "engine", "server")
-"""Groups that stand inside another group's parts."""
+INNER = {"correlation": Correlation, "engine": Engine, "server": Server}
+"""Groups that stand inside another group's parts, and what their choices make."""
+JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
+"""What the text of `Json` speaks of, wherever it is read."""
+KINDS: Mapping[str, Any] = {
+    key: kind for key, kind in get_type_hints(RunSettings, localns=JSON_NAMES).items() if key in PARTS
+} | INNER
+BOUNDS: Mapping[str, Any] = {"seed": Seed, "throughput": Annotated[float, Interval(gt=0)] | None}
+"""Bounds of root keys."""
+LARGEST = 2**53
+"""No setting is larger than this: up to here a float is exact."""
+UNIONS = (Union, UnionType)
 
 
 class StopAfter(Enum):
@@ -133,76 +153,165 @@ def check(config: Mapping[str, Any]) -> None:
             count.
     """
     known = [f.name for f in fields(Config)]
+    if not isinstance(config["also"], list):
+        raise UserError(f"also={config['also']!r:.60} must be a list of files, lm_eval tasks or mappings")
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
-    problems += [p for part in (*PARTS, "correlation", "engine", "server") for p in _problems(part, config[part])]
-    problems += [p for where, node in _beside(config) for p in _problems(where, node)]
-    if config["gate"] not in MODES:
-        hint = nearest(str(config["gate"]), MODES)
-        problems.append(f"gate={config['gate']} must be one of {', '.join(MODES)}{hint}")
-    if config["throughput"] is not None and config["throughput"] <= 0:
-        problems.append(f"throughput={config['throughput']} must be above 0: items evaluated a second")
+    nodes = [str(config[group]) for group in KINDS]
+    problems += [p for group, kind in KINDS.items() for p in _problems(group, config[group], kind, nodes)]
+    problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
+    problems += [*_root_problems(config)]
     expectations(config["expected"])
-    if config["seed"] < 0 or config["seed"] >= 2**32:
-        problems.append(f"seed={config['seed']} must be from 0 to {2**32 - 1}")
-    if not re.fullmatch(r"\w[\w.-]*", config["name"]):
-        problems.append(
-            f"name={config['name']!r} must be letters, digits, dots, dashes or underscores: it names a folder"
-        )
-    if not config["store"]["path"]:
-        problems.append("store.path is empty: name a file")
     if problems:
         more = f"\n(and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)
 
 
-def _problems(where: str, node: Json) -> Iterator[str]:
+def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, hint in BOUNDS.items():
+        if message := _mismatch(config[key], hint):
+            yield f"{key}={config[key]} {message}"
+    if config["gate"] not in MODES:
+        yield f"gate={config['gate']!r:.60} must be one of {', '.join(MODES)}{nearest(str(config['gate']), MODES)}"
+    if not re.fullmatch(r"\w[\w.-]*", config["name"]):
+        yield f"name={config['name']!r:.60} must be letters, digits, dots, dashes or underscores: it names a folder"
+    if not config["store"]["path"]:
+        yield "store.path is empty: name a file"
+    if config["out"] == "":
+        yield "out is empty: name a folder, or leave it out"
+
+
+def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()) -> Iterator[str]:
+    """What is wrong at and below a node that makes a part of `kind`; nodes that stand elsewhere too are told there."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         return
     try:
-        target = get_object(str(node["_target_"]))
-    except (ImportError, ValueError):
-        yield f"{where}._target_={node['_target_']} is no class or function that can be imported"
+        target = _target(node)
+        known = _settable(target, kind)
+    except UserError as error:
+        yield f"{where}.{error}"
         return
-    known = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    for key, value in node.items():
-        if key in ("_target_", "_partial_"):
-            continue
+    given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    hints = _hints(target)
+    for key, value in given.items():
         if key not in known:
-            yield f"{where}.{key} is not a key of {where}={_short(node)}{nearest(str(key), known)}"
-        elif isinstance(value, Mapping) and "_target_" in value:
-            continue
-        elif message := _mismatch(value, hints.get(str(key), Any)):
+            yield f"{where}.{key} is not a key of {where}={_short(node)}{nearest(key, known)}"
+        elif isinstance(value, Mapping) and "_target_" in value and _is_part(hints.get(key, Any)):
+            if str(value) not in known_nodes:
+                yield from _problems(f"{where}.{key}", value, hints[key])
+        elif message := _mismatch(value, hints.get(key, Any)):
             yield f"{where}.{key}={value!r:.60} {message}"
+    yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)
+    called = _is_callable(kind) and not inspect.isclass(target)
+    if node.get("_partial_", False) is not called:
+        yield f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()} for {_short(node)}"
+
+
+def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
+    """The class or function that a node names.
+
+    Raises:
+        UserError: it cannot be imported; where a module of the user's fails, by which error.
+    """
+    name = node["_target_"]
+    try:
+        made: Callable[..., Any] = get_object(str(name))
+    except Exception as error:  # whatever the module does while it is imported
+        cause = error.__cause__
+        absent = isinstance(cause, ModuleNotFoundError) and str(name).startswith(str(cause.name))
+        told = cause is None or absent or isinstance(cause, AttributeError)
+        why = "" if cause is None or told else f": {type(cause).__name__}: {first_line(cause)}"
+        raise UserError(f"_target_={name!r:.80} is no class or function that can be imported{why}") from None
+    if not callable(made):
+        raise UserError(f"_target_={name} is no class or function")
+    return made
+
+
+def _settable(target: Callable[..., Any], kind: Any) -> dict[str, bool]:
+    """{argument: whether it must be given}; of a function that is itself the part, those that have a default.
+
+    Raises:
+        UserError: what it makes is of another kind.
+    """
+    if inspect.isclass(target) and inspect.isclass(kind) and kind not in target.__mro__:
+        raise UserError(f"_target_={target.__module__}.{target.__qualname__} is no {kind.__name__}: subclass it")
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:
+        raise UserError(f"_target_={target} has no signature to check settings against") from None
+    if _is_callable(kind) and not inspect.isclass(target):
+        return {p.name: False for p in parameters if p.default is not p.empty}
+    spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default is p.empty for p in parameters if p.kind not in spread}
+
+
+@cache
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """{argument: annotation}; a dataclass's own, since its bases may stand in other modules."""
+    made = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    try:
+        return get_type_hints(made, localns=JSON_NAMES, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can read
+        return {}
 
 
 def _short(node: Mapping[str, Json]) -> str:
     return str(node["_target_"]).rsplit(".", 1)[-1]
 
 
-def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Json]]:
-    """(where, node) of every part that the entries of `also` name."""
+def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Json, Any]]:
+    """(where, node, what it makes) of every part that the entries of `also` name."""
     for number, entry in enumerate(config["also"]):
         for part, node in also_nodes(entry, number, config["evaluator"]).items():
             if part != "name":
-                yield f"also[{number}].{part}", node
+                yield f"also[{number}].{part}", node, KINDS[part]
+
+
+def _is_callable(hint: Any) -> bool:
+    return get_origin(hint) is Callable or hint is Callable
+
+
+def _is_part(hint: Any) -> bool:
+    """Whether a part is wanted, and no plain value."""
+    inner = [arg for arg in get_args(hint) if arg is not type(None)] if get_origin(hint) in UNIONS else [hint]
+    return any(_is_callable(arg) or (inspect.isclass(arg) and arg.__module__.startswith("souping.")) for arg in inner)
 
 
 def _mismatch(value: Json, hint: Any) -> str | None:
-    """What is wrong with a value's type, or None."""
-    from pydantic import TypeAdapter, ValidationError
+    """What is wrong with a value, or None: its type, a bound that its part states, or one that holds everywhere."""
+    from pydantic import ValidationError
 
     if get_origin(hint) is Literal and value not in get_args(hint):
         choices = [str(c) for c in get_args(hint)]
         return f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
-    if inspect.isclass(hint) and hint.__module__.startswith("souping."):  # a part inside a part
-        return "must be one of its group's choices"
+    if _is_part(hint):
+        return None if value is None and type(None) in get_args(hint) else "must be one of its group's choices"
     try:
-        TypeAdapter(hint).validate_python(value, strict=True)
+        _adapter(hint).validate_python(value, strict=True)
     except ValidationError:
         return f"must be {_words(hint)}"
-    return None
+    return "is empty: leave it out, or say what it is" if value == "" else _unsound(value)
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+
+    for config in (None, ConfigDict(arbitrary_types_allowed=True)):
+        with suppress(PydanticUserError, PydanticUndefinedAnnotation):
+            return TypeAdapter(hint, config=config)
+    return TypeAdapter(Any)  # a hint of somebody else's that says nothing here
+
+
+def _unsound(value: Json) -> str | None:
+    """What no setting can be, at any depth: a number that is not finite or beyond all use, a part among values."""
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        return f"must be a finite number within {LARGEST:g}"
+    if isinstance(value, Mapping) and "_target_" in value:
+        return "holds a _target_, which only a group's choice has"
+    inner = [*value.values(), *value] if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next((found for one in inner if (found := _unsound(one))), None)
 
 
 def _words(hint: Any) -> str:
@@ -210,17 +319,28 @@ def _words(hint: Any) -> str:
     if hint in names:
         return names[hint]
     arguments = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return " ".join([_words(arguments[0]), *map(_bound, arguments[1:])])
     if get_origin(hint) is list:
         return f"a list, each {_words(arguments[0])}"
     if get_origin(hint) is dict:
         return f"a mapping whose values are each {_words(arguments[1])}"
     name = str(getattr(hint, "__name__", hint))  # Python's: unions have none
-    return " or ".join(_words(a) for a in arguments) if arguments else name  # Python's: unions have none
+    return " or ".join(_words(a) for a in arguments) if arguments else name
+
+
+def _bound(bound: Interval) -> str:
+    sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
+    return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a run. The one place that instantiates (hydra-core 1.4 will want its whitelist here)."""
-    return {part: build_part(config[part]) for part in PARTS}
+    """The parts of a run. The one place that instantiates (hydra-core 1.4 will want its whitelist here).
+
+    Raises:
+        UserError: as `build_part`.
+    """
+    return {part: build_part(config[part], KINDS[part]) for part in PARTS}
 
 
 def build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
@@ -229,28 +349,43 @@ def build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
     return tuple(SideEntry(**{k: v if k == "name" else build_part(v) for k, v in entry.items()}) for entry in nodes)
 
 
-def build_part(node: Any) -> Any:
+def build_part(node: Any, kind: Any = None) -> Any:
     """The part that a node makes; its values are taken as they stand, `${...}` in a folder's name included.
 
     Raises:
-        UserError: what its class refuses.
+        UserError: what its class refuses; whatever else a class of the user's raises, with its place; something that is
+            not of `kind` comes out.
     """
-    try:
-        return _instance(node)
-    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise UserError(f"{_short(node)}: {first_line(error)}") from error
-
-
-def _instance(node: Any) -> Any:
     if isinstance(node, list | tuple):
-        return [_instance(value) for value in node]
-    if not isinstance(node, Mapping):
-        return node
-    values = {key: _instance(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
-    if "_target_" not in node:
-        return values
-    target = get_object(str(node["_target_"]))
-    return partial(target, **values) if node.get("_partial_") else target(**values)
+        return [build_part(value) for value in node]
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return {key: build_part(value) for key, value in node.items()} if isinstance(node, Mapping) else node
+    target = _target(node)
+    hints = _hints(target)
+    values = {k: build_part(v, hints.get(k)) for k, v in node.items() if k not in ("_target_", "_partial_")}
+    made = partial(target, **values) if node.get("_partial_") else _made(target, values)
+    if _is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
+        raise UserError(f"{_place(target)} makes a {type(made).__name__}, no {kind.__name__}")
+    return made
+
+
+def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return target(**values)
+    except UserError:
+        raise
+    except Exception as error:
+        if target.__module__.split(".")[0] == "souping":
+            raise
+        raise UserError(f"{_place(target)}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _place(target: Callable[..., Any]) -> str:
+    """A part of the user's and the file it is in."""
+    name = f"{target.__module__}.{target.__qualname__}"
+    with suppress(OSError, TypeError):
+        return f"{name} ({inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]})"
+    return name
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
@@ -281,9 +416,13 @@ def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any
         return _file(entry, where) if _is_path(entry) else _tasks({"name": entry, "tasks": [entry]}, own)
     if not isinstance(entry, Mapping) or not entry:
         raise UserError(f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task or a mapping")
+    if "name" in entry and (not isinstance(entry["name"], str) or not entry["name"].strip()):
+        raise UserError(f"{where}.name={entry['name']!r:.60} must be a text")
     if "tasks" in entry:
         if not entry["tasks"]:
             raise UserError(f"{where}.tasks is empty: name tasks or groups of lm_eval")
+        if not isinstance(entry["tasks"], str | list):
+            raise UserError(f"{where}.tasks={entry['tasks']!r:.60} must be a list of tasks or groups of lm_eval")
         return _tasks(entry, own)
     unknown = [key for key in entry if key not in ALSO_KEYS]
     if unknown:
@@ -294,7 +433,7 @@ def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any
         raise UserError(f"{where} names no items: give path, tasks, benchmark, or an evaluator that brings its own")
     given = {key: entry[key] for key in ("evaluator", "benchmark", "objective") if key in entry}
     base = _file(str(entry["path"]), where) if "path" in entry else {"name": f"also {number}"}
-    return {**base, **given, **({"name": str(entry["name"])} if "name" in entry else {})}
+    return {**base, **given, **({"name": entry["name"]} if "name" in entry else {})}
 
 
 def _is_path(text: str) -> bool:

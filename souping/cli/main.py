@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from souping.cli import interrupts_raise
 from souping.cli.config import PARTS, as_yaml, build, build_also, build_part, check, folder, register, resolved
 from souping.core.files import expanded
-from souping.core.text import first_line, nearest
+from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 
@@ -46,6 +46,8 @@ _LOST: list[str] = []
 """Standard streams that could not be written to the end."""
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 PACKAGE = Path(__file__).resolve().parents[1]
+READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors")
+"""Libraries that meet a model's files and templates first: what they raise is about those."""
 
 
 def main() -> None:
@@ -90,22 +92,35 @@ def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
     then the traceback is kept, in the run's directory where there is one.
     """
     if isinstance(error, EXPECTED):
-        return explain(error), 2
+        return safe(explain(error)), 2
     if isinstance(error, MemoryError):
         return f"out of memory: {first_line(error)}", 2
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, RuntimeError) and frames and frames[-1].name in ("expanduser", "resolve"):  # pathlib's
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        return f"{frame.f_locals.get('self', 'a path')}: cannot be followed: {first_line(error)}", 2
+    if isinstance(error, RuntimeError) and frames and Path(frames[-1].filename).name == "pathlib.py":
+        *_, own = [
+            frame.f_locals["self"] for frame, _ in traceback.walk_tb(error.__traceback__) if "self" in frame.f_locals
+        ]
+        return safe(f"{own}: cannot be followed: {first_line(error)}"), 2
     place = keep_traceback(error, run_dir)
-    what = f"{type(error).__name__}: {first_line(error)}"
+    what = safe(f"{type(error).__name__}: {first_line(error)}")
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     if own and PACKAGE not in Path(own[-1].filename).parents:
         return (
             f"{own[-1].filename}:{own[-1].lineno}: {what}\nthis part is not souping's; the traceback is in {place}",
             2,
         )
+    if library := _refuser(error, frames):
+        return f"{library} refuses a model's files or what it is asked: {what}\nthe traceback is in {place}", 2
     return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback, which is in {place}", 1
+
+
+def _refuser(error: Exception, frames: Sequence[traceback.FrameSummary]) -> str:
+    """The library that reads models' files and templates and raised this, if one did."""
+    if type(error) is Exception:  # what its compiled code raises
+        return "tokenizers"
+    raised = type(error).__module__.split(".")[0]
+    inside = [name for name in READERS if frames and f"/site-packages/{name}/" in frames[-1].filename]
+    return raised if raised in READERS else "".join(inside[:1])
 
 
 def _is_library(file: Path) -> bool:
@@ -240,10 +255,7 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     _hear_warnings()
-    try:
-        settings = _settings(cfg, run_dir, group)
-    except (ValueError, TypeError) as error:
-        raise composition(error) from error
+    settings = _settings(cfg, run_dir, group)
     (run_dir / "config.yaml").write_text(as_yaml(settings.config), encoding="utf-8")
     if settings.plan and not settings.merges_only:
         from souping.planning.planner import plan
@@ -258,8 +270,13 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> RunSettings:
     """The parts and settings of a run, checked and built."""
     plain = resolved(cfg)
-    if group and plain["tracker"].get("group", "") is None:
+    if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
+    return settings_of(plain, run_dir)
+
+
+def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
+    """The parts and settings of a run by its configuration as plain data, checked and built."""
     check(plain)
     parts = build(plain)
     from souping.pipeline.settings import RunSettings

@@ -1,4 +1,4 @@
-"""Texts for people: names safe to print, lists of them, near misses, checked arguments of command lines."""
+"""Texts for people: names safe to print, lists of them, near misses; checked arguments and bounds of settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import argparse
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Annotated
+
+from annotated_types import Interval
+
+Count = Annotated[int, Interval(ge=1, le=10**9)]
+"""Setting that counts something."""
+Threads = Annotated[int, Interval(ge=1, le=1024)]
+"""Setting that counts threads, processes or open requests: each takes memory."""
+Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+"""Seed of random numbers, as numpy takes it."""
+TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
+Seconds = Annotated[float, Interval(gt=0, le=10**7)]
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
+    "|[\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Characters that command a terminal, turn the direction of writing, or are none; line ends and tabs are safe."""
+
+
+def safe(text: str) -> str:
+    """A text as it can be shown anywhere: what would command a terminal is written out."""
+    return UNSAFE.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -87,6 +87,39 @@ def test_a_fault_of_a_users_part_names_its_line(
     done.refused("mine.py:6: ZeroDivisionError", "the traceback is in")
 
 
+@pytest.mark.parametrize("raised", ["raise Exception('from Rust')", "jinja2.Template('{{ 1/').render()"])
+def test_a_librarys_own_exception_is_told_in_a_line(
+    family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch, raised: str
+) -> None:
+    import jinja2
+
+    def failing(*_: Any) -> None:
+        exec(raised, {"jinja2": jinja2})
+
+    monkeypatch.setattr(pipeline_run, "check_settings", failing)
+    monkeypatch.setattr("souping.cli.main._is_library", lambda file: "pipeline/run.py" not in str(file))
+    souping(*quick(family)).refused("refuses a model's files", "the traceback is in")
+
+
+def test_a_users_part_that_cannot_be_built_is_named_with_its_file(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "built.py").write_text(
+        "from dataclasses import dataclass\nfrom souping.selection.selectors import All\n"
+        "@dataclass(frozen=True)\nclass Mine(All):\n    k: int = 1\n"
+        "    def __post_init__(self):\n        int('x')\n"
+        "def factory():\n    return 3\n"
+    )
+    (tmp_path / "wrong.py").write_text("int('x')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    souping(*quick(family, "selector._target_=built.Mine")).refused(
+        "built.Mine (", "built.py:3)", "ValueError: invalid"
+    )
+    souping(*quick(family, "selector._target_=built.Mine", "+selector.k=x")).refused("selector.k='x'", "an integer")
+    souping(*quick(family, "selector._target_=built.factory")).refused("factory", "makes a int, no Selector")
+    souping(*quick(family, "selector._target_=wrong.Mine")).refused("wrong.Mine", "ValueError: invalid literal")
+
+
 def test_a_folder_that_is_removed_during_the_run_is_told(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,10 +134,10 @@ def test_a_store_that_is_removed_during_the_run_is_told(
 ) -> None:
     before = LocalEvaluator.evaluate
 
-    def evaluate(self: LocalEvaluator, model: Any, items: Sequence[Item]) -> list[Record]:
+    def evaluate(self: LocalEvaluator, model: Any, items: Sequence[Item], *more: int) -> list[Record]:
         for file in tmp_path.glob("st.sqlite*"):
             file.unlink()
-        return before(self, model, items)
+        return before(self, model, items, *more)
 
     monkeypatch.setattr(LocalEvaluator, "evaluate", evaluate)
     souping(*quick(family, "stop_after=search", "store.path=st.sqlite")).refused("st.sqlite", "was removed or replaced")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from souping.core.protocols import Progress
+from souping.core.text import Seconds, Threads
 from souping.core.types import Missing, UserError
 from souping.merge.distributed.messages import diagnosis, line, parse, unpack
 from souping.merge.local import LocalMerge
@@ -44,10 +45,10 @@ class AccelerateMerge(LocalMerge):
         UserError: a value is out of its range; the message names `merge.<key>`.
     """
 
-    num_processes: int | None = None
+    num_processes: Threads | None = None
     main_process_port: int = 0
-    start_timeout: float = 120.0
-    timeout: float = 600.0
+    start_timeout: Seconds = 120.0
+    timeout: Seconds = 600.0
     _ranks: list[Ranks] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def _check_processes(self) -> None:
