@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import re
+import time
 import zipfile
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from souping.checkpoints.dtypes import TAGS, TORCH_NAMES
 from souping.checkpoints.header import Tensor, broken, parse_json, read_header
 from souping.core.text import shown
-from souping.core.types import UserError, digest
+from souping.core.types import Json, UserError, digest
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,10 @@ NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
 """Endings of what is no side file whatever it is called: weights and code."""
 MAX_SIDE = 512_000_000
 MAX_JSON = 200_000_000
+GENERATION = "generation_config.json"
+FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time
+Stamp = tuple[int, int, int, int]
+"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class Checkpoint:
     """Model folder whose headers were read and found sound; no weight is in memory.
 
     `tensors` are in file order, `files` are the weight files and `side` the files that a soup carries over, both
-    relative to `folder`.
+    relative to `folder`. `stamps` tell whether one of them has changed since.
     """
 
     folder: Path
@@ -52,6 +56,7 @@ class Checkpoint:
     files: tuple[str, ...]
     side: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, folder: Path, allow_pickle: bool = False) -> Checkpoint:
@@ -71,12 +76,15 @@ class Checkpoint:
 
     @classmethod
     def _read(cls, folder: Path, allow_pickle: bool) -> Checkpoint:
+        before = stamps_in(folder)
         config = _read_config(folder)
         tensors = _read_weights(folder, allow_pickle)
         if not tensors:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
         files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        return cls(folder=folder, tensors=tensors, config=config, files=files, side=side_files(folder))
+        side = side_files(folder)
+        stamps = stamps_of(folder, (*files, *side), before)
+        return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @property
     def dtype(self) -> str:
@@ -87,6 +95,10 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def check_unchanged(self, names: Iterable[str] | None = None) -> None:
+        """Raises UserError where a file (of these names) is not the one that was opened."""
+        check_stamps(self.folder, self.stamps if names is None else {name: self.stamps[name] for name in names})
 
     @property
     def side_bytes(self) -> int:
@@ -221,14 +233,44 @@ def stores_head(folder: Path) -> bool:
     return any(name.endswith("lm_head.weight") for name in stored_names(folder))
 
 
+def stamp(path: Path) -> Stamp:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def stamps_in(folder: Path) -> dict[str, Stamp]:
+    """The stamps of the files of a folder, to be taken before they are read."""
+    return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
+
+
+def stamps_of(folder: Path, names: Iterable[str], before: Mapping[str, Stamp]) -> dict[str, Stamp]:
+    """The stamps of these files, as they were `before`; those of folders below are taken now."""
+    return {name: before[name] if name in before else stamp(folder / name) for name in names}
+
+
+def check_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
+    """Raises UserError where a file is not what its stamp says."""
+    for name, known in stamps.items():
+        try:
+            same = stamp(folder / name) == known
+        except OSError:
+            same = False
+        if not same:
+            raise _changed(folder / name)
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
+
+
 def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
     """SHA-256 (hex) over the content of the weights, config, tokenizer and chat template of a model folder.
 
-    Names of the files count, the folder's own name and place do not. With `cache`, a weight file is hashed once for
-    each (resolved path, size, mtime, inode).
+    Names of the files count, the folder's own name and place do not. With `cache`, a file is hashed once for each
+    (resolved path, stamp); the name of a file, in the Hub's cache too, says nothing about its content.
 
     Raises:
-        UserError: as `Checkpoint.open`.
+        UserError: as `Checkpoint.open`, or a file changes meanwhile.
     """
     return fingerprint_of(Checkpoint.open(folder, allow_pickle), cache)
 
@@ -236,39 +278,64 @@ def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, all
 def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
     """`fingerprint` of a folder that is open already."""
     names = (*checkpoint.files, *checkpoint.side)
-    return digest({name: file_digest(checkpoint.folder / name, cache) for name in names})
-
-
-def hub_digest(path: Path) -> str:
-    """The SHA-256 that the Hub gave a large file, where `path` lies in the Hub's cache; else nothing.
-
-    There a file of `snapshots/<commit>` is a link to `blobs/<name>`, and the name of a large file's blob is its SHA-256
-    (of a small one's it is a git hash, which is shorter).
-    """
-    if "snapshots" not in (parent.name for parent in path.parents) or not path.is_symlink():
-        return ""
-    blob = path.parent / path.readlink()
-    known = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
-    return blob.name if known else ""
+    value = digest({name: file_digest(checkpoint.folder / name, cache) for name in names})
+    checkpoint.check_unchanged()
+    return value
 
 
 def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
-    """SHA-256 (hex) of a weight file, hashed once where a `cache` keeps it."""
-    promised = hub_digest(path)
-    if promised:
-        return promised
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-    if cache is not None and key in cache:
-        return cache[key]
+    """SHA-256 (hex) of a file, hashed once where a `cache` keeps it."""
     try:
+        before = _settled(path)
+        key = "|".join(map(str, (path.resolve(), *before)))
+        if cache is not None and key in cache:
+            return cache[key]
         with path.open("rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()
+        after = stamp(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    if cache is not None:
+    if after != before:
+        raise _changed(path)
+    if cache is not None and time.time_ns() > before[2]:  # a clock that went back tells nothing
         cache[key] = value
     return value
+
+
+def _settled(path: Path) -> Stamp:
+    """The stamp of a file, at a time when another change would give it another one."""
+    now = stamp(path)
+    age = time.time_ns() - now[2]
+    if 0 <= age < FRESH:
+        time.sleep((FRESH - age) / 1e9)
+        return stamp(path)
+    return now
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
+
+    Raises:
+        UserError: a file is broken, or names something that is no token.
+    """
+    for name in (GENERATION, "config.json"):
+        path = inside(folder, name)
+        if path.is_file():
+            ends = _ends(path, parse_json(path, small(path)))
+            if ends:
+                return ends
+    return ()
+
+
+def _ends(path: Path, table: Json) -> tuple[int, ...]:
+    if not isinstance(table, dict):
+        raise broken(path, f"{path.name} is not a JSON object")
+    text = table.get("text_config")
+    value = table.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and token < 1 << 31 for token in values):
+        raise broken(path, f"eos_token_id is {shown(str(value)[:100])}, not one token or a list of them")
+    return tuple(sorted({token for token in values if token >= 0}))
 
 
 def read_pickled(path: Path, label: str) -> dict[str, Tensor]:

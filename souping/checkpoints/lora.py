@@ -28,6 +28,8 @@ from souping.checkpoints.checkpoint import (
     read_pickled,
     side_files,
     small,
+    stamps_in,
+    stamps_of,
 )
 from souping.checkpoints.dtypes import FLOATS
 from souping.checkpoints.header import Tensor, broken, parse_json, read_header
@@ -86,10 +88,12 @@ class Adapter:
         """
         folder = Path(folder).expanduser()
         settings = read_settings(folder)
+        before = stamps_in(folder)
         tensors = _read_weights(folder, allow_pickle)
         side = tuple(name for name in side_files(folder) if name not in ("config.json", "generation_config.json"))
         files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        checkpoint = Checkpoint(folder=folder, tensors=tensors, config={}, files=files, side=side)
+        stamps = stamps_of(folder, (*files, *side), before)
+        checkpoint = Checkpoint(folder=folder, tensors=tensors, config={}, files=files, side=side, stamps=stamps)
         parts, whole = _sort(folder, tensors, settings)
         return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=whole)
 
@@ -115,7 +119,9 @@ class Adapter:
             [part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()
         ]
         names = (*self.checkpoint.files, *self.checkpoint.side)
-        return digest([base, sorted(rules), {name: file_digest(self.folder / name, cache) for name in names}])
+        files = {name: file_digest(self.folder / name, cache) for name in names}
+        self.checkpoint.check_unchanged()
+        return digest([base, sorted(rules), files])
 
 
 def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = None) -> str:

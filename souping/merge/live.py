@@ -76,9 +76,10 @@ class LiveModule(Pourable):
         second module, which is copied: exact too, with three times the memory.
 
         Raises:
-            UserError: the ingredients do not fit each other or the module, or NaN or infinity is found (the module
-                then holds a part of the soup: pour again).
+            UserError: the ingredients do not fit each other or the module, one has changed since it was opened, or NaN
+                or infinity is found (the module then holds a part of the soup: pour again).
         """
+        self._alignment.check_unchanged(recipe)
         weighing = self._alignment.weigh(recipe)
         work = self._known.get(weighing.shape)
         if work is None or not work.fits(weighing) or not self._targets.unchanged(work.snapshot):

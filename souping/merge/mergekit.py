@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
+import reprlib
 import shutil
 import subprocess
 import sys
@@ -19,18 +19,19 @@ import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import GENERATION, Checkpoint, fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
 from souping.core.protocols import CandidatePool, Pourable, Progress, SoupPlan
+from souping.core.text import Seed, shown
 from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
-from souping.merge import planner
 from souping.merge.local import check_choice, common_dtype
-from souping.merge.plan import MergePlan
-from souping.merge.planner import Alignment
+from souping.merge.plan import Ingredient, MergePlan, check_ingredients
+from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
+from souping.merge.writer import ending
 
 if TYPE_CHECKING:
     import torch
@@ -41,16 +42,30 @@ BASED = (
     "model_stock", "sce", "slerp", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
 )  # fmt: skip
 """Methods of mergekit that refuse a configuration without a base model."""
+STOCHASTIC = ("dare_ties", "dare_linear", "della", "della_linear", "arcee_fusion")
+"""Methods of mergekit that draw random numbers: their recipes hold the seed."""
+FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
+"""Environment in which mergekit's sums have one order, whatever the machine."""
 OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is what travels
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergekitPlan(SoupPlan):
-    """Recipe as the YAML that mergekit will run."""
+    """Recipe as the YAML that mergekit will run; `ingredients` (a base model last) as they were opened."""
 
     recipe: Recipe
     yaml: str
-    carrier: str
+    ingredients: tuple[Ingredient, ...]
+
+    @property
+    def carrier(self) -> str:
+        return self.ingredients[0].folder
+
+    @property
+    def seed(self) -> int:
+        """What mergekit draws from; 0 for methods that draw nothing."""
+        value = self.recipe.settings.get("seed", 0)
+        return value if isinstance(value, int) else 0
 
     def describe(self) -> str:
         return f"{self.recipe.method} soup {self.recipe.id} by mergekit:\n{self.yaml.rstrip()}"
@@ -69,7 +84,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     """Soups made by mergekit in a process of its own.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
-    the recipe's weights become each model's `weight`. `command` starts mergekit where it lives in another
+    the recipe's weights become each model's `weight`; `seed` is that of the methods that draw random numbers. `command`
+    starts mergekit where it lives in another
     environment, such as `/opt/mergekit/bin/mergekit-yaml`; by default it is looked for beside this Python.
 
     Raises:
@@ -85,6 +101,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     allow_pickle: bool = False
     resident: str = "none"
     nonfinite: str = "error"
+    seed: Seed | None = 0
 
     def __post_init__(self) -> None:
         if not self.method or not isinstance(self.method, str):
@@ -94,8 +111,12 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         check_choice("vocab", self.vocab, ("error",))
         check_choice("nonfinite", self.nonfinite, ("error", "warn"))
         check_choice("resident", self.resident, ("none", "cpu", "device"))
-        if not all(isinstance(value, (int, float)) for value in (self.parameters or {}).values()):
+        if not all(isinstance(value, bool) or is_number(value) for value in (self.parameters or {}).values()):
             raise UserError(f"merge.parameters={self.parameters} must be numbers or true or false")
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 32):
+            raise UserError(f"merge.seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+        if self.seed is None and self.method in STOCHASTIC:
+            raise UserError(f"merge.method={self.method} draws random numbers: set merge.seed, as merge.seed=0")
 
     def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
         """The pool of these candidates (a rebuild brings the base with it, so that it may be absent before).
@@ -118,6 +139,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         """The recipe of these weights; a single ingredient is that model, whatever the method."""
         used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
+        if self.method in STOCHASTIC:
+            settings["seed"] = self.seed
         if self.base:
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
         lone = len(used) == 1
@@ -131,30 +154,21 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         )
 
     def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergekitPlan | MergePlan:
-        """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit)."""
-        if recipe.settings.get("by") != "mergekit":
-            if isinstance(models, Alignment):
-                return models.plan(recipe, nonfinite=self.nonfinite)
-            return planner.plan(recipe, models, nonfinite=self.nonfinite, allow_pickle=self.allow_pickle)
-        folders = models.folders if isinstance(models, Alignment) else models
-        paths = {name: str(Path(folders[name]).expanduser().resolve()) for name in recipe.ingredients}
-        document: dict[str, Json] = {
-            "merge_method": recipe.method,
-            "models": [
-                {"model": paths[name], "parameters": {"weight": weight}}
-                for name, weight in zip(recipe.ingredients, recipe.weights, strict=True)
-            ],
-            "parameters": dict(part(recipe.settings, "parameters")),
-            "dtype": "float32",
-        }
-        if recipe.dtype in TORCH_NAMES:
-            document["out_dtype"] = recipe.dtype
-        if self.base:
-            document["base_model"] = str(Path(self.base).expanduser().resolve())
-        import yaml
+        """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit).
 
-        text = yaml.safe_dump(document, sort_keys=False)
-        return MergekitPlan(recipe=recipe, yaml=text, carrier=paths[recipe.ingredients[0]])
+        Raises:
+            UserError: the recipe's method draws random numbers, and it has no seed.
+        """
+        if not isinstance(models, Alignment):
+            models = self.align({name: Checkpoint.open(models[name], self.allow_pickle) for name in recipe.ingredients})
+        if recipe.settings.get("by") != "mergekit":
+            return models.plan(recipe, nonfinite=self.nonfinite)
+        if recipe.method in STOCHASTIC and "seed" not in recipe.settings:
+            raise UserError(f"soup {recipe.id}: {recipe.method} drew random numbers without a seed: nobody can again")
+        base = {"the base": models.base} if models.base is not None else {}
+        used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
+        ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in used.items())
+        return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
     def write(
         self,
@@ -172,11 +186,13 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             from souping.merge.writer import write_checkpoint
 
             return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
+        check_ingredients(plan.ingredients)
         with staged(out) as stage:
-            self._run(plan.yaml, stage)
+            self._run(plan, stage)
             Checkpoint.open(stage)
             recipe = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
-            write_files(stage, {"recipe.json": recipe, **(extra_files or {})})
+            write_files(stage, {**_ending(plan, stage), "recipe.json": recipe, **(extra_files or {})})
+            check_ingredients(plan.ingredients)
         return Path(out)
 
     def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
@@ -189,12 +205,13 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return []
         return [Missing(what="the package mergekit", mends='pip install "souping[mergekit]"')]
 
-    def _run(self, yaml: str, stage: Path) -> None:
+    def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             config = Path(folder) / "config.yml"
-            config.write_text(yaml, encoding="utf-8")
-            command = [*self._command(), str(config), str(stage), *FLAGS]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            config.write_text(plan.yaml, encoding="utf-8")
+            command = [*self._command(), str(config), str(stage), *FLAGS, "--random-seed", str(plan.seed)]
+            environment = {**os.environ, **FIXED}
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             raise UserError(f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'it said nothing'}")
@@ -213,6 +230,32 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
                 "mergekit-yaml of another environment"
             )
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
+
+
+def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
+    models: list[Json] = [
+        {"model": ingredient.folder, "parameters": {"weight": weight}}
+        for ingredient, weight in zip(ingredients, recipe.weights, strict=False)
+    ]
+    parameters = dict(part(recipe.settings, "parameters"))
+    document: dict[str, Json] = {"merge_method": recipe.method, "models": models, "parameters": parameters}
+    document["dtype"] = "float32"
+    if recipe.dtype in TORCH_NAMES:
+        document["out_dtype"] = recipe.dtype
+    if len(ingredients) > len(recipe.ingredients):
+        document["base_model"] = ingredients[-1].folder
+    import yaml
+
+    text: str = yaml.safe_dump(document, sort_keys=False)
+    return text
+
+
+def _ending(plan: MergekitPlan, stage: Path) -> dict[str, bytes]:
+    """generation_config.json, which mergekit may leave out, with the end tokens of all ingredients."""
+    own, carried = stage / GENERATION, Path(plan.carrier) / GENERATION
+    if carried.is_file() and not own.is_file():
+        shutil.copyfile(carried, own)
+    return ending(stage, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]])
 
 
 class MergekitLive(Pourable):
@@ -312,52 +355,80 @@ def from_yaml(text: str) -> Imported:
     """
     document = _parse(text)
     method = document.get("merge_method")
-    if method not in METHODS:
-        raise UserError(f"mergekit's {method} is not imported, only {', '.join(METHODS)} are: use merge=mergekit")
+    if not isinstance(method, str) or method not in METHODS:
+        raise UserError(
+            f"mergekit's {brief(method)} is not imported, only {', '.join(METHODS)} are: give its models as "
+            "pool.candidates of +experiment=merge merge=mergekit"
+        )
     unknown = sorted(set(document) - KNOWN)
     if unknown:
-        raise UserError(f"mergekit's {unknown[0]} is not imported: run this file with merge=mergekit")
+        raise UserError(f"mergekit's {brief(unknown[0])} is not imported: run this file with mergekit itself")
     rows = document.get("models")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError("mergekit's YAML has no list of models")
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"mergekit's YAML has no list of 1 to {MOST} models")
     models = [_model(row.get("model")) for row in rows]
     parameters = _table(document.get("parameters"), "parameters")
     read = {"linear": _linear, "task_arithmetic": _task_arithmetic, "slerp": _slerp}[method]
     return read(document, models, [_table(row.get("parameters"), "parameters") for row in rows], parameters)
 
 
+MOST = 1000
+"""Ingredients of one soup at most."""
+LONGEST = 1_000_000  # letters of a YAML
+HUGE = 1e30  # no weight is larger; fp32 holds its products
+
+
+def is_number(value: Json) -> TypeGuard[int | float]:
+    """Whether a value of a file is a number that arithmetic in fp32 bears."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -HUGE < value < HUGE
+
+
 def _parse(text: str) -> dict[str, Json]:
+    """The table that a YAML holds. Aliases are refused: a few lines of them stand for more than any memory holds."""
     import yaml
 
+    if len(text) > LONGEST:
+        raise UserError(f"not a mergekit YAML: it has more than {LONGEST} letters")
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"not a YAML file: {str(error).splitlines()[0][:150]}") from None
-    if not isinstance(document, dict):
-        raise UserError("not a mergekit YAML: it is no table")
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        document = None if aliases else yaml.safe_load(text)
+    except Exception as error:  # PyYAML's constructors raise whatever int() and others do; the file is to blame
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"not a YAML file: {shown(reason)}") from None
+    if aliases:
+        raise UserError("a mergekit YAML with aliases (*NAME) is not imported: write out what they stand for")
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise UserError("not a mergekit YAML: it is no table of names")
     return document
+
+
+def brief(value: Json) -> str:
+    """A value of a file as it can be shown in an error, whatever it is."""
+    return value if isinstance(value, str) and len(value) < 100 and value.isprintable() else shown(reprlib.repr(value))
 
 
 def _model(value: Json) -> str:
     if isinstance(value, dict) and set(value) <= {"path", "model"}:
         value = value.get("path", value.get("model"))
-    if not isinstance(value, str) or "+" in value.rsplit("/", 1)[-1]:
-        raise UserError(f"mergekit's model {value} is not imported: only plain paths and names are")
+    if not isinstance(value, str) or not value or not value.isprintable() or "+" in value.rsplit("/", 1)[-1]:
+        raise UserError(f"mergekit's model {brief(value)} is not imported: only plain paths and names are")
     return value
 
 
 def _table(value: Json, key: str) -> dict[str, Json]:
     if value is None:
         return {}
-    if not isinstance(value, dict):
-        raise UserError(f"mergekit's {key} must be a table, not {value}")
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"mergekit's {key} must be a table, not {brief(value)}")
     return value
 
 
 def _number(parameters: Mapping[str, Json], key: str, where: str, default: float | None = None) -> float:
     value = parameters.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"mergekit's {key} of {where} is {value}, not one number: run this file with merge=mergekit")
+    if not is_number(value):
+        raise UserError(
+            f"mergekit's {key} of {brief(where)} is {brief(value)}, not one number: run this file with mergekit itself"
+        )
     return float(value)
 
 
@@ -365,15 +436,15 @@ def _normalize(parameters: Mapping[str, Json], default: bool) -> bool:
     value = parameters.get("normalize", default)
     if isinstance(value, bool) or value in (0, 1):
         return bool(value)
-    raise UserError(f"mergekit's normalize is {value}, neither true nor false")
+    raise UserError(f"mergekit's normalize is {brief(value)}, neither true nor false")
 
 
 def _dtype(document: Mapping[str, Json]) -> tuple[str | None, tuple[str, ...]]:
     """(dtype of the soup, notes)."""
     work, out = document.get("dtype"), document.get("out_dtype")
     for value in (work, out):
-        if value is not None and value not in TORCH_NAMES:
-            raise UserError(f"mergekit's dtype {value} is not imported: only {', '.join(TORCH_NAMES)} are")
+        if value is not None and (not isinstance(value, str) or value not in TORCH_NAMES):
+            raise UserError(f"mergekit's dtype {brief(value)} is not imported: only {', '.join(TORCH_NAMES)} are")
     notes: tuple[str, ...] = ()
     if work in ("bfloat16", "float16"):
         notes = (f"mergekit casts models to {work} first; here they stay as stored and the sum is rounded once",)
@@ -431,5 +502,7 @@ def _slerp(
     if len(others) != 1 or any(rows):
         raise UserError("mergekit's slerp is imported for a base and one other model, with one t for all")
     t = _number(parameters, "t", "the merge")
+    if not 0 <= t <= 1:
+        raise UserError(f"mergekit's t is {t:g}, not from 0 to 1")
     dtype, notes = _dtype(document)
     return Imported(method="slerp", models=(base, others[0]), weights=(1 - t, t), dtype=dtype, notes=notes)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from souping.checkpoints.checkpoint import INDEX, SINGLE, inside
+from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, inside
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
 from souping.checkpoints.header import header_bytes
 from souping.core.protocols import SoupPlan
@@ -64,11 +65,15 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """Folder that is read: `files` are (name, size in bytes)."""
+    """Folder that is read: `files` are (name, size in bytes).
+
+    `stamps` are those of its files and side files when it was opened; a plan from a file has none.
+    """
 
     name: str
     folder: str
     files: tuple[tuple[str, int], ...]
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,10 @@ class MergePlan(SoupPlan):
         places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
         return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
 
+    def check_unchanged(self) -> None:
+        """Raises UserError where a file of an ingredient is not the one that the plan was made of."""
+        check_ingredients(self.ingredients)
+
     @property
     def carrier(self) -> str:
         """The ingredient whose config and tokenizer the soup gets."""
@@ -130,7 +139,7 @@ class MergePlan(SoupPlan):
         """JSON text; `from_json` gives an equal plan."""
         table = {"version": VERSION, **{k: v for k, v in vars(self).items() if k not in ("recipe", "tensors")}}
         table["recipe"] = self.recipe.as_dict()
-        table["ingredients"] = [asdict(ingredient) for ingredient in self.ingredients]
+        table["ingredients"] = [{"name": i.name, "folder": i.folder, "files": i.files} for i in self.ingredients]
         table["tensors"] = [_dump(tensor) for tensor in self.tensors]
         return json.dumps(table, separators=(",", ":"))
 
@@ -161,6 +170,12 @@ class MergePlan(SoupPlan):
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the plan {path} cannot be read: {error}") from None
+
+
+def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
+    """Raises UserError where a file of one of them is not the one that was opened."""
+    for ingredient in ingredients:
+        check_stamps(Path(ingredient.folder), ingredient.stamps)
 
 
 def _dump(tensor: PlannedTensor) -> list[Any]:

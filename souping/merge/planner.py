@@ -20,6 +20,7 @@ from souping.checkpoints.checkpoint import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.simplex import check_weights
+from souping.core.text import listed
 from souping.core.types import Json, Recipe, UserError, Weights, elements
 from souping.merge.methods import check_count, get_method
 from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source
@@ -85,6 +86,11 @@ class Alignment:
     @property
     def folders(self) -> dict[str, Path]:
         return {name: checkpoint.folder for name, checkpoint in self.checkpoints.items()}
+
+    def check_unchanged(self, recipe: Recipe) -> None:
+        """Raises UserError where weights that the recipe mixes are not those that were opened."""
+        for checkpoint in self._pool(recipe).values():
+            checkpoint.check_unchanged(checkpoint.files)
 
     def plan(
         self,
@@ -213,7 +219,7 @@ class Layout:
     def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
         aligned = align(pool, vocab)
         files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
-        ingredients = tuple(_ingredient(name, checkpoint) for name, checkpoint in pool.items())
+        ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in pool.items())
         return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
 
     @property
@@ -222,13 +228,19 @@ class Layout:
 
     def carrier(self, carry: str | None) -> int:
         """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
-        names = list(self.pool)
+        names, uneven = list(self.pool), self.uneven
+        fits = [i for i in range(len(names)) if all(slot.parts[i].shape == slot.shape for slot in uneven)]
         if carry is not None:
             if carry not in names:
                 raise UserError(f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}")
-            return names.index(carry)
-        uneven = self.uneven
-        fits = [i for i in range(len(names)) if all(slot.parts[i].shape == slot.shape for slot in uneven)]
+            chosen = names.index(carry)
+            if fits and chosen not in fits:
+                rows, own = uneven[0].shape[0], uneven[0].parts[chosen].shape[0]
+                raise UserError(
+                    f"merge.carry={carry} has a tokenizer for {own} rows, the soup has {rows}: "
+                    f"carry {listed(names[i] for i in fits)}"
+                )
+            return chosen
         return fits[0] if fits else 0
 
     def notes(self, recipe: Recipe) -> tuple[str, ...]:
@@ -244,9 +256,10 @@ class Layout:
         return tuple(notes)
 
 
-def _ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
-    files = tuple((file, (checkpoint.folder / file).stat().st_size) for file in checkpoint.files)
-    return Ingredient(name, str(checkpoint.folder.resolve()), files)
+def as_ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
+    """A model that is open, as plans name it."""
+    files = tuple((file, checkpoint.stamps[file][0]) for file in checkpoint.files)
+    return Ingredient(name, str(checkpoint.folder.resolve()), files, checkpoint.stamps)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
-from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.checkpoint import Checkpoint, end_tokens, fingerprint_of
+from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progress, SoupPlan
@@ -17,7 +17,7 @@ from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
 from souping.merge.adapters.pool import AdapterPool
 from souping.merge.plan import carried
-from souping.merge.planner import Alignment
+from souping.merge.planner import Alignment, Layout
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,28 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def warnings(self) -> Sequence[str]:
-        return preflight(self._checkpoints, vocab=self._merge.vocab)
+        notes = preflight(self._checkpoints, vocab=self._merge.vocab)
+        self._check_carrier(self._merge.carry)
+        return [*notes, *note_ends(self._ends)]
+
+    def _check_carrier(self, carry: str | None) -> None:
+        """Refuse, before any work, a carrier that gives the soup no tokenizer, or not the soup's."""
+        if carry is None or carry not in self._checkpoints:
+            return
+        with_one = [name for name, each in self._checkpoints.items() if set(each.side) & set(TOKENIZERS)]
+        if with_one and carry not in with_one:
+            raise UserError(f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {with_one[0]}")
+        if self._merge.vocab != "error":
+            Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
+
+    @cached_property
+    def _ends(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: end_tokens(folder) for name, folder in self._folders.items()}
+
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        ends = {token for name in recipe.ingredients for token in self._ends[name]}
+        uneven = self._alignment.weigh(recipe).layout.uneven if self._merge.vocab != "error" else []
+        return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
@@ -159,6 +180,14 @@ class FullModelPool(CandidatePool, Generic[P]):
         """Close the backend, which starts again what the next soup needs (a backend of `with_settings` has no other
         owner)."""
         self._merge.close()
+
+
+def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One note where models end their answers at different tokens."""
+    if len({*ends.values(), ()}) <= 2:
+        return []
+    said = ", ".join(f"{name} {'/'.join(map(str, tokens)) or 'none'}" for name, tokens in ends.items())
+    return [f"answers end at different tokens ({said}): the soup's end at any of them"]
 
 
 def open_pool(

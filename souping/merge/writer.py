@@ -11,16 +11,18 @@ import copy
 import errno
 import json
 import os
+import resource
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import inside, side_files, small
+from souping.checkpoints.checkpoint import GENERATION, end_tokens, inside, side_files, small, stamp
 from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import parse_json
 from souping.core.files import staged, write_files
@@ -32,6 +34,7 @@ from souping.merge.methods import get_method
 from souping.merge.plan import Ingredient, MergePlan
 
 THREADS = 2
+RESERVE = 100  # files that libraries and the command line hold beside a merge's own
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
 
@@ -42,6 +45,7 @@ class ShardWriter:
         self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
         self._lock, self._done, self._failed = threading.Lock(), 0, False
         self._warned: set[str] = set()
+        self._hold = can_hold(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
         try:
             self._inputs = [self._open_all(ingredient) for ingredient in plan.ingredients]
             self._outputs = [self._open(folder / name, os.O_RDWR, None) for name in plan.shards]
@@ -56,18 +60,16 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _open_all(self, ingredient: Ingredient) -> list[int]:
+    def _open_all(self, ingredient: Ingredient) -> list[OpenFile]:
         return [self._open(Path(ingredient.folder) / name, os.O_RDONLY, size) for name, size in ingredient.files]
 
-    def _open(self, path: Path, flags: int, size: int | None) -> int:
-        try:
-            descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))  # the system's
-        except OSError as error:
-            raise UserError(f"{path} cannot be opened: {error.strerror}") from None
-        self._stack.callback(os.close, descriptor)
-        if size is not None and os.fstat(descriptor).st_size != size:
-            raise UserError(f"{path} has changed since the plan was made: plan again")
-        return descriptor
+    def _open(self, path: Path, flags: int, size: int | None) -> OpenFile:
+        file = OpenFile(path, flags, self._hold)
+        self._stack.callback(file.close)
+        with file.use() as descriptor:
+            if size is not None and os.fstat(descriptor).st_size != size:
+                raise UserError(f"{path} has changed since the plan was made: plan again")
+        return file
 
     def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
         """Write the blocks of one share.
@@ -111,13 +113,13 @@ class ShardWriter:
     def read(self, chunk: Chunk, number: int, into: Raw) -> None:
         """The bytes of a chunk's source `number`, whole or a UserError."""
         source = chunk.sources[number]
-        descriptor, offset = self._inputs[source.ingredient][source.file], source.offset
-        view = into.data
-        while len(view):
-            count = os.preadv(descriptor, [view], offset)
-            if count <= 0:
-                raise complaint(self.plan, chunk, "the file ends early", source)
-            view, offset = view[count:], offset + count
+        view, offset = into.data, source.offset
+        with self._inputs[source.ingredient][source.file].use() as descriptor:
+            while len(view):
+                count = os.preadv(descriptor, [view], offset)
+                if count <= 0:
+                    raise complaint(self.plan, chunk, "the file ends early", source)
+                view, offset = view[count:], offset + count
 
     def _block(self, chunk: Chunk, buffers: Buffers) -> None:
         rows = [buffers.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
@@ -126,13 +128,53 @@ class ShardWriter:
         self._write(chunk, mixed(self.plan, chunk, rows, buffers.row(-1, chunk.nbytes), chunk.dtype, self._warned))
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
-        descriptor, view, offset = self._outputs[chunk.shard], out.data, self._starts[chunk.shard] + chunk.offset
+        view, offset = out.data, self._starts[chunk.shard] + chunk.offset
         window = offset // WINDOW
-        if window != (offset + len(view)) // WINDOW:
-            start_writing(descriptor, (window - 1) * WINDOW)
-        while len(view):
-            count = os.pwrite(descriptor, view, offset)
-            view, offset = view[count:], offset + count
+        with self._outputs[chunk.shard].use() as descriptor:
+            if window != (offset + len(view)) // WINDOW:
+                start_writing(descriptor, (window - 1) * WINDOW)
+            while len(view):
+                count = os.pwrite(descriptor, view, offset)
+                view, offset = view[count:], offset + count
+
+
+class OpenFile:
+    """File that is kept open or, where a process may not hold as many, is opened for each use."""
+
+    def __init__(self, path: Path, flags: int, keep: bool) -> None:
+        self._path, self._flags = path, flags | getattr(os, "O_CLOEXEC", 0)  # the system's
+        self._kept = self._open() if keep else None
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """Its descriptor."""
+        descriptor = self._open() if self._kept is None else self._kept
+        try:
+            yield descriptor
+        finally:
+            if self._kept is None:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        if self._kept is not None:
+            os.close(self._kept)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, self._flags)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be opened: {error.strerror}") from None
+
+
+def can_hold(count: int) -> bool:
+    """Whether so many files may be open at once beside what a process has; the limit is raised where it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = count + RESERVE
+    if need > soft and (need <= hard or hard == resource.RLIM_INFINITY):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+            return True
+    return need <= soft
 
 
 def start_writing(descriptor: int, offset: int) -> None:
@@ -198,8 +240,10 @@ def write_checkpoint(
     The folder appears whole or not at all. Its bytes follow from the plan and the ingredients alone.
 
     Raises:
-        UserError: `out` is there already, an ingredient has changed or is broken, or the disk is full.
+        UserError: `out` is there already, an ingredient is broken or changes before the soup is there, or the disk is
+            full.
     """
+    plan = stamped(plan)
     files: dict[str, str | bytes] = {**companion_files(plan)}
     for name, text in (extra_files or {}).items():
         if name in files or name in plan.shards:
@@ -209,7 +253,30 @@ def write_checkpoint(
         prepare(plan, stage)
         (shares or alone)(plan, stage, progress)
         write_files(stage, files)
+        plan.check_unchanged()
     return Path(out)
+
+
+def stamped(plan: MergePlan) -> MergePlan:
+    """The plan, its ingredients as they were opened; those of a plan from a file get the stamps of now.
+
+    Raises:
+        UserError: a file is gone, or not the one that the plan was made of.
+    """
+    plan.check_unchanged()
+    return replace(plan, ingredients=tuple(i if i.stamps else _stamped(i) for i in plan.ingredients))
+
+
+def _stamped(ingredient: Ingredient) -> Ingredient:
+    folder, sizes = Path(ingredient.folder), dict(ingredient.files)
+    try:
+        stamps = {name: stamp(inside(folder, name)) for name in (*sizes, *side_files(folder))}
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+    changed = next((name for name, size in sizes.items() if stamps[name][0] != size), None)
+    if changed is not None:
+        raise UserError(f"{folder / changed} has changed since the plan was made: plan again")
+    return replace(ingredient, stamps=stamps)
 
 
 def alone(plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
@@ -223,17 +290,35 @@ INDEX_NAME = "model.safetensors.index.json"
 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
-    folder = Path(plan.ingredients[plan.carry].folder)
-    try:
-        files = {name: small(inside(folder, name)) for name in side_files(folder)}
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    carrier = plan.ingredients[plan.carry]
+    folder, weights = Path(carrier.folder), dict(carrier.files)
+    files = {name: small(inside(folder, name)) for name in carrier.stamps if name not in weights}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
+    files |= ending(folder, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]], plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
     files["recipe.json"] = recipe_text(plan).encode()
     index = plan.index()
     return {**files, INDEX_NAME: index} if index is not None else files
+
+
+def ending(folder: Path, ingredients: Iterable[Path], rows: int | None = None) -> dict[str, bytes]:
+    """generation_config.json of `folder` with the end tokens of all ingredients; nothing where it has them already.
+
+    Tokens behind the last of `rows` are none of the soup's.
+    """
+    named = {token for ingredient in ingredients for token in end_tokens(ingredient)}
+    ends = sorted(token for token in named if rows is None or token < rows)
+    if not ends or tuple(ends) == end_tokens(folder):
+        return {}
+    path = inside(folder, GENERATION)
+    if path.is_file():
+        table: dict[str, Any] = parse_json(path, small(path))
+    else:
+        config = parse_json(folder / "config.json", small(folder / "config.json"))
+        table = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
+    table["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    return {GENERATION: (json.dumps(table, indent=2) + "\n").encode()}
 
 
 def recipe_text(plan: MergePlan) -> str:

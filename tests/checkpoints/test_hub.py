@@ -93,16 +93,18 @@ class TestFetch:
         assert str(old.name) == f"org/ant@{first}"
         assert (old.folder / "generation_config.json").read_bytes() == ant["generation_config.json"]
 
-    def test_the_same_bytes_have_the_same_fingerprint_and_large_ones_are_not_read(
-        self, ant: dict[str, bytes], family: Path
-    ) -> None:
+    def test_a_blob_is_known_by_its_bytes_not_by_its_name(self, ant: dict[str, bytes], family: Path) -> None:
         folder = fetch().folder
         expected = fingerprint(family / "ant")
         seen: dict[str, str] = {}
         assert fingerprint(folder, seen) == expected
-        small = [name for name, data in ant.items() if len(data) < LARGE]
-        assert SINGLE not in small
-        assert len(seen) == len(small)  # `seen` gets an entry for every file that was read
+        assert len(seen) == len(ant)  # every file was read, once
+        blob = (folder / SINGLE).resolve()
+        assert len(blob.name) == 64
+        data = bytearray(blob.read_bytes())
+        data[-1] ^= 1
+        blob.write_bytes(bytes(data))
+        assert fingerprint(folder, seen) == fingerprint(folder) != expected
 
     def test_shards_come_by_their_index(self, hub: Hub, family: Path, tmp_path: Path) -> None:
         from transformers import LlamaForCausalLM

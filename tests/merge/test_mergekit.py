@@ -223,7 +223,7 @@ REFUSED = {
     "text": ("hello", "it is no table"),
     "ties": ("merge_method: ties\nmodels: [{model: a}]", "ties is not imported"),
     "slices": ("merge_method: linear\nslices: []", "slices is not imported"),
-    "none": ("merge_method: linear\nmodels: []", "no list of models"),
+    "none": ("merge_method: linear\nmodels: []", "no list of 1 to"),
     "gradient": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: [0, 1]}}]", "not one number"),
     "no weight": ("merge_method: linear\nmodels: [{model: a}]", "not one number"),
     "lora": ("merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]", "only plain paths"),

@@ -109,7 +109,7 @@ def test_an_ingredient_that_changed_is_refused(tmp_path: Path) -> None:
     made = plan(simple(folders, (0.5, 0.5)), folders)
     with (folders["m0"] / "model.safetensors").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(UserError, match="has changed since the plan was made"):
+    with pytest.raises(UserError, match="has changed since it was opened"):
         write_checkpoint(made, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
 

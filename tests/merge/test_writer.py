@@ -184,6 +184,6 @@ def test_a_carrier_that_went_away_is_named(made: MergePlan, tmp_path: Path, lost
         carrier.rename(tmp_path / "pool" / "elsewhere")
     else:
         (carrier / lost).unlink()
-    with pytest.raises(UserError, match=r"m0 (cannot be read|has lost its config)"):
+    with pytest.raises(UserError, match="m0.* has changed since it was opened"):
         write_checkpoint(made, tmp_path / "soup")
     assert left(tmp_path) == []

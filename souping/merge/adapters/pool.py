@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints.checkpoint import fingerprint, inside, small
+from souping.checkpoints.checkpoint import end_tokens, fingerprint_of, inside, small
 from souping.checkpoints.compatibility import check_tokenizer
 from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import Tensor
@@ -81,8 +81,9 @@ class AdapterPool(CandidatePool):
             refuse_shared(self.sites, dict.fromkeys(self.sites, ()))
         self._warnings = [*note_base(self.adapters, self.base), *compare_with_base(self.adapters, self.base)]
         self._warnings += note_targets(self.adapters)
-        self.base_fingerprint = fingerprint(self.base.folder, cache, merge.allow_pickle)
+        self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
+        self._ends = end_tokens(self.base.folder)
         self._folders, self._base_name = dict(folders), base_name(folders)
         self._opened = {**{n: a.checkpoint for n, a in self.adapters.items()}, self._base_name: self.base}
 
@@ -115,6 +116,10 @@ class AdapterPool(CandidatePool):
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """Where the soup's tokenizer comes from: the carrying adapter, or the base where that has none."""
         return self._tokenizer_of(self.adapters[self._carrier(recipe)])
+
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        """Those of the base: adapters bring none."""
+        return self._ends
 
     def _tokenizer_of(self, adapter: Adapter) -> Path:
         return adapter.folder if adapter.has_tokenizer else self.base.folder
@@ -166,6 +171,7 @@ class AdapterPool(CandidatePool):
                     raise UserError(f"the extra file {name} would replace a file of the model")
                 files[name] = text.encode()
             write_files(stage, files)
+            self._check_unchanged(recipe)
         return Path(out)
 
     def _write_adapter(
@@ -196,10 +202,18 @@ class AdapterPool(CandidatePool):
             base=self._base_name,
             read=lambda name, tensor, start, count: _row(files, self._opened[name].folder, tensor, start, count),
             guard=Guard(self._opened, self._merge.nonfinite),
-            shares_of=self.shares,
+            shares_of=self._unchanged_shares,
             factor_dtype=lambda recipe: FULL if _merged(recipe) else TORCH_NAMES[recipe.dtype],
             stored=lambda site, recipe: _stored(site, recipe) if _merged(recipe) else None,
         )
+
+    def _check_unchanged(self, recipe: Recipe) -> None:
+        for name in (*recipe.ingredients, self._base_name):
+            self._opened[name].check_unchanged()
+
+    def _unchanged_shares(self, recipe: Recipe) -> dict[str, list[Share]]:
+        self._check_unchanged(recipe)
+        return self.shares(recipe)
 
     def shares(self, recipe: Recipe) -> dict[str, list[Share]]:
         """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""

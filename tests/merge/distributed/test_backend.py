@@ -119,7 +119,7 @@ def test_an_ingredient_that_has_changed(group: AccelerateMerge, tmp_path: Path) 
     folders = siblings(tmp_path / "pool", torch.bfloat16)
     plan = planned(folders)
     os.truncate(folders["c"] / "model.safetensors", 5000)
-    with pytest.raises(UserError, match="has changed since the plan was made"):
+    with pytest.raises(UserError, match="has changed since it was opened"):
         group.write(plan, tmp_path / "soup")
     assert nothing_left(tmp_path / "soup")
 
