@@ -120,37 +120,57 @@ def effective_size(values: FloatArray, categories: IntArray, groups: IntArray, c
     return max(1.0, len(values) * min(1.0, independent / clustered))
 
 
-def limits(
-    whole: GroupedScores, bottom: float, top: float, *, draws: int, seed: int, symmetric: bool = False
-) -> tuple[float, float]:
+def limits(whole: GroupedScores, bottom: float, top: float, *, draws: int, seed: int) -> tuple[float, float]:
     """95 % limits of the objective T of a design whose scores, item by item, lie in bottom..top.
 
-    Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12); `symmetric` ones use the quantile
-    of |T* - T| / se* (Hall 1988), which held its level better for differences in our simulation. Strata without any
-    variation would give none; each gets Jeffreys' limit for what was not seen. The two kinds are independent, so their
-    distances from T add in squares (MOVER, Zou and Donner 2008).
+    Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata without any variation would
+    give none; each gets Jeffreys' limit for what was not seen. The two kinds are independent, so their distances from T
+    add in squares (MOVER, Zou and Donner 2008).
     """
-    below, above = _bootstrap_margins(whole, draws, seed, symmetric)
+    below, above = _bootstrap_margins(whole, draws, seed)
     flat_below, flat_above = flat_margins(whole, bottom, top)
     low, high = whole.objective - np.hypot(below, flat_below), whole.objective + np.hypot(above, flat_above)
     return float(max(bottom, low)), float(min(top, high))
 
 
 def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
-    """Distances that T may lie below and above because of strata that show no variation.
+    """Distances that T may lie below and above because of strata that show no variation: Jeffreys' limit of none seen.
 
-    None of n groups differed, so at most a rate of J differs, the 97.5 % point of Beta(1/2, n + 1/2) (Jeffreys' prior;
-    Brown, Cai and DasGupta 2001). Categories that already stand at a bound cannot move past it.
+    Categories that already stand at a bound cannot move past it.
     """
-    from scipy.special import betaincinv
-
-    flat, shares = whole.flat(), whole.shares()
-    unseen = betaincinv(0.5, whole.sizes + 0.5, 1 - TAIL)
-    scale = float(whole.weights.sum())
+    shares, scale = whole.shares(), float(whole.weights.sum())
     sums, counts = (_by_stratum(whole, table) for table in (whole.sums, whole.counts))
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-    down, up = ((shares * room).sum(axis=1) * unseen for room in (means > bottom / scale, means < top / scale))
-    return float(np.sqrt((down[flat] ** 2).sum())), float(np.sqrt((up[flat] ** 2).sum()))
+    moves = ((shares * room).sum(axis=1) * whole.flat() for room in (means > bottom / scale, means < top / scale))
+    down, up = (_unseen(whole, move, np.zeros(whole.strata), TAIL) for move in moves)
+    return down, up
+
+
+def unseen_margins(whole: GroupedScores, tail: float) -> tuple[float, float]:
+    """Distances that T, a difference, may lie below and above because few or no groups showed it.
+
+    Of n groups of a stratum k lie below zero, or above: their rate may be as high as the upper `tail` point of
+    Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001). What that goes beyond the normal limit
+    is what no resampling of the groups shows: all of it where k is 0, next to nothing where k is large.
+    """
+    pull = (whole.weights * whole.sums / whole.counts.sum(axis=0)).sum(axis=1)
+    moves = whole.shares().sum(axis=1)
+    seen = (np.bincount(whole.stratum, side * pull > FLAT * moves.max(), whole.strata) for side in (-1, 1))
+    down, up = (_unseen(whole, moves, k, tail) for k in seen)
+    return down, up
+
+
+def _unseen(whole: GroupedScores, moves: FloatArray, seen: FloatArray, tail: float) -> float:
+    """How far what `seen` [H] of a stratum's groups showed may move T, which all of them would move by `moves` [H].
+
+    Strata add in squares.
+    """
+    from scipy.special import betaincinv, ndtri
+
+    n, k = whole.sizes, seen
+    normal = k / n - ndtri(tail) * np.sqrt(k * (1 - k / n)) / n
+    most = betaincinv(k + 0.5, n - k + 0.5, 1 - tail)
+    return float(np.sqrt(((moves * np.maximum(most - normal, 0.0)) ** 2).sum()))
 
 
 def _by_stratum(whole: GroupedScores, table: FloatArray) -> FloatArray:
@@ -158,10 +178,10 @@ def _by_stratum(whole: GroupedScores, table: FloatArray) -> FloatArray:
     return np.stack([np.bincount(whole.stratum, column, whole.strata) for column in table.T], axis=1)
 
 
-def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int, symmetric: bool) -> tuple[float, float]:
+def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
     """Distances from T to its bootstrap-t limits: quantiles of (T* - T) / se*, turned round, times se.
 
-    Never below the normal 1.96 se: with few wrong (or few discordant) items many draws show hardly any.
+    Never below the normal 1.96 se: with few wrong items many draws show hardly any.
     """
     error = float(np.sqrt(whole.variances()[~whole.flat()].sum()))
     if error == 0:
@@ -169,9 +189,6 @@ def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int, symmetric: b
     totals, errors = bootstrap(whole, draws, np.random.default_rng([SALT, seed]))
     studentised = (totals - whole.objective) / errors
     low, high = np.nanquantile(studentised, (TAIL, 1 - TAIL))
-    if symmetric:
-        high = np.nanquantile(np.abs(studentised), 1 - 2 * TAIL)
-        low = -high
     return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
 
 
