@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from souping.core.protocols import Evaluator, Served
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Item, Json, Record
+from souping.core.types import Item, Json, Recipe, Record
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in a shell's background: processes of tests hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,6 +43,10 @@ def make_items(per_category: int = 40, categories: Sequence[str] = ("w", "x"), s
     ]
 
 
+def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
+    return Recipe(ingredients=names, fingerprints=tuple(f"f-{n}" for n in names), weights=weights, dtype="BF16")
+
+
 @dataclass
 class FakeEvaluator(Evaluator):
     """Right on an item when the item's number is below the soup's skill; counts what it is asked."""
@@ -50,10 +54,15 @@ class FakeEvaluator(Evaluator):
     skill: Mapping[str, int]
     asked: list[str] = field(default_factory=list)
     batch_size: int = 7
+    times: int = 1
 
     @property
     def settings(self) -> dict[str, Json]:
         return {"name": "fake", "batch_size": self.batch_size}
+
+    @property
+    def answers(self) -> int:
+        return self.times
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
@@ -61,7 +70,13 @@ class FakeEvaluator(Evaluator):
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
         return [
-            Record(item=item.id, score=float(int(item.answer) < self.skill[model.module]), output="") for item in items
+            Record(
+                item=item.id,
+                score=float(int(str(item.answer)) < self.skill[model.module]),
+                output=f"{item.id} {replicate}",
+                replicate=replicate,
+            )
+            for item in items
         ]
 
 

@@ -261,6 +261,10 @@ class Evaluator(Part, Protocol):
         """
         return self
 
+    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+        """What a reader of the report must know of how these candidates are asked."""
+        return []
+
     def rescore(self, item: Item, answer: Record) -> Record | None:
         """The score of an answer that was given before; None where only asking anew gives one."""
         return None

@@ -70,6 +70,13 @@ class Decoding:
     def samples(self) -> bool:
         return self.temperature > 0
 
+    @property
+    def told(self) -> str:
+        """The rule in words."""
+        rule = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        changes = {key: value for key, value in {**rule, **self.penalties}.items() if value != NEUTRAL.get(key)}
+        return ", ".join(f"{key}={value}" for key, value in changes.items()) if self.samples or changes else "greedy"
+
     def seed_of(self, item: Item, replicate: int) -> int:
         """Seed of one answer, 63 bits."""
         text = f"{self.seed}\0{item.question}\0{replicate}".encode()

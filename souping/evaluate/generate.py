@@ -16,7 +16,7 @@ from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import Count, Seed, Threads
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
-from souping.evaluate.decoding import Decoding, check_sampling, common_decoding
+from souping.evaluate.decoding import Decoding, check_sampling, common_decoding, generation_notes
 from souping.evaluate.engines import Answer, Engine
 from souping.evaluate.engines.transformers import TransformersEngine, no_template
 from souping.evaluate.scoring import reading, score
@@ -182,6 +182,12 @@ class LocalEvaluator(Evaluator):
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+        """What the candidates' own generation_config would have done, or does."""
+        if self.generation == "model":
+            return [f"answers are decoded as the candidates' generation_config asks: {self.decoding.told}"]
+        return generation_notes(folders)
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together (little padding), in an order that only the items decide.

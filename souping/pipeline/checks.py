@@ -158,6 +158,8 @@ def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, stor
     if folds is not None:
         categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.items[fold]))
         notes += [*folds.notes, *run.objective.notes(categories)]
+    if pool is not None:
+        notes += run.evaluator.pool_notes(pool.folders)
     return [*notes, *adopted_notes(pool, store, run.evaluator)] if pool is not None else notes
 
 

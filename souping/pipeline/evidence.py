@@ -189,10 +189,14 @@ def outcomes(scores: ItemScores, table: ItemTable) -> dict[str, Any]:
     """How a model's answers ended: shares that were cut off (`truncated`) or are missing (`unanswered`), and why."""
     masks = {name: table.categories == number for number, name in enumerate(table.names)}
     return {
-        **_ends(scores, np.ones(len(scores.items), dtype=bool)),
+        **_ends(scores, _all(scores)),
         "reasons": dict(scores.reasons),
         "categories": {name: _ends(scores, mask) for name, mask in masks.items()},
     }
+
+
+def _all(scores: ItemScores) -> NDArray[np.bool_]:
+    return np.ones(len(scores.items), dtype=bool)
 
 
 def _ends(scores: ItemScores, mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -211,8 +215,9 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def lost_answers(ends: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
-    """A warning where a model's answers are cut off or missing in 2 % or more of the items of a stage."""
+def lost_answers(scores: Mapping[str, ItemScores], where: str) -> list[str]:
+    """A warning where 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
+    ends = {name: {**_ends(own, _all(own)), "reasons": own.reasons} for name, own in scores.items()}
     hit = [name for name in ends if _lost(ends[name]) >= WARN]
     if not hit:
         return []

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.checkpoint import fingerprint
+from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
 from souping.core.protocols import CandidatePool, MergeBackend
+from souping.core.text import first_line, safe, shown
 from souping.core.types import Candidate, Json, Recipe, UserError
-from souping.merge.mergekit import Imported, from_yaml, to_yaml
+from souping.merge.local import CHOICES, LocalMerge
+from souping.merge.mergekit import MOST, Imported, MergekitMerge, from_yaml, is_number, to_yaml
 from souping.merge.plan import recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.settings import RunSettings
@@ -52,20 +54,29 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
     with Store(run.store_path) as store:
         if path.suffix in (".yml", ".yaml"):
             return _from_mergekit(run, path, store)
-        table = read_recipe(path)
-        recipe = recipe_from_dict(table)
-        if recipe.id != table["id"]:
-            raise UserError(f"recipe={path}: its content gives id {recipe.id}, not {table['id']}: the file was edited")
+        recipe, table = read_recipe(path)
+        backend, hashes = maker(run.merge, recipe), dict[str, str]()  # every byte is read anew, once
         given = {c.name: c for c in run.pool.resolve(at_least=0)}
         folders = {
-            name: _find(name, expected, recipe, given, store)
+            name: _find(name, expected, recipe, given, store, backend, hashes)
             for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
         }
-        settings = _settings(run.merge, recipe, table, store, list(folders.values()))
+        settings = _settings(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
         text = _text(beside) if beside.is_file() else None
-        with closing(settings.open(folders, store.hashes)) as pool:
+        with closing(settings.open(folders, hashes)) as pool:
+            for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True):
+                _check_content(name, folders[name], pool.fingerprints[name], expected)
             return _make(run, Soup(pool, recipe, folders, settings.base, text))
+
+
+def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
+    """The backend that can make a soup again: the run's own, unless the other kind made it."""
+    theirs = recipe.settings.get("by") == "mergekit"
+    if theirs == isinstance(backend, MergekitMerge):
+        return backend
+    kept: dict[str, str | int | float | None] = {"allow_pickle": backend.allow_pickle, "nonfinite": backend.nonfinite}
+    return (MergekitMerge(method="linear") if theirs else LocalMerge()).with_settings(kept)
 
 
 def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
@@ -77,7 +88,7 @@ def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
     base = folder_of(imported.base) if imported.base is not None else None
     with closing(OpenPool(candidates, _as_imported(run.merge, imported, base), store, tokenizers=False)) as pool:
         prints = {model: c.fingerprint for model, c in zip(imported.models, pool.candidates, strict=True)}
-        content = fingerprint(base, store.hashes) if base else ""
+        content = fingerprint(base, store.hashes, run.merge.allow_pickle) if base else ""
         dtype = pool.recipe(dict.fromkeys(pool.names, 1.0)).dtype
         sources = {c.name: c.source for c in pool.candidates if c.source}
         recipe = replace(imported.recipe(prints, dtype, content), ingredients=pool.names, sources=sources)
@@ -128,61 +139,116 @@ def _text(path: Path) -> str:
         raise UserError(f"recipe={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe.json, checked for what a rebuild needs."""
+def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
+    """A recipe.json and its table, checked for what a rebuild needs.
+
+    Raises:
+        UserError: it is no soup's recipe, or was edited.
+    """
+    if path.is_file() and path.stat().st_size > MAX_RECIPE:
+        raise UserError(f"recipe={path}: larger than {MAX_RECIPE} bytes, which no recipe is")
     try:
         table = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"recipe={path}: not JSON: {error}") from error
-    kinds = {"id": str, "ingredients": list, "fingerprints": list, "weights": list, "dtype": str, "method": str}
-    kinds["settings"] = dict
-    wrong = [k for k, kind in kinds.items() if not isinstance(table, dict) or not isinstance(table.get(k), kind)]
+        raise UserError(f"recipe={path}: not JSON: {first_line(error)}") from error
+    wrong = [k for k, test in RECIPE.items() if not isinstance(table, dict) or not test(table.get(k))]
     if wrong:
         raise UserError(f"recipe={path}: `{wrong[0]}` is missing or of the wrong type: is this a soup's recipe.json?")
-    sources = table.get("sources", {})
-    if not isinstance(sources, dict) or not all(isinstance(v, str) for v in sources.values()):
-        raise UserError(f"recipe={path}: `sources` must be a table of ingredients and Hub names")
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
-    kinds_fit = _texts(table["ingredients"]) and _texts(table["fingerprints"]) and _numbers(table["weights"])
-    if len(lengths) != 1 or 0 in lengths or not kinds_fit:
+    if len(lengths) != 1 or not 0 < min(lengths) <= MOST or not any(table["weights"]):
         raise UserError(
-            f"recipe={path}: ingredients, fingerprints and weights must be lists of one length, of texts and of numbers"
+            f"recipe={path}: ingredients, fingerprints and weights must be lists of one length, from 1 to {MOST}, and "
+            "one weight at least above zero"
         )
     odd = _odd_setting(table["settings"])
-    if odd:
-        raise UserError(f"recipe={path}: `settings.{odd}` is not what a recipe holds: was the file edited?")
-    return dict(table)
+    if odd is not None:
+        raise UserError(f"recipe={path}: `settings.{shown(odd)}` is not what a recipe holds: was the file edited?")
+    recipe = recipe_from_dict(table)
+    if recipe.id != table["id"]:
+        was = shown(table["id"])
+        raise UserError(f"recipe={path}: its content gives id {recipe.id}, not {was}: the file was edited")
+    return recipe, table
 
 
-def _odd_setting(settings: Mapping[str, Json]) -> str:
-    """The first key of a recipe's settings whose value is of the wrong kind."""
-    right: dict[str, Callable[[Json], bool]] = {
-        "vocab": lambda value: isinstance(value, str),
-        "base": lambda value: isinstance(value, str),
-        "scale": lambda value: _numbers([value]),
-        "divisor": lambda value: _numbers([value]) and value != 0,
-        "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),
-    }
-    return next((key for key, test in right.items() if key in settings and not test(settings[key])), "")
+def _odd_setting(settings: Mapping[str, Json]) -> str | None:
+    """The first setting that no recipe holds; those of backends that are not ours (`by`) are theirs to judge."""
+    ours = settings.get("by") in (None, "mergekit")
+    return next((k for k, value in settings.items() if not (SETTINGS[k](value) if k in SETTINGS else not ours)), None)
+
+
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str)
+
+
+def _is_names(value: Json) -> bool:
+    """Whether a list holds names, each once."""
+    return isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value)
+
+
+def _is_dtype(value: Json) -> bool:
+    """A float dtype by torch's name, or several joined by `+`."""
+    return isinstance(value, str) and set(value.split("+")) <= set(TORCH_NAMES)
+
+
+def _is_numbers(value: Json) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def _is_sources(value: Json) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_text, value.values())))
 
 
 def _is_override(pair: Json) -> bool:
-    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and _numbers(pair[1])
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and _is_numbers(pair[1])
 
 
-def _texts(values: Json) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+def _is_parameters(value: Json) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, bool) or is_number(v) for v in value.values())
 
 
-def _numbers(values: Json) -> bool:
-    """Whether a list holds numbers that a float can be."""
-    most = sys.float_info.max
-    return isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most for value in values
-    )
+def _is_whole(value: Json) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
-def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidate], store: Store) -> Path:
+Test = Callable[[Json], bool]
+MAX_RECIPE = 10_000_000  # bytes
+RECIPE: Mapping[str, Test] = {
+    "id": _is_text,
+    "ingredients": _is_names,
+    "fingerprints": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "weights": _is_numbers,
+    "dtype": _is_dtype,
+    "method": _is_text,
+    "settings": lambda value: isinstance(value, dict),
+    "sources": _is_sources,
+    "carried_from": lambda value: value is None or isinstance(value, str),
+    "max_shard_size": lambda value: value is None or (_is_whole(value) and value != 0),
+    "nonfinite": lambda value: value in (None, *CHOICES["nonfinite"]),
+}
+"""What the keys of a recipe.json hold; those of which None is right may be absent."""
+SETTINGS: Mapping[str, Test] = {
+    "vocab": lambda value: value in CHOICES["vocab"],
+    "adapters": lambda value: value in CHOICES["adapters"],
+    "base": _is_text,
+    "by": _is_text,
+    "scale": is_number,
+    "divisor": lambda value: is_number(value) and value != 0,
+    "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),
+    "parameters": _is_parameters,
+    "seed": _is_whole,
+}
+"""What the settings of a recipe hold."""
+
+
+def _find(
+    name: str,
+    expected: str,
+    recipe: Recipe,
+    given: Mapping[str, Candidate],
+    store: Store,
+    backend: MergeBackend,
+    hashes: MutableMapping[str, str],
+) -> Path:
     """The folder of an ingredient with the recipe's content."""
     known = store.folder_of(expected)
     path = given[name].path if name in given else (Path(known) if known and Path(known).is_dir() else None)
@@ -190,32 +256,45 @@ def _find(name: str, expected: str, recipe: Recipe, given: Mapping[str, Candidat
         path = Path(recipe.sources[name])
     if path is None:
         raise UserError(
-            f"ingredient {name} ({expected[:12]}) is not known to this store: give its folder, "
-            "pool.candidates='[{name: " + name + ", path: DIR}]'"
+            f"ingredient {safe(name)} ({shown(expected[:12])}) is not known to this store: give its folder, "
+            "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
         )
-    path = folder_of(str(path))
-    held = content(path, recipe.settings.get("base"), store.hashes)
-    if held != expected:
-        raise UserError(f"ingredient {name}: the content of {path} is {held[:12]}, the recipe's was {expected[:12]}")
+    path = folder_of(str(path), backend.allow_pickle)
+    _check_content(name, path, content(path, recipe.settings.get("base"), hashes, backend.allow_pickle), expected)
     return path
 
 
+def _check_content(name: str, path: Path, held: str, expected: str) -> None:
+    if held != expected:
+        raise UserError(
+            f"ingredient {safe(name)}: the content of {path} is {held[:12]}, the recipe's was {shown(expected[:12])}"
+        )
+
+
 def _settings(
-    backend: MergeBackend, recipe: Recipe, table: Mapping[str, Any], store: Store, ingredients: Sequence[Path]
+    backend: MergeBackend,
+    recipe: Recipe,
+    table: Mapping[str, Json],
+    store: Store,
+    ingredients: Sequence[Path],
+    hashes: MutableMapping[str, str],
 ) -> MergeBackend:
     """The backend with the settings that the recipe was written with."""
+    own = {key: recipe.settings[key] for key in ("scale", "vocab", "adapters", "seed") if key in recipe.settings}
+    changes: dict[str, Any] = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
+    changes |= {"method": recipe.method, "carry": table.get("carried_from"), "dtype": None, "overrides": None}
+    changes |= {key: table[key] for key in ("max_shard_size", "nonfinite") if table.get(key)}
     base = recipe.settings.get("base")
-    changes: dict[str, Any] = {"carry": table.get("carried_from"), "method": recipe.method}
-    if "max_shard_size" in table:
-        changes["max_shard_size"] = table["max_shard_size"]
-    if isinstance(base, str):
-        folder = backend.base or store.folder_of(base)
-        with suppress(UserError):  # the error below says all that helps
-            folder = str(folder_of(folder)) if folder else with_base(backend, ingredients).base
-        if folder is None or fingerprint(Path(folder), store.hashes) != base:
-            raise UserError(f"the recipe's base model ({base[:12]}) is not found or has changed: set merge.base=FOLDER")
-        changes |= {"base": folder, "scale": recipe.settings.get("scale", 1.0)}
-    return backend.with_settings(changes)
+    if base is None:
+        return backend.with_settings({**changes, "base": None})
+    folder = backend.base or store.folder_of(base)
+    with suppress(UserError):  # the error below says all that helps
+        folder = str(folder_of(folder, backend.allow_pickle)) if folder else with_base(backend, ingredients).base
+    if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
+        raise UserError(
+            f"the recipe's base model ({shown(base[:12])}) is not found or has changed: set merge.base=FOLDER"
+        )
+    return backend.with_settings({**changes, "base": folder})
 
 
 def _say(line: str) -> None:

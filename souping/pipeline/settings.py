@@ -27,7 +27,10 @@ from souping.pipeline.upload import Target
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Parts of a run and its root settings, as the command line built them."""
+    """Parts of a run and its root settings, as the command line built them.
+
+    `margin` is in percent points: a smaller gain is no reason to soup.
+    """
 
     pool: Pool
     benchmark: BenchmarkItems
@@ -44,6 +47,7 @@ class RunSettings:
     recipe: Path | None = None
     plan: bool = False
     throughput: float | None = None
+    margin: float = 1.0
     gate: str = "error"
     expected: tuple[Expectation, ...] = ()
     also: tuple[SideEntry, ...] = ()

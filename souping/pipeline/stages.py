@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from souping.analysis.correlation import few_models
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Item, ItemScores, Selection, Trial, UserError
+from souping.core.types import FOLDS, Item, ItemScores, Recipe, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import (
@@ -25,7 +26,7 @@ from souping.pipeline.checks import (
     run_notes,
 )
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import Contender, gather
+from souping.pipeline.evidence import Contender, gather, lost_answers
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
@@ -115,7 +116,9 @@ class RunStages:
         """{recipe id: scores} of a stage."""
         evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items))
-        return {recipe.id: evaluation.scores(recipe, stage.items, handler) for recipe, handler in stage.asks}
+        scores = {recipe.id: evaluation.scores(recipe, stage.items, handler) for recipe, handler in stage.asks}
+        self._note(*lost_answers({_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}, stage.name))
+        return scores
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
         """{candidate: scores} of a stage of single models."""
@@ -151,6 +154,8 @@ class RunStages:
     def select(self, scores: ScoreMatrix | None) -> Selection:
         assert scores is not None
         self.selection = select(self.run, scores, self.progress)
+        if self.selection.correlations is not None and few_models(len(scores.models)):
+            self.notes.append(few_models(len(scores.models)))
         return self.selection
 
     def search(self, stage: SearchStage) -> SearchResult:
@@ -256,7 +261,8 @@ class RunStages:
         opened = max(1, ledger.looks(items)) if single else ledger.open_report(recipe.fingerprint, key, items)
         measured = self._answers(replace(stage, items=items))
         ingredients = self.selection.ingredients
-        self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened)
+        margin = self.run.margin / 100
+        self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin)
 
     def _unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The items of the report fold that neither this recipe nor a search that found it was chosen on.
@@ -277,9 +283,9 @@ class RunStages:
             )
         self.left_out = len(items) - len(left)
         self.parts["folds"] = {**self.folds.counts(), "report": len(left), "left_out": self.left_out}
-        note = f"{self.left_out} of {len(items)} report items are left out: an earlier run chose this recipe on them"
-        self.parts["warnings"] = [*self.parts["warnings"], note]
-        self.progress.say(f"note: {note}")
+        self._note(
+            f"{self.left_out} of {len(items)} report items are left out: an earlier run chose this recipe on them"
+        )
         return left
 
     def also(self, stage: Stage) -> None:
@@ -302,7 +308,8 @@ class RunStages:
         trials = trial_rows(self.outcome.trials, self.selection)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.run.selector)
-        return {**self.parts, **self.evidence, "stability": steady, "cost": self._cost(len(trials))}, trials
+        more = {"warnings": self._warnings(self.scores), "stability": steady, "cost": self._cost(len(trials))}
+        return {**self.parts, **self.evidence, **more}, trials
 
     def _cost(self, trials: int) -> dict[str, Any]:
         evaluations = [self.evaluation, *(evaluation for _, evaluation in self.sides.values())]
@@ -319,11 +326,19 @@ def _evaluation(evaluator: Evaluator, pool: OpenPool, store: Store, progress: Pr
 
 
 def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
-    """Pick the ingredients, say which, and write selection.json."""
+    """Pick the ingredients, say which, with what a reader must know of the choice, and write selection.json."""
     selection = run.selector.select(scores)
+    few = few_models(len(scores.models)) if selection.correlations is not None else ""
+    selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
     progress.say(f"selected {', '.join(selection.ingredients)}")
+    for note in selection.notes:
+        progress.say(f"note: {note}")
     write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
     return selection
+
+
+def _called(recipe: Recipe) -> str:
+    return recipe.ingredients[0] if len(recipe.ingredients) == 1 else f"soup {recipe.id}"
 
 
 def recipe_line(outcome: SearchResult) -> str:

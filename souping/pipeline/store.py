@@ -340,6 +340,10 @@ class StoredAnswers:
         """The answer, without a score."""
         return self._answers.get((item.question, replicate, block))
 
+    def __len__(self) -> int:
+        """Number of answers."""
+        return len(self._answers)
+
     def anywhere(self, item: Item) -> bool:
         """Whether its first answer is there with its score, in whatever block."""
         return any(

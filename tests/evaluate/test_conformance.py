@@ -41,9 +41,10 @@ class Row:
 def served(evaluator: Evaluator, name: str) -> Any:
     folder = pantry.path(name)
     if evaluator.wants == "folder":
-        return SimpleNamespace(folder=folder)
+        return SimpleNamespace(folder=folder, ends=())
     module = load_module(folder, evaluator.module_settings())
-    return SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), folder=folder, home=folder, soup=name)
+    own = {"folder": folder, "home": folder, "soup": name, "ends": ()}
+    return SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), **own)
 
 
 @pytest.fixture(scope="module", params=ROWS)
@@ -99,7 +100,7 @@ def test_settings_are_plain_and_are_the_fingerprint(row: Row) -> None:
 
 def test_values_are_one_an_item(row: Row) -> None:
     records = row.evaluator.evaluate(row.models[0], row.items)
-    values = row.evaluator.aggregate(row.items, records)
+    values = row.evaluator.item_scores(row.items, [[record] for record in records])
     assert values.shape == (len(row.items),)
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,43 @@ from souping.evaluate.folds import assign, position, split_folds
 from tests.conftest import make_items
 
 
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_a_groups_fold_is_a_function_of_names_alone(benchmark: str, group: str) -> None:
-    assert 0 <= position(benchmark, group) < 1
-    assert assign(benchmark, group) == assign(benchmark, group) in FOLDS
-    two = assign(benchmark, group, two=True)
-    assert two == {"select": "search"}.get(assign(benchmark, group), assign(benchmark, group))
+@given(st.text(max_size=20))
+def test_a_groups_fold_is_a_function_of_its_name_alone(group: str) -> None:
+    assert 0 <= position(group) < 1
+    assert assign(group) == assign(group) in FOLDS
+    two = assign(group, two=True)
+    assert two == {"select": "search"}.get(assign(group), assign(group))
+
+
+def test_the_cut_is_for_good() -> None:
+    """Another salt or rule would let items of a report into searches: raise the salt's version with open eyes."""
+    assert [assign(f"g{n}") for n in range(8)] == [
+        "report",
+        "select",
+        "report",
+        "report",
+        "search",
+        "report",
+        "report",
+        "report",
+    ]
+    alone = Item(id="7", category="c", prompt="what is 2 + 2?", answer="4")
+    assert alone.group == "prompt da029bd12a16038c"
+    assert replace(alone, id="8", category="d", answer="5", group="").group == alone.group
+
+
+def test_a_renamed_file_moves_no_item(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "category": "c", "prompt": f"p {n}", "answer": "a"} for n in range(100)]
+    cut = []
+    for name in ("one.jsonl", "two.jsonl"):
+        folds = split_folds(write(tmp_path / name, *rows).items())
+        cut.append({item.id: fold for fold in FOLDS for item in folds.items[fold]})
+    assert cut[0] == cut[1]
 
 
 def test_folds_are_disjoint_by_group_and_cover() -> None:
     items = make_items(300)
-    folds = split_folds(items, "b")
+    folds = split_folds(items)
     groups = [{i.group for i in folds.items[f]} for f in FOLDS]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
     assert sum(folds.counts().values()) == len(items)
@@ -34,19 +61,19 @@ def test_folds_are_disjoint_by_group_and_cover() -> None:
 
 
 def test_adding_items_moves_none() -> None:
-    before = {i.id: f for f, items in split_folds(make_items(200), "b").items.items() for i in items}
-    after = {i.id: f for f, items in split_folds(make_items(400), "b").items.items() for i in items}
+    before = {i.id: f for f, items in split_folds(make_items(200)).items.items() for i in items}
+    after = {i.id: f for f, items in split_folds(make_items(400)).items.items() for i in items}
     assert all(after[name] == fold for name, fold in before.items())
 
 
 def test_published_scores_leave_two_folds() -> None:
-    folds = split_folds(make_items(200), "b", two=True)
+    folds = split_folds(make_items(200), two=True)
     assert folds.counts()["select"] == 0
     assert folds.counts()["search"] + folds.counts()["report"] == 400
 
 
 def test_a_small_category_is_dealt_into_each_fold_and_said_so() -> None:
-    folds = split_folds([*make_items(300), *make_items(8, categories=("rare",))], "b")
+    folds = split_folds([*make_items(300), *make_items(8, categories=("rare",))])
     for fold in FOLDS:
         assert any(i.category == "rare" for i in folds.items[fold])
     assert any("rare" in note for note in folds.notes)
@@ -55,7 +82,7 @@ def test_a_small_category_is_dealt_into_each_fold_and_said_so() -> None:
 def test_a_category_with_too_few_groups_is_refused() -> None:
     lonely = Item(id="x", category="lonely", prompt="p", answer="a")
     with pytest.raises(UserError, match=r"category 'lonely' has no items in fold"):
-        split_folds([*make_items(100), lonely], "b")
+        split_folds([*make_items(100), lonely])
 
 
 def write(path: Path, *rows: object) -> Benchmark:
@@ -70,7 +97,7 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     chat = {**GOOD, "id": 2, "prompt": None, "messages": [{"role": "user", "content": "hi\u2028there"}], "group": "g"}
     chat.pop("prompt")
     one, two = write(tmp_path / "mine.jsonl", GOOD, "", json.dumps(chat, ensure_ascii=False)).items()
-    assert (one.scorer, one.group, one.language) == ("exact", "1", "python")
+    assert (one.scorer, one.group, one.language) == ("exact", one.group, "python")
     assert two.id == "2"
     assert two.prompt == ({"role": "user", "content": "hi\u2028there"},)
     assert one.fingerprint != two.fingerprint

@@ -23,6 +23,7 @@ def served(family: Path) -> SimpleNamespace:
         module=load_module(family / "ant", LOCAL.module_settings()),
         tokenizer=load_tokenizer(family / "ant"),
         folder=family / "ant",
+        ends=(),
     )
 
 
@@ -46,7 +47,9 @@ def test_settings_decide_the_fingerprint() -> None:
 
 
 def test_other_weights_change_the_answers(served: SimpleNamespace, family: Path, items: tuple[Item, ...]) -> None:
-    other = SimpleNamespace(module=load_module(family / "dog", LOCAL.module_settings()), tokenizer=served.tokenizer)
+    other = SimpleNamespace(
+        module=load_module(family / "dog", LOCAL.module_settings()), tokenizer=served.tokenizer, ends=()
+    )
     mine = [r.output for r in LOCAL.evaluate(served, items)]
     assert mine != [r.output for r in LOCAL.evaluate(other, items)]  # type: ignore[arg-type]
 
@@ -119,9 +122,31 @@ def test_tools_and_system_prompts_go_through_the_template(served: SimpleNamespac
         served.tokenizer.chat_template = None
 
 
-def test_a_prompt_that_does_not_fit_is_named(served: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match=r"item long: 200 prompt tokens .* exceed the model's context of 128"):
-        LOCAL.evaluate(served, [item("a" * 200, "long")])
+def test_a_prompt_that_does_not_fit_is_unanswered_and_says_why(served: SimpleNamespace) -> None:
+    records = LOCAL.evaluate(served, [item("a" * 200, "long"), item("a" * 126, "tight"), item("red 1:", "short")])
+    assert [r.outcome for r in records[:2]] == ["unanswered", "truncated"]
+    assert records[0].reason == "the prompt does not fit the context of 128 tokens"
+    assert (records[0].score, records[0].prompt_tokens, records[0].tokens) == (0.0, 200, ())
+    assert len(records[1].tokens) == 2  # all that the context leaves
+    assert records[2] == LOCAL.evaluate(served, [item("red 1:", "short")])[0]
+
+
+def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    asked = [replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items]
+    cut = next(record for record in asked if len(set(record.tokens)) > 2)
+    one = next(one for one in items if one.id == cut.item)
+    assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
+    change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
+    ending = SimpleNamespace(**{**vars(served), "ends": (cut.tokens[change], served.tokenizer.eos_token_id)})
+    for others in ([], [other for other in items if other != one][:5]):  # alone, and padded beside longer answers
+        ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
+        assert (ended.outcome, ended.tokens) == ("finished", cut.tokens[: change + 1])
+        assert ended.output == cut.output[:change]  # the end is no part of the text
+        stop = replace(LOCAL, max_new_tokens=40, stop=[cut.output[change]])
+        stopped = stop.evaluate(served, [one, *others])[0]
+        assert (stopped.outcome, stopped.output) == ("finished", cut.output[:change])
+        assert len(stopped.tokens) < 40
+    assert ended.prompt_key == cut.prompt_key
 
 
 @pytest.mark.parametrize(
@@ -151,10 +176,10 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
 
     candidates = [Candidate(name=n, path=family / n) for n in ("ant", "bee", "cat")]
     with Store(tmp_path / "s") as store:
-        kitchen = OpenPool(candidates, LocalMerge(), LOCAL, store)
+        kitchen = OpenPool(candidates, LocalMerge(), store)
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
-            poured = {k: v.clone() for k, v in kitchen.serve(recipe).module.state_dict().items()}
+            poured = {k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()}
             kitchen.write(recipe, tmp_path / str(number), {})
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from souping.merge.distributed.backend import Ranks
+from souping.merge.plan import recipe_from_dict
 from souping.merge.pool import FullModelPool
 from tests.conftest import Cli
 
@@ -88,7 +91,8 @@ def test_a_changed_ingredient_is_refused(souping: Cli, family: Path, tmp_path: P
         (lambda r: r.update(weights=[0.2, 0.5, 0.3]), "edited"),
         (lambda r: r.pop("fingerprints"), "`fingerprints` is missing"),
         (lambda r: r.update(weights=[1.0]), "one length"),
-        (lambda r: r.update(weights=["a", "b", "c"]), "one length"),
+        (lambda r: r.update(weights=["a", "b", "c"]), "`weights` is missing or of the wrong type"),
+        (lambda r: r.update(weights=[0, 0, 0]), "above zero"),
     ],
 )
 def test_a_spoilt_recipe_is_refused(souping: Cli, family: Path, tmp_path: Path, change: object, needle: str) -> None:
@@ -227,23 +231,50 @@ def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_pa
     "change",
     [
         {"ingredients": [["a"], ["b"], ["c"]]},
+        {"ingredients": ["a", "a", "a"]},
+        {"ingredients": "abc"},
+        {key: list(map(str, range(200_000))) for key in ("ingredients", "fingerprints")} | {"weights": [1] * 200_000},
         {"fingerprints": [1, 2, 3]},
         {"weights": [10**400, 1, 1]},
+        {"weights": [math.nan, 1, 1]},
+        {"weights": [math.inf, 1, 1]},
+        {"weights": [True, 1, 1]},
+        {"dtype": "int4"},
+        {"dtype": ["bfloat16"]},
+        {"method": ["linear"]},
+        {"method": "no-such"},
+        {"max_shard_size": 1.5},
+        {"max_shard_size": -5},
+        {"max_shard_size": "5GB"},
+        {"carried_from": ["a"]},
+        {"nonfinite": "never"},
+        {"sources": ["a"]},
+        {"id": 5},
+        {"settings": []},
         {"settings": {"overrides": [1]}},
         {"settings": {"overrides": [["x", ["y"]]]}},
         {"settings": {"divisor": "x"}},
+        {"settings": {"divisor": 0}},
         {"settings": {"scale": True}},
         {"settings": {"base": 3}},
+        {"settings": {"seed": -1}},
+        {"settings": {"vocab": []}},
+        {"settings": {"by": "mergekit", "parameters": {"t": "x"}}},
+        {"settings": {"no_such": 1}},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:40],
 )
 def test_a_recipe_with_values_of_other_kinds_is_refused(
     souping: Cli, family: Path, tmp_path: Path, change: dict[str, object]
 ) -> None:
     table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
-    table |= {"dtype": "F32", "method": "linear", "settings": {}, **change}
+    table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
+    with suppress(TypeError, ValueError, AttributeError):  # an edit that hides itself
+        table["id"] = recipe_from_dict(table).id if isinstance(table["id"], str) else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
-    souping("+experiment=rebuild", "recipe=r.json", "out=new").refused("recipe=r.json")
+    souping("+experiment=rebuild", "recipe=r.json", "out=new").refused(
+        "method" if "no-such" in change.values() else "recipe=r.json"
+    )
     assert not (tmp_path / "new").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +34,7 @@ class FolderEvaluator(FakeEvaluator):
 def opened(family: Path, tmp_path: Path) -> OpenPool:
     pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
     with Store(tmp_path / "store.sqlite") as store:
-        return OpenPool(pool, LocalMerge(), LocalEvaluator(threads=1, device="cpu"), store)
+        return OpenPool(pool, LocalMerge(), store)
 
 
 def test_a_single_is_served_from_its_own_folder(opened: OpenPool, family: Path) -> None:
@@ -82,7 +81,7 @@ def test_a_soup_in_a_wider_dtype_needs_twice_the_room(tmp_path: Path, monkeypatc
     pool = [Candidate(name=name, path=pantry.path(name)) for name in pantry.CANDIDATES[:2]]  # in bfloat16
     for dtype in ("bfloat16", "float32"):
         with Store(tmp_path / "store.sqlite") as store:
-            opened = OpenPool(pool, LocalMerge(dtype=dtype), LocalEvaluator(threads=1, device="cpu"), store)
+            opened = OpenPool(pool, LocalMerge(dtype=dtype), store)
         opened.serving(FolderEvaluator(skill={}))(opened.uniform(opened.names))
         opened.close()
     beside = sum(f.stat().st_size for f in pool[0].path.iterdir() if f.suffix != ".safetensors")
@@ -110,11 +109,12 @@ def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> Non
 class Corpus(FakeEvaluator):
     """A corpus metric: the share of the items' counts, which is no mean of item scores."""
 
-    def evaluate(self, model: Any, items: Any) -> list[Record]:
+    def evaluate(self, model: Any, items: Any, replicate: int = 0) -> list[Record]:
         return [Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items]
 
-    def aggregate(self, items: Any, records: Any) -> FloatArray:
-        return np.full(len(items), sum(r.statistics[0] for r in records) / sum(r.statistics[1] for r in records))
+    def item_scores(self, items: Any, records: Any) -> FloatArray:
+        whole = [r.statistics for (r,) in records]
+        return np.full(len(items), sum(s[0] for s in whole) / sum(s[1] for s in whole))
 
 
 def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:
@@ -123,25 +123,10 @@ def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:
     values = []
     for _ in range(2):  # the second time from the store alone
         with Store(tmp_path / "s.sqlite") as store:
-            evaluation = Evaluation(store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda n: None)  # type: ignore[arg-type, return-value]
+            evaluation = Evaluation(store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda r: (), lambda n: None)  # type: ignore[arg-type, return-value]
             values.append(evaluation.scores(recipe, items).values)  # type: ignore[arg-type]
     assert evaluation.evaluated == 0
     assert values[0].tolist() == values[1].tolist() == [12 / 16] * 8
-
-
-def test_a_store_of_the_first_layout_is_upgraded(tmp_path: Path) -> None:
-    path, items = tmp_path / "s.sqlite", make_items(2)
-    recipe: Any = SimpleNamespace(fingerprint="f", as_dict=dict)
-    with Store(path) as store:
-        store.add(recipe, "judge", {}, items, [Record(item=i.id, score=0.5, output="x") for i in items])
-    with sqlite3.connect(path) as db:
-        db.execute("ALTER TABLE scores DROP COLUMN statistics")
-        db.execute("PRAGMA user_version=1")
-    db.close()
-    with Store(path) as one, Store(path) as two:
-        assert [r.score for r in one.load("f", "judge").values()] == [0.5] * 4
-        two.add(recipe, "other", {}, items[:1], [Record(item="x", score=1.0, statistics=(1.0, 2.0))])
-        assert next(iter(one.load("f", "other").values())).statistics == (1.0, 2.0)
 
 
 def test_own_items_need_an_evaluator_that_has_some(family: Path, souping: Cli) -> None:

@@ -1,31 +1,18 @@
-"""The results store and the evaluation that goes through it."""
+"""The results store."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from souping.core.objectives import Mean
-from souping.core.protocols import Served
 from souping.core.types import Item, Recipe, Record, UserError
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.store import MARK, Store, save
-from souping.search.loop import search
-from souping.search.points import Grid
-from tests.conftest import FakeEvaluator, make_items
-
-
-def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
-    return Recipe(ingredients=names, fingerprints=tuple(f"f-{n}" for n in names), weights=weights, dtype="BF16")
-
-
-def serve(recipe: Recipe) -> SimpleNamespace:
-    return SimpleNamespace(module="+".join(recipe.ingredients), tokenizer=None, folder=None)
+from souping.pipeline.ledger import Ledger
+from souping.pipeline.store import MARK, Store, StoredAnswers, save
+from tests.conftest import make_items, recipe
 
 
 def test_a_vertex_is_the_single_model() -> None:
@@ -39,12 +26,52 @@ def test_what_is_stored_comes_back_and_first_writer_wins(tmp_path: Path) -> None
     items = make_items(2)
     with Store(tmp_path / "deep" / "s.sqlite") as store:
         records = [Record(item=i.id, score=0.5, output="x") for i in items]
-        store.add(recipe(1.0, 0.0), "judge", {"a": 1}, items, records)
-        store.add(recipe(1.0, 0.0), "judge", {"a": 1}, items[:1], [Record(item=items[0].id, score=0.9)])
-        found = store.load(recipe(1.0, 0.0).fingerprint, "judge")
-        assert {r.score for r in found.values()} == {0.5}
-        assert set(found) == {i.fingerprint for i in items}
-        assert store.load(recipe(1.0, 0.0).fingerprint, "other") == {}
+        store.add(recipe(1.0, 0.0), "judge", {"a": 1}, "block", items, records)
+        store.add(recipe(1.0, 0.0), "judge", {"a": 1}, "block", items[:1], [Record(item=items[0].id, score=0.9)])
+        stored = store.load(recipe(1.0, 0.0).fingerprint, "judge")
+        assert [score_of(stored, item) for item in items] == [0.5] * 4
+        assert stored.graded(items[0], 1, "block") is stored.graded(items[0], 0, "another") is None
+        assert len(store.load(recipe(1.0, 0.0).fingerprint, "other")) == 0
+
+
+def score_of(stored: StoredAnswers, item: Item) -> float | None:
+    record = stored.graded(item, 0, "block")
+    return record.score if record else None
+
+
+def test_every_part_of_an_answer_comes_back(tmp_path: Path) -> None:
+    item = make_items(1)[0]
+    record = Record(
+        item=item.id,
+        score=0.25,
+        output="half a character: \ud800",
+        statistics=(1.0, 2.5),
+        outcome="truncated",
+        reason="why",
+        replicate=3,
+        tokens=(5, 0, 151_643),
+        prompt_tokens=12,
+        prompt_key="k",
+    )
+    with Store(tmp_path / "s") as store:
+        store.add(recipe(1.0, 0.0), "j", {}, "block", [item], [record])
+        stored = store.load(recipe(1.0, 0.0).fingerprint, "j")
+    assert stored.graded(item, 3, "block") == replace(record, output="half a character: ?")
+
+
+def test_a_new_scorer_finds_the_answer_and_adds_its_score(tmp_path: Path) -> None:
+    item = make_items(1)[0]
+    other = replace(item, answer="another", category="elsewhere")
+    with Store(tmp_path / "s") as store:
+        store.add(recipe(1.0, 0.0), "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x")])
+        stored = store.load(recipe(1.0, 0.0).fingerprint, "j")
+        assert stored.graded(other, 0, "block") is None
+        answer = stored.answer(other, 0, "block")
+        assert answer is not None
+        assert answer.output == "x"
+        store.add(recipe(1.0, 0.0), "j", {}, "block", [other], [replace(answer, score=0.0)])
+        stored = store.load(recipe(1.0, 0.0).fingerprint, "j")
+        assert (len(stored), score_of(stored, item), score_of(stored, other)) == (1, 1.0, 0.0)
 
 
 def test_a_batch_that_breaks_off_leaves_the_store_to_the_next(tmp_path: Path) -> None:
@@ -52,9 +79,9 @@ def test_a_batch_that_breaks_off_leaves_the_store_to_the_next(tmp_path: Path) ->
     records = [Record(item=i.id, score=1.0) for i in items]
     with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
         with pytest.raises(ValueError, match="shorter"):
-            one.add(recipe(0.5, 0.5), "j", {}, items, records[:1])
+            one.add(recipe(0.5, 0.5), "j", {}, "block", items, records[:1])
         for store in (two, one):
-            store.add(recipe(0.5, 0.5), "j", {}, items, records)
+            store.add(recipe(0.5, 0.5), "j", {}, "block", items, records)
         assert len(one.load(recipe(0.5, 0.5).fingerprint, "j")) == len(items)
 
 
@@ -62,15 +89,9 @@ def test_two_processes_may_write_one_store(tmp_path: Path) -> None:
     items = make_items(2)
     with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
         for store, score in ((one, 0.25), (two, 0.75)):
-            store.add(recipe(0.5, 0.5), "j", {}, items, [Record(item=i.id, score=score) for i in items])
-        assert {r.score for r in two.load(recipe(0.5, 0.5).fingerprint, "j").values()} == {0.25}
-
-
-def test_the_ledger_counts_frozen_recipes_once(tmp_path: Path) -> None:
-    with Store(tmp_path / "s") as store:
-        assert [store.open_report("b", "j", r) for r in ("r1", "r2", "r1", "r3")] == [1, 2, 2, 3]
-        assert store.open_report("b", "other settings", "r3") == 3
-        assert store.open_report("other", "j", "r9") == 1
+            store.add(recipe(0.5, 0.5), "j", {}, "block", items, [Record(item=i.id, score=score) for i in items])
+        stored = two.load(recipe(0.5, 0.5).fingerprint, "j")
+        assert {score_of(stored, item) for item in items} == {0.25}
 
 
 def test_hashes_are_a_mapping(tmp_path: Path) -> None:
@@ -124,28 +145,30 @@ def test_a_marked_file_of_another_program_is_refused_although_its_tables_are_our
 
 
 @pytest.mark.parametrize("layout", [1, 2])
-def test_a_store_of_before_the_mark_is_taken_by_its_tables(tmp_path: Path, layout: int) -> None:
-    full(tmp_path / "s")
+@pytest.mark.parametrize("mark", [0, MARK])
+def test_a_store_of_an_earlier_layout_is_refused_with_what_to_do(tmp_path: Path, layout: int, mark: int) -> None:
     with sqlite3.connect(tmp_path / "s") as db:
-        db.execute("PRAGMA application_id=0")
-        if layout == 1:
-            db.execute("ALTER TABLE scores DROP COLUMN statistics")
+        for table in ("soups", "evaluators", "items", "scores", "ledger"):
+            db.execute(f"CREATE TABLE {table}(fingerprint)")
+        db.execute(f"PRAGMA application_id={mark}")
         db.execute(f"PRAGMA user_version={layout}")
-        db.execute("CREATE TABLE mine(note)")
     db.close()
-    with Store(tmp_path / "s") as store:
-        assert len(store.load(recipe(0.5, 0.5).fingerprint, "j")) == 200
+    with pytest.raises(UserError, match=r"earlier version \(layout \d\)[^\n]*\n.*: mv "):
+        Store(tmp_path / "s")
+    assert list(tmp_path.iterdir()) == [tmp_path / "s"]
 
 
 def full(path: Path) -> list[Item]:
     items = make_items(100)
     with Store(path) as store:
-        store.add(recipe(0.5, 0.5), "j", {}, items, [Record(item=i.id, score=0.5, output="x" * 200) for i in items])
-        store.add(recipe(1.0, 0.0), "j", {}, items[:1], [Record(item=items[0].id, score=1.0)])
+        store.add(
+            recipe(0.5, 0.5), "j", {}, "block", items, [Record(item=i.id, score=0.5, output="x" * 200) for i in items]
+        )
+        store.add(recipe(1.0, 0.0), "j", {}, "block", items[:1], [Record(item=items[0].id, score=1.0)])
         store.hashes["x"] = "1"
         store.remember_folder("f-a", path)
         store.note_adoption("s", "j", {"from": "there"})
-        store.open_report("b", "j", "r")
+        Ledger(store).open_report("r", "j", items)
     return items
 
 
@@ -153,7 +176,7 @@ def read_all(path: Path) -> int:
     with Store(path) as store:
         count = len(store.load(recipe(0.5, 0.5).fingerprint, "j"))
         store.folder_of("f-a"), store.adoptions("s", "j"), store.throughput(["s"], "j")
-        dict(store.hashes), len(store.hashes), store.open_report("b", "j", "r")
+        dict(store.hashes), len(store.hashes), Ledger(store).open_report("r", "j", make_items(1))
     return count
 
 
@@ -178,16 +201,16 @@ def test_a_damaged_page_is_told_with_the_command_that_saves_the_rest(tmp_path: P
 def test_what_is_saved_is_what_was_there(tmp_path: Path) -> None:
     full(tmp_path / "s")
     with sqlite3.connect(tmp_path / "s") as db:
-        db.execute("UPDATE scores SET score = 'abc' WHERE item = 1")
-        db.execute("UPDATE scores SET statistics = '{' WHERE item = 2")
+        db.execute("UPDATE grades SET score = 'abc' WHERE answer = 1")
+        db.execute("UPDATE grades SET statistics = '{' WHERE answer = 2")
         db.execute("DELETE FROM soups WHERE id = 2")
     db.close()
     with pytest.raises(UserError, match="damaged"):
         read_all(tmp_path / "s")
     counts = save(tmp_path / "s", tmp_path / "new")
-    assert counts["scores"] == 198  # none of a soup that is not known any more
-    assert (counts["adoptions"], counts["ledger"], counts["folders"]) == (1, 1, 1)
-    assert read_all(tmp_path / "new") == 198
+    assert (counts["answers"], counts["grades"]) == (200, 198)  # none of a soup that is not known any more
+    assert (counts["adoptions"], counts["looks"], counts["folders"]) == (1, 1, 1)
+    assert read_all(tmp_path / "new") == 200
     with pytest.raises(UserError, match="exists"):
         save(tmp_path / "s", tmp_path / "new")
 
@@ -205,59 +228,3 @@ def test_a_store_that_is_removed_or_replaced_while_it_is_open_is_told(
         with pytest.raises(UserError, match="was removed or replaced"):
             store.hashes["x"] = "1"
     assert ["was removed or replaced" in line for line in said] == [True]
-
-
-def evaluation(store: Store, judge: FakeEvaluator) -> Evaluation:
-    return Evaluation(store, judge, serve, lambda n: None)
-
-
-def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
-    with Store(tmp_path / "s") as store:
-        first = evaluation(store, judge)
-        scores = first.scores(recipe(1.0, 0.0), items)
-        assert scores.values.mean() == 0.5
-        assert (first.evaluated, first.reused) == (20, 0)
-        second = evaluation(store, judge)
-        again = second.scores(recipe(1.0, names=("a",)), items)
-        assert (again.values == scores.values).all()
-        assert (second.evaluated, second.reused) == (0, 20)
-        assert len(judge.asked) == 20
-
-
-def test_a_killed_run_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
-    class Killed(FakeEvaluator):
-        def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
-            if len(self.asked) >= 14:
-                raise KeyboardInterrupt
-            return super().evaluate(model, items)
-
-    items, judge, stop = make_items(10), FakeEvaluator({"a": 5}), Killed({"a": 5})
-    with Store(tmp_path / "s") as store:
-        broken = evaluation(store, stop)
-        with pytest.raises(KeyboardInterrupt):
-            broken.scores(recipe(1.0, 0.0), items)
-    with Store(tmp_path / "s") as store:
-        rest = evaluation(store, judge)
-        rest.scores(recipe(1.0, 0.0), items)
-    assert stop.asked + judge.asked == [i.id for i in items]
-
-
-@pytest.mark.parametrize(("limits", "trials"), [({}, 11), ({"trials": 4}, 4), ({"budget": 65}, 3), ({"budget": 60}, 3)])
-def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict[str, int], trials: int) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
-    strategy = Grid(**limits)  # type: ignore[arg-type]
-    heard: list[int] = []
-    with Store(tmp_path / "s") as store:
-        found = search(
-            strategy.start(("a", "b"), ("a", "b"), 0),
-            strategy,
-            lambda weights: recipe(*weights),
-            evaluation(store, judge),
-            items,
-            Mean(),
-            lambda trial: heard.append(trial.number),
-        )
-    assert heard == list(range(trials))
-    assert found.result.objective == 0.8
-    assert found.weights == (0.5, 0.5)
