@@ -140,9 +140,9 @@ def generation_notes(folders: Mapping[str, Path]) -> list[str]:
     return told
 
 
-def write_neutral(folder: Path, ends: Sequence[int]) -> None:
-    """Give a folder a generation_config.json that says where texts begin and end and nothing else."""
-    own = {key: value for key, value in read_generation(folder).items() if key in IDS}
+def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
+    """Give a folder the generation_config.json of `source`, as far as it says where texts begin and end."""
+    own = {key: value for key, value in read_generation(source).items() if key in IDS}
     ids = {**own, **({"eos_token_id": list(ends)} if ends else {})}
     path = folder / "generation_config.json"
     path.unlink(missing_ok=True)

@@ -52,8 +52,8 @@ def guard_templates() -> None:
 
 
 @contextmanager
-def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise TemplateStoppedError in this thread once it was in here for so long."""
+def time_limit() -> Iterator[None]:
+    """Raise TemplateStoppedError in this thread once it was in here for `SECONDS`."""
     thread, lock, done = threading.get_ident(), threading.Lock(), False
 
     def stop() -> None:
@@ -62,7 +62,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
                 raised = ctypes.py_object(TemplateStoppedError)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
 
-    timer = threading.Timer(seconds, stop)
+    timer = threading.Timer(SECONDS, stop)
     timer.daemon = True
     timer.start()
     try:

@@ -369,7 +369,7 @@ class ScratchCheckpoint:
                 _view(own, folder)
             elif not (self._pool.write(recipe, folder) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
-            write_neutral(folder, ends)
+            write_neutral(folder, own or folder, ends)
             self._served = recipe.fingerprint
         return self._root / recipe.id
 

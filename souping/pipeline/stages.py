@@ -115,7 +115,7 @@ class RunStages:
     def _answers(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage."""
         evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
-        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items))
+        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
         scores = {recipe.id: evaluation.scores(recipe, stage.items, handler) for recipe, handler in stage.asks}
         self._note(*lost_answers({_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}, stage.name))
         return scores
@@ -192,7 +192,7 @@ class RunStages:
         by = f", by each of {ways} handlers" if ways > 1 else ""
         self.progress.say(f"search: {strategy.describe(size)}, {items} items each{by}")
         count = trial_limit(strategy, size, ways, items)
-        self.progress.stage(stage.name, items=count * items if count else None, trials=count)
+        self.progress.stage(stage.name, items=count * items * self.evaluation.answers if count else None, trials=count)
 
     def _tell(self, trial: Trial) -> None:
         self.best = max(self.best, trial.result.objective)
