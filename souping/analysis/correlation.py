@@ -17,6 +17,18 @@ from souping.core.types import Correlations, FloatArray, UserError
 FLAT = 1e-9
 """A column whose range is below this share of its largest value is constant: only rounding tells its scores apart."""
 Z95 = 1.959963984540054
+FEWEST_MODELS = 6
+"""Fewer models (or base families) say next to nothing about a correlation: with six, r = 0.07 spans -0.79 to 0.83."""
+
+
+def few_models(models: int) -> str:
+    """What a reader of a choice by correlations must know where the models are few; else empty."""
+    if models >= FEWEST_MODELS:
+        return ""
+    return (
+        f"correlations over {models} models are not estimable (it takes {FEWEST_MODELS}): which categories count as "
+        "weakly correlated is largely chance"
+    )
 
 
 def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:

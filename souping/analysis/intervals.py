@@ -155,7 +155,8 @@ def unseen_margins(whole: GroupedScores, tail: float) -> tuple[float, float]:
     """
     pull = (whole.weights * whole.sums / whole.counts.sum(axis=0)).sum(axis=1)
     moves = whole.shares().sum(axis=1)
-    seen = (np.bincount(whole.stratum, side * pull > FLAT * moves.max(), whole.strata) for side in (-1, 1))
+    least = FLAT * moves.max()
+    seen = (np.bincount(whole.stratum, side * pull > least, whole.strata).astype(float) for side in (-1, 1))
     down, up = (_unseen(whole, moves, k, tail) for k in seen)
     return down, up
 

@@ -259,8 +259,8 @@ def _size(margin: float) -> str:
 
 
 def _points(c: Comparison, more: str = "") -> str:
-    """Percent points with the interval."""
-    low, middle, high = (round(100 * v, 1) + 0.0 for v in (c.low, c.difference, c.high))
+    """Percent points with the interval, whose limits show on which side of 0 they are however near."""
+    middle, low, high = round(100 * c.difference, 1) + 0.0, 100 * c.low, 100 * c.high
     return f"{middle:+.1f} points ({100 * c.level:.4g} % interval {low:+.1f} to {high:+.1f}{more})"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.correlation import pearson
+from souping.analysis.correlation import FEWEST_MODELS, pearson
 from souping.analysis.intervals import IntArray, distinct, resample, stratify
 from souping.core.protocols import Correlation, Selector
 from souping.core.scores import ScoreMatrix
@@ -20,7 +20,6 @@ from souping.core.types import Correlations, FloatArray, Json, Selection, UserEr
 
 SALT = 0x57AB
 THRESHOLDS = tuple(round(0.05 + 0.01 * i, 2) for i in range(46))
-FEWEST_FAMILIES = 6
 SHARES = ("experts", "ingredients", "low_correlation", "sizes")
 """Keys of what is counted over bootstrap draws."""
 
@@ -148,8 +147,8 @@ def _over_models(
     """Percentile limits [2, C, C] of each correlation under a bootstrap of base families, where there are enough."""
     names = [(families or {}).get(m, m) for m in scores.models]
     kinds = list(dict.fromkeys(names))
-    if len(kinds) < FEWEST_FAMILIES:
-        reason = f"{len(kinds)} {'models' if families is None else 'base families'}, it needs {FEWEST_FAMILIES}"
+    if len(kinds) < FEWEST_MODELS:
+        reason = f"{len(kinds)} {'models' if families is None else 'base families'}, it needs {FEWEST_MODELS}"
         return None, {"status": "not estimable", "reason": reason}
     members = [np.flatnonzero([n == kind for n in names]) for kind in kinds]
     picks = np.random.default_rng([SALT, seed, 1]).integers(len(kinds), size=(draws, len(kinds)))

@@ -44,7 +44,11 @@ JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 KINDS: Mapping[str, Any] = {
     key: kind for key, kind in get_type_hints(RunSettings, localns=JSON_NAMES).items() if key in PARTS
 } | INNER
-BOUNDS: Mapping[str, Any] = {"seed": Seed, "throughput": Annotated[float, Interval(gt=0)] | None}
+BOUNDS: Mapping[str, Any] = {
+    "seed": Seed,
+    "throughput": Annotated[float, Interval(gt=0)] | None,
+    "margin": Annotated[float, Interval(ge=0, le=100)],
+}
 """Bounds of root keys."""
 LARGEST = 2**53
 """No setting is larger than this: up to here a float is exact."""
@@ -72,6 +76,7 @@ class RootKeys:
     recipe: str | None = None
     plan: bool = False
     throughput: float | None = None
+    margin: float = 1.0
     debug: bool = False
     store: StoreConfig = field(default_factory=StoreConfig)
 

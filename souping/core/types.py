@@ -262,7 +262,8 @@ class Correlations:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Ingredients, and why. `experts` maps each low-correlation category to its best candidate."""
+    """Ingredients, and why. `experts` maps each low-correlation category to its best candidate, `tied` those that have
+    several to all of them, the preferred one first; `sign` and `ties` are the rules."""
 
     ingredients: tuple[str, ...]
     selector: str = ""
@@ -270,6 +271,9 @@ class Selection:
     low_correlation: tuple[str, ...] = ()
     metric: str = ""
     threshold: float | None = None
+    sign: str = ""
+    ties: str = ""
+    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     categories: tuple[str, ...] = ()
     correlations: Correlations | None = None
     notes: tuple[str, ...] = ()

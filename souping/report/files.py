@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +20,14 @@ import numpy as np
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
+from souping.report.format import clean
 from souping.report.plots import Drawing, bars, forest, heatmap
 from souping.report.render import markdown, page
 from souping.report.tables import Report, Row, ingredients
 
 JOB = "job.json"
+FORMULA = ("=", "+", "-", "@")
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[Path]:
@@ -74,17 +78,21 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     writer = csv.writer(stream, lineterminator="\n")
     counts = ("items", "reused", *(["handler"] if any("handler" in trial for trial in trials) else []))
     head = ["number", "recipe_id", "objective", *(f"weight:{n}" for n in names), *(f"score:{c}" for c in categories)]
-    writer.writerow([*head, *counts])
+    writer.writerow([csv_cell(name) for name in (*head, *counts)])
     for trial in trials:
         line = [trial.get("number"), trial.get("recipe_id"), trial.get("objective")]
         line += [part(trial, "weights").get(name, 0.0) for name in names]
         line += [part(trial, "categories").get(name) for name in categories]
-        writer.writerow([_csv(value) for value in [*line, *(trial.get(key) for key in counts)]])
+        writer.writerow([csv_cell(value) for value in [*line, *(trial.get(key) for key in counts)]])
     return put(path, stream.getvalue().encode("utf-8", "replace"))
 
 
-def _csv(value: Json) -> Json:
+def csv_cell(value: Json) -> Json:
+    """A value as a cell: floats round-trip, texts are one line that no spreadsheet takes for a formula."""
     known = plain(value)
+    if isinstance(known, str):
+        text = clean(known)
+        return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
@@ -96,6 +104,9 @@ def write_selection(selection: Row, path: Path) -> Path:
         "low_correlation": [],
         "metric": "",
         "threshold": None,
+        "sign": None,
+        "ties": None,
+        "tied": {},
         "correlation": {"categories": [], "matrix": []},
     }
     return put(path, as_json({**empty, **selection}).encode())
@@ -115,19 +126,20 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: float | None) -> None:
+def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: float | None, refused: str = "") -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
     job: dict[str, Json] = {
         "job": number,
         "overrides": list(overrides),
         "objective": objective,
         "run_dir": run_dir.name,
+        "refused": refused,
     }
     put(run_dir / JOB, as_json(job).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[Row]:
-    """The jobs that ended well, by number."""
+    """The jobs that ended, by number; `refused` says why one has no outcome."""
     jobs: list[Row] = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{JOB}")]
     return sorted(jobs, key=lambda job: number(job["job"]) or 0)
 
@@ -136,9 +148,10 @@ def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
     """sweep.csv, a line a job."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["job", "objective", "overrides", "run_dir"])
+    writer.writerow(["job", "objective", "overrides", "run_dir", "refused"])
     for job in jobs:
-        writer.writerow([job["job"], _csv(job["objective"]), " ".join(texts(job, "overrides")), job["run_dir"]])
+        line = [job["job"], job["objective"], " ".join(texts(job, "overrides")), job["run_dir"], job["refused"]]
+        writer.writerow([csv_cell(value) for value in line])
     return put(sweep_dir / "sweep.csv", stream.getvalue().encode())
 
 
@@ -146,11 +159,12 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
     """A line a job: what it reached, and which overrides were not everybody's."""
     given = [texts(job, "overrides") for job in jobs]
     common = set.intersection(*map(set, given))
-    reached = [number(job["objective"]) for job in jobs]
-    shown = ["" if value is None else f"{100 * value:.2f}" for value in reached]
-    return [
-        f"  {value:>15} {' '.join(o for o in own if o not in common)}" for value, own in zip(shown, given, strict=True)
-    ]
+    lines = []
+    for job, own in zip(jobs, given, strict=True):
+        value = number(job["objective"])
+        shown = "refused" if job["refused"] else "" if value is None else f"{100 * value:.2f}"
+        lines.append(f"  {shown:>15} {clean(' '.join(o for o in own if o not in common))}")
+    return lines
 
 
 def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
@@ -168,6 +182,9 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
         "low_correlation": list(selection.low_correlation),
         "metric": selection.metric or None,
         "threshold": selection.threshold,
+        "sign": selection.sign or None,
+        "ties": selection.ties or None,
+        "tied": {category: list(names) for category, names in selection.tied.items()},
         "correlation": correlation,
         "notes": list(selection.notes),
         **seen,

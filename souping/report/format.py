@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from souping.core.text import UNSAFE
 from souping.core.types import Json, number
 
 KINDS: Mapping[str, str] = {
@@ -118,7 +119,7 @@ def clean(value: Json) -> str:
     """One line without control characters, whatever a user called his model."""
     text = "" if value is None else str(value)
     text = text.encode("utf-8", "replace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]+", " ", text).strip()
+    return UNSAFE.sub(" ", re.sub(r"\s", " ", text)).strip()
 
 
 def short(value: Json, limit: int = 28) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
+from souping.core.text import listed
 from souping.core.types import FloatArray, Selection, UserError
 
 TIE = 1e-9
@@ -96,22 +97,32 @@ class SoCE(Selector):
         low = self.low_categories(correlations.rho)
         if not low:
             raise UserError(self._none_low(correlations.rho, scores.categories))
-        experts: dict[str, str] = {}
-        chosen: set[str] = set()
-        for column in low:
-            tied = self._best(scores, column)
-            experts[scores.categories[column]] = tied[0]
-            chosen.update(tied if self.ties == "all" else tied[:1])
+        best = {scores.categories[column]: self._best(scores, column) for column in low}
+        chosen = {name for names in best.values() for name in (names if self.ties == "all" else names[:1])}
+        tied = {category: tuple(names) for category, names in best.items() if len(names) > 1}
         return Selection(
             selector=self.label,
             ingredients=in_pool_order(scores, chosen),
-            experts=experts,
-            low_correlation=tuple(experts),
+            experts={category: names[0] for category, names in best.items()},
+            low_correlation=tuple(best),
             metric=_name(self.correlation),
             threshold=self.threshold,
+            sign=self.sign,
+            ties=self.ties,
+            tied=tied,
             categories=scores.categories,
             correlations=correlations,
+            notes=tuple(self._tie(category, names) for category, names in tied.items()),
         )
+
+    def _tie(self, category: str, names: tuple[str, ...]) -> str:
+        """What became of candidates that are equally good experts."""
+        rules = {
+            "overall": f"{names[0]}, the best of them overall, is the expert",
+            "first": f"{names[0]}, the first in the pool, is the expert",
+            "all": "all of them are ingredients",
+        }
+        return f"{category}: {listed(names)} are equally good; {rules[self.ties]}"
 
     def low_categories(self, rho: FloatArray) -> list[int]:
         """Columns with some other column below the threshold; `rho` is [C, C]."""
