@@ -124,13 +124,15 @@ class Adapter:
         return digest([base, sorted(rules), files])
 
 
-def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = None) -> str:
+def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
     Raises:
         UserError: as Adapter.open, or as Checkpoint.open.
     """
-    return Adapter.open(folder).fingerprint(str(base), cache) if is_adapter(folder) else fingerprint(folder, cache)
+    if is_adapter(folder):
+        return Adapter.open(folder, allow_pickle).fingerprint(str(base), cache)
+    return fingerprint(folder, cache, allow_pickle)
 
 
 def is_adapter(folder: Path) -> bool:

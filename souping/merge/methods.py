@@ -123,3 +123,9 @@ def check_count(name: str, count: int) -> None:
     if count < method.least or (method.most is not None and count > method.most):
         wanted = f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
         raise UserError(f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}")
+
+
+def check_shares(name: str, weights: Weights) -> None:
+    """Refuse weights that the method takes no shares of: it is defined between its ingredients alone."""
+    if get_method(name).coefficients is not None and (min(weights) < 0 or not sum(weights)):
+        raise UserError(f"merge.method={name} needs weights that are not negative, not {list(weights)}")

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, inside
+from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, inside, small
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
-from souping.checkpoints.header import header_bytes
+from souping.checkpoints.header import MAX_RANK, header_bytes
 from souping.core.protocols import SoupPlan
-from souping.core.types import Json, Recipe, UserError
-from souping.merge.methods import get_method
+from souping.core.text import safe, shown
+from souping.core.types import Json, Recipe, UserError, Weights
+from souping.merge.methods import check_count, check_shares, get_method
 
 VERSION = 1
 Operation = Literal["mix", "linear", "copy", "same"]
@@ -130,7 +131,7 @@ class MergePlan(SoupPlan):
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
         read, written = human(self.read_bytes), human(self.nbytes)
         notes = "".join(f"\nnote: {note}" for note in self.notes)
-        return (
+        return safe(
             f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
             f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}{notes}"
         )
@@ -156,7 +157,7 @@ class MergePlan(SoupPlan):
             return plan
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(
-                f"not a merge plan of version {VERSION}: {type(error).__name__} {str(error)[:100]}"
+                f"not a merge plan of version {VERSION}: {type(error).__name__} {shown(str(error))}"
             ) from None
 
     def save(self, path: Path) -> Path:
@@ -167,9 +168,9 @@ class MergePlan(SoupPlan):
     def load(cls, path: Path) -> MergePlan:
         """Raises UserError where the file is missing or no plan."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the plan {path} cannot be read: {error}") from None
+            return cls.from_json(small(Path(path)).decode("utf-8"))
+        except UnicodeDecodeError:
+            raise UserError(f"the plan {path} cannot be read: it is no text") from None
 
 
 def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
@@ -241,7 +242,7 @@ def check_plan(plan: MergePlan) -> None:
         ValueError: what is wrong. UserError: a method or a file name that cannot be.
     """
     texts = [plan.dtype, plan.method, *plan.notes, *(part for i in plan.ingredients for part in (i.name, i.folder))]
-    _need(all(isinstance(text, str) for text in texts), "a name")
+    _need(all(isinstance(text, str) and "\0" not in text for text in texts), "a name")
     get_method(plan.method)
     _need(plan.nonfinite in ("error", "warn"), "nonfinite")
     _need(_whole(plan.carry) and plan.carry < len(plan.ingredients), "carry")
@@ -260,7 +261,8 @@ def check_plan(plan: MergePlan) -> None:
 def _tensors(plan: MergePlan) -> None:
     ends = [0] * len(plan.shards)
     for tensor in plan.tensors:
-        _need(isinstance(tensor.name, str) and tensor.dtype in BITS, "a tensor's name or dtype")
+        _need(isinstance(tensor.name, str) and BITS.get(tensor.dtype, 0) >= 8, "a tensor's name or dtype")
+        _need(len(tensor.shape) <= MAX_RANK, f"the shape of {tensor.name}")
         _need(all(map(_whole, tensor.shape)) and _whole(tensor.offset) and _whole(tensor.nbytes), f"{tensor.name}")
         _need(_whole(tensor.shard) and tensor.shard < len(ends), f"the shard of {tensor.name}")
         _need(tensor.offset == ends[tensor.shard], f"the place of {tensor.name}")
@@ -274,12 +276,22 @@ def _pieces(plan: MergePlan, tensor: PlannedTensor) -> None:
     _need(count * BITS[tensor.dtype] == tensor.nbytes * 8, f"the size of {tensor.name}")
     start = 0
     for piece in tensor.pieces:
-        _need(piece.start == start and piece.count >= 0, f"the pieces of {tensor.name}")
+        _need(piece.start == start and _whole(piece.count), f"the pieces of {tensor.name}")
         start += piece.count
         _need(len(piece.sources) == len(piece.weights) > 0, f"the sources of {tensor.name}")
         _need(all(map(math.isfinite, piece.weights)), f"the weights of {tensor.name}")
         _sources(plan, tensor, piece)
+        if piece.op == "mix":
+            _shares(plan.method, piece.weights)
     _need(start == count, f"the pieces of {tensor.name}")
+
+
+def _shares(name: str, weights: Weights) -> None:
+    """Numbers of sources and weights that the plan's method is defined for; a base comes first."""
+    own = weights[get_method(name).base :]
+    _need(len(own) > 0, "the sources of a mix")
+    check_count(name, len(own))
+    check_shares(name, own)
 
 
 def _sources(plan: MergePlan, tensor: PlannedTensor, piece: Piece) -> None:
@@ -297,7 +309,7 @@ def _sources(plan: MergePlan, tensor: PlannedTensor, piece: Piece) -> None:
 
 
 def _whole(value: Json) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _need(good: bool, what: str) -> None:

@@ -22,7 +22,7 @@ from souping.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.simplex import check_weights
 from souping.core.text import listed
 from souping.core.types import Json, Recipe, UserError, Weights, elements
-from souping.merge.methods import check_count, get_method
+from souping.merge.methods import check_count, check_shares, get_method
 from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source
 
 DEFAULT_SHARD = 5_000_000_000
@@ -125,6 +125,7 @@ class Alignment:
         pool = {name: self.checkpoints[name] for name in recipe.ingredients}
         if not _alone(recipe):
             check_count(recipe.method, len(pool))
+            check_shares(recipe.method, recipe.weights)
             if method.base:
                 if self.base is None:
                     raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
@@ -339,13 +340,13 @@ class Weighing:
             weights = {base if base is not None else min(have): 1.0}
             base = None
         elif len(weights) < sum(w != 0 for w in given):
-            scale = sum(given) / sum(weights.values())
+            scale = sum(given) / _total(weights.values())
             weights = {i: w * scale for i, w in weights.items()}
         models, values = tuple(weights), tuple(weights.values())
         if values == (1.0,) and self.divisor is None:
             return Mix("copy" if stored[models[0]] == dtype else "linear", models, dtype, values)
         if self._based and base is None:
-            total = sum(values)
+            total = _total(values)
             return Mix("linear", models, dtype, tuple(v / total for v in values))
         if base is not None:
             models, values = (base, *models), (0.0, *values)
@@ -362,6 +363,13 @@ class Weighing:
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
         return UnplacedTensor(slot, mixes[0].dtype, pieces)
+
+
+def _total(weights: Iterable[float]) -> float:
+    total = sum(weights)
+    if not total:
+        raise UserError("weights of the models that have a row sum to zero: vocabularies that differ need others")
+    return total
 
 
 def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[Source, ...]:

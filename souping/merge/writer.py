@@ -325,6 +325,8 @@ def recipe_text(plan: MergePlan) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
     carrier = plan.ingredients[plan.carry].name
     table = {**plan.recipe.as_dict(), "carried_from": carrier, "max_shard_size": plan.max_shard_size}
+    if plan.nonfinite != "error":
+        table["nonfinite"] = plan.nonfinite
     return json.dumps(table, indent=2) + "\n"
 
 

@@ -242,7 +242,6 @@ def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_pa
         {"dtype": "int4"},
         {"dtype": ["bfloat16"]},
         {"method": ["linear"]},
-        {"method": "no-such"},
         {"max_shard_size": 1.5},
         {"max_shard_size": -5},
         {"max_shard_size": "5GB"},
@@ -269,12 +268,10 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(
 ) -> None:
     table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
     table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
-    with suppress(TypeError, ValueError, AttributeError):  # an edit that hides itself
+    with suppress(TypeError, ValueError, AttributeError, OverflowError):  # an edit that hides itself
         table["id"] = recipe_from_dict(table).id if isinstance(table["id"], str) else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
-    souping("+experiment=rebuild", "recipe=r.json", "out=new").refused(
-        "method" if "no-such" in change.values() else "recipe=r.json"
-    )
+    souping("+experiment=rebuild", "recipe=r.json", "out=new").refused("recipe=r.json")
     assert not (tmp_path / "new").exists()
 
 

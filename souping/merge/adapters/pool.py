@@ -17,7 +17,7 @@ from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.files import staged, write_files
 from souping.core.protocols import CandidatePool, MergeBackend, Progress, SoupPlan
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import Json, Recipe, UserError
 from souping.merge.adapters.base import (
     Site,
     check_settings,
@@ -180,7 +180,7 @@ class AdapterPool(CandidatePool):
         shares = self.shares(plan.recipe)
         write_weights(stage / WEIGHTS, shares, TORCH_NAMES[plan.recipe.dtype], read, guard, progress)
         used = {name: self.adapters[name] for name in plan.recipe.ingredients}
-        return {CONFIG: config_text(shares, used, self.base), "recipe.json": _recipe_text(plan)}
+        return {CONFIG: config_text(shares, used, self.base), "recipe.json": self._recipe_text(plan)}
 
     def _write_model(
         self, plan: AdapterPlan, stage: Path, read: Read, guard: Guard, progress: Progress | None
@@ -188,7 +188,7 @@ class AdapterPool(CandidatePool):
         size, nonfinite = self._merge.max_shard_size, self._merge.nonfinite
         full = base_plan(plan.recipe, self._base_name, self.base, size, nonfinite)
         write_model(full, stage, self.sites, self.shares(plan.recipe), read, guard, progress)
-        return {**companion_files(full), "recipe.json": _recipe_text(plan, max_shard_size=full.max_shard_size)}
+        return {**companion_files(full), "recipe.json": self._recipe_text(plan, full.max_shard_size)}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `home`), ready to be poured into."""
@@ -223,20 +223,21 @@ class AdapterPool(CandidatePool):
                 shares.setdefault(module, []).append((name, part, weight))
         return shares
 
+    def _recipe_text(self, plan: AdapterPlan, max_shard_size: int | None = None) -> str:
+        """recipe.json, with what else decides the bytes of the folder."""
+        table: dict[str, Json] = {**plan.recipe.as_dict(), "carried_from": plan.carrier}
+        if max_shard_size is not None:
+            table["max_shard_size"] = max_shard_size
+        if self._merge.nonfinite != "error":
+            table["nonfinite"] = self._merge.nonfinite
+        return json.dumps(table, indent=2) + "\n"
+
     def close(self) -> None:
         """Close the backend, as a pool of full models does."""
         self._merge.close()
 
     def _carrier(self, recipe: Recipe) -> str:
         return carried(self._merge.carry, recipe) or recipe.ingredients[0]
-
-
-def _recipe_text(plan: AdapterPlan, max_shard_size: int | None = None) -> str:
-    """recipe.json, with what else decides the bytes of the folder."""
-    table = {**plan.recipe.as_dict(), "carried_from": plan.carrier}
-    if max_shard_size is not None:
-        table["max_shard_size"] = max_shard_size
-    return json.dumps(table, indent=2) + "\n"
 
 
 def _merged(recipe: Recipe) -> bool:
