@@ -335,6 +335,96 @@ class TestRefusals:
         self.refused("org/odd", needle)
 
 
+class TestHostile:
+    """A server that lies: one line, and nothing outside the cache."""
+
+    @pytest.fixture
+    def evil(self, hub: Hub, family: Path) -> Hub:
+        files = files_of(family / "ant")
+        names = (
+            "../../evil.json",
+            "/tmp/tokenizer.json",
+            "tokenizer/../../x.json",
+            "tokenizer\x1b[2J.json",
+            "a\\..\\b",
+        )
+        hub.add("org/evil", {**files, **dict.fromkeys(names, b"{}")})
+        return hub
+
+    def refused(self, match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            fetch("org/evil")
+        assert "\n" not in str(caught.value)
+        assert "\x1b" not in str(caught.value)
+
+    def outside(self, cache: Path) -> list[Path]:
+        return [path for path in cache.parent.rglob("*") if "evil" in path.name and not path.is_relative_to(cache)]
+
+    def test_names_that_leave_the_folder_are_not_seen(self, evil: Hub, family: Path, tmp_path: Path) -> None:
+        assert files_of(fetch("org/evil").folder) == files_of(family / "ant")
+        assert self.outside(tmp_path / "hub") == []
+
+    @pytest.mark.parametrize("name", ["config.json", SINGLE])
+    def test_a_hash_that_is_a_path_names_nothing(self, evil: Hub, name: str, tmp_path: Path) -> None:
+        path = "../../../../evil"
+        lfs = {"lfs": {"sha256": path, "size": 10, "pointerSize": 1}} if name == SINGLE else {}
+        evil.lies[name] = {"blobId": path, **lfs}
+        self.refused("names no hash")
+        assert self.outside(tmp_path / "hub") == []
+
+    @pytest.mark.parametrize("name", ["config.json", SINGLE])
+    def test_other_bytes_than_those_listed(self, evil: Hub, name: str, tmp_path: Path) -> None:
+        data = bytearray(evil.repos["org/evil"].head[name])
+        data[-1] ^= 1
+        evil.swapped[name] = bytes(data)
+        self.refused("not what the Hub promised")
+        evil.swapped.clear()
+        assert fetch("org/evil").folder.is_dir()
+
+    def test_bodies_that_never_end(self, evil: Hub, tmp_path: Path) -> None:
+        evil.endless = True
+        self.refused("sends more than the .* bytes that it named")
+        assert sum(path.stat().st_size for path in (tmp_path / "hub").rglob("*") if path.is_file()) < 100_000
+
+    @pytest.mark.parametrize(
+        "listing",
+        [
+            [],
+            {"id": "org/evil"},
+            {"id": 5, "sha": "x", "siblings": 7},
+            "text",
+            {"id": "x", "siblings": [{"rfilename": 5}]},
+        ],
+        ids=str,
+    )
+    def test_listings_that_are_none(self, evil: Hub, listing: object) -> None:
+        evil.garbage = listing
+        self.refused("org/evil")
+
+    @pytest.mark.parametrize("size", [-1, "many", 1 << 80, [1]])
+    def test_sizes_that_are_none(self, evil: Hub, size: object) -> None:
+        evil.lies[SINGLE] = {"size": size}
+        self.refused("cannot be understood|GB free")
+
+    def test_a_redirect_carries_no_token_to_another_host(
+        self, evil: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        evil.users[TOKEN] = User("me")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        found = parse("org/evil")
+        assert found is not None
+        other = Hub()
+        try:
+            other.repos = evil.repos
+            evil.elsewhere = other.url
+            online.fetch({"evil": found}, check=lambda folders: None)  # ranges of headers, then whole files
+        finally:
+            other.close()
+        assert TOKEN in evil.tokens
+        assert len(other.bodies()) > 2
+        assert not other.tokens
+
+
 class TestOffline:
     def unplug(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

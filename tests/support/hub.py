@@ -60,7 +60,9 @@ class Hub:
     """The server and what it holds. `log` is every request: (method, path, Range).
 
     With `stall` a body stops at that byte until `awake` is set, with `cut` the line is closed there.
-    `down` answers 503; without `ranges` it sends all.
+    `down` answers 503; without `ranges` it sends all. What a hostile one does: `lies` replaces what is listed of a
+    path, `garbage` the whole listing, `swapped` the bytes of a path; `endless` bodies never end; files are sent from
+    `elsewhere`. `tokens` are those that were shown to it.
     """
 
     def __init__(self) -> None:
@@ -73,6 +75,12 @@ class Hub:
         self.ranges = True
         self.awake = threading.Event()
         self.cut: int | None = None
+        self.lies: dict[str, dict[str, Any]] = {}
+        self.garbage: Any = None
+        self.swapped: dict[str, bytes] = {}
+        self.endless = False
+        self.elsewhere = ""
+        self.tokens: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -157,6 +165,7 @@ class _Plumbing(BaseHTTPRequestHandler):
         self.server_hub.log.append((method, path, self.headers.get("Range", "")))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.user = self.server_hub.users.get(token)
+        self.server_hub.tokens |= {token} - {""}
         if self.server_hub.down:
             return self.send(503, {"error": "down for maintenance"})
         if token and self.user is None:
@@ -195,6 +204,8 @@ class _Plumbing(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server_hub.ranges else None
         start = int(asked[1]) if asked else 0
         end = min(int(asked[2]) + 1, len(data)) if asked and asked[2] else len(data)
+        if self.server_hub.endless:
+            return self.pour_out(headers)
         self.send_response(206 if asked else 200)
         headers = headers | ({"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"} if asked else {})
         for key, value in {**headers, "Content-Length": str(end - start)}.items():
@@ -211,6 +222,19 @@ class _Plumbing(BaseHTTPRequestHandler):
                 self.wfile.write(data[place : min(place + CHUNK, end)])
         except ConnectionError:  # the client has seen enough
             self.close_connection = True
+
+    def pour_out(self, headers: dict[str, str]) -> None:
+        """A body without an end, until the client hangs up."""
+        self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while self.command == "GET":
+                self.wfile.write(b"x" * CHUNK)
+        except ConnectionError:
+            return
 
 
 class _Answers(_Plumbing):
@@ -253,8 +277,11 @@ class _Answers(_Plumbing):
         oid = "0" * 40 if new else self._commit_of(repo, revision)
         if repo is None or oid is None:
             return
+        if self.server_hub.garbage is not None:
+            return self.send(200, self.server_hub.garbage)
         files = repo.commits.get(oid, {})
         detailed = "blobs" in self.query
+        lies = self.server_hub.lies
         table = {
             "id": name,
             "modelId": name,
@@ -262,7 +289,10 @@ class _Answers(_Plumbing):
             "private": repo.private,
             "gated": "manual" if repo.gated else False,
             "tags": [],
-            "siblings": [_sibling(p, d) if detailed else {"rfilename": p} for p, d in sorted(files.items())],
+            "siblings": [
+                {**_sibling(p, d), **lies.get(p, {})} if detailed else {"rfilename": p}
+                for p, d in sorted(files.items())
+            ],
             "cardData": _card_data(files),
         }
         self.send(200, table)
@@ -305,11 +335,13 @@ class _Answers(_Plumbing):
         data = repo.commits[oid].get(file)
         if data is None:
             return self.refuse(404, "EntryNotFound", "Entry not found", oid)
+        if self.server_hub.elsewhere:
+            return self.send(302, {}, {"Location": f"{self.server_hub.elsewhere}{self.path}"})
         etag = _sha256(data) if len(data) >= LARGE else _blob_id(data)
         headers = {"X-Repo-Commit": oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if len(data) >= LARGE:
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
-        self.send_file(data, headers)
+        self.send_file(self.server_hub.swapped.get(file, data), headers)
 
     def whoami(self) -> None:
         if self.user is None:

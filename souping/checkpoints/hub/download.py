@@ -1,8 +1,9 @@
 """Files that souping needs of a repository at one commit, and their download into the Hub's cache.
 
-Needed are weights as safetensors, config, tokenizer and chat template; never code. A large file that was cut off goes
-on at its last byte, and its SHA-256 is proven: huggingface_hub keeps nothing of a file whose download was killed, so
-large files come through its own HTTP function into a part file beside their place, which survives; whatever finds the
+Needed are weights as safetensors, config, tokenizer and chat template; never code. Nothing that a server says is
+believed: a file has the size and the hash of the listing (SHA-256 of large files, git's hash of small ones), or it is
+none. A file that was cut off goes on at its last byte: huggingface_hub keeps nothing of a download that was killed, so
+files come through its own HTTP function into a part file beside their place, which survives; whatever finds the
 finished blob there, huggingface_hub included, uses it as its own.
 """
 
@@ -13,6 +14,7 @@ import fnmatch
 import hashlib
 import io
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,21 +28,33 @@ from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, P
 from souping.checkpoints.header import parse_json
 from souping.checkpoints.hub.client import COMMIT, HubName, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
-from souping.core.text import first_line
+from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
 if TYPE_CHECKING:
+    from hashlib import _Hash as Hasher
+
     from _typeshed import ReadableBuffer
-    from huggingface_hub.hf_api import BlobLfsInfo
+    from huggingface_hub.hf_api import RepoSibling
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """File of a repository: `size` in bytes, `sha256` where the Hub keeps it as a large file."""
+    """File of a repository: `size` in bytes, `sha256` where the Hub keeps it as a large file, else git's hash."""
 
     path: str
     size: int
     sha256: str | None = None
+    git: str | None = None
+
+    @property
+    def blob(self) -> str:
+        """The name of its bytes in the cache, empty where the Hub told no hash."""
+        return self.sha256 or self.git or ""
+
+    def hasher(self) -> Hasher:
+        """The empty hash whose end is `blob`."""
+        return hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,9 @@ class Listing:
         names = sorted({str(v) for v in places.values()}) if isinstance(places, dict) else []
         lost = next((name for name in names if name not in self.files), None)
         if not names or lost is not None:
-            raise UserError(f"{self.name}: {index.name} lists {lost or 'nothing'}, which the repository does not have")
+            raise UserError(
+                f"{self.name}: {index.name} lists {shown(lost or 'nothing')}, which the repository does not have"
+            )
         return [self.files[name] for name in names]
 
 
@@ -92,26 +108,38 @@ def look(name: HubName) -> Listing:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with told(name):
-        info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
-        if info.gated:
-            api.auth_check(name.repo)
+    try:
+        with told(name):
+            info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
+            if info.gated:
+                api.auth_check(name.repo)
+        files = {s.rfilename: _file(s) for s in info.siblings or [] if _safe(s.rfilename)}
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of what the server said
+        raise UserError(f"{name}: the Hub's answer cannot be understood: {shown(first_line(error))}") from None
     if not COMMIT.fullmatch(str(info.sha)):
         raise UserError(f"{name}: the Hub names no commit for it")
-    files = {s.rfilename: _file(s.rfilename, s.size, s.lfs) for s in info.siblings or [] if _safe(s.rfilename)}
     remember(name, str(info.sha))
     return Listing(name.at(str(info.sha)), files)
 
 
-def _file(path: str, size: int | None, lfs: BlobLfsInfo | None) -> RemoteFile:
+def _file(sibling: RepoSibling) -> RemoteFile:
+    """A file as it is listed; a hash that is none names no file of the cache."""
+    path, lfs = sibling.rfilename, sibling.lfs
+    size = int(sibling.size or (lfs.size if lfs else 0) or 0)
+    if not 0 <= size < 1 << 62:
+        raise ValueError(f"the size of {path}")
     if lfs is None:
-        return RemoteFile(path, int(size or 0))
-    return RemoteFile(path, int(size or lfs.size or 0), lfs.sha256 or None)
+        return RemoteFile(path, size, git=_hash(sibling.blob_id, 40))
+    return RemoteFile(path, size, _hash(lfs.sha256, 64))
+
+
+def _hash(value: str | None, digits: int) -> str | None:
+    return value if value and re.fullmatch(rf"[0-9a-f]{{{digits}}}", value) else None
 
 
 def _safe(path: str) -> bool:
     parts = PurePosixPath(path).parts
-    return bool(parts) and ".." not in parts and not path.startswith("/") and "\\" not in path and "\0" not in path
+    return bool(parts) and ".." not in parts and not path.startswith("/") and "\\" not in path and path.isprintable()
 
 
 def storage(repo: str) -> Path:
@@ -209,12 +237,12 @@ class Tally:
 
 
 class Proven(io.FileIO):
-    """File that hashes what is appended to it, and what it held already."""
+    """File that hashes what is appended to it, and what it held already; it takes no byte more than was promised."""
 
-    def __init__(self, path: Path, tally: Tally) -> None:
+    def __init__(self, path: Path, file: RemoteFile, tally: Tally) -> None:
         super().__init__(path, "a+b")
         fcntl.flock(self.fileno(), fcntl.LOCK_EX)
-        self.digest, self._tally = hashlib.sha256(), tally
+        self.digest, self._file, self._tally = file.hasher(), file, tally
         self.seek(0)
         while block := self.read(CHUNK):
             self.digest.update(block)
@@ -223,6 +251,8 @@ class Proven(io.FileIO):
 
     def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data)
+        if os.fstat(self.fileno()).st_size + len(view) > self._file.size:
+            raise UserError(f"{self._file.path}: the server sends more than the {self._file.size} bytes that it named")
         done = 0
         while done < len(view):
             done += super().write(view[done:]) or 0
@@ -233,7 +263,7 @@ class Proven(io.FileIO):
     def truncate(self, size: int | None = None) -> int:
         """The server began again: so does the hash."""
         self._tally.add(-os.fstat(self.fileno()).st_size)
-        self.digest, self.held = hashlib.sha256(), 0
+        self.digest, self.held = self._file.hasher(), 0
         return super().truncate(size)
 
 
@@ -249,9 +279,9 @@ def missing_bytes(jobs: Iterable[Job]) -> int:
 
 
 def _held(name: HubName, file: RemoteFile) -> int:
-    if file.sha256 is None:
+    if not file.blob:
         return 0
-    blob = storage(name.repo) / "blobs" / file.sha256
+    blob = storage(name.repo) / "blobs" / file.blob
     return next((path.stat().st_size for path in (blob, part_of(blob)) if path.is_file()), 0)
 
 
@@ -280,32 +310,48 @@ def download(jobs: Iterable[Job], report: Report | None = None) -> None:
 
 
 def _one(name: HubName, file: RemoteFile, tally: Tally) -> None:
-    """One file: its blob by ranges where it is large, then its place in the snapshot by huggingface_hub."""
+    """One file: its blob, then its place in the snapshot; what plain HTTP does not bring is left to huggingface_hub."""
     from huggingface_hub import hf_hub_download
 
     if tally.stop.is_set():
         raise Stopped
+    if not file.blob:
+        raise UserError(f"{name}, {file.path}: the Hub names no hash that its bytes could be proven by")
     with told(name), _line(name), _disk(name):
-        resumed = file.sha256 is not None and file.size <= LARGEST and not os.environ.get("HF_XET_HIGH_PERFORMANCE")
-        if resumed:
+        if file.sha256 is None or (file.size <= LARGEST and not os.environ.get("HF_XET_HIGH_PERFORMANCE")):
             _blob(name, file, tally)
-        hf_hub_download(name.repo, file.path, revision=name.revision)
-        if not resumed:
+            _place(storage(name.repo), name.revision, file)
+        else:
+            hf_hub_download(name.repo, file.path, revision=name.revision)
             tally.add(file.size)
 
 
+def _place(home: Path, commit: str, file: RemoteFile) -> None:
+    """The link of a snapshot to a blob, or the blob itself where there are no links."""
+    blob, place = home / "blobs" / file.blob, home / "snapshots" / commit / file.path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    except FileExistsError:
+        if not place.is_file():  # a link whose blob was removed
+            place.unlink()
+            place.symlink_to(os.path.relpath(blob, place.parent))
+    except OSError:
+        os.replace(blob, place)
+
+
 def _blob(name: HubName, file: RemoteFile, tally: Tally) -> None:
-    """`blobs/<SHA-256>`, gone on with where it was cut off; nobody else writes it meanwhile."""
+    """`blobs/<hash>`, gone on with where it was cut off; nobody else writes it meanwhile."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    blob = storage(name.repo) / "blobs" / str(file.sha256)
+    blob = storage(name.repo) / "blobs" / file.blob
     blob.parent.mkdir(parents=True, exist_ok=True)
     if blob.exists():
         return tally.add(file.size)
     part = part_of(blob)
-    with Proven(part, tally) as target:
+    with Proven(part, file, tally) as target:
         if blob.exists():  # another process finished it while this one waited
             part.unlink(missing_ok=True)
             return
@@ -314,9 +360,9 @@ def _blob(name: HubName, file: RemoteFile, tally: Tally) -> None:
         url = hf_hub_url(name.repo, file.path, revision=name.revision)
         http_get(url, target, resume_size=target.held, headers=build_hf_headers(), expected_size=file.size)
         length = os.fstat(target.fileno()).st_size  # longer where a file system's locks hold nobody off
-        if target.digest.hexdigest() != file.sha256 or length != file.size:
+        if target.digest.hexdigest() != file.blob or length != file.size:
             part.unlink()
-            raise UserError(f"{name}, {file.path}: what came is not what the Hub promised (SHA-256); run this again")
+            raise UserError(f"{name}, {file.path}: what came is not what the Hub promised (its hash); run this again")
         os.fsync(target.fileno())
         os.replace(part, blob)
 
