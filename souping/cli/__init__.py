@@ -1,4 +1,4 @@
-"""Command line; here, its first moment: until a job begins, an interrupt ends the process at once and in one line."""
+"""Command line; here, its signals: until a job begins, an interrupt ends the process at once and in one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 from types import FrameType
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
@@ -22,7 +24,23 @@ def interrupts_end() -> None:
         signal.signal(signal.SIGINT, leave)
 
 
+class Ended(KeyboardInterrupt):
+    """End by a signal, which clears up as an interrupt does. Arguments: words for it, exit status."""
+
+
 def interrupts_raise() -> None:
-    """From here an interrupt is a `KeyboardInterrupt` again."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is leave:
+    """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP that nobody ignores."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
+def end(signum: int, frame: FrameType | None) -> None:
+    """Leave through every clean-up, once: a second signal would stop those."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    raise Ended(f"ended by {signal.Signals(signum).name}", 128 + signum)

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from souping.cli.config import build, build_also, compose
-from souping.cli.main import tell
+from souping.cli.config import build, build_also, check, compose
+from souping.cli.errors import composition, tell
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator
 from souping.core.text import nearest
@@ -80,8 +80,13 @@ def split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def run(options: argparse.Namespace, paths: Sequence[Path], overrides: Sequence[str]) -> list[ImportRow]:
     """Compose the run as the command line would, and hold the files against it."""
-    more = [f"store.path='{options.store}'"] if options.store else []
-    plain = compose([*overrides, *more])
+    try:
+        plain = compose(overrides)
+    except Exception as error:
+        raise composition(error) from error
+    if options.store is not None:
+        plain["store"]["path"] = options.store
+        check(plain)
     parts = build(plain)
     own = _benchmarks(plain, parts)
     with Store(expanded(plain["store"]["path"], "store.path")) as store:

@@ -8,11 +8,8 @@ import logging
 import os
 import re
 import sys
-import sysconfig
-import tempfile
-import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,15 +17,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from souping.cli import interrupts_raise
-from souping.cli.config import PARTS, as_yaml, build, build_also, build_part, check, folder, register, resolved
+from souping.cli import Ended, interrupts_raise
+from souping.cli.config import KINDS, as_yaml, build, build_also, build_part, check, folder, register, resolved
+from souping.cli.errors import EXPECTED, composition, explain, tell
 from souping.core.files import expanded
-from souping.core.text import first_line, nearest, safe
+from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 
@@ -42,16 +38,15 @@ _TOLD: list[tuple[BaseException, int]] = []
 """Errors of a multirun's jobs, which were told when they came, and their exit status."""
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
+_SWEEPS: list[Path] = []
+"""The multirun's folder, until its table is written."""
 _LOST: list[str] = []
 """Standard streams that could not be written to the end."""
-EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
-PACKAGE = Path(__file__).resolve().parents[1]
-READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors")
-"""Libraries that meet a model's files and templates first: what they raise is about those."""
 
 
 def main() -> None:
-    """Entry of `python -m souping`. Exit 0, 2 (the user's to mend), 1 (ours to mend) or 130 (interrupted)."""
+    """Entry of `python -m souping`. Exit 0, 2 (the user's to mend), 1 (ours to mend), 130, 129 or 143 (Ctrl-C, SIGHUP,
+    SIGTERM)."""
     open_streams()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
@@ -59,11 +54,14 @@ def main() -> None:
         register()
         hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _stop("interrupted: what was evaluated is in the store; the same command continues", 130)
+    except KeyboardInterrupt as end:
+        end_sweep()
+        words, code = end.args if isinstance(end, Ended) else ("interrupted", 130)
+        _stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:  # a job's own are told by `run`: what comes here arose before it, or was told
         if debug:
             raise
+        end_sweep()
         told = [code for known, code in _TOLD if known is error]
         _stop("", told[0]) if told else _stop(*tell(composition(error)))
     if _LOST:
@@ -75,73 +73,6 @@ def _stop(message: str, code: int) -> None:
     if message:
         print(message, file=sys.stderr)
     sys.exit(code)
-
-
-def composition(error: Exception) -> Exception:
-    """An error that arose while the configuration was composed: odd values come out of Hydra in many ways."""
-    if isinstance(error, EXPECTED) or not isinstance(error, ValueError | TypeError):
-        return error
-    odd = [a for a in sys.argv[1:] if re.fullmatch(rf"({'|'.join(PARTS)})=[^a-zA-Z]*", a)]
-    return UserError(f"cannot compose the configuration{f' ({odd[0]})' if odd else ''}: {explain(error)}")
-
-
-def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
-    """(words, exit status) for any error, by where it arose: the one place that decides.
-
-    What is the user's to mend is a line or two. Anything else is a fault of a part of the user's, or of this package:
-    then the traceback is kept, in the run's directory where there is one.
-    """
-    if isinstance(error, EXPECTED):
-        return safe(explain(error)), 2
-    if isinstance(error, MemoryError):
-        return f"out of memory: {first_line(error)}", 2
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, RuntimeError) and frames and Path(frames[-1].filename).name == "pathlib.py":
-        *_, own = [
-            frame.f_locals["self"] for frame, _ in traceback.walk_tb(error.__traceback__) if "self" in frame.f_locals
-        ]
-        return safe(f"{own}: cannot be followed: {first_line(error)}"), 2
-    place = keep_traceback(error, run_dir)
-    what = safe(f"{type(error).__name__}: {first_line(error)}")
-    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
-    if own and PACKAGE not in Path(own[-1].filename).parents:
-        return (
-            f"{own[-1].filename}:{own[-1].lineno}: {what}\nthis part is not souping's; the traceback is in {place}",
-            2,
-        )
-    if library := _refuser(error, frames):
-        return f"{library} refuses a model's files or what it is asked: {what}\nthe traceback is in {place}", 2
-    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback, which is in {place}", 1
-
-
-def _refuser(error: Exception, frames: Sequence[traceback.FrameSummary]) -> str:
-    """The library that reads models' files and templates and raised this, if one did."""
-    if type(error) is Exception:  # what its compiled code raises
-        return "tokenizers"
-    raised = type(error).__module__.split(".")[0]
-    inside = [name for name in READERS if frames and f"/site-packages/{name}/" in frames[-1].filename]
-    return raised if raised in READERS else "".join(inside[:1])
-
-
-def _is_library(file: Path) -> bool:
-    """Whether a line of a traceback is an installed package's or Python's own."""
-    if PACKAGE in file.parents:
-        return False
-    installed = [Path(sysconfig.get_path(key)) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not file.is_absolute() or any(place in file.parents for place in installed)
-
-
-def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
-    """The file that holds the whole traceback from now on."""
-    text = "".join(traceback.format_exception(error))
-    if run_dir is not None:
-        with suppress(OSError):
-            (run_dir / "traceback.txt").write_text(text, "utf-8", "backslashreplace")
-            return run_dir / "traceback.txt"
-    handle, name = tempfile.mkstemp(prefix="souping-", suffix=".txt")
-    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-    return Path(name)
 
 
 class StandardStream(io.FileIO):
@@ -191,9 +122,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         objective = _run(cfg, run_dir, _group(hydra_config))
         if _is_sweep(hydra_config):
-            from souping.report.files import write_job
-
-            write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective)
+            _note_job(run_dir, hydra_config, objective)
         if owned and not (run_dir / CLAIM).exists():
             print(f"warning: {run_dir} was removed during the run: what it held is lost", file=sys.stderr)
         return objective
@@ -205,6 +134,7 @@ def run(cfg: DictConfig) -> float | None:
         _discard(run_dir, owned, error)
         if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
+            _note_job(run_dir, hydra_config, None, words)
             _TOLD.append((error, code))
             raise
         _stop(words, code)  # from here, or Hydra adds a line of its own
@@ -221,27 +151,34 @@ def _raw(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _note_job(run_dir: Path, hydra_config: HydraConf, objective: float | None, refused: str = "") -> None:
+    """A job's line of the sweep's table, as a file: jobs may run in other processes."""
+    from souping.report.files import write_job
+
+    with suppress(UserError) if refused else nullcontext():
+        write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective, refused)
+
+
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
     """(the run's own directory, whether it is this run's to remove).
 
     Two runs of one second would share a directory: the later gets `_2`. A directory that the user named is taken as it
-    is; unless it is empty it is never removed.
+    is, unless it holds a run already, and unless it is empty it is never removed.
     """
-    for number in count(1):
-        path = run_dir if number == 1 else run_dir.with_name(f"{run_dir.name}_{number}")
+    for path in _numbered(run_dir):
         note_missing(path)
         path.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             (path / CLAIM).touch(exist_ok=False)
-        except FileExistsError:
-            pass
-        else:
-            if len(list(path.iterdir())) == 1:
+            inside = {file.name for file in path.iterdir()}
+            if inside == {CLAIM}:
+                if explicit and path != run_dir:
+                    print(f"note: {run_dir} holds a run already: this one is in {path}", file=sys.stderr)
                 return path, True
             (path / CLAIM).unlink()
-        if explicit:
-            break
-    return run_dir, False
+            if explicit and "config.yaml" not in inside:
+                break
+    return path, False
 
 
 def note_missing(path: Path) -> None:
@@ -256,7 +193,9 @@ def _explicit(hydra_config: HydraConf) -> bool:
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     _hear_warnings()
     settings = _settings(cfg, run_dir, group)
-    (run_dir / "config.yaml").write_text(as_yaml(settings.config), encoding="utf-8")
+    from souping.report.files import put
+
+    put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
     if settings.plan and not settings.merges_only:
         from souping.planning.planner import plan
 
@@ -290,6 +229,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
         recipe=expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
         plan=plain["plan"],
         throughput=plain["throughput"],
+        margin=plain["margin"],
         gate=plain["gate"],
         expected=expectations(plain["expected"]),
         also=build_also(plain),
@@ -309,8 +249,15 @@ def _hear_warnings() -> None:
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(WarningLine("warning: %(message)s"))
     logger.handlers = [handler]
+
+
+class WarningLine(logging.Formatter):
+    """A warning as it can be shown anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe(super().format(record))
 
 
 def _is_sweep(hydra_config: HydraConf) -> bool:
@@ -342,48 +289,6 @@ def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
             folder.rmdir()
 
 
-def explain(error: BaseException) -> str:
-    """An error as one or two lines: what, where, what to do."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename or 'file system'}: {error.strerror or error}"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"cannot read the override {error.override}\n"
-            "values that hold ( ) , = or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
-        )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    options = getattr(error, "options", None)  # Hydra's
-    if options:  # an unknown choice of a group
-        asked = str(getattr(error, "missing_cfg_file", "") or "").rsplit("/", 1)[-1]  # Hydra's
-        return f"{lines[0]}{nearest(asked, options)}\nchoices: {', '.join(options)}"
-    dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
-    kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
-    kept[0] = kept[0].rstrip(".") + _nearest_key(error)
-    return "\n".join(kept) + _reason(error, kept)
-
-
-def _nearest_key(error: BaseException) -> str:
-    """The nearest name to the key that OmegaConf did not know."""
-    cause: BaseException | None = error
-    while cause is not None:
-        node = getattr(cause, "parent_node", None)  # OmegaConf's
-        match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
-        if node is not None and match and OmegaConf.is_dict(node):
-            keys = [str(k) for k in node if not str(k).startswith("_")]
-            return nearest(match.group(1), keys) or f"; known keys: {', '.join(keys) or 'none'}"
-        cause = cause.__cause__
-    return ""
-
-
-def _reason(error: BaseException, kept: list[str]) -> str:
-    """Hydra names the override, its cause the fault (a wrong type)."""
-    cause = error.__cause__
-    first = str(cause).strip().splitlines()[0] if cause is not None and str(cause).strip() else ""
-    return f"\n{first}" if first and len(kept) == 1 and "Key '" not in first else ""
-
-
 class SweepEnd(Callback):
     """At a run's start: which folders are not there yet. At a multirun's end: the table of its jobs, in the sweep's
     folder and, with `tracker=wandb`, as one W&B run."""
@@ -392,22 +297,57 @@ class SweepEnd(Callback):
         note_missing(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        note_missing(Path(config.hydra.sweep.dir))
+        place = Path(config.hydra.sweep.dir)
+        fresh = next(path for path in _numbered(place) if not any(path.glob("*/config.yaml")))
+        if fresh != place:
+            print(f"note: {place} holds a multirun already: this one is in {fresh}", file=sys.stderr)
+            with read_write(config), read_write(config.hydra):
+                config.hydra.sweep.dir = str(fresh)
+                quoted = str(fresh).replace("'", "\\'")
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # what jobs are composed by
+        note_missing(fresh)
+        _SWEEPS.append(fresh)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from souping.report.files import read_jobs, sweep_lines, write_sweep
+        end_sweep()
 
-        sweep_dir = Path(config.hydra.sweep.dir)
-        jobs = read_jobs(sweep_dir)
-        if not jobs:
-            return
-        self._track(sweep_dir, jobs)
-        print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
-        print("\n".join(sweep_lines(jobs)))
 
-    def _track(self, sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """One summary in the group of the jobs, by a tracker as theirs was."""
-        node = OmegaConf.to_container(
-            OmegaConf.load(sweep_dir / str(jobs[0]["run_dir"]) / "config.yaml").tracker, resolve=True
-        )
-        build_part(node).summarise(jobs, sweep_dir)
+def _numbered(path: Path) -> Iterator[Path]:
+    """A path, then `path_2`, `path_3`, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}_{number}") for number in count(2))
+
+
+def end_sweep() -> None:
+    """The table of a multirun's jobs as far as they came, once, also where Hydra gave up."""
+    while _SWEEPS:
+        sweep_dir = _SWEEPS.pop()
+        try:
+            _sweep_table(sweep_dir)
+        except (*EXPECTED, ValueError) as error:
+            _LOST.append("sweep.csv")
+            print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
+
+
+def _sweep_table(sweep_dir: Path) -> None:
+    from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
+
+    jobs = read_jobs(sweep_dir)
+    if not jobs:
+        return
+    _track(sweep_dir, jobs)
+    print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
+    print("\n".join(sweep_lines(jobs)))
+    for job in jobs:
+        place = sweep_dir / str(job["run_dir"])
+        if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now
+            (place / JOB).unlink()
+            place.rmdir()
+
+
+def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """One summary in the group of the jobs, by a tracker as theirs was."""
+    ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
+    if ran:
+        node = OmegaConf.to_container(OmegaConf.load(ran[0]).tracker, resolve=True)
+        build_part(node, KINDS["tracker"]).summarise(jobs, sweep_dir)

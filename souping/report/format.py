@@ -52,7 +52,24 @@ def interval(low: Json, high: Json, sign: bool = False) -> str:
     """`74.1 to 82.0`, or nothing where there is no interval."""
     if number(low) is None or number(high) is None:
         return ""
-    return f"{percent(low, sign=sign)} to {percent(high, sign=sign)}"
+    return f"{_limit(low, sign)} to {_limit(high, sign)}"
+
+
+def _limit(value: Json, sign: bool) -> str:
+    """A limit as percent; that of a difference shows on which side of 0 it is, however near."""
+    shown, given = percent(value, sign=sign), number(value)
+    return f"{'+' if given > 0 else minus('-')}{shown}" if sign and given and shown == "0.0" else shown
+
+
+def limits(pair: Mapping[str, Json]) -> str:
+    """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
+    return f"{level(pair)} interval {interval(pair.get('low'), pair.get('high'), sign=True)}"
+
+
+def level(pair: Mapping[str, Json]) -> str:
+    """`95 %`, or what the look at the items makes of it: `99.17 %`."""
+    given = number(pair.get("level"))
+    return f"{100 * (0.95 if given is None else given):.4g} %"
 
 
 def brackets(score: Json, sign: bool = False) -> str:
@@ -62,7 +79,7 @@ def brackets(score: Json, sign: bool = False) -> str:
     middle = percent(score.get("mean", score.get("difference")), sign=sign)
     if number(score.get("low")) is None or number(score.get("high")) is None:
         return middle
-    return f"{middle} [{percent(score['low'], sign=sign)}, {percent(score['high'], sign=sign)}]"
+    return f"{middle} [{_limit(score['low'], sign)}, {_limit(score['high'], sign)}]"
 
 
 def with_interval(score: Json, sign: bool = False) -> str:

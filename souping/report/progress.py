@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from souping.core.text import safe
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Progress:
         self.console.print(table)
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(safe(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _of(done: int, total: int | None, unit: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from souping.core.types import Json, elements, entries, part, texts
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_value, weight
-from souping.report.sections import Section, headline
+from souping.report.sections import Section, headline, losses
 from souping.report.tables import Report, Row, TableGrid, gate, narrow, sentences
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def report_table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD, caption=Text(headline(report)), caption_style="bold", caption_justify="left")
+    caption = Text("\n").join([Text(headline(report), style="bold"), *map(Text, losses(report))])
+    made = Table(box=SIMPLE_HEAD, caption=caption, caption_style="", caption_justify="left")
     rows = in_order(entries(report, "rows"))
     if not rows:
         return _selected(report, made)
@@ -76,9 +77,9 @@ def plain_table(grid: TableGrid) -> Table:
 
     made = Table(box=SIMPLE_HEAD)
     for number, name in enumerate(grid.header):
-        made.add_column(name, justify="left" if number in grid.left else "right", overflow="fold")
+        made.add_column(clean(name), justify="left" if number in grid.left else "right", overflow="fold")
     for number, row in enumerate(grid.rows):
-        cells = (Text(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row)
+        cells = (Text(clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text)) for cell in row)
         made.add_row(*cells, style="bold" if number in grid.strong else None)
     return made
 
@@ -96,7 +97,7 @@ def _keys(pair: Row) -> tuple[tuple[Json, Json], ...]:
 
 
 def _difference(pair: Row | None) -> list[str]:
-    return ["", ""] if pair is None else [brackets(pair, sign=True), p_value(pair.get("p_value"))]
+    return ["", ""] if pair is None else [brackets(pair, sign=True), p_value(pair.get("p_look", pair.get("p_value")))]
 
 
 def _selected(report: Report, made: Table) -> Table:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from souping.core.protocols import Tracker
+from souping.core.text import Seconds, safe
 from souping.core.types import Json, Trial, UserError, entries, number, part, texts
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class WandbTracker(Tracker):
     mode: Literal["online", "offline", "disabled"] | None = None
     tags: list[str] = field(default_factory=list)
     job_type: str = "run"
-    timeout: float = 10.0
+    timeout: Seconds = 10.0
     _session: WandbRun = field(default_factory=WandbRun, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -160,7 +161,8 @@ class WandbTracker(Tracker):
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
         """One summary run (job type `summary`) in the jobs' group: a table with a line a job, and the best job.
 
-        `jobs` are {job, overrides (list or text), objective (fraction or None), run_dir}; `run_dir` is the multirun's.
+        `jobs` are {job, overrides (list or text), objective (fraction or None), run_dir, refused (why, where it was)};
+        `run_dir` is the multirun's.
         """
         tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
@@ -257,19 +259,20 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> wandb.Tabl
     import wandb
 
     plain = [
-        [value if value is None or isinstance(value, str | int | float) else str(value) for value in row]
+        [value if value is None or isinstance(value, int | float) else safe(str(value)) for value in row]
         for row in rows
     ]
-    return wandb.Table(columns=list(columns), data=plain, allow_mixed_types=True)
+    return wandb.Table(columns=[safe(name) for name in columns], data=plain, allow_mixed_types=True)
 
 
 def _jobs(run: wandb.Run, jobs: Sequence[Mapping[str, Json]]) -> None:
     split = [_overrides(job) for job in jobs]
     keys = sorted({key for one in split for key in one})
-    columns = ["job", "objective", *keys, "overrides", "run_dir"]
+    columns = ["job", "objective", *keys, "overrides", "run_dir", "refused"]
+    ends = [[str(job.get("run_dir")), str(job.get("refused", ""))] for job in jobs]
     lines = [
-        [str(job.get("job")), job.get("objective"), *map(one.get, keys), _joined(one), str(job.get("run_dir"))]
-        for job, one in zip(jobs, split, strict=True)
+        [str(job.get("job")), job.get("objective"), *map(one.get, keys), _joined(one), *end]
+        for job, one, end in zip(jobs, split, ends, strict=True)
     ]
     run.log({"jobs": _table(columns, lines)})
     reached = [(value, job) for job in jobs if (value := number(job.get("objective"))) is not None]

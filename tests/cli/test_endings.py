@@ -65,7 +65,7 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_run, "check_settings", lambda run: int("x"))
-    monkeypatch.setattr("souping.cli.main._is_library", lambda file: "pipeline/run.py" not in str(file))
+    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/run.py" not in str(file))
     done = souping(*quick(family))
     assert done.code == 1
     assert done.err.startswith("sorry, this is a fault in souping: ValueError: invalid literal")
@@ -97,7 +97,7 @@ def test_a_librarys_own_exception_is_told_in_a_line(
         exec(raised, {"jinja2": jinja2})
 
     monkeypatch.setattr(pipeline_run, "check_settings", failing)
-    monkeypatch.setattr("souping.cli.main._is_library", lambda file: "pipeline/run.py" not in str(file))
+    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/run.py" not in str(file))
     souping(*quick(family)).refused("refuses a model's files", "the traceback is in")
 
 
@@ -208,3 +208,22 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, seconds: float)
     said = child.stderr.read().decode()
     assert child.wait() in (0, 130)
     assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_run_that_is_ended_from_outside_clears_up(family: Path, tmp_path: Path, number: int, code: int) -> None:
+    """The child ends itself at its first batch: nothing waits for a clock."""
+    script = (
+        "import os, signal, sys\n"
+        "from souping.evaluate.generate import LocalEvaluator\n"
+        "from souping.cli.main import main\n"
+        f"LocalEvaluator.evaluate = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        "main()\n"
+    )
+    words = [*quick(family), "hydra.run.dir=run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", script, *words]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(f"ended by {signal.Signals(number).name}: what was evaluated is in the store")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]

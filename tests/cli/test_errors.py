@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -214,3 +215,33 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(family: Path, souping
     assert done.code == 2
     assert "job 0: selector.k=0" in done.err
     assert len(list((tmp_path / "outputs/fam").glob("**/report.json"))) == 1
+
+
+@pytest.mark.parametrize(("sizes", "ran"), [("0,2,-1", 1), ("0,9", 0)])
+def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
+    family: Path, souping: Cli, tmp_path: Path, sizes: str, ran: int
+) -> None:
+    words = ["selector=topk", f"selector.k={sizes}", "optimiser=uniform", "stop_after=search", "hydra.sweep.dir=sweep"]
+    assert souping("-m", *pool_of(family), *words).code == 2
+    rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
+    assert [row["job"] for row in rows] == [str(number) for number in range(len(sizes.split(",")))]
+    assert [bool(row["objective"]) for row in rows].count(True) == ran
+    assert rows[0]["refused"] == "selector.k=0 must be at least 1"
+    assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == ran
+
+
+def test_a_second_run_or_multirun_overwrites_no_first_one(family: Path, souping: Cli, tmp_path: Path) -> None:
+    words = [*pool_of(family), "selector=all", "optimiser=uniform", "stop_after=search"]
+    assert souping(*words, "hydra.run.dir=run").code == 0
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    done = souping(*words, "seed=1", "hydra.run.dir=run")
+    assert done.code == 0
+    assert f"{tmp_path}/run holds a run already: this one is in {tmp_path}/run_2\n" in done.err
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    assert (tmp_path / "run_2/trials.csv").is_file()
+    for place in ("sweep", "sweep_2"):
+        done = souping("-m", *words, "seed=0,1", "hydra.sweep.dir=sweep")
+        assert done.code == 0, done.err
+        assert (tmp_path / place / "1/trials.csv").is_file()
+        assert len((tmp_path / place / "sweep.csv").read_text().splitlines()) == 3
+    assert done.err == "note: sweep holds a multirun already: this one is in sweep_2\n"

@@ -16,7 +16,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from souping.cli import config as cli_config
-from souping.cli.main import EXPECTED, _settings, settings_of, tell
+from souping.cli.errors import EXPECTED, tell
+from souping.cli.main import _settings, settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings

@@ -147,14 +147,21 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
     rows = [
         {"job": 0, "overrides": ["optimiser=grid", "seed=1"], "objective": 0.71, "run_dir": tmp_path / "0"},
         {"job": 1, "overrides": ["optimiser=nevergrad"], "objective": 0.78, "run_dir": tmp_path / "1"},
-        {"job": 2, "overrides": ["optimiser=nosuch"], "objective": None, "run_dir": tmp_path / "2"},
+        {
+            "job": 2,
+            "overrides": ["optimiser=nosuch"],
+            "objective": None,
+            "run_dir": tmp_path / "2",
+            "refused": "\x1b[31mno",
+        },
     ]
     WandbTracker(group="sweep-1").summarise(rows, tmp_path)
     records = log_of(tmp_path)
     (run,) = of_type(records, "run")
     assert (run["run_group"], run["job_type"]) == ("sweep-1", "summary")
     jobs = tables_of(tmp_path)["jobs"]
-    assert jobs["columns"] == ["job", "objective", "optimiser", "seed", "overrides", "run_dir"]
+    assert jobs["columns"] == ["job", "objective", "optimiser", "seed", "overrides", "run_dir", "refused"]
+    assert [line[-1] for line in jobs["data"]] == ["", "", "\\x1b[31mno"]
     assert [line[:4] for line in jobs["data"]] == [
         ["0", 0.71, "grid", "1"],
         ["1", 0.78, "nevergrad", None],
