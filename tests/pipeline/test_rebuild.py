@@ -1,4 +1,4 @@
-"""What is evaluated is what is written, and what was written is rebuilt: every method of every backend, byte for byte."""
+"""What is evaluated is what is written, and is rebuilt byte for byte: every method of every backend."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ PAIRS = ("slerp", "nearswap", "arcee_fusion")
 PARAMETERS: Mapping[str, dict[str, float | bool]] = {
     "slerp": {"t": 0.3},
     "nearswap": {"t": 0.01},
-    **dict.fromkeys(("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties"), {"density": 0.5}),
-    **dict.fromkeys(("della", "della_linear"), {"density": 0.5, "epsilon": 0.1}),
+    **{name: {"density": 0.5} for name in ("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties")},
+    **{name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")},
 }
 ROWS = [
-    *((backend, method) for backend in ("local", "accelerate") for method in METHODS),
+    *(("local", method) for method in METHODS),
+    ("accelerate", "model_stock"),
     *(("mergekit", method) for method in THEIRS if method != "passthrough"),  # it takes one model alone
 ]
 
@@ -64,8 +65,7 @@ def settings_of(family: Path, backend: str, method: str) -> tuple[list[str], Mer
     names = ("ant", "bee") if pair else ("ant", "bee", "cat")
     parameters = PARAMETERS.get(method, {}) if backend == "mergekit" else {}
     said = [f"merge={backend}", f"merge.method={method}", *([f"merge.base={base}"] if base else [])]
-    said += [f"+merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"] if parameters else []
-    said = [text.replace("+merge.parameters", "merge.parameters") for text in said]
+    said += [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"] if parameters else []
     if backend == "mergekit":
         return said, MergekitMerge(method=method, base=base, parameters=dict(parameters) or None), names
     kind = LocalMerge if backend == "local" else AccelerateMerge
