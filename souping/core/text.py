@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
 from annotated_types import Interval
+
+from souping.core.types import Json, part
 
 Count = Annotated[int, Interval(ge=1, le=10**9)]
 """Setting that counts something."""
@@ -17,7 +25,8 @@ Threads = Annotated[int, Interval(ge=1, le=1024)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 """Seed of random numbers, as numpy takes it."""
 TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
-Seconds = Annotated[float, Interval(gt=0, le=10**7)]
+LONGEST = 1e7
+Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
     "|[\ud800-\udfff\U000e0000-\U000e007f]"
@@ -57,9 +66,47 @@ def first_line(error: BaseException) -> str:
     return (first or type(error).__name__).rstrip(".")[:300]
 
 
+@cache
+def install(extra: str) -> str:
+    """The command that adds an extra of this package, by the way in which the package itself was installed."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").is_file():  # a checkout
+        return f"pip install -e {_quoted(f'{root}[{extra}]')}"
+    try:
+        source = json.loads(distribution("souping").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        source = {}
+    return f"pip install {_quoted(_requirement(source, extra))}"
+
+
+def _requirement(source: Mapping[str, Json], extra: str) -> str:
+    """The package with an extra, from where it came: PEP 610's `direct_url.json`, empty if from an index."""
+    url, vcs = str(source.get("url", "")), part(source, "vcs_info")
+    if not url:
+        return f"souping[{extra}]"
+    if vcs:
+        return f"souping[{extra}] @ {vcs.get('vcs')}+{url}@{vcs.get('commit_id')}"
+    if "dir_info" in source:
+        return f"{unquote(urlsplit(url).path)}[{extra}]"
+    return f"souping[{extra}] @ {url}"
+
+
+def _quoted(text: str) -> str:
+    """In double quotes, or as the shell needs it."""
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
+
+
 def positive(text: str) -> int:
     """An integer of at least 1, for `argparse`."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0, for `argparse`."""
+    value = float(text)
+    if not 0 < value <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST:g}")
     return value

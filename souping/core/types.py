@@ -26,7 +26,7 @@ Outcome = Literal["finished", "truncated", "unanswered"]
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
-    r"(?:\S+ -m )?pip install (?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
+    r"(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
     r"|python -m souping[\w.]*(?: install)?(?: --full)?"
     r"|hf auth login"
 )

@@ -25,7 +25,7 @@ from souping.checkpoints.checkpoint import GENERATION, Checkpoint, fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
 from souping.core.protocols import CandidatePool, Pourable, Progress, SoupPlan
-from souping.core.text import Seed, shown
+from souping.core.text import Seed, install, shown
 from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
 from souping.merge.local import check_choice, common_dtype
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
@@ -203,7 +203,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         """mergekit in this environment, unless a `command` names another one's."""
         if self.command is not None or importlib.util.find_spec("mergekit") is not None:
             return []
-        return [Missing(what="the package mergekit", mends='pip install "souping[mergekit]"')]
+        return [Missing(what="the package mergekit", mends=install("mergekit"))]
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
@@ -226,8 +226,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return [program]
         if importlib.util.find_spec("mergekit") is None:
             raise UserError(
-                "merge=mergekit needs mergekit: pip install 'souping[mergekit]', or set merge.command to the "
-                "mergekit-yaml of another environment"
+                f"merge=mergekit needs mergekit: {install('mergekit')}, or set merge.command to the mergekit-yaml of "
+                "another environment"
             )
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 

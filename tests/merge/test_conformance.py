@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
 from souping.core.protocols import CandidatePool, MergeBackend
+from souping.core.text import install
 from souping.core.types import UserError
 from souping.merge.adapters.pool import AdapterPool
 from souping.merge.distributed.backend import AccelerateMerge
@@ -231,6 +232,6 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("souping.merge.mergekit.importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("souping.merge.distributed.backend.find_spec", lambda name: None)
     assert LocalMerge().needs() == []
-    assert [one.mends for one in MergekitMerge().needs()] == ['pip install "souping[mergekit]"']
+    assert [one.mends for one in MergekitMerge().needs()] == [install("mergekit")]
     assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate"]
     assert MergekitMerge(command="there").needs() == []

@@ -13,6 +13,7 @@ import pytest
 
 from souping.cli.config import HARNESS, also_nodes
 from souping.core.objectives import Mean
+from souping.core.text import install
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline import side_benchmarks
@@ -198,7 +199,7 @@ class TestRuns:
         assert entry["shared"] == 90
         assert "90 of its 90 prompts stand in the run's own benchmark too" in (tmp_path / "out/report.md").read_text()
         assert report["cost"]["evaluated_items"] == 3 * 90
-        apart = ("also", "cost", "warnings")  # which tell of the side benchmark too
+        apart = ("also", "cost", "rebuild", "warnings")  # the last tell of the side benchmark too
         without = {k: v for k, v in report.items() if k not in apart}
         first = json.loads((tmp_path / "plain" / "report.json").read_text())
         assert without == {k: v for k, v in first.items() if k not in apart}  # nothing was chosen on it
@@ -285,4 +286,4 @@ class TestHarness:
         self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("souping.evaluate.lm_eval.errors.find_spec", lambda name: None)
-        souping(*settings(family), "also=[hellaswag]").refused('pip install "souping[lm_eval]"')
+        souping(*settings(family), "also=[hellaswag]").refused(install("lm_eval"))

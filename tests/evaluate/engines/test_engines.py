@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
+from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import TransformersEngine, load_module
 from souping.evaluate.engines.vllm import (
@@ -119,7 +120,7 @@ class TestVersion:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
 def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) -> None:
-    souping(*pool_of(family), "engine=vllm").refused('the package vllm: pip install "souping[vllm]"')
+    souping(*pool_of(family), "engine=vllm").refused(f"the package vllm: {install('vllm')}")
     served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None)
     with pytest.raises(UserError, match=r'engine=vllm needs vLLM: pip install "souping\[vllm\]"') as told:
         VLLM.evaluate(served, [Item(id="i", category="c", prompt="red:", answer="")])

@@ -1,0 +1,41 @@
+"""Texts for people: commands that mend, and what may reach a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from souping.core.text import _requirement, install, safe
+from souping.core.types import Missing, UserError
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ({}, "souping[vllm]"),
+        ({"url": "file:///home/me/sou%20ping", "dir_info": {}}, "/home/me/sou ping[vllm]"),
+        ({"url": "file:///tmp/s.whl", "archive_info": {}}, "souping[vllm] @ file:///tmp/s.whl"),
+        (
+            {"url": "https://host/souping", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "souping[vllm] @ git+https://host/souping@abc",
+        ),
+    ],
+)
+def test_an_extra_is_had_from_where_the_package_came(source: dict[str, Any], wanted: str) -> None:
+    from packaging.requirements import Requirement
+
+    assert _requirement(source, "vllm") == wanted
+    if "@" in wanted:
+        assert Requirement(wanted).extras == {"vllm"}
+
+
+def test_a_checkout_is_installed_again_and_the_command_is_found_in_an_error() -> None:
+    assert install("vllm") == f'pip install -e "{ROOT}[vllm]"'
+    told = Missing.from_error(UserError(f"engine=vllm needs vLLM: {install('vllm')} (vllm>=1)"))
+    assert (told.what, told.mends) == ("engine=vllm needs vLLM", install("vllm"))
+
+
+def test_what_commands_a_terminal_is_written_out() -> None:
+    assert safe("a\x1b[31m\u202eb\r\n\u00e9\U0001f372") == "a\\x1b[31m\\u202eb\\r\n\u00e9\U0001f372"
