@@ -129,7 +129,7 @@ def _make(run: RunSettings, soup: Soup) -> Path | None:
 
 
 def _card(run: RunSettings, recipe: Recipe) -> str:
-    return card({"experiment": run.name, "recipe": recipe.as_dict()})
+    return card({"experiment": run.name, "recipe": recipe.as_dict(), "rebuild": run.rebuild_command})
 
 
 def _text(path: Path) -> str:

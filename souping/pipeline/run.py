@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
+from souping.core.text import safe
 from souping.core.types import LateError, Selection, UserError
 from souping.pipeline.checks import check_settings, complaints, flat_categories, not_measured
 from souping.pipeline.merge_only import merge, rebuild
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import RunSettings, nearby
 from souping.pipeline.stages import RunStages, select
 from souping.pipeline.store import Store
 from souping.pipeline.upload import check, push
@@ -107,6 +107,7 @@ def _perform(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
         report, trials = stages.whole_report()
         write_trials(trials, report, run.run_dir / "trials.csv")
         write_report(report, trials, run.run_dir)
+        stages.replace_card(report)
         return report, stages.outcome
     except (UserError, OSError) as error:
         if stages.frozen is None:
@@ -152,9 +153,5 @@ def _show(run: RunSettings, outcome: dict[str, Any]) -> None:
             console.print(f"  {name:15} {nearby(run.run_dir / name)}", soft_wrap=True, markup=False)
     if run.out.exists():
         console.print(f"  {'soup':15} {nearby(run.out)}", soft_wrap=True, markup=False)
-
-
-def nearby(path: Path) -> str:
-    """A path as it is shortest from here."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
+        if (run.out / "recipe.json").exists():
+            console.print(f"  {'rebuild':15} {safe(run.rebuild_command)}", soft_wrap=True, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,15 @@ from souping.core.protocols import (
     Strategy,
     Tracker,
 )
-from souping.core.types import Json
+from souping.core.types import Json, part
 from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark
 from souping.pipeline.baseline_gate import Expectation
 from souping.pipeline.side_benchmarks import SideEntry
 from souping.pipeline.upload import Target
+from souping.report.sections import quoted
+
+STORE = Path("outputs/store.sqlite")
+"""Where a rebuild looks for folders if it is not told another store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,22 @@ class RunSettings:
     started: float = field(default_factory=time.monotonic)
 
     @property
+    def rebuild_command(self) -> str:
+        """Command that makes the soup in `out` again, run where this run was started."""
+        merge = part(self.config, "merge")
+        settings = {"recipe": nearby(self.out / "recipe.json"), "out": "rebuilt"}
+        if self.store_path != STORE:
+            settings["store.path"] = nearby(self.store_path)
+        if merge.get("command"):
+            settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
+        if merge.get("allow_pickle"):
+            settings["merge.allow_pickle"] = "true"
+        if merge.get("nonfinite", "error") != "error":
+            settings["merge.nonfinite"] = str(merge["nonfinite"])
+        given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
+        return f"python -m souping +experiment=rebuild {' '.join(given)}"
+
+    @property
     def merges_only(self) -> bool:
         """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
         return self.recipe is not None or isinstance(self.benchmark, NoBenchmark)
@@ -71,6 +92,12 @@ class RunSettings:
     def with_items(self) -> RunSettings:
         """These settings with the evaluator's own items in place of `benchmark=own` (UserError if it cannot be had)."""
         return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
+
+
+def nearby(path: Path) -> str:
+    """A path as it is shortest from here."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
 def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:

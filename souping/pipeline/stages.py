@@ -35,7 +35,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
 from souping.report.cards import card
-from souping.report.files import selection_dict, trial_rows, write_selection
+from souping.report.files import put, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.terminal import gate_table
 from souping.search.loop import SearchResult, result_of, trial_limit
@@ -206,7 +206,7 @@ class RunStages:
         return max(self.on_search_fold, key=lambda name: round(self.on_search_fold[name], 12))
 
     def freeze(self, selection: Selection, winner: Winner) -> None:
-        """Write the winner, whole or not at all, with a model card of the search: the report fold is still closed."""
+        """Write the winner, whole or not at all, with a card that has no numbers: the report fold is still closed."""
         run, outcome, scores = self.run, self.outcome, self.scores
         assert outcome is not None
         assert scores is not None
@@ -220,9 +220,9 @@ class RunStages:
             "warnings": self._warnings(scores),
         }
         if len(selection.ingredients) > 1:
-            text = card({**self.parts, "search": self._search_scores(outcome)})
+            self.parts["rebuild"] = run.rebuild_command
             self.progress.stage("writing the soup")
-            self.pool.write(outcome.recipe, run.out, {"README.md": text})
+            self.pool.write(outcome.recipe, run.out, {"README.md": card(self.parts)})
             self.frozen = run.out
         if self.checked is not None:
             self.parts["gate"] = self.checked.as_dict()
@@ -241,15 +241,6 @@ class RunStages:
         if not scores.published:
             return list(self.notes)
         return [*self.notes, "selection saw published scores: the benchmark's own test set chose the ingredients"]
-
-    def _search_scores(self, outcome: SearchResult) -> dict[str, Any]:
-        """The search fold's scores, which the model card shows."""
-        return {
-            "objective": outcome.result.objective,
-            "categories": dict(outcome.result.categories),
-            "items": outcome.result.items,
-            "singles": {name: self.on_search_fold[name] for name in outcome.recipe.ingredients},
-        }
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
@@ -310,6 +301,11 @@ class RunStages:
         steady = stability(self.scores, self.run.selector)
         more = {"warnings": self._warnings(self.scores), "stability": steady, "cost": self._cost(len(trials))}
         return {**self.parts, **self.evidence, **more}, trials
+
+    def replace_card(self, report: Mapping[str, Any]) -> None:
+        """Put the report's verdict and numbers on the card of the soup."""
+        if self.frozen is not None and self.frozen.is_dir():
+            put(self.frozen / "README.md", card(report).encode())
 
     def _cost(self, trials: int) -> dict[str, Any]:
         evaluations = [self.evaluation, *(evaluation for _, evaluation in self.sides.values())]

@@ -19,7 +19,7 @@ from souping.checkpoints import hub
 from souping.core.text import first_line
 from souping.core.types import Json, LateError, UserError
 from souping.pipeline.store import Store
-from souping.report.cards import Licence, card, combine, hub_card, public_name, relicensed
+from souping.report.cards import Licence, card, combine, public_name, relicensed
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData, HfApi
@@ -155,10 +155,10 @@ def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store:
     licence = licence_of(recipe, store)
     written = _json(report or folder.absolute().parent / REPORT) or {}
     if (written.get("recipe") or {}).get("id") == recipe.get("id"):
-        return hub_card(written, licence)
+        return card({key: value for key, value in written.items() if key != "rebuild"}, licence)
     own = folder / CARD
     try:
-        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence)
+        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence, recipe)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{own}: cannot be read as a model card: {reason}: mend it, or delete it") from error

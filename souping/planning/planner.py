@@ -20,9 +20,8 @@ from souping.pipeline.requirements import (
     once,
     requirements_of,
 )
-from souping.pipeline.run import nearby
 from souping.pipeline.schedule import Schedule
-from souping.pipeline.settings import RunSettings, items_of
+from souping.pipeline.settings import RunSettings, items_of, nearby
 from souping.pipeline.side_benchmarks import SideBenchmark, sides
 from souping.pipeline.store import Store
 from souping.planning.plan import Plan, Speed, speed

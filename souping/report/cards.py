@@ -1,4 +1,4 @@
-"""Model cards: the soup's own, a function of recipe and search alone, and that of a soup that goes to the Hub.
+"""Model card of a soup: recipe and use, and once there is a report its verdict and scores, and on the Hub a licence.
 
 Which licence a soup can have: the strictest of its ingredients', where that one takes in all the others. Names are the
 Hub's (https://huggingface.co/docs/hub/repositories-licenses). This is a reading of the licences' own compatibility
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.types import Json, entries, number, part, texts
 from souping.report import sections, tables
-from souping.report.format import clean, count, escape_markdown, in_words, percent
+from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
 from souping.report.sections import benchmark, headline
 from souping.report.tables import Report, Row, comparisons, scores
@@ -62,17 +62,16 @@ class Licence:
     notes: tuple[str, ...] = ()
 
 
-def card(parts: Report) -> str:
-    """README.md of a soup's folder, with the Hub's front matter.
+def card(parts: Report, licence: Licence | None = None) -> str:
+    """README.md of a soup, with the Hub's front matter.
 
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required; `selection`,
-    `objective`, `experiment`, `benchmark`, `folds`, `rebuild` and `search` are used where present. `search` is
-    {objective, categories {name: mean}, items, singles {ingredient: objective}} on the search fold, fractions of 1.
-    No date, path or timing enters: a path-like name is cut to its last part.
+    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. Numbers are the report
+    fold's and nothing else's: before there is a report the card has none. No date and no timing enters, and of a
+    path-like name its last part alone; the rebuild command is `rebuild`, where the soup lies beside its run.
     """
     known = named(parts)
-    blocks = [_front_matter(known), *head(known), *_scores(known), *rebuild(known)]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    blocks = [*head(known), *_evidence(known), *_usage(known), *rebuild(known), *_licence(licence)]
+    return "\n\n".join(block for block in [_front(known, licence), *blocks] if block) + "\n"
 
 
 def named(parts: Report) -> Report:
@@ -107,54 +106,10 @@ def _title(parts: Report) -> str:
     return f"Soup {escape_markdown(part(parts, 'recipe').get('id'))}"
 
 
-def _front_matter(parts: Report) -> str:
-    """YAML; strings are JSON strings, which YAML reads alike. Names that the Hub cannot have are left out."""
-    names = parents_named(part(parts, "recipe"))
-    lines = ["---"]
-    if names:
-        lines += ["base_model:", *(f"- {_quote(name)}" for name in names), "base_model_relation: merge"]
-    lines += ["library_name: transformers", "tags:", "- merge", "- souping", *_index(parts), "---"]
-    return "\n".join(lines)
-
-
-def _index(parts: Report) -> list[str]:
-    """The model-index of the search fold's scores, where there are any."""
-    metrics = _metrics(parts)
-    if not metrics:
-        return []
-    name = clean(part(parts, "recipe").get("id"))
-    data = benchmark(parts) or "benchmark"
-    lines = [
-        "model-index:",
-        f"- name: {_quote(f'soup {name}')}",
-        "  results:",
-        "  - task:",
-        "      type: text-generation",
-    ]
-    lines += ["    dataset:", f"      name: {_quote(f'{data}, search fold')}", f"      type: {_quote(kind(parts))}"]
-    lines.append("    metrics:")
-    for label, value in metrics:
-        lines += ["    - type: accuracy", f"      name: {_quote(label)}", f"      value: {round(value, 6)!r}"]
-    return lines
-
-
 def kind(parts: Report) -> str:
     told = parts.get("benchmark")
     name = told.get("name") if isinstance(told, Mapping) else told
     return re.sub(r"[^\w.-]+", "-", clean(name)).strip("-") or "benchmark"
-
-
-def _metrics(parts: Report) -> list[tuple[str, float]]:
-    """[(label, fraction)]: the objective, then every category, on the search fold."""
-    search = part(parts, "search")
-    whole = search.get("objective", part(parts, "objective").get("search"))
-    pairs = [("objective", whole), *part(search, "categories").items()]
-    values = [(clean(label), number(value)) for label, value in pairs]
-    return [(label, value) for label, value in values if value is not None]
-
-
-def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _summary(parts: Report) -> str:
@@ -177,10 +132,30 @@ def _why(parts: Report) -> str:
 
 
 def rebuild(parts: Report) -> list[str]:
-    command = sections.rebuild(parts, folder="")
-    return (
-        ["## Rebuild", f"Run it in this folder. {sections.how_to_rebuild(parts)}", fenced(command)] if command else []
-    )
+    """How the soup is made again: where its run was started, or from the folder that this card lies in."""
+    command = clean(parts.get("rebuild"))
+    if command:
+        return ["## Rebuild", f"Run it where the run was started. {sections.REBUILD}", fenced(command)]
+    recipe = part(parts, "recipe")
+    absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
+    text = f"Run it in this folder. {sections.REBUILD}"
+    if absent:
+        names = escape_markdown(in_words(absent))
+        text += f" The folder of {names} has to be given: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
+    return ["## Rebuild", text, fenced("python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt")]
+
+
+def _usage(parts: Report) -> list[str]:
+    """Lines of Python that load the soup from its folder."""
+    lines = [
+        'folder = "."  # this folder, or the name of its repository',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+    ]
+    imports, name = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
+    if part(part(parts, "recipe"), "settings").get("adapters") == "keep":
+        name = "AutoPeftModelForCausalLM"
+        imports = [f"from peft import {name}", "from transformers import AutoTokenizer"]
+    return ["## Usage", fenced("\n".join([*imports, "", *lines, f"model = {name}.from_pretrained(folder)"]), "python")]
 
 
 def _method(parts: Report) -> str:
@@ -190,33 +165,8 @@ def _method(parts: Report) -> str:
     return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
 
 
-def _scores(parts: Report) -> list[str]:
-    """Scores on the search fold: they chose the weights, so they flatter; the report of the run has the fair ones."""
-    metrics = _metrics(parts)
-    if not metrics:
-        return []
-    items = part(parts, "search").get("items", part(parts, "folds").get("search"))
-    size = f" ({count(items)} items)" if number(items) is not None else ""
-    text = (
-        f"Percent correct on the search fold{size}. The weights were chosen on these items, so the numbers flatter "
-        "the soup; the run's report has those of items that nothing was chosen on."
-    )
-    lines = [(label, percent(value)) for label, value in metrics]
-    singles = part(part(parts, "search"), "singles")
-    lines += [(f"objective of {public_name(n)} alone", percent(v)) for n, v in singles.items()]
-    return ["## Scores", text, markdown_table(tables.grid(("score", "%"), lines))]
-
-
-def hub_card(report: Report, licence: Licence) -> str:
-    """README.md for the Hub with the report fold's scores in its model-index (fractions of 1)."""
-    known = named(report)
-    body = "\n\n".join(block for block in [*head(known), *_evidence(known), *_licence(licence)] if block)
-    more = rebuild(known)
-    return _front(known, licence) + "\n\n" + "\n\n".join([body, *more]) + "\n"
-
-
-def relicensed(text: str, licence: Licence) -> str:
-    """A card that lies beside a soup, with the licence and nothing else changed.
+def relicensed(text: str, licence: Licence, recipe: Row | None = None) -> str:
+    """A card that lies beside a soup, with the licence changed and the rebuild command one for its folder.
 
     Raises:
         ValueError: its front matter cannot be read.
@@ -232,11 +182,14 @@ def relicensed(text: str, licence: Licence) -> str:
         setattr(made.data, key, value)
     notes = "\n\n".join(_licence(licence))
     body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", made.text, flags=re.DOTALL).strip()
+    if recipe is not None:
+        again = "\n" + "\n\n".join(rebuild(named({"recipe": recipe}))) + "\n"
+        body = re.sub(r"\n## Rebuild\n.*?(?=\n## |\Z)", lambda _: again, f"{body}\n", flags=re.DOTALL).strip()
     return f"---\n{made.data.to_yaml()}\n---\n\n{body}{f'{chr(10) * 2}{notes}' if notes else ''}\n"
 
 
-def _front(known: Report, licence: Licence) -> str:
-    """The front matter, by the Hub's own writer."""
+def _front(known: Report, licence: Licence | None) -> str:
+    """The front matter, by the Hub's own writer. Names that the Hub cannot have are left out."""
     from huggingface_hub import ModelCardData
 
     recipe, results = part(known, "recipe"), _results(known)
@@ -255,8 +208,10 @@ def _front(known: Report, licence: Licence) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _licence_keys(licence: Licence) -> dict[str, str]:
+def _licence_keys(licence: Licence | None) -> dict[str, str]:
     """The Hub wants a name and a link beside `other`."""
+    if licence is None:
+        return {}
     keys = {"license": licence.id}
     return {**keys, "license_name": licence.name, "license_link": "README.md"} if licence.id == "other" else keys
 
@@ -295,13 +250,13 @@ def _evidence(known: Report) -> list[str]:
     )
     if part(known, "selection").get("published"):
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    blocks = ["## Result", escape_markdown(headline(known)), text, markdown_table(scores(known))]
-    compared = comparisons(known) if entries(known, "comparisons") else None
-    return [*blocks, markdown_table(compared)] if compared else blocks
+    words = [escape_markdown(line) for line in (headline(known), *sections.losses(known))]
+    grids = [scores(known), *([comparisons(known)] if entries(known, "comparisons") else [])]
+    return ["## Result", *words, text, *map(markdown_table, grids)]
 
 
-def _licence(licence: Licence) -> list[str]:
-    return ["## Licence", *map(escape_markdown, licence.notes)] if licence.notes else []
+def _licence(licence: Licence | None) -> list[str]:
+    return ["## Licence", *map(escape_markdown, licence.notes)] if licence and licence.notes else []
 
 
 def combine(licences: Mapping[str, str]) -> Licence:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from souping.core.types import texts
 from souping.report.format import escape_html, escape_markdown
 from souping.report.plots import Drawing
-from souping.report.sections import Section, figures, headline, kicker, sections
+from souping.report.sections import Section, figures, headline, kicker, losses, sections
 from souping.report.tables import Cell, Report, Row, TableGrid
 
 STYLE = """
@@ -74,7 +74,8 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> 
 
 
 def _head(report: Report) -> str:
-    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>'
+    lost = "".join(f"\n<p>{escape_html(line)}</p>" for line in losses(report))
+    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{lost}'
 
 
 def _figures(report: Report) -> str:
@@ -145,6 +146,7 @@ def _html_cell(cell: Cell, column: int, grid: TableGrid) -> str:
 def markdown(report: Report, trials: Sequence[Row]) -> str:
     """The report as GitHub-flavoured Markdown."""
     blocks = [f"# {escape_markdown(headline(report))}"]
+    blocks += [escape_markdown(line) for line in losses(report)]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
     numbers = figures(report)

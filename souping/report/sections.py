@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.core.types import elements, entries, number, part, texts
-from souping.report import tables
-from souping.report.format import clean, count, in_words, interval, p_value, percent, weight
+from souping.core.types import elements, entries, number, part
+from souping.report import outcomes, tables
+from souping.report.format import clean, count, in_words, interval, limits, p_value, percent, weight
 from souping.report.tables import Report, Row, TableGrid, by_category, differences, gate, overview, sentences
 
 REBUILD = (
-    "This command makes the same bytes again, and refuses where an ingredient's content differs. "
-    "In the directory where the run was started leave `pool.candidates` out: its store knows the folders. "
-    "Elsewhere write each ingredient's folder there."
+    "It makes the same bytes again, from the folders that the store has seen or from the Hub at the commits of the "
+    "recipe, and refuses where an ingredient's content differs."
 )
 
 
@@ -74,8 +72,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     deployed = rows.get("best_single", {}).get("name")
     for pair in entries(report, "comparisons"):
         if deployed is not None and pair.get("b") == deployed and pair.get("kind", "best_single") == "best_single":
-            limits = interval(pair.get("low"), pair.get("high"), sign=True)
-            small = f"{limits}; p {p_value(pair.get('p_value'))}"
+            small = f"{limits(pair)}; p {p_value(pair.get('p_look', pair.get('p_value')))}"
             shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
             break
     return shown
@@ -86,7 +83,9 @@ def sections(report: Report, trials: Sequence[Row]) -> list[Section]:
     built = [
         _scores(report),
         _differences(report),
+        _losses(report),
         _bars(report),
+        _outcomes(report),
         _also(report),
         _gate(report),
         _selection(report),
@@ -112,6 +111,39 @@ def _differences(report: Report) -> Section | None:
         return None
     lines = ("Every model answered the same items, so differences are paired; items that share content are one group.",)
     return Section("Is the soup better?", lines, "forest", (tables.comparisons(report),))
+
+
+def _losses(report: Report) -> Section | None:
+    told = losses(report)
+    return Section("What did the soup lose?", tuple(told), grids=(tables.losses(report),)) if told else None
+
+
+def losses(report: Report) -> list[str]:
+    """Categories in which the soup is below the best single, which of them beyond chance, and the worst of them."""
+    told = part(report, "losses")
+    found = entries(told, "categories")
+    if not found:
+        return []
+    parts = [f"{verb} in {count(told.get(key))}" for verb, key in (("below", "below"), ("level", "level"))]
+    where = f"above in {count(told.get('above'))} of {count(len(found))} categories, {' and '.join(parts)}"
+    head = f"Against {clean(told.get('against'))}, the best single, the soup is {where}."
+    worst = min(found, key=lambda pair: number(pair.get("difference")) or 0.0)
+    if not number(told.get("below")):
+        return [head]
+    beyond = [pair.get("category") for pair in found if pair.get("verdict") == "lower"]
+    lost = f"It lost {in_words(beyond)} beyond chance" if beyond else "No loss is beyond chance"
+    size = f"{percent(worst.get('difference'), sign=True)} points ({limits(worst)})"
+    largest = f"the largest is {clean(worst.get('category'))}, {size}"
+    return [f"{head} {lost} (Holm over {count(len(found))} categories); {largest}."]
+
+
+def _outcomes(report: Report) -> Section | None:
+    told = outcomes.sentences(report)
+    if not told:
+        return None
+    grids = tuple(grid for grid in (outcomes.models(report), outcomes.variance(report)) if grid.rows)
+    more = (("Why there is no answer", outcomes.reasons(report)), ("By category", outcomes.categories(report)))
+    return Section("Answers", tuple(told), grids=grids, folded=tuple((t, grid) for t, grid in more if grid.rows))
 
 
 def _bars(report: Report) -> Section | None:
@@ -166,6 +198,7 @@ def _chosen(selection: Row) -> str:
     rule = [clean(selection.get("metric"))]
     if number(selection.get("threshold")) is not None:
         rule.append(f"threshold {weight(selection['threshold'])}")
+    rule += [f"{key} {clean(selection[key])}" for key in ("sign", "ties") if selection.get(key)]
     how = ", ".join(text for text in rule if text)
     low = elements(selection, "low_correlation")
     where = f" Low-correlation categories: {in_words(low)}." if low else ""
@@ -207,43 +240,14 @@ def _recipe(report: Report) -> Section | None:
     if not recipe:
         return None
     line = f"Recipe {clean(recipe.get('id'))}: {clean(recipe.get('method'))}, {clean(recipe.get('dtype'))}."
-    again = how_to_rebuild(report) if rebuild(report) else "One candidate was selected: there is no soup to rebuild."
-    return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=rebuild(report))
+    command = clean(report.get("rebuild"))
+    again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
+    return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=command)
 
 
 def _cost(report: Report) -> Section | None:
     grids = tuple(grid for grid in (tables.folds(report), tables.cost(report)) if grid.rows)
     return Section("Folds and cost", grids=grids) if grids else None
-
-
-def rebuild(report: Report, folder: str = "soup/") -> str:
-    """The command that makes the soup again from the recipe.json in its `folder`, or the report's own `rebuild`.
-
-    Empty where one candidate was selected: then no soup was written. What came from the Hub is found there by itself.
-    """
-    if report.get("rebuild"):
-        return clean(report["rebuild"])
-    chosen, kept = (elements(part(report, key), "ingredients") for key in ("selection", "recipe"))
-    if len(kept) < 2 and len(chosen) == 1:
-        return ""
-    here = _not_on_the_hub(report)
-    pool = shlex.quote(f"pool.candidates=[{','.join(map(quoted, here))}]") + " " if here else ""
-    return f"python -m souping +experiment=rebuild recipe={folder}recipe.json {pool}out=rebuilt"
-
-
-def how_to_rebuild(report: Report) -> str:
-    """Remark beside the command."""
-    if _not_on_the_hub(report):
-        return REBUILD
-    return (
-        "This command makes the same bytes again: it fetches the ingredients from the Hub at the commits of the recipe "
-        "and refuses where one's content differs."
-    )
-
-
-def _not_on_the_hub(report: Report) -> list[str]:
-    recipe = part(report, "recipe")
-    return [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
 
 
 def quoted(name: str) -> str:
@@ -254,4 +258,4 @@ def quoted(name: str) -> str:
     text = clean(name)
     if text and all(c.isalnum() or c in "/-_.@+" for c in text):
         return text
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text).replace("${", "\\${") + '"'

@@ -15,6 +15,7 @@ from souping.report.format import (
     in_words,
     interval,
     kind_label,
+    level,
     minus,
     p_value,
     percent,
@@ -118,7 +119,7 @@ def comparisons(report: Report) -> TableGrid:
             Cell(f"soup {minus('-')} {clean(c.get('b'))}", opponent(report, c)),
             percent(c.get("difference"), sign=True),
             interval(c.get("low"), c.get("high"), sign=True),
-            p_value(c.get("p_value")),
+            p_value(c.get("p_look", c.get("p_value"))),
             *_adjusted(report, c),
             clean(c.get("test")).replace("_", " "),
             f"{count(c.get('n'))} / {count(c.get('groups'))}",
@@ -126,23 +127,45 @@ def comparisons(report: Report) -> TableGrid:
         for c in entries(report, "comparisons")
     ]
     middle = ("p (Holm)",) if _has_adjusted(report) else ()
-    header = ("pair", "difference", "95 % interval", "p", *middle, "test", "items / groups")
+    looks = number(part(report, "verdict").get("opened")) or 1
+    p = f"p (look {count(looks)})" if looks > 1 else "p"
+    around = f"{level(next(iter(entries(report, 'comparisons')), {}))} interval"
+    header = ("pair", "difference", around, p, *middle, "test", "items / groups")
     return grid(header, lines, left=(0, len(header) - 2))
 
 
 def _has_adjusted(report: Report) -> bool:
-    return any("p_adjusted" in c for c in entries(report, "comparisons"))
+    return any(number(c.get("p_holm")) is not None for c in entries(report, "comparisons"))
 
 
 def _adjusted(report: Report, comparison: Row) -> tuple[str, ...]:
-    return (p_value(comparison.get("p_adjusted")),) if _has_adjusted(report) else ()
+    return (p_value(comparison.get("p_holm")),) if _has_adjusted(report) else ()
+
+
+def losses(report: Report) -> TableGrid:
+    """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
+    found = entries(part(report, "losses"), "categories")
+    lines = [(clean(pair.get("category")), *_figures(pair), clean(pair.get("verdict"))) for pair in found]
+    around = f"{level(next(iter(found), {}))} interval"
+    return grid(
+        ("category", FIGURES[0], around, *FIGURES[2:], "the soup is"), lines, (0, 5), where(found, "verdict", "lower")
+    )
 
 
 def experts(report: Report) -> TableGrid:
     """Which candidate is the expert of which low-correlation category."""
     chosen, again = part(part(report, "selection"), "experts"), part(part(report, "stability"), "experts")
+    tied = part(part(report, "selection"), "tied")
     lines = [
-        (clean(category), clean(name), share(part(again, category).get(str(name)))) for category, name in chosen.items()
+        (
+            clean(category),
+            Cell(
+                clean(name),
+                f"as good: {in_words(rest)}" if (rest := [n for n in texts(tied, category) if n != name]) else "",
+            ),
+            share(part(again, category).get(str(name))),
+        )
+        for category, name in chosen.items()
     ]
     return grid(("low-correlation category", "expert", "picked again"), lines, left=(0, 1))
 

@@ -110,4 +110,4 @@ def test_a_missing_candidate_is_no_victory() -> None:
 def test_small_numbers_read_well() -> None:
     claimed = say({**FAR, "ace": (-0.00001, 0.5)}, best_single="ace")
     assert "-0.0" not in claimed.sentence
-    assert say({name: (0.04, 0.00004) for name in FAR}).sentence.count("p < 0.0001") == 1
+    assert say(dict.fromkeys(FAR, (0.04, 4e-05))).sentence.count("p < 0.0001") == 1

@@ -15,7 +15,7 @@ from souping.checkpoints.hub.client import parse
 from souping.checkpoints.hub.fetch import fetch_one
 from souping.core.types import UserError
 from souping.pipeline import upload
-from souping.report.cards import CHAINS, Licence, combine, hub_card, relicensed
+from souping.report.cards import CHAINS, Licence, card, combine, relicensed
 from tests.conftest import Cli
 from tests.support.adapters import change_config, save_adapter
 from tests.support.family import NAMES
@@ -326,7 +326,7 @@ class TestCards:
         from huggingface_hub import ModelCard
 
         report, _ = sample(columns=3)
-        data = ModelCard(hub_card(report, Licence("other", "a-and-b", ("Both hold.",)))).data
+        data = ModelCard(card(report, Licence("other", "a-and-b", ("Both hold.",)))).data
         assert (data.license, data.license_name, data.license_link) == ("other", "a-and-b", "README.md")
         assert len(data.eval_results or []) == 4
 

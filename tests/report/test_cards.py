@@ -1,4 +1,4 @@
-"""The soup's card: valid on the Hub, and a function of the recipe and the search alone."""
+"""The soup's card: valid on the Hub, without a number before the report, with the report's own after it."""
 
 from __future__ import annotations
 
@@ -7,80 +7,101 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.report.cards import card
+from souping.report.cards import Licence, card, relicensed
 from tests.support.report import sample
 
 
 def parts(**changes: Any) -> dict[str, Any]:
+    """What is known when the soup is written."""
     report, _ = sample(columns=3)
     keys = ("experiment", "benchmark", "selection", "recipe", "objective", "folds")
-    search = {"objective": 0.7622, "categories": {"simple_python": 0.8, "multiple": 0.7}, "items": 168}
-    return {**{key: report[key] for key in keys}, "search": search, **changes}
+    return {**{key: report[key] for key in keys}, **changes}
 
 
 def front(text: str) -> dict[str, Any]:
     _, matter, _ = text.split("---\n", 2)
-    return yaml.safe_load(matter)
+    return dict(yaml.safe_load(matter))
 
 
-def test_the_front_matter_names_parents_tags_and_search_scores() -> None:
-    matter = front(card(parts()))
+def test_the_front_matter_names_parents_and_tags_and_before_the_report_no_number() -> None:
+    text = card(parts())
+    matter = front(text)
     assert matter["base_model"] == parts()["recipe"]["ingredients"]
     assert matter["base_model_relation"] == "merge"
     assert matter["tags"] == ["merge", "souping"]
     assert matter["library_name"] == "transformers"
-    (result,) = matter["model-index"][0]["results"]
+    assert "model-index" not in matter
+    assert "license" not in matter
+    assert "search fold" not in text
+
+
+def test_after_the_report_the_numbers_are_the_report_folds() -> None:
+    report, _ = sample(columns=3)
+    text = card(report)
+    soup = next(row for row in report["rows"] if row["kind"] == "soup")
+    (result,) = front(text)["model-index"][0]["results"]
     assert {m["name"]: m["value"] for m in result["metrics"]} == {
-        "objective": 0.7622,
-        "simple_python": 0.8,
-        "multiple": 0.7,
+        name: round(score["mean"], 6) for name, score in [("objective", soup["objective"]), *soup["scores"].items()]
     }
-    assert "search fold" in result["dataset"]["name"]
+    assert "report fold" in result["dataset"]["name"]
+    assert report["verdict"]["sentence"] in text
+    assert f"{100 * soup['objective']['low']:.1f} to {100 * soup['objective']['high']:.1f}" in text
+    told = report["losses"]
+    assert f"above in {told['above']} of 3 categories, below in {told['below']}" in text
+    assert str(report["objective"]["search"]) not in text
 
 
 def test_the_hubs_own_reader_takes_it() -> None:
     from huggingface_hub import ModelCard
 
-    data = ModelCard(card(parts())).data
+    report, _ = sample(columns=3)
+    data = ModelCard(card(report)).data
     assert data.base_model == parts()["recipe"]["ingredients"]
-    assert [result.metric_value for result in data.eval_results] == [0.7622, 0.8, 0.7]
+    assert len(data.eval_results) == 4
 
 
-def test_it_tells_recipe_fingerprints_scores_and_how_to_rebuild() -> None:
+def test_it_tells_recipe_fingerprints_use_and_how_to_rebuild() -> None:
     text = card(parts())
     recipe = parts()["recipe"]
     for name, weight, mark in zip(recipe["ingredients"], recipe["weights"], recipe["fingerprints"], strict=True):
         assert f"| {name} | {weight:.4g} | {mark[:16]} |" in text
-    assert "| objective | 76.2 |" in text
     assert "pantry, BFCL-shaped, not BFCL" in text
-    pool = ",".join(recipe["ingredients"])
-    assert f"+experiment=rebuild recipe=recipe.json 'pool.candidates=[{pool}]'" in text
-    assert "python -m souping +experiment=rebuild recipe=r.json" in card(
-        parts(rebuild="python -m souping +experiment=rebuild recipe=r.json")
-    )
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in text
+    assert "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt" in text
+    assert "Run it in this folder." in text
+    beside = card(parts(rebuild="python -m souping +experiment=rebuild recipe=soup/recipe.json out=rebuilt"))
+    assert "Run it where the run was started." in beside
+    assert "recipe=soup/recipe.json" in beside
+    assert "recipe=soup/recipe.json" not in relicensed(beside, Licence("mit"), recipe)
+    assert "recipe=recipe.json" in relicensed(beside, Licence("mit"), recipe)
 
 
-def test_no_timing_no_report_fold_and_no_path_of_the_machine_enters() -> None:
+def test_the_snippet_is_python_and_knows_adapters() -> None:
+    recipe = parts()["recipe"]
+    for settings, name in (({}, "AutoModelForCausalLM"), ({"adapters": "keep"}, "AutoPeftModelForCausalLM")):
+        code = card(parts(recipe=recipe | {"settings": settings})).split("```python\n")[1].split("```")[0]
+        compile(code, "card", "exec")
+        assert f"model = {name}.from_pretrained(folder)" in code
+
+
+def test_no_timing_and_no_path_of_the_machine_enters() -> None:
     report, _ = sample(columns=3)
-    early = card(parts())
-    late = card({**parts(), **{k: report[k] for k in ("rows", "comparisons", "verdict", "cost", "stability")}})
-    assert early == late
+    assert card(report) == card({**report, "cost": {"seconds": 1}, "stability": {}})
     recipe = parts()["recipe"] | {"ingredients": ["/home/me/models/a", "C:\\models\\b", "org/c"][:3]}
     text = card(parts(recipe=recipe | {"weights": [0.2, 0.3, 0.5], "fingerprints": ["1", "2", "3"]}))
     assert "/home" not in text
-    assert "models" not in text.split("## Scores")[0].split("## Recipe")[1]
+    assert "models" not in text.split("## Usage")[0].split("## Recipe")[1]
     assert front(text)["base_model"] == ["a", "b", "org/c"]
 
 
-@pytest.mark.parametrize("name", ['a: "b"', "- x", "né à|ü", "<b>", "x\ny", "yes", "\U0001f372"])
+@pytest.mark.parametrize("name", ['a: "b"', "- x", "né à|ü", "<b>", "x\ny", "yes", "\U0001f372", "x\x1b[31m\u202ey"])
 def test_awkward_names_keep_the_yaml_valid(name: str) -> None:
-    recipe = parts()["recipe"] | {"ingredients": [name, "plain"], "weights": [0.5, 0.5], "fingerprints": ["1", "2"]}
-    changed = parts(
-        recipe=recipe, benchmark={"name": name, "note": ""}, search={"objective": 0.5, "categories": {name: 1}}
-    )
-    text = card(changed)
+    report, _ = sample(columns=3)
+    recipe = report["recipe"] | {"ingredients": [name, "plain"], "weights": [0.5, 0.5], "fingerprints": ["1", "2"]}
+    text = card({**report, "recipe": recipe, "benchmark": {"name": name, "note": ""}})
     assert "plain" in front(text)["base_model"]
     assert "<b>" not in text.split("---\n", 2)[2].split("```")[0]
+    assert not {"\x1b", "\u202e"} & set(text)
 
 
 def test_a_single_model_is_called_one() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from souping.report.cards import card
 from souping.report.files import write_report, write_trials
 from souping.report.format import escape_markdown
+from souping.report.terminal import also_table, gate_table, report_table
 from tests.support.html import outline
 from tests.support.report import sample
 
-HOSTILE = '<script>alert("x")</script>|`*_a_*[x](http://y)$&\n\x00\ud800'
+HOSTILE = '<script>alert("x")</script>|`*_a_*[x](http://y)$&\n\x00\ud800\x1b[2J\u202e\x9b\u2066'
 
 
 def hostile(value: Any) -> Any:
@@ -44,15 +48,25 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text()
     parsed = outline(html)
     assert "script" not in parsed.tags
-    assert "\x00" not in html
+    for path in (p for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")):
+        assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(path.read_text()), path.name
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
     text = (tmp_path / "report.md").read_text()
     assert "<script" not in re.sub(r"```+bash.*?```+", "", text, flags=re.DOTALL)
     rows = [line for line in text.splitlines() if line.startswith("| pantry-java")]
-    heads = [line for line in text.splitlines() if line.startswith("| model")]
+    heads = [line for line in text.splitlines() if line.startswith("| model | objective")]
     assert heads
     columns = {len(re.findall(r"(?<!\\)\|", line)) for line in [*heads, rows[0]]}
     assert len(columns) == 1
+
+
+def test_nothing_of_a_users_steers_a_terminal_or_a_card() -> None:
+    report, _ = (hostile(part) for part in sample(columns=2, models=4))
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    console.print(report_table(report), also_table(report), gate_table(report))
+    show = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in (show, card(report)):
+        assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(text)
 
 
 @given(st.text(max_size=40))

@@ -82,6 +82,26 @@ def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
+def losses(found: list[dict[str, Any]], categories: list[str]) -> dict[str, Any]:
+    """The soup against the first candidate; what is lost by 8 points is lost beyond chance."""
+    pairs = []
+    for category in categories:
+        gap = found[-1]["scores"][category]["mean"] - found[0]["scores"][category]["mean"]
+        words = "lower" if gap < -0.08 else "no difference shown"
+        limits = {"low": gap - 0.06, "high": gap + 0.06, "level": 0.95, "p_value": 0.2, "p_holm": 0.4}
+        pairs.append({"category": category, "b": found[0]["name"], "difference": gap, **limits, "verdict": words})
+    above = sum(pair["difference"] > 0 for pair in pairs)
+    counts = {"above": above, "below": len(pairs) - above, "level": 0}
+    return {"against": found[0]["name"], **counts, "categories": pairs}
+
+
+def outcomes(i: int, categories: list[str]) -> dict[str, Any]:
+    """Ends of a model's answers: the first was cut off now and then, the second not answered at times."""
+    ends = {"items": 52, "truncated": 0.05 * (i == 0), "unanswered": 0.01 * (i == 1)}
+    reasons = {"prompt does not fit the context": 3} if i == 1 else {}
+    return {**ends, "reasons": reasons, "categories": dict.fromkeys(categories, ends)}
+
+
 def selection(rng: np.random.Generator, names: list[str], categories: list[str], k: int) -> dict[str, Any]:
     raw = np.corrcoef(rng.normal(size=(len(categories), max(4, len(names)))))
     low = categories[: max(1, min(4, len(categories)))]
@@ -197,6 +217,11 @@ def finish(
     report["folds"]["report"] = 416
     report["rows"] = rows(rng, names, k, categories) if k > 1 else rows(rng, names, k, categories)[:-4]
     report["comparisons"] = comparisons(report["rows"]) if k > 1 else []
+    report["outcomes"] = {name: outcomes(i, categories) for i, name in enumerate(names)}
+    if k > 1:
+        report["losses"] = losses(report["rows"], categories)
+        report["variance"] = {"soup": {"objective": 0.0004, "items": 0.0003, "answers": 0.0001}}
+        report["rebuild"] = "python -m souping +experiment=rebuild recipe=run/soup/recipe.json out=rebuilt"
     sentence = "The soup is better than the best single model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
     report["verdict"] = {"claim": "better_than_best_single", "sentence": sentence, "p_value": 0.013}
     if k == 1:
