@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from souping.core import simplex
 from souping.core.protocols import Strategy
+from souping.core.text import Count, first_line
 from souping.core.types import FloatArray, Result, UserError, Weights
 from souping.search.points import Search, anchors, check_limits
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
     from nevergrad.parametrization.core import Parameter
+
+
+SOUND = ("NGOpt", "CMA", "DE")
+"""Optimisers that need no further package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +38,8 @@ class Nevergrad(Strategy):
     name: str = "NGOpt"
     parametrisation: Literal["softmax", "normalise", "lattice"] = "softmax"
     step: float = 0.1
-    trials: int | None = 40
-    budget: int | None = None
+    trials: Count | None = 40
+    budget: Count | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
@@ -42,6 +50,14 @@ class Nevergrad(Strategy):
         if self.trials is None and self.budget is None:
             raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
         _registered(self.name)
+        if trouble := _trouble(self.name, self.parametrisation, self.step, self.trials):
+            raise UserError(f"optimiser.name={self.name} cannot be used here: {trouble}\ntry {self._sound()}")
+
+    def _sound(self) -> str:
+        """Names near to this one, as far as they can be asked, and those that always can."""
+        near = [*get_close_matches(self.name, list(_registry()), n=6, cutoff=0.4), *SOUND]
+        given = (self.parametrisation, self.step, self.trials)
+        return ", ".join([name for name in dict.fromkeys(near) if not _trouble(name, *given)][:3])
 
     def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> NevergradSearch:
         return NevergradSearch(self, len(ingredients), seed)
@@ -60,9 +76,7 @@ def _registered(name: str) -> Callable[..., Optimizer]:
     Raises:
         UserError: there is none; the nearest is named.
     """
-    from nevergrad.optimization.optimizerlib import registry
-
-    known: Mapping[str, Callable[..., Optimizer]] = registry
+    known = _registry()
     if name not in known:
         near = get_close_matches(name, list(known), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -70,33 +84,64 @@ def _registered(name: str) -> Callable[..., Optimizer]:
     return known[name]
 
 
+def _registry() -> Mapping[str, Callable[..., Optimizer]]:
+    from nevergrad.optimization.optimizerlib import registry
+
+    known: Mapping[str, Callable[..., Optimizer]] = registry
+    return known
+
+
+@lru_cache(maxsize=64)
+def _trouble(name: str, parametrisation: str, step: float, trials: int | None) -> str:
+    """Why this optimiser cannot be asked one by one here; empty where a dozen asks, or a second of them, went well.
+
+    Many of Nevergrad's import a package of their own only when they are asked, some after several asks.
+    """
+    state, end = np.random.get_state(), time.monotonic() + 1.0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimiser = _build(name, _parameter(parametrisation, step, 2), trials)
+            for number in range(min(12, trials or 12)):
+                optimiser.tell(optimiser.ask(), float(number % 3))
+                if time.monotonic() > end:
+                    break
+    except UserError:
+        return ""  # the lattice's, which `start` tells with the true number of ingredients
+    except Exception as error:  # of any package
+        return first_line(error)
+    finally:
+        np.random.set_state(state)
+    return ""
+
+
+def _build(name: str, parameter: Parameter, trials: int | None, seed: int = 0) -> Optimizer:
+    parameter.random_state = np.random.RandomState(seed)
+    return _registered(name)(parametrization=parameter, budget=trials, num_workers=1)
+
+
+def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
+    from nevergrad import p
+
+    if parametrisation == "lattice":
+        points = simplex.grid(size, step, step, 1 - step)
+        if not points:
+            raise UserError(f"optimiser.step={step} has no lattice point for {size} ingredients; lower it")
+        return p.TransitionChoice(points)
+    if parametrisation == "softmax":
+        return p.Array(shape=(size,))
+    return p.Array(init=np.full(size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
+
+
 class NevergradSearch(Search):
     """Uniform and vertices first (softmax cannot reach a vertex), then what Nevergrad proposes."""
 
     def __init__(self, settings: Nevergrad, size: int, seed: int) -> None:
         super().__init__(anchors(size))
-        self._settings, self._size = settings, size
+        self._settings = settings
         self._open: dict[Weights, list[Parameter]] = {}
-        self._optimiser = self._build(seed)
-
-    def _build(self, seed: int) -> Optimizer:
-        parameter = self._parameter()
-        parameter.random_state = np.random.RandomState(seed)
-        optimiser = _registered(self._settings.name)
-        return optimiser(parametrization=parameter, budget=self._settings.trials, num_workers=1)
-
-    def _parameter(self) -> Parameter:
-        from nevergrad import p
-
-        if self._settings.parametrisation == "lattice":
-            step = self._settings.step
-            points = simplex.grid(self._size, step, step, 1 - step)
-            if not points:
-                raise UserError(f"optimiser.step={step} has no lattice point for {self._size} ingredients; lower it")
-            return p.TransitionChoice(points)
-        if self._settings.parametrisation == "softmax":
-            return p.Array(shape=(self._size,))
-        return p.Array(init=np.full(self._size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
+        parameter = _parameter(settings.parametrisation, settings.step, size)
+        self._optimiser = _build(settings.name, parameter, settings.trials, seed)
 
     def ask(self) -> Weights | None:
         if self.points:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
+from souping.core.text import Count
 from souping.core.types import Result, UserError, Weights
 
 
@@ -59,8 +60,8 @@ class Grid(Strategy):
     step: float = 0.1
     minimum: float | None = None
     maximum: float | None = None
-    trials: int | None = None
-    budget: int | None = None
+    trials: Count | None = None
+    budget: Count | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
@@ -106,8 +107,8 @@ class Grid(Strategy):
 class Uniform(Strategy):
     """No search: equal weights."""
 
-    trials: int | None = None
-    budget: int | None = None
+    trials: Count | None = None
+    budget: Count | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
@@ -130,8 +131,8 @@ class Fixed(Strategy):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
     weights: list[float]
-    trials: int | None = None
-    budget: int | None = None
+    trials: Count | None = None
+    budget: Count | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
@@ -188,8 +189,8 @@ class GreedySoup(Strategy):
     An ingredient stays only when the soup with it is strictly better on the search fold. At most 2 K - 1 soups.
     """
 
-    trials: int | None = None
-    budget: int | None = None
+    trials: Count | None = None
+    budget: Count | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)

@@ -11,7 +11,7 @@ import numpy as np
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
-from souping.core.text import listed
+from souping.core.text import Count, listed
 from souping.core.types import FloatArray, Selection, UserError
 
 TIE = 1e-9
@@ -152,7 +152,7 @@ class Greedy(Selector):
     """Selector that adds the candidate which most raises the mean best score over categories; stops when none does."""
 
     objective: Objective
-    k: int | None = None
+    k: Count | None = None
 
     def __post_init__(self) -> None:
         _check_k(self.k)
@@ -160,7 +160,11 @@ class Greedy(Selector):
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return tuple(range(1, min(self.k or candidates, candidates) + 1))
 
+    def check(self, models: int, candidates: int, categories: int) -> None:
+        _check_enough(self.k, candidates)
+
     def select(self, scores: ScoreMatrix) -> Selection:
+        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         values = scores.rows(scores.candidates)
         best, chosen = np.zeros(values.shape[1]), list[int]()
         while self.k is None or len(chosen) < self.k:
@@ -187,7 +191,7 @@ class TopK(Selector):
     """K best candidates by the objective."""
 
     objective: Objective
-    k: int = 3
+    k: Count = 3
 
     def __post_init__(self) -> None:
         _check_k(self.k)
@@ -196,8 +200,7 @@ class TopK(Selector):
         return (min(self.k, candidates),)
 
     def check(self, models: int, candidates: int, categories: int) -> None:
-        if self.k > candidates:
-            raise UserError(f"selector.k={self.k} is more than the {candidates} candidates")
+        _check_enough(self.k, candidates)
 
     def select(self, scores: ScoreMatrix) -> Selection:
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
@@ -219,6 +222,11 @@ class All(Selector):
 def _check_k(k: int | None) -> None:
     if k is not None and k < 1:
         raise UserError(f"selector.k={k} must be at least 1")
+
+
+def _check_enough(k: int | None, candidates: int) -> None:
+    if k is not None and k > candidates:
+        raise UserError(f"selector.k={k} is more than the {candidates} candidates")
 
 
 def _holders(scores: ScoreMatrix, names: tuple[str, ...]) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 
 from souping.core import simplex
@@ -110,3 +113,24 @@ def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -
     assert {i for i, w in enumerate(best) if w} == expected
     assert late or len(asked) == 5
     assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("PymooNSGA2", "pymoo"), ("NLOPT_GN_DIRECT", "nlopt"), ("BayesOptimBO", "bayes_optim")]
+)
+def test_optimisers_that_need_a_package_are_refused_with_sound_ones_beside_them(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"optimiser.name={name} cannot be used here: .*\ntry ") as refused:
+        Nevergrad(name=name)
+    offered = str(refused.value).split("try ")[1].split(", ")
+    assert len(offered) == 3
+    assert all(Nevergrad(name=one).name == one for one in offered)
+
+
+def test_the_look_at_an_optimiser_moves_no_random_numbers() -> None:
+    before = np.random.RandomState(3).get_state()
+    np.random.set_state(before)
+    Nevergrad(name="OnePlusOne", trials=7)
+    assert (np.random.get_state()[1] == before[1]).all()

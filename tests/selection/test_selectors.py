@@ -67,7 +67,13 @@ def test_ties(matrix: ScoreMatrix) -> None:
     tied = ScoreMatrix(models=("d", "b", "c", "a"), categories=matrix.categories, values=values[[3, 1, 2, 0]])
     assert soce(threshold=0.9).select(tied).experts["w"] == "a"
     assert soce(threshold=0.9, ties="first").select(tied).experts["w"] == "d"
-    assert {"a", "d"} <= set(soce(threshold=0.9, ties="all").select(tied).ingredients)
+    every = soce(threshold=0.9, ties="all").select(tied)
+    assert {"a", "d"} <= set(every.ingredients)
+    assert (every.tied, every.ties, every.sign) == ({"w": ("a", "d")}, "all", "absolute")
+    assert every.notes == ("w: a, d are equally good; all of them are ingredients",)
+    assert soce(threshold=0.9).select(matrix).notes == ()
+    (note,) = soce(threshold=0.9, ties="first").select(tied).notes
+    assert note == "w: d, a are equally good; d, the first in the pool, is the expert"
 
 
 def test_signed_reads_negative_as_low() -> None:
@@ -108,6 +114,8 @@ def test_a_partial_correlation_keeps_its_name(matrix: ScoreMatrix) -> None:
 def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:
     assert Greedy(objective=Mean(), k=1).select(matrix).ingredients == ("a",)
     assert Greedy(objective=Mean()).select(matrix).ingredients == ("a", "c")
+    with pytest.raises(UserError, match=r"selector.k=5 is more than the 4 candidates"):
+        Greedy(objective=Mean(), k=5).check(4, 4, 4)
     with pytest.raises(UserError, match="scores zero"):
         Greedy(objective=Mean()).select(ScoreMatrix(models=("a",), categories=("x",), values=np.zeros((1, 1))))
 
