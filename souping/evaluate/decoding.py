@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from souping.core.types import Item, Json, UserError
@@ -104,6 +105,11 @@ def check_sampling(temperature: float, top_p: float, top_k: int | None, samples:
         raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
 
 
+def combined(aggregate: str, scores: Sequence[float]) -> float:
+    """An item's score by those of its answers: their `mean`, or with `pass` the best."""
+    return max(scores) if aggregate == "pass" else fmean(scores)
+
+
 def read_generation(folder: Path) -> dict[str, Json]:
     """The folder's generation_config.json, empty where there is none.
 
@@ -129,14 +135,14 @@ def wishes(folder: Path) -> dict[str, Json]:
     return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
 
 
-def generation_notes(folders: Mapping[str, Path]) -> list[str]:
-    """Notes of what the candidates' own generation_config would have done."""
+def generation_notes(folders: Mapping[str, Path], instead: str = " (evaluator.generation=model does)") -> list[str]:
+    """Notes of what the candidates' own generation_config would have done; `instead` says what would use it."""
     told = []
     for name, folder in folders.items():
         own = wishes(folder)
         if own:
             listed = ", ".join(f"{key}={json.dumps(value)[:40]}" for key, value in own.items())
-            told.append(f"{name}: its generation_config asks for {listed}; not used (evaluator.generation=model does)")
+            told.append(f"{name}: its generation_config asks for {listed}; not used{instead}")
     return told
 
 

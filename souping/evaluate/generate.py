@@ -16,7 +16,7 @@ from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import Count, Seed, Threads
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
-from souping.evaluate.decoding import Decoding, check_sampling, common_decoding, generation_notes
+from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import Answer, Engine
 from souping.evaluate.engines.transformers import TransformersEngine, no_template
 from souping.evaluate.scoring import reading, score
@@ -233,10 +233,8 @@ class LocalEvaluator(Evaluator):
 
     def _item_score(self, item: Item, answers: Sequence[Record]) -> float:
         scores = [record.score for record in answers]
-        if self.aggregate == "mean" or len(scores) == 1:
-            return float(np.mean(scores))
-        if self.aggregate == "pass":
-            return max(scores)
+        if self.aggregate != "majority" or len(scores) == 1:
+            return combined(self.aggregate, scores)
         said = [reading(item, record.output) for record in answers]
         most = max(said, key=said.count)  # the first of equals
         return scores[said.index(most)]

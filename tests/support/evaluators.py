@@ -98,6 +98,7 @@ def bfcl_runner(
     handler: str,
     ids: Mapping[str, Sequence[str]],
     generate: Mapping[str, Json] | None = None,
+    patience: float = 0.0,
 ) -> None:
     """Stands where bfcl-eval would run: answers every item, and has every other one wrong."""
     for category, own in ids.items():

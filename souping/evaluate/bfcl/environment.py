@@ -9,7 +9,8 @@ The prompt handlers that an installed bfcl-eval has for models that are served h
 bfcl-eval's result and score files -> a record for every item.
 
 A result file has a line for each item that was asked, a score file a line on the whole and then one for each item that
-failed: an item is right if it was asked and did not fail.
+failed: an item is right if it was asked and did not fail. A line also tells how an answer ended: an error in place of
+it is no answer, `truncated` is our runner's word, and bfcl-eval's own files prove a cut by the count of its tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,11 +30,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from souping.core.text import nearest
+from souping.core.text import nearest, safe
 from souping.core.types import Item, Json, Record, UserError
 from souping.evaluate.servers.process import Process
 
 Level = Literal["minimal", "full"]
+Row = Mapping[str, Json]
+"""A line of BFCL's files."""
 LEVELS: tuple[Level, ...] = ("minimal", "full")
 HERE = Path(__file__).parent
 RUNNER = HERE / "inside" / "runner.py"
@@ -211,26 +215,42 @@ def call(
     handler: str,
     ids: Mapping[str, Sequence[str]],
     generate: Mapping[str, Json] | None = None,
+    patience: float = 3600.0,
 ) -> None:
     """Run bfcl-eval on these ids in its own process, which ends with this one; its files come to lie below `root`.
 
     Raises:
-        UserError: one line on what stopped it.
+        UserError: one line on what stopped it, or no answer of the server for `patience` seconds.
     """
-    request, log = root / "request.json", root / "runner.log"
-    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": generate}))
+    request, log, alive = root / "request.json", root / "runner.log", root / "alive"
+    alive.touch()
+    asked = {**generate, "alive": str(alive)} if generate else None
+    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": asked}))
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
     own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
     process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
     try:
-        while process.alive:
-            time.sleep(0.05)
+        _wait(process, alive, patience)
     finally:
         process.stop()
     outcome = root / "outcome.json"
     error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
     if error:
-        raise UserError(f"bfcl-eval: {error}")
+        raise UserError(f"bfcl-eval: {safe(str(error))}")
+
+
+def _wait(process: Process, alive: Path, patience: float) -> None:
+    """Wait for the process's end, for as long as answers come."""
+    answers, since = 0, time.monotonic()
+    while process.alive:
+        time.sleep(0.05)
+        if (now := alive.stat().st_size) != answers:
+            answers, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            raise UserError(
+                f"bfcl-eval: nothing was answered for {patience:g} s; a server that is slow and not stuck needs a "
+                "higher evaluator.timeout"
+            )
 
 
 OWN = ("chat-template", "plain")
@@ -277,6 +297,18 @@ FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item whose answer could not be had; such an item counts as wrong in every
 category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
+REASONS = (
+    (r"(?is)does not fit the context of (\d+)", "the prompt does not fit the context of {} tokens"),
+    (r"(?is)maximum (?:context|model) length (?:is|of) (\d+)", "the prompt does not fit the context of {} tokens"),
+    (r"(?is)timed? ?out", "the server did not answer in time"),
+    (r"(?is)Error code: (\d+)", "the server refused the prompt (status {})"),
+    (r"(?is)Cannot use chat template", "the tokenizer has no chat template"),
+)
+"""What a library says of an item that was not answered -> why, in words of which few are different."""
+CAP = 4096
+"""Tokens of an answer that bfcl-eval itself asks for at most."""
+LARGEST = 1 << 31
+"""Bytes of a result file, and counts of tokens, below which they are believed."""
 
 
 def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
@@ -285,42 +317,88 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     Raises:
         UserError: an item has no result, or its category no score.
     """
-    answers = {str(row["id"]): row for path in _files(results, "result") for row in _rows(path)}
-    judged = {path.name.removesuffix("_score.json"): _rows(path) for path in _files(scores, "score")}
-    wrong = {category: {str(row["id"]) for row in list(rows)[1:]} for category, rows in judged.items()}
+    answers = {str(row["id"]): row for path in _files(results, "result") for row in read_rows(path)}
+    judged = {path.name.removesuffix("_score.json"): read_rows(path) for path in _files(scores, "score")}
+    wrong = {category: {str(row["id"]) for row in found[1:]} for category, found in judged.items()}
     scored = []
     for item in items:
         if item.id not in answers:
             raise UserError(f"{results}: no result for item {item.id}")
         if f"BFCL_v4_{item.category}" not in wrong:
             raise UserError(f"{scores}: no score file for {item.category}")
-        answer = answers[item.id]
-        right = item.id not in wrong[f"BFCL_v4_{item.category}"] and not _failed(answer)
-        scored.append(Record(item=item.id, score=float(right), output=_text(answer["result"])))
+        scored.append(_record(item, answers[item.id], item.id not in wrong[f"BFCL_v4_{item.category}"]))
     return scored
+
+
+def _record(item: Item, row: Row, right: bool) -> Record:
+    text, none = _text(row["result"]), failed(row)
+    return Record(
+        item=item.id,
+        score=float(right and not none),
+        output=text,
+        outcome="unanswered" if none else "truncated" if _cut(row) else "finished",
+        reason=_why(text.removeprefix(FAILED)) if none else "",
+        prompt_tokens=max(_counts(row.get("input_token_count")), default=0),
+    )
+
+
+def failed(row: Row) -> bool:
+    """Whether the item was not answered."""
+    return isinstance(row["result"], str) and row["result"].startswith(FAILED)
+
+
+def _why(told: str) -> str:
+    """Why an item was not answered, in a few words."""
+    for pattern, words in REASONS:
+        if found := re.search(pattern, told):
+            return words.format(*found.groups())
+    return safe(" ".join(told.split()))[:80] or "no reason is told"
+
+
+def _cut(row: Row) -> bool:
+    """Whether a text of the answer was cut by the limit of tokens: in a conversation, any of them."""
+    told = row.get("truncated")
+    return told if isinstance(told, bool) else any(count >= CAP for count in _counts(row.get("output_token_count")))
+
+
+def _counts(value: Json) -> list[int]:
+    """Counts of tokens: one, or those of each step of each turn."""
+    if isinstance(value, list):
+        return [count for one in value for count in _counts(one)]
+    return [int(value)] if isinstance(value, int | float) and 0 <= value < LARGEST else []
 
 
 def failure(records: Sequence[Record]) -> str | None:
     """Why no item at all could be answered, if that is so and it is not for want of context."""
-    reasons = [record.output.removeprefix(FAILED) for record in records if record.output.startswith(FAILED)]
+    reasons = [record.output.removeprefix(FAILED) for record in records if record.outcome == "unanswered"]
     other = [reason for reason in reasons if TOO_LONG not in reason]
-    return other[0] if other and len(reasons) == len(records) else None
+    return safe(other[0]) if other and len(reasons) == len(records) else None
 
 
 def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Json]]:
+def read_rows(path: Path) -> list[Row]:
+    """The lines of one of BFCL's files.
+
+    Raises:
+        UserError: it cannot be read, or is none of BFCL's.
+    """
     try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path}: larger than any file of BFCL's ({path.stat().st_size / 1e9:.1f} GB)")
         with path.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
-    except (OSError, ValueError) as error:
+            found = [json.loads(line) for line in lines if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not lines of JSON, the file may be cut off: {error!s:.200}") from error
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-
-
-def _failed(answer: Mapping[str, Json]) -> bool:
-    return "traceback" in answer and str(answer["result"]).startswith(FAILED)
+    if not all(isinstance(row, dict) for row in found):
+        raise UserError(f"{path}: a line of BFCL's files is a JSON object")
+    return found
 
 
 def _text(result: Json) -> str:

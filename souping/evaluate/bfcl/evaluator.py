@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
-from souping.core.text import Count, Threads, nearest
-from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
+from souping.core.text import Count, Seconds, Seed, Threads, nearest
+from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
     MULTI_TURN,
@@ -35,11 +38,14 @@ from souping.evaluate.bfcl.environment import (
     records,
 )
 from souping.evaluate.bfcl.import_results import BfclFiles, find_bfcl, read_bfcl
+from souping.evaluate.decoding import Decoding, check_sampling, combined, generation_notes
 from souping.evaluate.servers import Server
 from souping.evaluate.servers.process import RunningServer
 
-PROTOCOL = 1
-"""Raised when the same answers would be scored otherwise."""
+PROTOCOL = 2
+"""Raised when the same settings would give other answers or scores."""
+GREEDY = 0.001
+"""bfcl-eval's own temperature, at which nothing but the likeliest token is drawn."""
 CHAT_TEMPLATE = "chat-template"
 """Handler that asks by the tokenizer's own chat template."""
 
@@ -72,6 +78,11 @@ class BfclEvaluator(Evaluator):
     tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives single candidates one of their own,
     `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
     ask, `limit` the first so many of each category.
+
+    Above bfcl-eval's own `temperature` answers are drawn: `samples` of each item, each by a seed that the server gets
+    (from `sampling_seed`, the item and the number of the answer), and `aggregate` says how they become the item's
+    score, their `mean` or `pass` (the best). `replicates` asks again without drawing, in another order. A server that
+    answers nothing for `timeout` seconds counts as stuck.
     """
 
     server: Server
@@ -82,8 +93,15 @@ class BfclEvaluator(Evaluator):
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
-    temperature: float = 0.001
+    temperature: float = GREEDY
+    top_p: float = 1.0
+    top_k: Count | None = None
+    samples: Count = 1
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass"] = "mean"
+    replicates: Count = 1
     max_tokens: Count | None = None
+    timeout: Seconds = 3600.0
     threads: Threads = 100
     batch_size: Count = 512
     dir: str | None = None
@@ -91,12 +109,18 @@ class BfclEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         chosen(self.version, self.categories)
-        for key in ("limit", "max_tokens", "threads", "batch_size"):
+        for key in ("limit", "max_tokens", "threads", "batch_size", "samples", "replicates"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"evaluator.{key}={value} must be at least 1")
-        if self.temperature < 0:
-            raise UserError(f"evaluator.temperature={self.temperature} must be 0 or more")
+        if self.aggregate not in ("mean", "pass"):
+            raise UserError(f"evaluator.aggregate={self.aggregate} must be mean or pass")
+        check_sampling(self.decoding.temperature, self.top_p, self.top_k, self.samples, self.replicates)
+        if self.decoding.samples and not self.server.draws:
+            raise UserError(
+                f"evaluator.temperature={self.temperature}: {self.server.title} draws no answer by a seed of its own: "
+                f"server=vllm does, or leave the temperature at {GREEDY}"
+            )
         if len(set(self.soup_handlers)) < len(self.soup_handlers):
             raise UserError("evaluator.soup_handlers names a handler twice")
 
@@ -111,9 +135,31 @@ class BfclEvaluator(Evaluator):
             "handler": self.handler,
             **{key: value for key, value in choice.items() if value},
             "temperature": self.temperature,
+            **({"top_p": self.top_p, "top_k": self.top_k, "seed": self.sampling_seed} if self.decoding.samples else {}),
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
         }
+
+    @property
+    def decoding(self) -> Decoding:
+        """How tokens are picked; bfcl-eval's own temperature is as good as greedy."""
+        drawn = 0.0 if 0 <= self.temperature <= GREEDY else self.temperature
+        return Decoding(temperature=drawn, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
+
+    @property
+    def answers(self) -> int:
+        return max(self.samples, self.replicates)
+
+    @property
+    def look(self) -> str:
+        return digest([self.fingerprint, self.answers, self.aggregate])
+
+    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+        """What the candidates' own generation_config would have done, and what a server of others may do."""
+        notes = generation_notes(folders, instead="")
+        if self.host.url is not None:
+            notes.append(f"{self.host.url} was started by others: what its requests do not say is decoded its own way")
+        return notes
 
     @property
     def wants(self) -> Wants:
@@ -204,27 +250,45 @@ class BfclEvaluator(Evaluator):
         return False
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
+        """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
+        order = items[::-1] if replicate % 2 else items
+        return [tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
 
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
-        """Ask and score. An item whose prompt does not fit the model's context scores 0, its output says so.
+        """Ask and score. An item that has no answer scores 0, and its record says why.
 
         Raises:
             UserError: the server, the environment or every single item failed.
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._slot.serve(self.server, model.folder)
-        wanted: dict[str, Json] = {"url": running.url, "model": running.model, "folder": str(model.folder)}
-        wanted |= {"threads": self.threads, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        wanted = {"url": running.url, "model": running.model, **self._wanted(model.folder, items, replicate)}
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
-            call(self.environment, Path(root), self.handler, self._ids(items), wanted)
+            call(self.environment, Path(root), self.handler, self._ids(items), wanted, self.timeout)
             name = self.handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         if reason := failure(scored):
             bare = "Cannot use chat template" in reason  # transformers' words; it goes on for lines
             why = "the tokenizer has no chat template; evaluator.handler=plain needs none" if bare else reason[:300]
             raise UserError(f"handler {self.handler}: no item could be asked: {why}")
-        return scored
+        return [replace(record, replicate=replicate) for record in scored]
+
+    def _wanted(self, folder: Path, items: Sequence[Item], replicate: int) -> dict[str, Json]:
+        """How the items are asked."""
+        drawn = self.decoding.samples
+        request: dict[str, Json] = {"top_p": self.top_p, "top_k": self.top_k or 0} if drawn else {}
+        return {
+            "folder": str(folder),
+            "threads": self.threads,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "request": {**self.server.request, **request},
+            "seeds": {item.id: self.decoding.seed_of(item, replicate) for item in items} if drawn else {},
+        }
+
+    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
+        """[I] scores by `aggregate`."""
+        return np.array([combined(self.aggregate, [record.score for record in answers]) for answers in records])
 
     def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
         ids: dict[str, list[str]] = {}

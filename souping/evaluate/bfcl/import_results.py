@@ -14,11 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
-from souping.core.types import Item, Json, Record, UserError
-from souping.evaluate.bfcl.environment import FAILED, Environment, call, records
+from souping.core.types import Item, Record, UserError
+from souping.evaluate.bfcl.environment import Environment, Row, call, failed, read_rows, records
 
-Row = dict[str, Json]
-"""A line of BFCL's files."""
 DATA = "v4"
 """The version of the data files that the pinned bfcl-eval brings; v3's categories are read from them too."""
 SILENT = "BFCL's files hold neither the weights' hash nor temperature, max_tokens, server or bfcl-eval's version"
@@ -38,7 +36,7 @@ def read_bfcl(
     ours = {key: files.answers(key) for key in files.results if key[1] in wanted}
     about_model = compare("handler", files.model, handler.replace("/", "_"))
     usable = {
-        category: {name: row for name, row in rows.items() if name in wanted[category] and not _failed(row)}
+        category: {name: row for name, row in rows.items() if name in wanted[category] and not failed(row)}
         for (version, category), rows in ours.items()
         if version == DATA
     }
@@ -60,11 +58,6 @@ def read_bfcl(
             skipped=_skipped(rows, wanted[category]),
             unchecked=(SILENT, *_disagreement(files, key, own)),
         )
-
-
-def _failed(row: Row) -> bool:
-    """The item was not answered: the server failed. The run will ask again."""
-    return "traceback" in row and str(row["result"]).startswith(FAILED)
 
 
 def _judge(
@@ -118,7 +111,7 @@ def _skipped(rows: Mapping[str, Row], items: Mapping[str, Item]) -> dict[str, in
     counts = {
         "not in the run": sum(name not in items for name in rows),
         "not in the files": sum(name not in rows for name in items),
-        "without an answer (the server failed)": sum(_failed(row) for name, row in rows.items() if name in items),
+        "without an answer (the server failed)": sum(failed(row) for name, row in rows.items() if name in items),
     }
     return {why: count for why, count in counts.items() if count}
 
@@ -162,7 +155,7 @@ class BfclFiles:
         """
         path = self.results[key]
         lines = {}
-        for number, row in enumerate(_rows(path), start=1):
+        for number, row in enumerate(read_rows(path), start=1):
             if "id" not in row or "result" not in row:
                 raise UserError(f"{path}:{number}: no result of BFCL: a line has an id and a result")
             lines[str(row["id"])] = row
@@ -171,7 +164,7 @@ class BfclFiles:
     def failures(self, key: tuple[str, str]) -> list[Row] | None:
         """The items that a score file has as failed, with their questions; None without the file."""
         path = self.scores.get(key)
-        return None if path is None else [row for row in _rows(path) if "id" in row]
+        return None if path is None else [row for row in read_rows(path) if "id" in row]
 
 
 def find_bfcl(paths: Sequence[Path]) -> list[BfclFiles]:
@@ -210,15 +203,3 @@ def _scores(home: Path, given: Sequence[Path]) -> dict[tuple[str, str], Path]:
         if match:
             scores[match["version"], match["category"]] = path
     return scores
-
-
-def _rows(path: Path) -> list[Row]:
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not lines of JSON, the file may be cut off: {error}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: a line of BFCL's files is a JSON object")
-    return rows

@@ -28,6 +28,8 @@ class Server(ABC):
     """
 
     title: ClassVar[str]
+    draws: ClassVar[bool] = False
+    """Whether a request's own seed, and nothing else, decides the answer that is drawn for it."""
 
     url: str | None = None
     port: int | None = None
@@ -63,6 +65,11 @@ class Server(ABC):
     @abstractmethod
     def host(self) -> ModelHost:
         """Where the model is held, as far as plans and checks ask."""
+
+    @property
+    def request(self) -> Mapping[str, Json]:
+        """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
+        return {}
 
     def needs(self) -> list[Missing]:
         """What `check` refuses, as something that can be mended."""
@@ -124,7 +131,8 @@ class Server(ABC):
 
 @lru_cache(maxsize=16)
 def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own: str, other: str) -> None:
-    """Refuse an interpreter without these packages; `own` and `other` are what to install into this or that one.
+    """Refuse an interpreter without these packages; `own` is the command that mends this one, `other` what to install
+    into that one.
 
     Raises:
         UserError: packages are absent, or the interpreter cannot be run.
@@ -133,7 +141,7 @@ def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own
     if not absent:
         return
     who = f"server={server}" if interpreter == sys.executable else interpreter
-    how = f'pip install "{own}"' if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
+    how = own if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
     raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
 
 

@@ -11,13 +11,13 @@ from typing import ClassVar, Literal
 
 from souping.checkpoints.checkpoint import stores_head
 from souping.core.protocols import ModelHost
-from souping.core.text import Seed, Threads
+from souping.core.text import Seed, Threads, install
 from souping.core.types import Json, UserError
 from souping.evaluate.engines import check_gpu_settings
 from souping.evaluate.servers import Server, check_packages
 from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, served
 
-VLLM_VERSION = TRANSFORMERS_VERSION = 1
+VLLM_VERSION = TRANSFORMERS_VERSION = 2
 """Raise when the same settings would give other answers."""
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 
@@ -32,6 +32,7 @@ class VllmServer(Server):
     """
 
     title: ClassVar[str] = "vllm serve"
+    draws: ClassVar[bool] = True
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: float = 0.9
@@ -54,15 +55,20 @@ class VllmServer(Server):
         return {**known, **{name: getattr(self, name) for name in names}}
 
     @property
+    def request(self) -> dict[str, Json]:
+        return {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+    @property
     def host(self) -> ModelHost:
         gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
         return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
     def check_installed(self) -> None:
-        check_packages("vllm", self.interpreter, ("vllm",), "souping[vllm]", "vllm")
+        check_packages("vllm", self.interpreter, ("vllm",), install("vllm"), "vllm")
 
     def command(self, folder: Path, port: int) -> list[str]:
         flags = ["--host", "127.0.0.1", "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags += ["--generation-config", "vllm"]  # of the folder's own file the end tokens alone
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
@@ -134,7 +140,7 @@ class TransformersServer(Server):
         return ModelHost(dtype=self.dtype, url=self.url)
 
     def check_installed(self) -> None:
-        check_packages("transformers", self.interpreter, NEEDS, "souping[serving]", "transformers[serving]")
+        check_packages("transformers", self.interpreter, NEEDS, install("serving"), "transformers[serving]")
 
     def command(self, folder: Path, port: int) -> list[str]:
         flags = ["--host", "127.0.0.1", "--port", str(port), "--device", self.device, "--dtype", self.dtype]

@@ -10,18 +10,19 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from souping.core.protocols import ModuleSettings
-from souping.core.types import Item, Recipe, UserError, digest
+from souping.core.types import Item, Recipe, Record, UserError, digest
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.servers.choices import NEEDS, TransformersServer
+from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
 from souping.examples import pantry
 from souping.pipeline.models import ServedModel
@@ -109,7 +110,10 @@ class TestGenerate:
         assert [record.output for record in found[:4]] == [greedy(item, 12) for item in asked[:4]]
         assert [record.score for record in found[2:4]] == [1.0, 1.0]  # no call, and none was to be made
         assert "tokens does not fit the context of 512" in found[4].output
-        assert found[4].score == 0.0
+        assert (found[4].outcome, found[4].score) == ("unanswered", 0.0)
+        assert found[4].reason == "the prompt does not fit the context of 512 tokens"
+        assert [record.outcome for record in found[:4]] == [outcome(item, 12) for item in asked[:4]]
+        assert all(0 < record.prompt_tokens < 512 for record in found[:4])
 
     def test_handlers_ask_in_their_own_ways(self, bfcl: Environment, roomy: Path, address: str) -> None:
         asked = shortest(bfcl, ("simple_python", "simple_java"), 1)
@@ -129,14 +133,21 @@ class TestGenerate:
         evaluator.close()
 
 
-def greedy(item: Item, tokens: int) -> str:
+def written(item: Item, tokens: int) -> list[int]:
     """What the model writes after the item's prompt, by transformers itself."""
     tokenizer = AutoTokenizer.from_pretrained(COOK)
     module = load_module(COOK, ModuleSettings())
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
     out = module.generate(**inputs, do_sample=False, max_new_tokens=tokens)
-    text: str = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return text
+    return list(out[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+def greedy(item: Item, tokens: int) -> str:
+    return str(AutoTokenizer.from_pretrained(COOK).decode(written(item, tokens), skip_special_tokens=True))
+
+
+def outcome(item: Item, tokens: int) -> str:
+    return "truncated" if len(written(item, tokens)) >= tokens else "finished"
 
 
 class TestFailures:
@@ -194,6 +205,33 @@ class TestHandlers:
         assert plain.fingerprint == BfclEvaluator(server=SERVER, handler="plain").fingerprint
         assert self.EVALUATOR.fingerprint not in (plain.fingerprint, chat.fingerprint)
         assert plain._slot is self.EVALUATOR._slot
+
+    def test_answers_are_drawn_only_where_a_server_draws_by_a_requests_seed(self) -> None:
+        with pytest.raises(UserError, match=r"temperature=0.6: transformers serve draws no answer by a seed .*vllm"):
+            BfclEvaluator(server=SERVER, temperature=0.6)
+        with pytest.raises(UserError, match=r"samples=2 needs evaluator.temperature above 0"):
+            BfclEvaluator(server=SERVER, samples=2)  # 0.001 is as good as 0
+        with pytest.raises(UserError, match=r"replicates=2 is for greedy answers"):
+            BfclEvaluator(server=VllmServer(), temperature=0.6, replicates=2)
+        with pytest.raises(UserError, match=r"aggregate=majority must be mean or pass"):
+            BfclEvaluator(server=SERVER, aggregate="majority")  # type: ignore[arg-type]
+        assert BfclEvaluator(server=SERVER, replicates=2).answers == 2
+
+    def test_how_answers_are_drawn_is_in_the_fingerprint_and_how_many_in_the_look(self) -> None:
+        drawn = BfclEvaluator(server=VllmServer(), temperature=0.6)
+        for change in ({"top_p": 0.9}, {"top_k": 5}, {"sampling_seed": 3}):
+            assert replace(drawn, **change).fingerprint != drawn.fingerprint
+        for change in ({"samples": 4}, {"samples": 4, "aggregate": "pass"}):
+            assert replace(drawn, **change).fingerprint == drawn.fingerprint
+            assert replace(drawn, **change).look != drawn.look
+        greedy = BfclEvaluator(server=VllmServer())
+        assert replace(greedy, top_p=0.9, sampling_seed=3).fingerprint == greedy.fingerprint
+
+    def test_an_items_score_is_the_mean_or_the_best_of_its_answers(self) -> None:
+        records = [[Record(item="a", score=score) for score in scores] for scores in ((0.0, 1.0), (0.0, 0.0))]
+        drawn = BfclEvaluator(server=VllmServer(), temperature=0.6, samples=2)
+        assert drawn.item_scores([], records).tolist() == [0.5, 0.0]
+        assert replace(drawn, aggregate="pass").item_scores([], records).tolist() == [1.0, 0.0]
 
     @pytest.mark.parametrize(
         "change", [{"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": TransformersServer()}]

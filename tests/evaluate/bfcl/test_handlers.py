@@ -41,7 +41,7 @@ class Asking(Evaluator):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items)]
 
-    def evaluate(self, model: Any, items: Sequence[Item]) -> list[Record]:
+    def evaluate(self, model: Any, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         skill = 20 * max(model.module) + {"own": 0, "short": -5, "long": 15}[self.handler]
         return [Record(item=item.id, score=float(int(item.answer) < skill)) for item in items]
 
@@ -53,7 +53,7 @@ def recipe_of(weights: tuple[float, ...]) -> Recipe:
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Iterator[Evaluation]:
     with Store(tmp_path / "store.sqlite") as store:
-        yield Evaluation(store, Asking(), lambda r: SimpleNamespace(module=r.weights), lambda count: None)
+        yield Evaluation(store, Asking(), lambda r: SimpleNamespace(module=r.weights), lambda r: (), lambda count: None)
 
 
 def run(evaluation: Evaluation, strategy: Grid, told: list[Trial]) -> Any:

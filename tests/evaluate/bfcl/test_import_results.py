@@ -102,11 +102,12 @@ def test_the_run_finds_them(kit: Path, tmp_path: Path, adopt: Any) -> None:
     assert adopt(str(kit / "old")).code == 0
     parts = config.build(config.compose(arguments(kit, tmp_path / "store.sqlite")))
     with Store(tmp_path / "store.sqlite") as store:
-        kitchen = OpenPool(parts["pool"].resolve(), parts["merge"], parts["evaluator"], store)
-        evaluation = Evaluation(store, parts["evaluator"], kitchen.serve, lambda _: None)
+        pool = OpenPool(parts["pool"].resolve(), parts["merge"], store)
+        asking = pool.bound(parts["evaluator"])
+        evaluation = Evaluation(store, asking, pool.serving(asking), pool.ends, lambda _: None)
         items = parts["evaluator"].benchmark.items()
-        for name in kitchen.names:
-            assert evaluation.scores(kitchen.recipe({name: 1.0}), items).values.mean() > 0.4
+        for name in pool.names:
+            assert evaluation.scores(pool.recipe({name: 1.0}), items).values.mean() > 0.4
         assert (evaluation.evaluated, evaluation.reused) == (0, 2 * len(items))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -28,11 +29,20 @@ from tests.conftest import ROOT
 COOK = Path(pantry.path("python_cook"))
 
 
+USED = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+CHOICE = {"index": 0, "text": "[f(x=1)]", "finish_reason": "stop"}
+GOOD = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [CHOICE], "usage": USED}
+
+
 class Server(ThreadingHTTPServer):
-    """Lists its models, and answers every prompt with `status`; with none it keeps the asker waiting."""
+    """Lists its models, and answers every prompt with `status` and `body`; with none it keeps the asker waiting."""
 
     daemon_threads = True
     status: int | None = 200
+    body: Any = GOOD
+    bodies: list[Any] = []  # noqa: RUF012
+    refusal = "no, thank you"
+    headers: dict[str, str] = {}  # noqa: RUF012
     asked: list[dict[str, Any]]
 
 
@@ -47,16 +57,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(body)
         while self.server.status is None:
             time.sleep(0.1)
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        choice = {"index": 0, "text": "[f(x=1)]", "finish_reason": "stop"}
-        good = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-        self._answer(self.server.status, good if self.server.status == 200 else {"error": {"message": "no, thank you"}})
+        body = self.server.bodies.pop() if self.server.bodies else self.server.body
+        good = self.server.status == 200
+        self._answer(self.server.status, body if good else {"error": {"message": self.server.refusal}})
 
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        text = json.dumps(body).encode()
+    def _answer(self, status: int, body: Any) -> None:
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        told = {"Content-Type": "application/json", "Content-Length": str(len(text)), **self.server.headers}
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
+        for key, value in told.items():
+            self.send_header(key, value)
         self.end_headers()
         self.wfile.write(text)
 
@@ -78,7 +88,8 @@ def server() -> Iterator[Server]:
 class There:
     """The server as the evaluator knows servers."""
 
-    trust_remote_code = False
+    title, trust_remote_code, draws = "there", False, True
+    request = {"top_p": 1.0, "min_p": 0.0}  # noqa: RUF012
 
     def __init__(self, port: int) -> None:
         self.port, self.settings = port, {"name": "there"}
@@ -95,10 +106,15 @@ def evaluator(server: Server, **more: Any) -> BfclEvaluator:
 
 
 @pytest.fixture
-def items(bfcl: Environment) -> tuple[Item, ...]:
-    """Two items that fit the pantry's context."""
+def many(bfcl: Environment) -> tuple[Item, ...]:
+    """Items that fit the pantry's context."""
     everything = BfclBenchmark(environment=bfcl, categories=("irrelevance",)).items()
-    return tuple(sorted(everything, key=lambda i: len(json.dumps(i.answer)) + len(i.prompt[0]["content"]))[:2])
+    return tuple(sorted(everything, key=lambda i: len(json.dumps(i.answer)) + len(i.prompt[0]["content"]))[:20])
+
+
+@pytest.fixture
+def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
+    return many[:2]
 
 
 TABLE = ServedModel(module=None, tokenizer=None, folder=COOK)
@@ -132,6 +148,84 @@ def test_a_prompt_that_is_refused_by_every_item_stops_the_run(server: Server, it
     server.status = 400
     with pytest.raises(UserError, match="handler plain: no item could be asked: Error code: 400"):
         evaluator(server).evaluate(TABLE, items)
+
+
+def with_choice(**changes: Any) -> dict[str, Any]:
+    return {**GOOD, "choices": [{**CHOICE, **changes}]}
+
+
+def test_what_the_server_does_not_decide(server: Server, items: tuple[Item, ...]) -> None:
+    """Nothing is left to its defaults, and a drawn answer has a seed of its own: the same again, another each time."""
+    asking = evaluator(server, temperature=0.6, samples=2, top_p=0.9, top_k=4)
+    for replicate in (0, 1, 0):
+        found = asking.evaluate(TABLE, items, replicate)
+        assert [record.replicate for record in found] == [replicate] * 2
+    for body in server.asked:
+        assert (body["top_p"], body["top_k"], body["min_p"], body["temperature"]) == (0.9, 4, 0.0, 0.6)
+    seeds = [body["seed"] for body in server.asked]
+    assert seeds[:2] == seeds[4:]
+    assert len(set(seeds)) == 4
+    assert set(seeds) == {asking.decoding.seed_of(item, n) for item in items for n in (0, 1)}
+    evaluator(server).evaluate(TABLE, items)
+    assert "seed" not in server.asked[-1]
+
+
+def test_outcomes(server: Server, items: tuple[Item, ...]) -> None:
+    """By the server's word, or by the count of its tokens where it does not say."""
+    (one,) = evaluator(server).evaluate(TABLE, items[:1])
+    assert (one.outcome, one.reason, one.prompt_tokens) == ("finished", "", 5)
+    server.body = with_choice(finish_reason="length")
+    assert evaluator(server).evaluate(TABLE, items[:1])[0].outcome == "truncated"
+    server.body = {**GOOD, "usage": {**USED, "completion_tokens": 7}}
+    assert evaluator(server, max_tokens=7).evaluate(TABLE, items[:1])[0].outcome == "truncated"
+    assert evaluator(server, max_tokens=8).evaluate(TABLE, items[:1])[0].outcome == "finished"
+
+
+GARBAGE: list[Any] = [
+    *(b"", b"\x00\xff", b"[" * 100_000, b"{}", b"null", [GOOD], {**GOOD, "choices": []}, {**GOOD, "choices": [5]}),
+    *({**GOOD, "usage": None}, with_choice(text=None), with_choice(text=7)),
+]
+
+
+def test_garbage_is_no_answer(server: Server, many: tuple[Item, ...]) -> None:
+    """Whatever it is: its item has none, for a reason in a few plain words."""
+    server.bodies = list(GARBAGE)
+    found = evaluator(server).evaluate(TABLE, many[: len(GARBAGE) + 1])
+    assert [record.outcome for record in found].count("finished") == 1
+    reasons = {record.reason for record in found if record.outcome == "unanswered"}
+    assert "what the server answers is no completion" in reasons
+    assert all(0 < len(reason) <= 80 and reason.isprintable() for reason in reasons)
+
+
+def test_a_redirect_is_not_followed(server: Server, items: tuple[Item, ...]) -> None:
+    server.status, server.headers = 307, {"Location": f"http://127.0.0.1:{server.server_address[1]}/else"}
+    with pytest.raises(UserError, match=r"^bfcl-eval: the server at \S+ failed: Error code: 307"):
+        evaluator(server).evaluate(TABLE, items[:1])
+    assert len(server.asked) == 1
+
+
+def test_an_answer_without_end_is_not_read(server: Server, items: tuple[Item, ...]) -> None:
+    """Neither as it stands nor packed: what was not asked for packed is not unpacked."""
+    server.body, server.headers = b" " * ((1 << 25) + 1), {}
+    with pytest.raises(UserError, match="an answer is longer than 32 MB"):
+        evaluator(server).evaluate(TABLE, items[:1])
+    server.body, server.headers = gzip.compress(json.dumps(GOOD).encode()), {"Content-Encoding": "gzip"}
+    with pytest.raises(UserError, match="no item could be asked"):
+        evaluator(server).evaluate(TABLE, items[:1])
+
+
+def test_control_characters_reach_no_terminal(server: Server, items: tuple[Item, ...]) -> None:
+    server.status, server.refusal = 400, "\x1b[2J\u202egone"
+    with pytest.raises(UserError) as caught:
+        evaluator(server).evaluate(TABLE, items[:1])
+    assert str(caught.value).isprintable()
+
+
+def test_a_server_that_never_answers_is_given_up(server: Server, items: tuple[Item, ...]) -> None:
+    server.status = None
+    with pytest.raises(UserError, match=r"^bfcl-eval: nothing was answered for 12 s; .* evaluator.timeout"):
+        evaluator(server, timeout=12.0).evaluate(TABLE, items[:1])
+    assert server.asked
 
 
 WAITING = """

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +16,19 @@ if TYPE_CHECKING:
 
 BAD_REQUEST = (400, 413, 422)
 """Answers of a server that concern one prompt (too long, mostly); any other error of a server stops the run."""
+NO_ANSWER = "what the server answers is no completion"
+LONGEST = 1 << 25
+"""Bytes of a server's answer at most."""
+
+
+class Asked(threading.local):
+    """Item that a thread asks: which one, which step of it, whether the limit of tokens has cut any of its texts, and
+    that limit in the last request."""
+
+    item = ""
+    step = 0
+    cut = False
+    limit: int | None = None
 
 
 class StopError(Exception):
@@ -58,7 +74,7 @@ def _plain(base: type) -> type:
 
 def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) -> OSSHandler:
     """The handler with its client turned to the server. What the server cannot do at all goes into `failures`; after
-    that no more is asked of it.
+    that no more is asked of it. Results tell in `truncated` whether a text was cut by the limit of tokens.
     """
     import openai
     from bfcl_eval.model_handler.api_inference.openai_completion import OpenAICompletionsHandler
@@ -66,44 +82,93 @@ def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) ->
 
     if not isinstance(handler, OSSHandler | OpenAICompletionsHandler):
         raise StopError(f"handler {handler.registry_name!r} asks a vendor's API; it cannot speak to a server of ours")
+    now = Asked()
     handler.base_url = wanted["url"]
-    handler.client = _client(handler, wanted)
+    handler.client = _client(handler, wanted, now)
+    handler._parse_query_response_prompting = _watched(handler._parse_query_response_prompting, wanted, now)
+    handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, wanted, now)
     answer = handler.inference
 
     def inference(entry: dict[str, Any], log_input: bool, no_state: bool) -> Any:
         if failures:
             raise StopError(failures[0])
+        now.item, now.step, now.cut = entry["id"], 0, False
         try:
-            return answer(entry, log_input, no_state)
-        except openai.APIConnectionError as error:
-            failures.append(str(error))
+            result, metadata = answer(entry, log_input, no_state)
+        except (StopError, openai.APIConnectionError) as error:
+            failures.append(_line(error.__cause__ or error))
             raise
         except openai.APIStatusError as error:
             if error.status_code not in BAD_REQUEST:
-                failures.append(" ".join(str(error).split())[:300])
+                failures.append(_line(error))
             raise
+        return result, {**metadata, "truncated": now.cut}
 
     handler.inference = inference
     return handler
 
 
-def _client(handler: OSSHandler, wanted: dict[str, Any]) -> OpenAI:
-    """An OpenAI client that asks for the served model, within the wanted number of tokens and the model's context."""
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: Asked) -> Callable[[Any], Any]:
+    """A handler's reading of a response, which is first seen to be one and whose end is noted."""
+
+    def watched(response: Any) -> Any:
+        with Path(wanted["alive"]).open("ab") as sign:  # the server lives: who waits for us sees this file grow
+            sign.write(b".")
+        try:
+            choice, used = response.choices[0], response.usage.completion_tokens
+            text, message = getattr(choice, "text", None), getattr(choice, "message", None)
+            sound = isinstance(used, int) and (isinstance(text, str) or message is not None)
+        except (AttributeError, TypeError, IndexError, KeyError):
+            sound = False
+        if not sound:
+            raise ValueError(NO_ANSWER)
+        now.cut |= choice.finish_reason == "length" or (now.limit is not None and used >= now.limit)
+        now.step += 1
+        return parse(response)
+
+    return watched
+
+
+def _client(handler: OSSHandler, wanted: dict[str, Any], now: Asked) -> OpenAI:
+    """An OpenAI client that asks for the served model as the settings say, within the wanted number of tokens and the
+    model's context. It follows no redirect and reads no answer without end.
+    """
     import openai
 
     def prepare(client: OpenAI, options: FinalRequestOptions) -> FinalRequestOptions:
         body = options.json_data
         assert isinstance(body, dict)
-        body["model"] = wanted["model"]
+        body |= {"model": wanted["model"], **wanted["request"]}
+        if wanted["seeds"]:
+            body["seed"] = (wanted["seeds"].get(now.item, 0) + now.step) % 2**63
         limits = [n for n in (body.get("max_tokens"), wanted["max_tokens"]) if n is not None]
-        if limits:
-            body["max_tokens"] = min(limits)
+        now.limit = min(limits, default=None)
+        if now.limit is not None:
+            body["max_tokens"] = now.limit
         if "prompt" in body:
             _check_context(handler, body["prompt"])
         return options
 
     kind: type[OpenAI] = type("Client", (openai.OpenAI,), {"_prepare_options": prepare})
-    return kind(base_url=wanted["url"], api_key="none", max_retries=2)
+    http = openai.DefaultHttpxClient(
+        follow_redirects=False, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_read]}
+    )
+    return kind(base_url=wanted["url"], api_key="none", max_retries=2, http_client=http)
+
+
+def _read(response: Any) -> None:
+    """Read a response as it comes, up to a limit; httpx itself would read and unpack without end."""
+    pieces, size = [], 0
+    for piece in response.iter_raw():
+        pieces.append(piece)
+        size += len(piece)
+        if size > LONGEST:
+            raise StopError(f"an answer is longer than {LONGEST >> 20} MB")
+    response._content = b"".join(pieces)  # where httpx looks first
 
 
 def _check_context(handler: OSSHandler, prompt: str) -> None:

@@ -5,8 +5,9 @@
 The request is an object with `root` (a folder of its own, bfcl-eval's project root), `handler` (a name of its model
 registry, `chat-template` or `plain`), `ids` ({category: [id, ...]}) and `generate`: null to score the result files
 that lie below `root` already, else `url` and `model` of the server, `folder` (config and tokenizer), `threads`,
-`temperature` and `max_tokens` (null: bfcl-eval's own 4096). Results lie in bfcl-eval's own files below `root`;
-`outcome.json` beside them holds `error`: null, or the line that stopped the run.
+`temperature`, `max_tokens` (null: bfcl-eval's own 4096), `request` (further fields of every request), `seeds` ({item:
+seed}, empty for greedy answers) and `alive`, a file that grows with every response. Results lie in bfcl-eval's own
+files below `root`; `outcome.json` beside them holds `error`: null, or the line that stopped the run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from handlers import StopError, pointed, register  # type: ignore[import-not-found]
@@ -40,8 +42,10 @@ def generate(handler: str, ids: dict[str, list[str]], wanted: dict[str, Any]) ->
     from bfcl_eval import _llm_response_generation as generation
     from bfcl_eval.__main__ import generate as bfcl_generate
     from bfcl_eval.constants.eval_config import RESULT_PATH, TEST_IDS_TO_GENERATE_PATH
+    from bfcl_eval.model_handler.local_inference import base_oss_handler
 
     _check_server(wanted["url"])
+    base_oss_handler.requests = _Requests  # which it would ask without end
     TEST_IDS_TO_GENERATE_PATH.write_text(json.dumps(ids))
     failures: list[str] = []
     build = generation.build_handler
@@ -69,16 +73,28 @@ def generate(handler: str, ids: dict[str, list[str]], wanted: dict[str, Any]) ->
         raise StopError(f"the server at {wanted['url']} failed: {failures[0]}")
 
 
-def _check_server(url: str) -> None:
-    """bfcl-eval waits without end for a server that does not answer."""
+def _check_server(url: str) -> SimpleNamespace:
+    """See that the server lists its models; bfcl-eval waits without end for one that does not."""
     import requests
 
     try:
-        status = requests.get(f"{url}/models", timeout=60).status_code
+        with requests.get(f"{url}/models", timeout=60, stream=True, allow_redirects=False) as response:
+            status = response.status_code
     except requests.RequestException as error:
         raise StopError(f"the server at {url} does not answer: {type(error).__name__}") from error
     if status != 200:
         raise StopError(f"the server at {url} does not list its models: status {status}")
+    return SimpleNamespace(status_code=status)
+
+
+class _Requests:
+    """What bfcl-eval's handlers of served models use of `requests`: one look at the list of models."""
+
+    exceptions = SimpleNamespace(ConnectionError=ConnectionError)
+
+    @staticmethod
+    def get(address: str) -> SimpleNamespace:
+        return _check_server(address.removesuffix("/models"))
 
 
 def evaluate(handler: str, categories: list[str]) -> None:
