@@ -353,8 +353,9 @@ class PlannedPool:
         return Recipe(ingredients=chosen, fingerprints=prints, weights=parts, dtype="unknown")
 
     def ends(self, recipe: Recipe) -> tuple[int, ...]:
-        """The soup's end tokens, where the pool is open."""
-        return () if self.opened is None else self.opened.ends(recipe)
+        """The soup's end tokens, where they can be known."""
+        known = set(recipe.ingredients) <= set(self.names)  # a soup of the future has no ingredients
+        return self.opened.ends(recipe) if self.opened is not None and known else ()
 
     def uniform(self, names: Sequence[str]) -> Recipe:
         return self.recipe(dict.fromkeys(names, 1.0 / len(names)))
