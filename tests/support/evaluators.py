@@ -22,6 +22,7 @@ class Sink:
     def __init__(self, folder: Path, fails: str = "") -> None:
         self.got: list[Any] = [folder]
         self.fails, self.closed, self.context = fails, False, 128
+        self.sampling: list[dict[str, Any]] = []
 
     def send(self, tensors: list[Any]) -> None:
         if "send" in self.fails:
@@ -33,8 +34,9 @@ class Sink:
             raise RuntimeError("cannot reload")
         self.got.append(folder)
 
-    def generate(self, prompts: list[list[int]], new: int, stop: list[str]) -> list[list[int]]:
-        return [prompt[:new] for prompt in prompts]
+    def generate(self, prompts: list[list[int]], sampling: list[dict[str, Any]]) -> list[tuple[list[int], str]]:
+        self.sampling = sampling
+        return [(prompt[: one["max_tokens"]], "length") for prompt, one in zip(prompts, sampling, strict=True)]
 
     def close(self) -> None:
         self.closed = True

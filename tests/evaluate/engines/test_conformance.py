@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import pytest
 
 from souping.core.protocols import ModelHost, ModuleSettings
-from souping.core.types import Item, UserError
-from souping.evaluate.engines import Engine
+from souping.core.types import Item
+from souping.evaluate.engines import Answer, Engine, prompt_key
 from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
@@ -33,33 +35,50 @@ def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lo
 @pytest.fixture(scope="module")
 def served() -> Any:
     module = load_module(FOLDER, ModuleSettings())
-    return SimpleNamespace(soup="s", home=FOLDER, folder=FOLDER, module=module, tokenizer=load_tokenizer(FOLDER))
+    tokenizer = load_tokenizer(FOLDER)
+    return SimpleNamespace(soup="s", home=FOLDER, folder=FOLDER, module=module, tokenizer=tokenizer, ends=())
 
 
 def test_it_subclasses_the_protocol(asked: LocalEvaluator) -> None:
     assert Engine in type(asked.engine).__mro__
 
 
-def test_a_text_for_every_item_in_order_and_the_same_again(asked: LocalEvaluator, served: Any) -> None:
-    texts = asked.engine.answer(asked, served, ITEMS)
-    assert len(texts) == len(ITEMS)
-    assert asked.engine.answer(asked, served, ITEMS) == texts
-    assert [asked.engine.answer(asked, served, [item])[0] for item in ITEMS] == texts
+def answers(asked: LocalEvaluator, served: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:
+    return asked.engine.answer(asked, served, items, replicate)
+
+
+def test_an_answer_for_every_item_in_order_and_the_same_again(asked: LocalEvaluator, served: Any) -> None:
+    told = answers(asked, served, ITEMS)
+    assert len(told) == len(ITEMS)
+    assert answers(asked, served, ITEMS) == told
+    assert [answers(asked, served, [item])[0] for item in ITEMS] == told
     asked.engine.close()
     asked.engine.close()
-    assert asked.engine.answer(asked, served, ITEMS) == texts
+    assert answers(asked, served, ITEMS) == told
 
 
 def test_an_answer_ends_at_a_stop_text(asked: LocalEvaluator, served: Any) -> None:
-    whole = asked.engine.answer(asked, served, ITEMS[:1])[0]
+    whole = answers(asked, served, ITEMS[:1])[0].text
     stopped = replace(asked, stop=[whole[1]])
-    assert stopped.engine.answer(stopped, served, ITEMS[:1])[0] == whole[: whole.index(whole[1])]
+    assert answers(stopped, served, ITEMS[:1])[0].text == whole[: whole.index(whole[1])]
 
 
-def test_a_prompt_that_does_not_fit_is_named(asked: LocalEvaluator, served: Any) -> None:
+def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, served: Any) -> None:
+    (told,) = answers(asked, served, ITEMS[:1])
+    prompt = served.tokenizer(ITEMS[0].prompt)["input_ids"]
+    assert (told.prompt_tokens, told.prompt_key) == (len(prompt), prompt_key(prompt))
+    assert (told.outcome, len(told.tokens)) == ("truncated", 4)
+    ended = SimpleNamespace(**{**vars(served), "ends": (told.tokens[1],)})
+    (short,) = answers(asked, ended, ITEMS[:1])
+    assert served.tokenizer.decode(told.tokens[:1]) == short.text or asked.engine.wants == "either"
+
+
+def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, served: Any) -> None:
     long = Item(id="long", category="c", prompt="cook " * 2000, answer="")
-    with pytest.raises(UserError, match=r"item long: \d+ prompt tokens"):
-        asked.engine.answer(asked, served, [long])
+    told, other = answers(asked, served, [long, ITEMS[0]])
+    assert (told.outcome, told.text) == ("unanswered", "")
+    assert re.fullmatch(r"the prompt does not fit the context of \d+ tokens", told.reason)
+    assert other.outcome == "truncated"
 
 
 def test_its_settings_are_plain_or_the_evaluators(asked: LocalEvaluator) -> None:

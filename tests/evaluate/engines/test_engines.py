@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import pytest
 from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
+from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines.transformers import TransformersEngine, load_module
 from souping.evaluate.engines.vllm import (
     VERSIONS,
     VllmEngine,
+    check_decoding,
     check_version,
     checkpoint_tensors,
     chunks,
@@ -42,22 +45,9 @@ VLLM = replace(LOCAL, engine=VllmEngine())
 
 
 class TestFingerprint:
-    def test_the_default_engine_leaves_it_as_it_was_before_there_were_engines(self) -> None:
-        """Or every store's scores would be lost."""
-        before = {
-            "name": "local",
-            "version": 1,
-            "batch_size": 16,
-            "max_new_tokens": 4,
-            "dtype": "float32",
-            "device": "cpu",
-            "threads": 1,
-            "workers": 1,
-            "stop": [],
-            "trust_remote_code": False,
-        }
-        assert LOCAL.settings == before
-        assert LOCAL.fingerprint == digest(before)
+    def test_the_default_engine_is_the_evaluators_own_settings(self) -> None:
+        assert "engine" not in LOCAL.settings
+        assert LOCAL.fingerprint == digest(LOCAL.settings)
         assert replace(LOCAL, engine=TransformersEngine()).fingerprint == LOCAL.fingerprint
 
     def test_an_engine_changes_it(self) -> None:
@@ -104,7 +94,7 @@ class TestVersion:
     @pytest.mark.parametrize("found", ["0.31.9", "0.34.0", "1.0"])
     def test_another_version_is_refused(self, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.metadata.version", lambda name: found)
-        with pytest.raises(UserError, match=rf'vllm {found} .* not in range: pip install "souping\[vllm\]"'):
+        with pytest.raises(UserError, match=rf"vllm {found} .* not in range: {re.escape(install('vllm'))}"):
             check_version()
 
     @pytest.mark.parametrize("found", ["0.32.0", "0.33.1+cpu"])
@@ -121,8 +111,8 @@ class TestVersion:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
 def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) -> None:
     souping(*pool_of(family), "engine=vllm").refused(f"the package vllm: {install('vllm')}")
-    served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None)
-    with pytest.raises(UserError, match=r'engine=vllm needs vLLM: pip install "souping\[vllm\]"') as told:
+    served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None, ends=())
+    with pytest.raises(UserError, match=rf"engine=vllm needs vLLM: {re.escape(install('vllm'))}") as told:
         VLLM.evaluate(served, [Item(id="i", category="c", prompt="red:", answer="")])
     assert "\n" not in str(told.value)
 
@@ -210,26 +200,26 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 class TestTheWayOfASoup:
-    """The kitchen's soups up to the door of vLLM; tests/evaluate/engines/test_vllm.py goes through it."""
+    """The opened's soups up to the door of vLLM; tests/evaluate/engines/test_vllm.py goes through it."""
 
     def answers(self, family: Path, tmp_path: Path, engine: VllmEngine) -> list[Any]:
         evaluator = replace(LOCAL, engine=engine)
         items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
         with Store(tmp_path / "s") as store:
             pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
-            kitchen = OpenPool(pool, LocalMerge(), evaluator, store)
+            opened = OpenPool(pool, LocalMerge(), store)
             soups = []
             for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
-                recipe = kitchen.recipe(weights)
-                kitchen.write(recipe, tmp_path / recipe.id, {})
+                recipe = opened.recipe(weights)
+                opened.write(recipe, tmp_path / recipe.id, {})
                 soups.append(
                     load_module(tmp_path / recipe.id, replace(LOCAL, dtype="bfloat16").module_settings()).state_dict()
                 )
                 for batch in (items[:2], items[2:]):
-                    records = evaluator.evaluate(kitchen.serving(evaluator)(recipe), batch)
+                    records = evaluator.evaluate(opened.serving(evaluator)(recipe), batch)
                     assert [r.output for r in records] == ["red "] * len(batch)
             evaluator.close()
-            kitchen.close()
+            opened.close()
         return soups
 
     def test_the_very_numbers_that_would_be_written_are_sent_once(
@@ -272,14 +262,46 @@ class TestTheWayOfASoup:
         with pytest.raises(UserError, match=r"engine.weights=transfer failed: no IPC here; try reload"):
             self.answers(family, tmp_path, VllmEngine(weights="transfer"))
 
-    def test_a_prompt_that_does_not_fit_is_named(self, family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
-        served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None)
+    def test_a_prompt_that_does_not_fit_is_unanswered(
+        self, family: Path, tmp_path: Path, sinks: SimpleNamespace
+    ) -> None:
+        served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None, ends=())
         from souping.evaluate.engines.transformers import load_tokenizer
 
         served.tokenizer = load_tokenizer(family / "ant")
         evaluator = replace(LOCAL, engine=VllmEngine(weights="reload"))
-        with pytest.raises(UserError, match="item long: 200 prompt tokens"):
-            evaluator.evaluate(served, [Item(id="long", category="c", prompt="a" * 200, answer="")])
+        (told,) = evaluator.evaluate(served, [Item(id="long", category="c", prompt="a" * 200, answer="")])
+        assert (told.outcome, told.score) == ("unanswered", 0.0)
+        assert told.reason == "the prompt does not fit the context of 128 tokens"
+        assert told.prompt_tokens == 200
+
+    def test_every_prompt_has_its_own_arguments(self, family: Path, sinks: SimpleNamespace) -> None:
+        """Room, end tokens, and a seed for each drawn answer, which its neighbours do not change."""
+        from souping.evaluate.engines.transformers import load_tokenizer
+
+        tokenizer = load_tokenizer(family / "ant")
+        served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=tokenizer, ends=(1, 3))
+        items = [Item(id=str(i), category="c", prompt="a" * length, answer="") for i, length in enumerate((9, 127))]
+        engine = VllmEngine(weights="reload")
+        replace(LOCAL, engine=engine).evaluate(served, items)
+        (sink,) = sinks.all
+        plain = {"stop": None, "stop_token_ids": [1, 3], "temperature": 0.0}
+        assert sink.sampling == [{"max_tokens": 4, **plain}, {"max_tokens": 1, **plain}]
+        drawn = replace(LOCAL, engine=engine, temperature=0.6, top_p=0.9, samples=2)
+        seeds = {}
+        for replicate in (0, 1):
+            drawn.evaluate(served, items, replicate)
+            seeds[replicate] = [one["seed"] for one in sink.sampling]
+            drawn.evaluate(served, items[1:], replicate)
+            assert [one["seed"] for one in sink.sampling] == seeds[replicate][1:]
+        assert len({*seeds[0], *seeds[1]}) == 4
+        rule = {key: sink.sampling[0][key] for key in ("temperature", "top_p", "top_k", "min_p")}
+        assert rule == {"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": 0.0}
+
+    def test_penalties_that_it_does_not_know_are_refused(self) -> None:
+        with pytest.raises(UserError, match=r"engine=vllm has no no_repeat_ngram_size, .*evaluator.generation=model"):
+            check_decoding(Decoding(penalties={"no_repeat_ngram_size": 3}))
+        check_decoding(Decoding(penalties={"repetition_penalty": 1.3}))
 
 
 def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: Path, tmp_path: Path) -> None:
@@ -287,8 +309,8 @@ def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: P
 
     with Store(tmp_path / "s") as store:
         pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
-        kitchen = OpenPool(pool, LocalMerge(), VLLM, store)
-        served = kitchen.serve(kitchen.recipe({"ant": 0.25, "bee": 0.75}))
+        opened = OpenPool(pool, LocalMerge(), store)
+        served = opened.serving(VLLM)(opened.recipe({"ant": 0.25, "bee": 0.75}))
         assert isinstance(served, LazyModel)
         assert served.home == family / "ant"
         module, folder = served.module, served.folder
@@ -296,7 +318,7 @@ def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: P
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}  # the pool's own, in main memory
         written = load_module(folder, replace(LOCAL, dtype="bfloat16").module_settings()).state_dict()
         assert all(torch.equal(value, written[name]) for name, value in module.state_dict().items())
-        kitchen.close()
+        opened.close()
         assert not folder.exists()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Candidate, Item, UserError
+from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines.vllm import (
     ENVIRONMENT,
     VllmEngine,
@@ -128,11 +129,31 @@ class TestAgainstItsSource:
         assert method("entrypoints/llm.py", "LLM", "reset_prefix_cache")
         assert parameters(method("entrypoints/llm.py", "LLM", "collective_rpc"))[:1] == ["method"]
         known = fields("sampling_params.py", "SamplingParams")
-        assert set(sampling_arguments(4, ["x"])) <= set(known)
+        drawn = sampling_arguments(4, ["x"], Decoding(temperature=0.6, penalties={"repetition_penalty": 1.1}), 3, (7,))
+        assert set(drawn) <= set(known)
+        assert drawn.keys() - sampling_arguments(4, ["x"], Decoding(), 3, (7,)).keys() >= {"seed", "top_p", "top_k"}
+        check = ast.unparse(method("sampling_params.py", "SamplingParams", "_verify_args"))
+        assert "self.top_k < -1" in check  # so -1 is all
         assert method("platforms/interface.py", "Platform", "is_cpu")
         assert method("v1/engine/core_client.py", "EngineCoreClient", "shutdown")
         for name in ENVIRONMENT:
             assert f'"{name}"' in (HOME / "envs.py").read_text()
+
+    def test_a_folders_own_config_decodes_nothing_and_ends_answers(self) -> None:
+        """With `generation_config=vllm`: no sampling defaults of the file, but its end tokens."""
+        told = ast.unparse(method("config/model.py", "ModelConfig", "get_diff_sampling_param"))
+        assert "{} if src == 'vllm' else" in told
+        read = ast.unparse(method("config/model.py", "ModelConfig", "try_get_generation_config"))
+        assert "self.generation_config in {'auto', 'vllm'}" in read
+        ends = ast.unparse(method("sampling_params.py", "SamplingParams", "update_from_generation_config"))
+        assert "generation_config.get('eos_token_id')" in ends
+
+    def test_a_requests_fields(self) -> None:
+        """What every request says, by which no default of the server is left, and the seed of a drawn answer."""
+        for path in ("completion/protocol.py", "chat_completion/protocol.py"):
+            name = "CompletionRequest" if path.startswith("completion") else "ChatCompletionRequest"
+            known = fields(f"entrypoints/openai/{path}", name)
+            assert {*VllmServer().request, "seed", "temperature"} <= set(known)
 
     def test_the_servers_flags(self) -> None:
         text = (HOME / "engine/arg_utils.py").read_text()
@@ -196,18 +217,18 @@ def test_soup_after_soup_says_what_transformers_says(
     candidates = [Candidate(name=name, path=models / kind / name) for name in ("ant", "bee")]
     before = set(os.environ)
     with Store(tmp_path / "s") as store:
-        kitchen = OpenPool(candidates, LocalMerge(), evaluator, store)
+        opened = OpenPool(candidates, LocalMerge(), store)
         try:
             said = []
             for weights in ({"ant": 1.0}, {"ant": 0.4, "bee": 0.6}, {"bee": 1.0})[: 3 if kind == "apart" else 2]:
-                recipe = kitchen.recipe(weights)
-                texts = [r.output for r in evaluator.evaluate(kitchen.serving(evaluator)(recipe), items)]
-                assert texts == [r.output for r in plain.evaluate(kitchen.serving(plain)(recipe), items)]
+                recipe = opened.recipe(weights)
+                texts = [r.output for r in evaluator.evaluate(opened.serving(evaluator)(recipe), items)]
+                assert texts == [r.output for r in plain.evaluate(opened.serving(plain)(recipe), items)]
                 said.append(texts)
             assert all(one != two for one, two in pairwise(said))
         finally:
             evaluator.close()
-            kitchen.close()
+            opened.close()
     assert not ENVIRONMENT.keys() & (os.environ.keys() - before)  # (vLLM leaves some of its own)
 
 
@@ -241,7 +262,10 @@ def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
 
     evaluator = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
     served = SimpleNamespace(
-        module=load_module(folder, evaluator.module_settings()), tokenizer=load_tokenizer(folder), folder=folder
+        module=load_module(folder, evaluator.module_settings()),
+        tokenizer=load_tokenizer(folder),
+        folder=folder,
+        ends=(),
     )
     return [record.output for record in evaluator.evaluate(served, items)]
 

@@ -191,7 +191,7 @@ def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
     """What evaluator=local says."""
     evaluator = LocalEvaluator(max_new_tokens=tokens, device="cpu", threads=1, batch_size=1)
     served = SimpleNamespace(
-        module=load_module(folder, evaluator.module_settings()), tokenizer=load_tokenizer(folder), folder=folder
+        module=load_module(folder, evaluator.module_settings()), tokenizer=load_tokenizer(folder), folder=folder, ends=()
     )
     items = [Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
     return [evaluator.evaluate(served, [item])[0].output for item in items]
