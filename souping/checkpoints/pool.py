@@ -13,6 +13,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import FLOATS, ITEM
 from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
+from souping.core.files import near_folder
 from souping.core.types import Candidate, UserError
 
 
@@ -132,7 +133,7 @@ def _mends(name: hub.HubName, error: UserError) -> str:
 
 def _folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
     if not folder.is_dir():
-        raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name")
+        raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
     if is_adapter(folder):
         opened, adapter = Adapter.open(folder, allow_pickle).checkpoint, True
     else:

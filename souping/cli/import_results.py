@@ -18,7 +18,7 @@ from souping.cli.config import build, build_also, check, compose
 from souping.cli.errors import composition, tell
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator
-from souping.core.text import nearest
+from souping.core.text import nearest, safe
 from souping.core.types import UserError
 from souping.pipeline.import_results import AskedBenchmark, ImportRow, Request, adopt, totals
 from souping.pipeline.models import OpenPool
@@ -131,6 +131,7 @@ def show(rows: Sequence[ImportRow], written: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -140,14 +141,16 @@ def show(rows: Sequence[ImportRow], written: bool) -> None:
         table.add_column(name, justify="right" if name in ("adopted", "adoptable", "there already") else "left")
     for row in rows:
         why = "refused" if row.refused else ", ".join(f"{count} {reason}" for reason, count in row.skipped.items())
-        table.add_row(row.candidate, row.task, str(row.adopted), str(row.present), why)
+        table.add_row(
+            *(Text(safe(text)) for text in (row.candidate, row.task, str(row.adopted), str(row.present), why))
+        )
     console.print(table)
     for note in dict.fromkeys(note for row in rows for note in row.unchecked):
-        console.print(f"  not checked: {note}", markup=False, soft_wrap=True)
+        console.print(safe(f"  not checked: {note}"), markup=False, soft_wrap=True)
     for key in sorted({key for row in rows for key in row.accepted}):
-        console.print(f"  accepted: {key} differs", markup=False)
+        console.print(safe(f"  accepted: {key} differs"), markup=False)
     for line in refusals(rows):
-        print(line, file=sys.stderr)
+        print(safe(line), file=sys.stderr)
 
 
 def refusals(rows: Sequence[ImportRow]) -> list[str]:

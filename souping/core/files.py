@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,16 @@ def expanded(path: str | Path, key: str = "") -> Path:
     except RuntimeError:
         where = f"{key}={path}" if key else str(path)
         raise UserError(f"{where}: there is no home folder here for that ~: write the whole path") from None
+
+
+def near_folder(path: str | Path) -> str:
+    """`; did you mean FOLDER?` where a folder beside the one that is not there has nearly its name."""
+    wanted = Path(path)
+    with suppress(OSError, RuntimeError):
+        there = [folder.name for folder in wanted.expanduser().parent.iterdir() if folder.is_dir()]
+        near = get_close_matches(wanted.name, there, n=1)
+        return f"; did you mean {wanted.with_name(near[0])}?" if near else ""
+    return ""
 
 
 @contextmanager

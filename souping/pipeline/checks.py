@@ -40,6 +40,8 @@ def check_settings(run: RunSettings) -> None:
     free_target(run.out)
     if run.upload is not None and run.stop_after:
         raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
+    if run.stop_after and run.merges_only:
+        raise UserError(f"stop_after={run.stop_after}: nothing is selected or searched without items: leave it out")
     if not run.merges_only and run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
         name = type(run.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")

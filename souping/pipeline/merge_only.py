@@ -20,6 +20,7 @@ from souping.merge.local import CHOICES, LocalMerge
 from souping.merge.mergekit import MOST, Imported, MergekitMerge, from_yaml, is_number, to_yaml
 from souping.merge.plan import recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
+from souping.pipeline.requirements import look, missing
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
 from souping.report.cards import card
@@ -118,6 +119,8 @@ def _make(run: RunSettings, soup: Soup) -> Path | None:
     if run.plan:
         plan = soup.pool.plan(soup.recipe)
         print(plan.describe())
+        for one in missing(run, (), look(), ()):
+            print(f"missing on this machine: {one.sentence()}")
         plan.save(run.run_dir / "plan.json")
         with suppress(UserError):  # what mergekit has no words for is not exported
             named = {name: soup.recipe.sources.get(name, folder) for name, folder in soup.folders.items()}

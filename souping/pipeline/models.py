@@ -19,7 +19,7 @@ from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings
-from souping.core.files import LOCK, hold, sweep
+from souping.core.files import LOCK, hold, near_folder, sweep
 from souping.core.protocols import (
     CandidatePool,
     Evaluator,
@@ -175,6 +175,7 @@ def fetch_candidates(
         if c.name not in names and not c.path.is_dir():
             raise UserError(
                 f"candidate {c.name}: {c.path} is not a folder: give the path of a saved Hugging Face model or org/name"
+                f"{near_folder(c.path)}"
             )
     fetched: Mapping[str, hub.Fetched] = {}
     if names:

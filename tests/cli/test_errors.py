@@ -245,3 +245,32 @@ def test_a_second_run_or_multirun_overwrites_no_first_one(family: Path, souping:
         assert (tmp_path / place / "1/trials.csv").is_file()
         assert len((tmp_path / place / "sweep.csv").read_text().splitlines()) == 3
     assert done.err == "note: sweep holds a multirun already: this one is in sweep_2\n"
+
+
+def test_a_merge_has_no_search_to_stop_after(family: Path, souping: Cli) -> None:
+    words = ["+experiment=merge", pool_of(family, "ant", "bee")[0], "optimiser.weights=[0.5,0.5]"]
+    souping(*words, "stop_after=search").refused("stop_after=search: nothing is selected or searched")
+
+
+def test_the_plan_of_a_merge_lists_what_is_missing(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from souping.core.text import install
+    from souping.core.types import Missing
+    from souping.merge.mergekit import MergekitMerge
+
+    lacks = [Missing(what="the package mergekit", mends=install("mergekit"))]
+    monkeypatch.setattr(MergekitMerge, "needs", lambda self: lacks)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    words = ["+experiment=merge", pool_of(family, "ant", "bee")[0], "optimiser.weights=[0.5,0.5]"]
+    done = souping(*words, "merge=mergekit", "merge.method=linear", "upload=me/soup", "plan=true")
+    assert done.code == 0, done.err
+    assert f"missing on this machine: the package mergekit: {install('mergekit')}\n" in done.out
+    assert "missing on this machine: a login to the Hub" in done.out
+
+
+def test_a_mistyped_folder_that_could_be_a_hub_name_has_a_near_miss(family: Path, souping: Cli, tmp_path: Path) -> None:
+    shutil.copytree(family / "ant", tmp_path / "runs/model-a")
+    words = ["+experiment=merge", f"pool.candidates=[runs/modle-a,{family / 'bee'}]", "optimiser.weights=[0.5,0.5]"]
+    souping(*words).refused("did you mean runs/model-a?")
+    souping(*words[:1], words[1].replace("runs/modle-a", "./runs/modle-a"), *words[2:]).refused("mean runs/model-a?")

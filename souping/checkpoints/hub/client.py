@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from souping.core.files import near_folder
 from souping.core.text import first_line
 from souping.core.types import UserError
 
@@ -43,7 +44,8 @@ def explain(name: HubName, error: BaseException) -> UserError | None:
     if isinstance(error, hub.HfHubHTTPError):
         return _status(name, error)
     if isinstance(error, hub.LocalEntryNotFoundError) or unreachable(error):
-        return UserError(f"{name} is no folder here, and the Hub ({endpoint()}) cannot be reached: {_reason(error)}")
+        why = f"the Hub ({endpoint()}) cannot be reached: {_reason(error)}{near_folder(name.repo)}"
+        return UserError(f"{name} is no folder here, and {why}")
     if isinstance(error, hub.HFValidationError | hub.FileMetadataError):
         return UserError(f"{name}: {first_line(error)}")
     return None
@@ -68,6 +70,7 @@ def not_cached(name: HubName, what: str = "") -> UserError:
     return UserError(
         f"{name} is {what or 'neither a folder here nor'} in the Hub's cache ({Path(constants.HF_HUB_CACHE)}), and "
         f"HF_HUB_OFFLINE=1 forbids to fetch it: unset it, or run `hf download {name.repo}{revision}` elsewhere"
+        f"{near_folder(name.repo)}"
     )
 
 
@@ -94,11 +97,11 @@ def _missing(name: HubName) -> UserError:
     if logged_in():
         return UserError(
             f"{name.repo} is neither a folder here nor a model that your account may see on the Hub: check the name, "
-            f"or {LOGIN} with another account"
+            f"or {LOGIN} with another account{near_folder(name.repo)}"
         )
     return UserError(
         f"{name.repo} is neither a folder here nor a public model on the Hub: check the name, or {LOGIN} "
-        "if it is private"
+        f"if it is private{near_folder(name.repo)}"
     )
 
 
