@@ -189,8 +189,8 @@ def verdict(
 ) -> Verdict:
     """The strongest claim that holds, in this order.
 
-    1. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
-    2. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
+    1. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
+    2. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
     3. `keep_single` by the search: the winning recipe is a single model. A decision, no test.
     4. `better_than_every_candidate`: the soup is above every candidate and the largest of the p-values, corrected for
        the looks, is below 0.05 (intersection-union, `better_than_every`).
@@ -207,11 +207,11 @@ def verdict(
     Raises:
         ValueError: a candidate is not compared with the soup.
     """
-    if unmeasured:
-        return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(selected) == 1:
         text = f"Nothing to soup: {selected[0]} is the only ingredient selected."
         return Verdict(claim="nothing_to_soup", sentence=text)
+    if unmeasured:
+        return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it, so there is nothing to test."
         return Verdict(claim="keep_single", sentence=text)

@@ -1,0 +1,152 @@
+"""Evidence of a run: losses by category, answers that are missing, the split of variance, looks and the margin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.core.objectives import Mean
+from souping.core.types import FloatArray, Item, ItemScores
+from souping.pipeline.evidence import Contender, gather, lost_answers
+from souping.report.outcomes import sentences
+from souping.report.render import markdown
+from souping.report.sections import losses
+from souping.report.terminal import report_table
+from tests.conftest import make_items, recipe
+
+ITEMS = tuple(make_items(150, ("w", "x", "y", "z")))
+SINGLES = {name: recipe(*weights) for name, weights in {"a": (1.0, 0.0), "b": (0.0, 1.0)}.items()}
+SOUP = recipe(0.5, 0.5)
+
+
+def scores(rates: Mapping[str, float], seed: int = 0, **changes: Any) -> ItemScores:
+    """Right-or-wrong scores whose category means are these; items of a seed are hard in the same order."""
+    values = np.zeros(len(ITEMS))
+    for category, rate in rates.items():
+        where = np.flatnonzero([item.category == category for item in ITEMS])
+        order = np.random.default_rng(seed).permutation(where)
+        values[order[: round(rate * len(where))]] = 1.0
+    return ItemScores(items=ITEMS, values=values, **changes)
+
+
+def level(rate: float, **others: float) -> dict[str, float]:
+    return {**dict.fromkeys("wxyz", rate), **others}
+
+
+def gathered(soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01) -> dict[str, Any]:
+    """Evidence of a soup of a and b, of which search would have deployed a."""
+    rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+    rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
+    measured = {SINGLES["a"].id: a or scores(level(0.6)), SINGLES["b"].id: scores(level(0.3)), SOUP.id: soup}
+    return gather(rows, measured, Mean(), ("a", "b"), opened, margin)
+
+
+def test_what_was_lost_is_said_under_the_headline() -> None:
+    found = gathered(scores(level(0.8, z=0.3, y=0.6)))
+    told = found["losses"]
+    assert (told["against"], told["above"], told["below"], told["level"]) == ("a", 2, 1, 1)
+    by_name = {table["category"]: table for table in told["categories"]}
+    assert by_name["z"]["verdict"] == "lower"
+    assert by_name["y"]["verdict"] == "no difference shown"
+    assert by_name["z"]["p_holm"] >= by_name["z"]["p_value"]
+    (line,) = losses(found)
+    assert line.startswith(
+        "Against a, the best single, the soup is above in 2 of 4 categories, below in 1 and level in 1"
+    )
+    assert "It lost z beyond chance (Holm over 4 categories); the largest is z, −30.0 points (95 % interval" in line
+    assert line in markdown(found, [])
+    assert str(report_table(found).caption).endswith(line)
+
+
+def test_a_loss_that_chance_explains_is_told_as_one() -> None:
+    (line,) = losses(gathered(scores(level(0.8, z=0.59))))
+    assert "No loss is beyond chance (Holm over 4 categories); the largest is z, −1.3 points" in line
+    (line,) = losses(gathered(scores(level(0.8))))
+    assert line.endswith("above in 4 of 4 categories, below in 0 and level in 0.")
+
+
+def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
+    rows = [Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in ("ingredient", "best_single", "soup")]
+    found = gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
+    assert found["losses"] is None
+    assert losses(found) == []
+    assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
+    assert found["verdict"]["claim"] == "keep_single"
+
+
+def ends(truncated: float = 0.0, unanswered: float = 0.0, **reasons: int) -> dict[str, Any]:
+    """Shares in every item."""
+    size = len(ITEMS)
+    return {"truncated": np.full(size, truncated), "unanswered": np.full(size, unanswered), "reasons": reasons}
+
+
+@pytest.mark.parametrize("whose", ["soup", "a"])
+def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
+    cut = ends(0.15, 0.1, too_long=60)
+    soup = scores(level(0.9), **(cut if whose == "soup" else {}))
+    found = gathered(soup, a=scores(level(0.6), **(cut if whose == "a" else {})))
+    assert found["verdict"]["claim"] == "not_measured"
+    sentence = found["verdict"]["sentence"]
+    assert sentence.startswith(f"Not measured: {whose} 15.0 % cut off, 10.0 % missing (too_long: 60);")
+    assert "evaluator.max_new_tokens" in sentence
+    own = found["outcomes"][whose]
+    assert (own["items"], own["truncated"], own["unanswered"]) == (600, pytest.approx(0.15), pytest.approx(0.1))
+    assert own["categories"]["w"] == {"items": 150, "truncated": pytest.approx(0.15), "unanswered": pytest.approx(0.1)}
+    assert own["reasons"] == {"too_long": 60}
+    assert f"{whose} 25.0 %" in sentences(found)[0]
+    text = markdown(found, [])
+    assert f"| {whose} | too_long | 60 |" in text
+    assert f"| {whose} | w | 15.0 | 10.0 | 150 |" in text
+
+
+def test_a_warning_comes_from_two_percent_on() -> None:
+    fine, cut, lost = (scores(level(0.6), **end) for end in (ends(0.019), ends(0.02), ends(0.0, 0.5, no_room=9)))
+    assert lost_answers({"fine": fine}, "select") == []
+    (line,) = lost_answers({"fine": fine, "cut": cut, "lost": lost}, "select")
+    assert line.startswith("select: answers of 2 of 3 models are cut off or missing and count as wrong: lost 0.0 %")
+    assert "50.0 % missing (no_room: 9): raise the limit of tokens" in line
+    assert gathered(cut)["verdict"]["claim"] != "not_measured"
+
+
+def test_the_variance_is_split_between_items_and_answers() -> None:
+    """Items of one rate and k answers each: all that varies is the draw of the answers."""
+    rng, size, k = np.random.default_rng(1), len(ITEMS), 4
+    answers = rng.random((size, k)) < 0.5
+    noise: FloatArray = answers.var(axis=1, ddof=1) / k
+    alone = tuple(Item(id=item.id, category=item.category, prompt=item.id, answer="") for item in ITEMS)
+    drawn = ItemScores(items=alone, values=answers.mean(axis=1), noise=noise)
+    apart = scores(level(0.6))
+    split = gathered(drawn)["variance"]
+    assert set(split) == {"soup"}
+    assert split["soup"]["objective"] == pytest.approx(split["soup"]["items"] + split["soup"]["answers"])
+    assert split["soup"]["answers"] == pytest.approx(0.25 / k / size, rel=0.1)
+    assert split["soup"]["items"] < 0.2 * split["soup"]["answers"]
+    assert gathered(apart)["variance"] == {}
+    assert "of the variance by answers %" in markdown(gathered(drawn), [])
+
+
+def test_a_later_look_is_wider_and_corrected() -> None:
+    soup = scores(level(0.66), seed=3)
+    first, fifth = (gathered(soup, opened=k) for k in (1, 5))
+    for once, later in zip(first["comparisons"], fifth["comparisons"], strict=True):
+        assert later["high"] - later["low"] > once["high"] - once["low"]
+        assert (once["level"], later["level"]) == pytest.approx((0.95, 1 - 0.05 / 30))
+        assert later["p_look"] == pytest.approx(min(1.0, 30 * later["p_value"]))
+        assert once["p_look"] == once["p_value"]
+    assert fifth["verdict"]["opened"] == 5
+    text = markdown(fifth, [])
+    assert "99.83 % interval" in text
+    assert "p (look 5)" in text
+
+
+def test_the_margin_decides_what_is_kept() -> None:
+    soup = scores(level(0.6), seed=7)
+    found = gathered(soup)
+    assert (found["verdict"]["claim"], found["verdict"]["margin"]) == ("no_difference_shown", 0.01)
+    assert "report items to decide; there are 600." in found["verdict"]["sentence"]
+    assert gathered(soup, margin=0.5)["verdict"]["claim"] == "keep_single"
+    assert gathered(scores(level(0.3)))["verdict"]["sentence"].startswith("Keep a, what the search would have chosen")

@@ -1,0 +1,112 @@
+"""Rebuild commands run as they are printed: on the page, in report.md, on the card and at the end of a run."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli, pool_of
+from tests.support.adapters import save_adapter
+
+QUICK = ["selector=all", "optimiser=uniform"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def printed(run: Path, out: str) -> dict[str, str]:
+    """{where: command}, each as a reader would copy it."""
+    places = {"terminal": re.search(r"^  rebuild +(python .*)$", out, re.MULTILINE)}
+    places["card"] = re.search(r"```bash\n(python .*)\n```", (run / "soup/README.md").read_text())
+    if (run / "report.md").exists():
+        places["markdown"] = re.search(r"```bash\n(python .*)\n```", (run / "report.md").read_text())
+        places["page"] = re.search(r"<pre><code>(python .*)</code></pre>", (run / "report.html").read_text())
+    assert all(places.values()), places
+    return {where: html.unescape(found[1]) if where == "page" else found[1] for where, found in places.items() if found}
+
+
+def shell(command: str, where: Path) -> None:
+    """Run a line in a shell whose `python` is this one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, cwd=where, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def check(run: Path, out: str, start: Path) -> None:
+    """Every command makes the soup again; they are one command, said in several places."""
+    commands = printed(run, out)
+    assert len(set(commands.values())) == 1, commands
+    shell(commands["terminal"], start)
+    assert contents(start / "rebuilt") == contents(run / "soup")
+
+
+def test_after_a_run(family: Path, souping: Cli, tmp_path: Path) -> None:
+    done = souping(
+        *pool_of(family, "ant", "bee", "cat"), *QUICK, "hydra.run.dir=a run", "store.path=outputs/store.sqlite"
+    )
+    assert done.code == 0, done.err
+    assert "store.path" not in printed(tmp_path / "a run", done.out)["terminal"]
+    check(tmp_path / "a run", done.out, tmp_path)
+
+
+@pytest.mark.parametrize("name", ['it\'s "so" $HOME', "a,b=(c) [d]", "${x} & é"])
+def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, tmp_path: Path) -> None:
+    """The run's folder, the store and the candidates' folders."""
+    pool = tmp_path / name
+    pool.mkdir()
+    for model in ("ant", "bee"):
+        (pool / model).symlink_to(family / model, target_is_directory=True)
+    run = tmp_path / "outputs" / name
+    from souping.report.sections import quoted
+
+    done = souping(
+        "+experiment=merge",
+        f"pool.candidates=[{quoted(str(pool / 'ant'))},{quoted(str(pool / 'bee'))}]",
+        "optimiser.weights=[0.4,0.6]",
+        f"out={quoted(str(run / 'soup'))}",
+        f"store.path={quoted(f'outputs/{name}/s.sqlite')}",
+    )
+    assert done.code == 0, done.err
+    check(run, done.out, tmp_path)
+
+
+@pytest.mark.parametrize("merge", ["accelerate", "base", "adapters", "pickled"])
+def test_however_it_was_merged(merge: str, family: Path, souping: Cli, tmp_path: Path) -> None:
+    candidates, more = [family / "ant", family / "bee"], []
+    if merge == "accelerate":
+        more = ["merge=accelerate", "merge.num_processes=1"]
+    if merge == "base":
+        more = ["merge.method=task_arithmetic", f"merge.base={family / 'base'}"]
+    if merge == "adapters":
+        modules = {"model.layers.0.mlp.up_proj": 2}
+        candidates = [save_adapter(tmp_path / n, family / "base", modules, i) for i, n in enumerate("xy")]
+        more = [f"merge.base={family / 'base'}"]
+    if merge == "pickled":
+        candidates = [pickled(folder, tmp_path / folder.name) for folder in candidates]
+        more = ["merge.allow_pickle=true"]
+    pool = f"pool.candidates=[{','.join(map(str, candidates))}]"
+    done = souping("+experiment=merge", pool, "optimiser.weights=[0.4,0.6]", "out=run/soup", *more)
+    assert done.code == 0, done.err
+    check(tmp_path / "run", done.out, tmp_path)
+
+
+def pickled(folder: Path, out: Path) -> Path:
+    """The same model with its weights as a pickle."""
+    import torch
+    from safetensors.torch import load_file
+
+    out.mkdir()
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            (out / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(folder / "model.safetensors"), out / "pytorch_model.bin")
+    return out
