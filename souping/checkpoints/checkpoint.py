@@ -207,7 +207,7 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
 
 
 def side_files(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or _is_dead(path))
     chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
     for name in chosen:
         if inside(folder, name).stat().st_size > MAX_SIDE:
@@ -217,6 +217,11 @@ def side_files(folder: Path) -> tuple[str, ...]:
         extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
         chosen += [name for name in extra if inside(folder, name).is_file()]
     return tuple(chosen)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether it is a link that leads nowhere, which is a file that is missing."""
+    return path.is_symlink() and not path.exists()
 
 
 def stored_names(folder: Path) -> frozenset[str]:

@@ -10,6 +10,7 @@ loads the soup. On a GPU, blocks of the ingredients go through pinned buffers to
 
 from __future__ import annotations
 
+import errno
 import mmap
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
 from souping.merge.methods import Gram, Method, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
+from souping.merge.writer import can_hold
 
 if TYPE_CHECKING:
     import torch
@@ -266,11 +268,14 @@ class WeightFiles:
             return self._files[path][offset : offset + nbytes]
 
     def _open(self, path: Path) -> Raw:
+        can_hold(len(self._files) + 1)
         try:
             with path.open("rb") as handle:
                 mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be mapped: {error}") from None
+            full = isinstance(error, OSError) and error.errno == errno.EMFILE
+            why = "too many files are open: raise `ulimit -n`, or set merge.resident=cpu" if full else str(error)
+            raise UserError(f"{path} cannot be mapped: {why}") from None
         data: Raw = np.frombuffer(mapped, np.uint8)
         return data.copy() if self._resident == "cpu" else data
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from souping.checkpoints.checkpoint import GENERATION, Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
 from souping.core.protocols import CandidatePool, Pourable, Progress, SoupPlan
@@ -191,7 +191,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             self._run(plan, stage)
             Checkpoint.open(stage)
             recipe = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
-            write_files(stage, {**_ending(plan, stage), "recipe.json": recipe, **(extra_files or {})})
+            _carry(plan, stage)
+            write_files(stage, {"recipe.json": recipe, **(extra_files or {})})
             check_ingredients(plan.ingredients)
         return Path(out)
 
@@ -250,12 +251,18 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
     return text
 
 
-def _ending(plan: MergekitPlan, stage: Path) -> dict[str, bytes]:
-    """generation_config.json, which mergekit may leave out, with the end tokens of all ingredients."""
-    own, carried = stage / GENERATION, Path(plan.carrier) / GENERATION
-    if carried.is_file() and not own.is_file():
-        shutil.copyfile(carried, own)
-    return ending(stage, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]])
+def _carry(plan: MergekitPlan, stage: Path) -> None:
+    """The first ingredient's tokenizer and templates, which soups are evaluated with, and the end tokens of all.
+
+    mergekit itself copies those of the base model.
+    """
+    carrier = plan.ingredients[0]
+    folder, weights = Path(carrier.folder), dict(carrier.files)
+    for name in set(side_files(stage)) - {"config.json"}:
+        (stage / name).unlink()
+    own = {name: small(inside(folder, name)) for name in carrier.stamps if name not in (*weights, "config.json")}
+    write_files(stage, own)
+    write_files(stage, ending(stage, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]]))
 
 
 class MergekitLive(Pourable):

@@ -159,11 +159,12 @@ class FullModelPool(CandidatePool, Generic[P]):
             check_tokenizer(name, folder)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """That of the first ingredient, or of the one with the soup's vocabulary where they may differ."""
+        """That of the carrier: `merge.carry`, the first, or one with the soup's vocabulary where they may differ."""
+        carry = carried(self._merge.carry, recipe)
         if self._merge.vocab == "error":
-            return self._folders[recipe.ingredients[0]]
+            return self._folders[carry or recipe.ingredients[0]]
         layout = self._alignment.weigh(recipe).layout
-        return list(layout.pool.values())[layout.carrier(carried(self._merge.carry, recipe))].folder
+        return list(layout.pool.values())[layout.carrier(carry)].folder
 
     def own_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]

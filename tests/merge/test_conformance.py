@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -33,8 +35,13 @@ import shutil, sys, yaml
 from pathlib import Path
 document, out = yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 shutil.copytree(document["models"][0]["model"], out, dirs_exist_ok=True)
+flip = Path(__file__).with_name("flip")
+if flip.exists():
+    with open(flip.read_text(), "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
 """
-"""A mergekit that takes the first model for the soup."""
+"""A mergekit that takes the first model for the soup, and may change the file that is named beside it."""
 BACKENDS = ("local", "accelerate", "mergekit")
 
 
@@ -180,6 +187,69 @@ def test_what_is_written_is_what_is_poured(
     )
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         pool.write(recipe, tmp_path / "soup")
+
+
+def flip(path: Path) -> None:
+    """Another last byte; size and time stay."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_an_ingredient_that_changed_makes_no_soup(
+    backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pool = backend.open(folders)
+    recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
+    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
+    live = pool.live(module)
+    flip(folders["m1"] / "model.safetensors")
+    for make in (lambda: live.pour(recipe), lambda: pool.write(recipe, tmp_path / "soup")):
+        with pytest.raises(UserError, match=r"m1/model\.safetensors has changed since it was opened"):
+            make()
+    assert not (tmp_path / "soup").exists()
+
+
+def test_an_ingredient_that_changes_meanwhile_makes_no_soup(
+    backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pool, victim = backend.open(folders), folders["m1"] / "model.safetensors"
+    recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
+    if isinstance(backend, MergekitMerge):
+        (tmp_path / "flip").write_text(str(victim))
+    with pytest.raises(UserError, match=r"m1/model\.safetensors has changed since it was opened"):
+        pool.write(recipe, tmp_path / "soup", progress=lambda done, total: flip(victim))
+    assert not (tmp_path / "soup").exists()
+
+
+def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, ends in {"m0": {"eos_token_id": 7, "top_k": 5}, "m1": {"eos_token_id": [9, 2]}, "m2": {}}.items():
+        (folders[name] / "generation_config.json").write_text(json.dumps(ends))
+    config = json.loads((folders["m2"] / "config.json").read_text())
+    (folders["m2"] / "config.json").write_text(json.dumps({**config, "eos_token_id": 11}))
+    pool = backend.open(folders)
+    three, two = pool.recipe(dict.fromkeys(folders, 1 / 3)), pool.recipe({"m0": 0.5, "m1": 0.5})
+    assert (pool.ends(three), pool.ends(two)) == ((2, 7, 9, 11), (2, 7, 9))
+    assert [pool.ends(pool.recipe({name: 1.0})) for name in folders] == [(7,), (2, 9), (11,)]
+    assert any("answers end at different tokens (m0 7, m1 2/9, m2 11)" in note for note in pool.warnings)
+    written = pool.write(three, tmp_path / "soup") / "generation_config.json"
+    assert json.loads(written.read_text()) == {"eos_token_id": [2, 7, 9, 11], "top_k": 5}
+    alone = pool.write(pool.recipe({"m1": 1.0}), tmp_path / "alone") / "generation_config.json"
+    assert alone.read_bytes() == (folders["m1"] / "generation_config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "{", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1.5]}', '{"eos_token_id": true}']
+)
+def test_a_generation_config_that_is_none(backend: MergeBackend, folders: dict[str, Path], text: str) -> None:
+    (folders["m1"] / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"m1/generation_config\.json: ") as caught:
+        _ = backend.open(folders).warnings
+    assert "\n" not in str(caught.value)
 
 
 def test_a_plan_says_what_will_be_done_and_is_saved(

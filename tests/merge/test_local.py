@@ -37,6 +37,36 @@ def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
     assert json.loads((tmp_path / "soup" / "config.json").read_text())["vocab_size"] == bands[-1][1]
 
 
+@pytest.mark.parametrize(("rule", "carry", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))])
+def test_a_carrier_has_the_soups_vocabulary(tmp_path: Path, rule: str, carry: str, ends: tuple[int, ...]) -> None:
+    rows = {"short": (12, 2), "long": (15, 14)}
+    folders = {n: save(tmp_path / n, random_tensors(r, rows=r), {"vocab_size": r}) for n, (r, _) in rows.items()}
+    for name, (_, end) in rows.items():
+        (folders[name] / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    other = next(name for name in folders if name != carry)
+    size = rows[carry][0]
+    with pytest.raises(UserError, match=rf"merge\.carry={other} has a tokenizer .* the soup has {size}: carry {carry}"):
+        _ = LocalMerge(vocab=rule, carry=other).open(folders).warnings
+    pool = LocalMerge(vocab=rule, carry=carry).open(folders)
+    recipe = pool.recipe({"short": 0.5, "long": 0.5})
+    assert pool.tokenizer_folder(recipe) == folders[carry]
+    assert pool.ends(recipe) == ends
+    written = json.loads((pool.write(recipe, tmp_path / "soup") / "generation_config.json").read_text())
+    assert written["eos_token_id"] == (list(ends) if len(ends) > 1 else ends[0])
+
+
+def test_a_carrier_without_a_tokenizer_is_refused_where_another_has_one(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    assert LocalMerge(carry="m0").open(folders).warnings == []
+    (folders["m1"] / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"merge\.carry=m0 has no tokenizer, so the soup would have none: carry m1"):
+        _ = LocalMerge(carry="m0").open(folders).warnings
+    pool = LocalMerge(carry="m1").open(folders)
+    recipe = pool.recipe({"m0": 0.5, "m1": 0.5})
+    assert pool.tokenizer_folder(recipe) == folders["m1"]
+    assert (pool.write(recipe, tmp_path / "soup") / "tokenizer.json").is_file()
+
+
 def test_the_shapes_of_fusion_bench_215(tmp_path: Path) -> None:
     folders = {}
     for rows in (128320, 128256):

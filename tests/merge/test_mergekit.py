@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,37 @@ def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
         merge.write(pair, tmp_path / "other")
 
 
-@pytest.mark.parametrize("fields", [{"method": ""}, {"dtype": "bf16"}, {"vocab": "union"}, {"parameters": {"a": "b"}}])
+@pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "della", "della_linear", "arcee_fusion"])
+def test_a_method_that_draws_has_its_seed_in_the_recipe(method: str, tmp_path: Path) -> None:
+    folders = family(tmp_path / "pool", 3)
+    base = str(folders.pop("m2"))
+    pools = [MergekitMerge(method=method, base=base, seed=seed).open(folders) for seed in (0, 7)]
+    recipes = [pool.recipe({"m0": 0.5, "m1": 0.5}) for pool in pools]
+    assert [recipe.settings["seed"] for recipe in recipes] == [0, 7]
+    assert recipes[0].id != recipes[1].id
+    plan = pools[1].plan(recipes[1])
+    assert isinstance(plan, MergekitPlan)
+    assert plan.seed == 7
+    with pytest.raises(UserError, match="draws random numbers: set merge.seed"):
+        MergekitMerge(method=method, base=base, seed=None)
+    settings = {key: value for key, value in recipes[0].settings.items() if key != "seed"}
+    with pytest.raises(UserError, match="without a seed"):
+        pools[0].plan(replace(recipes[0], settings=settings))
+    assert "seed" not in MergekitMerge(method="ties", base=base).open(folders).recipe({"m0": 0.5, "m1": 0.5}).settings
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": ""},
+        {"dtype": "bf16"},
+        {"vocab": "union"},
+        {"parameters": {"a": "b"}},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"parameters": {"a": math.inf}},
+    ],
+)
 def test_settings_of_the_backend(fields: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"merge\.{next(iter(fields))}="):
         MergekitMerge(**fields)
@@ -229,6 +261,28 @@ REFUSED = {
     "lora": ("merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]", "only plain paths"),
     "zero": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 0}}]", "sum to zero"),
     "dtype": ("merge_method: linear\ndtype: float64\nmodels: [{model: a, parameters: {weight: 1}}]", "float64"),
+    "huge": (f"merge_method: linear\nmodels: [{{model: a, parameters: {{weight: {'9' * 400}}}}}]", "not one number"),
+    "nan": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: .nan}}]", "not one number"),
+    "true": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: true}}]", "not one number"),
+    "date": ("2020-13-45: 1\nmerge_method: linear", "not a YAML file"),
+    "int": ("a: !!int x", "not a YAML file"),
+    "timestamp": ("a: !!timestamp x", "not a YAML file"),
+    "python": ("a: !!python/object/apply:os.system [ls]", "not a YAML file"),
+    "dtypes": ("merge_method: linear\ndtype: [1]\nmodels: [{model: a, parameters: {weight: 1}}]", "mergekit's dtype"),
+    "keys": ("1: 2\nmerge_method: linear", "no table of names"),
+    "inner keys": ("merge_method: linear\nmodels: [{model: a, parameters: {1: 2}}]", "parameters must be a table"),
+    "method": ("merge_method: [linear]\nmodels: [{model: a}]", "is not imported"),
+    "nul": ('merge_method: linear\nmodels: [{model: "a\\0b", parameters: {weight: 1}}]', "only plain paths"),
+    "escape": ('merge_method: linear\nmodels: [{model: "a\\eb", parameters: {weight: 1}}]', "only plain paths"),
+    "half": (
+        'merge_method: linear\nmodels: [{model: "a\\ud800", parameters: {weight: 1}}]',
+        "only plain paths|YAML file",
+    ),
+    "deep": ("[" * 20_000, "not a YAML file"),
+    "aliases": ("a: &a [x, x]\nb: &b [*a, *a]\nmerge_method: *b", "with aliases"),
+    "long": ("#" * 1_000_001, "more than 1000000 letters"),
+    "many": (f"merge_method: linear\nmodels: [{'{model: a},' * 1001}]", "no list of 1 to 1000"),
+    "t": ("merge_method: slerp\nbase_model: a\nparameters: {t: 99}\nmodels: [{model: b}]", "t is 99, not from 0 to 1"),
     "three": (
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [{model: b}, {model: c}]",
         "one other",
@@ -239,8 +293,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_imported_is_said(case: str) -> None:
     text, message = REFUSED[case]
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         from_yaml(text)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(

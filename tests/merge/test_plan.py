@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
 from souping.merge import chunks
+from souping.merge.__main__ import main
 from souping.merge.kernels.reference import Float32
 from souping.merge.methods import METHODS, Method
 from souping.merge.plan import MergePlan
@@ -112,6 +113,44 @@ def test_an_ingredient_that_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has changed since it was opened"):
         write_checkpoint(made, tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+
+
+def hostile(table: dict[str, Any], **changes: Any) -> str:
+    return json.dumps({**table, **changes})
+
+
+def test_a_plan_that_an_enemy_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each, nothing written, and no byte reserved for sizes that no file has."""
+    folders = family(tmp_path / "pool", 2)
+    table = json.loads(plan(simple(folders, (0.5, 0.5)), folders).to_json())
+    one, other = table["ingredients"]
+    (tmp_path / "loop").symlink_to("loop")
+    big, tensor = 1 << 61, table["tensors"][0]
+    source = [[i, 0, 0, "BF16"] for i in (0, 1)]
+    huge = [[tensor[0], "BF16", [big // 2], 0, 0, big, [["mix", 0, big // 2, source, [0.5, 0.5]]]]]
+    claims = [{**each, "files": [["model.safetensors", big]]} for each in (one, other)]
+    texts = {
+        "not text": "\ud800" * 3,
+        "sources": hostile(
+            table, tensors=[[*tensor[:6], [["mix", 0, tensor[5] // 2, source[:1], [1.0]]]]], method="slerp"
+        ),
+        "folder": hostile(table, ingredients=[{**one, "folder": "\0"}, other]),
+        "loop": hostile(table, ingredients=[{**one, "folder": str(tmp_path / "loop")}, other]),
+        "file": hostile(table, ingredients=[{**one, "files": [["../../../etc/passwd", 5]]}, other]),
+        "shard": hostile(table, shards=["../../model.safetensors"]),
+        "size": hostile(table, tensors=huge, ingredients=claims),
+        "number": hostile(table, tensors=[[tensor[0], "BF16", [10**30], 0, 0, 2 * 10**30, tensor[6]]]),
+        "dtype": hostile(table, tensors=[[tensor[0], "F4", *tensor[2:]]]),
+        "carry": hostile(table, carry=10**30),
+        "version": hostile(table, version=[1]),
+        "deep": "[" * 100_000,
+    }
+    for name, text in texts.items():
+        (tmp_path / "plan.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        assert main([str(tmp_path / "plan.json"), str(tmp_path / "soup")]) == 2, name
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1, said
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "plan.json", "pool"], name
 
 
 @pytest.mark.parametrize(

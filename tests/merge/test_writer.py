@@ -55,6 +55,20 @@ def test_an_extra_file_may_not_replace_the_model(made: MergePlan, tmp_path: Path
     assert left(tmp_path) == []
 
 
+def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    tensors = {f"model.layers.{i}.w": random_tensors(i)["model.norm.weight"] for i in range(40)}
+    folders = {name: save(tmp_path / "pool" / name, tensors, shards=40) for name in ("m0", "m1")}
+    made = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=66)
+    assert len(made.shards) == 40
+    free = write_checkpoint(made, tmp_path / "free")
+    made.save(tmp_path / "plan.json")
+    tight = f"ulimit -n 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
+    done = subprocess.run(["bash", "-c", tight], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for path in free.iterdir():
+        assert path.read_bytes() == (tmp_path / "tight" / path.name).read_bytes()
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "soup"
@@ -184,6 +198,6 @@ def test_a_carrier_that_went_away_is_named(made: MergePlan, tmp_path: Path, lost
         carrier.rename(tmp_path / "pool" / "elsewhere")
     else:
         (carrier / lost).unlink()
-    with pytest.raises(UserError, match="m0.* has changed since it was opened"):
+    with pytest.raises(UserError, match=r"m0.* has changed since it was opened"):
         write_checkpoint(made, tmp_path / "soup")
     assert left(tmp_path) == []
