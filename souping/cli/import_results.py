@@ -141,9 +141,8 @@ def show(rows: Sequence[ImportRow], written: bool) -> None:
         table.add_column(name, justify="right" if name in ("adopted", "adoptable", "there already") else "left")
     for row in rows:
         why = "refused" if row.refused else ", ".join(f"{count} {reason}" for reason, count in row.skipped.items())
-        table.add_row(
-            *(Text(safe(text)) for text in (row.candidate, row.task, str(row.adopted), str(row.present), why))
-        )
+        cells = (row.candidate, row.task, str(row.adopted), str(row.present), why)
+        table.add_row(*(Text(safe(cell)) for cell in cells))
     console.print(table)
     for note in dict.fromkeys(note for row in rows for note in row.unchecked):
         console.print(safe(f"  not checked: {note}"), markup=False, soft_wrap=True)

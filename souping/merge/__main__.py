@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from souping.core.protocols import Progress
+from souping.core.text import positive, safe, seconds
 from souping.core.types import UserError
 from souping.merge.distributed.messages import LostError
 from souping.merge.distributed.worker import LINGER, Team, fill, serve
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m souping.merge", description=__doc__)
     parser.add_argument("plan", type=Path, help="a plan saved by MergePlan.save")
     parser.add_argument("out", type=Path, help="the folder to write: absent, or empty")
-    parser.add_argument("--num-processes", type=int, help="with accelerate launch: refuse another number of ranks")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that a rank may be silent")
+    parser.add_argument("--num-processes", type=positive, help="with accelerate launch: refuse another number of ranks")
+    parser.add_argument("--timeout", type=seconds, default=600.0, help="seconds that a rank may be silent")
     options = parser.parse_args(arguments)
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # accelerate launch sets it
         return write_plan(options.plan, options.out)
@@ -47,7 +48,7 @@ def write_plan(path: Path, out: Path, shares: Shares | None = None) -> int:
         start = time.perf_counter()
         write_checkpoint(plan, out, progress=meter(plan.read_bytes + plan.nbytes), shares=shares)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(safe(str(error)), file=sys.stderr)
         return 2
     print(f"{out} written in {time.perf_counter() - start:.2f} s")
     return 0

@@ -26,7 +26,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from souping.core.types import OUTCOMES, Item, Json, Outcome, Recipe, Record, UserError
+from souping.core.text import safe
+from souping.core.types import OUTCOMES, Item, Json, Recipe, Record, UserError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS soups (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, recipe TEXT NOT NULL);
@@ -89,6 +90,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made = [place for place in (path.absolute(), *path.absolute().parents) if not place.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check_owner()
@@ -115,9 +117,7 @@ class Store:
                 f"are not those of today\nname another file, or move it away: {old}"
             )
         if layout > VERSION:
-            raise UserError(
-                f"store.path={self.path} has layout {layout}, this version reads {VERSION}: use another file"
-            )
+            raise UserError(f"store.path={self.path} is of a later version (layout {layout}): use another file")
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -136,7 +136,23 @@ class Store:
     ) -> None:
         if kind is None and self._gone():
             _log.warning("%s", self._removed())
+        if kind is not None and self._made:
+            self._drop_empty()
         self.close()
+
+    def _drop_empty(self) -> None:
+        """Take away a file that was not there before, while no result is in it and nobody else has it open."""
+        with suppress(sqlite3.Error, OSError):
+            self._db.execute("PRAGMA busy_timeout=0")
+            results = ("answers", "adoptions", "looks", "searches")
+            held = any(self._db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in results)
+            if not held and not self._gone() and self._alone():
+                self.path.unlink()
+                for folder in self._made[1:]:
+                    folder.rmdir()
+
+    def _alone(self) -> bool:
+        return bool(self._db.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",))
 
     def close(self) -> None:
         self._db.close()
@@ -153,10 +169,8 @@ class Store:
         return self._inode() != self._file
 
     def _removed(self) -> str:
-        return (
-            f"store.path={self.path}: the results store was removed or replaced during the run; "
-            "what was evaluated is not kept"
-        )
+        what = "the results store was removed or replaced during the run; what was evaluated is not kept"
+        return f"store.path={self.path}: {what}"
 
     def _failed(self, verb: str, error: Exception) -> UserError:
         """An error of the file in words, with what saves the rest where its content is damaged."""
@@ -167,9 +181,7 @@ class Store:
             return UserError(told)
         new = self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}")
         words = shlex.join([str(self.path), str(new)])
-        return UserError(
-            f"{told}\nthe file is damaged; save what can be read: python -m souping.pipeline.store {words}"
-        )
+        return UserError(f"{told}\nthe file is damaged; save the rest: python -m souping.pipeline.store {words}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -326,7 +338,7 @@ class StoredAnswers:
                 item=name,
                 score=math.nan,
                 output=output,
-                outcome=_outcome(outcome),
+                outcome=OUTCOMES[OUTCOMES.index(outcome)],
                 reason=reason,
                 replicate=int(replicate),
                 tokens=tuple(np.frombuffer(tokens, "<i4").tolist()),
@@ -359,13 +371,6 @@ class StoredAnswers:
             return None
         score, counts = grade
         return replace(self._answers[key], score=score, statistics=tuple(json.loads(counts)) if counts else ())
-
-
-def _outcome(text: str) -> Outcome:
-    for known in OUTCOMES:
-        if text == known:
-            return known
-    raise ValueError(f"outcome {text!r}")
 
 
 def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record: Record) -> int:
@@ -461,10 +466,8 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns:
 
 
 def _primary(db: sqlite3.Connection, table: str) -> list[str]:
-    rows = sorted(
-        (int(row[5]), str(row[1])) for row in db.execute("SELECT * FROM pragma_table_info(?)", (table,)) if row[5]
-    )
-    return [name for _, name in rows] or ["rowid"]
+    rows = db.execute("SELECT * FROM pragma_table_info(?)", (table,))
+    return [name for _, name in sorted((int(row[5]), str(row[1])) for row in rows if row[5])] or ["rowid"]
 
 
 def _sound(row: Mapping[str, Any]) -> bool:
@@ -484,7 +487,7 @@ def main() -> int:
     try:
         counts = save(Path(sys.argv[1]), Path(sys.argv[2]))
     except (UserError, OSError, sqlite3.Error) as error:
-        print(error, file=sys.stderr)
+        print(safe(f"{'' if isinstance(error, UserError) else f'{sys.argv[1]}: '}{error}"), file=sys.stderr)
         return 2
     print(f"saved into {sys.argv[2]}: {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
     return 0

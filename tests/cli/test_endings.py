@@ -53,6 +53,17 @@ def test_a_store_in_the_directory_of_a_refused_run_stays(family: Path, souping: 
     assert (tmp_path / "exp/store.sqlite").is_file()
 
 
+def test_a_refused_run_leaves_no_store_that_it_made(family: Path, souping: Cli, tmp_path: Path) -> None:
+    for place in ("outputs/store.sqlite", "deep/er/st.sqlite"):
+        souping(*quick(family, "merge.carry=nosuch", f"store.path={place}")).refused("merge.carry=nosuch")
+        souping(*merging(family, "merge.carry=nosuch", f"store.path={place}")).refused("merge.carry=nosuch")
+    assert [path.name for path in tmp_path.iterdir()] == []
+    assert souping(*quick(family, "stop_after=search")).code == 0
+    before = (tmp_path / "outputs/store.sqlite").stat().st_ino
+    souping(*quick(family, "merge.carry=nosuch")).refused("merge.carry=nosuch")
+    assert (tmp_path / "outputs/store.sqlite").stat().st_ino == before
+
+
 def test_folders_that_the_user_made_stay(family: Path, souping: Cli, tmp_path: Path) -> None:
     (tmp_path / "p/q/r").mkdir(parents=True)
     souping(*quick(family, "seed=-1", "hydra.run.dir=p/q/r")).refused("seed=-1")
