@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from souping.core.text import Seed, Threads, install
 from souping.core.types import Json, UserError
 from souping.evaluate.engines import check_gpu_settings
 from souping.evaluate.servers import Server, check_packages
-from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, served
+from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, parsed, served
 
 VLLM_VERSION = TRANSFORMERS_VERSION = 2
 """Raise when the same settings would give other answers."""
@@ -102,7 +101,10 @@ class VllmServer(Server):
         order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         ask(f"{address}/collective_rpc", order, timeout=self.timeout)
         ask(f"{address}/reset_prefix_cache", {}, timeout=60.0)
-        return str(models_at(address)[0]["id"])
+        models = models_at(address)
+        if not models:
+            raise ServerError("it lists no model")
+        return str(models[0]["id"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +157,9 @@ class TransformersServer(Server):
         """A server that is there already loads the folder; `stop` makes it forget what it loaded."""
         try:
             told = ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
-            failed = [event["message"] for event in _events(told) if event.get("status") == "error"]
+            failed = [event.get("message") for event in _events(told) if event.get("status") == "error"]
             if failed:
-                raise ServerError(str(failed[-1]).splitlines()[0])
+                raise ServerError((str(failed[-1]).splitlines() or ["it says nothing"])[0])
             model = served(address, folder)
         except ServerError as error:
             raise UserError(
@@ -170,7 +172,7 @@ class TransformersServer(Server):
 
 def _events(text: str) -> list[dict[str, Json]]:
     """The data of server-sent events."""
-    return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+    return [parsed(line[5:]) for line in text.splitlines() if line.startswith("data:")]
 
 
 def _reset(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import http.client
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,12 +25,15 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from souping.core.types import Json, UserError
+from souping.core.text import listed, safe
+from souping.core.types import Json, UserError, entries
 from souping.evaluate import guard
 from souping.evaluate.guard import GRACE
 
 HOST = "127.0.0.1"
 LOCAL = ("127.0.0.1", "localhost", "::1")
+LONGEST = 1 << 23
+"""Bytes of a server's answer, and of a log, that are read."""
 SAY_EVERY = 15.0
 """Seconds between two lines on how long a model has been loading."""
 QUIET = {
@@ -90,9 +95,11 @@ class Process:
             atexit.unregister(self.stop)
 
     def said(self) -> str:
-        """What this process wrote to its log."""
+        """What this process wrote to its log, of much the end."""
         try:
-            return self.log.read_bytes()[self._begin :].decode("utf-8", errors="replace")
+            with self.log.open("rb") as log:
+                log.seek(max(self._begin, log.seek(0, os.SEEK_END) - LONGEST))
+                return log.read(LONGEST).decode("utf-8", errors="replace")
         except OSError:
             return ""
 
@@ -101,7 +108,7 @@ class Process:
         lines = [line.strip(" │|") for line in self.said().splitlines()]
         lines = [line for line in lines if line and not re.fullmatch(r"[─╭╰╮╯=\-]+", line)]
         errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b.*:|(?i:error):|^usage:", line)]
-        return (errors or lines or ["it said nothing"])[-1][:300]
+        return safe((errors or lines or ["it said nothing"])[-1][:300])
 
 
 def _ended(pid: int, seconds: float) -> bool:
@@ -219,7 +226,7 @@ def _wait(order: LaunchSpec, port: int, process: Process, say: Say) -> str:
 
 def served(address: str, folder: Path) -> str:
     """The id under which a server answers for the model in `folder`: as it lists it, or else, where it answers a
-    request for that path, the path (older servers list none but the Hub's models).
+    request for that path and none for another, the path (older servers list none but the Hub's models).
 
     Raises:
         client.ServerError: it does not answer, or it serves others.
@@ -228,11 +235,18 @@ def served(address: str, folder: Path) -> str:
     for model in models:
         if any(same(str(model.get(key, "")), folder) for key in ("id", "root")):
             return str(model["id"])
-    try:
-        ask(f"{address}/v1/completions", {"model": str(folder), "prompt": "a", "max_tokens": 1}, timeout=120.0)
-    except ServerError as error:
-        raise ServerError(f"it serves {', '.join(str(m['id']) for m in models) or 'no model'}") from error
+    if not _completes(address, str(folder)) or _completes(address, f"{folder}-which-is-not-there"):
+        raise ServerError(f"it serves {listed((str(m['id']) for m in models), 3) or 'no model'}")
     return str(folder)
+
+
+def _completes(address: str, model: str) -> bool:
+    """Whether a server answers for a model of that name."""
+    try:
+        body: Json = {"model": model, "prompt": "a", "max_tokens": 1}
+        return bool(entries(parsed(ask(f"{address}/v1/completions", body, timeout=120.0)), "choices"))
+    except ServerError:
+        return False
 
 
 def same(path: str, folder: Path) -> bool:
@@ -269,7 +283,7 @@ class ServerError(Exception):
     """The server did not answer, or answered with an error (`status` is then its HTTP status)."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(safe(" ".join(message.split()))[:300])
         self.status = status
 
 
@@ -279,10 +293,13 @@ def base(url: str) -> str:
     Raises:
         UserError: it is no address of a server.
     """
-    address = re.fullmatch(r"(https?://[^/\s]+)(/v1)?/?", url)
-    if not address or not urlsplit(address.group(1)).hostname:
-        raise UserError(f"server.url={url} must be the address of a server, as http://127.0.0.1:8000")
-    return address.group(1)
+    address = re.fullmatch(r"(https?://[^/\s@?#]+)(/v1)?/?", url)
+    try:
+        if address and urlsplit(address.group(1)).hostname and urlsplit(address.group(1)).port != 0:
+            return address.group(1)
+    except ValueError:  # a port that is none, brackets that are not closed
+        pass
+    raise UserError(f"server.url={url} must be the address of a server, as http://127.0.0.1:8000")
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -291,46 +308,99 @@ def host_and_port(address: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """What was sent to one address goes to no other: a redirect is an answer like any error."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def ask(url: str, body: Json = None, timeout: float = 10.0) -> str:
     """The text that a server answers: GET, or POST where there is a `body` (sent as JSON).
 
     Raises:
-        ServerError: no connection, no answer in `timeout` seconds, or a status of 400 and above.
+        ServerError: no connection, no whole answer in `timeout` seconds, one that is too long, or a status of 300 and
+            above.
     """
+    told: list[str | ServerError] = []
+    thread = threading.Thread(target=lambda: told.append(_answer(url, body, timeout)), daemon=True)
+    thread.start()
+    thread.join(timeout + 1.0)  # a socket's own limit begins anew with every byte that trickles in
+    answer = told[0] if told else ServerError(f"no answer after {timeout:g} s")
+    if isinstance(answer, ServerError):
+        raise answer
+    return answer
+
+
+def _answer(url: str, body: Json, timeout: float) -> str | ServerError:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     local = urlsplit(url).hostname in LOCAL  # no proxy stands before this machine's own servers
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    opener = urllib.request.build_opener(_NoRedirects, *([urllib.request.ProxyHandler({})] if local else []))
+    end = time.monotonic() + timeout
     try:
         with opener.open(request, timeout=timeout) as answer:
-            text: str = answer.read().decode("utf-8", errors="replace")
-            return text
+            return _read(answer.read1, end)
     except urllib.error.HTTPError as error:
-        raise ServerError(_detail(error), error.code) from error
+        with suppress(OSError, ValueError, http.client.HTTPException, ServerError):
+            return ServerError(_detail(error, _read(error.read, end)), error.code)
+        return ServerError(f"status {error.code}", error.code)
+    except ServerError as error:
+        return error
+    except http.client.HTTPException as error:
+        return ServerError(f"no answer by HTTP ({type(error).__name__})")
     except (OSError, ValueError) as error:
-        raise ServerError(str(getattr(error, "reason", error))) from error  # urllib's
+        return ServerError(str(getattr(error, "reason", error)))  # urllib's
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
+def _read(more: Callable[[int], bytes], end: float) -> str:
+    """A body, as far as it comes in time and is not too long."""
+    pieces, size = [], 0
+    while piece := more(1 << 16):
+        pieces.append(piece)
+        size += len(piece)
+        if size > LONGEST:
+            raise ServerError(f"its answer is longer than {LONGEST >> 20} MB")
+        if time.monotonic() > end:
+            raise ServerError("its answer does not end in time")
+    return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+def _detail(error: urllib.error.HTTPError, text: str) -> str:
     """What the server says is wrong."""
-    text = error.read().decode("utf-8", errors="replace")
+    if error.code < 400:
+        return f"it redirects to {error.headers.get('Location', 'another address')!s:.100}, which is not followed"
     try:
         told = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.strip()[:200] or f"status {error.code}"
     for key in ("error", "message", "detail"):
         told = told.get(key, told) if isinstance(told, dict) else told
     return str(told)[:200]
 
 
-def models_at(address: str, timeout: float = 10.0) -> list[dict[str, Json]]:
+def parsed(text: str) -> dict[str, Json]:
+    """The JSON object that a server answers.
+
+    Raises:
+        ServerError: it is none.
+    """
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise ServerError("what answers there is no OpenAI-compatible server")
+    return table
+
+
+def models_at(address: str, timeout: float = 10.0) -> list[Mapping[str, Json]]:
     """The models that a server lists.
 
     Raises:
         ServerError: it does not answer, or not as an OpenAI-compatible server does.
     """
-    text = ask(f"{address}/v1/models", timeout=timeout)
-    try:
-        return [dict(model) for model in json.loads(text)["data"] if "id" in model]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ServerError("what answers there is no OpenAI-compatible server") from error
+    table = parsed(ask(f"{address}/v1/models", timeout=timeout))
+    if not isinstance(table.get("data"), list):
+        raise ServerError("what answers there is no OpenAI-compatible server")
+    return [model for model in entries(table, "data") if isinstance(model.get("id"), str)]

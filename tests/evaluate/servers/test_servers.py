@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
-from souping.core.types import Item, UserError
+from souping.core.types import Candidate, Item, Json, UserError
+from souping.evaluate.bfcl.evaluator import BfclEvaluator
+from souping.evaluate.decoding import IDS
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import NEEDS, TransformersServer
@@ -34,6 +36,9 @@ from souping.evaluate.servers.process import (
     models_at,
 )
 from souping.examples import pantry
+from souping.merge.local import LocalMerge
+from souping.pipeline.models import OpenPool
+from souping.pipeline.store import Store
 from tests.conftest import ROOT
 from tests.support.processes import gone, members, wait_for
 
@@ -183,7 +188,7 @@ class TestLaunch:
 
 
 def said(running: RunningServer, prompt: str, tokens: int) -> str:
-    body = {"model": running.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+    body: Json = {"model": running.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
     return str(json.loads(ask(f"{running.url}/completions", body, 120))["choices"][0]["text"])
 
 
@@ -191,7 +196,10 @@ def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
     """What evaluator=local says."""
     evaluator = LocalEvaluator(max_new_tokens=tokens, device="cpu", threads=1, batch_size=1)
     served = SimpleNamespace(
-        module=load_module(folder, evaluator.module_settings()), tokenizer=load_tokenizer(folder), folder=folder, ends=()
+        module=load_module(folder, evaluator.module_settings()),
+        tokenizer=load_tokenizer(folder),
+        folder=folder,
+        ends=(),
     )
     items = [Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
     return [evaluator.evaluate(served, [item])[0].output for item in items]
@@ -237,7 +245,7 @@ class TestTransformersServe:
 
     def test_chat_is_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
         chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        body = {"model": running.model, "max_tokens": 24, "temperature": 0}
+        body: dict[str, Json] = {"model": running.model, "max_tokens": 24, "temperature": 0}
         texts = [json.loads(ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120)) for chat in chats]
         said = [text["choices"][0]["message"]["content"] for text in texts]
         assert said == local(cook, [tuple(chat) for chat in chats], 24)
@@ -309,6 +317,27 @@ class TestAFoundServer:
                 assert [said(running, p, 24) for p in prompts] == local(pantry.path(name), prompts, 24)
             assert models_at(url) == []  # it forgot the soup
         models_at(url)  # and runs on
+
+    def test_a_models_own_generation_config_decodes_nothing(
+        self, url: str, cook: Path, prompts: list[str], tmp_path: Path
+    ) -> None:
+        """A candidate that asks for a penalty and for sampling is served as one that does not."""
+        odd = shutil.copytree(cook, tmp_path / "odd")
+        own = json.loads((odd / "generation_config.json").read_text())
+        asks = {"repetition_penalty": 1.3, "do_sample": True, "temperature": 3.0, "max_new_tokens": 2}
+        (odd / "generation_config.json").write_text(json.dumps({**own, **asks}))
+        evaluator = BfclEvaluator(server=TransformersServer(url=url))
+        with Store(tmp_path / "s") as store:
+            pool = OpenPool([Candidate(name=odd.name, path=odd)], LocalMerge(), store)
+            served = pool.serving(evaluator)(pool.recipe({odd.name: 1.0}))
+            told = json.loads((served.folder / "generation_config.json").read_text())
+            assert told.keys() <= {*IDS}
+            assert told["eos_token_id"] == list(served.ends)
+            with evaluator.server.start(served.folder, odd.name) as running:
+                assert [said(running, prompt, 24) for prompt in prompts] == local(cook, prompts, 24)
+            (note,) = evaluator.pool_notes({odd.name: odd})[:-1]
+            assert "repetition_penalty=1.3" in note
+            pool.close()
 
     def test_a_folder_that_it_cannot_load(self, url: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"server.url=\S+ cannot serve m \(.*\): .*\n.*leave server.url out"):

@@ -1,0 +1,167 @@
+"""What a server of others may answer: each is an error in a line, in time, and nothing goes anywhere else."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core.types import UserError
+from souping.evaluate.servers.choices import TransformersServer, VllmServer
+from souping.evaluate.servers.process import LONGEST, ServerError, ask, base, models_at, served
+
+Answer = Callable[["Handler"], object]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hostile
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.answer(self)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(f"{self.path} {body.get('model')}")
+        self.server.answer(self)
+
+    def say(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Hostile(ThreadingHTTPServer):
+    daemon_threads = True
+    answer: Answer
+    asked: list[str]
+
+    def handle_error(self, *_: object) -> None:
+        """An asker that hangs up is what is wanted."""
+
+
+@pytest.fixture
+def hostile() -> Iterator[Hostile]:
+    made = Hostile(("127.0.0.1", 0), Handler)
+    made.asked = []
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def address(hostile: Hostile) -> str:
+    return f"http://127.0.0.1:{hostile.server_address[1]}"
+
+
+def raw(text: bytes) -> Answer:
+    return lambda handler: handler.wfile.write(text)
+
+
+def body(text: bytes, status: int = 200) -> Answer:
+    return lambda handler: handler.say(text, status)
+
+
+def endless(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(LONGEST // 65536 + 8):
+        handler.wfile.write(b"x" * 65536)
+
+
+def trickle(handler: Handler) -> None:
+    for _ in range(100):
+        handler.wfile.write(b"H")
+        time.sleep(0.05)
+
+
+def slow_body(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    trickle(handler)
+
+
+class TestAsk:
+    @pytest.mark.parametrize(
+        ("answer", "told"),
+        [
+            (raw(b"garbage\r\n\r\n"), "no answer by HTTP"),
+            (raw(b"HTTP/1.1 banana\r\n\r\n"), "no answer by HTTP"),
+            (raw(b""), "no answer by HTTP"),
+            (raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), "no answer by HTTP"),
+            (raw(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 500 + b"\r\n"), "no answer by HTTP"),
+            (endless, "longer than 8 MB"),
+            (trickle, "no answer after 0.5 s"),
+            (slow_body, "does not end in time"),
+            (body(b"\x1b[2J \xe2\x80\xae gone", 500), r"\\x1b\[2J \\u202e gone"),
+            (body(b"[" * 100_000, 500), r"\[\[\["),
+            (body(b'{"error": {"message": "out\\nof memory"}}', 503), "^out of memory$"),
+        ],
+    )
+    def test_what_is_no_answer_is_a_line_in_time(self, hostile: Hostile, answer: Answer, told: str) -> None:
+        hostile.answer, began = answer, time.monotonic()
+        with pytest.raises(ServerError, match=told) as caught:
+            ask(f"{address(hostile)}/x", timeout=0.5)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) <= 310
+        assert time.monotonic() - began < 5
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.parametrize("sent", [None, {"prompt": "secret"}])
+    def test_redirects_are_not_followed(self, hostile: Hostile, status: int, sent: Any) -> None:
+        hostile.answer = lambda handler: handler.say(b"", status, Location=f"{address(hostile)}/elsewhere")
+        with pytest.raises(ServerError, match=r"it redirects to http://\S+/elsewhere, which is not followed"):
+            ask(f"{address(hostile)}/x", sent)
+        assert len(hostile.asked) == 1
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        "text",
+        [b"", b"[]", b"5", b"null", b"{}", b'{"data": 5}', b'{"data": "ids"}', b'{"data": {"id": 1}}', b"[" * 100_000],
+    )
+    def test_what_is_no_list(self, hostile: Hostile, text: bytes) -> None:
+        hostile.answer = body(text)
+        with pytest.raises(ServerError, match="no OpenAI-compatible server"):
+            models_at(address(hostile))
+
+    def test_entries_that_are_none_are_left_out(self, hostile: Hostile) -> None:
+        hostile.answer = body(b'{"data": [5, "id", {"id": 7}, {"id": null}, {"no": 1}, {"id": "m"}]}')
+        assert models_at(address(hostile)) == [{"id": "m"}]
+
+    @pytest.mark.parametrize("kind", [TransformersServer, VllmServer])
+    @pytest.mark.parametrize("text", [b"{}", b"data: {", b"data: 5", b'{"data": []}', b'{"data": [{"id": "other"}]}'])
+    def test_a_found_server_is_refused_in_two_lines(
+        self, hostile: Hostile, tmp_path: Path, kind: Any, text: bytes
+    ) -> None:
+        """Whatever it says to loading, listing and completing: the wrong model's answers would stay in the store."""
+        hostile.answer = lambda handler: handler.say(text, 404 if handler.path == "/server_info" else 200)
+        with pytest.raises(UserError, match=r"^server.url=\S+ (cannot serve m |does not answer)") as caught:
+            kind(url=address(hostile)).start(tmp_path, "m")
+        assert str(caught.value).count("\n") <= 1
+
+    def test_a_server_that_answers_to_any_name_is_none_of_this_model(self, hostile: Hostile, tmp_path: Path) -> None:
+        def answer(handler: Handler) -> None:
+            handler.say(b'{"data": [{"id": "\x1b[2Jmine"}], "choices": [{"text": "a"}]}'.replace(b"\x1b", b"\\u001b"))
+
+        hostile.answer = answer
+        with pytest.raises(ServerError, match=r"it serves \\x1b\[2Jmine$"):
+            served(address(hostile), tmp_path)
+        assert hostile.asked[1:] == [f"/v1/completions {tmp_path}{more}" for more in ("", "-which-is-not-there")]
+
+
+@pytest.mark.parametrize("url", ["http://user:key@host", "http://h:99999", "http://h:0", "http://[::1", "http://h?x=1"])
+def test_odd_addresses_are_refused(url: str) -> None:
+    with pytest.raises(UserError, match="must be the address of a server"):
+        base(url)
