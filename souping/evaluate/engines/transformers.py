@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from souping.core.protocols import ModuleSettings, Served
 from souping.core.text import first_line
 from souping.core.types import Item, UserError
-from souping.evaluate.decoding import IDS, sampler
+from souping.evaluate.decoding import IDS, Decoding, sampler
 from souping.evaluate.engines import Answer, Asked, Engine, prompt_key, room
 from souping.evaluate.templates import check_length, guard_templates, time_limit
 
@@ -75,11 +75,12 @@ def _generate(
     device = next(model.module.parameters()).device
     seq2seq = bool(model.module.config.is_encoder_decoder)
     ends = model.ends or _own_end(model)
+    seeds = [asked.decoding.seed_of(item, replicate) for item in items]
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=_decoding(asked, model, pad, ends, new),
-        logits_processor=_draws(asked, items, replicate, 1 if seq2seq else width),
+        generation_config=neutral_config(model.module, asked.decoding, pad, ends, new, asked.stop),
+        logits_processor=draws(asked.decoding, seeds, 1 if seq2seq else width),
         **({"tokenizer": model.tokenizer} if asked.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
@@ -108,14 +109,13 @@ def _answer(
     )
 
 
-def _draws(asked: Asked, items: Sequence[Item], replicate: int, width: int) -> LogitsProcessorList | None:
-    """What makes a sampled answer the arg max; None where decoding is greedy."""
-    decoding = asked.decoding
+def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
+    """What makes answers with these seeds, one a row, the arg max; None where decoding is greedy."""
     if not decoding.samples:
         return None
     from transformers import LogitsProcessorList
 
-    return LogitsProcessorList([sampler(decoding, [decoding.seed_of(item, replicate) for item in items], width)])  # type: ignore[list-item]  # any callable
+    return LogitsProcessorList([sampler(decoding, seeds, width)])  # type: ignore[list-item]  # any callable
 
 
 def _own_end(model: Served) -> tuple[int, ...]:
@@ -123,20 +123,22 @@ def _own_end(model: Served) -> tuple[int, ...]:
     return (int(end),) if isinstance(end, int) else ()
 
 
-def _decoding(asked: Asked, model: Served, pad: int, ends: Sequence[int], new: int) -> GenerationConfig:
-    """The settings' decoding and nothing else: `load_module` left only ids in the module's own config."""
+def neutral_config(
+    module: PreTrainedModel, decoding: Decoding, pad: int, ends: Sequence[int], new: int, stop: Sequence[str] = ()
+) -> GenerationConfig:
+    """This decoding and nothing else: `load_module` left only ids in the module's own config."""
     from transformers import GenerationConfig
 
-    own = model.module.generation_config
+    own = module.generation_config
     return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
-        **{"num_beams": 1, **asked.decoding.penalties},
+        **{"num_beams": 1, **decoding.penalties},
         max_new_tokens=new,
         pad_token_id=pad,
         eos_token_id=list(ends) or None,
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
-        stop_strings=asked.stop or None,
+        stop_strings=list(stop) or None,
         use_cache=True,
     )
 

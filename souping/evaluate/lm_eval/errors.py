@@ -10,21 +10,21 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from souping.core.text import first_line
+from souping.core.text import first_line, install
 from souping.core.types import UserError
 
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
 HARNESS = "/lm_eval/tasks/"
 """Where the harness's own files lie: that some cannot be read is no news to the user."""
 OFFLINE = {"ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "MaxRetryError"}
-LISTENED = ("lm_eval.tasks._index", "lm_eval.models.huggingface")
+LISTENED = "lm_eval.tasks._index"
 
 
 def require() -> None:
     """Refuse, in one line, where the extra is not installed."""
     absent = [name for name in ("lm_eval", "sacrebleu") if find_spec(name) is None]
     if absent:
-        raise UserError(f'evaluator=lm_eval needs {absent[0]}: pip install "souping[lm_eval]"')
+        raise UserError(f"evaluator=lm_eval needs {absent[0]}: {install('lm_eval')}")
 
 
 def harness_version() -> str:
@@ -33,18 +33,16 @@ def harness_version() -> str:
 
 
 class LogListener(logging.Handler):
-    """Listener to the harness's log for task files that it passes over, and prompts that it cuts."""
+    """Listener to the harness's log for task files that it passes over."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.skipped: list[str] = []
-        self.cut = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
         if text.startswith("Skip"):
             self.skipped.append(text[:200])
-        self.cut += "runcat" in text
 
 
 @contextmanager
@@ -54,22 +52,20 @@ def silence() -> Iterator[LogListener]:
 
     datasets.disable_progress_bars()
     heard = LogListener()
-    ears = [logging.getLogger(name) for name in LISTENED]
-    every = [logging.getLogger(name) for name in LOGGERS] + ears
+    ear = logging.getLogger(LISTENED)
+    every = [*(logging.getLogger(name) for name in LOGGERS), ear]
     before = [(logger, logger.level, logger.propagate, logger.disabled) for logger in every]
     for logger in every:
         logger.setLevel(logging.CRITICAL)
-    for logger in ears:
-        logger.addHandler(heard)
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = logger.disabled = False  # Hydra disables the loggers that it finds
+    ear.addHandler(heard)
+    ear.setLevel(logging.DEBUG)
+    ear.propagate = ear.disabled = False  # Hydra disables the loggers that it finds
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield heard
     finally:
-        for logger in ears:
-            logger.removeHandler(heard)
+        ear.removeHandler(heard)
         for logger, level, propagate, disabled in before:
             logger.setLevel(level)
             logger.propagate, logger.disabled = propagate, disabled

@@ -1,43 +1,37 @@
-"""`evaluator=lm_eval`: tasks of lm-evaluation-harness on the live poured module, their documents as items."""
+"""`evaluator=lm_eval`: tasks of lm-evaluation-harness on the live poured module."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import json
+import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
-from souping.core.text import Count, Seed, Threads, TokenId, nearest
+from souping.core.text import Count, Seed, Threads, TokenId, install
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
+from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
 from souping.evaluate.lm_eval.import_results import HarnessFiles, find_samples, read_samples
-from souping.evaluate.lm_eval.model import HarnessModelCache, run
-from souping.evaluate.lm_eval.tasks import NEUTRAL, Document, Loaded, load, pseudo_values, published_sizes
+from souping.evaluate.lm_eval.items import HarnessItem, items_of
+from souping.evaluate.lm_eval.model import HarnessModelCache, filtered, run
+from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
 
-if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-
-VERSION = 1
+VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 CUT = 8
 """A commit holds so many batches' worth of items: HFLM sorts them by length, and few are lost with a killed run."""
 AUTO = re.compile(r"auto(:\d+(\.\d+)?)?")
-LONGEST = 80
-"""Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 IN_ITEMS = (
     "tasks",
     "include_path",
@@ -54,8 +48,17 @@ IN_ITEMS = (
     "gen_kwargs",
     "fewshot_random_seed",
     "confirm_run_unsafe_code",
+    "allow_code",
+    "dtype",
+    "temperature",
+    "top_p",
+    "top_k",
+    "sampling_seed",
+    "aggregate",
+    "replicates",
 )
-"""Settings that are no part of the evaluator's fingerprint: they choose and label items, or are in an item's own."""
+"""Settings that are no part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
+own, are there under another name, or no single answer depends on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ class HarnessEvaluator(Evaluator):
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
     what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`, `shared_prefix`) and which few of
-    the harness's are fixed, and why.
+    the harness's are fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them
+    is left to each task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
     """
 
     tasks: list[str | dict[str, Any]]
@@ -92,13 +96,19 @@ class HarnessEvaluator(Evaluator):
     metadata: dict[str, Any] | None = None
     name: str = "lm_eval"
     limit: int | float | None = None
-    samples: dict[str, list[int]] | None = None
+    samples: Count | dict[str, list[int]] | None = None
     metric: str | dict[str, str] | None = None
     filter: str | dict[str, str] | None = None
     category: str = "task"
     group: str = "item"
     num_fewshot: int | None = None
     gen_kwargs: dict[str, Any] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Count | None = None
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass", "majority"] = "mean"
+    replicates: Count = 1
     apply_chat_template: bool | str = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
@@ -117,25 +127,27 @@ class HarnessEvaluator(Evaluator):
     think_end_token: str | TokenId | None = None
     enable_thinking: bool | None = None
     chat_template_args: dict[str, Any] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
     threads: Threads | None = None
     trust_remote_code: bool = False
     confirm_run_unsafe_code: bool = False
+    allow_code: bool = False
     random_seed: Seed = 0
     numpy_random_seed: Seed = 1234
     torch_random_seed: Seed = 1234
     fewshot_random_seed: Seed = 1234
     _model: HarnessModelCache = field(default_factory=HarnessModelCache, init=False, repr=False, compare=False)
+    _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _ = self._machine  # checks dtype, device and threads
+        _ = self._machine  # checks dtype, device, threads, aggregate and how many answers
         for key, fixed in (("category", ("task", "entry")), ("group", ("item", "doc"))):
             value = getattr(self, key)
             if value not in fixed and not value.removeprefix("column:") != value:
                 raise UserError(f"evaluator.{key}={value} must be {', '.join(fixed)} or column:NAME")
-        if self.limit is not None and (self.limit <= 0 or self.samples is not None):
-            raise UserError(f"evaluator.limit={self.limit} must be above 0, and stand without evaluator.samples")
+        if self.limit is not None and (self.limit <= 0 or self.documents is not None):
+            raise UserError(f"evaluator.limit={self.limit} must be above 0, without evaluator.samples by task")
         if self.tools is not None and not self.apply_chat_template:
             raise UserError("evaluator.tools needs evaluator.apply_chat_template=true: schemas go through the template")
         if self.num_fewshot is not None and self.num_fewshot < 0:
@@ -149,14 +161,57 @@ class HarnessEvaluator(Evaluator):
         size = self.batch_size
         if (isinstance(size, int) and size < 1) or (isinstance(size, str) and not AUTO.fullmatch(size)):
             raise UserError(f"evaluator.batch_size={size} must be at least 1, or auto, or auto:N")
-        if self.shared_prefix and isinstance(size, str):
-            raise UserError("evaluator.shared_prefix=true needs a number as evaluator.batch_size")
+        for key, wanted in (("shared_prefix", self.shared_prefix), ("replicates", self.replicates > 1)):
+            if wanted and isinstance(size, str):
+                raise UserError(f"evaluator.{key}={getattr(self, key)} needs a number as evaluator.batch_size")
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
-        """The compute settings, with what they mean on this machine."""
-        trust = self.trust_remote_code
-        return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads, trust_remote_code=trust)
+        """The settings that `evaluator=local` has too, with what they mean on this machine."""
+        drawn = 1.0 if self.drawn > 1 else 0.0  # where it is left to the tasks, it is checked with them
+        return LocalEvaluator(
+            dtype=self.dtype,
+            device=self.device,
+            threads=self.threads,
+            trust_remote_code=self.trust_remote_code,
+            temperature=drawn if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k,
+            samples=self.drawn,
+            sampling_seed=self.sampling_seed,
+            aggregate=self.aggregate,
+            replicates=self.replicates,
+        )
+
+    @property
+    def documents(self) -> dict[str, list[int]] | None:
+        """The documents that are asked, by task, where `samples` says it."""
+        return self.samples if isinstance(self.samples, dict) else None
+
+    @property
+    def drawn(self) -> int:
+        """Answers to an item that are drawn, where `samples` says it."""
+        return self.samples if isinstance(self.samples, int) else 1
+
+    @property
+    def answers(self) -> int:
+        return max(self.drawn, self.replicates)
+
+    @property
+    def look(self) -> str:
+        return digest([self.fingerprint, self.answers, self.aggregate])
+
+    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
+        """This evaluator with the candidates' own dtype; tasks and the harness's model are the same ones."""
+        twin = copy.copy(self)
+        vars(twin)["_machine"] = self._machine.for_pool(home, folders)
+        return twin
+
+    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+        """What the candidates' own generation_config would have done, and the code of task files that ran."""
+        code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
+        ran = [f"evaluator.allow_code: ran {line}" for line in code]
+        return [*ran, *generation_notes(folders)] if any(one.generates for one in self.loaded.values()) else ran
 
     def module_settings(self) -> ModuleSettings:
         """How the module is loaded."""
@@ -164,12 +219,14 @@ class HarnessEvaluator(Evaluator):
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
-        return [] if there else [Missing(what="the package lm_eval", mends='pip install "souping[lm-eval]"')]
+        return [] if there else [Missing(what="the package lm_eval", mends=install("lm_eval"))]
 
-    @cached_property
+    @property
     def loaded(self) -> dict[str, Loaded]:
         """The tasks, read once."""
-        return load(self)
+        if not self._tasks:
+            self._tasks.update(load(self))
+        return self._tasks
 
     @property
     def brings_items(self) -> bool:
@@ -191,14 +248,33 @@ class HarnessEvaluator(Evaluator):
         known: dict[str, Json] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
-        machine: dict[str, Json] = {"threads": self._machine.resolved_threads, "device": self._machine.resolved_device}
-        return {**known, **machine, "evaluator": "lm_eval", "version": VERSION, "lm_eval": harness_version()}
+        own = self._machine
+        machine: dict[str, Json] = {
+            "threads": own.resolved_threads,
+            "device": own.resolved_device,
+            "dtype": own.resolved_dtype,
+        }
+        decoding: dict[str, Json] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.temperature != 0:  # a task may sample by itself
+            decoding["seed"] = self.sampling_seed
+        known |= {"decoding": decoding, "evaluator": "lm_eval", "version": VERSION, "lm_eval": harness_version()}
+        return {**known, **machine}
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        """Items of like length together, in an order that only the items decide."""
+        """Items of like length together, in an order that only the items decide.
+
+        A greedy replicate is asked in batches of another size and other neighbours.
+        """
         order = sorted(items, key=lambda item: (len(item.prompt), item.id))
-        size = CUT * (self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64)
+        size = CUT * self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def batch_of(self, replicate: int) -> int:
+        """Rows of a batch, at most."""
+        size = self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64
+        if replicate and self.replicates > 1:
+            return size // 2 if size > 1 else 2
+        return size
 
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """A record for every item, in order.
@@ -211,14 +287,17 @@ class HarnessEvaluator(Evaluator):
         if not items:
             return []
         torch.set_num_threads(self._machine.resolved_threads)
-        asked: dict[str, list[int]] = {}
+        asked: dict[str, list[HarnessItem]] = {}
         for item in items:
             if not isinstance(item, HarnessItem) or item.task not in self.loaded:
                 raise UserError(f"item {item.id} is no document of evaluator.tasks: leave `benchmark` as it is")
-            asked.setdefault(item.task, []).append(item.doc)
-        with self._model.model(model, self) as lm:
-            records = run(lm, self.loaded, asked, self)
-        return [records[item.id] for item in items]
+            asked.setdefault(item.task, []).append(item)
+        for own in asked.values():
+            own.sort(key=lambda item: item.doc)
+        placed = {(task, place): item for task, own in asked.items() for place, item in enumerate(own)}
+        with self._model.model(model, self, placed, replicate) as lm:
+            records = run(lm, self.loaded, {task: [item.doc for item in own] for task, own in asked.items()}, self)
+        return [replace(records[item.id], replicate=replicate) for item in items]
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without chat template where prompts go through one (UserError)."""
@@ -231,7 +310,8 @@ class HarnessEvaluator(Evaluator):
         Raises:
             UserError: a category holds items of a corpus metric together with others.
         """
-        values = np.array([np.mean([record.score for record in answers]) for answers in records])
+        counted = self._counted(items, records)
+        values = np.array([np.mean([record.score for record in answers]) for answers in counted])
         members: dict[str, list[int]] = {}
         for number, item in enumerate(items):
             members.setdefault(item.category, []).append(number)
@@ -244,8 +324,32 @@ class HarnessEvaluator(Evaluator):
                     f"category {category} mixes {' and '.join(sorted(kinds))}: one score needs one kind of metric; "
                     "set evaluator.metric or evaluator.category"
                 )
-            values[numbers] = pseudo_values(kinds.pop(), [records[n][0].statistics for n in numbers])
+            rows = [np.mean([record.statistics for record in counted[n]], axis=0) for n in numbers]
+            values[numbers] = pseudo_values(kinds.pop(), rows)
         return values
+
+    def _counted(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
+        """Of each item's answers those that make its score: all, the best, or the one given most often."""
+        if self.aggregate == "mean" or self.answers == 1:
+            return list(records)
+        if self.aggregate == "pass":
+            return [[max(answers, key=lambda record: record.score)] for answers in records]
+        said = self._said(items, records)
+        return [[answers[own.index(max(own, key=own.count))]] for answers, own in zip(records, said, strict=True)]
+
+    def _said(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> list[list[str]]:
+        """The answers after their task's filter, in the order of items and records."""
+        told: dict[int, list[str]] = {}
+        for name in dict.fromkeys(item.task for item in items if isinstance(item, HarnessItem)):
+            mine = [(n, item) for n, item in enumerate(items) if isinstance(item, HarnessItem) and item.task == name]
+            flat = [(item.doc, record.output) for n, item in mine for record in records[n]]
+            texts = iter(filtered(self.loaded[name], flat))
+            told |= {n: [next(texts) for _ in records[n]] for n, _ in mine}
+        return [told[n] for n in range(len(items))]
+
+    def close(self) -> None:
+        """Let go of the harness's model, which all that this evaluator was made into share."""
+        self._model.close()
 
     @property
     def reads_results(self) -> bool:
@@ -264,123 +368,3 @@ class HarnessEvaluator(Evaluator):
     def _kind(self, item: Item) -> str:
         assert isinstance(item, HarnessItem)
         return self.loaded[item.task].metric.kind
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarnessItem(Item):
-    """Document of a task. `content` is what its score depends on: neither its category nor its group is in it."""
-
-    task: str
-    doc: int
-    content: str
-
-    @property
-    def question(self) -> str:  # type: ignore[override]  # a cached property there
-        return self.content
-
-    @property
-    def scoring(self) -> str:  # type: ignore[override]  # in its content
-        return ""
-
-    @property
-    def fingerprint(self) -> str:
-        return self.content
-
-
-def items_of(loaded: Mapping[str, Loaded], category: str, group: str) -> tuple[Item, ...]:
-    """An item for every document in use, `TASK/DOC`.
-
-    `category` is `task` (the leaf task), `entry` (the name in `evaluator.tasks`) or `column:NAME` (a column of the
-    documents); `group` is `item`, `doc` (the same document number in all tasks) or `column:NAME`.
-    """
-    items = tuple(item for one in loaded.values() for item in _of_task(one, category, group))
-    if not items:
-        raise UserError("evaluator.tasks: no documents are left: look at evaluator.samples and evaluator.limit")
-    return items
-
-
-def _of_task(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
-    base = digest([_settings(loaded.task), loaded.metric.scorer, _plain(loaded.metric.settings), _filters(loaded)])
-    names = {"task": loaded.name, "entry": loaded.entry}
-    for number in loaded.ids:
-        doc, name = loaded.docs[number], f"{loaded.name}/{number}"
-        groups = {"item": name, "doc": f"doc {number}"}
-        yield HarnessItem(
-            id=name,
-            category=names.get(category) or _column(doc, category, name, "category"),
-            group=groups.get(group) or _column(doc, group, name, "group"),
-            prompt=_shown(loaded.task.doc_to_text, doc, name),
-            answer=_shown(loaded.task.doc_to_target, doc, name),
-            scorer=loaded.metric.scorer,
-            task=loaded.name,
-            doc=number,
-            content=_hash([name, base, doc, loaded.shots[number]]),
-        )
-
-
-def _column(doc: Document, setting: str, name: str, key: str) -> str:
-    column = setting.removeprefix("column:")
-    if column not in doc:
-        hint = nearest(column, doc) or f": its columns are {', '.join(doc)}"
-        raise UserError(f"evaluator.{key}={setting}: document {name} has no such column{hint}")
-    value = doc[column]
-    if value is None or value == "" or isinstance(value, list | dict):
-        raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, which names no {key}")
-    text = str(value)
-    if len(text) <= LONGEST:
-        return text
-    if key == "category":
-        raise UserError(f"evaluator.{key}={setting}: document {name} has a text of {len(text)} characters there")
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
-
-
-def _shown(render: Callable[[Document], Json], doc: Document, name: str) -> str:
-    try:
-        return str(render(doc))
-    except Exception as error:  # a template or a function of the task's own
-        raise UserError(f"evaluator.tasks: the task of {name} cannot render it: {error!s:.200}") from error
-
-
-def _hash(value: Any) -> str:
-    """SHA-256 of JSON-like data; what JSON does not know goes in as text."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _settings(task: Task) -> dict[str, Json]:
-    """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
-    known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL and v is not None}
-    known["metadata"] = {k: v for k, v in (known.get("metadata") or {}).items() if k != "config_source"}
-    plain: dict[str, Any] = _plain(known)
-    return {**plain, "version": str(task.VERSION), "kind": type(task).__name__, "code": _code(type(task))}
-
-
-def _filters(loaded: Loaded) -> Any:
-    chosen = [f for f in loaded.task.get_config("filter_list") or [] if f.get("name") == loaded.metric.filter]
-    return _plain(chosen)
-
-
-def _plain(value: Any) -> Any:
-    """JSON-like form of a task's configuration; a function is its name and the content of its file."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(v) for v in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(vars(value))
-    if isinstance(value, functools.partial):
-        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
-    if callable(value):
-        return [getattr(value, "__qualname__", type(value).__name__), _code(value)]  # a function of the task's own
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _code(thing: Any) -> str:
-    """Digest of the file that a function or class stands in; of the harness's own, its version says it already."""
-    try:
-        path = inspect.getsourcefile(thing)
-    except TypeError:
-        return ""
-    if not path or (thing.__module__ or "").split(".")[0] == "lm_eval" or not Path(path).is_file():
-        return ""
-    return sha256(Path(path).read_bytes()).hexdigest()

@@ -112,8 +112,9 @@ def _settings(files: HarnessFiles, evaluator: HarnessEvaluator, model: HFLM) -> 
     """Settings of the whole measurement."""
     config, results, device = files.config, files.results, evaluator.module_settings().device
     dtype = config.get("model_dtype")
-    if dtype:
-        yield from compare("dtype", str(dtype).removeprefix("torch."), evaluator.dtype)
+    computed = evaluator.module_settings().dtype
+    if dtype and computed != "auto":
+        yield from compare("dtype", str(dtype).removeprefix("torch."), computed)
     yield from compare("apply_chat_template", bool(results.get("chat_template")), bool(evaluator.apply_chat_template))
     if results.get("chat_template") and evaluator.apply_chat_template:
         yield from compare(

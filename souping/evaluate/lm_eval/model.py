@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import Served
 from souping.core.text import first_line
-from souping.core.types import Json, Record, UserError
+from souping.core.types import OUTCOMES, Item, Json, Record, UserError
+from souping.evaluate.engines import Answer
 from souping.evaluate.lm_eval.errors import silence, stopped
+from souping.evaluate.lm_eval.generation import CUT, Asking, answer_requests
 from souping.evaluate.lm_eval.shared_prefix import Request, fits, score
 from souping.evaluate.lm_eval.tasks import Document, Loaded
+from souping.evaluate.templates import check_length, guard_templates, time_limit
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +49,7 @@ HFLM_KEYS = (
     "chat_template_args",
 )
 """Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which is done already."""
-CUT = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
+SHORTENED = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
 
 
 class TaskSubset:
@@ -101,7 +104,7 @@ class TaskSubset:
             made = task.construct_requests(
                 doc=doc,
                 ctx=context,
-                metadata=(task.config["task"], position, task.config.repeats),
+                metadata=(self._loaded.name, position, task.config.repeats),
                 apply_chat_template=apply_chat_template,
                 chat_template=chat_template,
             )
@@ -162,8 +165,9 @@ def run(
     _seed(evaluator)
     ids = {name: sorted(numbers) for name, numbers in asked.items()}
     tasks = {name: TaskSubset(loaded[name], lm, evaluator) for name in ids}
+    lm.answers = {}
     try:
-        with silence() as heard, _hushed(evaluator.batch_size):
+        with silence(), _hushed(evaluator.batch_size):
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
@@ -179,11 +183,13 @@ def run(
         raise
     except Exception as error:  # a task may run any code
         raise UserError(stopped(list(ids), error)) from error
-    if heard.cut and not lm.told:  # once a model: it is so for every soup
-        lm.told = True
-        log.warning(CUT, ", ".join(ids)[:100], lm.max_length)
+    answers: Mapping[tuple[str, int], list[Answer]] = lm.answers
+    if not lm.told and any(answer.reason == CUT.format(lm.max_length) for own in answers.values() for answer in own):
+        lm.told = True  # once a model: it is so for every soup
+        log.warning(SHORTENED, ", ".join(ids)[:100], lm.max_length)
+    given = {(name, number): answers.get((name, place), []) for name in ids for place, number in enumerate(ids[name])}
     samples = results["samples"]
-    return {r.item: r for name in ids for r in _records(loaded[name], samples[name])}
+    return {r.item: r for name in ids for r in _records(loaded[name], samples[name], given)}
 
 
 def _hushed(batch_size: int | str) -> AbstractContextManager[io.StringIO | None]:
@@ -202,13 +208,28 @@ def _seed(evaluator: HarnessEvaluator) -> None:
         torch.manual_seed(evaluator.torch_random_seed)
 
 
-def _records(loaded: Loaded, samples: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
+def _records(
+    loaded: Loaded, samples: Sequence[Mapping[str, Any]], given: Mapping[tuple[str, int], Sequence[Answer]]
+) -> Iterator[Record]:
     for sample in samples:
         if sample["filter"] != loaded.metric.filter:
             continue
         item = f"{loaded.name}/{sample['doc_id']}"
         score, statistics = loaded.metric.take(sample, f"item {item}")
-        yield Record(item=item, score=score, output=_output(loaded, sample), statistics=statistics)
+        answers = given[loaded.name, sample["doc_id"]]
+        worst = max(answers, key=lambda answer: OUTCOMES.index(answer.outcome), default=Answer())
+        only = answers[0] if len(answers) == 1 else Answer()
+        yield Record(
+            item=item,
+            score=0.0 if worst.outcome == "unanswered" else score,
+            output=_output(loaded, sample),
+            statistics=statistics,
+            outcome=worst.outcome,
+            reason=worst.reason,
+            tokens=only.tokens,
+            prompt_tokens=max((answer.prompt_tokens for answer in answers), default=0),
+            prompt_key=only.prompt_key,
+        )
 
 
 def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
@@ -218,6 +239,36 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
         return str(answers[0]) if len(answers) == 1 else json.dumps([str(a) for a in answers])
     first = [a[0] if isinstance(a, list | tuple) else a for a in answers]
     return json.dumps([round(float(value), 4) for value in first])
+
+
+def filtered(loaded: Loaded, answers: Sequence[tuple[int, str]]) -> list[str]:
+    """What the task's filter makes of (document, what the model wrote).
+
+    Raises:
+        UserError: the filter fails.
+    """
+    from lm_eval.api.instance import Instance
+
+    if not loaded.generates:
+        return [text for _, text in answers]
+    several = (loaded.task.get_config("repeats") or 1) > 1  # `_output` made one text of them
+    instances = [
+        Instance(
+            request_type="generate_until",
+            doc=loaded.docs[doc],
+            arguments=("", {}),
+            idx=0,
+            resps=json.loads(text) if several else [text],
+        )
+        for doc, text in answers
+    ]
+    try:
+        for ensemble in loaded.task._filters:
+            if ensemble.name == loaded.metric.filter:
+                ensemble.apply(instances)
+    except Exception as error:  # the task's own code
+        raise UserError(stopped([loaded.name], error)) from error
+    return [str(instance.filtered_resps.get(loaded.metric.filter, instance.resps)) for instance in instances]
 
 
 class HarnessModelCache:
@@ -234,17 +285,29 @@ class HarnessModelCache:
         self._model: HFLM | None = None
 
     @contextmanager
-    def model(self, served: Served, evaluator: HarnessEvaluator) -> Iterator[HFLM]:
-        """The harness's model of what is served; a new one only for another module or tokenizer."""
+    def model(
+        self, served: Served, evaluator: HarnessEvaluator, items: Mapping[tuple[str, int], Item], replicate: int
+    ) -> Iterator[HFLM]:
+        """The harness's model of what is served, asked for the n-th answers to these items (by task and place).
+
+        A new one is made only for another module or tokenizer.
+        """
         module, tokenizer = served.module, served.tokenizer
         if self._model is None or self._module() is not module or self._tokenizer() is not tokenizer:
             self._model = build(module, tokenizer, evaluator)
             self._module, self._tokenizer = weakref.ref(module), weakref.ref(tokenizer)
         self._model._model = self._model.pretrained = module
+        self._model.asking = Asking(evaluator=evaluator, replicate=replicate, ends=served.ends, items=items)
+        if isinstance(evaluator.batch_size, int):
+            self._model.batch_size_per_gpu = evaluator.batch_of(replicate)
         try:
             yield self._model
         finally:
             self._model._model = self._model.pretrained = None
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
 
 
 def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessEvaluator) -> HFLM:
@@ -269,7 +332,10 @@ def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator
 
 @cache
 def live_class() -> type[HFLM]:
-    """HFLM without progress bars, with tool schemas in the chat template, and with shared contexts on request."""
+    """HFLM that tells how answers end, without progress bars, with tool schemas in the chat template.
+
+    `answers` is {(task, place of the document): answers to its requests}, of likelihoods without text.
+    """
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):  # type: ignore[misc]
@@ -278,31 +344,62 @@ def live_class() -> type[HFLM]:
         chat_template_args: dict[str, Any]
         prefix_fits: bool | None = None
         told = False
+        asking: Asking
+        answers: dict[tuple[str, int], list[Answer]]
+        _scored: list[Instance] | None = None
 
         def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            return list(super().loglikelihood(requests, disable_tqdm=True))
+            self._scored = requests
+            try:
+                return list(super().loglikelihood(requests, disable_tqdm=True))
+            finally:
+                self._scored = None
 
         def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
             return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
         def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-            return list(super().generate_until(requests, disable_tqdm=True))
+            given = answer_requests(self, requests)
+            self.keep(requests, given)
+            return [answer.text for answer in given]
+
+        def keep(self, requests: Sequence[Instance], answers: Sequence[Answer]) -> None:
+            """Remember how the requests were answered."""
+            for request, answer in zip(requests, answers, strict=True):
+                self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             own = self.chat_template_args
             if self.tools is not None:
                 self.chat_template_args = {**own, "tools": self.tools}
+            guard_templates()
             try:
-                return str(super().apply_chat_template(chat_history, add_generation_prompt))
+                with time_limit():
+                    text = str(super().apply_chat_template(chat_history, add_generation_prompt))
             finally:
                 self.chat_template_args = own
+            check_length(text)
+            return text
 
         def _loglikelihood_tokens(
             self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:
+            if self._scored is not None and len(self._scored) == len(requests):
+                self.keep(self._scored, [scored(self, context, rest) for _, context, rest in requests])
             whole = super()._loglikelihood_tokens
             if not self.shared_prefix or not fits(self):
                 return list(whole(requests, disable_tqdm=True, override_bs=override_bs))
             return score(self, requests, lambda rest: list(whole(rest, disable_tqdm=True, override_bs=override_bs)))
 
     return Live
+
+
+def scored(lm: HFLM, context: Sequence[int], continuation: Sequence[int]) -> Answer:
+    """A likelihood as an answer: truncated where HFLM cuts the context on the left."""
+    length = len(context) + len(continuation) - 1 if lm.backend == "causal" else len(context)
+    cut = length > lm.max_length
+    return Answer(
+        outcome="truncated" if cut else "finished",
+        reason=CUT.format(lm.max_length) if cut else "",
+        prompt_tokens=len(context),
+    )

@@ -24,18 +24,17 @@ import numpy as np
 from souping.core.text import nearest
 from souping.core.types import FloatArray, Json, UserError
 from souping.evaluate.lm_eval.errors import LogListener, not_loaded, require, silence, unknown
+from souping.evaluate.lm_eval.generation import check_sampling_of
+from souping.evaluate.lm_eval.task_files import Door, Spec, open_index
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import Entry
     from sacrebleu.metrics.base import Metric as CorpusMetric
 
     from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
 Document = Mapping[str, Json]
-Spec = str | dict[str, Json]
-"""A task as it may be named: by name, pattern or file, or as a mapping."""
 Aggregation = Callable[[list[float]], float]
 NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, where the data lies, and metrics that were not chosen."""
@@ -65,7 +64,7 @@ class Loaded:
 
     `ids` are the documents in use. `shots` holds the few-shot examples of each document, drawn for all documents in
     their order from one seed, as a complete run of the harness draws them: an item's prompt never depends on which
-    other items are evaluated beside it.
+    other items are evaluated beside it. `code` is what its file names as code, if it is no file of the harness's.
     """
 
     name: str
@@ -75,6 +74,7 @@ class Loaded:
     ids: Sequence[int]
     shots: Sequence[Sequence[Document]]
     metric: Metric
+    code: tuple[str, ...] = ()
 
     @property
     def generates(self) -> bool:
@@ -93,14 +93,17 @@ def load(evaluator: HarnessEvaluator) -> dict[str, Loaded]:
     loaded: dict[str, Loaded] = {}
     with silence() as heard:
         _seed(evaluator)
-        manager = _manager(evaluator)
+        manager, door = open_index(evaluator), Door(allow=evaluator.allow_code)
+        door.watch(manager)
         for entry, spec in _expand(evaluator.tasks, manager):
-            for name, task in _build(manager, spec, heard).items():
+            tasks = _build(manager, spec, heard)
+            code = door.take()
+            for name, task in tasks.items():
                 if name in loaded:
                     raise UserError(
                         f"evaluator.tasks: {name} stands in both {loaded[name].entry} and {entry}: name it once"
                     )
-                loaded[name] = _loaded(evaluator, name, entry, task)
+                loaded[name] = _loaded(evaluator, name, entry, task, code)
     _check_named(evaluator, loaded)
     return loaded
 
@@ -123,41 +126,6 @@ def _seed(evaluator: HarnessEvaluator) -> None:
 
     random.seed(evaluator.random_seed)
     np.random.seed(evaluator.numpy_random_seed)
-
-
-def _manager(evaluator: HarnessEvaluator) -> TaskManager:
-    """The index of tasks. The harness's own 14,000 take some twenty seconds to read: only where they are needed."""
-    from lm_eval.tasks import TaskManager
-
-    paths = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
-    folders = [Path(path).expanduser() for path in paths]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task YAML files")
-    include: list[str | Path] | None = [str(folder) for folder in folders] or None
-    if evaluator.include_defaults is not True:
-        manager = TaskManager(
-            include_path=include, include_defaults=False, metadata=dict(evaluator.metadata or {}) or None
-        )
-        if evaluator.include_defaults is False or _closed(manager.task_index, evaluator.tasks):
-            return manager
-    return TaskManager(include_path=include, include_defaults=True, metadata=dict(evaluator.metadata or {}) or None)
-
-
-def _closed(index: Mapping[str, Entry], names: Sequence[Spec]) -> bool:
-    """Whether every name, and every name that a group of them refers to, is in the index or is a file."""
-    for name in names:
-        if isinstance(name, dict):
-            continue
-        if name not in index:
-            if not Path(name).expanduser().is_file() and not fnmatch.filter(index, name):
-                return False
-            continue
-        members = (index[name].cfg or {}).get("task")
-        inner = [m for m in members if isinstance(m, str)] if isinstance(members, list) else []
-        if not _closed(index, inner):
-            return False
-    return True
 
 
 def _expand(tasks: Sequence[Spec], manager: TaskManager) -> Iterator[tuple[str, Spec]]:
@@ -190,22 +158,24 @@ def _build(manager: TaskManager, spec: Spec, heard: LogListener) -> dict[str, Ta
         spec = {"group": title, "task": [spec]}
     try:
         tasks: dict[str, Task] = manager.load([spec])["tasks"]
+    except UserError:
+        raise
     except Exception as error:  # a task's YAML may run any code, and its data may be anywhere
         source = getattr(index.get(title), "yaml_path", None)  # lm_eval's
         raise UserError(not_loaded(title, source, error)) from error
     return tasks
 
 
-def _loaded(evaluator: HarnessEvaluator, name: str, entry: str, task: Task) -> Loaded:
+def _loaded(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
     try:
-        return _load(evaluator, name, entry, task)
+        return _load(evaluator, name, entry, task, code)
     except UserError:
         raise
     except Exception as error:  # the task's own code and data again, and the draw of its examples
         raise UserError(not_loaded(name, None, error)) from error
 
 
-def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task) -> Loaded:
+def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
     if getattr(task, "MULTIMODAL", False):  # lm_eval's
         raise UserError(f"evaluator.tasks: {name} needs images or sound, which souping does not give a model")
     unsafe = getattr(task, "UNSAFE_CODE", False)  # lm_eval's
@@ -215,6 +185,8 @@ def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task) -> Loa
             "allow it with evaluator.confirm_run_unsafe_code=true"
         )
     _prepare(task, evaluator)
+    generates = task.OUTPUT_TYPE == "generate_until"
+    check_sampling_of(name, task.get_config("generation_kwargs") or {} if generates else None, evaluator)
     docs = list(task.eval_docs)
     return Loaded(
         name=name,
@@ -224,6 +196,7 @@ def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task) -> Loa
         ids=_ids(evaluator, name, len(docs)),
         shots=_shots(task, docs, evaluator.fewshot_random_seed),
         metric=choose(name, task, _of(evaluator.metric, name, entry), _of(evaluator.filter, name, entry)),
+        code=code,
     )
 
 
@@ -240,8 +213,8 @@ def _prepare(task: Task, evaluator: HarnessEvaluator) -> None:
 
 def _ids(evaluator: HarnessEvaluator, name: str, count: int) -> Sequence[int]:
     """The documents in use: all, the first `limit`, or those that `samples` lists."""
-    if evaluator.samples is not None:
-        ids = sorted(set(evaluator.samples.get(name, [])))
+    if evaluator.documents is not None:
+        ids = sorted(set(evaluator.documents.get(name, [])))
         if ids and not 0 <= ids[0] <= ids[-1] < count:
             raise UserError(f"evaluator.samples: {name} has documents 0 to {count - 1}, not {ids[-1]}")
         return ids

@@ -174,10 +174,12 @@ class TestTasks:
         from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
         served: Any = SimpleNamespace(
-            module=load_module(family / "bee", own.module_settings()), tokenizer=load_tokenizer(family / "bee")
+            module=load_module(family / "bee", own.module_settings()),
+            tokenizer=load_tokenizer(family / "bee"),
+            ends=(),
         )
         items = own.benchmark.items()
-        values = own.aggregate(items, own.evaluate(served, items))
+        values = own.item_scores(items, [[record] for record in own.evaluate(served, items)])
         lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
         manager = TaskManager(include_path=own.include_path, include_defaults=False)
         tasks: list[Any] = list(own.tasks)
@@ -204,7 +206,7 @@ class TestTasks:
         items = own.benchmark.items()
         records = [SimpleNamespace(item=i.id, score=0.0, statistics=(1.0,) * 10) for i in items]
         with pytest.raises(UserError, match=r"category soup mixes bleu and mean.*evaluator.metric or evaluator.cat"):
-            own.aggregate(items, records)  # type: ignore[arg-type]
+            own.item_scores(items, [[record] for record in records])  # type: ignore[list-item]
 
     def test_a_changed_metric_of_one_task_is_a_new_item_there_alone(self, evaluator: HarnessEvaluator) -> None:
         def prints(own: HarnessEvaluator) -> dict[str, str]:
@@ -224,7 +226,8 @@ def test_statistics_survive_the_store(tmp_path: Path) -> None:
     records = [Record(item=str(i), score=0.5, statistics=row) for i, row in enumerate(rows)]
     recipe = Recipe(ingredients=("a",), fingerprints=("f",), weights=(1.0,), dtype="float32")
     with Store(tmp_path / "s") as store:
-        store.add(recipe, "e", {}, items, records)
+        store.add(recipe, "e", {}, "block", items, records)
         known = store.load(recipe.fingerprint, "e")
-    assert [known[i.fingerprint].statistics for i in items] == rows
+    found = [known.graded(item, 0, "block") for item in items]
+    assert [record.statistics for record in found if record is not None] == rows
     assert json.loads(json.dumps(rows[0])) == list(rows[0])

@@ -46,6 +46,7 @@ def served(family: Path, evaluator: HarnessEvaluator) -> SimpleNamespace:
         module=load_module(family / "ant", evaluator.module_settings()),
         tokenizer=load_tokenizer(family / "ant"),
         folder=None,
+        ends=(),
     )
 
 
@@ -191,7 +192,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
     import torch
 
     module = load_module(family / "ant", evaluator.module_settings())
-    live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None)
+    live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None, ends=())
     items = evaluator.benchmark.items()
     before = evaluator.evaluate(live, items)
     other = load_module(family / "dog", evaluator.module_settings())
@@ -199,7 +200,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
         for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
             mine.copy_(theirs)
     after = evaluator.evaluate(live, items)
-    fresh = SimpleNamespace(module=other, tokenizer=live.tokenizer, folder=None)
+    fresh = SimpleNamespace(module=other, tokenizer=live.tokenizer, folder=None, ends=())
     assert [r.output for r in after] != [r.output for r in before]
     assert after == replace(evaluator).evaluate(fresh, items)
 
@@ -217,7 +218,7 @@ def test_the_harness_model_is_built_once_a_module(
         own.evaluate(served, items)
     assert built == [1]
     other = SimpleNamespace(
-        module=served.module, tokenizer=load_tokenizer.__wrapped__(Path(served.module.name_or_path))
+        module=served.module, tokenizer=load_tokenizer.__wrapped__(Path(served.module.name_or_path)), ends=()
     )
     own.evaluate(other, items)
     assert built == [1, 1]
@@ -427,12 +428,11 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
             "JOIN soups ON soups.id = soup WHERE json_extract(soups.recipe, '$.id') = ?",
             (row["recipe_id"],),
         ).fetchall()
-    title = report["benchmark"]["name"]
     for category, score in row["scores"].items():
         own = [
             (docs[name]["answer"], text)
             for kind, name, text in found
-            if kind == category and assign(title, docs[name]["group"]) == "report"
+            if kind == category and assign(docs[name]["group"]) == "report"
         ]
         assert len(own) == score["n"]
         theirs = sacrebleu.corpus_chrf([text for _, text in own], [[answer for answer, _ in own]]).score / 100

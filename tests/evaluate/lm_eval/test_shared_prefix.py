@@ -78,8 +78,8 @@ def test_shared_contexts_give_the_scores_of_whole_sequences(
     kind: str, shared: bool, evaluator: HarnessEvaluator, family: Path
 ) -> None:
     """A model whose cache cannot be shared (a recurrent state, no positions) is scored the harness's way."""
-    served = SimpleNamespace(module=build(kind), tokenizer=load_tokenizer(family / "ant"))
-    with evaluator._model.model(served, evaluator) as lm:  # type: ignore[arg-type]
+    served = SimpleNamespace(module=build(kind), tokenizer=load_tokenizer(family / "ant"), ends=())
+    with evaluator._model.model(served, evaluator, {}, 0) as lm:  # type: ignore[arg-type]
         assert fits(lm) == shared
     ours = likelihoods(evaluator, served)
     theirs = likelihoods(replace(evaluator, shared_prefix=False), served)
@@ -92,7 +92,9 @@ def test_shared_contexts_give_the_scores_of_whole_sequences(
 def test_batches_and_contexts_that_are_cut(change: dict[str, int], evaluator: HarnessEvaluator, family: Path) -> None:
     """Fewer rows than choices, all in one, and questions too long for the model, which are cut on the left."""
     served = SimpleNamespace(
-        module=load_module(family / "ant", evaluator.module_settings()), tokenizer=load_tokenizer(family / "ant")
+        module=load_module(family / "ant", evaluator.module_settings()),
+        tokenizer=load_tokenizer(family / "ant"),
+        ends=(),
     )
     ours = likelihoods(replace(evaluator, **change), served)  # type: ignore[arg-type]
     theirs = likelihoods(replace(evaluator, shared_prefix=False, **change), served)  # type: ignore[arg-type]
@@ -105,17 +107,19 @@ def test_greedy_answers_are_known_as_such(evaluator: HarnessEvaluator, family: P
     import torch
 
     served = SimpleNamespace(
-        module=load_module(family / "ant", evaluator.module_settings()), tokenizer=load_tokenizer(family / "ant")
+        module=load_module(family / "ant", evaluator.module_settings()),
+        tokenizer=load_tokenizer(family / "ant"),
+        ends=(),
     )
     context = served.tokenizer("red 12:")["input_ids"]
     with torch.no_grad():
         own = served.module.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)[0, len(context) :]
     wrong = [*own.tolist()[:2], (int(own[2]) + 1) % 90]
     requests: list[Request] = [("", context, own.tolist()), ("", context, wrong), ("", context, [int(own[0])])]
-    with evaluator._model.model(served, evaluator) as lm:  # type: ignore[arg-type]
+    with evaluator._model.model(served, evaluator, {}, 0) as lm:  # type: ignore[arg-type]
         found = score(lm, requests, lambda rest: [])
         whole = replace(evaluator, shared_prefix=False)
-    with whole._model.model(served, whole) as lm:  # type: ignore[arg-type]
+    with whole._model.model(served, whole, {}, 0) as lm:  # type: ignore[arg-type]
         theirs = lm._loglikelihood_tokens(requests)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in theirs] == [True, False, True]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs], abs=2e-4)

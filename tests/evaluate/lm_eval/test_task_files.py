@@ -1,0 +1,156 @@
+"""Task files of others run nothing unless it is allowed, and then it is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from souping.core.types import UserError
+from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval.task_files import EXAMPLES, code_in, sandbox
+from souping.evaluate.templates import TemplateStoppedError
+from tests.conftest import Cli, pool_of
+from tests.support import lm_eval_tasks
+
+pytest.importorskip("lm_eval")
+
+CODE = {
+    "function": ("doc_to_text: !function evil.f", "doc_to_text: !function evil.f"),
+    "of a module that is there": ("doc_to_text: !function os.system", "doc_to_text: !function os.system"),
+    "class": ("class: !function evil.f", "class: !function evil.f"),
+    "documents": ("custom_dataset: !function evil.f", "custom_dataset: !function evil.f"),
+    "cleaning": ("process_docs: !function evil.f", "process_docs: !function evil.f"),
+    "in a list": ("fewshot_config: {samples: [!function evil.f]}", "samples: !function evil.f"),
+    "metric": ("metric_list: [{metric: !function evil.f}]", "metric: !function evil.f"),
+    "metric's script": ("metric_list: [{metric: ./evil}]", "metric: ./evil, which is none of lm_eval's"),
+    "script of evaluate": ("metric_list: [{metric: bleu, hf_evaluate: true}]", "hf_evaluate: true"),
+    "dataset": ("dataset_path: evil.py", "dataset_path: evil.py, which may be a program"),
+    "pickles": ("dataset_path: pandas", "dataset_path: pandas, which may be a program"),
+    "trust": ("dataset_kwargs: {trust_remote_code: True}", "trust_remote_code: True"),
+    "run what documents hold": ("unsafe_code: false", "unsafe_code: false"),
+    "anchor": ("x: &a !function evil.f\ndoc_to_text: *a", "doc_to_text: !function evil.f"),
+}
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A folder whose `evil.py` leaves a trace when it is imported, with a harmless task `calm`."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\ndef f(doc): return 'a'\n")
+    lm_eval_tasks.put(tmp_path, "calm", lm_eval_tasks.rows(3, 1), lm_eval_tasks.WRITE)
+    return tmp_path
+
+
+def asking(folder: Path, *tasks: str, allow: bool = False) -> HarnessEvaluator:
+    own = HarnessEvaluator(tasks=list(tasks), include_path=str(folder), device="cpu", allow_code=allow)
+    return replace(own, include_defaults=False)
+
+
+def told(folder: Path, *tasks: str) -> str:
+    with pytest.raises(UserError) as caught:
+        _ = asking(folder, *tasks).loaded
+    assert not (folder / "RAN").exists()
+    assert len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_what_a_file_names_as_code_does_not_run(evil: Path, name: str) -> None:
+    line, said = CODE[name]
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [line, *lm_eval_tasks.WRITE])
+    message = told(evil, "calm", "wild")
+    assert message.startswith(f"{evil / 'wild.yaml'}: {said}")
+    assert "evaluator.allow_code=true" in message
+
+
+def test_tags_of_pythons_own_are_code(tmp_path: Path) -> None:
+    (tmp_path / "wild.yaml").write_text("task: wild\n? !!python/name:os.system x\n: [1]\n")
+    assert list(code_in(tmp_path / "wild.yaml")) == [
+        f"{tmp_path / 'wild.yaml'}: key: tag:yaml.org,2002:python/name:os.system x"
+    ]
+
+
+def test_groups_tags_files_and_includes_are_no_way_round(evil: Path) -> None:
+    (evil / "part.yaml").write_text("doc_to_text: !function evil.f\n")
+    lines = [*lm_eval_tasks.WRITE, "tag: several", "include: part.yaml"]
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [line for line in lines if "doc_to_text" not in line])
+    (evil / "all.yaml").write_text("group: all\ntask:\n  - calm\n  - group: inner\n    task: [wild]\n")
+    (evil / "own.yaml").write_text("group: own\ntask:\n  - task: new\n    doc_to_text: !function evil.f\n")
+    for entry in ("wild", "all", "several", str(evil / "wild.yaml"), "wil*"):
+        assert told(evil, entry).startswith(f"{evil / 'part.yaml'}: doc_to_text: !function evil.f")
+    assert told(evil, "own").startswith(f"{evil / 'own.yaml'}: doc_to_text")
+
+
+def test_what_is_not_asked_for_is_not_refused(evil: Path) -> None:
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f"])
+    assert [*asking(evil, "calm").loaded] == ["calm"]
+    assert not (evil / "RAN").exists()
+
+
+def test_code_that_is_allowed_runs_and_is_noted(evil: Path) -> None:
+    lines = [line for line in lm_eval_tasks.WRITE if "doc_to_text" not in line]
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f", *lines])
+    own = asking(evil, "wild", allow=True)
+    assert {item.prompt for item in own.benchmark.items()} == {"a"}
+    assert (evil / "RAN").exists()
+    assert own.pool_notes({}) == [f"evaluator.allow_code: ran {evil / 'wild.yaml'}: doc_to_text: !function evil.f"]
+    assert own.fingerprint == asking(evil, "wild").fingerprint
+
+
+def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
+    import lm_eval.tasks
+
+    harness = Path(str(lm_eval.tasks.__file__)).parent
+    with_code = [path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace")]
+    assert list(code_in(with_code[0])) == []
+    assert [list(code_in(path)) for path in (EXAMPLES / "paper" / "tasks").rglob("*.yaml")][:1] == [[]]
+    (evil / "mine.yaml").write_text(f"include: {with_code[0]}\ntask: mine\n")
+    assert list(code_in(evil / "mine.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__.os.system('touch RAN') }}", "unsafe"),
+        ("{{ 'a' * 3000000000 }}", "characters"),
+        ("{{ question.format_map({}).__class__ }}", "unsafe"),
+    ],
+)
+def test_templates_run_in_a_sandbox(evil: Path, template: str, said: str) -> None:
+    lines = [line for line in lm_eval_tasks.WRITE if "doc_to_text" not in line]
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [f'doc_to_text: "{template}"', *lines])
+    message = told(evil, "wild")
+    assert message.startswith("evaluator.tasks: wild cannot be loaded")
+    assert said in message
+
+
+def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import utils
+
+    from souping.evaluate import templates
+
+    sandbox()
+    monkeypatch.setattr(templates.time_limit.__wrapped__, "__defaults__", (0.2,))  # type: ignore[attr-defined]
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(TemplateStoppedError):
+        utils.apply_template(endless, {})
+
+
+def test_the_sandbox_renders_what_the_harness_does() -> None:
+    from lm_eval import utils
+
+    sandbox()
+    doc = {"q": "a\n", "choices": ["x", "y"], "self": 1}
+    text = "{{q.strip()}} {{choices[1]}} {{'a-b'|regex_replace('-', '+')}}{% set n = 2 %}{{ n + 1 }}\n"
+    assert utils.apply_template(text, doc) == "a y a+b3\n"
+    with pytest.raises(Exception, match="undefined"):
+        utils.apply_template("{{ nothing }}", doc)
+
+
+def test_a_run_with_a_file_of_others(souping: Cli, family: Path, evil: Path) -> None:
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f"])
+    own = ["evaluator=lm_eval", f"evaluator.include_path={evil}", pool_of(family)[0], "evaluator.tasks=[wild]"]
+    souping(*own).refused("wild.yaml: doc_to_text: !function evil.f", "evaluator.allow_code=true")
+    assert not (evil / "RAN").exists()
