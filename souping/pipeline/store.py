@@ -176,7 +176,9 @@ class Store:
         """An error of the file in words, with what saves the rest where its content is damaged."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # sqlite3's
         damaged = code == sqlite3.SQLITE_CORRUPT or not isinstance(error, OSError | sqlite3.Error)
-        told = f"store.path={self.path}: cannot {verb} the results store: {error}"
+        closed = code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+        hint = "; name a file that can be written" if closed else ""
+        told = f"store.path={self.path}: cannot {verb} the results store: {error}{hint}"
         if not damaged:
             return UserError(told)
         new = self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}")
