@@ -150,8 +150,8 @@ def _show(run: RunSettings, outcome: dict[str, Any]) -> None:
         console.print(also_table(outcome))
     for name in SHOWN:
         if (run.run_dir / name).exists():
-            console.print(f"  {name:15} {nearby(run.run_dir / name)}", soft_wrap=True, markup=False)
+            console.print(f"  {name:15} {safe(nearby(run.run_dir / name))}", soft_wrap=True, markup=False)
     if run.out.exists():
-        console.print(f"  {'soup':15} {nearby(run.out)}", soft_wrap=True, markup=False)
+        console.print(f"  {'soup':15} {safe(nearby(run.out))}", soft_wrap=True, markup=False)
         if (run.out / "recipe.json").exists():
             console.print(f"  {'rebuild':15} {safe(run.rebuild_command)}", soft_wrap=True, markup=False)

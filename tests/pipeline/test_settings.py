@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from souping.core.types import UserError
+from souping.report.sections import quoted
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import save_adapter
 
@@ -58,6 +60,23 @@ def test_after_a_run(family: Path, souping: Cli, tmp_path: Path) -> None:
     check(tmp_path / "a run", done.out, tmp_path)
 
 
+def test_a_soup_without_a_report_has_a_card_without_numbers(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise UserError("the report went wrong")
+
+    monkeypatch.setattr("souping.pipeline.stages.gather", broken)
+    done = souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "hydra.run.dir=run")
+    assert "the report went wrong" in done.err
+    card = (tmp_path / "run/soup/README.md").read_text()
+    assert "model-index" not in card
+    assert not re.search(r"\d\d\.\d", card)
+    found = re.search(r"```bash\n(python .*)\n```", card)
+    assert found
+    shell(found[1], tmp_path)
+
+
 @pytest.mark.parametrize("name", ['it\'s "so" $HOME', "a,b=(c) [d]", "${x} & é"])
 def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, tmp_path: Path) -> None:
     """The run's folder, the store and the candidates' folders."""
@@ -66,8 +85,6 @@ def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, 
     for model in ("ant", "bee"):
         (pool / model).symlink_to(family / model, target_is_directory=True)
     run = tmp_path / "outputs" / name
-    from souping.report.sections import quoted
-
     done = souping(
         "+experiment=merge",
         f"pool.candidates=[{quoted(str(pool / 'ant'))},{quoted(str(pool / 'bee'))}]",
