@@ -15,8 +15,8 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.protocols import Pourable, Progress
 from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.methods import get_method
-from souping.merge.plan import MergePlan, carried
-from souping.merge.planner import Alignment, check_overrides, fitted, parse_size, plan
+from souping.merge.plan import MergePlan, carried, parse_size
+from souping.merge.planner import Alignment, check_overrides, fitted, plan
 from souping.merge.pool import ModelMerge
 
 if TYPE_CHECKING:

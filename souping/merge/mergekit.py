@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
 from souping.checkpoints.dtypes import TORCH_NAMES
@@ -28,10 +28,10 @@ from souping.core.protocols import CandidatePool, Pourable, Progress, SoupPlan
 from souping.core.text import Seed, install, shown
 from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
 from souping.merge.local import check_choice, common_dtype
-from souping.merge.plan import Ingredient, MergePlan, check_ingredients
+from souping.merge.plan import MOST, Ingredient, MergePlan, check_ingredients, is_number
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
-from souping.merge.writer import ending
+from souping.merge.writer import ending, write_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,6 @@ STOCHASTIC = ("dare_ties", "dare_linear", "della", "della_linear", "arcee_fusion
 """Methods of mergekit that draw random numbers: their recipes hold the seed."""
 FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
 """Environment in which mergekit's sums have one order, whatever the machine."""
-OWN_FILES = ("mergekit_config.yml",)  # holds the folders' paths: the recipe is what travels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +57,15 @@ class MergekitPlan(SoupPlan):
     ingredients: tuple[Ingredient, ...]
 
     @property
-    def carrier(self) -> str:
-        return self.ingredients[0].folder
-
-    @property
     def seed(self) -> int:
         """What mergekit draws from; 0 for methods that draw nothing."""
-        value = self.recipe.settings.get("seed", 0)
-        return value if isinstance(value, int) else 0
+        return int(self.recipe.settings.get("seed", 0))
 
     def describe(self) -> str:
         return f"{self.recipe.method} soup {self.recipe.id} by mergekit:\n{self.yaml.rstrip()}"
 
     def to_json(self) -> str:
-        table = {"recipe": self.recipe.as_dict(), "yaml": self.yaml, "carrier": self.carrier}
+        table = {"recipe": self.recipe.as_dict(), "yaml": self.yaml}
         return json.dumps(table, indent=2) + "\n"
 
     def save(self, path: Path) -> Path:
@@ -183,8 +177,6 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
         if isinstance(plan, MergePlan):
-            from souping.merge.writer import write_checkpoint
-
             return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
         check_ingredients(plan.ingredients)
         with staged(out) as stage:
@@ -216,8 +208,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             raise UserError(f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'it said nothing'}")
-        for name in OWN_FILES:
-            (stage / name).unlink(missing_ok=True)
+        (stage / "mergekit_config.yml").unlink(missing_ok=True)  # it holds the folders' paths
 
     def _command(self) -> list[str]:
         if self.command is not None:
@@ -245,6 +236,10 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
         document["out_dtype"] = recipe.dtype
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = ingredients[-1].folder
+    return _dump(document)
+
+
+def _dump(document: Mapping[str, Json]) -> str:
     import yaml
 
     text: str = yaml.safe_dump(document, sort_keys=False)
@@ -328,10 +323,7 @@ def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str 
     document = _document(recipe, [str(folders[name]) for name in recipe.ingredients], base)
     if recipe.dtype in TORCH_NAMES:
         document |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    import yaml
-
-    text: str = yaml.safe_dump(document, sort_keys=False)
-    return text
+    return _dump(document)
 
 
 def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict[str, Json]:
@@ -379,15 +371,7 @@ def from_yaml(text: str) -> Imported:
     return read(document, models, [_table(row.get("parameters"), "parameters") for row in rows], parameters)
 
 
-MOST = 1000
-"""Ingredients of one soup at most."""
 LONGEST = 1_000_000  # letters of a YAML
-HUGE = 1e30  # no weight is larger; fp32 holds its products
-
-
-def is_number(value: Json) -> TypeGuard[int | float]:
-    """Whether a value of a file is a number that arithmetic in fp32 bears."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -HUGE < value < HUGE
 
 
 def _parse(text: str) -> dict[str, Json]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, inside, small
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
@@ -22,6 +22,10 @@ from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.methods import check_count, check_shares, get_method
 
 VERSION = 1
+HUGE = 1e30  # no weight is larger; fp32 holds its products
+MOST = 1000
+"""Ingredients of one soup at most."""
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Operation = Literal["mix", "linear", "copy", "same"]
 SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 
@@ -227,12 +231,36 @@ def recipe_from_dict(table: dict[str, Any]) -> Recipe:
     )
 
 
+def is_number(value: Json) -> TypeGuard[int | float]:
+    """Whether a value of a file is a number that arithmetic in fp32 bears."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -HUGE < value < HUGE
+
+
+def base_name(names: Iterable[str]) -> str:
+    """What the base model is called in a plan beside candidates of these names."""
+    taken, name = set(names), "base"
+    while name in taken:
+        name += " model"
+    return name
+
+
 def human(nbytes: int) -> str:
     """Bytes in the decimal unit that reads best."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if nbytes >= size:
             return f"{nbytes / size:.2f} {unit}"
     return f"{nbytes} B"
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes in a size such as 5GB, 500MB or 1GiB; a bare number is bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
+    unit = match.group(2).upper() if match else "?"
+    unit = unit if unit in UNITS else f"{unit}B"
+    value = float(match.group(1)) * UNITS[unit] if match and unit in UNITS else 0
+    if value < 1 or (unit == "" and value % 1):
+        raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")
+    return int(value)
 
 
 def check_plan(plan: MergePlan) -> None:

@@ -23,10 +23,9 @@ from souping.core.simplex import check_weights
 from souping.core.text import listed
 from souping.core.types import Json, Recipe, UserError, Weights, elements
 from souping.merge.methods import check_count, check_shares, get_method
-from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source
+from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source, base_name, parse_size
 
 DEFAULT_SHARD = 5_000_000_000
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 LAYOUTS = 32
 """Sets of ingredients whose layouts are kept: a search goes through few."""
 Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
@@ -131,25 +130,6 @@ class Alignment:
                     raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
                 pool[base_name(self.checkpoints)] = self.base
         return pool
-
-
-def base_name(names: Iterable[str]) -> str:
-    """What the base model is called in a plan beside candidates of these names."""
-    taken, name = set(names), "base"
-    while name in taken:
-        name += " model"
-    return name
-
-
-def parse_size(size: int | str) -> int:
-    """Bytes in a size such as 5GB, 500MB or 1GiB; a bare number is bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
-    unit = match.group(2).upper() if match else "?"
-    unit = unit if unit in UNITS else f"{unit}B"
-    value = int(float(match.group(1)) * UNITS[unit]) if match and unit in UNITS else 0
-    if value < 1:
-        raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")
-    return value
 
 
 def _alone(recipe: Recipe) -> bool:

@@ -17,8 +17,8 @@ from souping.core.protocols import CandidatePool, MergeBackend
 from souping.core.text import first_line, safe, shown
 from souping.core.types import Candidate, Json, Recipe, UserError
 from souping.merge.local import CHOICES, LocalMerge
-from souping.merge.mergekit import MOST, Imported, MergekitMerge, from_yaml, is_number, to_yaml
-from souping.merge.plan import recipe_from_dict
+from souping.merge.mergekit import Imported, MergekitMerge, from_yaml, to_yaml
+from souping.merge.plan import MOST, is_number, recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.requirements import look, missing
 from souping.pipeline.settings import RunSettings

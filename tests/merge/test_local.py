@@ -12,7 +12,8 @@ import torch
 
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
-from souping.merge.planner import matcher, parse_size, plan
+from souping.merge.plan import parse_size
+from souping.merge.planner import matcher, plan
 from souping.merge.writer import write_checkpoint
 from tests.support.checkpoints import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
 

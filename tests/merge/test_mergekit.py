@@ -203,7 +203,7 @@ def test_a_method_that_draws_has_its_seed_in_the_recipe(method: str, tmp_path: P
     plan = pools[1].plan(recipes[1])
     assert isinstance(plan, MergekitPlan)
     assert plan.seed == 7
-    with pytest.raises(UserError, match="draws random numbers: set merge.seed"):
+    with pytest.raises(UserError, match=r"draws random numbers: set merge\.seed"):
         MergekitMerge(method=method, base=base, seed=None)
     settings = {key: value for key, value in recipes[0].settings.items() if key != "seed"}
     with pytest.raises(UserError, match="without a seed"):

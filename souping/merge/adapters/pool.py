@@ -32,8 +32,7 @@ from souping.merge.adapters.live import AdapterLive
 from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_shared, write_model, write_weights
 from souping.merge.kernels.reference import Raw
 from souping.merge.live import LiveModule, WeightFiles
-from souping.merge.plan import carried
-from souping.merge.planner import base_name
+from souping.merge.plan import base_name, carried
 from souping.merge.writer import companion_files
 
 if TYPE_CHECKING:
