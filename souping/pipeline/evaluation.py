@@ -144,7 +144,7 @@ def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[S
 
 
 def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray:
-    return np.array([np.mean([record.outcome == outcome for record in records]) for records in answers])
+    return np.array([sum(record.outcome == outcome for record in records) / len(records) for records in answers])
 
 
 def _noise(scores: Sequence[float]) -> float:

@@ -316,6 +316,7 @@ class StoredAnswers:
     def __init__(self) -> None:
         self._answers: dict[tuple[str, int, str], Record] = {}
         self._grades: dict[tuple[str, int, str], dict[str, tuple[float, str]]] = {}
+        self._firsts: set[tuple[str, str]] = set()
 
     def take(
         self,
@@ -349,6 +350,8 @@ class StoredAnswers:
             )
         if scorer is not None and score is not None:
             self._grades.setdefault(key, {})[scorer] = (float(score), counts or "")
+            if not replicate:
+                self._firsts.add((question, scorer))
 
     def answer(self, item: Item, replicate: int, block: str) -> Record | None:
         """The answer, without a score."""
@@ -360,10 +363,7 @@ class StoredAnswers:
 
     def anywhere(self, item: Item) -> bool:
         """Whether its first answer is there with its score, in whatever block."""
-        return any(
-            question == item.question and not replicate and item.scoring in self._grades.get((question, 0, block), {})
-            for question, replicate, block in self._answers
-        )
+        return (item.question, item.scoring) in self._firsts
 
     def graded(self, item: Item, replicate: int, block: str) -> Record | None:
         """The answer with its score, if both are there."""
