@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from souping.report.cards import card
-from souping.report.files import write_report, write_trials
+from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
 from souping.report.format import escape_markdown
 from souping.report.terminal import also_table, gate_table, report_table
 from tests.support.html import outline
@@ -75,3 +76,22 @@ def test_an_escaped_cell_stays_one_cell_of_one_line(text: str) -> None:
     assert "\n" not in shown
     assert "<" not in shown
     assert not re.search(r"(?<!\\)(?:\\\\)*\|", shown)
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    given = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", "\t=1", "-0.5", "+1e-3", "seed=1", "a\nb"]
+    assert [csv_cell(text) for text in given] == [
+        "'=1+1",
+        "'+cmd|' /C calc'!A0",
+        "'@SUM(A1)",
+        "'-2+3",
+        "'=1",
+        "-0.5",
+        "+1e-3",
+        "seed=1",
+        "a b",
+    ]
+    job = {"job": 0, "objective": -0.5, "overrides": ["+x=1"], "run_dir": "0", "refused": "=no\x1b[31m"}
+    rows = list(csv.reader(write_sweep(tmp_path, [job]).open()))
+    assert rows[1] == ["0", "-0.5", "'+x=1", "0", "'=no [31m"]
+    assert "\x1b" not in sweep_lines([job])[0]
