@@ -9,8 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import design as summed
-from souping.analysis.intervals import objective_interval, rate
+from souping.analysis.intervals import design, objective_interval, rate
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, verdict
 from souping.core.protocols import Objective
@@ -247,6 +246,6 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     if not np.isfinite(scores.noise).any():
         return None
     share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
-    total = float(summed(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
+    total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
     answers = min(total, float((share**2 * np.nan_to_num(scores.noise)).sum()))
     return {"objective": total, "items": total - answers, "answers": answers}

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from souping.core.types import UserError
 from souping.report.sections import quoted
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import save_adapter
+from tests.support.hub import files_of, serving
 
 QUICK = ["selector=all", "optimiser=uniform"]
 
@@ -34,12 +36,11 @@ def printed(run: Path, out: str) -> dict[str, str]:
     return {where: html.unescape(found[1]) if where == "page" else found[1] for where, found in places.items() if found}
 
 
-def shell(command: str, where: Path) -> None:
+def shell(command: str, where: Path, more: Mapping[str, str] | None = None) -> None:
     """Run a line in a shell whose `python` is this one."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, shell=True, cwd=where, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120
-    )
+    environment = {**os.environ, "PATH": path, **(more or {})}
+    done = subprocess.run(command, shell=True, cwd=where, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
@@ -96,11 +97,14 @@ def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, 
     check(run, done.out, tmp_path)
 
 
-@pytest.mark.parametrize("merge", ["accelerate", "base", "adapters", "pickled"])
+@pytest.mark.parametrize("merge", ["accelerate", "mergekit", "base", "adapters", "pickled"])
 def test_however_it_was_merged(merge: str, family: Path, souping: Cli, tmp_path: Path) -> None:
     candidates, more = [family / "ant", family / "bee"], []
     if merge == "accelerate":
         more = ["merge=accelerate", "merge.num_processes=1"]
+    if merge == "mergekit":
+        pytest.importorskip("mergekit")
+        more = ["merge=mergekit", "merge.method=linear"]
     if merge == "base":
         more = ["merge.method=task_arithmetic", f"merge.base={family / 'base'}"]
     if merge == "adapters":
@@ -114,6 +118,20 @@ def test_however_it_was_merged(merge: str, family: Path, souping: Cli, tmp_path:
     done = souping("+experiment=merge", pool, "optimiser.weights=[0.4,0.6]", "out=run/soup", *more)
     assert done.code == 0, done.err
     check(tmp_path / "run", done.out, tmp_path)
+
+
+def test_with_ingredients_from_the_hub(family: Path, souping: Cli, tmp_path: Path) -> None:
+    """The store knows the folders in the Hub's cache; where it does not, they are fetched at their commits."""
+    with serving(tmp_path / "hub") as server:
+        for name in ("ant", "bee"):
+            server.add(f"org/{name}", files_of(family / name))
+        made = ["+experiment=merge", "pool.candidates=[org/ant,org/bee]", "optimiser.weights=[0.4,0.6]", "out=run/soup"]
+        done = souping(*made)
+        assert done.code == 0, done.err
+        environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "fresh"), "HF_HUB_OFFLINE": "0"}
+        (tmp_path / "outputs/store.sqlite").unlink(missing_ok=True)
+        shell(printed(tmp_path / "run", done.out)["card"], tmp_path, environment)
+        assert contents(tmp_path / "rebuilt") == contents(tmp_path / "run/soup")
 
 
 def pickled(folder: Path, out: Path) -> Path:
