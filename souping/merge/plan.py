@@ -258,7 +258,7 @@ def parse_size(size: int | str) -> int:
     unit = match.group(2).upper() if match else "?"
     unit = unit if unit in UNITS else f"{unit}B"
     value = float(match.group(1)) * UNITS[unit] if match and unit in UNITS else 0
-    if value < 1 or (unit == "" and value % 1):
+    if not 1 <= value < 1 << 62 or (unit == "" and value % 1):
         raise UserError(f"merge.max_shard_size={size} must be a positive size such as 5GB or 500MB")
     return int(value)
 

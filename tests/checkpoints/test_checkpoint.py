@@ -13,7 +13,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint, stored_names, stores_head
+from souping.checkpoints.checkpoint import (
+    Checkpoint,
+    end_tokens,
+    fingerprint,
+    fingerprint_of,
+    stored_names,
+    stores_head,
+)
 from souping.checkpoints.header import read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
@@ -184,6 +191,55 @@ def test_fingerprint_is_content(tmp_path: Path) -> None:
     assert fingerprint(a) != fingerprint(b)
     save(a, random_tensors(1))
     assert fingerprint(a, cache) != fingerprint(save(tmp_path / "c", random_tensors(0)))
+
+
+def test_a_file_that_changed_in_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Size and modification time are as before; the time of the entry is not, and only a clock ahead of it is heard."""
+    cache: dict[str, str] = {}
+    folder = save(tmp_path / "a", random_tensors(0))
+    opened, path = Checkpoint.open(folder), folder / "model.safetensors"
+    before, stat = fingerprint(folder, cache), path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint(folder, cache) == fingerprint(folder) != before
+    with pytest.raises(UserError, match="has changed since it was opened"):
+        fingerprint_of(opened)
+    cache.clear()
+    monkeypatch.setattr("souping.checkpoints.checkpoint.time.time_ns", lambda: stat.st_ctime_ns - 10**9)
+    fingerprint(folder, cache)
+    assert not cache
+
+
+def test_links_that_lead_nowhere_or_round_are_told(tmp_path: Path) -> None:
+    for name, target in {"round": "tokenizer.json", "nowhere": "absent.json"}.items():
+        folder = save(tmp_path / name, random_tensors(0))
+        (folder / "other").symlink_to(".")
+        assert Checkpoint.open(folder).side == ("config.json",)
+        (folder / "tokenizer.json").symlink_to(target)
+        with pytest.raises(UserError, match=r"cannot be followed|cannot be read"):
+            Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        ({"eos_token_id": 3}, {"eos_token_id": 4}, (3,)),
+        ({"eos_token_id": [5, 3, 5]}, {}, (3, 5)),
+        ({"eos_token_id": None}, {"eos_token_id": [4]}, (4,)),
+        (None, {"text_config": {"eos_token_id": 6}}, (6,)),
+        (None, {"eos_token_id": -1}, ()),
+        (None, {}, ()),
+    ],
+)
+def test_end_tokens_of_a_folder(
+    tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], ends: tuple[int, ...]
+) -> None:
+    folder = save(tmp_path / "m", random_tensors(0), config)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert end_tokens(folder) == ends
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

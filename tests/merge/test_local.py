@@ -164,6 +164,12 @@ def test_sizes(text: str | int, value: int) -> None:
     assert parse_size(text) == value
 
 
+@pytest.mark.parametrize("size", [1.5, "0", "-5", "5 lightyears", True, "9" * 400 + "GB"])
+def test_sizes_that_are_none(size: str | int | float) -> None:
+    with pytest.raises(UserError, match=r"merge\.max_shard_size="):
+        parse_size(size)
+
+
 @pytest.mark.parametrize("base_rows", [12, 15])
 def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows: int) -> None:
     """Rows that the base lacks are averaged; rows that only the base has are its own."""

@@ -225,6 +225,27 @@ def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_pa
     assert done.code == 0, done.err
     assert "warning:" in done.out + done.err
     assert "model.norm.weight" in done.out + done.err
+    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+    assert done.code == 0, done.err
+    same_folder(tmp_path / "soup", tmp_path / "again")
+
+
+def test_a_soup_of_pickles_is_rebuilt_where_they_are_allowed(souping: Cli, family: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    for name in ("ant", "bee"):
+        shutil.copytree(family / name, tmp_path / name)
+        weights = tmp_path / name / "model.safetensors"
+        torch.save(load_file(weights), tmp_path / name / "pytorch_model.bin")
+        weights.unlink()
+    allowed = "merge.allow_pickle=true"
+    assert souping("+experiment=merge", "pool.candidates=[ant,bee]", "optimiser=uniform", "out=soup", allowed).code == 0
+    again = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again"]
+    souping(*again).refused("merge.allow_pickle=true")
+    done = souping(*again, allowed)
+    assert done.code == 0, done.err
+    same_folder(tmp_path / "soup", tmp_path / "again")
 
 
 @pytest.mark.parametrize(
