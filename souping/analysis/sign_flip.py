@@ -18,7 +18,6 @@ ALPHA = 0.05
 DRAWS, MOST_DRAWS = 9_999, 99_999
 EXACT_STATES = 20_000
 TIE = 1e-9
-TINY = 1e-300
 STEPS = 30
 CHUNK = 4_000_000
 
@@ -129,7 +128,7 @@ class SignFlips:
         """All patterns of the groups where they are few, else so many drawn ones."""
         rows, stratum, number = distinct(np.column_stack([pulls.pull, pulls.slope]), pulls.stratum)
         strata = len(pulls.sizes)
-        if np.prod(number + 1.0) <= EXACT_STATES:
+        if _countable(number):
             plus, chance = _every_pattern(number)
             sums = _stratum_sums(plus, rows, number, stratum, strata)
         else:
@@ -155,7 +154,8 @@ class SignFlips:
         d = shift
         squares = self.squares[0] - 2 * d * self.squares[1] + d * d * self.squares[2]
         variance = squares - (self.spread[0] - 2 * d * self.spread[1] + d * d * self.spread[2])
-        far = np.abs(self.pull - d * self.slope) / np.sqrt(np.maximum(variance, 1e-12 * squares + TINY))
+        least = 1e-12 * max(squares, 1e-6 * self.squares[0])  # all of it may cancel but for rounding
+        far = np.abs(self.pull - d * self.slope) / np.sqrt(np.maximum(variance, least))
         reached = far[1:] >= far[0] * (1 - TIE) - TIE  # both ways: T may be 0 but for rounding
         if self.chance is not None:
             return float(min(1.0, self.chance[reached].sum()))
@@ -187,13 +187,18 @@ def _p_of_zero(pulls: Pulls, flips: SignFlips) -> float:
     """Groups without a difference have no sign: where few have one, all their patterns are counted."""
     apart = pulls.pull != 0
     rows, stratum, number = distinct(np.abs(pulls.pull[apart])[:, None], pulls.stratum[apart])
-    if np.prod(number + 1.0) > EXACT_STATES:
+    if not _countable(number):
         return flips.p_value(0.0)
     plus, chance = _every_pattern(number)
     squares, seen = (np.bincount(pulls.stratum, x, len(pulls.sizes)).astype(float) for x in (pulls.pull**2, pulls.pull))
     sums = _stratum_sums(plus, rows, number, stratum, len(pulls.sizes))[:, :, 0]
     threshold = _studentised(seen[None, :], squares, pulls.sizes)[0] * (1 - TIE) - TIE
     return float(min(1.0, chance[_studentised(sums, squares, pulls.sizes) >= threshold].sum()))
+
+
+def _countable(number: IntArray) -> bool:
+    """Whether so many rows, each `number` times, have few enough distinct patterns to count them all."""
+    return len(number) < EXACT_STATES.bit_length() and bool(np.prod(number + 1.0) <= EXACT_STATES)
 
 
 def _studentised(sums: FloatArray, squares: FloatArray, sizes: FloatArray) -> FloatArray:
