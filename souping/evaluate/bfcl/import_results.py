@@ -75,8 +75,9 @@ def _judge(
         results = Path(root, "result", name)
         results.mkdir(parents=True)
         for category, rows in usable.items():
-            lines = "".join(json.dumps(row) + "\n" for row in rows.values())
-            (results / f"BFCL_{DATA}_{category}_result.json").write_text(lines)
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+            whole = lines.encode("utf-8", "replace")  # half a character stops bfcl-eval when it writes
+            (results / f"BFCL_{DATA}_{category}_result.json").write_bytes(whole)
         ids = {category: list(rows) for category, rows in usable.items() if rows}
         call(environment(), Path(root), handler, ids)
         judged = records(results, Path(root, "score", name), items)

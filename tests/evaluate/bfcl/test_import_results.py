@@ -192,3 +192,61 @@ def test_a_file_that_was_cut_off(old: Path, adopt: Any) -> None:
     path = next(old.rglob("*live_simple_result.json"))
     path.write_text(path.read_text()[:-9])
     adopt(str(old)).refused("live_simple_result.json", "cut off")
+
+
+GARBAGE = {
+    "no text": b"\xff\xfe\x00",
+    "no JSON": b"{{{{",
+    "no end": b"[" * 100_000,
+    "a list": b"[1, 2]",
+    "a number": b"5",
+    "no id": b'{"result": "x"}',
+    "no result": b'{"id": "live_simple_0-0-0"}',
+    "a number too long": b'{"id": "live_simple_0-0-0", "result": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_files_that_are_none_of_bfcls(tmp_path: Path, old: Path, adopt: Any, kind: str) -> None:
+    """A line, and nothing is written, not even what the sound files hold."""
+    next((old / "result" / "watt-ai_watt-tool-8B").rglob("*live_simple_result.json")).write_bytes(GARBAGE[kind])
+    told = adopt(str(old))
+    told.refused("live_simple_result.json")
+    assert len(told.err) < 600
+    assert not (tmp_path / "store.sqlite").exists()
+
+
+def test_a_file_larger_than_any_is_not_read(old: Path, adopt: Any) -> None:
+    with next(old.rglob("*live_simple_result.json")).open("wb") as file:
+        file.truncate((1 << 31) + 1)
+    adopt(str(old)).refused("live_simple_result.json", "larger than any file of BFCL's (2.1 GB)")
+
+
+def test_odd_values_are_wrong_answers_and_their_ends_are_told(tmp_path: Path, old: Path, adopt: Any) -> None:
+    """What a sound line may hold beside a text: numbers that are none, other types, characters that are halves."""
+    path = next((old / "result" / "watt-ai_watt-tool-8B").rglob("*live_simple_result.json"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    odd = [float("nan"), None, {"a": [[]]}, ["x", 5], "\ud800\x1b[2J", 1e308, True, "x" * 10**6]
+    for line, value in zip(lines, odd, strict=False):
+        line["result"] = value
+    lines[0] |= {"output_token_count": [[1, 4096], [float("nan")]], "input_token_count": [[7, 9], [8.0]]}
+    lines[1] |= {"output_token_count": 10**30, "input_token_count": -5}
+    lines[2] |= {"output_token_count": "many", "input_token_count": {"a": 1}, "truncated": 3}
+    lines[3] |= {"truncated": True}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert adopt(str(old)).code == 0
+    query = (
+        "SELECT name, outcome, prompt_tokens, score FROM scores JOIN items ON items.id = item "
+        "JOIN answers USING (soup, evaluator, item, block, replicate) JOIN soups ON soups.id = soup "
+        "WHERE recipe LIKE '%watt%'"
+    )
+    query = query.replace("outcome,", "answers.outcome,", 1)
+    with sqlite3.connect(tmp_path / "store.sqlite") as db:
+        told = {name: tuple(rest) for name, *rest in db.execute(query)}
+    assert [told[line["id"]] for line in lines[:4]] == [
+        ("truncated", 9, 0.0),
+        ("finished", 0, 0.0),
+        ("finished", 0, 0.0),
+        ("truncated", 0, 0.0),
+    ]
+    assert len(told) == LIMIT * len(CATEGORIES)

@@ -21,7 +21,7 @@ LONGEST = 1 << 25
 """Bytes of a server's answer at most."""
 
 
-class Asked(threading.local):
+class RequestState(threading.local):
     """Item that a thread asks: which one, which step of it, whether the limit of tokens has cut any of its texts, and
     that limit in the last request."""
 
@@ -82,7 +82,7 @@ def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) ->
 
     if not isinstance(handler, OSSHandler | OpenAICompletionsHandler):
         raise StopError(f"handler {handler.registry_name!r} asks a vendor's API; it cannot speak to a server of ours")
-    now = Asked()
+    now = RequestState()
     handler.base_url = wanted["url"]
     handler.client = _client(handler, wanted, now)
     handler._parse_query_response_prompting = _watched(handler._parse_query_response_prompting, wanted, now)
@@ -112,7 +112,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: Asked) -> Callable[[Any], Any]:
+def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: RequestState) -> Callable[[Any], Any]:
     """A handler's reading of a response, which is first seen to be one and whose end is noted."""
 
     def watched(response: Any) -> Any:
@@ -120,12 +120,16 @@ def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: Asked) ->
             sign.write(b".")
         try:
             choice, used = response.choices[0], response.usage.completion_tokens
-            text, message = getattr(choice, "text", None), getattr(choice, "message", None)
+            text, message = (getattr(choice, name, None) for name in ("text", "message"))  # openai's two kinds
             sound = isinstance(used, int) and (isinstance(text, str) or message is not None)
         except (AttributeError, TypeError, IndexError, KeyError):
             sound = False
         if not sound:
             raise ValueError(NO_ANSWER)
+        if isinstance(text, str):  # half a character stops bfcl-eval when it writes
+            choice.text = text.encode("utf-8", "replace").decode()
+        elif isinstance(message.content, str):
+            message.content = message.content.encode("utf-8", "replace").decode()
         now.cut |= choice.finish_reason == "length" or (now.limit is not None and used >= now.limit)
         now.step += 1
         return parse(response)
@@ -133,7 +137,7 @@ def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: Asked) ->
     return watched
 
 
-def _client(handler: OSSHandler, wanted: dict[str, Any], now: Asked) -> OpenAI:
+def _client(handler: OSSHandler, wanted: dict[str, Any], now: RequestState) -> OpenAI:
     """An OpenAI client that asks for the served model as the settings say, within the wanted number of tokens and the
     model's context. It follows no redirect and reads no answer without end.
     """
