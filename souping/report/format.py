@@ -106,6 +106,11 @@ def p_value(value: Json) -> str:
     return "< 0.001" if given < 0.001 else f"{given:.3f}"
 
 
+def p_of(pair: Mapping[str, Json]) -> str:
+    """The p-value of a comparison, corrected for the looks where that is known."""
+    return p_value(pair.get("p_look", pair.get("p_value")))
+
+
 def weight(value: Json) -> str:
     given = number(value)
     return DASH if given is None else f"{given:.4g}"

@@ -26,7 +26,8 @@ from souping.report.format import (
     in_words,
     interval,
     kind_label,
-    p_value,
+    level,
+    p_of,
     percent,
     rho,
     short,
@@ -163,7 +164,7 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def forest(report: Report) -> Drawing | None:
-    """Soup minus each other row: the point, its 95 % interval, and the line of no difference."""
+    """Soup minus each other row: the point, its interval, and the line of no difference."""
     compared = [c for c in entries(report, "comparisons") if number(c.get("difference")) is not None]
     if not compared:
         return None
@@ -178,7 +179,7 @@ def forest(report: Report) -> Drawing | None:
             titles[f"pair{i}"] = _pair_title(comparison)
         axes.set_yticks(range(len(compared)), [_pair_label(report, c) for c in compared])
         axes.set_ylim(len(compared) - 0.4, -0.6)
-        axes.set_xlabel("soup minus the other, points (95 % interval)")
+        axes.set_xlabel(f"soup minus the other, points ({level(compared[0])} interval)")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -210,7 +211,7 @@ def _pair_title(comparison: Row) -> str:
     around_it = interval(comparison.get("low"), comparison.get("high"), sign=True)
     return (
         f"{clean(comparison.get('b'))}: {percent(comparison.get('difference'), sign=True)} points"
-        f" ({around_it or 'no interval'}), p {p_value(comparison.get('p_value'))}"
+        f" ({around_it or 'no interval'}), p {p_of(comparison)}"
     )
 
 
@@ -219,7 +220,7 @@ def _values_beside(axes: Axes, compared: Sequence[Row]) -> None:
     for i, comparison in enumerate(compared):
         shown = (
             percent(comparison.get("difference"), sign=True),
-            f"p {p_value(comparison.get('p_value'))}",
+            f"p {p_of(comparison)}",
         )
         for text, x, side in zip(shown, (1.07, 1.10), ("right", "left"), strict=True):
             axes.text(x, i, text, transform=axes.get_yaxis_transform(), va="center", ha=side, fontsize=8.5)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part
 from souping.report import outcomes, tables
-from souping.report.format import clean, count, in_words, interval, limits, p_value, percent, weight
+from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
 from souping.report.tables import Report, Row, TableGrid, by_category, differences, gate, overview, sentences
 
 REBUILD = (
@@ -72,7 +72,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     deployed = rows.get("best_single", {}).get("name")
     for pair in entries(report, "comparisons"):
         if deployed is not None and pair.get("b") == deployed and pair.get("kind", "best_single") == "best_single":
-            small = f"{limits(pair)}; p {p_value(pair.get('p_look', pair.get('p_value')))}"
+            small = f"{limits(pair)}; p {p_of(pair)}"
             shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
             break
     return shown

@@ -17,6 +17,7 @@ from souping.report.format import (
     kind_label,
     level,
     minus,
+    p_of,
     p_value,
     percent,
     rho,
@@ -119,7 +120,7 @@ def comparisons(report: Report) -> TableGrid:
             Cell(f"soup {minus('-')} {clean(c.get('b'))}", opponent(report, c)),
             percent(c.get("difference"), sign=True),
             interval(c.get("low"), c.get("high"), sign=True),
-            p_value(c.get("p_look", c.get("p_value"))),
+            p_of(c),
             *_adjusted(report, c),
             clean(c.get("test")).replace("_", " "),
             f"{count(c.get('n'))} / {count(c.get('groups'))}",
@@ -354,7 +355,7 @@ def sentences(report: Report) -> Iterator[str]:
         worst = min(compared, key=lambda pair: number(pair.get("low")) or 0.0, default=None)
         if not lost and worst is not None:
             least = percent(worst.get("low"), sign=True)
-            yield f"{name}: no regression shown; the intervals reach down to {least} points ({worst.get('b')})."
+            yield f"{name}: no regression shown; the intervals reach down to {least} points ({clean(worst.get('b'))})."
         parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
         if parts and len(part(entry, "coefficients")) > 1:
             names = in_words([f"{pair.get('category')} ({pair.get('b')}, {_change(pair)})" for pair in parts])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.types import Json, elements, entries, part, texts
 from souping.report import render
-from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_value, weight
+from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_of, weight
 from souping.report.sections import Section, headline, losses
 from souping.report.tables import Report, Row, TableGrid, gate, narrow, sentences
 
@@ -65,7 +65,7 @@ def also_table(report: Report) -> Table:
     from rich.text import Text
 
     made = plain_table(narrow(report))
-    made.caption, made.caption_style, made.caption_justify = Text("\n".join(sentences(report))), "", "left"
+    made.caption, made.caption_style, made.caption_justify = Text("\n".join(map(clean, sentences(report)))), "", "left"
     return made
 
 
@@ -97,7 +97,7 @@ def _keys(pair: Row) -> tuple[tuple[Json, Json], ...]:
 
 
 def _difference(pair: Row | None) -> list[str]:
-    return ["", ""] if pair is None else [brackets(pair, sign=True), p_value(pair.get("p_look", pair.get("p_value")))]
+    return ["", ""] if pair is None else [brackets(pair, sign=True), p_of(pair)]
 
 
 def _selected(report: Report, made: Table) -> Table:
@@ -133,7 +133,7 @@ def show_sheet(sections: Sequence[Section]) -> None:
     for section in sections:
         console.print(Text(section.title, style="bold"))
         for line in section.lines:
-            console.print(Padding(Text(line), (0, 0, 0, 2)))
+            console.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:
             console.print(plain_table(grid))
         if not section.grids:
