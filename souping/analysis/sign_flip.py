@@ -233,5 +233,15 @@ def _drawn_sums(
 def _every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
     """All counts of positive signs, [S, R], and the probability of each under fair signs, [S]."""
     plus = np.indices(tuple(number + 1)).reshape(len(number), -1).T
-    ways = [np.array([comb(int(n), k) / 2.0**n for k in range(n + 1)]) for n in number]
+    ways = [_fair(int(n)) for n in number]
     return plus, np.prod([way[plus[:, r]] for r, way in enumerate(ways)], axis=0)
+
+
+def _fair(number: int) -> FloatArray:
+    """Probabilities of 0, 1, .. heads of so many fair coins."""
+    if number <= 1000:  # beyond, the counts are no floats
+        return np.array([comb(number, heads) / 2.0**number for heads in range(number + 1)])
+    heads = np.arange(1, number + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log((number + 1 - heads) / heads))])
+    ways: FloatArray = np.exp(logs - logs.max())
+    return np.array(ways / ways.sum())

@@ -72,8 +72,8 @@ class Evaluation:
         answers: dict[str, list[Record]] = {item.id: [] for item in items}
         for block in self._blocks(asking, recipe, items):
             records = {**block.known, **self._ask(asking, recipe, block)}
-            for item in block.items:
-                answers[item.id].append(records[item.id])
+            for item in block.items:  # their tokens are in the store, and many
+                answers[item.id].append(replace(records[item.id], tokens=()))
             self.evaluated += len(block.asked)
             self.reused += len(block.items) - len(block.asked)
             self._advance(len(block.items))
@@ -122,7 +122,7 @@ def _block(
         if record is None and answer is not None and (record := asking.rescore(item, answer)) is not None:
             rescored.append(item)
         if record is not None:
-            known[item.id] = replace(record, item=item.id)
+            known[item.id] = record if record.item == item.id else replace(record, item=item.id)
     missing = tuple(item for item in members if item.id not in known)
     asked = tuple(own) if missing and asking.blocks_matter else missing
     return Block(

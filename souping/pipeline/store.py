@@ -306,8 +306,7 @@ def _known_columns() -> dict[str, set[str]]:
 def _unmarked(db: sqlite3.Connection) -> bool:
     """Whether a file without our mark is a store of an earlier layout, or one just begun."""
     there, known = _columns(db), _known_columns()
-    begun = all(columns <= known.get(name, set()) for name, columns in there.items())
-    return begun or there.keys() >= OLD
+    return there.keys() >= OLD or all(columns <= known.get(name, set()) for name, columns in there.items())
 
 
 class StoredAnswers:
@@ -315,6 +314,7 @@ class StoredAnswers:
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, int, str], Record] = {}
+        self._tokens: dict[tuple[str, int, str], bytes] = {}  # as numbers they take nine times the memory
         self._grades: dict[tuple[str, int, str], dict[str, tuple[float, str]]] = {}
         self._firsts: set[tuple[str, str]] = set()
 
@@ -344,17 +344,17 @@ class StoredAnswers:
                 outcome=OUTCOMES[OUTCOMES.index(outcome)],
                 reason=reason,
                 replicate=int(replicate),
-                tokens=tuple(np.frombuffer(tokens, "<i4").tolist()),
                 prompt_tokens=int(prompt_tokens),
                 prompt_key=prompt_key,
             )
+            self._tokens[key] = np.frombuffer(tokens, "<i4").tobytes()
         if scorer is not None and score is not None:
             self._grades.setdefault(key, {})[scorer] = (float(score), counts or "")
             if not replicate:
                 self._firsts.add((question, scorer))
 
     def answer(self, item: Item, replicate: int, block: str) -> Record | None:
-        """The answer, without a score."""
+        """The answer, without its score and its tokens."""
         return self._answers.get((item.question, replicate, block))
 
     def __len__(self) -> int:
@@ -372,7 +372,8 @@ class StoredAnswers:
         if grade is None:
             return None
         score, counts = grade
-        return replace(self._answers[key], score=score, statistics=tuple(json.loads(counts)) if counts else ())
+        statistics, tokens = json.loads(counts) if counts else (), np.frombuffer(self._tokens[key], "<i4").tolist()
+        return replace(self._answers[key], score=score, statistics=tuple(statistics), tokens=tuple(tokens))
 
 
 def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record: Record) -> int:

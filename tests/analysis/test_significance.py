@@ -286,3 +286,9 @@ def test_power_refuses_nonsense() -> None:
         power(100, 0.2, 0.1)
     with pytest.raises(UserError, match=r"power=1\.0"):
         minimal_detectable(100, power=1.0)
+
+
+@pytest.mark.parametrize("number", [1, 1000, 1001, 20_000])
+def test_so_many_coins_have_probabilities(number: int) -> None:
+    expected = stats.binom.pmf(np.arange(number + 1), number, 0.5)
+    np.testing.assert_allclose(module._fair(number), expected, rtol=1e-9, atol=1e-300)
