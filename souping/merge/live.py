@@ -24,7 +24,7 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import TAGS, size_of
-from souping.core.protocols import Pourable
+from souping.core.merge_protocols import Pourable
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.compatibility import VOCAB_RULES
 from souping.checkpoints.dtypes import TORCH_NAMES
-from souping.core.protocols import Pourable, Progress
+from souping.core.merge_protocols import Pourable
+from souping.core.protocols import Progress
 from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.methods import get_method
 from souping.merge.plan import MergePlan, carried, parse_size

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
-from souping.core.protocols import CandidatePool, Pourable, Progress, SoupPlan
+from souping.core.merge_protocols import CandidatePool, Pourable, SoupPlan
+from souping.core.protocols import Progress
 from souping.core.text import Seed, install, shown
 from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
 from souping.merge.local import check_choice, common_dtype

@@ -12,7 +12,8 @@ from souping.checkpoints.checkpoint import Checkpoint, end_tokens, fingerprint_o
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.pool import largest_bytes, measured
-from souping.core.protocols import CandidatePool, MergeBackend, Pourable, Progress, SoupPlan
+from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
+from souping.core.protocols import Progress
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
 from souping.merge.adapters.pool import AdapterPool

@@ -13,7 +13,7 @@ from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
-from souping.core.protocols import CandidatePool, MergeBackend
+from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import first_line, safe, shown
 from souping.core.types import Candidate, Json, Recipe, UserError
 from souping.merge.local import CHOICES, LocalMerge

@@ -20,12 +20,10 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings
 from souping.core.files import LOCK, hold, near_folder, sweep
+from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
 from souping.core.protocols import (
-    CandidatePool,
     Evaluator,
-    MergeBackend,
     ModuleSettings,
-    Pourable,
     Progress,
     Served,
 )

@@ -21,7 +21,8 @@ from souping.pipeline.models import SHARED_MEMORY, scratch_place
 from souping.report.format import in_words
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, MergeBackend, Part
+    from souping.core.merge_protocols import MergeBackend
+    from souping.core.protocols import Evaluator, Part
     from souping.pipeline.settings import RunSettings
 
 PROGRAM = 1_500_000_000

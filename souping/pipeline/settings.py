@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from souping.checkpoints.pool import Pool
+from souping.core.merge_protocols import MergeBackend
 from souping.core.protocols import (
     BenchmarkItems,
     Evaluator,
-    MergeBackend,
     Objective,
     ScoreSource,
     Selector,

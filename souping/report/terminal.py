@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.types import Json, elements, entries, part, texts
 from souping.report import render
-from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, p_of, weight
+from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, level, p_of, weight
 from souping.report.sections import Section, headline, losses
 from souping.report.tables import Report, Row, TableGrid, gate, narrow, sentences
 
@@ -39,10 +39,11 @@ def report_table(report: Report) -> Table:
     if not rows:
         return _selected(report, made)
     compared = {key: pair for pair in entries(report, "comparisons") for key in _keys(pair)}
+    width = level(next(iter(compared.values()), {}))
     columns: tuple[tuple[str, JustifyMethod], ...] = (
         ("model", "left"),
         ("score %", "right"),
-        ("soup minus it", "right"),
+        ("soup minus it" if width == "95 %" else f"soup minus it ({width})", "right"),
         ("p", "right"),
     )
     for name, side in columns:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
-from souping.core.protocols import CandidatePool, MergeBackend
+from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import install
 from souping.core.types import UserError
 from souping.merge.adapters.pool import AdapterPool

@@ -94,6 +94,8 @@ def measure(model: Path, tasks: Path, out: Path, names: tuple[str, ...] = TASKS,
 
     tracker = EvaluationTracker(output_path=str(out))
     arguments = {"pretrained": str(model), "dtype": settings.pop("dtype", "float32")}
+    if "max_length" in settings:
+        arguments["max_length"] = settings.pop("max_length")
     with patch("torch.utils.collect_env.get_pretty_env_info", lambda: ""):  # asks many commands, for seconds
         results = simple_evaluate(
             model="hf",

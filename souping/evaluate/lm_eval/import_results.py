@@ -9,6 +9,7 @@ itself.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
 from souping.core.text import first_line
-from souping.core.types import Item, Json, Record, UserError, elements, part
+from souping.core.types import Item, Json, Record, UserError, elements, number, part
+from souping.evaluate.engines import Answer
 from souping.evaluate.engines.transformers import load_tokenizer, quiet
-from souping.evaluate.lm_eval.model import HFLM_KEYS, build, run
+from souping.evaluate.lm_eval.generation import asked_prompt
+from souping.evaluate.lm_eval.model import HFLM_KEYS, build, run, scored
 from souping.evaluate.lm_eval.tasks import NEUTRAL, Loaded
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ PLACE = (
 """Model arguments that say where the model lies and runs; dtype is compared by what it came to."""
 OTHER_MODEL = ("load_in_4bit", "load_in_8bit", "quantization", "quantization_config", "gptqmodel", "autogptq", "delta")
 """Model arguments that make another model of the weights."""
+FOREVER = 2.0**35
+"""No measurement is later, in seconds since the epoch; a later date is no date."""
 NO_HASH = "lm_eval keeps no hash of the weights it measured: name, size and dates agree, more cannot be shown"
 
 
@@ -67,13 +72,13 @@ def read_samples(
     model = model_of(candidate.path, tokenizer, evaluator) if ours else None
     about_model = [*_model(files, candidate), *_settings(files, evaluator, model)] if model is not None else []
     for task in ours:
-        loaded, everything = evaluator.loaded[task], files.rows(task)
-        rows = {int(str(row["doc_id"])): row for row in everything if row["filter"] == loaded.metric.filter}
+        loaded = evaluator.loaded[task]
+        rows = files.rows(task, loaded.metric.filter)
         wanted = {number: row for number, row in rows.items() if f"{task}/{number}" in known}
         differences = [*about_model, *_task(files, task, loaded), *_documents(task, loaded, wanted)]
         records: Mapping[str, Record] = {}
         if model is not None and not any(not d.mild for d in differences):
-            records, asked = replay(model, evaluator.loaded, task, wanted, evaluator)
+            records, asked = replay(model, evaluator.loaded, task, wanted, evaluator, files.samples[task])
             differences += [*asked, *_sampled(files, wanted, evaluator)]
         skipped = {"not in the run": len(rows) - len(wanted), "not in the files": len(loaded.ids) - len(wanted)}
         yield ImportedAnswers(
@@ -100,8 +105,8 @@ def _model(files: HarnessFiles, candidate: CandidateFacts) -> Iterator[Differenc
         yield from compare("model_sha", sha, candidate.commit)
     if isinstance(count, int) and count > 0 and candidate.parameters and count not in candidate.parameters:
         yield Difference(key="model_num_parameters", in_files=count, in_run=max(candidate.parameters))
-    measured = files.results.get("date")
-    if candidate.written and isinstance(measured, int | float) and candidate.written > measured:
+    measured = files.date
+    if candidate.written and 0 < measured < candidate.written:
         then, now = (
             datetime.fromtimestamp(t, UTC).isoformat(timespec="minutes") for t in (measured, candidate.written)
         )
@@ -154,6 +159,8 @@ def _task(files: HarnessFiles, task: str, loaded: Loaded) -> Iterator[Difference
     shots = part(results, "n-shot").get(task, 0)
     yield from compare("num_fewshot", shots, loaded.task.get_config("num_fewshot") or 0)
     then, now = part(part(results, "configs"), task), _dumped(loaded.task)
+    if not then:
+        yield Difference(key=f"configuration of {task}", in_files=None, in_run=f"version {loaded.task.VERSION}")
     for key in sorted(set(then) & set(now) - {*NEUTRAL, "metadata", "num_fewshot", "fewshot_config"}):
         yield from compare(f"{key} of {task}", then[key], now[key])
 
@@ -170,11 +177,11 @@ def _documents(task: str, loaded: Loaded, rows: Mapping[int, Sample]) -> list[Di
     """The first document that is not what it was, by the harness's own hash of it."""
     from lm_eval.utils import handle_non_serializable, hash_string
 
-    for number, row in rows.items():
-        text = json.dumps(loaded.docs[number], indent=2, default=handle_non_serializable, ensure_ascii=False)
+    for doc, row in rows.items():
+        text = json.dumps(loaded.docs[doc], indent=2, default=handle_non_serializable, ensure_ascii=False)
         then, now = str(row["doc_hash"]), str(hash_string(text))
         if then != now:
-            return [Difference(key=f"doc_hash of {task}/{number}", in_files=then[:12], in_run=now[:12])]
+            return [Difference(key=f"doc_hash of {task}/{doc}", in_files=then[:12], in_run=now[:12])]
     return []
 
 
@@ -211,17 +218,27 @@ class HarnessFiles:
         pairs = (pair.partition("=") for pair in str(given).split(",") if pair)
         return {key: value for key, _, value in pairs}
 
-    def rows(self, task: str) -> list[Sample]:
-        """The samples of a task: one a document and filter.
+    @property
+    def date(self) -> float:
+        """When it was measured, seconds since the epoch; 0 where the files say nothing that is a time."""
+        seconds = number(self.results.get("date")) or 0.0
+        return seconds if 0 < seconds < FOREVER else 0.0
+
+    def rows(self, task: str, kept: str) -> dict[int, Sample]:
+        """{document: sample} of a task after the filter that is kept.
 
         Raises:
-            UserError: the file cannot be read, or a line is no sample of the harness.
+            UserError: the file cannot be read, a line is no sample of the harness, or a document stands there twice.
         """
-        path = self.samples[task]
-        rows = []
-        for number, line in enumerate(_text(path).split("\n"), start=1):  # not splitlines: answers hold U+2028
-            if line.strip():
-                rows.append(_row(line, f"{path}:{number}"))
+        path, rows = self.samples[task], dict[int, Sample]()
+        for count, line in enumerate(_text(path).split("\n"), start=1):  # not splitlines: answers hold U+2028
+            row = _row(line, f"{path}:{count}") if line.strip() else {}
+            if row.get("filter") != kept:
+                continue
+            doc = int(str(row["doc_id"]))
+            if doc in rows:
+                raise UserError(f"{path}:{count}: document {doc} stands there twice after filter {kept}")
+            rows[doc] = row
         return rows
 
 
@@ -241,16 +258,17 @@ def find_samples(paths: Sequence[Path]) -> list[HarnessFiles]:
             samples.setdefault(path, {}).update(_samples_beside(path))
     runs = [HarnessFiles(path=path, results=_results(path), samples=own) for path, own in samples.items()]
     runs = [run for run in runs if "configs" in run.results and run.samples]
-    return sorted(runs, key=lambda run: float(str(run.results.get("date") or 0)), reverse=True)
+    return sorted(runs, key=lambda run: run.date, reverse=True)
 
 
 def _below(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from (p for p in path.rglob("*.json*") if p.is_file())
-    elif path.is_file():
-        yield path
-    else:
-        raise UserError(f"{path}: there is no such file or folder")
+    try:
+        there = [p for p in path.rglob("*.json*") if p.is_file()] if path.is_dir() else [path]
+        if not path.is_dir() and not path.is_file():
+            raise UserError(f"{path}: there is no such file or folder")
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]}: cannot be read: {error.strerror}") from error
+    yield from there
 
 
 def _date(path: Path) -> str:
@@ -282,27 +300,36 @@ def _text(path: Path) -> str:
 
 
 def _results(path: Path) -> Mapping[str, Json]:
-    try:
-        results = json.loads(_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: not a results file of lm_eval: {error}") from error
+    results = _parsed(_text(path), f"{path}: not a results file of lm_eval")
     return results if isinstance(results, dict) else {}
 
 
-def _row(line: str, where: str) -> Sample:
+def _parsed(text: str, wrong: str) -> Json:
     try:
-        row = json.loads(line)
+        value: Json = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{where}: not a line of JSON, the file may be cut off: {error}") from error
+        raise UserError(f"{wrong}: {first_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{wrong}: it is nested too deeply") from error
+    return value
+
+
+def _row(line: str, where: str) -> Sample:
+    row = _parsed(line, f"{where}: not a line of JSON, the file may be cut off")
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: no sample of lm_eval: it is {type(row).__name__}, not an object")
     absent = [key for key in ("doc_id", "doc_hash", "arguments", "resps", "filter") if key not in row]
     if absent:
         raise UserError(f"{where}: no sample of lm_eval: it has no {absent[0]}")
-    if not isinstance(row["arguments"], dict):  # a list of lists before 0.4.3
+    if isinstance(row["arguments"], list):  # of lists, before 0.4.3
         row["arguments"] = {
-            f"gen_args_{i}": {f"arg_{j}": one for j, one in enumerate(parts)}
+            f"gen_args_{i}": {f"arg_{j}": one for j, one in enumerate(elements({"": parts}, ""))}
             for i, parts in enumerate(row["arguments"])
         }
-    row["doc_id"] = int(row["doc_id"])
+    kinds = {"doc_id": int, "doc_hash": str, "arguments": dict, "resps": list, "filter": str}
+    odd = [key for key, kind in kinds.items() if not isinstance(row[key], kind) or isinstance(row[key], bool)]
+    if odd:
+        raise UserError(f"{where}: no sample of lm_eval: its {odd[0]} is {row[odd[0]]!r:.60}")
     return {key: value for key, value in row.items() if key != "doc"}  # which may be a book; its hash is enough
 
 
@@ -331,12 +358,12 @@ def model_of(folder: Path, tokenizer: Path, evaluator: HarnessEvaluator) -> HFLM
 class Replay:
     """Stands in front of the harness's model: answers each request from the file, and compares what was asked.
 
-    `rows` are the samples by document number, `ids` the documents in the order in which they are asked. `differences`
-    holds the first request that the file does not know, by the part of it that differs.
+    `rows` are the samples of the file `source` by document number, asked in that order. `differences` holds the first
+    request that the file does not know, by the part of it that differs.
     """
 
-    def __init__(self, model: HFLM, task: str, rows: Mapping[int, Sample], ids: Sequence[int]) -> None:
-        self._model, self._task, self._rows, self._ids = model, task, rows, list(ids)
+    def __init__(self, model: HFLM, task: str, rows: Mapping[int, Sample], source: Path) -> None:
+        self._model, self._task, self._rows, self._ids, self._source = model, task, rows, sorted(rows), source
         self._told: Counter[tuple[int, int]] = Counter()
         self.differences: dict[str, Difference] = {}
 
@@ -349,13 +376,44 @@ class Replay:
         object.__setattr__(target, name, value)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        return [str(self._answer(request)) for request in requests]
+        answers = [self._answer(request) for request in requests]
+        for request, answer in zip(requests, answers, strict=True):
+            if not isinstance(answer, str):
+                raise self._odd(request, answer, "no text")
+        self._model.keep(requests, [asked_prompt(self._model, request) for request in requests])
+        return [str(answer) for answer in answers]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        return [_pair(self._answer(request)) for request in requests]
+        told = []
+        for request in requests:
+            answer = self._answer(request)
+            pair = elements({"": answer}, "")
+            if len(pair) != 2 or str(pair[1]) not in ("True", "False"):
+                raise self._odd(request, answer, "no log-likelihood with whether it is greedy")
+            told.append((self._likelihood(request, pair[0]), str(pair[1]) == "True"))
+            context, rest = request.args[:2]
+            pieces = self._model._encode_pair(context, rest) if context else None  # lm_eval's
+            self._model.keep([request], [scored(self._model, *pieces) if pieces else Answer()])
+        return told
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        return [_single(self._answer(request)) for request in requests]
+        answers = [self._answer(request) for request in requests]
+        values = [elements({"": answer}, "")[:1] or [answer] for answer in answers]
+        return [self._likelihood(request, value) for request, (value,) in zip(requests, values, strict=True)]
+
+    def _likelihood(self, request: Instance, value: Json) -> float:
+        """A log-likelihood, which the harness logs as text."""
+        try:
+            likelihood = float(str(value))
+        except ValueError:
+            likelihood = math.nan
+        if not likelihood < 1e-3:  # above 0 by rounding alone
+            raise self._odd(request, value, "no log-likelihood")
+        return likelihood
+
+    def _odd(self, request: Instance, answer: Json, what: str) -> UserError:
+        number = self._ids[request.doc_id]
+        return UserError(f"{self._source}: document {number} has {answer!r:.60} as an answer, which is {what}")
 
     def _answer(self, request: Instance) -> Json:
         number = self._ids[request.doc_id]
@@ -368,28 +426,33 @@ class Replay:
             return elements({"": answers[request.idx]}, "")[told]
         except IndexError:
             raise UserError(
-                f"{self._task}/{number}: the files hold {len(answers)} requests, {told} answers to each; "
+                f"{self._source}: document {number} has {len(answers)} requests, {told} answers to each; "
                 "the run makes more"
             ) from None
 
     def _compare(self, request: Instance, row: Sample, item: str) -> None:
         """The request as it is made now against the one that was made then."""
         then = part(part(row, "arguments"), f"gen_args_{request.idx}")
-        for number, what in enumerate(ARGUMENTS[request.request_type]):
-            now = _plain(request.args[number])
-            if then.get(f"arg_{number}") != now and what not in self.differences:
-                before, after = _apart(then.get(f"arg_{number}"), now)
+        for place, what in enumerate(ARGUMENTS[request.request_type]):
+            now = _plain(request.args[place])
+            if then.get(f"arg_{place}") != now and what not in self.differences:
+                before, after = _apart(then.get(f"arg_{place}"), now)
                 self.differences[what] = Difference(key=f"{what} of {item}", in_files=before, in_run=after)
 
 
 def replay(
-    model: HFLM, loaded: Mapping[str, Loaded], task: str, rows: Mapping[int, Sample], evaluator: HarnessEvaluator
+    model: HFLM,
+    loaded: Mapping[str, Loaded],
+    task: str,
+    rows: Mapping[int, Sample],
+    evaluator: HarnessEvaluator,
+    source: Path,
 ) -> tuple[dict[str, Record], list[Difference]]:
     """({item id: record}, differences between the requests then and now) of the documents that `rows` has."""
     ids = sorted(rows)
     if not ids:
         return {}, []
-    front = Replay(model, task, rows, ids)
+    front = Replay(model, task, rows, source)
     records = run(front, loaded, {task: ids}, evaluator)
     return records, list(front.differences.values())
 
@@ -408,13 +471,3 @@ def _apart(then: Json, now: Json) -> tuple[Json, Json]:
     start = max(0, same - 10)
     before, after = (("..." if start else "") + text[start : start + 40] for text in (then, now))
     return before, after
-
-
-def _pair(answer: Json) -> tuple[float, bool]:
-    """(log-likelihood, whether greedy decoding gives it); the harness logs both as texts."""
-    likelihood, greedy = elements({"": answer}, "")
-    return float(str(likelihood)), str(greedy) == "True"
-
-
-def _single(answer: Json) -> float:
-    return float(str(elements({"": answer}, "")[0] if isinstance(answer, list) else answer))

@@ -332,10 +332,7 @@ def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator
 
 @cache
 def live_class() -> type[HFLM]:
-    """HFLM that tells how answers end, without progress bars, with tool schemas in the chat template.
-
-    `answers` is {(task, place of the document): answers to its requests}, of likelihoods without text.
-    """
+    """HFLM that tells how answers end, without progress bars, with tool schemas in the chat template."""
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):  # type: ignore[misc]
@@ -345,7 +342,7 @@ def live_class() -> type[HFLM]:
         prefix_fits: bool | None = None
         told = False
         asking: Asking
-        answers: dict[tuple[str, int], list[Answer]]
+        answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document; likelihoods have no text
         _scored: list[Instance] | None = None
 
         def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:

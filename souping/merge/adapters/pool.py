@@ -15,7 +15,8 @@ from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
 from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.files import staged, write_files
-from souping.core.protocols import CandidatePool, MergeBackend, Progress, SoupPlan
+from souping.core.merge_protocols import CandidatePool, MergeBackend, SoupPlan
+from souping.core.protocols import Progress
 from souping.core.text import shown
 from souping.core.types import Json, Recipe, UserError
 from souping.merge.adapters.base import (

@@ -266,6 +266,112 @@ class TestRefused:
         assert "--accept weights" in done.err
 
 
+def edited(folder: Path, task: str, **changes: Any) -> Path:
+    """The folder, with other values in the third sample of a task; `None` takes the key away."""
+    path = next(folder.rglob(f"samples_{task}_*"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2] = {key: value for key, value in {**lines[2], **changes}.items() if value is not None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+class TestHostileFiles:
+    """Whatever the files hold ends in a line, and nothing is written."""
+
+    @pytest.mark.parametrize(
+        ("task", "changes", "says"),
+        [
+            ("tiny_mc", {"doc_id": None}, "it has no doc_id"),
+            ("tiny_mc", {"doc_id": 1e400}, "its doc_id is inf"),
+            ("tiny_mc", {"doc_id": "two"}, "its doc_id is 'two'"),
+            ("tiny_mc", {"doc_id": True}, "its doc_id is True"),
+            ("tiny_mc", {"doc_id": 1}, "document 1 stands there twice"),
+            ("tiny_mc", {"doc_hash": {"a": [1]}}, "its doc_hash is {'a': [1]}"),
+            ("tiny_mc", {"arguments": 7}, "its arguments is 7"),
+            ("tiny_mc", {"arguments": [7, None]}, "of tiny_mc/2"),
+            ("tiny_mc", {"arguments": {"gen_args_0": [1]}}, "of tiny_mc/2"),
+            ("tiny_mc", {"resps": "text"}, "its resps is 'text'"),
+            ("tiny_mc", {"resps": []}, "document 2 has 0 requests, 0 answers to each"),
+            ("tiny_mc", {"resps": [[["-1.0", "True"]]]}, "document 2 has 1 requests"),
+            ("tiny_mc", {"resps": [["-1.0"]] * 3}, "no log-likelihood with whether it is greedy"),
+            ("tiny_mc", {"resps": [[["-1.0", "perhaps"]]] * 3}, "no log-likelihood with whether it is greedy"),
+            ("tiny_mc", {"resps": [[["nan", "True"]]] * 3}, "has 'nan' as an answer, which is no log-likelihood"),
+            ("tiny_mc", {"resps": [[[1e308, "True"]]] * 3}, "has 1e+308 as an answer, which is no log-likelihood"),
+            ("tiny_mc", {"resps": [[[{}, "True"]]] * 3}, "has {} as an answer, which is no log-likelihood"),
+            ("tiny_gen", {"resps": [[5]]}, "has 5 as an answer, which is no text"),
+            ("tiny_gen", {"resps": [[{"a": "b"}]]}, "as an answer, which is no text"),
+            ("tiny_bleu", {"resps": [[None]]}, "has None as an answer, which is no text"),
+            ("tiny_gen", {"filter": 3}, "its filter is 3"),
+        ],
+    )
+    def test_a_sample(
+        self, kit: Path, tmp_path: Path, adopt: Any, task: str, changes: dict[str, Any], says: str
+    ) -> None:
+        done = adopt(str(edited(changed(kit, tmp_path), task, **changes)))
+        assert done.code == 2
+        assert says in done.err
+        store = tmp_path / "store.sqlite"
+        assert not store.exists() or not [item for _, item in rows(store) if item.startswith(task)]
+
+    @pytest.mark.parametrize("line", ["[1, 2]", "7", "null", '"x"', "{}", "[" * 5000, "{" * 99, "\x00", "1" * 5000])
+    def test_a_line(self, kit: Path, tmp_path: Path, adopt: Any, line: str) -> None:
+        copy = changed(kit, tmp_path)
+        path = next(copy.rglob("samples_tiny_mc_*"))
+        path.write_text(path.read_text() + line + "\n")
+        done = adopt(str(copy))
+        done.refused(f"{path}:{DOCS + 1}: ")
+        assert not (tmp_path / "store.sqlite").exists() or not rows(tmp_path / "store.sqlite")
+
+    @pytest.mark.parametrize("text", ["", "[]", "7", "{" * 9, "[" * 5000, "\x00", '{"configs": ' + "9" * 5000 + "}"])
+    def test_results_that_are_none(self, kit: Path, tmp_path: Path, adopt: Any, text: str) -> None:
+        copy = changed(kit, tmp_path)
+        path = next(copy.rglob("results_*.json"))
+        path.write_text(text)
+        adopt(str(copy)).refused("not a results file of lm_eval" if text not in ("[]", "7") else "nothing to adopt")
+
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"configs": []}, "configuration of the task is None in the files"),
+            ({"configs": {"tiny_mc": 7}}, "configuration of the task is None in the files"),
+            ({"versions": 3}, "is 'None' in the files"),
+            ({"config": "x"}, ""),
+            ({"config.model_args": 7}, ""),
+            ({"config.model_args": {"pretrained": ["a"], "delta": {"b": [1]}}}, "model_args.delta"),
+            ({"date": "yesterday"}, ""),
+            ({"date": float("nan")}, ""),
+            ({"date": 1e300}, ""),
+            ({"model_name": "\x00"}, ""),
+            ({"model_name": "~nobody-here/x"}, "~nobody-here/x"),
+            ({"model_name": "x" * 9000}, "no candidate is"),
+            ({"model_name": {"a": 1}}, "no candidate is"),
+            ({"max_length": [1]}, "max_length is [1] in the files"),
+            ({"config.model_num_parameters": "many"}, ""),
+            ({"n-shot": {"tiny_mc": None}}, "num_fewshot"),
+        ],
+    )
+    def test_values_of_other_kinds(
+        self, kit: Path, tmp_path: Path, adopt: Any, changes: dict[str, Any], says: str
+    ) -> None:
+        done = adopt(str(changed(kit, tmp_path, **changes)))
+        assert done.code in (0, 2), done.err
+        assert says in done.err
+        assert "Traceback" not in done.err + done.out
+
+    def test_what_the_file_can_prove_of_how_answers_ended(self, kit: Path, tmp_path: Path, adopt: Any) -> None:
+        import sqlite3
+
+        assert adopt(str(kit / "old" / "ant")).code == 0
+        with sqlite3.connect(tmp_path / "store.sqlite") as db:
+            found = db.execute("SELECT DISTINCT outcome, prompt_tokens > 0, tokens FROM answers").fetchall()
+        assert found == [("finished", 1, b"")]
+        old = measure(kit / "ant", kit / "tasks", tmp_path / "short", ("tiny_gen",), max_length=9)
+        assert adopt(str(old), "evaluator.max_length=9").code == 0
+        with sqlite3.connect(tmp_path / "store.sqlite") as db:
+            cut = db.execute("SELECT DISTINCT reason FROM answers WHERE outcome = 'truncated'").fetchall()
+        assert cut == [("the prompt was cut on the left to fit the context of 9 tokens",)]
+
+
 class TestTheCommandLine:
     def test_a_model_that_moved(self, kit: Path, tmp_path: Path, adopt: Any) -> None:
         old = str(changed(kit, tmp_path, model_name="somewhere/else"))

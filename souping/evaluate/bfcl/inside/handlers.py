@@ -120,7 +120,8 @@ def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: RequestSt
             sign.write(b".")
         try:
             choice, used = response.choices[0], response.usage.completion_tokens
-            text, message = (getattr(choice, name, None) for name in ("text", "message"))  # openai's two kinds
+            text: str | None = getattr(choice, "text", None)  # openai's completions; its chat has messages
+            message: Any = getattr(choice, "message", None)  # openai's
             sound = isinstance(used, int) and (isinstance(text, str) or message is not None)
         except (AttributeError, TypeError, IndexError, KeyError):
             sound = False

@@ -1,0 +1,159 @@
+"""Protocols of whatever merges: backends, the pools that they open, and live modules that become soups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from souping.core.protocols import Part, Progress
+from souping.core.types import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Pourable(Protocol):
+    """Live module that becomes one soup after another."""
+
+    def pour(self, recipe: Recipe) -> None: ...
+
+
+class SoupPlan(Protocol):
+    """Recipe worked out: what is read, done and written."""
+
+    def describe(self) -> str:
+        """The plan in a few lines, for people."""
+        ...
+
+    def save(self, path: Path) -> Path | None:
+        """The plan as a file that a soup can be made from; None where plans of this kind are not saved."""
+        return None
+
+
+class CandidatePool(Part, Protocol):
+    """Candidates opened (headers only), checked against each other and aligned once: full models, or adapters.
+
+    Per recipe only weights change. `home` is a complete folder of the pool's architecture.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a reader of the report must know of the candidates (UserError where they do not fit each other)."""
+        ...
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]: ...
+
+    @property
+    def seen(self) -> Mapping[str, Path]:
+        """{content fingerprint: folder} of all that a rebuild would look for: candidates, base model."""
+        ...
+
+    @property
+    def home(self) -> Path: ...
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of named weights, ingredients in the pool's order."""
+        ...
+
+    def plan(self, recipe: Recipe) -> SoupPlan: ...
+
+    def live(self, module: torch.nn.Module) -> Pourable: ...
+
+    def write(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """The soup as a folder, whole or not at all."""
+        ...
+
+    def check_tokenizers(self) -> None:
+        """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with (UserError)."""
+        ...
+
+    def tokenizer_folder(self, recipe: Recipe) -> Path:
+        """Where the soup's tokenizer lies."""
+        ...
+
+    def own_folder(self, recipe: Recipe) -> Path | None:
+        """The candidate's own folder, where the recipe is that candidate as it lies there."""
+        return None
+
+    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+        """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
+        return ()
+
+    @property
+    def soup_bytes(self) -> int:
+        """Bytes that a soup takes as a folder, at most."""
+        ...
+
+
+class MergeBackend(Part, Protocol):
+    """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
+
+    `adapters` is `keep` or `merge`, or None where only full models are mixed; `carry` names the ingredient whose config
+    and tokenizer the soup gets.
+    """
+
+    @property
+    def method(self) -> str:
+        return "linear"
+
+    @property
+    def base(self) -> str | None:
+        """Folder or Hub name of the base model, where there is one."""
+        return None
+
+    @property
+    def dtype(self) -> str | None:
+        """The soup's dtype by torch's name; None for the ingredients' own."""
+        return None
+
+    @property
+    def vocab(self) -> str:
+        return "error"
+
+    @property
+    def nonfinite(self) -> str:
+        return "error"
+
+    @property
+    def allow_pickle(self) -> bool:
+        return False
+
+    @property
+    def resident(self) -> str:
+        return "none"
+
+    @property
+    def adapters(self) -> str | None:
+        return None
+
+    @property
+    def max_shard_size(self) -> str | int:
+        return "5GB"
+
+    @property
+    def overrides(self) -> Mapping[str, Sequence[float]] | None:
+        return None
+
+    @property
+    def carry(self) -> str | None:
+        return None
+
+    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
+        """This backend with other settings; those that it does not have are left out."""
+        ...
+
+    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+        """The pool of these candidates; `cache` keeps digests of files."""
+        ...
