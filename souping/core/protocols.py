@@ -15,6 +15,7 @@ import numpy as np
 
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.types import (
+    Cell,
     Correlations,
     FloatArray,
     Item,
@@ -24,6 +25,7 @@ from souping.core.types import (
     Recipe,
     Record,
     Result,
+    SearchSpace,
     Selection,
     Trial,
     Weights,
@@ -91,17 +93,28 @@ class Selector(Protocol):
 
 
 class Optimiser(Protocol):
-    """Running weight search. Several asks may be open; results come back in any order."""
+    """Running weight search. Several cells may be open; results come back in any order.
 
-    def ask(self) -> Weights | None: ...
+    What it asks follows from the seed and from what it was told, not from its limits, so that a larger budget goes on
+    where a smaller one ended. `ask` gives None when it wants a result first, and at the end when none is open.
+    """
 
-    def tell(self, weights: Weights, result: Result) -> None: ...
+    def ask(self) -> Cell | None: ...
+
+    def tell(self, cell: Cell, result: Result) -> None: ...
 
     def best(self) -> Weights: ...
 
+    def summary(self) -> Mapping[str, Json]:
+        """What the search says of itself, for `report.json` and readers."""
+        return {}
+
 
 class Strategy(Protocol):
-    """Settings of an optimiser, checked at composition; `start` opens a search over the ingredients."""
+    """Settings of an optimiser, checked at composition; `start` opens a search over the ingredients.
+
+    `trials` limits soups, `budget` items that are answered, `tokens` those generated, `seconds` the time of answering.
+    """
 
     @property
     def trials(self) -> int | None: ...
@@ -109,7 +122,15 @@ class Strategy(Protocol):
     @property
     def budget(self) -> int | None: ...
 
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Optimiser: ...
+    @property
+    def tokens(self) -> int | None:
+        return None
+
+    @property
+    def seconds(self) -> float | None:
+        return None
+
+    def start(self, space: SearchSpace, seed: int) -> Optimiser: ...
 
     def count(self, size: int) -> int | None: ...
 
@@ -117,6 +138,10 @@ class Strategy(Protocol):
 
     def known_points(self, size: int) -> Sequence[Weights] | None:
         """All weights that will be asked for, where they are known beforehand."""
+        return None
+
+    def workload(self, size: int, items: int) -> tuple[int, int] | None:
+        """(expected, most) items answered of a search that asks parts of a fold of so many; None for whole folds."""
         return None
 
 

@@ -280,17 +280,60 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Soup on items of the search fold, by their positions in it; None stands for the whole fold, decoded plainly.
+
+    It wants `scores`, or `margins`: how much likelier the soup finds right answers than wrong ones, without generating.
+    """
+
+    weights: Weights
+    items: tuple[int, ...] | None = None
+    wants: Literal["scores", "margins"] = "scores"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """Outcome of a trial on the search fold: the objective and its parts, fractions of 1."""
+    """Outcome of a cell: the objective and its parts (fractions of 1), and what it cost.
+
+    `values` are the items' scores (or margins, nan where none can be had) in the cell's order. `objective` is nan where
+    a category has no item here. `seconds` and `tokens` (generated) were measured when the answers were first given.
+    """
 
     objective: float
     categories: Mapping[str, float]
     items: int
+    values: FloatArray = field(default_factory=lambda: np.zeros(0), compare=False)
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """What a weight search is over: ingredients [K], and the search fold item by item [I].
+
+    `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
+    [K, I] are the ingredients' own scores, where they are known. In batches of fewer than `block` items asking is slow;
+    1 where that does not matter. With `whole` only whole folds may be asked (several prompt handlers, corpus metrics).
+    `margins` says whether they can be had.
+    """
+
+    ingredients: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    singles: FloatArray | None = None
+    block: int = 1
+    whole: bool = False
+    margins: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One recipe evaluated inside a run. `handler` is how it was asked, where the evaluator has a choice."""
+    """One recipe evaluated inside a run. `handler` is how it was asked, where the evaluator has a choice.
+
+    One that is not `whole` was dropped before it had answered all items: its means are those of a few, no one's equals.
+    """
 
     number: int
     recipe: Recipe
@@ -298,3 +341,4 @@ class Trial:
     result: Result
     reused: int = 0
     handler: str = ""
+    whole: bool = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.text import shown
-from souping.core.types import FOLDS, Fold, Item, UserError
+from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
 from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds, split_folds
 from souping.pipeline.baseline_gate import check_names
@@ -150,7 +150,7 @@ def _check_soup(run: RunSettings, pool: OpenPool, ingredients: tuple[str, ...]) 
         return
     points = run.optimiser.known_points(size)
     if points is None and run.optimiser.count(size) == 1:
-        run.optimiser.start(ingredients, pool.names, run.seed)
+        run.optimiser.start(SearchSpace(ingredients=ingredients, candidates=pool.names), run.seed)
     pool.pool.plan(pool.uniform(ingredients))
 
 

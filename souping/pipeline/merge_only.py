@@ -15,7 +15,7 @@ from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
 from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import first_line, safe, shown
-from souping.core.types import Candidate, Json, Recipe, UserError
+from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
 from souping.merge.local import CHOICES, LocalMerge
 from souping.merge.mergekit import Imported, MergekitMerge, from_yaml, to_yaml
 from souping.merge.plan import MOST, is_number, recipe_from_dict
@@ -38,8 +38,8 @@ def merge(run: RunSettings) -> Path | None:
             _say(f"note: {warning}")
         if run.optimiser.count(len(pool.names)) != 1:
             raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
-        weights = run.optimiser.start(pool.names, pool.names, run.seed).ask() or ()
-        recipe = pool.recipe(dict(zip(pool.names, weights, strict=True)))
+        cell = run.optimiser.start(SearchSpace(ingredients=pool.names, candidates=pool.names), run.seed).ask()
+        recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
         return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
 
 

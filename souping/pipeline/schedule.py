@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from souping.core.types import Fold, Item, Recipe, Selection, Trial
+from souping.core.types import Fold, Item, Recipe, SearchSpace, Selection, Trial
 from souping.pipeline.evidence import Contender
 from souping.search.loop import SearchResult, result_of, search
 from souping.selection.selectors import ranking
@@ -107,7 +107,7 @@ def perform(
         result = result_of(evaluation.scores(recipe, stage.items), run.objective)
         return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
     return search(
-        run.optimiser.start(stage.ingredients, pool.names, run.seed),
+        run.optimiser.start(SearchSpace(ingredients=stage.ingredients, candidates=pool.names), run.seed),
         run.optimiser,
         lambda weights: pool.recipe(dict(zip(stage.ingredients, weights, strict=True))),
         evaluation,

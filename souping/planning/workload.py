@@ -15,7 +15,7 @@ import numpy as np
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, Selection, UserError
+from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, UserError
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
@@ -156,8 +156,9 @@ class WorkCounter:
         strategy, size = self.run.optimiser, len(ingredients)
         weights = strategy.known_points(size)
         if weights is None and strategy.count(size) == 1:
-            first = strategy.start(ingredients, self.pool.names, self.run.seed).ask()
-            weights = [first] if first is not None else []
+            space = SearchSpace(ingredients=tuple(ingredients), candidates=self.pool.names)
+            first = strategy.start(space, self.run.seed).ask()
+            weights = [first.weights] if first is not None else []
         return [self.pool.recipe(dict(zip(ingredients, point, strict=True))) for point in weights or ()]
 
     def _from_store(self, stage: SearchStage) -> tuple[list[Ask], PlannedWinner] | None:

@@ -52,9 +52,10 @@ def search(
     trials: list[Trial] = []
     best: dict[Weights, Trial] = {}
     while _may_go_on(strategy, len(trials), len(items)):
-        weights = optimiser.ask()
-        if weights is None:
+        cell = optimiser.ask()
+        if cell is None:
             break
+        weights = cell.weights
         recipe, first = recipe_of(weights), len(trials)
         for handler in evaluation.handlers(recipe):
             if _may_go_on(strategy, len(trials), len(items)):
@@ -67,7 +68,7 @@ def search(
                 trials.append(trial)
                 tell(trial)
         best[weights] = max(trials[first:], key=lambda trial: trial.result.objective)
-        optimiser.tell(weights, best[weights].result)
+        optimiser.tell(cell, best[weights].result)
     winner = best[optimiser.best()]
     return SearchResult(
         recipe=winner.recipe,

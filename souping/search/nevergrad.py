@@ -15,7 +15,7 @@ import numpy as np
 from souping.core import simplex
 from souping.core.protocols import Strategy
 from souping.core.text import Count, first_line
-from souping.core.types import FloatArray, Result, UserError, Weights
+from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
 from souping.search.points import Search, anchors, check_limits
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Nevergrad(Strategy):
         given = (self.parametrisation, self.step, self.trials)
         return ", ".join([name for name in dict.fromkeys(near) if not _trouble(name, *given)][:3])
 
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> NevergradSearch:
-        return NevergradSearch(self, len(ingredients), seed)
+    def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
+        return NevergradSearch(self, len(space.ingredients), seed)
 
     def count(self, size: int) -> int | None:
         return self.trials
@@ -143,7 +143,7 @@ class NevergradSearch(Search):
         parameter = _parameter(settings.parametrisation, settings.step, size)
         self._optimiser = _build(settings.name, parameter, settings.trials, seed)
 
-    def ask(self) -> Weights | None:
+    def ask(self) -> Cell | None:
         if self.points:
             return super().ask()
         candidate = self._optimiser.ask()
@@ -151,7 +151,7 @@ class NevergradSearch(Search):
         self._open.setdefault(weights, []).append(candidate)
         if weights not in self.asked:
             self.asked.append(weights)
-        return weights
+        return Cell(weights=weights)
 
     def _decode(self, value: Sequence[float] | FloatArray) -> Weights:
         if self._settings.parametrisation == "lattice":
@@ -160,7 +160,7 @@ class NevergradSearch(Search):
         raw = np.exp(raw - raw.max()) if self._settings.parametrisation == "softmax" else raw + 1e-9
         return tuple(float(w) for w in raw / raw.sum())
 
-    def tell(self, weights: Weights, result: Result) -> None:
-        super().tell(weights, result)
-        if self._open.get(weights):
-            self._optimiser.tell(self._open[weights].pop(0), -result.objective)
+    def tell(self, cell: Cell, result: Result) -> None:
+        super().tell(cell, result)
+        if self._open.get(cell.weights):
+            self._optimiser.tell(self._open[cell.weights].pop(0), -result.objective)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.text import Count
-from souping.core.types import Result, UserError, Weights
+from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 
 @dataclass
@@ -27,14 +27,14 @@ class Search(Optimiser):
     results: dict[Weights, float] = field(default_factory=dict)
     asked: list[Weights] = field(default_factory=list)
 
-    def ask(self) -> Weights | None:
+    def ask(self) -> Cell | None:
         if not self.points:
             return None
         self.asked.append(self.points.pop(0))
-        return self.asked[-1]
+        return Cell(weights=self.asked[-1])
 
-    def tell(self, weights: Weights, result: Result) -> None:
-        self.results[weights] = result.objective
+    def tell(self, cell: Cell, result: Result) -> None:
+        self.results[cell.weights] = result.objective
 
     def best(self) -> Weights:
         if not self.results:
@@ -90,8 +90,8 @@ class Grid(Strategy):
         known = anchors(size)
         return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
 
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
-        return Search(self.known_points(len(ingredients)))
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        return Search(self.known_points(len(space.ingredients)))
 
     def count(self, size: int) -> int | None:
         return capped(len(self.known_points(size)), self.trials)
@@ -113,8 +113,8 @@ class Uniform(Strategy):
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
 
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
-        return Search(self.known_points(len(ingredients)))
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        return Search(self.known_points(len(space.ingredients)))
 
     def known_points(self, size: int) -> list[Weights]:
         return [simplex.uniform(size)]
@@ -138,12 +138,13 @@ class Fixed(Strategy):
         check_limits(self.trials, self.budget)
         simplex.check_weights(self.weights)
 
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> Search:
+    def start(self, space: SearchSpace, seed: int) -> Search:
         """One point.
 
         Raises:
             UserError: the number of weights fits neither, or a candidate that was not selected has a weight.
         """
+        ingredients, candidates = space.ingredients, space.candidates
         if len(self.weights) == len(candidates) != len(ingredients):
             given = dict(zip(candidates, self.weights, strict=True))
             lost = [name for name in candidates if given[name] and name not in ingredients]
@@ -195,8 +196,8 @@ class GreedySoup(Strategy):
     def __post_init__(self) -> None:
         check_limits(self.trials, self.budget)
 
-    def start(self, ingredients: Sequence[str], candidates: Sequence[str], seed: int) -> GreedySearch:
-        return GreedySearch(len(ingredients))
+    def start(self, space: SearchSpace, seed: int) -> GreedySearch:
+        return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
         return capped(2 * size - 1, self.trials)
@@ -212,14 +213,15 @@ class GreedySearch(Search):
         super().__init__(simplex.vertices(size))
         self._size = size
 
-    def ask(self) -> Weights | None:
+    def ask(self) -> Cell | None:
         """The next soup that the walk needs; results still open count as rejected until they come in."""
         if self.points:
             return super().ask()
         fresh = next((w for w, _ in self._walk() if w not in self.asked), None)
-        if fresh is not None:
-            self.asked.append(fresh)
-        return fresh
+        if fresh is None:
+            return None
+        self.asked.append(fresh)
+        return Cell(weights=fresh)
 
     def best(self) -> Weights:
         """The soup as grown so far."""

@@ -12,7 +12,7 @@ import pytest
 
 from souping.core.objectives import Mean
 from souping.core.protocols import Served
-from souping.core.types import Item, Recipe, Record
+from souping.core.types import Item, Recipe, Record, SearchSpace
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import IMPORTED, Store
 from souping.search.loop import search
@@ -67,7 +67,7 @@ def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict
     heard: list[int] = []
     with Store(tmp_path / "s") as store:
         found = search(
-            strategy.start(("a", "b"), ("a", "b"), 0),
+            strategy.start(SearchSpace(ingredients=("a", "b")), 0),
             strategy,
             lambda weights: recipe(*weights),
             evaluation(store, judge),

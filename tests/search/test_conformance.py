@@ -9,7 +9,7 @@ from souping.core.types import UserError
 from souping.search.nevergrad import Nevergrad
 from souping.search.points import Fixed, GreedySoup, Grid, Uniform
 from tests.support.choices import differing, each
-from tests.support.searches import NAMES, result, run
+from tests.support.searches import result, run, space
 
 ROWS: dict[str, list[Strategy]] = {
     "grid": [Grid(), Grid(trials=12)],
@@ -44,11 +44,11 @@ class TestStrategy:
         assert run(strategy, seed=3)[0] == run(strategy, seed=3)[0]
 
     def test_results_may_come_back_in_any_order(self, strategy: Strategy) -> None:
-        optimiser = strategy.start(NAMES, NAMES, 0)
-        asked = [w for w in (optimiser.ask() for _ in range(5)) if w is not None]
-        for weights in reversed(asked):
-            optimiser.tell(weights, result(weights))
-        assert optimiser.best() in asked
+        optimiser = strategy.start(space(), 0)
+        asked = [cell for cell in (optimiser.ask() for _ in range(5)) if cell is not None]
+        for cell in reversed(asked):
+            optimiser.tell(cell, result(cell.weights))
+        assert optimiser.best() in [cell.weights for cell in asked]
 
     def test_it_says_what_it_will_do(self, strategy: Strategy) -> None:
         count = strategy.count(3)
@@ -57,11 +57,11 @@ class TestStrategy:
 
     def test_a_search_without_a_result_has_no_best(self, strategy: Strategy) -> None:
         with pytest.raises(UserError, match=r"optimiser\.trials"):
-            strategy.start(NAMES, NAMES, 0).best()
+            strategy.start(space(), 0).best()
 
     def test_it_is_a_strategy_and_opens_an_optimiser(self, strategy: Strategy) -> None:
         assert Strategy in type(strategy).__mro__
-        assert Optimiser in type(strategy.start(NAMES, NAMES, 0)).__mro__
+        assert Optimiser in type(strategy.start(space(), 0)).__mro__
 
     def test_it_asks_no_more_than_it_says(self, strategy: Strategy) -> None:
         asked, _ = run(strategy)

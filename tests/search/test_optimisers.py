@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from souping.core import simplex
-from souping.core.types import Result, UserError, Weights
+from souping.core.types import Cell, Result, UserError, Weights
 from souping.search.nevergrad import Nevergrad
 from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
-from tests.support.searches import NAMES, run
+from tests.support.searches import run, space
 
 
 @pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
@@ -41,9 +41,9 @@ def test_grid_says_its_number_of_points() -> None:
 def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
     search = Search([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
     flat = Result(objective=0.7, categories={}, items=1)
-    for weights in [search.ask() for _ in range(3)][::-1]:
-        assert weights is not None
-        search.tell(weights, flat)
+    for cell in [search.ask() for _ in range(3)][::-1]:
+        assert cell is not None
+        search.tell(cell, flat)
     assert search.best() == (1.0, 0.0)
 
 
@@ -60,7 +60,7 @@ def test_nevergrad_names_the_nearest_optimiser() -> None:
     with pytest.raises(UserError, match="never ends by itself"):
         Nevergrad(trials=None)
     with pytest.raises(UserError, match="no lattice point"):
-        Nevergrad(parametrisation="lattice", step=0.5).start(NAMES, NAMES, 0)
+        Nevergrad(parametrisation="lattice", step=0.5).start(space(), 0)
 
 
 def test_seeds_change_nevergrads_proposals() -> None:
@@ -68,31 +68,30 @@ def test_seeds_change_nevergrads_proposals() -> None:
 
 
 def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
-    pool = ("a", "b", "c")
-    assert Fixed(weights=[0.4, 0.6]).start(("a", "c"), pool, 0).ask() == (0.4, 0.6)
-    assert Fixed(weights=[0.4, 0, 0.6]).start(("a", "c"), pool, 0).ask() == (0.4, 0.6)
+    for given in ([0.4, 0.6], [0.4, 0, 0.6]):
+        assert Fixed(weights=given).start(space(("a", "c")), 0).ask() == Cell(weights=(0.4, 0.6))
     with pytest.raises(UserError, match=r"gives 0.2 to b, which was not selected"):
-        Fixed(weights=[0.4, 0.2, 0.4]).start(("a", "c"), pool, 0)
+        Fixed(weights=[0.4, 0.2, 0.4]).start(space(("a", "c")), 0)
     with pytest.raises(UserError, match="has 4 weights"):
-        Fixed(weights=[0.25] * 4).start(("a", "c"), pool, 0)
+        Fixed(weights=[0.25] * 4).start(space(("a", "c")), 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
 
 
 def grown(scores: dict[frozenset[int], float], late: bool = False) -> tuple[list[Weights], Weights]:
     """Run a greedy soup over three ingredients; with `late`, three asks are open before a result comes."""
-    optimiser, asked = GreedySoup().start(NAMES, NAMES, 0), list[Weights]()
-    waiting: list[Weights] = []
+    optimiser, asked = GreedySoup().start(space(), 0), list[Weights]()
+    waiting: list[Cell] = []
     while True:
-        weights = optimiser.ask()
-        if weights is not None:
-            asked.append(weights)
-            waiting.append(weights)
-        if weights is None and not waiting:
+        cell = optimiser.ask()
+        if cell is not None:
+            asked.append(cell.weights)
+            waiting.append(cell)
+        if cell is None and not waiting:
             return asked, optimiser.best()
-        if weights is None or not late or len(waiting) == 3:
+        if cell is None or not late or len(waiting) == 3:
             told = waiting.pop(0)
-            members = frozenset(i for i, w in enumerate(told) if w)
+            members = frozenset(i for i, w in enumerate(told.weights) if w)
             optimiser.tell(told, Result(objective=scores[members], categories={}, items=1))
 
 

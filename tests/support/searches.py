@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.types import Result, Weights
+from souping.core.types import Result, SearchSpace, Weights
 
 NAMES = ("a", "b", "c")
 
@@ -15,13 +15,17 @@ def result(weights: Weights) -> Result:
     return Result(objective=value, categories={}, items=1)
 
 
+def space(names: tuple[str, ...] = NAMES, candidates: tuple[str, ...] = NAMES) -> SearchSpace:
+    return SearchSpace(ingredients=names, candidates=candidates)
+
+
 def run(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
-    optimiser = strategy.start(NAMES, NAMES, seed)
+    optimiser = strategy.start(space(), seed)
     asked = []
     while len(asked) < min(limit, strategy.trials or limit):
-        weights = optimiser.ask()
-        if weights is None:
+        cell = optimiser.ask()
+        if cell is None:
             break
-        asked.append(weights)
-        optimiser.tell(weights, result(weights))
+        asked.append(cell.weights)
+        optimiser.tell(cell, result(cell.weights))
     return asked, optimiser
