@@ -9,7 +9,7 @@ from souping.core.types import texts
 from souping.report.format import escape_html, escape_markdown
 from souping.report.plots import Drawing
 from souping.report.sections import Section, figures, headline, kicker, losses, sections
-from souping.report.tables import Cell, Report, Row, TableGrid
+from souping.report.tables import Report, Row, TableCell, TableGrid
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
@@ -136,7 +136,7 @@ def _side(column: int, grid: TableGrid) -> str:
     return ' class="left"' if column in grid.left else ""
 
 
-def _html_cell(cell: Cell, column: int, grid: TableGrid) -> str:
+def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     inner = _breakable(cell.text) + (f"<small>{escape_html(cell.sub)}</small>" if cell.sub else "")
     if column == 0 and 0 in grid.left:
         return f'<th scope="row">{inner}</th>'
@@ -194,7 +194,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_cell(cell: Cell, strong: bool) -> str:
+def _markdown_cell(cell: TableCell, strong: bool) -> str:
     text = escape_markdown(cell.text)
     text = f"**{text}**" if strong and text else text
     return f"{text} ({escape_markdown(cell.sub)})" if cell.sub else text

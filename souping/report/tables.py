@@ -34,7 +34,7 @@ FIGURES = ("difference", "95 % interval", "p", "p (Holm)")
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Text of a cell; `sub` is the smaller print beside it."""
 
     text: str
@@ -46,19 +46,19 @@ class TableGrid:
     """Table: `rows` hold a cell a column, `strong` are the indices of rows to stress, `left` of left-set columns."""
 
     header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     strong: frozenset[int] = frozenset()
     left: frozenset[int] = frozenset({0})
 
 
 def grid(
     header: Sequence[str],
-    rows: Iterable[Iterable[str | Cell]],
+    rows: Iterable[Iterable[str | TableCell]],
     left: Sequence[int] = (0,),
     strong: Iterable[int] = (),
 ) -> TableGrid:
     """A table of plain strings or cells."""
-    cells = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
+    cells = tuple(tuple(c if isinstance(c, TableCell) else TableCell(c) for c in row) for row in rows)
     return TableGrid(header=tuple(header), rows=cells, left=frozenset(left), strong=frozenset(strong))
 
 
@@ -85,15 +85,15 @@ def scores(report: Report) -> TableGrid:
     return grid(("model", "objective", *map(clean, names)), lines, strong=where(rows, "kind", "soup"))
 
 
-def _model(row: Row) -> Cell:
+def _model(row: Row) -> TableCell:
     """Name and role; a row that is named after its role says it once."""
     name, role = clean(row.get("name")), kind_label(row.get("kind"))
-    return Cell(name, role if role != name else "")
+    return TableCell(name, role if role != name else "")
 
 
-def _score(score: Json) -> Cell:
+def _score(score: Json) -> TableCell:
     given = score if isinstance(score, Mapping) else {"mean": score}
-    return Cell(percent(given.get("mean")), interval(given.get("low"), given.get("high")))
+    return TableCell(percent(given.get("mean")), interval(given.get("low"), given.get("high")))
 
 
 def sizes(report: Report) -> TableGrid:
@@ -115,9 +115,9 @@ def opponent(report: Report, comparison: Row) -> str:
 
 def comparisons(report: Report) -> TableGrid:
     """The paired difference of the soup to each other row, points with 95 % interval and p-value."""
-    lines: list[tuple[str | Cell, ...]] = [
+    lines: list[tuple[str | TableCell, ...]] = [
         (
-            Cell(f"soup {minus('-')} {clean(c.get('b'))}", opponent(report, c)),
+            TableCell(f"soup {minus('-')} {clean(c.get('b'))}", opponent(report, c)),
             percent(c.get("difference"), sign=True),
             interval(c.get("low"), c.get("high"), sign=True),
             p_of(c),
@@ -160,7 +160,7 @@ def experts(report: Report) -> TableGrid:
     lines = [
         (
             clean(category),
-            Cell(
+            TableCell(
                 clean(name),
                 f"as good: {in_words(rest)}" if (rest := [n for n in texts(tied, category) if n != name]) else "",
             ),
@@ -265,7 +265,7 @@ def overview(report: Report) -> TableGrid:
     """A line a model, a column a benchmark: the objective with its interval, the soup last."""
     measured = entries(report, "also")
     names = list(dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows")))
-    lines: list[tuple[str | Cell, ...]] = [
+    lines: list[tuple[str | TableCell, ...]] = [
         (name, *(_score(_objective_of(entry, name)) for entry in measured)) for name in names
     ]
     soups = [names.index("soup")] if "soup" in names else []
@@ -322,7 +322,7 @@ def by_category(entry: Row) -> TableGrid:
     rows, names = entries(entry, "rows"), list(part(entry, "coefficients"))
     compared = {(pair.get("category"), pair.get("b")): pair for pair in entries(entry, "categories")}
     others = list(dict.fromkeys(pair.get("b") for pair in entries(entry, "categories")))
-    lines: list[tuple[str | Cell, ...]] = [
+    lines: list[tuple[str | TableCell, ...]] = [
         (
             clean(name),
             *(_score(part(row, "scores").get(name)) for row in rows),
@@ -335,10 +335,10 @@ def by_category(entry: Row) -> TableGrid:
     return grid(("category", *heads), lines)
 
 
-def _difference(pair: Row) -> Cell:
+def _difference(pair: Row) -> TableCell:
     verdict = clean(pair.get("verdict"))
     mark = f"; {verdict}" if verdict in ("lower", "higher") else ""
-    return Cell(_change(pair), f"{interval(pair.get('low'), pair.get('high'), sign=True)}{mark}")
+    return TableCell(_change(pair), f"{interval(pair.get('low'), pair.get('high'), sign=True)}{mark}")
 
 
 def sentences(report: Report) -> Iterator[str]:
@@ -377,7 +377,7 @@ def picks(report: Report) -> TableGrid:
     stability, chosen = part(report, "stability"), part(part(report, "selection"), "experts")
     drawn, low = part(stability, "experts"), part(stability, "low_correlation")
     names = sorted({name for category in drawn for name in part(drawn, category)})
-    rows: list[tuple[str | Cell, ...]] = [
+    rows: list[tuple[str | TableCell, ...]] = [
         (
             _marked(category, chosen.get(category)),
             share(low.get(category)),
@@ -388,8 +388,8 @@ def picks(report: Report) -> TableGrid:
     return grid(("category", "is of low correlation", *map(clean, names)), rows)
 
 
-def _marked(category: str, chosen: Json) -> Cell:
-    return Cell(clean(category), f"chose {clean(chosen)}" if chosen else "")
+def _marked(category: str, chosen: Json) -> TableCell:
+    return TableCell(clean(category), f"chose {clean(chosen)}" if chosen else "")
 
 
 def shares(report: Report) -> TableGrid:
