@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from souping.cli import Ended, interrupts_raise
+from souping.cli.commands import dispatch
 from souping.cli.config import KINDS, as_yaml, build, build_also, build_part, check, folder, register, resolved
 from souping.cli.errors import EXPECTED, composition, explain, tell
 from souping.core.files import expanded
@@ -51,6 +52,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
     try:
+        status, sys.argv[1:] = dispatch(sys.argv[1:])
+        if status is not None:
+            _stop("", status)
         register()
         hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
         sys.stdout.flush()
