@@ -6,8 +6,8 @@ The names below are the library's; each is imported from its room when it is fir
 
 from importlib import import_module
 
-__version__ = "0.1.0"
 _ROOMS = {
+    "souping.core.versions": ("__version__",),
     "souping.core.types": ("Item", "Recipe", "Selection", "UserError"),
     "souping.core.scores": ("ScoreMatrix", "read_table"),
     "souping.core.objectives": ("Mean", "Tree", "Weighted"),
@@ -16,7 +16,7 @@ _ROOMS = {
     "souping.pipeline.run": ("cook",),
 }
 _HOMES = {name: module for module, names in _ROOMS.items() for name in names}
-__all__ = ["__version__", *_HOMES]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:

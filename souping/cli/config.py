@@ -23,6 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from souping.cli.help import folder
 from souping.core.files import expanded
 from souping.core.protocols import Correlation
 from souping.core.text import Seed, first_line, nearest
@@ -110,12 +111,6 @@ def _pantry(what: str) -> list[str] | str:
     from souping.examples import pantry
 
     return [str(pantry.path(name)) for name in pantry.CANDIDATES] if what == "candidates" else str(pantry.path(what))
-
-
-def folder() -> Path:
-    """Where the YAML files lie: in the installed package, or beside it in a checkout."""
-    packaged = Path(__file__).resolve().parents[1] / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:

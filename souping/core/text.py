@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -72,6 +71,8 @@ def install(extra: str) -> str:
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():  # a checkout
         return f"pip install -e {_quoted(f'{root}[{extra}]')}"
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         source = json.loads(distribution("souping").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from souping.cli import config as cli_config
 from souping.cli.errors import EXPECTED, tell
-from souping.cli.main import _settings, settings_of
+from souping.cli.job import _settings, settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings

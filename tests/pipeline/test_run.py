@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from souping.cli.main import CLAIM, claim
+from souping.cli.job import CLAIM, claim
 from tests.conftest import PAPER, ROOT, Cli, pool_of
 
 OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")

@@ -129,7 +129,7 @@ def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: RequestSt
             raise ValueError(NO_ANSWER)
         if isinstance(text, str):  # half a character stops bfcl-eval when it writes
             choice.text = text.encode("utf-8", "replace").decode()
-        elif isinstance(message.content, str):
+        elif message is not None and isinstance(message.content, str):
             message.content = message.content.encode("utf-8", "replace").decode()
         now.cut |= choice.finish_reason == "length" or (now.limit is not None and used >= now.limit)
         now.step += 1

@@ -1,0 +1,63 @@
+"""Help and version, answered from the configuration's own files without loading Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from souping.core.text import nearest
+from souping.core.types import UserError
+from souping.core.versions import __version__
+
+FLAGS = ("--help", "-h")
+
+
+def folder() -> Path:
+    """Where the YAML files lie: in the installed package, or beside it in a checkout."""
+    packaged = Path(__file__).resolve().parents[1] / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def answered(words: Sequence[str]) -> bool:
+    """Print what `--version`, `--help` or `--help GROUP...` ask for; False where the words are something else.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    if "--version" in words:
+        print(f"souping {__version__}")
+        return True
+    asked = [word for word in words if word not in FLAGS]
+    if len(asked) == len(words) or not all(word.isidentifier() for word in asked):
+        return False
+    print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
+    return True
+
+
+def overview() -> str:
+    """The help of `conf/config.yaml`, with the groups and their choices."""
+    import yaml
+
+    text = str(yaml.safe_load((folder() / "config.yaml").read_text())["hydra"]["help"]["template"])
+    lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
+    return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
+
+
+def groups() -> list[str]:
+    return sorted(path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_"))
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+
+
+def keys(group: str) -> Iterator[str]:
+    """The choices of a group, and their keys with defaults and remarks as their files have them."""
+    if group not in groups():
+        raise UserError(f"--help {group}: there is no such group{nearest(group, groups())} ({', '.join(groups())})")
+    sign = "+" if group == "experiment" else ""
+    for name in choices(group):
+        yield f"{sign}{group}={name}"
+        text = (folder() / group / f"{name}.yaml").read_text()
+        yield from (f"  {line}" for line in text.splitlines() if not line.startswith(("_", "# @")))
+        yield ""

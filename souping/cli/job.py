@@ -1,0 +1,299 @@
+"""Job of a run: Hydra composes it, this file claims its directory, builds its parts, cooks, and tells its errors.
+
+Hydra and OmegaConf live here, in `config` and in `errors`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from souping.cli import interrupts_raise
+from souping.cli.config import KINDS, as_yaml, build, build_also, build_part, check, register, resolved
+from souping.cli.errors import EXPECTED, composition, explain, tell
+from souping.cli.help import folder
+from souping.cli.streams import LOST, stop
+from souping.core.files import expanded
+from souping.core.text import safe
+from souping.core.types import LateError, UserError
+from souping.pipeline.baseline_gate import expectations
+
+if TYPE_CHECKING:
+    from souping.pipeline.settings import RunSettings
+
+CLAIM = ".running"
+DRAFTS = (CLAIM, "config.yaml", "selection.json")
+"""What a run writes before it has results."""
+_TOLD: list[tuple[BaseException, int]] = []
+"""Errors of a multirun's jobs, which were told when they came, and their exit status."""
+_MADE: set[Path] = set()
+"""Folders that were not there before this process: those of its runs, and the folders above them."""
+_SWEEPS: list[Path] = []
+"""The multirun's folder, until its table is written."""
+
+
+def start() -> None:
+    """Compose what the command line says and run it, once or, with `-m`, for each combination."""
+    register()
+    hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+
+
+def told(error: Exception) -> tuple[str, int]:
+    """(words, exit status) for what came out of `start`; no words where it was told when it came.
+
+    What a job of a multirun raised was told then: what else comes here arose before any job.
+    """
+    end_sweep()
+    known = [code for one, code in _TOLD if one is error]
+    return ("", known[0]) if known else tell(composition(error))
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    interrupts_raise()
+    hydra_config = HydraConfig.get()
+    output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
+    run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
+    try:
+        objective = _run(cfg, run_dir, _group(hydra_config))
+        if _is_sweep(hydra_config):
+            _note_job(run_dir, hydra_config, objective)
+        if owned and not (run_dir / CLAIM).exists():
+            print(f"warning: {run_dir} was removed during the run: what it held is lost", file=sys.stderr)
+        return objective
+    except Exception as error:
+        if cfg.debug:
+            _discard(run_dir, owned, error)
+            raise
+        words, code = tell(error, run_dir)
+        _discard(run_dir, owned, error)
+        if _is_sweep(hydra_config):
+            print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
+            _note_job(run_dir, hydra_config, None, words)
+            _TOLD.append((error, code))
+            raise
+        stop(words, code)  # from here, or Hydra adds a line of its own
+    finally:
+        if owned:
+            (run_dir / CLAIM).unlink(missing_ok=True)
+    return None
+
+
+def _raw(node: Any) -> dict[str, Any]:
+    """A node of Hydra's own configuration, its texts as they stand."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _note_job(run_dir: Path, hydra_config: HydraConf, objective: float | None, refused: str = "") -> None:
+    """A job's line of the sweep's table, as a file: jobs may run in other processes."""
+    from souping.report.files import write_job
+
+    with suppress(UserError) if refused else nullcontext():
+        write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective, refused)
+
+
+def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
+    """(the run's own directory, whether it is this run's to remove).
+
+    Two runs of one second would share a directory: the later gets `_2`. A directory that the user named is taken as it
+    is, unless it holds a run already, and unless it is empty it is never removed.
+    """
+    for path in _numbered(run_dir):
+        note_missing(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            (path / CLAIM).touch(exist_ok=False)
+            inside = {file.name for file in path.iterdir()}
+            if inside == {CLAIM}:
+                if explicit and path != run_dir:
+                    print(f"note: {run_dir} holds a run already: this one is in {path}", file=sys.stderr)
+                return path, True
+            (path / CLAIM).unlink()
+            if explicit and "config.yaml" not in inside:
+                break
+    return path, False
+
+
+def note_missing(path: Path) -> None:
+    """Remember which folders of a path are not there yet: only those are this process's to remove."""
+    _MADE.update(folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists())
+
+
+def _explicit(hydra_config: HydraConf) -> bool:
+    return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in _raw(hydra_config.overrides)["hydra"])
+
+
+def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
+    _hear_warnings()
+    settings = _settings(cfg, run_dir, group)
+    from souping.report.files import put
+
+    put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
+    if settings.plan and not settings.merges_only:
+        from souping.planning.planner import plan
+
+        plan(settings)
+        return None
+    from souping.pipeline.run import cook
+
+    return cook(settings)
+
+
+def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> RunSettings:
+    """The parts and settings of a run, checked and built."""
+    plain = resolved(cfg)
+    if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
+        plain["tracker"]["group"] = group
+    return settings_of(plain, run_dir)
+
+
+def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
+    """The parts and settings of a run by its configuration as plain data, checked and built."""
+    check(plain)
+    parts = build(plain)
+    from souping.pipeline.settings import RunSettings
+    from souping.pipeline.upload import target
+
+    return RunSettings(
+        **parts,
+        name=plain["name"],
+        seed=plain["seed"],
+        stop_after=plain["stop_after"],
+        recipe=expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
+        plan=plain["plan"],
+        throughput=plain["throughput"],
+        margin=plain["margin"],
+        gate=plain["gate"],
+        expected=expectations(plain["expected"]),
+        also=build_also(plain),
+        upload=target(plain["upload"]),
+        out=expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
+        store_path=expanded(plain["store"]["path"], "store.path"),
+        run_dir=run_dir,
+        config=plain,
+    )
+
+
+def _hear_warnings() -> None:
+    """Let the warnings of this package through to standard error; Hydra's logging settings switch loggers off."""
+    logger = logging.getLogger("souping")
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:
+        logging.getLogger(name).disabled = False
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(WarningLine("warning: %(message)s"))
+    logger.handlers = [handler]
+
+
+class WarningLine(logging.Formatter):
+    """A warning as it can be shown anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe(super().format(record))
+
+
+def _is_sweep(hydra_config: HydraConf) -> bool:
+    return str(hydra_config.mode).endswith("MULTIRUN")
+
+
+def _group(hydra_config: HydraConf) -> str | None:
+    """The name that a multirun's jobs share."""
+    return Path(hydra_config.sweep.dir).name if _is_sweep(hydra_config) else None
+
+
+def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
+    """A refused run leaves nothing of its own, and takes nothing else with it.
+
+    Its folder goes while only drafts are in it, and the folders above that this process made. Results, a store, a
+    traceback and folders of the user's stay.
+    """
+    if not owned or isinstance(error, LateError):
+        return
+    with suppress(OSError):
+        inside = list(run_dir.iterdir())
+        if any(path.name not in DRAFTS or not path.is_file() for path in inside):
+            return
+        for path in inside:
+            path.unlink()
+        for folder in (run_dir.absolute(), *run_dir.absolute().parents):
+            if folder not in _MADE and not _MADE.intersection(folder.parents):
+                return
+            folder.rmdir()
+
+
+class SweepEnd(Callback):
+    """At a run's start: which folders are not there yet. At a multirun's end: the table of its jobs, in the sweep's
+    folder and, with `tracker=wandb`, as one W&B run."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        note_missing(Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        place = Path(config.hydra.sweep.dir)
+        fresh = next(path for path in _numbered(place) if not any(path.glob("*/config.yaml")))
+        if fresh != place:
+            print(f"note: {place} holds a multirun already: this one is in {fresh}", file=sys.stderr)
+            with read_write(config), read_write(config.hydra):
+                config.hydra.sweep.dir = str(fresh)
+                quoted = str(fresh).replace("'", "\\'")
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # what jobs are composed by
+        note_missing(fresh)
+        _SWEEPS.append(fresh)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        end_sweep()
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """A path, then `path_2`, `path_3`, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}_{number}") for number in count(2))
+
+
+def end_sweep() -> None:
+    """The table of a multirun's jobs as far as they came, once, also where Hydra gave up."""
+    while _SWEEPS:
+        sweep_dir = _SWEEPS.pop()
+        try:
+            _sweep_table(sweep_dir)
+        except (*EXPECTED, ValueError) as error:
+            LOST.append("sweep.csv")
+            print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
+
+
+def _sweep_table(sweep_dir: Path) -> None:
+    from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
+
+    jobs = read_jobs(sweep_dir)
+    if not jobs:
+        return
+    _track(sweep_dir, jobs)
+    print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
+    print("\n".join(sweep_lines(jobs)))
+    for job in jobs:
+        place = sweep_dir / str(job["run_dir"])
+        if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now
+            (place / JOB).unlink()
+            place.rmdir()
+
+
+def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """One summary in the group of the jobs, by a tracker as theirs was."""
+    ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
+    if ran:
+        node = OmegaConf.to_container(OmegaConf.load(ran[0]).tracker, resolve=True)
+        build_part(node, KINDS["tracker"]).summarise(jobs, sweep_dir)

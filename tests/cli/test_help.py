@@ -1,0 +1,41 @@
+"""Help, the keys of a group and the version: answered without Hydra, and complete."""
+
+from __future__ import annotations
+
+import pytest
+
+from souping import __version__
+from souping.cli.config import KINDS
+from souping.cli.help import choices, folder, groups
+from tests.conftest import Cli
+
+
+def test_the_version_is_soupings(souping: Cli) -> None:
+    assert souping("--version").out == f"souping {__version__}\n"
+
+
+def test_help_names_every_group_and_choice(souping: Cli) -> None:
+    out = souping("--help").out
+    assert set(groups()) == {*KINDS, "experiment"}
+    for group in groups():
+        assert f"{group}: {', '.join(choices(group))}" in out
+    assert "--help GROUP" in out
+    assert "$" not in out
+
+
+@pytest.mark.parametrize("group", groups())
+def test_help_of_a_group_has_every_key(souping: Cli, group: str) -> None:
+    out = souping("--help", group).out
+    for name in choices(group):
+        assert f"{group}={name}\n" in out
+        lines = (folder() / group / f"{name}.yaml").read_text().splitlines()
+        assert all(line in out for line in lines if line[:1].isalpha())
+    assert "_target_" not in out
+
+
+def test_help_of_no_group_is_refused(souping: Cli) -> None:
+    souping("--help", "selectr").refused("no such group; did you mean selector?")
+
+
+def test_help_with_overrides_is_hydras(souping: Cli) -> None:
+    assert "Groups and their choices" in souping("--help", "+experiment=merge").out
