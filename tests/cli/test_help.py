@@ -30,7 +30,7 @@ def test_help_of_a_group_has_every_key(souping: Cli, group: str) -> None:
         assert f"{group}={name}\n" in out
         lines = (folder() / group / f"{name}.yaml").read_text().splitlines()
         assert all(line in out for line in lines if line[:1].isalpha())
-    assert "_target_" not in out
+    assert "  _target_" not in out
 
 
 def test_help_of_no_group_is_refused(souping: Cli) -> None:
