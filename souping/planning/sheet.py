@@ -10,8 +10,7 @@ from souping.merge.plan import human
 from souping.planning.plan import FETCH, POUR, detectable, seconds
 from souping.planning.workload import PlannedStage
 from souping.report import format
-from souping.report.sections import Section
-from souping.report.tables import TableGrid, grid
+from souping.report.tables import Section, TableGrid, grid
 
 if TYPE_CHECKING:
     from souping.planning.plan import Plan

@@ -20,8 +20,9 @@ import numpy as np
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
+from souping.report.drawing import Drawing
 from souping.report.format import clean
-from souping.report.plots import Drawing, bars, forest, heatmap
+from souping.report.plots import categories, forest, heatmap
 from souping.report.render import markdown, page
 from souping.report.tables import Report, Row, ingredients
 
@@ -48,7 +49,7 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[P
 
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
-    made = [forest(report), bars(report), heatmap(report), plots.landscape(report, trials)]
+    made = [forest(report), categories(report), heatmap(report), plots.landscape(report, trials)]
     return [drawing for drawing in made if drawing is not None]
 
 
@@ -73,16 +74,16 @@ def plain(value: Json) -> Json:
 def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     """trials.csv: a line a trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
     names = ingredients(report, trials)
-    categories = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
+    scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     counts = ("items", "reused", *(["handler"] if any("handler" in trial for trial in trials) else []))
-    head = ["number", "recipe_id", "objective", *(f"weight:{n}" for n in names), *(f"score:{c}" for c in categories)]
+    head = ["number", "recipe_id", "objective", *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored)]
     writer.writerow([csv_cell(name) for name in (*head, *counts)])
     for trial in trials:
         line = [trial.get("number"), trial.get("recipe_id"), trial.get("objective")]
         line += [part(trial, "weights").get(name, 0.0) for name in names]
-        line += [part(trial, "categories").get(name) for name in categories]
+        line += [part(trial, "categories").get(name) for name in scored]
         writer.writerow([csv_cell(value) for value in [*line, *(trial.get(key) for key in counts)]])
     return put(path, stream.getvalue().encode("utf-8", "replace"))
 

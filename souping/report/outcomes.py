@@ -12,7 +12,7 @@ from souping.report.tables import Report, Row, TableGrid, grid
 
 def sentences(report: Report) -> list[str]:
     """Whose answers were cut off or are missing, and what part of the variance is the draw of the answers."""
-    lost = _hit(report)
+    lost = hit(report)
     told = []
     if lost:
         who = in_words([f"{clean(name)} {percent(_lost(ends))} %" for name, ends in lost.items()])
@@ -31,7 +31,7 @@ def models(report: Report) -> TableGrid:
     """A line a model that has answers cut off or missing."""
     lines = [
         (clean(name), percent(ends.get("truncated")), percent(ends.get("unanswered")), count(ends.get("items")))
-        for name, ends in _hit(report).items()
+        for name, ends in hit(report).items()
     ]
     return grid(("model", "cut off %", "missing %", "items"), lines)
 
@@ -46,7 +46,7 @@ def categories(report: Report) -> TableGrid:
             percent(own.get("unanswered")),
             count(own.get("items")),
         )
-        for name, ends in _hit(report).items()
+        for name, ends in hit(report).items()
         for category, own in _parts(ends, "categories")
         if _lost(own)
     ]
@@ -57,7 +57,7 @@ def reasons(report: Report) -> TableGrid:
     """Why answers are missing."""
     lines = [
         (clean(name), clean(why), count(n))
-        for name, ends in _hit(report).items()
+        for name, ends in hit(report).items()
         for why, n in part(ends, "reasons").items()
     ]
     return grid(("model", "reason", "answers"), lines, left=(0, 1))
@@ -72,7 +72,8 @@ def variance(report: Report) -> TableGrid:
     return grid(("model", "standard error, points", "of the variance by answers %"), lines)
 
 
-def _hit(report: Report) -> dict[str, Row]:
+def hit(report: Report) -> dict[str, Row]:
+    """How the answers ended of the models that have some cut off or missing."""
     return {name: ends for name, ends in _parts(report, "outcomes") if _lost(ends)}
 
 

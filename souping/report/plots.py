@@ -1,198 +1,90 @@
-"""Figures of a report: forest plot of differences, bars, correlation heatmap, search landscape.
-
-They look alike and come out byte for byte the same: matplotlib without pyplot, backends or dates. Fractions in, percent
-shown.
-"""
+"""Figures of a report: differences by model and by category, correlation heatmap, search landscape. Fractions in,
+percent shown."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from souping.core.types import FloatArray, Json, entries, number, part, texts
+from souping.report.drawing import COLOURS, DARK, FAINT, INK, LIGHT, PAPER, Drawing, canvas, figure
+from souping.report.experts import around, at
 from souping.report.format import (
     clean,
     count,
-    in_order,
     in_words,
     interval,
-    kind_label,
     level,
     p_of,
     percent,
     rho,
     short,
     weight,
-    with_interval,
 )
-from souping.report.tables import Report, Row, around, at, categories, ingredients, opponent
+from souping.report.tables import Report, Row, TableCell, compared, ingredients, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-INK, FAINT, DARK = "#1f2329", "#d5dae0", "#111214"
-"""Text and lines, grid lines (both follow the page's colours in HTML), and text on light cells, which does not."""
-
-COLOURS: Mapping[str, str] = {
-    "soup": "#d55e00",
-    "uniform_selected": "#009e73",
-    "uniform_topk": "#cc79a7",
-    "uniform_all": "#56b4e9",
-    "best_single": "#0072b2",
-    "ingredient": "#8a8f98",
-    "candidate": "#b6bac1",
-}
-"""One colour a kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
-
-SETTINGS: Mapping[str, Mapping[str, str | float | bool]] = {
-    "svg": {"hashsalt": "souping", "fonttype": "none"},
-    "text": {"parse_math": False, "color": INK},
-    "font": {"family": "DejaVu Sans", "size": 9.0},
-    "axes": {
-        "edgecolor": INK,
-        "labelcolor": INK,
-        "grid": True,
-        "axisbelow": True,
-        "unicode_minus": True,
-        "facecolor": "none",
-    },
-    "axes.spines": {"top": False, "right": False},
-    "xtick": {"color": INK},
-    "ytick": {"color": INK},
-    "grid": {"color": FAINT, "linewidth": 0.6},
-    "legend": {"frameon": False},
-    "figure": {"facecolor": "none"},
-}
 HOVER_LIMIT = 600
 """Above so many trials, points carry no hover text: the page would grow by megabytes."""
-Series = Sequence[tuple[str, str, Row]]
-"""(label, colour, {category: score}) of each kind of bar."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Figure with its alternative text; `titles` maps the gid of an artist to what hovering over it says."""
-
-    name: str
-    figure: Figure
-    alt: str
-    caption: str = ""
-    titles: Mapping[str, str] = field(default_factory=dict)
-
-    def svg(self) -> str:
-        """An `<svg>` element to stand inside HTML: own ids, the page's text colours, alternative text, hover titles."""
-        with canvas():
-            stream = io.StringIO()
-            self.figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=_undated())
-        text = stream.getvalue()
-        return self._titled(self._own_ids(_page_colours(text[text.index("<svg") :].rstrip())))
-
-    def png(self, dpi: int = 144) -> bytes:
-        """The same picture on white, for places that show no SVG."""
-        with canvas():
-            stream = io.BytesIO()
-            undated = {"Software": None}
-            self.figure.savefig(
-                stream, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=undated, facecolor="white"
-            )
-        return stream.getvalue()
-
-    def _own_ids(self, svg: str) -> str:
-        """Ids are unique in a page, and several figures stand in one."""
-        svg = re.sub(r'\bid="', f'id="{self.name}-', svg)
-        svg = svg.replace("url(#", f"url(#{self.name}-").replace('href="#', f'href="#{self.name}-')
-        return svg
-
-    def _titled(self, svg: str) -> str:
-        for gid, title in self.titles.items():
-            group = f'<g id="{self.name}-{gid}">'
-            svg = svg.replace(group, f"{group}<title>{html.escape(title)}</title>", 1)
-        view = re.search(r'viewBox="[\d. -]+"', svg)
-        width = re.search(r'width="([\d.]+)pt"', svg)
-        full = f"{float(width[1]) * 4 / 3:.0f}px" if width else "100%"
-        size = f' style="max-width:{full};min-width:min(620px,{full})"'
-        label = html.escape(self.alt, quote=True)
-        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        head = f'<svg {spaces} {view[0] if view else ""} role="img" aria-label="{label}"{size}>'
-        return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
-
-
-def _undated() -> dict[str, None]:
-    return {"Date": None, "Creator": None, "Format": None, "Type": None}
-
-
-def _page_colours(svg: str) -> str:
-    """Ink becomes the page's text colour and the grid its border colour, so that a dark page is readable too."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
-    return svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-
-
-@contextmanager
-def canvas() -> Iterator[None]:
-    """The look of every figure, whatever the user's own matplotlibrc says.
-
-    A glyph that the font lacks is the business of the reader's fonts, not a warning.
-    """
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        for group, values in SETTINGS.items():
-            matplotlib.rc(group, **values)  # type: ignore[arg-type]  # it lists its groups as literals
-        warnings.filterwarnings("ignore", message="Glyph")
-        yield
-
-
-def figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of inches and its only axes (call it inside `canvas`)."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width, height))
-    return made, made.subplots()
 
 
 def forest(report: Report) -> Drawing | None:
-    """Soup minus each other row: the point, its interval, and the line of no difference."""
-    compared = [c for c in entries(report, "comparisons") if number(c.get("difference")) is not None]
-    if not compared:
+    """Soup minus each other model: the point, its interval, and the line of no difference."""
+    pairs = [pair for pair in compared(report) if number(pair.get("difference")) is not None]
+    if not pairs:
         return None
-    kinds = {row.get("name"): str(row.get("kind")) for row in reversed(in_order(entries(report, "rows")))}
-    titles: dict[str, str] = {}
+    colours = [COLOURS.get(str(part(pair, "row").get("kind")), INK) for pair in pairs]
+    labels = [_label(named(part(pair, "row"))) for pair in pairs]
+    values = [_mean(part(pair, "row").get("objective")) for pair in pairs]
+    soup = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
     with canvas():
-        made, axes = figure(8.6, 0.7 + 0.42 * len(compared))
-        axes.axvline(0, color=INK, linewidth=1.0)
-        for i, comparison in enumerate(compared):
-            kind = str(comparison.get("kind") or kinds.get(comparison.get("b"), ""))
-            _whisker(axes, i, comparison, COLOURS.get(kind, INK))
-            titles[f"pair{i}"] = _pair_title(comparison)
-        axes.set_yticks(range(len(compared)), [_pair_label(report, c) for c in compared])
-        axes.set_ylim(len(compared) - 0.4, -0.6)
-        axes.set_xlabel(f"soup minus the other, points ({level(compared[0])} interval)")
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        _values_beside(axes, compared)
-    alt = "Forest plot of paired differences, soup minus each other row: " + "; ".join(titles.values())
-    return Drawing("forest", made, alt, "Right of the line the soup is better. Same items, paired by group.", titles)
+        made, axes = figure(8.6, 0.75 + 0.34 * len(pairs))
+        _whiskers(axes, pairs, colours, "pair")
+        _differences_axes(axes, labels, f"soup minus the other, points ({level(pairs[0])} interval)")
+        heads = ("score %", "difference", "p")
+        columns = [values, [percent(pair.get("difference"), sign=True) for pair in pairs], [p_of(p) for p in pairs]]
+        _beside(axes, heads, columns)
+    titles = {f"pair{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
+    alt = "Forest plot of paired differences, soup minus each other model: " + "; ".join(titles.values())
+    caption = f"Right of the line the soup is better; it scores {_mean(soup.get('objective'))} %."
+    return Drawing("forest", made, alt, caption, titles)
 
 
-def _whisker(axes: Axes, y: int, comparison: Row, colour: str) -> None:
-    middle, ends = 100 * (number(comparison["difference"]) or 0.0), _ends(comparison)
-    if ends:
-        axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
-    axes.plot([middle], [y], "o", color=colour, markersize=7.5, markeredgecolor="white", gid=f"pair{y}")
+def _mean(score: Json) -> str:
+    return percent(score.get("mean") if isinstance(score, Mapping) else score)
+
+
+def _label(cell: TableCell) -> str:
+    name, roles = short(cell.text, 34), short(cell.sub, 46)
+    return f"{name}\n{roles}" if roles else name
+
+
+def _pair_title(pair: Row) -> str:
+    around_it = interval(pair.get("low"), pair.get("high"), sign=True)
+    return (
+        f"{clean(pair.get('category') or pair.get('b'))}: {percent(pair.get('difference'), sign=True)} points"
+        f" ({around_it or 'no interval'}), p {p_of(pair)}"
+    )
+
+
+def _whiskers(axes: Axes, pairs: Sequence[Row], colours: Sequence[str], gid: str, filled: Sequence[bool] = ()) -> None:
+    """A point and its interval a line; points that are not `filled` are rings."""
+    axes.axvline(0, color=INK, linewidth=1.0)
+    for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
+        if ends := _ends(pair):
+            axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
+        face = colour if not filled or filled[y] else PAPER
+        axes.plot(
+            [100 * (number(pair["difference"]) or 0.0)], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
+            markeredgecolor=PAPER if face == colour else colour, markeredgewidth=1.4, gid=f"{gid}{y}", zorder=3,
+        )  # fmt: skip
 
 
 def _ends(score: Row) -> list[float]:
@@ -202,99 +94,58 @@ def _ends(score: Row) -> list[float]:
     return known if len(known) == len(limits) else []
 
 
-def _pair_label(report: Report, comparison: Row) -> str:
-    name, roles = short(comparison.get("b"), 34), short(opponent(report, comparison), 46)
-    return f"{name}\n{roles}" if roles else name
-
-
-def _pair_title(comparison: Row) -> str:
-    around_it = interval(comparison.get("low"), comparison.get("high"), sign=True)
-    return (
-        f"{clean(comparison.get('b'))}: {percent(comparison.get('difference'), sign=True)} points"
-        f" ({around_it or 'no interval'}), p {p_of(comparison)}"
-    )
-
-
-def _values_beside(axes: Axes, compared: Sequence[Row]) -> None:
-    """The number itself, right of the axes, so that nobody has to read it off."""
-    for i, comparison in enumerate(compared):
-        shown = (
-            percent(comparison.get("difference"), sign=True),
-            f"p {p_of(comparison)}",
-        )
-        for text, x, side in zip(shown, (1.07, 1.10), ("right", "left"), strict=True):
-            axes.text(x, i, text, transform=axes.get_yaxis_transform(), va="center", ha=side, fontsize=8.5)
-
-
-def bars(report: Report) -> Drawing | None:
-    """Each category: soup, best single, the category's expert and the uniform soups, with 95 % intervals."""
-    names, series = categories(report), _series(report)
-    if not names or not series:
-        return None
-    titles: dict[str, str] = {}
-    with canvas():
-        made, axes = figure(8.6, 1.0 + 0.15 * sum(len(_present(series, name)) + 1 for name in names))
-        middles, top = [], 0.0
-        for c, name in enumerate(names):
-            present = _present(series, name)
-            middles.append(top + (len(present) - 1) / 2)
-            for s, (label, colour, scores) in enumerate(present):
-                _bar(axes, top + s, part(scores, name), colour, f"bar{c}-{s}")
-                titles[f"bar{c}-{s}"] = f"{label}, {clean(name)}: {with_interval(scores[name])}"
-            top += len(present) + 1
-        _bars_axes(axes, middles, [short(name) for name in names], top)
-        _legend(axes, [(label, colour) for label, colour, _ in series])
-    alt = f"Bars of the score in each of {len(names)} categories for {in_words([label for label, _, _ in series])}."
-    return Drawing("bars", made, f"{alt} The table of scores has the numbers.", "", titles)
-
-
-def _present(series: Series, category: str) -> Series:
-    """The bars that a category has: not every category has an expert."""
-    return [one for one in series if number(part(one[2], category).get("mean")) is not None]
-
-
-def _bars_axes(axes: Axes, middles: Sequence[float], names: Sequence[str], bottom: float) -> None:
-    axes.set_yticks(middles, names)
-    axes.set_ylim(bottom - 0.7, -0.9)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("correct on the report fold, % (95 % interval)")
+def _differences_axes(axes: Axes, labels: Sequence[str], below: str) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlabel(below)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
-def _series(report: Report) -> Series:
-    """The experts' series takes each category from its own expert."""
-    rows = {str(row.get("kind")): row for row in reversed(entries(report, "rows"))}
-    by_name = {row.get("name"): part(row, "scores") for row in entries(report, "rows")}
-    series = [
-        (_series_label(kind, rows[kind]), COLOURS[kind], part(rows[kind], "scores"))
-        for kind in ("soup", "best_single", "uniform_selected", "uniform_topk", "uniform_all")
-        if kind in rows
-    ]
-    chosen = part(part(report, "selection"), "experts")
-    own = {c: by_name[name][c] for c, name in chosen.items() if c in by_name.get(name, {})}
-    if own and series and set(chosen.values()) != {rows.get("best_single", {}).get("name")}:
-        series.insert(min(2, len(series)), ("expert of the category", COLOURS["ingredient"], own))
-    return series
+def _beside(axes: Axes, heads: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
+    """Columns of numbers right of the axes, so that nobody has to read them off."""
+    for place, (head, column) in enumerate(zip(heads, columns, strict=True)):
+        for i, text in enumerate((head, *column)):
+            axes.text(
+                1.1 + 0.13 * place, i - 1, text, transform=axes.get_yaxis_transform(), va="center", ha="right",
+                fontsize=8.5, fontweight="bold" if not i else "normal",
+            )  # fmt: skip
 
 
-def _series_label(kind: str, row: Row) -> str:
-    return f"best single: {short(row.get('name'), 20)}" if kind == "best_single" else kind_label(kind)
+def categories(report: Report) -> Drawing | None:
+    """Soup minus best single, category by category, the largest gain first; beyond chance the dot is full."""
+    told = part(report, "losses")
+    pairs = [pair for pair in entries(told, "categories") if number(pair.get("difference")) is not None]
+    if not pairs:
+        return None
+    pairs.sort(key=lambda pair: -(number(pair.get("difference")) or 0.0))
+    names, against = [str(pair.get("category")) for pair in pairs], clean(told.get("against"))
+    ours, theirs = _scores_of(report, "soup"), _scores_of(report, "best_single")
+    with canvas():
+        made, axes = figure(8.6, 0.75 + 0.29 * len(pairs))
+        full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
+        _whiskers(axes, pairs, [_winner(pair) for pair in pairs], "category", full)
+        _differences_axes(axes, [short(name) for name in names], f"soup minus {short(against, 40)}, points")
+        columns = [[_mean(of.get(name)) for name in names] for of in (ours, theirs)]
+        gaps = [percent(pair.get("difference"), sign=True) for pair in pairs]
+        _beside(axes, ("soup %", "single %", "difference"), [*columns, gaps])
+    titles = {f"category{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
+    alt = f"Differences of the soup to {against} in {len(pairs)} categories: " + "; ".join(titles.values())
+    caption = (
+        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance by Holm over all categories; "
+        f"whiskers are {level(pairs[0])} intervals of a category by itself."
+    )
+    return Drawing("categories", made, alt, caption, titles)
 
 
-def _bar(axes: Axes, y: float, score: Row, colour: str, gid: str) -> None:
-    axes.barh(y, 100 * (number(score["mean"]) or 0.0), height=0.86, color=colour)[0].set_gid(gid)
-    if ends := _ends(score):
-        axes.plot(ends, [y, y], color=INK, linewidth=0.9, alpha=0.8)
+def _winner(pair: Row) -> str:
+    gap = round(number(pair.get("difference")) or 0.0, 12)
+    return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
 
 
-def _legend(axes: Axes, shown: Sequence[tuple[str, str]]) -> None:
-    """Above the axes, in rows of three."""
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=colour, label=label) for label, colour in shown]
-    columns = min(3, len(handles))
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handlelength=1.0)
+def _scores_of(report: Report, kind: str) -> Row:
+    return next((part(row, "scores") for row in entries(report, "rows") if row.get("kind") == kind), {})
 
 
 def heatmap(report: Report) -> Drawing | None:
@@ -333,8 +184,8 @@ def _shade(value: float | None) -> str | tuple[float, float, float, float]:
 def _cell(axes: Axes, i: int, j: int, value: float | None) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=_shade(value), edgecolor="white", gid=f"cell{i}-{j}"))
-    ink = "white" if value is not None and abs(value) > 0.62 else DARK
+    axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=_shade(value), edgecolor=PAPER, gid=f"cell{i}-{j}"))
+    ink = LIGHT if value is not None and abs(value) > 0.62 else DARK
     axes.text(j, i, rho(value), ha="center", va="center", fontsize=7.5, color=ink)
 
 
@@ -410,7 +261,7 @@ def _scale(values: FloatArray) -> tuple[FloatArray, ScalarMappable]:
 
 
 def _line(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
-    made, axes = figure(8.2, 3.6)
+    made, axes = figure(7.6, 3.2)
     order = np.argsort(weights[:, 0], kind="stable")
     axes.plot(weights[order, 0], values[order], color=COLOURS["ingredient"], linewidth=1.0, zorder=1)
     _points(axes, weights[:, 0], values, [COLOURS["best_single"]] * len(values), 6.5)
@@ -424,7 +275,7 @@ def _line(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figu
 
 def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
     """Barycentric plot: corners are the ingredients, the colour is the objective, the ring is the best trial."""
-    made, axes = figure(8.2, 5.6)
+    made, axes = figure(7.6, 4.6)
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
     _frame(axes, corners)
     spots = weights @ corners / weights.sum(axis=1, keepdims=True)

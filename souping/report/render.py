@@ -6,22 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 
 from souping.core.types import texts
+from souping.report.drawing import Drawing
 from souping.report.format import escape_html, escape_markdown
-from souping.report.plots import Drawing
-from souping.report.sections import Section, figures, headline, kicker, losses, sections
-from souping.report.tables import Report, Row, TableCell, TableGrid
+from souping.report.sections import figures, headline, kicker, losses, sections
+from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
---warm:#fff4ea}
+--warm:#fff4ea;--link:#005a99}
 @media (prefers-color-scheme:dark){:root{--page:#16181c;--ink:#e6e8eb;--soft:#a0a8b3;--line:#3a4049;--band:#1f2329;
---mark:#ff9a4d;--warm:#33261a}}
+--mark:#ff9a4d;--warm:#33261a;--link:#7cc0f5}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .6em;text-wrap:balance;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:2.4em 0 .5em;padding-top:.9em;border-top:1px solid var(--line)}
+h2{font-size:1.2rem;margin:1.6em 0 .4em;padding-top:.8em;border-top:1px solid var(--line)}
 p{margin:.5em 0;max-width:75ch;overflow-wrap:anywhere}
 .kicker{color:var(--soft);font-size:.95rem;margin:0}
 .figures{display:flex;flex-wrap:wrap;gap:10px;margin:1.2em 0}
@@ -36,7 +36,7 @@ table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nu
 th,td{padding:6px 10px;text-align:right;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal}
 thead th{border-bottom:2px solid var(--line)}
-thead th+th{min-width:6.5em}
+thead th+th{min-width:4.5em}
 td.left,th.left{text-align:left}
 td.left{white-space:normal;min-width:9em;overflow-wrap:break-word}
 tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:10em;max-width:20em;
@@ -47,24 +47,44 @@ tr.strong>*{background:var(--warm);font-weight:650}
 figure{margin:1em 0}
 figure svg{display:block;width:100%;height:auto;color:var(--ink)}
 figcaption{color:var(--soft);font-size:.85rem}
-details{margin:.8em 0}
-summary{cursor:pointer;color:var(--soft)}
+.row{display:flex;flex-wrap:wrap;gap:0 36px}
+.row figure{flex:1 1 auto;max-width:100%;min-width:0}
+.row>.scroll{flex:1 1 24em}
+figure .scroll{margin:0}
+.folds{display:flex;flex-wrap:wrap;gap:0 2em;margin:.4em 0}
+details{margin:.2em 0;max-width:100%}
+details[open]{flex-basis:100%}
+summary{cursor:pointer;color:var(--soft);padding:.15em 0}
+summary:hover,nav a:hover{color:var(--ink)}
+details[open]>summary{color:var(--ink);font-weight:600}
+nav ul{display:flex;flex-wrap:wrap;gap:.2em 1.4em;list-style:none;margin:1.2em 0 0;padding:0;font-size:.925rem}
+a{color:var(--link)}
 pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
 footer{margin-top:3em;color:var(--soft);font-size:.85rem}
 @media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
-@media print{details>*{display:block}.scroll{overflow:visible}figure svg{min-width:0!important}}
+.print{display:none}
+@media print{body{font-size:10pt}main{max-width:none;padding:0}nav,details:not([open]){display:none}
+.print{display:block}figure,tr,pre{break-inside:avoid}h2,summary{break-after:avoid}
+.scroll{overflow:visible}table{font-size:8pt}td small,th small{font-size:7pt}th,td{padding:3px 5px}
+th,td.left,tbody th{min-width:0!important}
+pre{white-space:pre-wrap;overflow-wrap:anywhere}figure svg{min-width:0!important}}
 """.strip()
+
+
+FOOT = (
+    "Scores are fractions of 1 in report.json and percent here; every key is in docs/report.md."
+    '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
+)
 
 
 def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     pictures = {drawing.name: drawing for drawing in drawings}
     title = escape_html(f"souping: {kicker(report)}")
-    body = [_head(report), _figures(report), _warnings(report)]
-    body += [_section(section, pictures) for section in sections(report, trials)]
-    body.append(
-        "<footer>Scores are fractions of 1 in report.json and percent here; every key is in docs/report.md.</footer>"
-    )
+    shown = sections(report, trials)
+    body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
+    body += [_section(section, pictures) for section in shown]
+    body.append(f"<footer>{FOOT}</footer>")
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -92,20 +112,33 @@ def _warnings(report: Report) -> str:
     return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
 
 
+def _contents(shown: Sequence[Section]) -> str:
+    links = "".join(f'<li><a href="#{section.anchor}">{escape_html(section.title)}</a></li>' for section in shown)
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(shown) > 1 else ""
+
+
 def _section(section: Section, pictures: Mapping[str, Drawing]) -> str:
-    parts = [
-        f"<section>\n<h2>{escape_html(section.title)}</h2>",
-        *(f"<p>{escape_html(line)}</p>" for line in section.lines),
-    ]
-    if section.picture in pictures:
-        parts.append(_figure(pictures[section.picture]))
-    parts += [_html_table(grid) for grid in section.grids]
-    parts += [
-        f"<details><summary>{escape_html(name)}</summary>{_html_table(grid)}</details>" for name, grid in section.folded
-    ]
+    title = f'<h2 id="{section.anchor}">{escape_html(section.title)}</h2>'
+    return "\n".join(["<section>", title, *_content(section, pictures), "</section>"])
+
+
+def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
+    """Everything below a heading; what is folded away comes last."""
+    parts = [f"<p>{escape_html(line)}</p>" for line in section.lines]
+    shown = [_figure(pictures[section.picture])] if section.picture in pictures else []
+    shown += map(_html_table, section.grids)
+    if shown:
+        parts.append(f'<div class="row">{"".join(shown)}</div>')
     if section.code:
-        parts.append(f"<pre><code>{escape_html(section.code)}</code></pre>")
-    return "\n".join([*parts, "</section>"])
+        parts.append(f'<pre tabindex="0"><code>{escape_html(section.code)}</code></pre>')
+    if section.folded:
+        parts.append(f'<div class="folds">{"".join(_fold(inner, pictures) for inner in section.folded)}</div>')
+    return parts
+
+
+def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
+    inner = "\n".join(_content(section, pictures))
+    return f"<details><summary>{escape_html(section.title)}</summary>\n{inner}</details>"
 
 
 def _figure(drawing: Drawing) -> str:
@@ -153,7 +186,10 @@ def markdown(report: Report, trials: Sequence[Row]) -> str:
     if numbers:
         blocks.append("\n".join(f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}" for a, b, c in numbers))
     blocks += [f"> Warning: {escape_markdown(warning)}" for warning in texts(report, "warnings")]
-    for part in sections(report, trials):
+    shown = sections(report, trials)
+    if len(shown) > 1:
+        blocks.append("\n".join(f"- [{part.title}](#{part.anchor})" for part in shown))
+    for part in shown:
         blocks += section(part)
     return "\n\n".join(blocks) + "\n"
 
@@ -164,13 +200,18 @@ def _small(text: str) -> str:
 
 def section(shown: Section) -> list[str]:
     """The blocks of one section."""
-    blocks = [f"## {shown.title}", *map(escape_markdown, shown.lines), *map(markdown_table, shown.grids)]
+    return [f"## {shown.title}", *_blocks(shown)]
+
+
+def _blocks(shown: Section) -> list[str]:
+    blocks = list(map(escape_markdown, shown.lines))
     if shown.picture:
-        blocks.insert(1, f"![{shown.title}](plots/{shown.picture}.png)")
-    for title, grid in shown.folded:
-        blocks += [f"### {title}", markdown_table(grid)]
+        blocks.append(f"![{shown.title}](plots/{shown.picture}.png)")
+    blocks += map(markdown_table, shown.grids)
     if shown.code:
         blocks.append(fenced(shown.code))
+    for inner in shown.folded:
+        blocks += [f"<details><summary>{escape_html(inner.title)}</summary>", *_blocks(inner), "</details>"]
     return blocks
 
 

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part
 from souping.report import outcomes, tables
-from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
-from souping.report.tables import Report, Row, TableGrid, by_category, differences, gate, overview, sentences
+from souping.report.experts import why
+from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
+from souping.report.tables import (
+    Report,
+    Row,
+    Section,
+    by_category,
+    differences,
+    gate,
+    known,
+    overview,
+    sentences,
+    table,
+)
 
 REBUILD = (
     "It makes the same bytes again, from the folders that the store has seen or from the Hub at the commits of the "
     "recipe, and refuses where an ingredient's content differs."
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """Heading with sentences, at most one picture (by its name), tables to show and tables to fold away."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    picture: str = ""
-    grids: tuple[TableGrid, ...] = ()
-    folded: tuple[tuple[str, TableGrid], ...] = ()
-    code: str = ""
 
 
 def headline(report: Report) -> str:
@@ -78,44 +77,64 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     return shown
 
 
-def sections(report: Report, trials: Sequence[Row]) -> list[Section]:
+def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    built = [
-        _scores(report),
-        _differences(report),
-        _losses(report),
-        _bars(report),
-        _outcomes(report),
-        _also(report),
-        _gate(report),
-        _selection(report),
-        _search(report, trials),
-        _stability(report),
-        _recipe(report),
-        _cost(report),
-    ]
-    return [section for section in built if section is not None]
-
-
-def _scores(report: Report) -> Section | None:
-    if not entries(report, "rows"):
-        return None
-    lines = ("Percent correct on the report fold with 95 % intervals. Search and selection never saw these items.",)
-    return Section(
-        "Scores", lines, grids=(tables.scores(report),), folded=(("Items a category", tables.sizes(report)),)
+    return known(
+        (
+            _verdict(report),
+            _gains(report),
+            _outcomes(report),
+            _also(report),
+            _landscape(report, trials),
+            why(report),
+            _gate(report),
+            _cost(report),
+            _provenance(report),
+        )
     )
 
 
-def _differences(report: Report) -> Section | None:
-    if not entries(report, "comparisons"):
+def _verdict(report: Report) -> Section | None:
+    """Everything that the headline rests on."""
+    if not entries(report, "rows"):
         return None
-    lines = ("Every model answered the same items, so differences are paired; items that share content are one group.",)
-    return Section("Is the soup better?", lines, "forest", (tables.comparisons(report),))
+    numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
+    folded = (
+        table("The differences in numbers", tables.comparisons(report)),
+        table("Every model, category by category", tables.scores(report), numbers),
+        table("Items a category", tables.sizes(report)),
+    )
+    if not tables.compared(report):
+        return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known(folded[2:]))
+    lines = (
+        "Every model answered the same items of the report fold, so differences are paired; items that share content "
+        f"are one group. {tables.tested(report)}".strip(),
+    )
+    return Section("Is the soup better?", lines, "forest", folded=known(folded))
 
 
-def _losses(report: Report) -> Section | None:
-    told = losses(report)
-    return Section("What did the soup lose?", tuple(told), grids=(tables.losses(report),)) if told else None
+def _gains(report: Report) -> Section | None:
+    found = entries(part(report, "losses"), "categories")
+    if not found:
+        return None
+    shown = table("The same in numbers", tables.losses(report))
+    return Section("Gained and lost", (_beyond(report, found),), "categories", folded=known((shown,)))
+
+
+def _beyond(report: Report, found: Sequence[Row]) -> str:
+    """What is beyond chance, each way."""
+    parts = [
+        f"{verb} {in_words([_gap(pair) for pair in own])}"
+        for verb, verdict in (("gained", "higher"), ("lost", "lower"))
+        if (own := [pair for pair in found if pair.get("verdict") == verdict])
+    ]
+    what = " and ".join(parts) or "neither gained nor lost a category"
+    against = clean(part(report, "losses").get("against"))
+    return f"Against {against}, the soup {what} beyond chance, by Holm over {count(len(found))} categories."
+
+
+def _gap(pair: Row) -> str:
+    return f"{clean(pair.get('category'))} ({percent(pair.get('difference'), sign=True)})"
 
 
 def losses(report: Report) -> list[str]:
@@ -138,16 +157,15 @@ def losses(report: Report) -> list[str]:
 
 
 def _outcomes(report: Report) -> Section | None:
-    told = outcomes.sentences(report)
-    if not told:
+    """How answers ended: nothing where all ended by themselves, which the cost says."""
+    if not outcomes.hit(report) and not part(report, "variance"):
         return None
     grids = tuple(grid for grid in (outcomes.models(report), outcomes.variance(report)) if grid.rows)
-    more = (("Why there is no answer", outcomes.reasons(report)), ("By category", outcomes.categories(report)))
-    return Section("Answers", tuple(told), grids=grids, folded=tuple((t, grid) for t, grid in more if grid.rows))
-
-
-def _bars(report: Report) -> Section | None:
-    return Section("Category by category", picture="bars") if entries(report, "rows") else None
+    more = (
+        table("Why there is no answer", outcomes.reasons(report)),
+        table("Answers cut off or missing, by category", outcomes.categories(report)),
+    )
+    return Section("Answers", tuple(outcomes.sentences(report)), grids=grids, folded=known(more))
 
 
 def _also(report: Report) -> Section | None:
@@ -158,12 +176,15 @@ def _also(report: Report) -> Section | None:
         "Evaluated once the recipe was frozen, on all items; nothing was chosen on them.",
         *sentences(report),
     )
-    folded = tuple(
-        (f"{clean(entry.get('name'))} by category", by_category(entry))
+    folded = [
+        table(f"{clean(entry.get('name'))} by category", by_category(entry))
         for entry in measured
         if len(part(entry, "coefficients")) > 1
+    ]
+    grids = (overview(report),)
+    return Section(
+        "Other benchmarks", lines, grids=grids, folded=known((table("Differences", differences(report)), *folded))
     )
-    return Section("Other benchmarks", lines, "", (overview(report), differences(report)), folded)
 
 
 def _gate(report: Report) -> Section | None:
@@ -175,38 +196,15 @@ def _gate(report: Report) -> Section | None:
         f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
         f"{percent(checked.get('false_alarm'), 0)} %."
     )
-    return Section("Were the single models as expected?", (line,), grids=(gate(report),))
+    title = "Were the single models as expected?"
+    if checked.get("passed"):
+        return Section(
+            title, ("All of them were.",), folded=known((table("Expected and measured", gate(report), line),))
+        )
+    return Section(title, (line,), grids=(gate(report),))
 
 
-def _selection(report: Report) -> Section | None:
-    selection = part(report, "selection")
-    if not selection:
-        return None
-    lines = [_chosen(selection)]
-    if selection.get("published"):
-        lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
-    lines += [clean(note) for note in elements(selection, "notes")]
-    grids = (tables.experts(report),) if selection.get("experts") else ()
-    pairs = tables.pairs(report)
-    folded = (("Every correlation with its interval", pairs),) if pairs.rows else ()
-    return Section("Selection", tuple(lines), "heatmap", grids, folded)
-
-
-def _chosen(selection: Row) -> str:
-    """`soce chose a, b and c: experts of ... (pearson, threshold 0.2).`"""
-    who = clean(selection.get("selector")) or "The selector"
-    rule = [clean(selection.get("metric"))]
-    if number(selection.get("threshold")) is not None:
-        rule.append(f"threshold {weight(selection['threshold'])}")
-    rule += [f"{key} {clean(selection[key])}" for key in ("sign", "ties") if selection.get(key)]
-    how = ", ".join(text for text in rule if text)
-    low = elements(selection, "low_correlation")
-    where = f" Low-correlation categories: {in_words(low)}." if low else ""
-    names = in_words(elements(selection, "ingredients")) or "nothing"
-    return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
-
-
-def _search(report: Report, trials: Sequence[Row]) -> Section | None:
+def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     if not trials:
         return None
     reached = number(part(report, "objective").get("search"))
@@ -215,39 +213,24 @@ def _search(report: Report, trials: Sequence[Row]) -> Section | None:
         f"{count(len(trials))} soups were evaluated on the search fold.{best} "
         "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
     )
-    grid = tables.trials(report, trials)
-    return Section("Search", lines, "landscape", (), (("The best trials (all are in trials.csv)", grid),))
+    return Section("Landscape of weights", lines, "landscape", grids=(tables.trials(report, trials),))
 
 
-def _stability(report: Report) -> Section | None:
-    stability = part(report, "stability")
-    if not stability:
-        return None
-    drawn = "How often the same choice is made when the items of the select fold are drawn again with replacement."
-    lines = (drawn,) if stability.get("draws") else ()
-    built = (tables.picks(report), tables.shares(report))
-    more = (("Other thresholds", tables.thresholds(report)), ("One model left out", tables.jackknife(report)))
-    return Section(
-        "Stability of the selection",
-        (*lines, *tables.notes(report)),
-        grids=tuple(grid for grid in built if grid.rows),
-        folded=tuple((title, grid) for title, grid in more if grid.rows),
-    )
+def _cost(report: Report) -> Section | None:
+    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report)) if grid.rows)
+    ended = () if outcomes.hit(report) else tuple(outcomes.sentences(report)[:1])
+    return Section("Cost", ended, grids=grids) if grids else None
 
 
-def _recipe(report: Report) -> Section | None:
+def _provenance(report: Report) -> Section | None:
     recipe = part(report, "recipe")
     if not recipe:
         return None
     line = f"Recipe {clean(recipe.get('id'))}: {clean(recipe.get('method'))}, {clean(recipe.get('dtype'))}."
     command = clean(report.get("rebuild"))
     again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
-    return Section("Recipe, and how to rebuild it", (line, again), grids=(tables.recipe(report),), code=command)
-
-
-def _cost(report: Report) -> Section | None:
-    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report)) if grid.rows)
-    return Section("Folds and cost", grids=grids) if grids else None
+    folded = known((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
+    return Section("Provenance", (line, again), code=command, folded=folded)
 
 
 def quoted(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,7 @@ from souping.report.format import (
     p_of,
     p_value,
     percent,
-    rho,
     seconds,
-    share,
     weight,
 )
 
@@ -51,6 +50,34 @@ class TableGrid:
     left: frozenset[int] = frozenset({0})
 
 
+@dataclass(frozen=True)
+class Section:
+    """Heading with sentences, at most one picture (by its name), tables to show, a command, and sections to fold
+    away below them."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    picture: str = ""
+    grids: tuple[TableGrid, ...] = ()
+    folded: tuple[Section, ...] = ()
+    code: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """What links to the heading, as GitHub makes it."""
+        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
+
+
+def known(built: Iterable[Section | None]) -> tuple[Section, ...]:
+    """Sections that have anything to show."""
+    return tuple(one for one in built if one is not None and (one.lines or one.picture or one.grids or one.folded))
+
+
+def table(title: str, shown: TableGrid, *lines: str) -> Section | None:
+    """A section of one table, nothing where it has no rows."""
+    return Section(title, lines, grids=(shown,)) if shown.rows else None
+
+
 def grid(
     header: Sequence[str],
     rows: Iterable[Iterable[str | TableCell]],
@@ -75,20 +102,82 @@ def categories(report: Report) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order))) or known
 
 
+def once(report: Report) -> list[Row]:
+    """Rows in the order of their roles, a model that plays several of them once: `roles` has all its kinds."""
+    found: dict[Json, dict[str, Json]] = {}
+    for row in in_order(entries(report, "rows")):
+        key = row.get("recipe_id") or row.get("name")
+        known = found.setdefault(key, {**row, "roles": []})
+        known["roles"] = [*elements(known, "roles"), row.get("kind")]
+    return list(found.values())
+
+
+def named(row: Row) -> TableCell:
+    """A model's name with its roles; what is named after its role says it once."""
+    name = clean(row.get("name"))
+    labels = [kind_label(kind) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
+    if row.get("name") == row.get("kind"):
+        return TableCell(labels[0], ", ".join(labels[1:]))
+    return TableCell(name, ", ".join(labels))
+
+
 def scores(report: Report) -> TableGrid:
-    """A line a row: objective and every category, percent with 95 % intervals."""
-    names, rows = categories(report), in_order(entries(report, "rows"))
+    """A line a model: objective and every category, percent with 95 % intervals."""
+    names, rows = categories(report), once(report)
     lines = [
-        (_model(row), _score(row.get("objective")), *(_score(part(row, "scores").get(name)) for name in names))
+        (named(row), _score(row.get("objective")), *(_score(part(row, "scores").get(name)) for name in names))
         for row in rows
     ]
     return grid(("model", "objective", *map(clean, names)), lines, strong=where(rows, "kind", "soup"))
 
 
-def _model(row: Row) -> TableCell:
-    """Name and role; a row that is named after its role says it once."""
-    name, role = clean(row.get("name")), kind_label(row.get("kind"))
-    return TableCell(name, role if role != name else "")
+def compared(report: Report) -> list[Row]:
+    """The soup's comparisons, one a model, with the `row` of that model; none with what is the soup itself."""
+    pairs = entries(report, "comparisons")
+    found: list[Row] = []
+    for row in once(report):
+        roles, own = texts(row, "roles"), [pair for pair in pairs if _is_of(pair, row)]
+        if own and "soup" not in roles:
+            pair = next((pair for pair in own if number(pair.get("p_holm")) is not None), own[0])
+            found.append({**pair, "row": row})
+    return found
+
+
+def _is_of(pair: Row, row: Row) -> bool:
+    """Whether a comparison is with this model: by name, and by its role where two rows may share the name."""
+    return pair.get("b") == row.get("name") or (pair.get("b") == pair.get("kind") and pair["b"] in texts(row, "roles"))
+
+
+def comparisons(report: Report) -> TableGrid:
+    """The paired difference of the soup to each other model, points with interval and p-value."""
+    pairs = compared(report)
+    adjusted = any(number(pair.get("p_holm")) is not None for pair in pairs)
+    lines: list[tuple[str | TableCell, ...]] = [
+        (
+            named(part(pair, "row")),
+            percent(pair.get("difference"), sign=True),
+            interval(pair.get("low"), pair.get("high"), sign=True),
+            p_of(pair),
+            *((p_value(pair.get("p_holm")),) if adjusted else ()),
+            percent(pair.get("discordant")),
+        )
+        for pair in pairs
+    ]
+    looks = number(part(report, "verdict").get("opened")) or 1
+    p = f"p (look {count(looks)})" if looks > 1 else "p"
+    around = f"{level(next(iter(pairs), {}))} interval"
+    middle = ("p (Holm)",) if adjusted else ()
+    return grid(("soup minus", "difference", around, p, *middle, "answered differently %"), lines)
+
+
+def tested(report: Report) -> str:
+    """The test of the comparisons, with the items and groups that they rest on."""
+    pairs = compared(report)
+    names = list(dict.fromkeys(clean(pair.get("test")).replace("_", " ") for pair in pairs if pair.get("test")))
+    sizes = list(dict.fromkeys((count(pair.get("n")), count(pair.get("groups"))) for pair in pairs))
+    if not names or len(sizes) != 1:
+        return ""
+    return f"Test: {in_words(names)}, {sizes[0][0]} items in {sizes[0][1]} groups."
 
 
 def _score(score: Json) -> TableCell:
@@ -103,46 +192,6 @@ def sizes(report: Report) -> TableGrid:
     return grid(("category", "items on the report fold"), lines)
 
 
-def opponent(report: Report, comparison: Row) -> str:
-    """The role of what the soup is compared with: the comparison's own `kind`, else every role its name plays."""
-    if comparison.get("kind"):
-        return kind_label(comparison["kind"])
-    name = comparison.get("b")
-    kinds = [kind_label(r.get("kind")) for r in in_order(entries(report, "rows")) if r.get("name") == name]
-    roles = [kind for kind in dict.fromkeys(kinds) if kind != clean(name)]
-    return ", ".join(roles)
-
-
-def comparisons(report: Report) -> TableGrid:
-    """The paired difference of the soup to each other row, points with 95 % interval and p-value."""
-    lines: list[tuple[str | TableCell, ...]] = [
-        (
-            TableCell(f"soup {minus('-')} {clean(c.get('b'))}", opponent(report, c)),
-            percent(c.get("difference"), sign=True),
-            interval(c.get("low"), c.get("high"), sign=True),
-            p_of(c),
-            *_adjusted(report, c),
-            clean(c.get("test")).replace("_", " "),
-            f"{count(c.get('n'))} / {count(c.get('groups'))}",
-        )
-        for c in entries(report, "comparisons")
-    ]
-    middle = ("p (Holm)",) if _has_adjusted(report) else ()
-    looks = number(part(report, "verdict").get("opened")) or 1
-    p = f"p (look {count(looks)})" if looks > 1 else "p"
-    around = f"{level(next(iter(entries(report, 'comparisons')), {}))} interval"
-    header = ("pair", "difference", around, p, *middle, "test", "items / groups")
-    return grid(header, lines, left=(0, len(header) - 2))
-
-
-def _has_adjusted(report: Report) -> bool:
-    return any(number(c.get("p_holm")) is not None for c in entries(report, "comparisons"))
-
-
-def _adjusted(report: Report, comparison: Row) -> tuple[str, ...]:
-    return (p_value(comparison.get("p_holm")),) if _has_adjusted(report) else ()
-
-
 def losses(report: Report) -> TableGrid:
     """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
     found = entries(part(report, "losses"), "categories")
@@ -151,24 +200,6 @@ def losses(report: Report) -> TableGrid:
     return grid(
         ("category", FIGURES[0], around, *FIGURES[2:], "the soup is"), lines, (0, 5), where(found, "verdict", "lower")
     )
-
-
-def experts(report: Report) -> TableGrid:
-    """Which candidate is the expert of which low-correlation category."""
-    chosen, again = part(part(report, "selection"), "experts"), part(part(report, "stability"), "experts")
-    tied = part(part(report, "selection"), "tied")
-    lines = [
-        (
-            clean(category),
-            TableCell(
-                clean(name),
-                f"as good: {in_words(rest)}" if (rest := [n for n in texts(tied, category) if n != name]) else "",
-            ),
-            share(part(again, category).get(str(name))),
-        )
-        for category, name in chosen.items()
-    ]
-    return grid(("low-correlation category", "expert", "picked again"), lines, left=(0, 1))
 
 
 def recipe(report: Report) -> TableGrid:
@@ -215,10 +246,10 @@ def cost(report: Report) -> TableGrid:
         for key, value in spent.items()
         if key not in {*names, "seconds"} and not isinstance(value, Mapping | list)
     ]
-    return grid(("cost", ""), lines)
+    return grid(("cost", "amount"), lines)
 
 
-def trials(report: Report, tried: Sequence[Row], limit: int = 10) -> TableGrid:
+def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
     """The best trials of the search, by objective on the search fold."""
     names = ingredients(report, tried)
     best = sorted(tried, key=lambda t: -(number(t.get("objective")) or 0.0))[:limit]
@@ -230,7 +261,7 @@ def trials(report: Report, tried: Sequence[Row], limit: int = 10) -> TableGrid:
         )
         for trial in best
     ]
-    return grid(("trial", "search objective", *(clean(n) for n in names)), lines, left=())
+    return grid(("best trials", "objective %", *(clean(n) for n in names)), lines, left=())
 
 
 def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
@@ -370,122 +401,3 @@ def _points(pair: Row) -> str:
 
 def _change(pair: Row) -> str:
     return percent(pair.get("difference"), sign=True)
-
-
-def picks(report: Report) -> TableGrid:
-    """Share of bootstrap draws in which a category is of low correlation, and in which each candidate is its expert."""
-    stability, chosen = part(report, "stability"), part(part(report, "selection"), "experts")
-    drawn, low = part(stability, "experts"), part(stability, "low_correlation")
-    names = sorted({name for category in drawn for name in part(drawn, category)})
-    rows: list[tuple[str | TableCell, ...]] = [
-        (
-            _marked(category, chosen.get(category)),
-            share(low.get(category)),
-            *(share(part(drawn, category).get(name)) for name in names),
-        )
-        for category in drawn
-    ]
-    return grid(("category", "is of low correlation", *map(clean, names)), rows)
-
-
-def _marked(category: str, chosen: Json) -> TableCell:
-    return TableCell(clean(category), f"chose {clean(chosen)}" if chosen else "")
-
-
-def shares(report: Report) -> TableGrid:
-    """Share of draws in which a candidate is an ingredient, and in which there are K of them."""
-    drawn = part(report, "stability")
-    rows = [(f"{clean(name)} is an ingredient", share(v)) for name, v in part(drawn, "ingredients").items()]
-    rows += [(f"K = {clean(size)}", share(v)) for size, v in part(drawn, "sizes").items()]
-    return grid(("event", "share of draws"), rows)
-
-
-def thresholds(report: Report) -> TableGrid:
-    """The selection by other thresholds."""
-    stability = part(report, "stability")
-    own = number(stability.get("threshold"))
-    rows = []
-    for entry in entries(stability, "thresholds"):
-        value = number(entry.get("threshold"))
-        used = " (used)" if value is not None and own is not None and abs(value - own) < 1e-9 else ""
-        rows.append((f"{weight(value)}{used}", *_outcome(entry)))
-    return grid(("threshold", "ingredients", "low-correlation categories"), rows, left=(0, 1, 2))
-
-
-def jackknife(report: Report) -> TableGrid:
-    """The selection without one model."""
-    left_out = entries(part(report, "stability"), "jackknife")
-    rows = [(clean(entry.get("left_out")), *_outcome(entry)) for entry in left_out]
-    return grid(("left out", "ingredients", "low-correlation categories"), rows, left=(0, 1, 2))
-
-
-def _outcome(entry: Row) -> tuple[str, str]:
-    if entry.get("error"):
-        return clean(entry["error"]), ""
-    low = ", ".join(map(clean, elements(entry, "low_correlation")))
-    return in_words(elements(entry, "ingredients")) or DASH, low or DASH
-
-
-def pairs(report: Report) -> TableGrid:
-    """Every correlation with its intervals: from the bootstrap of items where known, and over models."""
-    known = entries(part(report, "stability"), "correlations") or matrix_pairs(report)
-    extra = any(number(pair.get("bootstrap_low")) is not None for pair in known)
-    rows = []
-    for pair in known:
-        line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
-        line.append(around(pair.get("low"), pair.get("high")))
-        if extra:
-            line += [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
-        rows.append(line)
-    tail = ("95 %, resampled items", "without noise") if extra else ()
-    return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
-
-
-def around(low: Json, high: Json) -> str:
-    if number(low) is None or number(high) is None:
-        return "not estimable"
-    return f"{rho(low)} to {rho(high)}"
-
-
-def matrix_pairs(report: Report) -> list[Row]:
-    """[{a, b, rho, low, high}] of the correlation matrix's upper triangle."""
-    correlation = part(part(report, "selection"), "correlation")
-    names = elements(correlation, "categories")
-    keys = {"rho": "matrix", "low": "low", "high": "high"}
-    return [
-        {"a": names[i], "b": names[j], **{key: at(correlation.get(source), i, j) for key, source in keys.items()}}
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-    ]
-
-
-def at(matrix: Json, i: int, j: int) -> Json:
-    """matrix[i][j], or None where there is none."""
-    row = matrix[i] if isinstance(matrix, Sequence) and i < len(matrix) else None
-    return row[j] if isinstance(row, Sequence) and j < len(row) else None
-
-
-def notes(report: Report) -> list[str]:
-    """Sentences about the bootstrap itself."""
-    stability = part(report, "stability")
-    lines = [clean(note) for note in elements(stability, "notes")]
-    if stability.get("draws"):
-        method = f" ({clean(stability['method'])})" if stability.get("method") else ""
-        lines.append(f"{count(stability['draws'])} draws{method}; {_failed(stability)}.")
-    models = part(stability, "models")
-    if models.get("status"):
-        reason = f": {clean(models['reason'])}" if models.get("reason") else ""
-        lines.append(f"Resampling models: {clean(models['status']).replace('_', ' ')}{reason}")
-    noisy = [f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()]
-    if noisy:
-        lines.append(f"Reliability of the category scores: {', '.join(noisy)}")
-    return lines
-
-
-def _failed(stability: Row) -> str:
-    """Number of draws that gave no selection, and why."""
-    missing = number(stability.get("not_estimable"))
-    if not missing:
-        return "a selection came out of each"
-    why = "; ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items())
-    return f"no selection came out of {count(missing)}{f': {why}' if why else ''}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from souping.core.types import Json, elements, entries, part, texts
+from souping.core.types import elements, part, texts
 from souping.report import render
-from souping.report.format import DASH, brackets, clean, escape_markdown, in_order, level, p_of, weight
-from souping.report.sections import Section, headline, losses
-from souping.report.tables import Report, Row, TableGrid, gate, narrow, sentences
+from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
+from souping.report.sections import headline, losses
+from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -35,11 +35,11 @@ def report_table(report: Report) -> Table:
 
     caption = Text("\n").join([Text(headline(report), style="bold"), *map(Text, losses(report))])
     made = Table(box=SIMPLE_HEAD, caption=caption, caption_style="", caption_justify="left")
-    rows = in_order(entries(report, "rows"))
+    rows = once(report)
     if not rows:
         return _selected(report, made)
-    compared = {key: pair for pair in entries(report, "comparisons") for key in _keys(pair)}
-    width = level(next(iter(compared.values()), {}))
+    pairs = {str(part(pair, "row").get("name")): pair for pair in compared(report)}
+    width = level(next(iter(pairs.values()), {}))
     columns: tuple[tuple[str, JustifyMethod], ...] = (
         ("model", "left"),
         ("score %", "right"),
@@ -49,10 +49,8 @@ def report_table(report: Report) -> Table:
     for name, side in columns:
         made.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")
     for row in rows:
-        soup, own = row.get("kind") == "soup", row.get("name")
-        pair = None if soup else compared.get((own, row.get("kind")), compared.get((own, None)))
-        cells = [_model(row), brackets(row.get("objective")), *_difference(pair)]
-        made.add_row(*(Text(cell) for cell in cells), style="bold" if soup else None)
+        cells = [_model(row), brackets(row.get("objective")), *_difference(pairs.get(str(row.get("name"))))]
+        made.add_row(*(Text(cell) for cell in cells), style="bold" if row.get("kind") == "soup" else None)
     return made
 
 
@@ -86,15 +84,9 @@ def plain_table(grid: TableGrid) -> Table:
 
 
 def _model(row: Row) -> str:
-    """`dog, best single`; rows that are named after their role say it once."""
-    name, kind = clean(row.get("name")), str(row.get("kind"))
-    role = ROLES.get(kind, clean(kind))
-    return role if name == kind else f"{name}, {role}"
-
-
-def _keys(pair: Row) -> tuple[tuple[Json, Json], ...]:
-    """A comparison that names its role is that of the row with this role; any stands for its name."""
-    return (pair.get("b"), None), (pair.get("b"), pair.get("kind"))
+    """`dog, best single, ingredient`; rows that are named after their role say it once."""
+    roles = [ROLES.get(kind, clean(kind)) for kind in texts(row, "roles")]
+    return ", ".join(roles if row.get("name") == row.get("kind") else [clean(row.get("name")), *roles])
 
 
 def _difference(pair: Row | None) -> list[str]:

@@ -34,7 +34,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def test_the_files_are_those_that_are_named(written: Any) -> None:
     run_dir, _, _, paths = written
     names = [str(path.relative_to(run_dir)) for path in paths]
-    plots = [f"plots/{name}.png" for name in ("forest", "bars", "heatmap", "landscape")]
+    plots = [f"plots/{name}.png" for name in ("forest", "categories", "heatmap", "landscape")]
     assert names == ["report.json", "report.md", "report.html", *plots]
     assert sorted(p for p in run_dir.rglob("*") if p.is_file()) == sorted(paths)
 
@@ -84,7 +84,7 @@ def test_page_and_markdown_open_with_verdict_and_what_the_benchmark_is_not(writt
     html = (run_dir / "report.html").read_text()
     assert f"<h1>{report['verdict']['sentence']}</h1>" in html
     for shown in (text, html):
-        assert shown.index("pantry, BFCL-shaped, not BFCL") < shown.index("Scores")
+        assert shown.index("pantry, BFCL-shaped, not BFCL") < shown.index("Is the soup better?")
         assert report["warnings"][0] in shown
 
 
@@ -118,9 +118,9 @@ def test_two_reports_of_the_same_run_are_the_same_bytes(written: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("k", "pictures"),
     [
-        (1, ["bars", "heatmap"]),
-        (2, ["forest", "bars", "heatmap", "landscape"]),
-        (5, ["forest", "bars", "heatmap", "landscape"]),
+        (1, ["heatmap"]),
+        (2, ["forest", "categories", "heatmap", "landscape"]),
+        (5, ["forest", "categories", "heatmap", "landscape"]),
     ],
 )
 def test_every_size_of_soup_renders(k: int, pictures: list[str]) -> None:
@@ -154,7 +154,7 @@ def test_a_published_selection_without_correlations_renders() -> None:
     text = markdown(report, trials)
     assert "published scores" in text
     assert "Stability" not in text
-    assert [drawing.name for drawing in draw(report, trials)] == ["forest", "bars", "landscape"]
+    assert [drawing.name for drawing in draw(report, trials)] == ["forest", "categories", "landscape"]
 
 
 @pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
@@ -171,7 +171,7 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     trials[0]["objective"] = None
     html = page(report, trials, draw(report, trials))
     outline(html)
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("finance", "")
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("provenance", "")
 
 
 def test_numbers_as_people_read_them() -> None:

@@ -79,7 +79,7 @@ def test_the_tables_hold_rows_comparisons_and_trials(recorded: Any) -> None:
 def test_the_plots_are_images_of_the_last_point(recorded: Any) -> None:
     run_dir, records, _ = recorded
     last = " ".join(of_type(records, "history")[-1]["item"])
-    for name in ("forest", "bars", "heatmap", "landscape"):
+    for name in ("forest", "categories", "heatmap", "landscape"):
         assert f"plots/{name}" in last
     assert len(list((run_dir / "wandb").glob("offline-run-*/files/media/images/**/*.png"))) == 4
 
