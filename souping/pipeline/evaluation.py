@@ -133,12 +133,13 @@ def _block(
 def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]) -> ItemScores:
     """Scores of the items, and what became of their answers (in the items' order)."""
     flat = [record for records in answers for record in records]
+    values = evaluator.item_scores(items, answers)
     return ItemScores(
         items=tuple(items),
-        values=evaluator.item_scores(items, answers),
+        values=values,
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
-        noise=np.array([_noise([record.score for record in records]) for records in answers]),
+        noise=np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
         reasons=Counter(record.reason for record in flat if record.outcome == "unanswered"),
     )
 
@@ -147,6 +148,8 @@ def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray
     return np.array([sum(record.outcome == outcome for record in records) / len(records) for records in answers])
 
 
-def _noise(scores: Sequence[float]) -> float:
-    """Variance of the mean of an item's scores by the draw of its answers."""
-    return float(np.var(scores, ddof=1) / len(scores)) if len(scores) > 1 else math.nan
+def _noise(scores: Sequence[float], value: float) -> float:
+    """Variance of an item's score by the draw of its answers; nan where it is not their mean (pass@k, a majority)."""
+    if len(scores) < 2 or not math.isclose(value, np.mean(scores), abs_tol=1e-9):
+        return math.nan
+    return float(np.var(scores, ddof=1) / len(scores))

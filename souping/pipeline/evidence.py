@@ -241,11 +241,12 @@ def _told(name: str, ends: Mapping[str, Any]) -> str:
 def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     """Variance of the objective, split into the draw of the items and that of their answers; None without the latter.
 
-    An item's score is the mean of its answers, so the variance between items holds that of the answers too.
+    An item's score is the mean of its answers, so the variance between items holds that of the answers too. `flips` is
+    the share of items whose answers did not all score alike.
     """
-    if not np.isfinite(scores.noise).any():
+    if not np.isfinite(scores.noise).all():
         return None
     share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
     total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
-    answers = min(total, float((share**2 * np.nan_to_num(scores.noise)).sum()))
-    return {"objective": total, "items": total - answers, "answers": answers}
+    answers = min(total, float((share**2 * scores.noise).sum()))
+    return {"objective": total, "items": total - answers, "answers": answers, "flips": float(np.mean(scores.noise > 0))}

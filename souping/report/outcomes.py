@@ -68,8 +68,10 @@ def variance(report: Report) -> TableGrid:
     lines = []
     for name, split in _parts(report, "variance"):
         whole, answers = number(split.get("objective")) or 0.0, number(split.get("answers")) or 0.0
-        lines.append((clean(name), f"{100 * math.sqrt(whole):.2f}", percent(answers / whole if whole else 0.0)))
-    return grid(("model", "standard error, points", "of the variance by answers %"), lines)
+        of_answers = percent(answers / whole if whole else 0.0)
+        lines.append((clean(name), f"{100 * math.sqrt(whole):.2f}", of_answers, percent(split.get("flips"))))
+    heads = ("model", "standard error, points", "of the variance by answers %", "items whose answers score unlike %")
+    return grid(heads, lines)
 
 
 def hit(report: Report) -> dict[str, Row]:

@@ -44,7 +44,7 @@ class TestItems:
         assert "1024 items" in capsys.readouterr().out
 
     def test_every_category_is_well_filled_in_every_fold(self) -> None:
-        split = folds.split_folds(SHIPPED, Benchmark(path=str(pantry.path("items"))).title)
+        split = folds.split_folds(SHIPPED)
         assert split.notes == ()
         for fold, least in zip(FOLDS, (160, 160, 400), strict=True):
             counts = Counter(item.category for item in split.items[fold])

@@ -125,6 +125,7 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
     assert split["soup"]["objective"] == pytest.approx(split["soup"]["items"] + split["soup"]["answers"])
     assert split["soup"]["answers"] == pytest.approx(0.25 / k / size, rel=0.1)
     assert split["soup"]["items"] < 0.2 * split["soup"]["answers"]
+    assert split["soup"]["flips"] == np.mean(noise > 0)
     assert gathered(apart)["variance"] == {}
     assert "of the variance by answers %" in markdown(gathered(drawn), [])
 

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 DEV_PER_CATEGORY = 60
+TUNED = (
+    "the family was tuned on folds as they were cut before 2026-11-25, so some items of today's report fold were seen"
+)
 EVERY = 100
 """Steps between checkpoints."""
 IGNORED = -100
@@ -230,7 +233,7 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
 def summary(stages: Sequence[TrainingStage], scores: Mapping[str, Mapping[str, float]], dev: int) -> dict[str, Json]:
     """Content of `scores.json`: how each model was made and what it reached on development items."""
     return {
-        "note": f"{NOTE}; fractions of 1 on development items; no choice saw items.jsonl's report fold",
+        "note": f"{NOTE}; fractions of 1 on development items; no item was trained on; {TUNED}",
         "shape": SHAPE,
         "development": {"seed": items.DEV_SEED, "items_per_category": dev},
         "items": {"seed": items.SEED, "items_per_category": items.PER_CATEGORY},
@@ -292,7 +295,7 @@ def _head(record: Mapping[str, Json]) -> list[str]:
         "  bfloat16; one token a word, bytes for everything else.",
         f"- Items: `items.jsonl`, {drawn['items_per_category']} of each of {len(CATEGORIES)} categories (seed "
         f"{drawn['seed']}); two or three questions about",
-        "  the same functions are one group. No item was trained on.",
+        f"  the same functions are one group. No item was trained on; {TUNED}.",
         "- Scored with the scorer `call`: the call is parsed in its language and compared as BFCL's checker does.",
         "",
         "## A prompt and its answer",
