@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from souping.core.types import FOLDS, Fold, Item, UserError
 
-SALT = "souping folds, version 2"
+SALT = "souping folds 4"
+"""Never to be changed. Of forty tried it is the first that leaves each fold of the pantry 20 items of every category;
+no model was asked in choosing it."""
 SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
 ENOUGH = 20
 """Items of a category in a fold below which its rate is too rough to stand alone."""

@@ -28,13 +28,13 @@ def test_the_cut_is_for_good() -> None:
     """Another salt or rule would let items of a report into searches: raise the salt's version with open eyes."""
     assert [assign(f"g{n}") for n in range(8)] == [
         "report",
-        "select",
         "report",
         "report",
         "search",
+        "select",
         "report",
         "report",
-        "report",
+        "select",
     ]
     alone = Item(id="7", category="c", prompt="what is 2 + 2?", answer="4")
     assert alone.group == "prompt da029bd12a16038c"

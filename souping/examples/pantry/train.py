@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 DEV_PER_CATEGORY = 60
-TUNED = (
-    "the family was tuned on folds as they were cut before 2026-11-25, so some items of today's report fold were seen"
-)
+TUNED = "the family was tuned on folds as they were cut before 2026-11-25, so some of today's report fold was seen"
 EVERY = 100
 """Steps between checkpoints."""
 IGNORED = -100
