@@ -1,0 +1,109 @@
+"""The page in a headless Chromium: no word on the console, nothing sticks out on a phone, axe-core finds nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from souping.report.files import write_report
+from tests.support import browser
+from tests.support.browser import Browser
+from tests.support.report import sample
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(browser.executable() is None, reason="no Chromium on the path, none in SOUPING_BROWSER"),
+]
+SAMPLES = {"three": (3, 5, 8), "one": (1, 4, 3), "two": (2, 2, 2), "many": (5, 8, 14)}
+"""{name: (ingredients, candidates, categories)}"""
+VIEWS = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (390, "light")}
+OPEN = "document.querySelectorAll('details').forEach(part => { part.open = true })"
+STICKS_OUT = """[...document.querySelectorAll('main *')].filter(part => !part.closest('.scroll, pre')
+    && part.getBoundingClientRect().right > innerWidth + 0.5).map(part => part.outerHTML)"""
+AXE = """axe.run({resultTypes: ['violations']}).then(found => found.violations.map(
+    one => [one.id, one.nodes[0].html, one.nodes[0].failureSummary]))"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser.browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for name, (k, models, columns) in SAMPLES.items():
+        folder = tmp_path_factory.mktemp(name)
+        write_report(*sample(k=k, models=models, columns=columns), folder)
+        made[name] = folder / "report.html"
+    return made
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_sticks_out_and_the_console_is_silent(
+    name: str, view: str, chromium: Browser, pages: dict[str, Path]
+) -> None:
+    width, scheme = VIEWS[view]
+    chromium.open(pages[name], width, scheme)
+    for _ in range(2):
+        assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+        assert chromium.evaluate(STICKS_OUT) == []
+        chromium.evaluate(OPEN)
+    assert chromium.messages == []
+
+
+@pytest.mark.skipif(browser.axe() is None, reason="no axe-core: npm install axe-core, or its file in SOUPING_AXE")
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[str, Path]) -> None:
+    script = browser.axe()
+    assert script is not None
+    chromium.open(pages[name], *VIEWS[view])
+    chromium.evaluate(f"{script.read_text()};0")
+    assert chromium.evaluate(AXE) == []
+    chromium.evaluate(OPEN)
+    assert chromium.evaluate(AXE) == []
+
+
+def test_the_page_is_short_and_small(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["three"])
+    assert 1000 < chromium.height() <= 4000
+    assert pages["three"].stat().st_size < 3_000_000
+
+
+def test_the_contents_lead_to_the_sections(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["three"])
+    missing = "[...document.querySelectorAll('nav a')].filter(a => !document.getElementById(a.hash.slice(1))).length"
+    assert chromium.evaluate("document.querySelectorAll('nav a').length") >= 6
+    assert chromium.evaluate(missing) == 0
+
+
+def test_print_leaves_out_what_is_folded_and_shows_what_was_opened(chromium: Browser, pages: dict[str, Path]) -> None:
+    shown = "[...document.querySelectorAll('details table')].filter(t => t.offsetHeight > 0).length"
+    chromium.open(pages["three"], width=720, media="print")
+    assert chromium.evaluate(shown) == 0
+    assert chromium.evaluate("document.querySelector('nav').offsetHeight") == 0
+    chromium.evaluate(OPEN)
+    assert chromium.evaluate(shown) > 5
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 720
+
+
+def test_what_is_wrong_is_found(chromium: Browser, tmp_path: Path) -> None:
+    """The checks above can fail."""
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<main><p style='width:2000px'>wide</p><img src='none.png'><script>console.log(1); nothing()</script>"
+    )
+    chromium.open(page, 390)
+    assert chromium.evaluate("document.documentElement.scrollWidth") > 390
+    assert chromium.evaluate(STICKS_OUT) != []
+    assert any("nothing is not defined" in json.loads(message).get("exceptionDetails", {}).get("exception", {}).get(
+        "description", "") for message in chromium.messages)  # fmt: skip
+    if script := browser.axe():
+        chromium.evaluate(f"{script.read_text()};0")
+        assert {one[0] for one in chromium.evaluate(AXE)} >= {"image-alt", "html-has-lang"}
