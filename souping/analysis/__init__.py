@@ -1,1 +1,75 @@
-"""Statistics of scores: correlations, intervals, paired tests, and how steady a selection is."""
+"""Statistics of a run, and the protocol of its analyses: item scores in, plain data out.
+
+An analysis is one file here, one choice of the group `analysis`, and one section in `souping/report/analyses/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from souping.core.protocols import Correlation, Objective
+from souping.core.types import Fold, ItemScores, Json, Recipe, Record
+
+
+class NotEstimableError(Exception):
+    """There is too little to say anything; the message says what there is and what it would take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSoups:
+    """Soups of a run, before anybody looks at scores.
+
+    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights; where
+    the pool has its base model at hand, it knows it by the name in `base`.
+    """
+
+    candidates: Mapping[str, Recipe]
+    ingredients: tuple[str, ...]
+    soup: Recipe
+    recipe: Callable[[Mapping[str, float]], Recipe]
+    base: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScores:
+    """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
+
+    `trials` are the soups that the search asked, each once; `lacking` are those that did not answer the whole search
+    fold, {recipe id: answers that it would take}. `answers` is how many an item has. `read` gives a model's first
+    answers on a fold, {item id: record}.
+    """
+
+    soups: RunSoups
+    trials: tuple[Recipe, ...]
+    objective: Objective
+    correlation: Correlation
+    search: Mapping[str, ItemScores]
+    report: Mapping[str, ItemScores]
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    answers: int = 1
+    read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
+
+    def single(self, name: str) -> Recipe:
+        return self.soups.candidates[name]
+
+    def mixtures(self) -> list[Recipe]:
+        """The soups of two or more parents that answered the whole search fold."""
+        return [trial for trial in self.trials if len(trial.ingredients) > 1 and trial.id in self.search]
+
+
+class Analysis(Protocol):
+    """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name."""
+
+    def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
+        """Soups whose answers on the search fold it needs, whether or not somebody has them already."""
+        return ()
+
+    def analyse(self, run: RunScores) -> Mapping[str, Json]:
+        """What is shown and kept.
+
+        Raises:
+            NotEstimableError: too few soups answered the whole fold, and what it would take.
+        """
+        ...

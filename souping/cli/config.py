@@ -23,6 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from souping.analysis import Analysis
 from souping.cli.help import folder
 from souping.core.files import expanded
 from souping.core.protocols import Correlation
@@ -90,6 +91,7 @@ Config = make_dataclass(
     [
         *((key, Any, field(default=value)) for key, value in FREE.items()),
         ("also", list[Any], field(default_factory=list)),
+        ("analysis", dict[str, Any], field(default_factory=dict)),
     ],
     bases=(RootKeys,),
 )
@@ -260,11 +262,13 @@ def _short(node: Mapping[str, Json]) -> str:
 
 
 def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Json, Any]]:
-    """(where, node, what it makes) of every part that the entries of `also` name."""
+    """(where, node, what it makes) of every part that the entries of `also` name, and of every analysis."""
     for number, entry in enumerate(config["also"]):
         for part, node in also_nodes(entry, number, config["evaluator"]).items():
             if part != "name":
                 yield f"also[{number}].{part}", node, KINDS[part]
+    for name, node in config["analysis"].items():
+        yield f"analysis.{name}", node, Analysis
 
 
 def _is_callable(hint: Any) -> bool:

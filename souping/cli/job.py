@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from souping.analysis import Analysis
 from souping.cli import interrupts_raise
 from souping.cli.config import KINDS, as_yaml, build, build_also, build_part, check, register, resolved
 from souping.cli.errors import EXPECTED, composition, explain, tell
@@ -179,6 +180,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
         gate=plain["gate"],
         expected=expectations(plain["expected"]),
         also=build_also(plain),
+        analyses={name: build_part(node, Analysis) for name, node in plain["analysis"].items()},
         upload=target(plain["upload"]),
         out=expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
         store_path=expanded(plain["store"]["path"], "store.path"),

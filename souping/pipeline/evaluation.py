@@ -79,6 +79,11 @@ class Evaluation:
             self._advance(len(block.items))
         return item_scores(self._evaluator, items, [answers[item.id] for item in items])
 
+    def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
+        """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
+        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
+        return {name: record for block in blocks if not block.replicate for name, record in block.known.items()}
+
     def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
         """The evaluator that asks this soup: a handler that it does not have leaves it with its default."""
         mine = self.handlers(recipe)

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from souping.analysis import RunSoups
 from souping.core.types import Fold, Item, Recipe, SearchSpace, Selection, Trial
 from souping.pipeline.evidence import Contender
 from souping.search.loop import SearchResult, result_of, search
 from souping.selection.selectors import ranking
 
 if TYPE_CHECKING:
+    from souping.analysis import Analysis
     from souping.core.protocols import RecipeEvaluator
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
@@ -92,6 +94,10 @@ class Walker(Protocol):
         """The frozen soup and its ingredients on one side benchmark."""
         ...
 
+    def analyse(self, name: str, stage: Stage) -> None:
+        """One analysis of the run; the soups that it asks for meet the search fold in `stage`."""
+        ...
+
 
 def perform(
     stage: SearchStage,
@@ -144,6 +150,9 @@ class Schedule:
         walker.report(self._report(contenders, winner.handler), contenders)
         for name, items in self.sides.items():
             walker.also(self._also(name, items, selection.ingredients, winner.recipe))
+        soups = self.soups(selection.ingredients, winner.recipe)
+        for name, analysis in self.run.analyses.items():
+            walker.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
 
     def contenders(
         self, scores: ScoreMatrix | None, ingredients: Sequence[str], soup: Recipe, best: str
@@ -161,6 +170,17 @@ class Schedule:
             rows.append(Contender(name="uniform_selected", kind="uniform_selected", recipe=self.uniform(ingredients)))
             rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)))
         return [*rows, Contender(name="soup", kind="soup", recipe=soup)]
+
+    def soups(self, ingredients: tuple[str, ...], soup: Recipe) -> RunSoups:
+        """What analyses know of the run before they see scores."""
+        singles = {name: self._single(name) for name in self.pool.names}
+        return RunSoups(candidates=singles, ingredients=ingredients, soup=soup, recipe=self.pool.recipe)
+
+    def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
+        """The soups that an analysis asks for, each once, on the search fold: nothing else is ever shown to it."""
+        recipes = {recipe.fingerprint: recipe for recipe in analysis.asks(soups)}
+        asks = tuple((recipe, handler if len(recipe.ingredients) > 1 else "") for recipe in recipes.values())
+        return Stage(name=f"analysis: {name}", asks=asks, items=self._fold("search"), fold="search")
 
     def uniform(self, names: Sequence[str]) -> Recipe:
         return self.pool.recipe({name: 1.0 / len(names) for name in names})

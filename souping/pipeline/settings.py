@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
 from souping.core.merge_protocols import MergeBackend
 from souping.core.protocols import (
@@ -56,6 +57,7 @@ class RunSettings:
     gate: str = "error"
     expected: tuple[Expectation, ...] = ()
     also: tuple[SideEntry, ...] = ()
+    analyses: Mapping[str, Analysis] = field(default_factory=dict)
     upload: Target | None = None
     out: Path
     store_path: Path

@@ -13,8 +13,9 @@ from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Item, ItemScores, Recipe, Selection, Trial, UserError
+from souping.core.types import FOLDS, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
+from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import (
     check_soups,
@@ -63,6 +64,9 @@ class RunStages:
     evidence: dict[str, Any] = field(default_factory=dict)
     frozen: Path | None = None
     left_out: int = 0
+    contenders: tuple[Recipe, ...] = ()
+    on_report: tuple[Item, ...] = ()
+    analyses: dict[str, Json] = field(default_factory=dict)
 
     @classmethod
     def open(cls, run: RunSettings, store: Store, progress: Progress) -> RunStages:
@@ -251,6 +255,7 @@ class RunStages:
         single = len(recipe.ingredients) == 1  # nothing is claimed of it: it is no look
         opened = max(1, ledger.looks(items)) if single else ledger.open_report(recipe.fingerprint, key, items)
         measured = self._answers(replace(stage, items=items))
+        self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
         ingredients = self.selection.ingredients
         margin = self.run.margin / 100
         self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin)
@@ -291,6 +296,33 @@ class RunStages:
         result["shared"] = sum(str(item.prompt) in asked for item in side.items)
         self.evidence.setdefault("also", []).append(result)
 
+    def analyse(self, name: str, stage: Stage) -> None:
+        """Ask what an analysis asks for, then take what it says."""
+        if stage.asks:
+            self.progress.say(
+                f"{stage.name}: {len(stage.asks)} soups on the {len(stage.items)} items of the search fold"
+            )
+            self._answers(stage)
+        else:
+            self.progress.stage(stage.name)
+        self.analyses[name] = analyse(name, self.run.analyses[name], self._analysed().scores(stage.asks))
+
+    def _analysed(self) -> AnalysisInput:
+        """What the run's analyses see."""
+        outcome, selection = self.outcome, self.selection
+        assert outcome is not None
+        assert selection is not None
+        stored = Evaluation(self.store, self.run.evaluator, unserved, self.pool.ends, lambda items: None)
+        return AnalysisInput(
+            run=self.run,
+            soups=self.schedule.soups(selection.ingredients, outcome.recipe),
+            trials=tuple((trial.recipe, trial.handler) for trial in outcome.trials),
+            contenders=self.contenders,
+            items={**self.folds.items, "report": self.on_report},
+            handler=outcome.handler,
+            stored=stored,
+        )
+
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, once the schedule was walked to its end."""
         assert self.scores is not None
@@ -300,7 +332,7 @@ class RunStages:
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.run.selector)
         more = {"warnings": self._warnings(self.scores), "stability": steady, "cost": self._cost(len(trials))}
-        return {**self.parts, **self.evidence, **more}, trials
+        return {**self.parts, **self.evidence, **more, "analyses": self.analyses}, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the card of the soup."""

@@ -107,6 +107,10 @@ class WorkCounter:
     def also(self, stage: Stage) -> None:
         self._count(stage)
 
+    def analyse(self, name: str, stage: Stage) -> None:
+        if stage.asks:
+            self._count(stage)
+
     def _count(self, stage: Stage) -> None:
         evaluation = self.evaluations[stage.side]
         todo = sum(self._new(recipe, handler, stage.items, evaluation) for recipe, handler in stage.asks)

@@ -23,6 +23,7 @@ from souping.report import plots
 from souping.report.drawing import Drawing
 from souping.report.format import clean
 from souping.report.plots import categories, forest, heatmap
+from souping.report.registry import drawings
 from souping.report.render import markdown, page
 from souping.report.tables import Report, Row, ingredients
 
@@ -50,7 +51,7 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[P
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     made = [forest(report), categories(report), heatmap(report), plots.landscape(report, trials)]
-    return [drawing for drawing in made if drawing is not None]
+    return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
 def as_json(value: Json) -> str:

@@ -9,6 +9,7 @@ from souping.core.types import elements, entries, number, part
 from souping.report import outcomes, tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
+from souping.report.registry import analysis_sections
 from souping.report.tables import (
     Report,
     Row,
@@ -87,6 +88,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
             _also(report),
             _landscape(report, trials),
             why(report),
+            *analysis_sections(report),
             _gate(report),
             _cost(report),
             _provenance(report),

@@ -1,0 +1,119 @@
+"""Wins over parents: in how many categories a soup is above both of its parents, and above at least one (`parents`).
+
+Figure 5 of arXiv 2511.13254 counts this over a population of soups; here it is every soup of the search. By chance, if
+a soup and its K parents were equally good, it is above all of them in 1 / (K + 1) of the categories and above at least
+one in K / (K + 1): 1/3 and 2/3 for two parents. Equal scores make both rarer, so that the chance is counted from the
+scores themselves: of every category's K + 1 scores each is as likely to be the soup's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis.stability import GroupSums
+from souping.core.scores import ScoreMatrix
+from souping.core.types import FloatArray, Json, Recipe
+
+TIE = 1e-12
+"""Means that differ by less are equal: only the order of a sum tells them apart."""
+SALT = 0x9A4E
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parents(Analysis):
+    """Categories in which each soup of the search beats all, and at least one, of its parents.
+
+    Intervals of the shares: percentiles of `draws` bootstrap draws of the search fold's groups.
+    """
+
+    draws: int = 400
+
+    def analyse(self, run: RunScores) -> dict[str, Json]:
+        soups = [soup for soup in run.mixtures() if all(run.single(p).id in run.search for p in soup.ingredients)]
+        if not soups:
+            raise NotEstimableError(too_few(run, 1))
+        names = list(dict.fromkeys(parent for soup in soups for parent in soup.ingredients))
+        rows = {run.single(name).id: run.search[run.single(name).id] for name in names}
+        scores = ScoreMatrix.from_items(rows | {soup.id: run.search[soup.id] for soup in soups})
+        order = {name: scores.models.index(run.single(name).id) for name in names}
+        parents = [[order[name] for name in soup.ingredients] for soup in soups]
+        own = [scores.models.index(soup.id) for soup in soups]
+        drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(SALT))
+        wins = _wins(scores.values[None], own, parents)[:, 0]
+        return {
+            "fold": "search",
+            "categories": list(scores.categories),
+            "soups": [_row(soup, *counts) for soup, counts in zip(soups, wins.sum(axis=-1).T.tolist(), strict=True)],
+            **_shares(wins, _wins(drawn, own, parents), _chances(scores.values, own, parents)),
+            "parents": _by_parents(soups, wins),
+        }
+
+
+def too_few(run: RunScores, needed: int) -> str:
+    """How many soups answered the whole search fold, and what more would take."""
+    whole = len(run.mixtures())
+    if len(run.soups.ingredients) < 2:
+        return "one ingredient was selected, so that no soup was searched"
+    head = f"{whole} soups of the search answered its whole fold; it takes {needed}"
+    cheapest = sorted(run.lacking.values())[: max(0, needed - whole)]
+    if whole + len(cheapest) < needed:
+        return f"{head}: search over more soups (optimiser=grid asks every one on the whole fold)"
+    return (
+        f"{head}: {sum(cheapest):,} more answers of the {len(cheapest)} that lack least, as optimiser=grid or a larger "
+        "budget gives them"
+    )
+
+
+def _wins(values: FloatArray, own: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
+    """values [D, M, C] -> whether each soup is above all, and above at least one of its parents, [2, D, S, C]."""
+    out = np.zeros((2, len(values), len(own), values.shape[2]))
+    for number, (soup, others) in enumerate(zip(own, parents, strict=True)):
+        above = values[:, [soup]] > values[:, others] + TIE
+        out[:, :, number] = above.all(axis=1), above.any(axis=1)
+    return out
+
+
+def _chances(values: FloatArray, own: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
+    """values [M, C] -> chance of both wins in each category, were the soup any one of its family, [2, S, C]."""
+    out = np.zeros((2, len(own), values.shape[1]))
+    for number, (soup, others) in enumerate(zip(own, parents, strict=True)):
+        family = values[[soup, *others]]
+        top = family >= family.max(axis=0) - TIE
+        out[0, number] = (top.sum(axis=0) == 1) / len(family)
+        out[1, number] = (family > family.min(axis=0) + TIE).sum(axis=0) / len(family)
+    return out
+
+
+def _shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> dict[str, Json]:
+    """The share of (soup, category) pairs that are wins, its interval, and the share by chance."""
+    shares: dict[str, Json] = {}
+    for number, key in enumerate(("beats_all", "beats_one")):
+        low, high = np.quantile(drawn[number].mean(axis=(1, 2)), (0.025, 0.975))
+        share, chance = float(wins[number].mean()), float(chances[number].mean())
+        shares[key] = {"share": share, "low": float(low), "high": float(high), "chance": chance}
+    return shares
+
+
+def _row(soup: Recipe, beats_all: float, beats_one: float) -> dict[str, Json]:
+    weights = dict(zip(soup.ingredients, soup.weights, strict=True))
+    return {"recipe_id": soup.id, "weights": weights, "beats_all": int(beats_all), "beats_one": int(beats_one)}
+
+
+def _by_parents(soups: Sequence[Recipe], wins: FloatArray) -> list[Mapping[str, Json]]:
+    """The shares by number of parents, with the chance where no two scores are equal."""
+    sizes = np.array([len(soup.ingredients) for soup in soups])
+    return [
+        {
+            "parents": int(size),
+            "soups": int((sizes == size).sum()),
+            "beats_all": float(wins[0][sizes == size].mean()),
+            "beats_one": float(wins[1][sizes == size].mean()),
+            "chance_all": 1 / (int(size) + 1),
+            "chance_one": int(size) / (int(size) + 1),
+        }
+        for size in np.unique(sizes)
+    ]

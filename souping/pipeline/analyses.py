@@ -1,0 +1,84 @@
+"""Analyses of a run: the scores that they see, and what they say."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
+from souping.analysis.correlation import pearson
+from souping.core.text import first_line, safe
+from souping.core.types import Fold, Item, ItemScores, Json, Recipe, Record, UserError
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.settings import RunSettings
+
+Asked = Iterable[tuple[Recipe, str]]
+"""Models, and the handlers that asked them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisInput:
+    """What is known of a run when its analyses begin. `stored` only reads: what is not in the store has no score.
+
+    `trials` are the search's, `contenders` the report's models; `handler` asked the winner.
+    """
+
+    run: RunSettings
+    soups: RunSoups
+    trials: tuple[tuple[Recipe, str], ...]
+    contenders: tuple[Recipe, ...]
+    items: Mapping[Fold, tuple[Item, ...]]
+    handler: str
+    stored: Evaluation
+
+    def scores(self, asked: Asked = ()) -> RunScores:
+        """All item scores that are there, those of an analysis's own soups (`asked`) among them."""
+        singles = [(recipe, "") for recipe in self.soups.candidates.values()]
+        search = [*singles, *self.trials, *asked]
+        report = [(recipe, self.handler) for recipe in self.contenders]
+        trials = {recipe.id: recipe for recipe, _ in self.trials}
+        lacking = {recipe.id: n for recipe, way in self.trials if (n := self._lacking(recipe, "search", way))}
+        return RunScores(
+            soups=self.soups,
+            trials=tuple(trials.values()),
+            objective=self.run.objective,
+            correlation=self.run.selector.measure or pearson,
+            search=self._whole(search, "search"),
+            report=self._whole(report, "report"),
+            lacking=lacking,
+            answers=self.stored.answers,
+            read=self._read,
+        )
+
+    def _lacking(self, recipe: Recipe, fold: Fold, way: str) -> int:
+        return len(self.stored.missing(recipe, self.items[fold], way))
+
+    def _whole(self, asked: Asked, fold: Fold) -> dict[str, ItemScores]:
+        """Scores of the models that answered a whole fold; the first way of asking one stands."""
+        ways = dict[str, tuple[Recipe, str]]()
+        for recipe, way in asked:
+            if recipe.id not in ways and self.items[fold] and not self._lacking(recipe, fold, way):
+                ways[recipe.id] = recipe, way
+        return {key: self.stored.scores(recipe, self.items[fold], way) for key, (recipe, way) in ways.items()}
+
+    def _read(self, recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
+        return self.stored.records(recipe, self.items[fold], self.handler)
+
+
+def unserved(recipe: Recipe) -> NoReturn:
+    raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")
+
+
+def analyse(name: str, analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
+    """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
+    try:
+        return analysis.analyse(scores)
+    except NotEstimableError as error:
+        return {"not_estimable": str(error)}
+    except UserError as error:
+        return {"failed": str(error)}
+    except Exception as error:  # a part of the user's may raise anything, and the run's results are worth more
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return {"failed": safe(f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})")}

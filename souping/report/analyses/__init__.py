@@ -1,0 +1,1 @@
+"""Sections that show analyses: one module an analysis, found by being here."""

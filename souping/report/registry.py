@@ -1,0 +1,91 @@
+"""Registry of the sections that show a report's analyses.
+
+A module of `souping/report/analyses/` registers the section of one analysis; nothing else names it. An analysis without
+one is shown by the `sentences` and `tables` of its data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from souping.core.types import elements, entries, part, texts
+from souping.report import analyses
+from souping.report.drawing import Drawing
+from souping.report.format import clean
+from souping.report.tables import Report, Row, Section, grid
+
+MakeSection = Callable[[Row], Section | None]
+Draw = Callable[[Row], Drawing | None]
+"""Both get the data of one analysis, as it stands in the report."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """How one analysis is shown."""
+
+    section: MakeSection
+    draw: Draw
+
+
+DISPLAYS: dict[str, Display] = {}
+"""{name of an analysis: how it is shown}."""
+
+
+def register(name: str, section: MakeSection, draw: Draw = lambda data: None) -> None:
+    """Show the analysis of this name so."""
+    DISPLAYS[name] = Display(section, draw)
+
+
+def displays() -> dict[str, Display]:
+    """All that are registered, those of this package included."""
+    for module in pkgutil.iter_modules(analyses.__path__):
+        importlib.import_module(f"{analyses.__name__}.{module.name}")
+    return DISPLAYS
+
+
+def analysed(report: Report) -> list[str]:
+    """Names of the report's analyses: those of this package's own sections in their order, then the others."""
+    names = list(part(report, "analyses"))
+    known = [name for name in displays() if name in names]
+    return [*known, *(name for name in names if name not in known)]
+
+
+def section_of(report: Report, name: str) -> Section | None:
+    """The section of one analysis; None where the report has nothing of it."""
+    data = part(part(report, "analyses"), name)
+    if not data:
+        return None
+    display = displays().get(name)
+    why = clean(data.get("not_estimable") or data.get("failed"))
+    if why:
+        title = clean(name).replace("_", " ").capitalize()
+        return Section(title, (f"{'Not estimable' if data.get('not_estimable') else 'It failed'}: {why}",))
+    return display.section(data) if display else _plain(name, data)
+
+
+def analysis_sections(report: Report) -> list[Section]:
+    """The sections of all analyses."""
+    made = [section_of(report, name) for name in analysed(report)]
+    return [section for section in made if section is not None]
+
+
+def drawings(report: Report) -> list[Drawing]:
+    """The pictures of all analyses that could be made."""
+    known, shown = displays(), part(report, "analyses")
+    told = [(known[name], part(shown, name)) for name in analysed(report) if name in known]
+    made = [display.draw(data) for display, data in told if not data.get("not_estimable") and not data.get("failed")]
+    return [drawing for drawing in made if drawing is not None]
+
+
+def _plain(name: str, data: Row) -> Section:
+    """An analysis that has no section of its own: its sentences, then its tables."""
+    title = clean(data.get("title")) or clean(name).replace("_", " ").capitalize()
+    tables = [grid(texts(table, "header"), _cells(table)) for table in entries(data, "tables")]
+    return Section(title, tuple(clean(line) for line in texts(data, "sentences")), grids=tuple(tables))
+
+
+def _cells(table: Row) -> list[list[str]]:
+    return [[clean(cell) for cell in row] for row in elements(table, "rows") if isinstance(row, Sequence)]
