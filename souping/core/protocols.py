@@ -15,18 +15,22 @@ import numpy as np
 
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.types import (
+    Answered,
     Cell,
     Correlations,
     FloatArray,
+    Inquiry,
     Item,
     ItemScores,
     Json,
     Missing,
     Recipe,
     Record,
+    Reply,
     Result,
     SearchSpace,
     Selection,
+    Task,
     Trial,
     Weights,
     digest,
@@ -139,6 +143,11 @@ class Strategy(Protocol):
     def known_points(self, size: int) -> Sequence[Weights] | None:
         """All weights that will be asked for, where they are known beforehand."""
         return None
+
+    @property
+    def uses_singles(self) -> bool:
+        """Whether the ingredients' own scores are wanted before the search begins."""
+        return False
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
         """(expected, most) items answered of a search that asks parts of a fold of so many; None for whole folds."""
@@ -273,6 +282,16 @@ class Evaluator(Part, Protocol):
         return True
 
     @property
+    def block(self) -> int:
+        """Items that it asks together; fewer at a time are slow. 1 where that does not matter."""
+        return 1
+
+    @property
+    def whole_folds(self) -> bool:
+        """Whether only whole folds give an item's score (corpus metrics)."""
+        return False
+
+    @property
     def look(self) -> str:
         """What counts as one way of looking at a fold: the settings, and how answers become an item's score."""
         return digest([self.fingerprint, self.answers])
@@ -370,17 +389,82 @@ class Evaluator(Part, Protocol):
         return ()
 
 
+class Worker(Protocol):
+    """Pool and evaluators in one process, which make a soup and ask it."""
+
+    def answer(self, task: Task) -> Answered: ...
+
+    def close(self) -> None: ...
+
+
+class Workers(Protocol):
+    """Running workers: up to `slots` tasks are worth putting at once; what is done first is taken first."""
+
+    @property
+    def slots(self) -> int: ...
+
+    def put(self, task: Task) -> None: ...
+
+    def take(self) -> tuple[Task, Answered]:
+        """The next task that is done, waited for. Tasks of a worker that was lost go to another."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Settings of where soups are made and asked. The driver alone writes to the store, whatever the choice."""
+
+    def needs(self) -> list[Missing]:
+        """Packages that are not here."""
+        return []
+
+    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
+        """Workers: the one in this process, or some that `elsewhere`, which can be pickled, makes in theirs."""
+        ...
+
+
 class RecipeEvaluator(Protocol):
-    """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items."""
+    """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items.
+
+    Up to `slots` inquiries may be open; replies come in any order. With `drafts`, inquiries may be answered by verified
+    drafts; `scores` never is.
+    """
 
     @property
     def reused(self) -> int: ...
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def drafts(self) -> bool: ...
+
+    @property
+    def block(self) -> int:
+        """Items that are asked together; fewer at a time are slow."""
+        ...
+
+    @property
+    def whole_folds(self) -> bool:
+        """Whether only whole folds give an item's score."""
+        ...
 
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
         """The ways in which this soup may be asked, the default first."""
         ...
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
+
+    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler."""
+        ...
+
+    def submit(self, inquiry: Inquiry) -> None: ...
+
+    def collect(self) -> tuple[Inquiry, Reply]:
+        """The next inquiry that is answered, waited for."""
+        ...
 
 
 class Tracker(Part, Protocol):

@@ -152,7 +152,8 @@ class Record:
 
     `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
     `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
-    `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids, where they are known.
+    `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids, where they are known. `seconds` is
+    the answer's share of the time that its block took.
     """
 
     item: str
@@ -165,6 +166,7 @@ class Record:
     tokens: tuple[int, ...] = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +283,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Soup on items of the search fold, by their positions in it; None stands for the whole fold, decoded plainly.
+    """Soup on items of the search fold, by their positions in it; None stands for the whole fold.
 
     It wants `scores`, or `margins`: how much likelier the soup finds right answers than wrong ones, without generating.
     """
@@ -326,6 +328,56 @@ class SearchSpace:
     block: int = 1
     whole: bool = False
     margins: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inquiry:
+    """Soup that answers items, or whose margins on them are wanted, asked by `handler`; numbers tell them apart."""
+
+    number: int
+    recipe: Recipe
+    items: tuple[Item, ...]
+    handler: str = ""
+    wants: Literal["scores", "margins"] = "scores"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """Answers to an inquiry, scored (or the margins), and what they cost when they were first given.
+
+    `generated`, `drafted` (those of them that came from a draft) and `prefilled` count tokens; `reused` counts items
+    that were in the store.
+    """
+
+    scores: ItemScores
+    seconds: float = 0.0
+    generated: int = 0
+    drafted: int = 0
+    prefilled: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Block that a soup answers at once, for its n-th answers: what a worker is given.
+
+    `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking.
+    """
+
+    number: int
+    recipe: Recipe
+    items: tuple[Item, ...]
+    side: str = ""
+    handler: str = ""
+    replicate: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """Records of a task, in its items' order, and the seconds that they took beside the making of the soup."""
+
+    records: tuple[Record, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

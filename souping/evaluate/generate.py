@@ -189,6 +189,10 @@ class LocalEvaluator(Evaluator):
             return [f"answers are decoded as the candidates' generation_config asks: {self.decoding.told}"]
         return generation_notes(folders)
 
+    @property
+    def block(self) -> int:
+        return self.batch_size
+
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together (little padding), in an order that only the items decide.
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from souping.core.protocols import Evaluator, Served
-from souping.core.types import FloatArray, Item, ItemScores, Outcome, Recipe, Record, digest
+from souping.core.protocols import Evaluator, RecipeEvaluator, Served, Workers
+from souping.core.types import (
+    Answered,
+    FloatArray,
+    Inquiry,
+    Item,
+    ItemScores,
+    Outcome,
+    Recipe,
+    Record,
+    Reply,
+    Task,
+    digest,
+)
+from souping.pipeline.executors import EvaluatorWorker, LocalWorkers
 from souping.pipeline.store import IMPORTED, Store, StoredAnswers
 
 
@@ -30,11 +42,64 @@ class Block:
     asked: tuple[Item, ...]
 
 
-class Evaluation:
-    """Evaluator of recipes, the pool that serves it soups, and the store that remembers.
+@dataclass(kw_only=True)
+class PendingInquiry:
+    """Inquiry on its way: records by item as far as they are there, and blocks that are out."""
 
-    `evaluated` and `reused` count answers. `serve` is called only for soups with answers that are not in the store.
-    `ends` gives a soup's end tokens, which its answers depend on.
+    inquiry: Inquiry
+    asking: Evaluator
+    answers: dict[str, list[Record | None]]
+    out: int = 0
+    reused: int = 0
+    costs: list[Cost] = field(default_factory=list)
+
+    def take(self, block: Block, records: Mapping[str, Record]) -> None:
+        for item in block.items:
+            record = records[item.id]
+            self.costs.append(Cost.of(record))
+            self.answers[item.id][block.replicate] = replace(record, tokens=())  # they are in the store, and many
+
+    def reply(self) -> Reply:
+        items = self.inquiry.items
+        answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
+        return Reply(
+            scores=item_scores(self.asking, items, answers),
+            seconds=math.fsum(cost.seconds for cost in self.costs),
+            generated=sum(cost.generated for cost in self.costs),
+            prefilled=sum(cost.prefilled for cost in self.costs),
+            reused=self.reused,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an answer took when it was first given: seconds, generated and prefilled tokens."""
+
+    seconds: float
+    generated: int
+    prefilled: int
+
+    @classmethod
+    def of(cls, record: Record) -> Cost:
+        return cls(seconds=record.seconds, generated=len(record.tokens), prefilled=record.prompt_tokens)
+
+
+@dataclass(kw_only=True)
+class BlockOut:
+    """Block that a worker has, and the inquiries that wait for it."""
+
+    recipe: Recipe
+    asking: Evaluator
+    block: Block
+    waiting: list[PendingInquiry]
+
+
+class Evaluation(RecipeEvaluator):
+    """Evaluator of recipes, the workers that ask soups, and the store that remembers; this process alone writes to it.
+
+    `evaluated` and `reused` count answers. `serve` is called only for soups with answers that are not in the store,
+    unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a soup's end tokens, which its
+    answers depend on.
     """
 
     def __init__(
@@ -44,9 +109,36 @@ class Evaluation:
         serve: Callable[[Recipe], Served],
         ends: Callable[[Recipe], tuple[int, ...]],
         advance: Callable[[int], None],
+        workers: Workers | None = None,
+        side: str = "",
     ) -> None:
-        self._store, self._evaluator, self._serve, self._ends, self._advance = store, evaluator, serve, ends, advance
-        self.evaluated = self.reused = 0
+        self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
+        self._workers = workers or LocalWorkers(EvaluatorWorker({side: (evaluator, serve)}))
+        self._side = side
+        self._tasks = 0
+        self._out: dict[int, BlockOut] = {}
+        self._done: deque[PendingInquiry] = deque()
+        self.evaluated = self._reused = 0
+
+    @property
+    def reused(self) -> int:
+        return self._reused
+
+    @property
+    def slots(self) -> int:
+        return self._workers.slots
+
+    @property
+    def drafts(self) -> bool:
+        return False
+
+    @property
+    def block(self) -> int:
+        return self._evaluator.block
+
+    @property
+    def whole_folds(self) -> bool:
+        return self._evaluator.whole_folds
 
     @property
     def answers(self) -> int:
@@ -68,16 +160,88 @@ class Evaluation:
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of one soup on items, in the items' order. Each block is committed before the next begins."""
-        asking = self._asking(recipe, handler)
-        answers: dict[str, list[Record]] = {item.id: [] for item in items}
-        for block in self._blocks(asking, recipe, items):
-            records = {**block.known, **self._ask(asking, recipe, block)}
-            for item in block.items:  # their tokens are in the store, and many
-                answers[item.id].append(replace(records[item.id], tokens=()))
-            self.evaluated += len(block.asked)
-            self.reused += len(block.items) - len(block.asked)
-            self._advance(len(block.items))
-        return item_scores(self._evaluator, items, [answers[item.id] for item in items])
+        return self.all_scores([(recipe, handler)], items)[0]
+
+    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items; as many are asked at once as there are workers."""
+        replies: dict[int, Reply] = {}
+        waiting = deque(enumerate(asks))
+        while len(replies) < len(asks):
+            while waiting and len(asks) - len(waiting) - len(replies) < self.slots:
+                number, (recipe, handler) = waiting.popleft()
+                self.submit(Inquiry(number=number, recipe=recipe, items=tuple(items), handler=handler))
+            inquiry, reply = self.collect()
+            replies[inquiry.number] = reply
+        return [replies[number].scores for number in range(len(asks))]
+
+    def submit(self, inquiry: Inquiry) -> None:
+        """Take from the store what is there and give the rest to the workers, block by block."""
+        asking = self._asking(inquiry.recipe, inquiry.handler)
+        slots: dict[str, list[Record | None]] = {item.id: [None] * asking.answers for item in inquiry.items}
+        pending = PendingInquiry(inquiry=inquiry, asking=asking, answers=slots)
+        for block in self._blocks(asking, inquiry.recipe, inquiry.items):
+            self._begin(pending, block)
+        if not pending.out:
+            self._done.append(pending)
+
+    def collect(self) -> tuple[Inquiry, Reply]:
+        """The next inquiry with all of its answers; each block is committed when it comes."""
+        while not self._done:
+            task, answered = self._workers.take()
+            self._finish(self._out.pop(task.number), answered)
+        pending = self._done.popleft()
+        return pending.inquiry, pending.reply()
+
+    def _begin(self, pending: PendingInquiry, block: Block) -> None:
+        recipe, asking = pending.inquiry.recipe, pending.asking
+        if block.rescored:
+            old = [block.known[item.id] for item in block.rescored]
+            self._store.add(recipe, asking.fingerprint, asking.settings, block.key, block.rescored, old)
+        if not block.asked:
+            self._settle(pending, block, {})
+            return
+        pending.out += 1
+        for out in self._out.values():  # two inquiries of one soup: it is asked once
+            if out.recipe.fingerprint == recipe.fingerprint and out.block == block and out.asking == asking:
+                out.waiting.append(pending)
+                return
+        self._tasks += 1
+        self._out[self._tasks] = BlockOut(recipe=recipe, asking=asking, block=block, waiting=[pending])
+        self._workers.put(
+            Task(
+                number=self._tasks,
+                recipe=recipe,
+                items=block.asked,
+                side=self._side,
+                handler=self._handler(recipe, pending.inquiry.handler),
+                replicate=block.replicate,
+            )
+        )
+
+    def _finish(self, out: BlockOut, answered: Answered) -> None:
+        """Commit a block's answers, and give them to whoever waits for them."""
+        asking, block, each = out.asking, out.block, answered.seconds / len(out.block.asked)
+        records = [replace(record, seconds=each) for record in answered.records]
+        self._store.add(out.recipe, asking.fingerprint, asking.settings, block.key, block.asked, records)
+        self._store.add_timing(out.recipe.fingerprint, asking.fingerprint, len(block.asked), answered.seconds)
+        for pending in out.waiting:
+            pending.out -= 1
+            self._settle(pending, block, {record.item: record for record in records})
+            if not pending.out:
+                self._done.append(pending)
+
+    def _settle(self, pending: PendingInquiry, block: Block, fresh: Mapping[str, Record]) -> None:
+        pending.take(block, {**block.known, **fresh})
+        reused = len(block.items) - len(block.asked)
+        self.evaluated += len(block.asked)
+        self._reused += reused
+        pending.reused += reused
+        self._advance(len(block.items))
+
+    def _handler(self, recipe: Recipe, handler: str) -> str:
+        """A handler that this soup does not have leaves it with its default."""
+        mine = self.handlers(recipe)
+        return handler if handler in mine else mine[0]
 
     def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
         """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
@@ -85,9 +249,8 @@ class Evaluation:
         return {name: record for block in blocks if not block.replicate for name, record in block.known.items()}
 
     def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
-        """The evaluator that asks this soup: a handler that it does not have leaves it with its default."""
-        mine = self.handlers(recipe)
-        chosen = handler if handler in mine else mine[0]
+        """The evaluator that asks this soup."""
+        chosen = self._handler(recipe, handler)
         return self._evaluator.by(chosen) if chosen else self._evaluator
 
     def _blocks(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
@@ -96,21 +259,6 @@ class Evaluation:
         for replicate in range(asking.answers):
             for members in asking.batches(items, replicate):
                 yield _block(asking, stored, members, replicate, ends)
-
-    def _ask(self, asking: Evaluator, recipe: Recipe, block: Block) -> dict[str, Record]:
-        """Commit the new scores of old answers, and ask for what is missing; {item: record} of the latter."""
-        store, key = self._store, asking.fingerprint
-        if block.rescored:
-            old = [block.known[item.id] for item in block.rescored]
-            store.add(recipe, key, asking.settings, block.key, block.rescored, old)
-        if not block.asked:
-            return {}
-        model, started = self._serve(recipe), time.monotonic()
-        records = asking.evaluate(model, block.asked, block.replicate)
-        seconds = time.monotonic() - started
-        store.add(recipe, key, asking.settings, block.key, block.asked, records)
-        store.add_timing(recipe.fingerprint, key, len(block.asked), seconds)
-        return {record.item: record for record in records}
 
 
 def _block(

@@ -10,15 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from souping.analysis import RunSoups
-from souping.core.types import Fold, Item, Recipe, SearchSpace, Selection, Trial
+from souping.core.simplex import vertices
+from souping.core.types import FloatArray, Fold, Item, Recipe, SearchSpace, Selection, Trial
 from souping.pipeline.evidence import Contender
-from souping.search.loop import SearchResult, result_of, search
+from souping.search.loop import SearchResult, SearchRun, result_of
 from souping.selection.selectors import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.core.protocols import RecipeEvaluator
+    from souping.core.protocols import RecipeEvaluator, Strategy
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
 
@@ -44,6 +47,11 @@ class SearchStage:
     ingredients: tuple[str, ...]
     items: tuple[Item, ...]
     name: str = "search: soups and singles"
+
+    def priors(self, pool: RecipeSource, strategy: Strategy) -> list[Ask]:
+        """The single ingredients, where the search begins with their scores."""
+        wanted = self.ingredients if strategy.uses_singles and len(self.ingredients) > 1 else ()
+        return [(pool.recipe({name: 1.0}), "") for name in wanted]
 
 
 class Winner(Protocol):
@@ -112,14 +120,38 @@ def perform(
         (handler,) = evaluation.handlers(recipe)
         result = result_of(evaluation.scores(recipe, stage.items), run.objective)
         return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
-    return search(
-        run.optimiser.start(SearchSpace(ingredients=stage.ingredients, candidates=pool.names), run.seed),
+    singles = [scores.values for scores in evaluation.all_scores(stage.priors(pool, run.optimiser), stage.items)]
+    return SearchRun(
+        run.optimiser.start(search_space(stage, run, pool, evaluation, singles), run.seed),
         run.optimiser,
         lambda weights: pool.recipe(dict(zip(stage.ingredients, weights, strict=True))),
         evaluation,
         stage.items,
         run.objective,
         tell,
+        dict(zip(vertices(len(stage.ingredients)), singles, strict=False)),
+    ).run()
+
+
+def search_space(
+    stage: SearchStage,
+    run: RunSettings,
+    pool: RecipeSource,
+    evaluation: RecipeEvaluator,
+    singles: Sequence[FloatArray] = (),
+) -> SearchSpace:
+    """What a search is over; `singles` are the ingredients' scores, where they are wanted."""
+    names = list(dict.fromkeys(item.category for item in stage.items))
+    uniform = pool.recipe(dict.fromkeys(stage.ingredients, 1 / len(stage.ingredients)))
+    return SearchSpace(
+        ingredients=stage.ingredients,
+        candidates=pool.names,
+        categories=tuple(item.category for item in stage.items),
+        groups=tuple(item.group for item in stage.items),
+        coefficients=dict(zip(names, run.objective.coefficients(names).tolist(), strict=True)),
+        singles=np.array(singles) if singles else None,
+        block=evaluation.block,
+        whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
 
 

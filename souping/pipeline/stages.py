@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from souping.report.cards import card
 from souping.report.files import put, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.terminal import gate_table
-from souping.search.loop import SearchResult, result_of, trial_limit
+from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
 
 
 @dataclass(kw_only=True)
@@ -120,7 +120,8 @@ class RunStages:
         """{recipe id: scores} of a stage."""
         evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
-        scores = {recipe.id: evaluation.scores(recipe, stage.items, handler) for recipe, handler in stage.asks}
+        measured = evaluation.all_scores(stage.asks, stage.items)
+        scores = {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
         self._note(*lost_answers({_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}, stage.name))
         return scores
 
@@ -199,9 +200,11 @@ class RunStages:
         self.progress.stage(stage.name, items=count * items * self.evaluation.answers if count else None, trials=count)
 
     def _tell(self, trial: Trial) -> None:
+        self.run.tracker.log(trial)
+        if not trial.whole:
+            return
         self.best = max(self.best, trial.result.objective)
         self.progress.trial(trial.number, trial.result.objective, self.best)
-        self.run.tracker.log(trial)
 
     def singles(self, stage: Stage) -> str:
         """The candidate that search would have deployed: the best on the search fold, first of equals."""
@@ -329,6 +332,8 @@ class RunStages:
         assert self.selection is not None
         assert self.outcome is not None
         trials = trial_rows(self.outcome.trials, self.selection)
+        if self.outcome.summary:
+            self.parts["search"] = dict(self.outcome.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.run.selector)
         more = {"warnings": self._warnings(self.scores), "stability": steady, "cost": self._cost(len(trials))}
@@ -346,7 +351,19 @@ class RunStages:
             "reused_items": sum(evaluation.reused for evaluation in evaluations),
             "trials": trials,
             "seconds": round(time.monotonic() - self.run.started, 3),
+            **self._search_cost(),
         }
+
+    def _search_cost(self) -> dict[str, Any]:
+        """What the search took, and what the grid of the paper would have, at the same rates."""
+        outcome, selection = self.outcome, self.selection
+        assert outcome is not None
+        assert selection is not None
+        if not outcome.trials:
+            return {}
+        spent = {**asdict(outcome.cost), "soups": len(outcome.trials)}
+        full = full_grid(outcome.cost, len(selection.ingredients), len(self.folds.items["search"]))
+        return {"search": {**spent, "full_grid": full}}
 
 
 def _evaluation(evaluator: Evaluator, pool: OpenPool, store: Store, progress: Progress) -> Evaluation:

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS grades (answer INTEGER NOT NULL, scorer INTEGER NOT N
     statistics TEXT NOT NULL, PRIMARY KEY (answer, scorer)) WITHOUT ROWID;
 CREATE VIEW IF NOT EXISTS scores AS SELECT soup, evaluator, item, block, replicate, scorer, score, statistics, output,
     outcome FROM answers JOIN grades ON answer = answers.id;
+CREATE TABLE IF NOT EXISTS costs (answer INTEGER PRIMARY KEY, seconds REAL NOT NULL, accepted INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS item_sets (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
@@ -68,6 +69,7 @@ IMPORTED = "imported"
 PARTS = {
     "answers": ("soup", "evaluator", "item", "block"),
     "grades": ("answer", "scorer"),
+    "costs": ("answer",),
     "members": ("item_set", "content"),
     "looks": ("item_set",),
     "searches": ("item_set",),
@@ -213,9 +215,9 @@ class Store:
         with self.reading() as db:
             rows = db.execute(
                 "SELECT items.fingerprint, replicate, blocks.fingerprint, items.name, output, outcome, reason, tokens, "
-                "prompt_tokens, prompt_key, scorers.fingerprint, score, statistics FROM answers "
+                "prompt_tokens, prompt_key, seconds, scorers.fingerprint, score, statistics FROM answers "
                 "JOIN items ON items.id = item JOIN blocks ON blocks.id = block "
-                "LEFT JOIN grades ON answer = answers.id "
+                "LEFT JOIN costs ON costs.answer = answers.id LEFT JOIN grades ON grades.answer = answers.id "
                 "LEFT JOIN scorers ON scorers.id = scorer WHERE soup = (SELECT id FROM soups WHERE fingerprint = ?) "
                 "AND evaluator = (SELECT id FROM evaluators WHERE fingerprint = ?)",
                 (soup, evaluator),
@@ -330,6 +332,7 @@ class StoredAnswers:
         tokens: bytes,
         prompt_tokens: int,
         prompt_key: str,
+        seconds: float | None,
         scorer: str | None,
         score: float | None,
         counts: str | None,
@@ -346,6 +349,7 @@ class StoredAnswers:
                 replicate=int(replicate),
                 prompt_tokens=int(prompt_tokens),
                 prompt_key=prompt_key,
+                seconds=float(seconds or 0.0),
             )
             self._tokens[key] = np.frombuffer(tokens, "<i4").tobytes()
         if scorer is not None and score is not None:
@@ -388,7 +392,9 @@ def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record:
         (*key, *rest),
     )
     if written.rowcount:
-        return int(written.lastrowid or 0)
+        number = int(written.lastrowid or 0)
+        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?, ?)", (number, record.seconds, 0))
+        return number
     row = db.execute(f"SELECT id FROM answers WHERE ({columns}) = (?, ?, ?, ?, ?)", key).fetchone()
     return int(row[0])
 

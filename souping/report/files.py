@@ -204,15 +204,19 @@ def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:
 
 
 def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Json]]:
-    """The JSON form of the trials, in `trials.csv` and the plots."""
+    """The JSON form of the trials, in `trials.csv` and the plots.
+
+    One that was dropped early has no score: the means of a few items are not to be compared with those of all.
+    """
     return [
         {
             "number": trial.number,
             "recipe_id": trial.recipe.id,
             "weights": dict(zip(selection.ingredients, trial.weights, strict=True)),
-            "objective": trial.result.objective,
-            "categories": dict(trial.result.categories),
+            "objective": trial.result.objective if trial.whole else None,
+            "categories": dict(trial.result.categories) if trial.whole else {},
             "items": trial.result.items,
+            **({} if trial.whole else {"dropped": True}),
             "reused": trial.reused,
             **({"handler": trial.handler} if trial.handler else {}),
         }

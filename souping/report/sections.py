@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.types import elements, entries, number, part
+from souping.core.types import elements, entries, number, part, texts
 from souping.report import outcomes, tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
@@ -211,15 +211,18 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
         return None
     reached = number(part(report, "objective").get("search"))
     best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
+    dropped = sum(bool(trial.get("dropped")) for trial in trials)
+    early = f" {count(dropped)} more were dropped early, after a part of it, and have no score here." if dropped else ""
     lines = (
-        f"{count(len(trials))} soups were evaluated on the search fold.{best} "
+        f"{count(len(trials) - dropped)} soups were evaluated on the search fold.{early}{best} "
         "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
+        *texts(part(report, "search"), "lines"),
     )
     return Section("Landscape of weights", lines, "landscape", grids=(tables.trials(report, trials),))
 
 
 def _cost(report: Report) -> Section | None:
-    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report)) if grid.rows)
+    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report), tables.search_cost(report)) if grid.rows)
     ended = () if outcomes.hit(report) else tuple(outcomes.sentences(report)[:1])
     return Section("Cost", ended, grids=grids) if grids else None
 

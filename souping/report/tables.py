@@ -249,9 +249,32 @@ def cost(report: Report) -> TableGrid:
     return grid(("cost", "amount"), lines)
 
 
+SEARCHED = {
+    "items": "items answered",
+    "prefilled_items": "items prefilled for margins",
+    "prefilled_tokens": "tokens prefilled",
+    "generated_tokens": "tokens generated",
+    "drafted_tokens": "of them verified drafts",
+    "confirmed": "items of the winner answered anew",
+}
+
+
+def search_cost(report: Report) -> TableGrid:
+    """What the search took, and what the full grid would have."""
+    spent = part(part(report, "cost"), "search")
+    full = part(spent, "full_grid")
+    keys = [key for key in SEARCHED if number(spent.get(key)) or number(full.get(key))]
+    lines = [("soups", count(spent.get("soups")), count(full.get("soups")))] if spent else []
+    lines += [(SEARCHED[key], count(spent.get(key)), count(full.get(key))) for key in keys]
+    if number(spent.get("seconds")):
+        lines.append(("time of answering", seconds(spent.get("seconds")), seconds(full.get("seconds"))))
+    return grid(("search", "this one", "the full grid"), lines)
+
+
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
     """The best trials of the search, by objective on the search fold."""
     names = ingredients(report, tried)
+    tried = [trial for trial in tried if number(trial.get("objective")) is not None]
     best = sorted(tried, key=lambda t: -(number(t.get("objective")) or 0.0))[:limit]
     lines = [
         (

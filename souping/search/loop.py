@@ -1,24 +1,78 @@
-"""Weight search: ask, pour, evaluate on the search fold, tell."""
+"""Weight search: ask cells, pour, evaluate on the search fold, tell; then the winner on the whole fold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from souping.core import simplex
 from souping.core.objectives import value
 from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
-from souping.core.types import Item, ItemScores, Recipe, Result, Trial, UserError, Weights
+from souping.core.types import (
+    Cell,
+    FloatArray,
+    Inquiry,
+    Item,
+    ItemScores,
+    Json,
+    Recipe,
+    Reply,
+    Result,
+    Trial,
+    UserError,
+    Weights,
+)
+from souping.search.points import Grid
+
+
+@dataclass(kw_only=True)
+class SearchCost:
+    """What a search took: answered items, prefilled items and tokens, generated tokens, seconds of answering.
+
+    All but `evaluated` (items answered anew by this run) were measured when the answers were first given. `confirmed`
+    counts the items that the winner answered anew, without drafts, at the end; they are no part of `items`.
+    """
+
+    items: int = 0
+    evaluated: int = 0
+    prefilled_items: int = 0
+    prefilled_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    seconds: float = 0.0
+    confirmed: int = 0
+
+    def add(self, inquiry: Inquiry, reply: Reply) -> None:
+        prefills = inquiry.wants == "margins"
+        self.prefilled_items += len(inquiry.items) if prefills else 0
+        self.items += 0 if prefills else len(inquiry.items)
+        self.evaluated += len(inquiry.items) - reply.reused
+        self.prefilled_tokens += reply.prefilled
+        self.generated_tokens += reply.generated
+        self.drafted_tokens += reply.drafted
+        self.seconds += reply.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """Winner of a search and every trial that led to it; `handler` is how the winner was asked."""
+    """Winner of a search and every trial that led to it; `handler` is how the winner was asked.
+
+    `values` [S, I] are the scores of soups with `points` [S, K], nan where a soup was not asked. `summary` is what the
+    optimiser says of its search.
+    """
 
     recipe: Recipe
     weights: Weights
     result: Result
     trials: tuple[Trial, ...]
     handler: str = ""
+    cost: SearchCost = field(default_factory=SearchCost)
+    summary: Mapping[str, Json] = field(default_factory=dict)
+    points: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    values: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
@@ -35,48 +89,236 @@ def check_budget(strategy: Strategy, items: int) -> None:
         )
 
 
-def search(
-    optimiser: Optimiser,
-    strategy: Strategy,
-    recipe_of: Callable[[Weights], Recipe],
-    evaluation: RecipeEvaluator,
-    items: Sequence[Item],
-    objective: Objective,
-    tell: Callable[[Trial], None],
-) -> SearchResult:
-    """Run a search to its end, or to its limit of trials (soups) or budget (items, reused ones included).
+@dataclass(kw_only=True)
+class SearchedSoup:
+    """Soup of a search: its scores [I] so far, nan where it was not asked, and its trial once it has answered all."""
+
+    recipe: Recipe
+    weights: Weights
+    values: FloatArray
+    trial: Trial | None = None
+    reused: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return bool(np.isfinite(self.values).all())
+
+
+@dataclass(kw_only=True)
+class OpenCell:
+    """Cell whose answers are on their way: inquiries that are open, and results that are there."""
+
+    cell: Cell
+    soup: SearchedSoup
+    open: set[int] = field(default_factory=set)
+    results: list[Result] = field(default_factory=list)
+
+
+class SearchRun:
+    """Search on its way: what is open, spent and known of each soup.
 
     Reused items count, so that a run that is repeated from the store takes the same path. Where the evaluator can ask a
     soup in several ways, each way is a trial of its own, and the optimiser hears of the best of them.
     """
-    trials: list[Trial] = []
-    best: dict[Weights, Trial] = {}
-    while _may_go_on(strategy, len(trials), len(items)):
-        cell = optimiser.ask()
-        if cell is None:
-            break
-        weights = cell.weights
-        recipe, first = recipe_of(weights), len(trials)
-        for handler in evaluation.handlers(recipe):
-            if _may_go_on(strategy, len(trials), len(items)):
-                before = evaluation.reused
-                result = result_of(evaluation.scores(recipe, items, handler), objective)
-                reused, number = evaluation.reused - before, len(trials)
-                trial = Trial(
-                    number=number, recipe=recipe, weights=weights, result=result, reused=reused, handler=handler
-                )
-                trials.append(trial)
-                tell(trial)
-        best[weights] = max(trials[first:], key=lambda trial: trial.result.objective)
-        optimiser.tell(cell, best[weights].result)
-    winner = best[optimiser.best()]
-    return SearchResult(
-        recipe=winner.recipe,
-        weights=winner.weights,
-        result=winner.result,
-        trials=tuple(trials),
-        handler=winner.handler,
-    )
+
+    def __init__(
+        self,
+        optimiser: Optimiser,
+        strategy: Strategy,
+        recipe_of: Callable[[Weights], Recipe],
+        evaluation: RecipeEvaluator,
+        items: Sequence[Item],
+        objective: Objective,
+        tell: Callable[[Trial], None],
+        known: Mapping[Weights, FloatArray] | None = None,
+    ) -> None:
+        """`known` are scores [I] of soups that were asked before, such as single ingredients."""
+        self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
+        self._evaluation, self._items, self._objective, self._tell = evaluation, tuple(items), objective, tell
+        self._cost, self._trials = SearchCost(), list[Trial]()
+        self._soups: dict[Weights, SearchedSoup] = {}
+        self._open: dict[int, OpenCell] = {}
+        self._known, self._asked, self._promised, self._inquiries = dict(known or {}), 0, 0, 0
+        self._ended = False
+
+    def run(self) -> SearchResult:
+        """Ask and tell to the end, or to the first limit; results come in any order."""
+        for weights, values in self._known.items():
+            soup = self._soup(weights)
+            soup.values, soup.reused = values, len(values)
+            self._note(soup, self._result(values))
+        self._ask()
+        while self._open:
+            self._take()
+            self._ask()
+        winner = self._winner()
+        for soup in self._soups.values():
+            if soup.trial is None and np.isfinite(soup.values).any():
+                self._note(soup, self._result(soup.values), whole=False)
+        soups = list(self._soups.values())
+        return SearchResult(
+            recipe=winner.recipe,
+            weights=winner.weights,
+            result=winner.result,
+            trials=tuple(self._trials),
+            handler=winner.handler,
+            cost=self._cost,
+            summary=self._optimiser.summary(),
+            points=np.array([soup.weights for soup in soups]),
+            values=np.array([soup.values for soup in soups]),
+        )
+
+    def _ask(self) -> None:
+        """Fill what may be open at once."""
+        while not self._ended and len(self._open) < self._evaluation.slots:
+            cell = self._optimiser.ask()
+            if cell is None:
+                return
+            if not self._admits(cell):
+                self._ended = True
+                return
+            self._submit(cell)
+
+    def _soup(self, weights: Weights) -> SearchedSoup:
+        if weights not in self._soups:
+            recipe, unknown = self._recipe_of(weights), np.full(len(self._items), np.nan)
+            self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, values=unknown)
+        return self._soups[weights]
+
+    def _admits(self, cell: Cell) -> bool:
+        """Whether no limit is reached yet. A budget keeps enough for one soup to answer the whole fold."""
+        limits, new = self._strategy, cell.items is None or cell.weights not in self._soups
+        if limits.trials is not None and new and self._asked >= limits.trials:
+            return False
+        if limits.tokens is not None and self._cost.generated_tokens >= limits.tokens:
+            return False
+        if limits.seconds is not None and self._cost.seconds >= limits.seconds:
+            return False
+        if limits.budget is None or cell.wants == "margins":
+            return True
+        whole = cell.items is None or any(soup.complete for key, soup in self._soups.items() if key not in self._known)
+        price = len(self._items if cell.items is None else cell.items)
+        return self._promised + price + (0 if whole else len(self._items)) <= limits.budget
+
+    def _submit(self, cell: Cell) -> None:
+        fresh = cell.items is None or cell.weights not in self._soups
+        soup = self._soup(cell.weights)
+        handlers = self._evaluation.handlers(soup.recipe)
+        known = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)
+        entry = OpenCell(cell=cell, soup=soup)
+        for handler in handlers if cell.items is None else handlers[:1]:
+            if entry.open and not self._admits(cell):
+                break
+            self._inquiries += 1
+            self._asked += fresh
+            self._promised += len(known) if cell.wants == "scores" else 0
+            entry.open.add(self._inquiries)
+            self._open[self._inquiries] = entry
+            inquiry = Inquiry(
+                number=self._inquiries, recipe=soup.recipe, items=known, handler=handler, wants=cell.wants
+            )
+            self._evaluation.submit(inquiry)
+
+    def _take(self) -> None:
+        """One inquiry's answers, and the optimiser told once a cell has all of its."""
+        inquiry, reply = self._evaluation.collect()
+        entry = self._open.pop(inquiry.number)
+        entry.open.remove(inquiry.number)
+        self._cost.add(inquiry, reply)
+        entry.results.append(self._heard(entry, inquiry, reply))
+        if not entry.open:
+            self._optimiser.tell(entry.cell, max(entry.results, key=lambda result: result.objective))
+
+    def _heard(self, entry: OpenCell, inquiry: Inquiry, reply: Reply) -> Result:
+        """What a reply says of its soup: a trial where the soup was asked whole, or has now answered all."""
+        cell, soup = entry.cell, entry.soup
+        spread = np.full(len(self._items), np.nan)
+        spread[list(range(len(self._items)) if cell.items is None else cell.items)] = reply.scores.values
+        if cell.wants == "margins":
+            result = Result(objective=math.nan, categories={}, items=len(inquiry.items))
+        else:
+            result = self._result(spread)
+            whole = cell.items is None
+            soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
+            soup.reused = reply.reused + (0 if whole else soup.reused)
+            if whole or (soup.complete and soup.trial is None):
+                self._note(soup, self._result(soup.values), inquiry.handler)
+        return replace(result, values=reply.scores.values, seconds=reply.seconds, tokens=reply.generated)
+
+    def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
+        """A trial: of several of one soup, the best is the soup's."""
+        number = len(self._trials)
+        trial = Trial(
+            number=number,
+            recipe=soup.recipe,
+            weights=soup.weights,
+            result=result,
+            reused=soup.reused,
+            handler=handler,
+            whole=whole,
+        )
+        self._trials.append(trial)
+        self._tell(trial)
+        if soup.trial is None or result.objective > soup.trial.result.objective:
+            soup.trial = trial
+
+    def _result(self, values: FloatArray) -> Result:
+        """The means of scores [I] that are nan where an item was not asked."""
+        known = np.flatnonzero(np.isfinite(values))
+        means: dict[str, list[float]] = {item.category: [] for item in self._items}
+        for place in known:
+            means[self._items[place].category].append(float(values[place]))
+        categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
+        objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
+        return Result(objective=objective, categories=categories, items=len(known))
+
+    def _winner(self) -> Trial:
+        """The soup that the optimiser holds for the best, on the whole fold, without drafts.
+
+        Where the budget has no room for its rest, the best of those that have answered all.
+        """
+        soup, limit = self._soup(self._optimiser.best()), self._strategy.budget
+        rest = tuple(item for item, score in zip(self._items, soup.values, strict=True) if not np.isfinite(score))
+        whole = [one.trial for one in self._soups.values() if one.trial is not None]
+        if limit is not None and self._promised + len(rest) > limit and whole:
+            soup = self._soups[max(whole, key=lambda trial: trial.result.objective).weights]
+            rest = ()
+        if rest:
+            places = tuple(int(n) for n in np.flatnonzero(~np.isfinite(soup.values)))
+            self._submit(Cell(weights=soup.weights, items=places))
+            self._take_last()
+        assert soup.trial is not None, "its whole fold is answered now"
+        return self._confirmed(soup.trial) if self._evaluation.drafts else soup.trial
+
+    def _take_last(self) -> None:
+        """The rest of the winner, of which the optimiser is not told."""
+        inquiry, reply = self._evaluation.collect()
+        entry = self._open.pop(inquiry.number)
+        self._cost.add(inquiry, reply)
+        self._heard(entry, inquiry, reply)
+
+    def _confirmed(self, trial: Trial) -> Trial:
+        """The winner asked anew, whole and plainly: what is said of it owes nothing to drafts."""
+        before = self._evaluation.reused
+        scores = self._evaluation.scores(trial.recipe, self._items, trial.handler)
+        self._cost.confirmed = len(self._items) - (self._evaluation.reused - before)
+        return replace(trial, result=replace(result_of(scores, self._objective), values=scores.values))
+
+
+def full_grid(cost: SearchCost, size: int, items: int) -> dict[str, Json]:
+    """What the paper's grid over `size` ingredients would take at this search's seconds and tokens an item; empty where
+    it has no point or nothing was answered."""
+    if not cost.items or simplex.grid_size(size) < 1:
+        return {}
+    soups = len(Grid().known_points(size))
+    scale = soups * items / cost.items
+    return {
+        "soups": soups,
+        "items": soups * items,
+        "generated_tokens": round((cost.generated_tokens - cost.drafted_tokens) * scale),
+        "prefilled_tokens": round(cost.prefilled_tokens * scale),
+        "seconds": round(cost.seconds * scale, 3),
+    }
 
 
 def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:
@@ -86,9 +328,3 @@ def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | N
     budget = strategy.budget // items if strategy.budget is not None and items else None
     limits = [n for n in (count and count * ways, strategy.trials, budget) if n is not None]
     return min(limits, default=None)
-
-
-def _may_go_on(strategy: Strategy, trials: int, items: int) -> bool:
-    if strategy.trials is not None and trials >= strategy.trials:
-        return False
-    return strategy.budget is None or (trials + 1) * items <= strategy.budget

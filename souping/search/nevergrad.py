@@ -40,9 +40,11 @@ class Nevergrad(Strategy):
     step: float = 0.1
     trials: Count | None = 40
     budget: Count | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.trials, self.budget)
+        check_limits(self)
         if not 0 < self.step <= 0.5 or abs(1 / self.step - round(1 / self.step)) > 1e-6:
             raise UserError(f"optimiser.step={self.step} must be above 0, at most 0.5 and divide 1")
         if self.parametrisation not in ("softmax", "normalise", "lattice"):

@@ -62,9 +62,11 @@ class Grid(Strategy):
     maximum: float | None = None
     trials: Count | None = None
     budget: Count | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.trials, self.budget)
+        check_limits(self)
         simplex.grid_size(2, *self.bounds)
 
     @property
@@ -109,9 +111,11 @@ class Uniform(Strategy):
 
     trials: Count | None = None
     budget: Count | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.trials, self.budget)
+        check_limits(self)
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients)))
@@ -133,9 +137,11 @@ class Fixed(Strategy):
     weights: list[float]
     trials: Count | None = None
     budget: Count | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.trials, self.budget)
+        check_limits(self)
         simplex.check_weights(self.weights)
 
     def start(self, space: SearchSpace, seed: int) -> Search:
@@ -168,10 +174,14 @@ class Fixed(Strategy):
         return "fixed: one soup, weights as given"
 
 
-def check_limits(trials: int | None, budget: int | None) -> None:
-    for name, limit in (("trials", trials), ("budget", budget)):
+def check_limits(strategy: Strategy) -> None:
+    """Refuse limits that leave nothing (UserError)."""
+    limits = (("trials", strategy.trials), ("budget", strategy.budget), ("tokens", strategy.tokens))
+    for name, limit in limits:
         if limit is not None and limit < 1:
             raise UserError(f"optimiser.{name}={limit} must be at least 1 (or null for no limit)")
+    if strategy.seconds is not None and not 0 < strategy.seconds < float("inf"):
+        raise UserError(f"optimiser.seconds={strategy.seconds} must be above 0 (or null for no limit)")
 
 
 def capped(count: int, trials: int | None) -> int:
@@ -192,9 +202,11 @@ class GreedySoup(Strategy):
 
     trials: Count | None = None
     budget: Count | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self.trials, self.budget)
+        check_limits(self)
 
     def start(self, space: SearchSpace, seed: int) -> GreedySearch:
         return GreedySearch(len(space.ingredients))

@@ -137,11 +137,16 @@ class WandbTracker(Tracker):
         session.attempt(action)
 
     def log(self, trial: Trial) -> None:
-        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late."""
+        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late.
+
+        A soup that was dropped early has no score: the means of a few items are not to be compared.
+        """
         session, result = self._session, trial.result
-        session.best = max(result.objective, session.best if session.best is not None else result.objective)
-        point = {"trial": trial.number, "objective": result.objective, "best": session.best}
-        point |= {f"category/{name}": value for name, value in result.categories.items()}
+        point: dict[str, Json] = {"trial": trial.number}
+        if trial.whole:
+            session.best = max(result.objective, session.best if session.best is not None else result.objective)
+            point |= {"objective": result.objective, "best": session.best}
+            point |= {f"category/{name}": value for name, value in result.categories.items()}
         weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
         point |= {f"weight/{name}": weight for name, weight in weights.items()}
         point |= {"items": result.items, "reused": trial.reused}
@@ -300,7 +305,8 @@ def _summary(report: Mapping[str, Json]) -> dict[str, Json]:
         "p_value": verdict.get("p_value"),
         "recipe_id": part(report, "recipe").get("id"),
         "search_objective": part(report, "objective").get("search"),
-        **{f"cost/{name}": value for name, value in part(report, "cost").items()},
+        **{f"cost/{name}": value for name, value in part(report, "cost").items() if not isinstance(value, Mapping)},
+        **{f"cost/search/{name}": number(value) for name, value in part(part(report, "cost"), "search").items()},
     }
     for row in entries(report, "rows"):
         if row["kind"] in ("soup", "best_single"):

@@ -15,7 +15,7 @@ from souping.core.protocols import Served
 from souping.core.types import Item, Recipe, Record, SearchSpace
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import IMPORTED, Store
-from souping.search.loop import search
+from souping.search.loop import SearchRun
 from souping.search.points import Grid
 from tests.conftest import FakeEvaluator, make_items, recipe
 
@@ -66,7 +66,7 @@ def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict
     strategy = Grid(**limits)  # type: ignore[arg-type]
     heard: list[int] = []
     with Store(tmp_path / "s") as store:
-        found = search(
+        found = SearchRun(
             strategy.start(SearchSpace(ingredients=("a", "b")), 0),
             strategy,
             lambda weights: recipe(*weights),
@@ -74,7 +74,7 @@ def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict
             items,
             Mean(),
             lambda trial: heard.append(trial.number),
-        )
+        ).run()
     assert heard == list(range(trials))
     assert found.result.objective == 0.8
     assert found.weights == (0.5, 0.5)

@@ -299,6 +299,15 @@ class HarnessEvaluator(Evaluator):
             records = run(lm, self.loaded, {task: [item.doc for item in own] for task, own in asked.items()}, self)
         return [replace(records[item.id], replicate=replicate) for item in items]
 
+    @property
+    def block(self) -> int:
+        return self.batch_of(0)
+
+    @property
+    def whole_folds(self) -> bool:
+        """Corpus metrics are of all items of a category."""
+        return any(one.metric.kind != "mean" for one in self.loaded.values())
+
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without chat template where prompts go through one (UserError)."""
         if self.apply_chat_template and not has_template(folder):
