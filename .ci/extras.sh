@@ -12,6 +12,7 @@ declare -A proof=(
     [lm_eval]='import lm_eval, sacrebleu'
     [serving]='import transformers, fastapi, uvicorn'
     [vllm]='import importlib.metadata as m; m.version("vllm")'
+    [ray]='import ray'
     [smollm]='import gguf'
     [dev]='import pytest, ruff'
 )

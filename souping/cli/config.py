@@ -38,7 +38,18 @@ from souping.pipeline.side_benchmarks import SideEntry, held
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-PARTS = ("pool", "benchmark", "scores", "selector", "optimiser", "objective", "evaluator", "merge", "tracker")
+PARTS = (
+    "pool",
+    "benchmark",
+    "scores",
+    "selector",
+    "optimiser",
+    "objective",
+    "evaluator",
+    "merge",
+    "tracker",
+    "executor",
+)
 INNER = {"correlation": Correlation, "engine": Engine, "server": Server}
 """Groups that stand inside another group's parts, and what their choices make."""
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}

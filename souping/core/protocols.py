@@ -392,6 +392,11 @@ class Evaluator(Part, Protocol):
 class Worker(Protocol):
     """Pool and evaluators in one process, which make a soup and ask it."""
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """{side: fingerprint of its evaluator}, as this process sees it."""
+        ...
+
     def answer(self, task: Task) -> Answered: ...
 
     def close(self) -> None: ...

@@ -6,13 +6,20 @@ records back. `executor=local` is one worker in this process.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from souping.core.protocols import Evaluator, Executor, Served, Worker, Workers
-from souping.core.types import Answered, Recipe, Task
+from souping.core.types import Answered, Candidate, Recipe, Task
+from souping.pipeline.models import OpenPool
+
+if TYPE_CHECKING:
+    from souping.core.merge_protocols import MergeBackend
 
 
 class EvaluatorWorker(Worker):
@@ -28,10 +35,42 @@ class EvaluatorWorker(Worker):
         records = asking.evaluate(model, task.items, task.replicate)
         return Answered(records=tuple(records), seconds=time.monotonic() - started)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What keys the answers of each side in the store; it holds what this machine decides (device, threads)."""
+        return {side: evaluator.fingerprint for side, (evaluator, _) in self._sides.items()}
+
     def close(self) -> None:
         """Let go of what the evaluators hold."""
         for evaluator, _ in self._sides.values():
             evaluator.close()
+
+
+@dataclass(kw_only=True)
+class KnownContents:
+    """Digests of files that the driver has taken, for a worker without a store."""
+
+    hashes: MutableMapping[str, str]
+
+    def remember_folder(self, fingerprint: str, path: Path) -> None:
+        """The driver remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """All that a worker in another process is made of; paths are as they are seen from `home`."""
+
+    home: Path
+    candidates: tuple[Candidate, ...]
+    merge: MergeBackend
+    evaluators: Mapping[str, Evaluator]
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self) -> EvaluatorWorker:
+        if self.home.is_dir():
+            os.chdir(self.home)
+        pool = OpenPool(self.candidates, self.merge, KnownContents(hashes=dict(self.digests)))
+        return EvaluatorWorker({side: (one, pool.serving(one)) for side, one in self.evaluators.items()})
 
 
 class LocalWorkers(Workers):

@@ -114,6 +114,7 @@ def _perform(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
             raise
         raise LateError(f"{_said(error)}\nthe soup is written: {nearby(stages.frozen)}") from error
     finally:
+        stages.workers.close()
         stages.pool.close()
         run.tracker.finish(report, run.run_dir)
 

@@ -14,6 +14,7 @@ from souping.core.merge_protocols import MergeBackend
 from souping.core.protocols import (
     BenchmarkItems,
     Evaluator,
+    Executor,
     Objective,
     ScoreSource,
     Selector,
@@ -23,6 +24,7 @@ from souping.core.protocols import (
 from souping.core.types import Json, part
 from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark
 from souping.pipeline.baseline_gate import Expectation
+from souping.pipeline.executors import LocalExecutor
 from souping.pipeline.side_benchmarks import SideEntry
 from souping.pipeline.upload import Target
 from souping.report.sections import quoted
@@ -47,6 +49,7 @@ class RunSettings:
     evaluator: Evaluator
     merge: MergeBackend
     tracker: Tracker
+    executor: Executor = field(default_factory=LocalExecutor)
     name: str
     seed: int
     stop_after: str | None

@@ -11,7 +11,7 @@ from typing import Any
 from souping.analysis.correlation import few_models
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
-from souping.core.protocols import Evaluator
+from souping.core.protocols import Evaluator, Workers
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FOLDS, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
@@ -28,6 +28,7 @@ from souping.pipeline.checks import (
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, gather, lost_answers
+from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
@@ -52,6 +53,7 @@ class RunStages:
     folds: Folds
     evaluation: Evaluation
     progress: Progress
+    workers: Workers
     sides: Mapping[str, tuple[SideBenchmark, Evaluation]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     best: float = 0.0
@@ -89,14 +91,21 @@ class RunStages:
         check_soups(run, pool)
         run = replace(run, evaluator=pool.bound(run.evaluator))
         beside = tuple(replace(side, evaluator=pool.bound(side.evaluator)) for side in beside)
+        workers = _workers(run, pool, store, {"": run.evaluator, **{side.name: side.evaluator for side in beside}})
+
+        def evaluation(evaluator: Evaluator, side: str = "") -> Evaluation:
+            serve = pool.serving(evaluator)
+            return Evaluation(store, evaluator, serve, pool.ends, progress.advance, workers, side)
+
         stages = cls(
             run=run,
             store=store,
             pool=pool,
             folds=folds,
-            evaluation=_evaluation(run.evaluator, pool, store, progress),
+            evaluation=evaluation(run.evaluator),
             progress=progress,
-            sides={side.name: (side, _evaluation(side.evaluator, pool, store, progress)) for side in beside},
+            workers=workers,
+            sides={side.name: (side, evaluation(side.evaluator, side.name)) for side in beside},
         )
         stages._note(*run_notes(run, pool, folds, store))
         return stages
@@ -366,8 +375,17 @@ class RunStages:
         return {"search": {**spent, "full_grid": full}}
 
 
-def _evaluation(evaluator: Evaluator, pool: OpenPool, store: Store, progress: Progress) -> Evaluation:
-    return Evaluation(store, evaluator, pool.serving(evaluator), pool.ends, progress.advance)
+def _workers(run: RunSettings, pool: OpenPool, store: Store, evaluators: Mapping[str, Evaluator]) -> Workers:
+    """Whoever makes soups and asks them: this process, or those that the executor starts."""
+    here = EvaluatorWorker({side: (evaluator, pool.serving(evaluator)) for side, evaluator in evaluators.items()})
+    plan = WorkerPlan(
+        home=Path.cwd(),
+        candidates=pool.candidates,
+        merge=run.merge,
+        evaluators=evaluators,
+        digests=dict(store.hashes),
+    )
+    return run.executor.start(here, plan)
 
 
 def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
