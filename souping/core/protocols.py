@@ -16,6 +16,7 @@ import numpy as np
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.types import (
     Answered,
+    BlockTask,
     Cell,
     Correlations,
     FloatArray,
@@ -30,7 +31,6 @@ from souping.core.types import (
     Result,
     SearchSpace,
     Selection,
-    Task,
     Trial,
     Weights,
     digest,
@@ -397,7 +397,7 @@ class Worker(Protocol):
         """{side: fingerprint of its evaluator}, as this process sees it."""
         ...
 
-    def answer(self, task: Task) -> Answered: ...
+    def answer(self, task: BlockTask) -> Answered: ...
 
     def close(self) -> None: ...
 
@@ -408,9 +408,9 @@ class Workers(Protocol):
     @property
     def slots(self) -> int: ...
 
-    def put(self, task: Task) -> None: ...
+    def put(self, task: BlockTask) -> None: ...
 
-    def take(self) -> tuple[Task, Answered]:
+    def take(self) -> tuple[BlockTask, Answered]:
         """The next task that is done, waited for. Tasks of a worker that was lost go to another."""
         ...
 

@@ -358,7 +358,7 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class BlockTask:
     """Block that a soup answers at once, for its n-th answers: what a worker is given.
 
     `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking.

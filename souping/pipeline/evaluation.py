@@ -12,6 +12,7 @@ import numpy as np
 from souping.core.protocols import Evaluator, RecipeEvaluator, Served, Workers
 from souping.core.types import (
     Answered,
+    BlockTask,
     FloatArray,
     Inquiry,
     Item,
@@ -20,7 +21,6 @@ from souping.core.types import (
     Recipe,
     Record,
     Reply,
-    Task,
     digest,
 )
 from souping.pipeline.executors import EvaluatorWorker, LocalWorkers
@@ -208,7 +208,7 @@ class Evaluation(RecipeEvaluator):
         self._tasks += 1
         self._out[self._tasks] = BlockOut(recipe=recipe, asking=asking, block=block, waiting=[pending])
         self._workers.put(
-            Task(
+            BlockTask(
                 number=self._tasks,
                 recipe=recipe,
                 items=block.asked,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.protocols import Evaluator, Executor, Served, Worker, Workers
-from souping.core.types import Answered, Candidate, Recipe, Task
+from souping.core.types import Answered, BlockTask, Candidate, Recipe
 from souping.pipeline.models import OpenPool
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class EvaluatorWorker(Worker):
     def __init__(self, sides: Mapping[str, tuple[Evaluator, Callable[[Recipe], Served]]]) -> None:
         self._sides = sides
 
-    def answer(self, task: Task) -> Answered:
+    def answer(self, task: BlockTask) -> Answered:
         evaluator, serve = self._sides[task.side]
         asking = evaluator.by(task.handler) if task.handler else evaluator
         model, started = serve(task.recipe), time.monotonic()
@@ -77,16 +77,16 @@ class LocalWorkers(Workers):
     """One worker, in this process: tasks are answered one after another, when they are taken."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker, self._tasks = worker, deque[Task]()
+        self._worker, self._tasks = worker, deque[BlockTask]()
 
     @property
     def slots(self) -> int:
         return 1
 
-    def put(self, task: Task) -> None:
+    def put(self, task: BlockTask) -> None:
         self._tasks.append(task)
 
-    def take(self) -> tuple[Task, Answered]:
+    def take(self) -> tuple[BlockTask, Answered]:
         task = self._tasks.popleft()
         return task, self._worker.answer(task)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.protocols import Executor, Worker, Workers
 from souping.core.text import Count, first_line, install
-from souping.core.types import Answered, Missing, Task, UserError
+from souping.core.types import Answered, BlockTask, Missing, UserError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -32,7 +32,7 @@ class PoolActor:
     def fingerprints(self) -> dict[str, str]:
         return dict(self._worker.fingerprints)
 
-    def answer(self, task: Task) -> Answered:
+    def answer(self, task: BlockTask) -> Answered:
         return self._worker.answer(task)
 
 
@@ -73,7 +73,7 @@ class Seat:
     """Place of an actor: the actor, and the tasks that it has, oldest first."""
 
     actor: ActorHandle[PoolActor]
-    tasks: dict[ObjectRef[Answered], Task] = field(default_factory=dict)
+    tasks: dict[ObjectRef[Answered], BlockTask] = field(default_factory=dict)
 
 
 class RayWorkers(Workers):
@@ -103,14 +103,14 @@ class RayWorkers(Workers):
     def _cluster(self) -> str | None:
         return self._settings.address or os.environ.get("RAY_ADDRESS")
 
-    def put(self, task: Task) -> None:
+    def put(self, task: BlockTask) -> None:
         """To the actor that has the soup, or to the one with the least to do."""
         self._begin()
         same = [seat for seat in self._seats for one in seat.tasks.values() if one.recipe == task.recipe]
         seat = same[0] if same else min(self._seats, key=lambda seat: len(seat.tasks))
         seat.tasks[seat.actor.answer.remote(task)] = task
 
-    def take(self) -> tuple[Task, Answered]:
+    def take(self) -> tuple[BlockTask, Answered]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
