@@ -24,7 +24,8 @@ from souping.core.types import (
     digest,
 )
 from souping.pipeline.executors import EvaluatorWorker, LocalWorkers
-from souping.pipeline.store import IMPORTED, Store, StoredAnswers
+from souping.pipeline.store import IMPORTED, Store
+from souping.pipeline.stored_answers import StoredAnswers
 
 
 @dataclass(frozen=True, kw_only=True)

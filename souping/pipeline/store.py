@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shlex
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -27,7 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from souping.core.text import safe
-from souping.core.types import OUTCOMES, Item, Json, Recipe, Record, UserError
+from souping.core.types import Item, Json, Recipe, Record, UserError
+from souping.pipeline.stored_answers import StoredAnswers
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS soups (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL, recipe TEXT NOT NULL);
@@ -309,75 +308,6 @@ def _unmarked(db: sqlite3.Connection) -> bool:
     """Whether a file without our mark is a store of an earlier layout, or one just begun."""
     there, known = _columns(db), _known_columns()
     return there.keys() >= OLD or all(columns <= known.get(name, set()) for name, columns in there.items())
-
-
-class StoredAnswers:
-    """Answers of one soup under one evaluator, with their scores."""
-
-    def __init__(self) -> None:
-        self._answers: dict[tuple[str, int, str], Record] = {}
-        self._tokens: dict[tuple[str, int, str], bytes] = {}  # as numbers they take nine times the memory
-        self._grades: dict[tuple[str, int, str], dict[str, tuple[float, str]]] = {}
-        self._firsts: set[tuple[str, str]] = set()
-
-    def take(
-        self,
-        question: str,
-        replicate: int,
-        block: str,
-        name: str,
-        output: str,
-        outcome: str,
-        reason: str,
-        tokens: bytes,
-        prompt_tokens: int,
-        prompt_key: str,
-        seconds: float | None,
-        scorer: str | None,
-        score: float | None,
-        counts: str | None,
-    ) -> None:
-        """Take in one row: an answer with one of its scores, if it has any."""
-        key = (question, replicate, block)
-        if key not in self._answers:
-            self._answers[key] = Record(
-                item=name,
-                score=math.nan,
-                output=output,
-                outcome=OUTCOMES[OUTCOMES.index(outcome)],
-                reason=reason,
-                replicate=int(replicate),
-                prompt_tokens=int(prompt_tokens),
-                prompt_key=prompt_key,
-                seconds=float(seconds or 0.0),
-            )
-            self._tokens[key] = np.frombuffer(tokens, "<i4").tobytes()
-        if scorer is not None and score is not None:
-            self._grades.setdefault(key, {})[scorer] = (float(score), counts or "")
-            if not replicate:
-                self._firsts.add((question, scorer))
-
-    def answer(self, item: Item, replicate: int, block: str) -> Record | None:
-        """The answer, without its score and its tokens."""
-        return self._answers.get((item.question, replicate, block))
-
-    def __len__(self) -> int:
-        """Number of answers."""
-        return len(self._answers)
-
-    def anywhere(self, item: Item) -> bool:
-        """Whether its first answer is there with its score, in whatever block."""
-        return (item.question, item.scoring) in self._firsts
-
-    def graded(self, item: Item, replicate: int, block: str) -> Record | None:
-        """The answer with its score, if both are there."""
-        key = (item.question, replicate, block)
-        grade = self._grades.get(key, {}).get(item.scoring)
-        if grade is None:
-            return None
-        score, counts = grade
-        statistics, tokens = json.loads(counts) if counts else (), np.frombuffer(self._tokens[key], "<i4").tolist()
-        return replace(self._answers[key], score=score, statistics=tuple(statistics), tokens=tuple(tokens))
 
 
 def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record: Record) -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from souping.core.types import Item, Recipe, Record, UserError
 from souping.pipeline.ledger import Ledger
-from souping.pipeline.store import MARK, Store, StoredAnswers, save
+from souping.pipeline.store import MARK, Store, save
+from souping.pipeline.stored_answers import StoredAnswers
 from tests.conftest import make_items, recipe
 
 
