@@ -37,14 +37,15 @@ class RunScores:
     """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
 
     `trials` are the soups that the search asked, each once; `lacking` are those that did not answer the whole search
-    fold, {recipe id: answers that it would take}. `answers` is how many an item has. `read` gives a model's first
-    answers on a fold, {item id: record}.
+    fold, {recipe id: answers that it would take}. `correlation` is the selector's, named `metric`. `answers` is how
+    many an item has. `read` gives a model's first answers on a fold, {item id: record}.
     """
 
     soups: RunSoups
     trials: tuple[Recipe, ...]
     objective: Objective
     correlation: Correlation
+    metric: str
     search: Mapping[str, ItemScores]
     report: Mapping[str, ItemScores]
     lacking: Mapping[str, int] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from souping.core.types import FloatArray, Json, Recipe
 
 TIE = 1e-12
 """Means that differ by less are equal: only the order of a sum tells them apart."""
+Z95 = 1.959963984540054
 SALT = 0x9A4E
 
 
@@ -27,7 +28,7 @@ SALT = 0x9A4E
 class Parents(Analysis):
     """Categories in which each soup of the search beats all, and at least one, of its parents.
 
-    Intervals of the shares: percentiles of `draws` bootstrap draws of the search fold's groups.
+    Intervals of the shares: +- 1.96 standard errors by `draws` bootstrap draws of the search fold's groups.
     """
 
     draws: int = 400
@@ -92,9 +93,11 @@ def _shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> dict[st
     """The share of (soup, category) pairs that are wins, its interval, and the share by chance."""
     shares: dict[str, Json] = {}
     for number, key in enumerate(("beats_all", "beats_one")):
-        low, high = np.quantile(drawn[number].mean(axis=(1, 2)), (0.025, 0.975))
         share, chance = float(wins[number].mean()), float(chances[number].mean())
-        shares[key] = {"share": share, "low": float(low), "high": float(high), "chance": chance}
+        margin = Z95 * float(drawn[number].mean(axis=(1, 2)).std(ddof=1))
+        shares[key] = {
+            "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin), "chance": chance
+        }  # fmt: skip
     return shares
 
 

@@ -25,6 +25,7 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
+    "analyse": Command("make analyses of a finished run and add them to its report", "souping.cli.analyse"),
     "import": Command("take answers of single models into the store", "souping.cli.import_results"),
 }
 """A row a command; `conf/config.yaml` lists them in its help."""

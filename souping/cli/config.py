@@ -94,7 +94,7 @@ class RootKeys:
     store: StoreConfig = field(default_factory=StoreConfig)
 
 
-FREE = {"upload": None, "gate": "error", "expected": None} | dict.fromkeys((*PARTS, *INNER), MISSING)
+FREE = {"upload": None, "gate": "error", "expected": None, "shapley": None} | dict.fromkeys((*PARTS, *INNER), MISSING)
 """Root keys whose values Hydra cannot check: groups, which `check` holds against their target's signature, and keys
 that take several types."""
 Config = make_dataclass(

@@ -138,7 +138,7 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
-    _hear_warnings()
+    hear_warnings()
     settings = _settings(cfg, run_dir, group)
     from souping.report.files import put
 
@@ -189,7 +189,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
     )
 
 
-def _hear_warnings() -> None:
+def hear_warnings() -> None:
     """Let the warnings of this package through to standard error; Hydra's logging settings switch loggers off."""
     logger = logging.getLogger("souping")
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:

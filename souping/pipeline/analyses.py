@@ -22,7 +22,8 @@ Asked = Iterable[tuple[Recipe, str]]
 class AnalysisInput:
     """What is known of a run when its analyses begin. `stored` only reads: what is not in the store has no score.
 
-    `trials` are the search's, `contenders` the report's models; `handler` asked the winner.
+    `trials` are the search's, `contenders` the report's models; `handler` asked the winner, `metric` names the
+    selector's correlation.
     """
 
     run: RunSettings
@@ -31,6 +32,7 @@ class AnalysisInput:
     contenders: tuple[Recipe, ...]
     items: Mapping[Fold, tuple[Item, ...]]
     handler: str
+    metric: str
     stored: Evaluation
 
     def scores(self, asked: Asked = ()) -> RunScores:
@@ -45,6 +47,7 @@ class AnalysisInput:
             trials=tuple(trials.values()),
             objective=self.run.objective,
             correlation=self.run.selector.measure or pearson,
+            metric=self.metric or "pearson",
             search=self._whole(search, "search"),
             report=self._whole(report, "report"),
             lacking=lacking,
@@ -71,7 +74,7 @@ def unserved(recipe: Recipe) -> NoReturn:
     raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")
 
 
-def analyse(name: str, analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
+def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
     """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
     try:
         return analysis.analyse(scores)

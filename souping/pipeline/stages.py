@@ -262,7 +262,7 @@ class RunStages:
         """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
         assert self.outcome is not None
         assert self.selection is not None
-        items = self._unseen(stage.items)
+        items = self.unseen(stage.items)
         ledger, recipe, key = Ledger(self.store), self.outcome.recipe, self.run.evaluator.look
         single = len(recipe.ingredients) == 1  # nothing is claimed of it: it is no look
         opened = max(1, ledger.looks(items)) if single else ledger.open_report(recipe.fingerprint, key, items)
@@ -272,7 +272,7 @@ class RunStages:
         margin = self.run.margin / 100
         self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin)
 
-    def _unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    def unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The items of the report fold that neither this recipe nor a search that found it was chosen on.
 
         Raises:
@@ -309,15 +309,23 @@ class RunStages:
         self.evidence.setdefault("also", []).append(result)
 
     def analyse(self, name: str, stage: Stage) -> None:
-        """Ask what an analysis asks for, then take what it says."""
+        """Ask what an analysis asks for, then take what it says. Whatever goes wrong, the run goes on without it."""
+        self.progress.stage(stage.name)
         if stage.asks:
-            self.progress.say(
-                f"{stage.name}: {len(stage.asks)} soups on the {len(stage.items)} items of the search fold"
-            )
+            self.tell_price(stage)
+        try:
             self._answers(stage)
-        else:
-            self.progress.stage(stage.name)
-        self.analyses[name] = analyse(name, self.run.analyses[name], self._analysed().scores(stage.asks))
+            self.analyses[name] = analyse(self.run.analyses[name], self._analysed().scores(stage.asks))
+        except UserError as error:  # of a part that answers
+            self.analyses[name] = {"failed": str(error)}
+
+    def tell_price(self, stage: Stage) -> None:
+        """Say what an analysis will ask before it does."""
+        new = [len(self.evaluation.missing(recipe, stage.items, handler)) for recipe, handler in stage.asks]
+        self.progress.say(
+            f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
+            f"{sum(map(bool, new))} of them new: {sum(new):,} answers to ask"
+        )
 
     def _analysed(self) -> AnalysisInput:
         """What the run's analyses see."""
@@ -332,6 +340,7 @@ class RunStages:
             contenders=self.contenders,
             items={**self.folds.items, "report": self.on_report},
             handler=outcome.handler,
+            metric=selection.metric,
             stored=stored,
         )
 

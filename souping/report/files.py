@@ -89,6 +89,29 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     return put(path, stream.getvalue().encode("utf-8", "replace"))
 
 
+def read_trials(path: Path) -> list[dict[str, Json]]:
+    """The rows of a trials.csv, as `write_trials` got them.
+
+    Raises:
+        ValueError: it is no such table.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_trial_row(line) for line in csv.DictReader(file, strict=True)]
+
+
+def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
+    """{column: cell} as a row: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
+    row: dict[str, Json] = {"recipe_id": line["recipe_id"], "weights": {}, "categories": {}}
+    parts = {"weight": dict[str, Json](), "score": dict[str, Json]()}
+    for column, cell in line.items():
+        kind, colon, name = column.removeprefix("'").partition(":")
+        if colon and kind in parts:
+            parts[kind][name] = float(cell) if cell else None
+        elif column != "recipe_id":
+            row[column] = cell if column == "handler" or not cell else float(cell)
+    return {**row, "weights": parts["weight"], "categories": parts["score"]}
+
+
 def csv_cell(value: Json) -> Json:
     """A value as a cell: floats round-trip, texts are one line that no spreadsheet takes for a formula."""
     known = plain(value)

@@ -1,0 +1,145 @@
+"""Consistency of categories before and after souping (`consistency`): do models that are good at one do well at all?
+
+Figure 2 of arXiv 2511.13254 shows the correlation of every two categories over the candidates and over a population of
+soups: it rises. But soups of few parents correlate by themselves: their scores move along the few directions in which
+the parents differ. So the population is held against a null of linear mixing, soups that know nothing of their own: for
+every group of items one parent is drawn by the soup's weights, and the soup answers as that parent does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis.correlation import FEWEST_MODELS, few_models
+from souping.analysis.parents import TIE, Z95, too_few
+from souping.analysis.stability import GroupSums
+from souping.core.protocols import Correlation
+from souping.core.scores import ScoreMatrix
+from souping.core.types import FloatArray, ItemScores, Json, Recipe, UserError
+
+SALT = 0xC025
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(Analysis):
+    """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
+
+    Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `draws` bootstrap
+    draws of the search fold's groups, the models and soups as they are. The null is drawn `mixtures` times.
+    """
+
+    draws: int = 200
+    mixtures: int = 200
+
+    def analyse(self, run: RunScores) -> dict[str, Json]:
+        soups = run.mixtures()
+        if len(soups) < FEWEST_MODELS:
+            raise NotEstimableError(too_few(run, FEWEST_MODELS))
+        singles = {name: run.search[r.id] for name, r in run.soups.candidates.items() if r.id in run.search}
+        before = ScoreMatrix.from_items(singles)
+        after = ScoreMatrix.from_items({soup.id: run.search[soup.id] for soup in soups})
+        kept = _varying(before.values) & _varying(after.values)
+        if len(singles) < 3 or kept.sum() < 2:
+            raise NotEstimableError(_too_flat(len(singles), before.categories, kept))
+        parents = {name: singles[name] for soup in soups for name in soup.ingredients}
+        null = _mixed(soups, parents, kept, run.correlation, self.mixtures)
+        low, high = np.nanquantile(null, (0.025, 0.975)).tolist()
+        told = [_told(scores, kept, run.correlation, self.draws) for scores in (before, after)]
+        above = np.nanmean(null >= _strength(run.correlation, after.values, kept) - TIE)
+        return {
+            "fold": "search",
+            "metric": run.metric,
+            "categories": list(before.categories),
+            "left_out": [name for name, use in zip(before.categories, kept, strict=True) if not use],
+            "before": {"models": len(singles), "note": few_models(len(singles)), **told[0]},
+            "after": {"models": len(soups), **told[1]},
+            "null": {
+                "draws": len(null),
+                "mean": float(np.nanmean(null)),
+                "low": low,
+                "high": high,
+                "above": float(above),
+            },
+        }
+
+
+def _varying(values: FloatArray) -> NDArray[np.bool_]:
+    """Columns of [M, C] in which not all are equal, [C]."""
+    return np.asarray(np.ptp(values, axis=0) > TIE)
+
+
+def _too_flat(models: int, categories: Sequence[str], kept: NDArray[np.bool_]) -> str:
+    if models < 3:
+        return f"{models} candidates have no correlation; it takes 3, and {FEWEST_MODELS} to say anything by it"
+    varying = [name for name, use in zip(categories, kept, strict=True) if use]
+    return (
+        f"{len(varying)} of {len(categories)} categories tell the candidates and the soups apart; it takes 2: add "
+        "categories, or items on which they differ"
+    )
+
+
+def _rho(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> FloatArray:
+    """[M, C] -> [C, C], nan in the rows and columns that are not kept or do not vary here."""
+    rho = np.full((len(kept),) * 2, np.nan)
+    use = kept & np.isfinite(values).all(axis=0)
+    use[use] = _varying(values[:, use])
+    if use.sum() > 1:
+        with suppress(UserError):
+            rho[np.ix_(use, use)] = correlation(values[:, use]).rho
+    return rho
+
+
+def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> float:
+    """Mean |rho| over the pairs that have one; nan where none has."""
+    rho = np.abs(_rho(correlation, values, kept)[np.triu_indices(len(kept), 1)])
+    known = rho[np.isfinite(rho)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _told(scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int) -> dict[str, Json]:
+    """The correlations of one population, and their mean size with its interval."""
+    drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(SALT))
+    mean = _strength(correlation, scores.values, kept)
+    error = float(np.nanstd([_strength(correlation, values, kept) for values in drawn], ddof=1))
+    rho = _rho(correlation, scores.values, kept)
+    return {
+        "mean": mean,
+        "low": max(0.0, mean - Z95 * error),
+        "high": min(1.0, mean + Z95 * error),
+        "matrix": [[float(v) if np.isfinite(v) else None for v in row] for row in rho],
+    }
+
+
+def _mixed(
+    soups: Sequence[Recipe],
+    parents: Mapping[str, ItemScores],
+    kept: NDArray[np.bool_],
+    correlation: Correlation,
+    draws: int,
+) -> FloatArray:
+    """Mean |rho| over populations of soups that answer, group by group, as a parent drawn by their weights, [D].
+
+    One uniform number a group serves all soups of a draw, so that soups of near weights answer nearly alike, as real
+    ones do; the order of the parents is drawn anew, so that none is the neighbour of another in all draws.
+    """
+    sums = GroupSums.of(ScoreMatrix.from_items(parents))
+    names, rng = list(parents), np.random.default_rng([SALT, 1])
+    weights = np.array([[dict(zip(s.ingredients, s.weights, strict=True)).get(n, 0.0) for n in names] for s in soups])
+    weights /= weights.sum(axis=1, keepdims=True)
+    totals, out = sums.counts.sum(axis=0), np.empty(draws)
+    for number in range(draws):
+        order = rng.permutation(len(names))
+        edges, place = weights[:, order].cumsum(axis=1), rng.random(len(sums.sums))
+        means = np.zeros((len(soups), len(totals)))
+        for rank, parent in enumerate(order):
+            below = edges[:, [rank - 1]] if rank else 0.0
+            chosen = (place >= below) & ((place < edges[:, [rank]]) | (rank == len(order) - 1))
+            means += chosen.astype(float) @ sums.sums[:, parent]
+        out[number] = _strength(correlation, means / totals, kept)
+    return out

@@ -1,0 +1,96 @@
+"""`python -m souping analyse RUN_DIR [OVERRIDE...]`: analyses of a finished run, added to its report.
+
+RUN_DIR is the directory of a run that ended with a report. The overrides say which analyses (analysis=[wins,shapley])
+and set what they take (shapley.value=winner); without `analysis=` it is the run's own. Others (store.path=FILE,
+pool.candidates=[...]) replace the run's settings. plan=true tells the price and stops. Start it where the run was
+started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from souping.cli.config import register, resolved
+from souping.cli.help import folder
+from souping.cli.job import hear_warnings, settings_of
+from souping.core.text import first_line, safe
+from souping.core.types import UserError
+from souping.pipeline.settings import nearby
+
+KEYS = ("analysis", "shapley")
+OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
+"""Overrides that say which analyses, and how."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0; what is refused is told where commands are dispatched."""
+    options = _parser().parse_args(arguments)
+    hear_warnings()
+    run_dir = Path(options.run_dir).expanduser()
+    settings = settings_of(configuration(run_dir, options.overrides, options.config_dir), run_dir)
+    from souping.pipeline.finished import analyse_again
+
+    for path in analyse_again(settings):
+        if path.suffix != ".png":
+            print(f"  {path.name:15} {safe(nearby(path))}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m souping analyse", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of choices of your own")
+    return parser
+
+
+def configuration(run_dir: Path, overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The run's configuration with the analyses that are asked for.
+
+    Raises:
+        UserError: there is no run, or an override cannot be read.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir}: no config.yaml: name the directory of a finished run")
+    odd = [word for word in overrides if "=" not in word]
+    if odd:
+        raise UserError(f"{odd[0]} is no override: write KEY=VALUE")
+    try:
+        before = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+    if not isinstance(before, DictConfig):
+        raise UserError(f"{path}: is no configuration of a run")
+    own = [word for word in overrides if OWN.match(word)]
+    whole = OmegaConf.merge(_composed(before, own, config_dir), before)
+    if own or "analysis" not in before:
+        fresh = _composed(before, own, config_dir)
+        whole = OmegaConf.merge(whole, dict.fromkeys(KEYS), {key: fresh[key] for key in KEYS})
+    merged = OmegaConf.merge(whole, OmegaConf.from_dotlist([word for word in overrides if word not in own]))
+    assert isinstance(merged, DictConfig)
+    return resolved(merged)
+
+
+def _composed(before: DictConfig, own: Sequence[str], config_dir: str | None) -> DictConfig:
+    """The defaults of today with the analyses that `own` asks for, else those of the run; nothing is resolved yet."""
+    register()
+    words = list(own)
+    if not any(re.match(r"\+{0,2}analysis=", word) for word in own) and "analysis" in before:
+        words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
+    words += [f"hydra.searchpath=[{Path(config_dir).resolve()}]"] if config_dir else []
+    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+        fresh = compose("config", words)
+    plain = OmegaConf.to_container(fresh, resolve=False)
+    assert isinstance(plain, dict)
+    return OmegaConf.create(plain)

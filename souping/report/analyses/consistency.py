@@ -1,0 +1,103 @@
+"""How the analysis `consistency` is shown: two heatmaps side by side, candidates and soups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from souping.core.types import elements, number, part, texts
+from souping.report.drawing import DARK, LIGHT, PAPER, Drawing, canvas
+from souping.report.experts import around, at
+from souping.report.format import clean, count, in_words, percent, rho, short
+from souping.report.registry import register
+from souping.report.tables import Row, Section, grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POPULATIONS = {"before": "candidates", "after": "soups of the search"}
+
+
+def section(data: Row) -> Section:
+    null, after = part(data, "null"), part(data, "after")
+    place = _place(number(after.get("mean")), number(null.get("low")), number(null.get("high")))
+    head = (
+        f"Mean |{clean(data.get('metric'))} rho| of two categories: {_mean(part(data, 'before'))} over "
+        f"{count(part(data, 'before').get('models'))} candidates, {_mean(after)} over {count(after.get('models'))} "
+        f"soups of the search. Soups of few parents correlate mechanically: mere mixtures of the parents' answers have "
+        f"{_mean(null)}, so that the soups are {place} what mixing alone makes "
+        f"({percent(null.get('above'), 0)} % of mixed populations reach as much)."
+    )
+    left_out = texts(data, "left_out")
+    notes = [clean(part(data, "before").get("note"))]
+    if left_out:
+        notes.append(f"Left out, as all candidates or all soups score the same: {in_words(left_out)}.")
+    rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)))
+            for key, name in POPULATIONS.items()]  # fmt: skip
+    rows.append(("mixtures of parents", count(after.get("models")), rho(null.get("mean")), _limits(null)))
+    table = grid(("population", "models", "mean |rho|", "95 %"), rows)
+    return Section("Do categories move together?", (head, *filter(None, notes)), "consistency", (table,))
+
+
+def _place(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return "not comparable to"
+    return "above" if value > high else "below" if value < low else "within"
+
+
+def _mean(told: Row) -> str:
+    return f"{rho(told.get('mean'))} ({_limits(told)})"
+
+
+def _limits(told: Row) -> str:
+    return around(told.get("low"), told.get("high"))
+
+
+def draw(data: Row) -> Drawing | None:
+    """Both correlation matrices on one scale."""
+    from matplotlib.figure import Figure
+
+    names, titles = [clean(name) for name in elements(data, "categories")], dict[str, str]()
+    with canvas():
+        side = max(2.4, 0.42 * len(names))
+        made = Figure(figsize=(2 * side + 1.9, side))
+        panels = made.subplots(1, 2, sharey=True)
+        for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
+            told = part(data, key)
+            axes.set_title(f"{count(told.get('models'))} {name}: mean |rho| {rho(told.get('mean'))}", fontsize=9)
+            titles |= _panel(axes, key, names, told)
+        panels[0].set_yticks(range(len(names)), [short(name, 24) for name in names])
+        made.subplots_adjust(wspace=0.08)
+    means = " and ".join(f"{rho(part(data, key).get('mean'))} over the {name}" for key, name in POPULATIONS.items())
+    alt = f"Heatmaps of the correlation of every two of {len(names)} categories; the mean size is {means}."
+    return Drawing("consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists.", titles)
+
+
+def _panel(axes: Axes, key: str, names: Sequence[str], told: Row) -> dict[str, str]:
+    """One matrix, a cell a pair; what hovering over a cell says."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    titles, small = dict[str, str](), len(names) <= 12
+    for i, row in enumerate(names):
+        for j, column in enumerate(names):
+            value = number(at(told.get("matrix"), i, j))
+            shade = "#e9ebee" if value is None else colormaps["RdBu_r"]((value + 1) / 2)
+            gid = f"{key}{i}-{j}"
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=shade, edgecolor=PAPER, gid=gid))
+            if small:
+                ink = LIGHT if value is not None and abs(value) > 0.62 else DARK
+                axes.text(j, i, rho(value), ha="center", va="center", fontsize=6.5, color=ink)
+            titles[gid] = f"{row} and {column}: rho {rho(value)}"
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_xticks(range(len(names)), [short(n, 24) for n in names], rotation=40, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return titles
+
+
+register("consistency", section, draw)
