@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from souping.analysis.correlation import FEWEST_MODELS, pearson
 from souping.analysis.intervals import IntArray, distinct, resample, stratify
 from souping.core.protocols import Correlation, Selector
-from souping.core.scores import ScoreMatrix
+from souping.core.scores import CONSTANT, ScoreMatrix
 from souping.core.types import Correlations, FloatArray, Json, Selection, UserError
 
 SALT = 0x57AB
@@ -153,26 +154,35 @@ def _over_models(
     members = [np.flatnonzero([n == kind for n in names]) for kind in kinds]
     picks = np.random.default_rng([SALT, seed, 1]).integers(len(kinds), size=(draws, len(kinds)))
     tables = [scores.values[np.concatenate([members[k] for k in pick])] for pick in picks]
-    limits = _percentiles([_rho(correlation, table) for table in tables])
+    limits = _percentiles([_correlated(correlation, table).rho for table in tables])
     if limits is None:
         return None, {"status": "not estimable", "reason": "too many draws have a constant category"}
     reason = "by base family" if families else "as if no model were a near-copy of another"
     return limits, {"status": "estimated", "reason": reason}
 
 
-def _rho(correlation: Correlation, table: FloatArray) -> FloatArray:
-    """[C, C], nan where the correlation is not defined."""
-    try:
-        return correlation(table).rho
-    except UserError:
-        return np.full((table.shape[1],) * 2, np.nan)
+def _correlated(correlation: Correlation, table: FloatArray) -> Correlations:
+    """Correlations [C, C] of the categories that differ between models; nan where none is defined."""
+    nothing = np.full((table.shape[1],) * 2, np.nan)
+    made = Correlations(rho=nothing, low=nothing.copy(), high=nothing.copy())
+    varied = np.flatnonzero(np.ptp(table, axis=0) > CONSTANT)
+    with suppress(UserError):
+        part = correlation(table[:, varied])
+        for whole, own in ((made.rho, part.rho), (made.low, part.low), (made.high, part.high)):
+            whole[np.ix_(varied, varied)] = own
+    return made
 
 
 def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray | None:
-    """2.5 and 97.5 percent points [2, C, C] over the draws that have a correlation, if at least half of them do."""
+    """2.5 and 97.5 percent points [2, C, C] over the draws that have a correlation; nan where fewer than half of them
+    do, None where that is so of all."""
     stack = np.stack(rhos)
-    fine = stack[np.isfinite(stack).all(axis=(1, 2))]
-    return np.quantile(fine, (0.025, 0.975), axis=0) if 2 * len(fine) >= len(stack) else None
+    known = 2 * np.isfinite(stack).sum(axis=0) >= len(stack)
+    if not known.any():
+        return None
+    limits = np.full((2, *known.shape), np.nan)
+    limits[:, known] = np.nanquantile(stack[:, known], (0.025, 0.975), axis=0)
+    return limits
 
 
 def _pairs(
@@ -184,11 +194,8 @@ def _pairs(
 ) -> list[dict[str, Json]]:
     """One row for every two categories."""
     nothing = np.full((len(scores.categories),) * 2, np.nan)
-    try:
-        whole = correlation(scores.values)
-    except UserError:
-        whole = Correlations(rho=nothing, low=nothing, high=nothing)
-    over_items = None if tables is None else _percentiles([_rho(correlation, table) for table in tables])
+    whole = _correlated(correlation, scores.values)
+    over_items = None if tables is None else _percentiles([_correlated(correlation, table).rho for table in tables])
     clean = nothing if items is None else disattenuated(items)
     columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
     for name, limits in (("bootstrap", over_items), ("models", models)):

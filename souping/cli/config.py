@@ -27,7 +27,7 @@ from souping.analysis import Analysis
 from souping.cli.help import folder
 from souping.core.files import expanded
 from souping.core.protocols import Correlation
-from souping.core.text import Seed, first_line, nearest
+from souping.core.text import Count, Seed, first_line, nearest
 from souping.core.types import Json, UserError
 from souping.evaluate.engines import Engine
 from souping.evaluate.servers import Server
@@ -59,6 +59,7 @@ KINDS: Mapping[str, Any] = {
 } | INNER
 BOUNDS: Mapping[str, Any] = {
     "seed": Seed,
+    "limit": Count | None,
     "throughput": Annotated[float, Interval(gt=0)] | None,
     "margin": Annotated[float, Interval(ge=0, le=100)],
 }
@@ -88,6 +89,7 @@ class RootKeys:
     out: str | None = None
     recipe: str | None = None
     plan: bool = False
+    limit: int | None = None
     throughput: float | None = None
     margin: float = 1.0
     debug: bool = False
@@ -336,7 +338,7 @@ def _words(hint: Any) -> str:
     arguments = get_args(hint)
     if get_origin(hint) is Annotated:
         return " ".join([_words(arguments[0]), *map(_bound, arguments[1:])])
-    if get_origin(hint) is list:
+    if get_origin(hint) in (list, Sequence):
         return f"a list, each {_words(arguments[0])}"
     if get_origin(hint) is dict:
         return f"a mapping whose values are each {_words(arguments[1])}"

@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         objective = _run(cfg, run_dir, _group(hydra_config))
         if _is_sweep(hydra_config):
-            _note_job(run_dir, hydra_config, objective)
+            _note_job(run_dir, hydra_config, cfg.limit, objective)
         if owned and not (run_dir / CLAIM).exists():
             print(f"warning: {run_dir} was removed during the run: what it held is lost", file=sys.stderr)
         return objective
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> float | None:
         _discard(run_dir, owned, error)
         if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
-            _note_job(run_dir, hydra_config, None, words)
+            _note_job(run_dir, hydra_config, cfg.limit, None, words)
             _TOLD.append((error, code))
             raise
         stop(words, code)  # from here, or Hydra adds a line of its own
@@ -98,12 +98,14 @@ def _raw(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _note_job(run_dir: Path, hydra_config: HydraConf, objective: float | None, refused: str = "") -> None:
+def _note_job(
+    run_dir: Path, hydra_config: HydraConf, limit: int | None, objective: float | None, refused: str = ""
+) -> None:
     """A job's line of the sweep's table, as a file: jobs may run in other processes."""
     from souping.report.files import write_job
 
     with suppress(UserError) if refused else nullcontext():
-        write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective, refused)
+        write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective, refused, limit)
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -175,6 +177,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
         stop_after=plain["stop_after"],
         recipe=expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
         plan=plain["plan"],
+        limit=plain["limit"],
         throughput=plain["throughput"],
         margin=plain["margin"],
         gate=plain["gate"],

@@ -82,6 +82,11 @@ class Selector(Protocol):
         return tuple(range(1, candidates + 1))
 
     @property
+    def drop(self) -> Sequence[str]:
+        """Categories that have no part in the selection; they stay in the objective."""
+        return ()
+
+    @property
     def cut(self) -> float | None:
         """Threshold that decides what is picked, if there is one."""
         return None

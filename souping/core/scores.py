@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +13,9 @@ import numpy as np
 
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, ItemScores, UserError
+
+CONSTANT = 1e-9
+"""Spread of scores (fractions of 1) up to which models count as equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,19 @@ class ScoreMatrix:
     def rows(self, models: Sequence[str]) -> FloatArray:
         """[len(models), C] scores of the named models, in that order."""
         return self.values[[self.models.index(name) for name in models]]
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Categories in which all models score the same: they tell no model from another."""
+        spread = np.ptp(self.values, axis=0)
+        return tuple(name for name, width in zip(self.categories, spread, strict=True) if width <= CONSTANT)
+
+    def without(self, names: Collection[str]) -> ScoreMatrix:
+        """This matrix without some categories."""
+        kept = [number for number, name in enumerate(self.categories) if name not in names]
+        return replace(
+            self, categories=tuple(self.categories[n] for n in kept), values=self.values[:, kept], items=None
+        )
 
     @classmethod
     def from_items(cls, scores: Mapping[str, ItemScores]) -> ScoreMatrix:

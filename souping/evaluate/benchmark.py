@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.protocols import BenchmarkItems
+from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, UserError
 from souping.evaluate.scoring import check
 
@@ -16,11 +17,12 @@ from souping.evaluate.scoring import check
 class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
-    `name` (default: the file's stem) is what reports call it.
+    `name` (default: the file's stem) is what reports call it; items of the categories in `exclude` are not used.
     """
 
     path: str | None = None
     name: str | None = None
+    exclude: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -46,7 +48,7 @@ class Benchmark(BenchmarkItems):
             items[item.id] = item
         if not items:
             raise UserError(f"benchmark.path={path}: the file holds no items")
-        return tuple(items.values())
+        return kept(tuple(items.values()), self.exclude)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,9 @@ class NoBenchmark(BenchmarkItems):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnBenchmark(BenchmarkItems):
-    """Items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`)."""
+    """Items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`), but for some categories."""
+
+    exclude: Sequence[str] = ()
 
     title = ""
 
@@ -69,6 +73,47 @@ class OwnBenchmark(BenchmarkItems):
         raise UserError(
             "benchmark=own: this evaluator brings no items; give benchmark=jsonl benchmark.path=items.jsonl"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOfBenchmark(BenchmarkItems):
+    """Another benchmark without some of its categories."""
+
+    whole: BenchmarkItems
+    exclude: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        return self.whole.title
+
+    @property
+    def label(self) -> str:
+        return self.whole.label
+
+    @property
+    def note(self) -> str:
+        return self.whole.note
+
+    def items(self) -> tuple[Item, ...]:
+        return kept(self.whole.items(), self.exclude)
+
+
+def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
+    """Items of all other categories.
+
+    Raises:
+        UserError: a category is not there (nearest named), or nothing would be left.
+    """
+    categories = list(dict.fromkeys(item.category for item in items))
+    for name in exclude:
+        if name not in categories:
+            raise UserError(
+                f"benchmark.exclude: {name!r} is no category ({listed(categories)}){nearest(name, categories)}"
+            )
+    left = tuple(item for item in items if item.category not in exclude)
+    if exclude and not left:
+        raise UserError("benchmark.exclude leaves no category: leave one in")
+    return left
 
 
 def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> tuple[Item, ...]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from souping.core.text import listed
 from souping.core.types import FOLDS, Fold, Item, UserError
 
 SALT = "souping folds 4"
@@ -70,6 +71,42 @@ def split_folds(items: Sequence[Item], two: bool = False) -> Folds:
         _check_present(fold, folds[fold], list(members))
         notes += _small(fold, folds[fold])
     return Folds(items=folds, notes=tuple(notes))
+
+
+def limit_folds(folds: Folds, limit: int) -> Folds:
+    """Folds of a dry run: at most `limit` items a category and fold, and none of the report fold.
+
+    Its report is on items of the other folds that neither selects nor searches; a category that has none left is
+    reported on what it searched.
+    """
+    select, search = (_first(folds.items[fold], limit) for fold in ("select", "search"))
+    taken = {item.group for item in [*select, *search]}
+    near = [item for fold in ("search", "select") for item in folds.items[fold]]
+    report = _first([item for item in near if item.group not in taken], limit)
+    again = {item.category for item in search} - {item.category for item in report}
+    report += [item for item in search if item.category in again]
+    twice = f" (of {listed(sorted(again))}: the very items of the search)" if again else ""
+    note = (
+        f"limit={limit}: a dry run on at most {limit} items a category and fold; its report is on {len(report)} items "
+        f"of the select and search folds{twice}, the report fold stays closed, nothing is claimed"
+    )
+    return Folds(items={"select": tuple(select), "search": tuple(search), "report": tuple(report)}, notes=(note,))
+
+
+def _first(items: Sequence[Item], limit: int) -> list[Item]:
+    """The first items of each category."""
+    seen = Counter[str]()
+    kept = []
+    for item in items:
+        seen[item.category] += 1
+        if seen[item.category] <= limit:
+            kept.append(item)
+    return kept
+
+
+def first_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
+    """At most `limit` items of each category, the first; all without a limit."""
+    return tuple(items if limit is None else _first(items, limit))
 
 
 def _fill(category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[str]:

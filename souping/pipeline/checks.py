@@ -10,25 +10,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from souping.core.scores import CONSTANT
 from souping.core.text import shown
 from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
 from souping.evaluate.benchmark import OwnBenchmark
-from souping.evaluate.folds import Folds, split_folds
+from souping.evaluate.folds import Folds, limit_folds, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool, free_target
 from souping.search.loop import check_budget
+from souping.selection.selectors import check_drop
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
     from souping.pipeline.store import Store
-
-FLAT = 1e-9
-"""Spread of scores (fractions of 1) up to which models count as equal."""
 
 
 def check_settings(run: RunSettings) -> None:
@@ -40,6 +37,12 @@ def check_settings(run: RunSettings) -> None:
     free_target(run.out)
     if run.upload is not None and run.stop_after:
         raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
+    if run.upload is not None and run.limit is not None:
+        raise UserError(
+            f"limit={run.limit} is a dry run, whose soup is not for the Hub: leave upload={run.upload.repo} out"
+        )
+    if run.limit is not None and run.merges_only:
+        raise UserError(f"limit={run.limit}: nothing is evaluated without items: leave it out")
     if run.stop_after and run.merges_only:
         raise UserError(f"stop_after={run.stop_after}: nothing is selected or searched without items: leave it out")
     if not run.merges_only and run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
@@ -79,7 +82,8 @@ def _checks(
 def cut_folds(run: RunSettings, items: Sequence[Item]) -> Folds:
     """Folds of the run's items, whose texts are checked first: halves of characters have no hash (UserError)."""
     check_texts(items)
-    return split_folds(items, two=run.scores.published)
+    folds = split_folds(items, two=run.scores.published)
+    return folds if run.limit is None else limit_folds(folds, run.limit)
 
 
 def check_texts(items: Sequence[Item]) -> None:
@@ -105,9 +109,11 @@ def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence
     """Rows and categories are the published table's, or the candidates and the items' own."""
     if run.scores.published:
         scores = run.scores.matrix(names, not_measured)
-        run.selector.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        check_drop(run.selector.drop, scores.categories)
+        run.selector.check(len(scores.models), len(scores.candidates), len(scores.categories) - len(run.selector.drop))
     elif categories:
-        run.selector.check(len(names), len(names), len(categories))
+        check_drop(run.selector.drop, categories)
+        run.selector.check(len(names), len(names), len(categories) - len(run.selector.drop))
 
 
 def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
@@ -170,12 +176,15 @@ def not_measured() -> ScoreMatrix:
 
 
 def flat_categories(scores: ScoreMatrix) -> list[str]:
-    """Warnings of categories that every model is known to solve or to fail: nothing can be chosen by them."""
-    warnings = []
-    for category, column in zip(scores.categories, scores.values.T, strict=True):
-        if np.ptp(column) <= FLAT and (column[0] <= FLAT or column[0] >= 1 - FLAT):
-            does = "fails" if column[0] <= FLAT else "solves"
-            warnings.append(
-                f"category {category}: every model {does} all of it, so that it tells no model from another"
-            )
-    return warnings
+    """Warnings of categories in which all models score the same: nothing can be chosen by them."""
+    return [
+        f"category {name}: {_all_alike(float(scores.values[0, scores.categories.index(name)]), len(scores.models))}, "
+        "which tells no model from another: it is left out of the selection and stays in the objective"
+        for name in scores.constant
+    ]
+
+
+def _all_alike(value: float, models: int) -> str:
+    if value <= CONSTANT:
+        return "every model fails all of it"
+    return "every model solves all of it" if value >= 1 - CONSTANT else f"all {models} models score {100 * value:.1f} %"

@@ -161,6 +161,12 @@ def gather(
     }
 
 
+def dry_verdict(limit: int | None) -> dict[str, Any]:
+    """What a verdict on a few items that are not the report fold's says: nothing."""
+    sentence = f"Dry run on at most {limit} items a category and fold, none of the report fold's: nothing is claimed."
+    return {"claim": "dry_run", "sentence": sentence, "p_value": None}
+
+
 def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> list[dict[str, Any]]:
     """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
     claim and need no other correction; those with the baselines are secondary and carry Holm's too."""

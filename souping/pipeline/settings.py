@@ -22,7 +22,7 @@ from souping.core.protocols import (
     Tracker,
 )
 from souping.core.types import Json, part
-from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark
+from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark, PartOfBenchmark
 from souping.pipeline.baseline_gate import Expectation
 from souping.pipeline.executors import LocalExecutor
 from souping.pipeline.side_benchmarks import SideEntry
@@ -37,7 +37,8 @@ STORE = Path("outputs/store.sqlite")
 class RunSettings:
     """Parts of a run and its root settings, as the command line built them.
 
-    `margin` is in percent points: a smaller gain is no reason to soup.
+    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items a
+    category and fold.
     """
 
     pool: Pool
@@ -53,6 +54,7 @@ class RunSettings:
     name: str
     seed: int
     stop_after: str | None
+    limit: int | None = None
     recipe: Path | None = None
     plan: bool = False
     throughput: float | None = None
@@ -111,5 +113,6 @@ def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
     Raises:
         UserError: they cannot be had here.
     """
-    own = evaluator.benchmark if isinstance(benchmark, OwnBenchmark) else None
-    return benchmark if own is None else own
+    if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.benchmark) is None:
+        return benchmark
+    return PartOfBenchmark(whole=own, exclude=benchmark.exclude) if benchmark.exclude else own

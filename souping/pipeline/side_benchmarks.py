@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective
 from souping.core.types import Item, ItemScores, Recipe, UserError
+from souping.evaluate.folds import first_items
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline.evidence import Contender, ItemTable, Pair, judged, outcomes, row
 
@@ -45,15 +46,16 @@ def held(own: Mapping[str, T]) -> dict[str, T]:
     return {key: own[key] for key in SHARED if key in own} if own.get("dtype") in TORCH_NAMES else {}
 
 
-def sides(entries: Sequence[SideEntry], own: Evaluator) -> tuple[SideBenchmark, ...]:
-    """The benchmarks with their items read. Where an entry names no evaluator, the run's own answers if its items come
-    from outside, else `evaluator=local` with its defaults and the run's dtype and device.
+def sides(entries: Sequence[SideEntry], own: Evaluator, limit: int | None = None) -> tuple[SideBenchmark, ...]:
+    """The benchmarks with their items read, at most `limit` a category. Where an entry names no evaluator, the run's
+    own answers if its items come from outside, else `evaluator=local` with its defaults and the run's dtype and device.
 
     Raises:
         UserError: items cannot be had, or two entries share a name.
     """
     check_entries(entries)
-    return tuple(_side(entry, own) for entry in entries)
+    read = [_side(entry, own) for entry in entries]
+    return tuple(replace(side, items=first_items(side.items, limit)) for side in read)
 
 
 def check_entries(entries: Sequence[SideEntry]) -> None:

@@ -27,7 +27,7 @@ from souping.pipeline.checks import (
     run_notes,
 )
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import Contender, gather, lost_answers
+from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
 from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
@@ -79,7 +79,7 @@ class RunStages:
         """
         items = run.benchmark.items()
         folds = cut_folds(run, items)
-        beside = sides(run.also, run.evaluator)
+        beside = sides(run.also, run.evaluator, run.limit)
         asked = [(run.evaluator, items), *((side.evaluator, side.items) for side in beside)]
         evaluators = [evaluator for evaluator, _ in asked]
         for complaint in complaints(run, folds.items, asked):
@@ -198,10 +198,12 @@ class RunStages:
         """Say what the report can show, and what the search will ask."""
         strategy, size, items = self.run.optimiser, len(stage.ingredients), len(stage.items)
         report = len(self.folds.items["report"])
-        self.progress.say(
+        power = (
             f"{report} report items can show a true difference of about {100 * minimal_detectable(report):.1f} points "
             "(80 % power, where two models differ on 10 % of the items)"
         )
+        if self.run.limit is None:
+            self.progress.say(power)
         ways = len(self.evaluation.handlers(self.pool.uniform(stage.ingredients)))
         by = f", by each of {ways} handlers" if ways > 1 else ""
         self.progress.say(f"search: {strategy.describe(size)}, {items} items each{by}")
@@ -229,6 +231,7 @@ class RunStages:
         self.parts = {
             "experiment": run.name,
             "benchmark": {"name": run.benchmark.label, "note": run.benchmark.note},
+            **({} if run.limit is None else {"limit": run.limit}),
             "objective": self._objective(outcome),
             "selection": selection_dict(selection, scores),
             "recipe": outcome.recipe.as_dict(),
@@ -262,15 +265,24 @@ class RunStages:
         """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
         assert self.outcome is not None
         assert self.selection is not None
-        items = self.unseen(stage.items)
-        ledger, recipe, key = Ledger(self.store), self.outcome.recipe, self.run.evaluator.look
-        single = len(recipe.ingredients) == 1  # nothing is claimed of it: it is no look
-        opened = max(1, ledger.looks(items)) if single else ledger.open_report(recipe.fingerprint, key, items)
+        dry = self.run.limit is not None  # its items are none of the report fold's
+        items = stage.items if dry else self.unseen(stage.items)
+        opened = 1 if dry else self._opened(items)
         measured = self._answers(replace(stage, items=items))
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
         ingredients = self.selection.ingredients
         margin = self.run.margin / 100
         self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin)
+        if dry:
+            self.evidence["verdict"] = {**self.evidence["verdict"], **dry_verdict(self.run.limit)}
+
+    def _opened(self, items: Sequence[Item]) -> int:
+        """The number of looks at these items, this one included, which is written to the ledger first."""
+        assert self.outcome is not None
+        ledger, recipe = Ledger(self.store), self.outcome.recipe
+        if len(recipe.ingredients) == 1:  # nothing is claimed of it: it is no look
+            return max(1, ledger.looks(items))
+        return ledger.open_report(recipe.fingerprint, self.run.evaluator.look, items)
 
     def unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         """The items of the report fold that neither this recipe nor a search that found it was chosen on.
@@ -405,7 +417,8 @@ def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selecti
     progress.say(f"selected {', '.join(selection.ingredients)}")
     for note in selection.notes:
         progress.say(f"note: {note}")
-    write_selection(selection_dict(selection, scores), run.run_dir / "selection.json")
+    limit = {} if run.limit is None else {"limit": run.limit}
+    write_selection(selection_dict(selection, scores) | limit, run.run_dir / "selection.json")
     return selection
 
 

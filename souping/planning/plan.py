@@ -100,7 +100,7 @@ class Detectable:
 def detectable(plan: Plan) -> Detectable | None:
     """What the report fold can show, by the objective's own weights; None where there is no report."""
     items = plan.folds.get("report", ())
-    if not items or plan.run.stop_after or plan.faults:
+    if not items or plan.run.stop_after or plan.run.limit or plan.faults:
         return None
     single, grouped = (worth(items, plan.run.objective, by_group=by_group) for by_group in (False, True))
     return Detectable(

@@ -9,7 +9,7 @@ from pathlib import Path
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
-from souping.evaluate.folds import Folds, split_folds
+from souping.evaluate.folds import Folds
 from souping.pipeline.checks import check_settings, complaints, cut_folds, flat_categories, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.models import OpenPool
@@ -127,7 +127,7 @@ class _Planner:
         if self.run.selects_from_table:
             return ()
         try:
-            return sides(self.run.also, self.run.evaluator)
+            return sides(self.run.also, self.run.evaluator, self.run.limit)
         except UserError as error:
             self._refused(error)
             return ()
@@ -157,7 +157,7 @@ class _Planner:
         if not isinstance(self.run.benchmark, OwnBenchmark) or self.run.selects_from_table:
             return None
         items = self.run.evaluator.outline()
-        return split_folds(items, two=self.run.scores.published) if items else None
+        return cut_folds(self.run, items) if items else None
 
     def _bound(self, pool: OpenPool, beside: Sequence[SideBenchmark]) -> tuple[RunSettings, tuple[SideBenchmark, ...]]:
         """The run and its side benchmarks, with what their evaluators take from the candidates' files."""

@@ -118,7 +118,8 @@ def _summary(parts: Report) -> str:
     if size > 1:
         what = f"A weighted average of the weights of {size} models"
     made = f", made with souping for {escape_markdown(benchmark(parts))}" if benchmark(parts) else ", made with souping"
-    return f"{what}{made}. {escape_markdown(_why(parts))}".strip()
+    dry = "A dry run on a few items made it: no number of it means anything. " if parts.get("limit") else ""
+    return f"{dry}{what}{made}. {escape_markdown(_why(parts))}".strip()
 
 
 def _why(parts: Report) -> str:
@@ -221,7 +222,7 @@ def _results(known: Report) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     row = next((row for row in entries(known, "rows") if row.get("kind") == "soup"), None)
-    if row is None:
+    if row is None or known.get("limit"):
         return []
     data = {"name": f"{benchmark(known) or 'benchmark'}, report fold", "type": kind(known)}
     pairs = [("objective", row.get("objective")), *part(row, "scores").items()]
@@ -244,6 +245,8 @@ def _evidence(known: Report) -> list[str]:
     """The verdict and the report fold's tables."""
     if not entries(known, "rows"):
         return []
+    if known.get("limit"):
+        return ["## Result", escape_markdown(headline(known))]
     text = (
         "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
         "weights saw these items."

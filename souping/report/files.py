@@ -151,7 +151,14 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: float | None, refused: str = "") -> None:
+def write_job(
+    run_dir: Path,
+    number: int,
+    overrides: Sequence[str],
+    objective: float | None,
+    refused: str = "",
+    limit: int | None = None,
+) -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
     job: dict[str, Json] = {
         "job": number,
@@ -159,6 +166,7 @@ def write_job(run_dir: Path, number: int, overrides: Sequence[str], objective: f
         "objective": objective,
         "run_dir": run_dir.name,
         "refused": refused,
+        **({} if limit is None else {"limit": limit}),
     }
     put(run_dir / JOB, as_json(job).encode())
 
@@ -170,12 +178,14 @@ def read_jobs(sweep_dir: Path) -> list[Row]:
 
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
-    """sweep.csv, a line a job."""
+    """sweep.csv, a line a job; dry runs have their `limit` in a column of its own."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["job", "objective", "overrides", "run_dir", "refused"])
+    limited = ["limit"] if any(job.get("limit") for job in jobs) else []
+    writer.writerow(["job", "objective", "overrides", "run_dir", "refused", *limited])
     for job in jobs:
         line = [job["job"], job["objective"], " ".join(texts(job, "overrides")), job["run_dir"], job["refused"]]
+        line += [job.get(key) for key in limited]
         writer.writerow([csv_cell(value) for value in line])
     return put(sweep_dir / "sweep.csv", stream.getvalue().encode())
 
@@ -188,7 +198,8 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
     for job, own in zip(jobs, given, strict=True):
         value = number(job["objective"])
         shown = "refused" if job["refused"] else "" if value is None else f"{100 * value:.2f}"
-        lines.append(f"  {shown:>15} {clean(' '.join(o for o in own if o not in common))}")
+        dry = f" (dry run, limit={job['limit']})" if job.get("limit") else ""
+        lines.append(f"  {shown:>15} {clean(' '.join(o for o in own if o not in common))}{dry}")
     return lines
 
 

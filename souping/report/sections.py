@@ -55,7 +55,8 @@ def benchmark(report: Report) -> str:
 
 def kicker(report: Report) -> str:
     """Experiment and benchmark, above the headline."""
-    shown = [clean(report.get("experiment")), benchmark(report)]
+    dry = f"dry run, limit={count(report['limit'])}" if report.get("limit") else ""
+    shown = [clean(report.get("experiment")), benchmark(report), dry]
     return " \N{MIDDLE DOT} ".join(text for text in shown if text)
 
 
@@ -101,15 +102,18 @@ def _verdict(report: Report) -> Section | None:
     if not entries(report, "rows"):
         return None
     numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
+    if report.get("limit"):
+        numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
     folded = (
         table("The differences in numbers", tables.comparisons(report)),
         table("Every model, category by category", tables.scores(report), numbers),
         table("Items a category", tables.sizes(report)),
     )
+    where = "" if report.get("limit") else " of the report fold"
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known(folded[2:]))
     lines = (
-        "Every model answered the same items of the report fold, so differences are paired; items that share content "
+        f"Every model answered the same items{where}, so differences are paired; items that share content "
         f"are one group. {tables.tested(report)}".strip(),
     )
     return Section("Is the soup better?", lines, "forest", folded=known(folded))

@@ -225,6 +225,8 @@ def folds(report: Report) -> TableGrid:
         "search": "weights and the best single",
         "report": "the numbers of this page, opened once for this recipe",
     }
+    if report.get("limit"):
+        use["report"] = "the numbers of this page: items of the other folds, the report fold stayed closed"
     known = part(report, "folds")
     lines = [(fold, count(known[fold]), text) for fold, text in use.items() if fold in known]
     return grid(("fold", "items", "used for"), lines, left=(0, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -11,7 +12,7 @@ import numpy as np
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
-from souping.core.text import Count, listed
+from souping.core.text import Count, listed, nearest
 from souping.core.types import FloatArray, Selection, UserError
 
 TIE = 1e-9
@@ -21,8 +22,8 @@ def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
     return tuple(name for name in scores.candidates if name in names)
 
 
-def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True) -> list[str]:
-    """Candidates by objective, best first; equal ones in the pool's order.
+def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True, drop: Collection[str] = ()) -> list[str]:
+    """Candidates by objective, best first; equal ones in the pool's order. Categories of `drop` weigh nothing.
 
     The columns of a published table may be other categories than the benchmark's: unless `strict`, their plain mean
     ranks where the objective does not know them.
@@ -33,6 +34,7 @@ def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True) -> l
         if strict or not scores.published:
             raise
         coefficients = Mean().coefficients(scores.categories)
+    coefficients = np.where([name in drop for name in scores.categories], 0.0, coefficients)
     totals = scores.rows(scores.candidates) @ coefficients
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
@@ -48,6 +50,8 @@ class SoCE(Selector):
 
     Ties (equal best scores): `overall` takes the tied candidate with the best objective, `first` the first in the pool,
     `all` makes every tied candidate an ingredient.
+
+    Categories of `drop`, and those in which all models score the same, are left out: they stay in the objective.
     """
 
     correlation: Correlation
@@ -55,6 +59,7 @@ class SoCE(Selector):
     threshold: float = 0.2
     sign: Literal["absolute", "signed"] = "absolute"
     ties: Literal["overall", "all", "first"] = "overall"
+    drop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         low = 0.0 if self.sign == "absolute" else -1.0
@@ -91,13 +96,16 @@ class SoCE(Selector):
         Raises:
             UserError: no category is below the threshold, or the correlation is not defined.
         """
+        whole, scores = scores, scores.without(_dropped(scores, self.drop))
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
-        _check_spread(scores)
+        scores = scores.without(scores.constant)
+        _check_spread(whole, scores)
         correlations = self.correlation(scores.values)
         low = self.low_categories(correlations.rho)
         if not low:
             raise UserError(self._none_low(correlations.rho, scores.categories))
-        best = {scores.categories[column]: self._best(scores, column) for column in low}
+        order = list(whole.candidates) if self.ties == "first" else ranking(whole, self.objective)
+        best = {scores.categories[column]: _tied_best(scores, column, order) for column in low}
         chosen = {name for names in best.values() for name in (names if self.ties == "all" else names[:1])}
         tied = {category: tuple(names) for category, names in best.items() if len(names) > 1}
         return Selection(
@@ -130,12 +138,6 @@ class SoCE(Selector):
         np.fill_diagonal(values, np.inf)
         return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
 
-    def _best(self, scores: ScoreMatrix, column: int) -> list[str]:
-        """The tied best candidates of a category, preferred one first."""
-        order = list(scores.candidates) if self.ties == "first" else ranking(scores, self.objective)
-        values = scores.rows(order)[:, column]
-        return [name for name, v in zip(order, values, strict=True) if v >= values.max() - TIE]
-
     def _none_low(self, rho: FloatArray, categories: tuple[str, ...]) -> str:
         values = np.abs(rho) if self.sign == "absolute" else rho.copy()
         np.fill_diagonal(values, np.inf)
@@ -149,10 +151,14 @@ class SoCE(Selector):
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(Selector):
-    """Selector that adds the candidate which most raises the mean best score over categories; stops when none does."""
+    """Selector that adds the candidate which most raises the mean best score over categories; stops when none does.
+
+    Categories of `drop` are left out; they stay in the objective.
+    """
 
     objective: Objective
     k: Count | None = None
+    drop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _check_k(self.k)
@@ -164,12 +170,13 @@ class Greedy(Selector):
         _check_enough(self.k, candidates)
 
     def select(self, scores: ScoreMatrix) -> Selection:
+        whole, scores = scores, scores.without(_dropped(scores, self.drop))
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         values = scores.rows(scores.candidates)
         best, chosen = np.zeros(values.shape[1]), list[int]()
         while self.k is None or len(chosen) < self.k:
             gains = (np.maximum(values, best) - best).mean(axis=1).round(12)
-            pick = self._pick(gains, scores)
+            pick = self._pick(gains, whole)
             if gains[pick] <= 0:
                 break
             chosen.append(pick)
@@ -188,10 +195,11 @@ class Greedy(Selector):
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Selector):
-    """K best candidates by the objective."""
+    """K best candidates by the objective, in which categories of `drop` weigh nothing here."""
 
     objective: Objective
     k: Count = 3
+    drop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _check_k(self.k)
@@ -204,7 +212,8 @@ class TopK(Selector):
 
     def select(self, scores: ScoreMatrix) -> Selection:
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
-        names = in_pool_order(scores, set(ranking(scores, self.objective)[: self.k]))
+        order = ranking(scores, self.objective, drop=_dropped(scores, self.drop))
+        names = in_pool_order(scores, set(order[: self.k]))
         return Selection(selector=self.label, ingredients=names, categories=scores.categories)
 
 
@@ -241,14 +250,36 @@ def _name(correlation: Correlation) -> str:
     return str(getattr(function, "__name__", ""))  # Python's: a callable object has no name
 
 
-def _check_spread(scores: ScoreMatrix) -> None:
-    """Refuse a constant category while the names are at hand."""
-    values = scores.values
-    flat = [i for i, column in enumerate(values.T) if np.ptp(column) <= TIE]
-    if flat:
-        where = "" if scores.published else "; see what they answered (evaluator.max_new_tokens? the items' scorer?)"
-        raise UserError(
-            f"category {scores.categories[flat[0]]!r} is constant, {100 * values[0, flat[0]]:.1f} % for all "
-            f"{len(scores.models)} models, so it has no correlation{where}\n"
-            "leave it out, add models that differ there, or use selector=greedy"
-        )
+def _dropped(scores: ScoreMatrix, drop: Sequence[str]) -> set[str]:
+    """Categories of `drop`, which are there (else UserError, nearest named) and leave some."""
+    check_drop(drop, scores.categories)
+    return set(drop)
+
+
+def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
+    """Refuse names that are no categories, and a choice that leaves none."""
+    for name in drop:
+        if name not in categories:
+            raise UserError(f"selector.drop: {name!r} is no category ({listed(categories)}){nearest(name, categories)}")
+    if drop and not set(categories) - set(drop):
+        raise UserError("selector.drop leaves no category to select by: leave one in")
+
+
+def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[str]:
+    """The tied best candidates of a category, the first of `order` first."""
+    values = scores.rows(order)[:, column]
+    return [name for name, v in zip(order, values, strict=True) if v >= values.max() - TIE]
+
+
+def _check_spread(whole: ScoreMatrix, kept: ScoreMatrix) -> None:
+    """Refuse scores of which constant categories leave too few to correlate, while the names are at hand."""
+    if len(kept.categories) >= 2 or not whole.constant:
+        return
+    where = "" if whole.published else "; see what they answered (evaluator.max_new_tokens? the items' scorer?)"
+    name = whole.constant[0]
+    value = 100 * whole.values[0, whole.categories.index(name)]
+    raise UserError(
+        f"category {name!r} is constant, {value:.1f} % for all {len(whole.models)} models, and "
+        f"{len(kept.categories)} that could be correlated are left of {len(whole.categories)}{where}\n"
+        "add models or categories that differ, or use selector=greedy or selector=all"
+    )

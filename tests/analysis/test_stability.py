@@ -73,7 +73,7 @@ def test_draws_without_a_selection_are_counted() -> None:
     scores = matrix(rates, each=30, seed=1)
     assert np.ptp(scores.values[:, 0]) > 0
     drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), threshold=1.0), draws=200)
-    assert 0 < drawn["not_estimable"] < 200
+    assert 0 < drawn["not_estimable"] < 200  # two categories, and one of them is constant
     assert drawn["reasons"] == {"a category is constant": drawn["not_estimable"]}
 
 
@@ -149,12 +149,25 @@ def test_few_models_are_not_resampled() -> None:
 
 
 def test_limits_need_most_of_the_draws() -> None:
-    """x and y each hang on one model: 58 % of the resampled sets of models miss one of them and have no correlation."""
+    """x and y each hang on one model: 58 % of the resampled sets of models miss one of them and have no correlation
+    of the two; a third misses x alone."""
     values = np.column_stack([[0.9, *[0.5] * 5], [0.5, 0.9, *[0.5] * 4], np.linspace(0.1, 0.9, 6)])
     scores = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True)
     drawn = stability(scores, SOCE, draws=300)
+    assert [(pair["a"] + pair["b"], pair["models_low"] is None) for pair in drawn["correlations"]] == [
+        ("xy", True), ("xz", False), ("yz", False)
+    ]  # fmt: skip
+    two = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y"), values=values[:, :2], published=True)
+    drawn = stability(two, SOCE, draws=300)
     assert drawn["models"] == {"status": "not estimable", "reason": "too many draws have a constant category"}
-    assert drawn["correlations"][0]["models_low"] is None
+
+
+def test_a_constant_category_takes_no_other_pair_away() -> None:
+    values = np.column_stack([np.linspace(0.1, 0.9, 6), np.linspace(0.9, 0.2, 6) ** 2, np.ones(6)])
+    scores = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True)
+    rhos = {pair["a"] + pair["b"]: pair["rho"] for pair in stability(scores, SOCE)["correlations"]}
+    assert rhos["xz"] is rhos["yz"] is None
+    assert rhos["xy"] == pytest.approx(np.corrcoef(values[:, :2], rowvar=False)[0, 1])
 
 
 def test_the_8b_table_stands_on_a_knife_edge() -> None:

@@ -88,14 +88,39 @@ def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -
     flat = matrix.values.copy()
     flat[:, 2] = 0.1 + 0.2
     flat[0, 2] = 0.3
-    with pytest.raises(UserError, match="'y' is constant"):
-        soce().select(ScoreMatrix(models=matrix.models, categories=matrix.categories, values=flat))
+    with_flat = ScoreMatrix(models=matrix.models, categories=matrix.categories, values=flat)
+    assert soce(threshold=0.9).select(with_flat).categories == ("w", "x", "z")
+    with pytest.raises(UserError, match=r"'y' is constant.*and 1 that could be correlated are left of 4"):
+        soce(drop=["w", "x"]).select(with_flat)
     two = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.array([[0.1, 0.2], [0.2, 0.1]]))
     with pytest.raises(UserError, match="at least 3"):
         soce().select(two)
     one = ScoreMatrix(models=("a", "b", "c"), categories=("x",), values=np.array([[0.1], [0.2], [0.3]]))
     with pytest.raises(UserError, match="at least 2 categories"):
         soce().select(one)
+
+
+def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(matrix: ScoreMatrix) -> None:
+    """One more category that all solve changes neither experts nor the order of equal ones."""
+    more = ScoreMatrix(
+        models=matrix.models,
+        categories=(*matrix.categories, "all"),
+        values=np.column_stack([matrix.values, np.ones(4)]),
+    )
+    assert more.constant == ("all",)
+    for selector in (soce(threshold=0.9), Greedy(objective=Mean()), TopK(objective=Mean(), k=2)):
+        plain, with_more = selector.select(matrix), selector.select(more)
+        assert (plain.ingredients, plain.low_correlation) == (with_more.ingredients, with_more.low_correlation)
+
+
+def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
+    assert soce(threshold=0.9, drop=["y"]).select(matrix).categories == ("w", "x", "z")
+    assert Greedy(objective=Mean(), drop=["w", "x"]).select(matrix).ingredients == ("c",)
+    assert TopK(objective=Mean(), k=1, drop=["w", "x"]).select(matrix).ingredients == ("c",)
+    with pytest.raises(UserError, match=r"selector.drop: 'why' is no category"):
+        soce(drop=["why"]).select(matrix)
+    with pytest.raises(UserError, match=r"selector.drop leaves no category"):
+        TopK(objective=Mean(), drop=["w", "x", "y", "z"]).select(matrix)
 
 
 @pytest.mark.parametrize(
