@@ -190,6 +190,11 @@ class BenchmarkItems(Protocol):
     def note(self) -> str:
         return ""
 
+    @property
+    def opening(self) -> str:
+        """First line of a run on these items, where there is one."""
+        return ""
+
 
 class ScoreSource(Protocol):
     """Source of the scores that selection sees: measured ones, or a published table."""
@@ -308,6 +313,10 @@ class Evaluator(Part, Protocol):
             UserError: the files disagree, or cannot be read.
         """
         return self
+
+    def opening(self, home: Path, items: Sequence[Item]) -> str:
+        """Line in which a run says how these items are asked, where that is worth a line."""
+        return ""
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What a reader of the report must know of how these candidates are asked."""

@@ -15,9 +15,9 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import Count, Seed, Threads
-from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
+from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
-from souping.evaluate.engines import Answer, Engine
+from souping.evaluate.engines import NEW, Answer, Engine, left_by
 from souping.evaluate.engines.transformers import TransformersEngine, no_template
 from souping.evaluate.scoring import reading, score
 
@@ -42,7 +42,8 @@ class LocalEvaluator(Evaluator):
     """Answers by greedy decoding or sampling, in batches that `engine` generates.
 
     A text prompt is tokenised as it stands; chat messages go through the tokenizer's chat template. An answer ends at
-    an end token of the model (of a soup: of any ingredient), at the first of `stop`, or after `max_new_tokens`.
+    an end token of the model (of a soup: of any ingredient), at the first of `stop`, or after `max_new_tokens`
+    (default: 1,024, or what the context leaves).
 
     `temperature` 0 is greedy; above it, `samples` answers an item are drawn, each from (`sampling_seed`, item, number
     of the answer), and `aggregate` says how they become the item's score: their `mean`, `pass` (the best), `majority`
@@ -58,7 +59,7 @@ class LocalEvaluator(Evaluator):
     """
 
     batch_size: Count = 64
-    max_new_tokens: Count = 64
+    max_new_tokens: Count | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
     threads: Threads | None = None
@@ -153,7 +154,21 @@ class LocalEvaluator(Evaluator):
 
     @property
     def answer_tokens(self) -> int:
-        return self.max_new_tokens
+        return self.max_new_tokens or NEW
+
+    def opening(self, home: Path, items: Sequence[Item]) -> str:
+        """How long an answer may be, in words."""
+        key, most = "evaluator.max_new_tokens", self.answer_tokens
+        context = context_of(home)
+        short, long = (by(map(_length, items), default=0) for by in (min, max))
+        if context is None or most + 4 * long < context:  # a character is four tokens at most, and mostly a fourth
+            return f"answers have at most {most:,} new tokens ({key})"
+        ends = [next(item for item in items if _length(item) == length) for length in (long, short)]
+        least, best = (min(most, left_by(context, prompt_tokens(home, item))) for item in ends)
+        if least == best == most:
+            return f"answers have at most {most:,} new tokens ({key})"
+        span = f"{least:,}" if least == best else f"{least:,} to {best:,}"
+        return f"answers have at most {span} new tokens, what the context of {context:,} leaves of {most:,} ({key})"
 
     def needs(self) -> list[Missing]:
         return self.engine.needs()
@@ -252,6 +267,25 @@ def _length(item: Item) -> int:
     if isinstance(item.prompt, str):
         return len(item.prompt)
     return sum(len(str(m["content"])) for m in item.prompt) + len(str(item.tools or ""))
+
+
+def context_of(folder: Path) -> int | None:
+    """Tokens of prompt and answer that a model was made for, where its config says so."""
+    config = Checkpoint.open(folder).config
+    known = config.get("max_position_embeddings") or part(config, "text_config").get("max_position_embeddings")
+    return known if isinstance(known, int) and known > 0 else None
+
+
+def prompt_tokens(folder: Path, item: Item) -> int:
+    """About the tokens of a prompt: without what a chat template adds, a fourth of the characters where the folder has
+    no tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    messages = () if isinstance(item.prompt, str) else item.prompt
+    text = item.prompt if isinstance(item.prompt, str) else "\n".join([*(str(m["content"]) for m in messages)])
+    if not (folder / "tokenizer.json").is_file():
+        return _length(item) // 4
+    return len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text + str(item.tools or "")).ids)
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:

@@ -33,6 +33,8 @@ SHOWN = (
 
 def cook(run: RunSettings) -> float | None:
     """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
+    if run.benchmark.opening:
+        print(run.benchmark.opening, flush=True)
     check_settings(run)
     sends = run.upload is not None and not run.plan
     if sends:

@@ -108,6 +108,8 @@ class RunStages:
             sides={side.name: (side, evaluation(side.evaluator, side.name)) for side in beside},
         )
         stages._note(*run_notes(run, pool, folds, store))
+        if opening := run.evaluator.opening(pool.pool.home, items):
+            progress.say(opening)
         return stages
 
     @property
@@ -265,8 +267,8 @@ class RunStages:
         """Open the report fold for the frozen recipe (written to the ledger first) and compare."""
         assert self.outcome is not None
         assert self.selection is not None
-        dry = self.run.limit is not None  # its items are none of the report fold's
-        items = stage.items if dry else self.unseen(stage.items)
+        dry = self.run.limit is not None
+        items = self.unseen(stage.items)
         opened = 1 if dry else self._opened(items)
         measured = self._answers(replace(stage, items=items))
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
@@ -291,6 +293,8 @@ class RunStages:
             UserError: a category has none left.
         """
         assert self.outcome is not None
+        if self.run.limit is not None:  # none of them is the report fold's
+            return items
         chosen_on = Ledger(self.store).searched(self.outcome.recipe.fingerprint)
         left = tuple(item for item in items if item.identity not in chosen_on)
         if len(left) == len(items):

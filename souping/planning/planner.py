@@ -46,6 +46,8 @@ def plan(run: RunSettings) -> None:
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is whole all the same.
     """
+    if run.benchmark.opening:
+        print(run.benchmark.opening, flush=True)
     check_settings(run)
     whole = make(run)
     parts = sections(whole)

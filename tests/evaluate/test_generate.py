@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.engines import left_by, room
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 
@@ -184,3 +187,37 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)
+
+
+@given(st.integers(1, 200_000), st.integers(0, 200_000))
+def test_what_a_context_leaves_fits_and_is_most_of_it(context: int, prompt: int) -> None:
+    free = max(0, context - prompt)
+    assert 7 / 8 * free <= left_by(context, prompt) <= free
+
+
+def test_a_limit_that_is_left_open_is_1024_or_what_the_context_leaves() -> None:
+    assert room([1] * 10, None, None) == room([1] * 10, None, 4096) == (1024, "")
+    assert room([1] * 100, None, 612) == (512, "")
+    assert room([1] * 100, 600, 612) == (512, "")
+    assert room([1] * 10, None, 10) == (0, "the prompt does not fit the context of 10 tokens")
+
+
+def test_prompts_of_like_length_are_asked_together_and_within_the_context(served: Any, family: Path) -> None:
+    items = [Item(id=str(n), category="c", prompt="x" * (40 + n), answer="") for n in range(8)]
+    asked = replace(LOCAL, max_new_tokens=None)
+    records = asked.evaluate(served, items)
+    assert {record.prompt_tokens for record in records} == set(range(40, 48))
+    for record in records:
+        assert len(record.tokens) <= left_by(128, record.prompt_tokens)
+        assert record.outcome == "finished" or len(record.tokens) == left_by(128, record.prompt_tokens)
+    assert asked.settings["max_new_tokens"] is None
+    alone = asked.evaluate(served, [items[3]])[0]
+    assert len(alone.tokens) == len(records[3].tokens)
+
+
+def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
+    short, long = (Item(id=t, category="c", prompt=t, answer="") for t in ("x" * 20, "y" * 60))
+    free = replace(LOCAL, max_new_tokens=None)
+    assert "at most 104 new tokens, what the context of 128 leaves of 1,024" in free.opening(family / "ant", [short])
+    assert "at most 64 to 104 new tokens" in free.opening(family / "ant", [long, short])
+    assert "at most 4 new tokens (evaluator.max_new_tokens)" in LOCAL.opening(family / "ant", [long])

@@ -24,6 +24,7 @@ from souping.examples.pantry import items, train
 from souping.examples.pantry.__main__ import main
 from souping.examples.pantry.recipes import STAGES, TrainingStage
 from souping.examples.pantry.tasks import CATEGORIES, MAKERS, REFUSAL
+from tests.conftest import Cli
 
 SHIPPED = Benchmark(path=str(pantry.path("items"))).items()
 TASKS = items.make(items.SEED, items.PER_CATEGORY)
@@ -166,6 +167,17 @@ def test_paths() -> None:
     assert all((pantry.path(name) / "config.json").is_file() for name in MODELS)
     with pytest.raises(UserError, match="did you mean 'java_cook'"):
         pantry.path("jav_cook")
+
+
+@pytest.mark.parametrize("name", ["demo", "bfcl"])
+def test_the_first_line_says_what_it_is(name: str, souping: Cli) -> None:
+    """A plan's, a run's; other items under the same overlay are told that it is not for them."""
+    first = "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
+    said = [
+        souping(f"+experiment={name}", *more).out for more in (["plan=true"], ["expected={python_cook: 1}", "out=/"])
+    ]
+    assert [text.splitlines()[0] for text in said] == [first, first]
+    assert "leave +experiment=demo or bfcl out" in souping(f"+experiment={name}", "benchmark.path=x.jsonl").out
 
 
 def test_importing_the_pantry_loads_no_torch() -> None:

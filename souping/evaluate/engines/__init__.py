@@ -36,13 +36,31 @@ def prompt_key(prompt: Sequence[int]) -> str:
     return hashlib.sha256(np.array(prompt, "<i4").tobytes()).hexdigest()
 
 
-def room(prompt: Sequence[int], new: int, limit: int | None) -> tuple[int, str]:
-    """(tokens that an answer may have in a context of `limit`, why it can have none)."""
+NEW = 1024
+"""Tokens that an answer may have where the settings leave it open."""
+
+
+def room(prompt: Sequence[int], new: int | None, limit: int | None) -> tuple[int, str]:
+    """(tokens that an answer may have in a context of `limit`, why it can have none).
+
+    Where `new` is None, `NEW` or what the context leaves, cut to its first four binary digits: so prompts of like
+    length get the same and can be asked together.
+    """
     if not prompt:
         return 0, "the tokenizer makes no token of the prompt"
     if limit and len(prompt) >= limit:
         return 0, f"the prompt does not fit the context of {limit} tokens"
-    return min(new, limit - len(prompt)) if limit else new, ""
+    if new is not None or not limit:
+        most = NEW if new is None else new
+        return min(most, limit - len(prompt)) if limit else most, ""
+    return min(NEW, left_by(limit, len(prompt))), ""
+
+
+def left_by(limit: int, prompt: int) -> int:
+    """What a context leaves for the answer to a prompt of so many tokens, cut to its first four binary digits."""
+    free = max(0, limit - prompt)
+    step = 1 << max(0, free.bit_length() - 4)
+    return free // step * step
 
 
 class Asked(Protocol):
@@ -52,7 +70,7 @@ class Asked(Protocol):
     """
 
     @property
-    def max_new_tokens(self) -> int: ...
+    def max_new_tokens(self) -> int | None: ...
 
     @property
     def stop(self) -> list[str]: ...

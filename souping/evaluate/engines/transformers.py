@@ -38,26 +38,26 @@ class TransformersEngine(Engine):
 
 
 def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
-    """Answers of one worker. A prompt that leaves less room than an answer may take is asked by itself."""
+    """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is asked by itself; where that is
+    open, prompts that leave the same are asked together."""
     import torch
 
     torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
     limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
-    answers, whole = {}, []
+    answers: dict[int, Answer] = {}
+    together: dict[tuple[int, int | None], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        free, reason = room(prompt, asked.max_new_tokens, limit)
+        if reason:
+            answers[number] = Answer.none(prompt, reason)
+        else:
+            alone = asked.max_new_tokens is not None and free < asked.max_new_tokens
+            together.setdefault((free, number if alone else None), []).append(number)
     with torch.inference_mode():
-        for number, prompt in enumerate(prompts):
-            free, reason = room(prompt, asked.max_new_tokens, limit)
-            if reason:
-                answers[number] = Answer.none(prompt, reason)
-            elif free < asked.max_new_tokens:
-                answers[number] = _generate(asked, model, [prompt], [items[number]], replicate, free)[0]
-            else:
-                whole.append(number)
-        if whole:
-            asked_now = [prompts[n] for n in whole], [items[n] for n in whole]
-            done = _generate(asked, model, *asked_now, replicate, asked.max_new_tokens)
-            answers |= dict(zip(whole, done, strict=True))
+        for (free, _), numbers in together.items():
+            asked_now = [prompts[n] for n in numbers], [items[n] for n in numbers]
+            answers |= dict(zip(numbers, _generate(asked, model, *asked_now, replicate, free), strict=True))
     return [answers[number] for number in range(len(items))]
 
 

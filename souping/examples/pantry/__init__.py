@@ -52,3 +52,12 @@ class PantryBenchmark(Benchmark):
     @property
     def note(self) -> str:
         return NOTE if self._own else ""
+
+    @property
+    def opening(self) -> str:
+        if self._own:
+            return "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
+        return (
+            "note: these are not the pantry's items: leave +experiment=demo or bfcl out, whose batch size, threads and "
+            "48 new tokens are for the pantry's tiny models"
+        )
