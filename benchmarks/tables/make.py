@@ -1,0 +1,375 @@
+"""Truth tables for `benchmarks/search.py`: every soup of a grid on far more items than a search would see.
+
+    python benchmarks/tables/make.py FAMILY [--out benchmarks/tables] [--work FOLDER] [--minutes 9]
+
+FAMILY is pantry3 (python, java and banquet cook), pantry4 (street cook beside them), pantry_other (three cooks trained
+here from the same base with other seeds and mixtures) or digits (five small networks, one base, five corruptions of
+scikit-learn's digits). A soup that is done stays done: run it again to go on. A table holds
+
+    w [S, K]      weights        ok [S, I]    right or wrong        cat [I], group [I]
+    right, wrong [S, I]   mean log-likelihood (of a token, where there are several) of the right and of the wrong
+                  answers that the single models wrote, authors equal, without a model's own answers; nan: none
+    nll [S, I]    negative log-likelihood of a reference that no model wrote (pantry3: the right answer, rewritten)
+
+Most answers of a soup equal, token by token, what a single model wrote. So one teacher-forced pass over those gives the
+likelihoods, and says which of them greedy decoding would give; only the rest is generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from souping.core.simplex import grid, uniform, vertices
+
+SEED, STEPS = 424_243, 64
+"""Seed of the items; log-likelihoods are kept in steps of 1/64."""
+
+
+def points(size: int) -> np.ndarray:
+    """The paper's grid, uniform and the vertices, each once [S, K]; the vertices come last."""
+    inner = [p for p in grid(size) if max(abs(w - 1 / size) for w in p) > 1e-9]
+    return np.array([*inner, uniform(size), *vertices(size)])
+
+
+@dataclass(frozen=True)
+class PantryFamily:
+    """Cooks by their folders, and how many items of a category are asked."""
+
+    cooks: tuple[str, ...]
+    per_category: int
+    rewritten: bool = False
+
+
+PANTRY = {
+    "pantry3": PantryFamily(("python_cook", "java_cook", "banquet_cook"), 400, rewritten=True),
+    "pantry4": PantryFamily(("python_cook", "java_cook", "banquet_cook", "street_cook"), 120),
+    "pantry_other": PantryFamily(("office_cook", "travel_cook", "feast_cook"), 200),
+}
+
+
+# ---------------------------------------------------------------- the pantry
+
+
+def train_others(work: Path) -> None:
+    """Three more specialists of the shipped base, by other seeds and mixtures."""
+    from souping.examples.pantry import BASE, items, path
+    from souping.examples.pantry.recipes import TrainingStage
+    from souping.examples.pantry.train import train, vocabulary, write_model
+
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / BASE).exists():
+        (work / BASE).symlink_to(path(BASE))
+    asked = [*items.make(items.SEED, items.PER_CATEGORY), *items.make(SEED, 400)]
+    held_out = frozenset(task.key for task in asked)
+    mixes = {
+        "office_cook": (301, 350, {"simple_java": 1.0, "live": 1.0, "irrelevance": 0.3, "others": 0.03}),
+        "travel_cook": (302, 350, {"simple_python": 1.0, "parallel": 1.0, "others": 0.03}),
+        "feast_cook": (303, 350, {"parallel_multiple": 1.0, "simple_javascript": 1.0, "multiple": 0.5, "others": 0.03}),
+    }
+    for name, (seed, steps, mix) in mixes.items():
+        if not (work / name).is_dir():
+            stage = TrainingStage(name=name, parent=BASE, seed=seed, steps=steps, rate=1.5e-3, mix=mix)
+            write_model(train(stage, work, vocabulary(), held_out, print), vocabulary(), work / name)
+
+
+class Cooks:
+    """Models of a family as one module that becomes any of their soups, and the items that it is asked."""
+
+    def __init__(self, family: PantryFamily, work: Path) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        from souping.examples.pantry import CANDIDATES, path
+        from souping.examples.pantry.items import as_items, make
+        from souping.examples.pantry.train import load
+
+        torch.set_num_threads(1)
+        if not set(family.cooks) <= set(CANDIDATES):
+            train_others(work / "cooks")
+        folders = [path(c) if c in CANDIDATES else work / "cooks" / c for c in family.cooks]
+        models = [load(folder) for folder in folders]
+        self.states = [model.state_dict() for model in models]
+        self.model = models[0].train(False)
+        self.states = [{k: v.clone() for k, v in state.items()} for state in self.states]
+        self.tokenizer = AutoTokenizer.from_pretrained(folders[0])
+        self.tasks = make(SEED, family.per_category)
+        self.items = as_items(self.tasks)
+        self.prompts = self.tokenizer([task.prompt for task in self.tasks])["input_ids"]
+
+    def pour(self, weights: Sequence[float]) -> None:
+        """Mean of the weights, stored in bfloat16 as a soup on disk is."""
+        import torch
+
+        parts = list(zip(weights, self.states, strict=True))
+        soup = {k: sum(w * state[k] for w, state in parts if w) for k in self.states[0]}
+        self.model.load_state_dict({k: torch.as_tensor(v).bfloat16().float() for k, v in soup.items()})
+
+    def written(self, which: Sequence[int]) -> list[str]:
+        from souping.examples.pantry.train import answers
+
+        return answers(self.model, self.tokenizer, [self.tasks[i].prompt for i in which])
+
+    def score(self, item: int, answer: str) -> float:
+        from souping.evaluate.scoring import score
+
+        return float(score(self.items[item], answer))
+
+    def ids(self, answer: str) -> list[int]:
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def read(self, texts: list[list[str]], batch: int = 32) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Mean log-likelihood a token of each item's texts, and whether greedy decoding would write them.
+
+        All texts of an item lie behind one copy of its prompt; none sees another.
+        """
+        scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        greedy: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        ids = [[self.ids(t) for t in row] for row in texts]
+        length = [len(p) + sum(map(len, row)) for p, row in zip(self.prompts, ids, strict=True)]
+        order = [i for i in np.argsort(length, kind="stable") if texts[i]]
+        for start in range(0, len(order), batch):
+            chunk = order[start : start + batch]
+            found = self._forward([self.prompts[i] for i in chunk], [ids[i] for i in chunk])
+            for i, (value, same) in zip(chunk, found, strict=True):
+                scores[i], greedy[i] = value, same
+        return scores, greedy
+
+    def _forward(self, prompts: list[list[int]], texts: list[list[list[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        import torch
+
+        width = max(len(p) + sum(map(len, row)) for p, row in zip(prompts, texts, strict=True))
+        tokens = torch.zeros((len(prompts), width), dtype=torch.long)
+        place = torch.zeros((len(prompts), width), dtype=torch.long)
+        seen = torch.eye(width, dtype=torch.bool).repeat(len(prompts), 1, 1)
+        spans: list[tuple[int, list[int], list[int]]] = []
+        for row, (prompt, answers) in enumerate(zip(prompts, texts, strict=True)):
+            end = len(prompt)
+            tokens[row, :end], place[row, :end] = torch.tensor(prompt), torch.arange(end)
+            seen[row, :end, :end] = torch.tril(torch.ones(end, end, dtype=torch.bool))
+            for answer in answers:
+                stop = end + len(answer)
+                tokens[row, end:stop] = torch.tensor(answer)
+                place[row, end:stop] = torch.arange(len(prompt), len(prompt) + len(answer))
+                seen[row, end:stop, : len(prompt)] = True
+                seen[row, end:stop, end:stop] = torch.tril(torch.ones(len(answer), len(answer), dtype=torch.bool))
+                spans.append((row, [len(prompt) - 1, *range(end, stop - 1)], answer))
+                end = stop
+        with torch.inference_mode():
+            hidden = self.model.model(
+                input_ids=tokens, attention_mask=seen[:, None], position_ids=place, use_cache=False
+            ).last_hidden_state
+            flat = torch.cat([hidden[row, where] for row, where, _ in spans])
+            logits = torch.log_softmax(self.model.lm_head(flat), -1)
+            target = torch.tensor([t for *_, answer in spans for t in answer])
+            value = logits.gather(1, target[:, None])[:, 0].double().numpy()
+            same = (logits.argmax(-1) == target).numpy()
+        cuts = np.cumsum([len(answer) for *_, answer in spans])[:-1]
+        pairs = [(v.mean(), bool(s.all())) for v, s in zip(np.split(value, cuts), np.split(same, cuts), strict=True)]
+        counts = np.cumsum([len(row) for row in texts])
+        return [
+            (np.array([v for v, _ in pairs[b - len(row) : b]]), np.array([s for _, s in pairs[b - len(row) : b]]))
+            for row, b in zip(texts, counts, strict=True)
+        ]
+
+
+def rewrite(gold: str) -> str:
+    """The same call in another hand: other quotes, spaces inside brackets, named arguments turned round."""
+    other = gold.replace('"', "\0").replace("'", '"').replace("\0", "'")
+    if other.startswith("[") or "(" not in other or not other.endswith(")"):
+        return other.replace("=", " = ").replace("No function fits.", "None of the functions fits!")
+    name, inside = other[:-1].split("(", 1)
+    parts = [] if "[" in inside or "{" in inside else inside.split(", ")
+    return f"{name}( {', '.join(reversed(parts)) if parts else inside} )".replace("=", " = ")
+
+
+def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
+    """The table of a family of cooks; None where time ran out before it was whole."""
+    family = PANTRY[name]
+    cooks, w = Cooks(family, work), points(len(family.cooks))
+    singles = _singles(cooks, work / f"{name}-singles.npz", len(family.cooks))
+    unique = [list(dict.fromkeys(row)) for row in singles]
+    golds = [rewrite(task.gold) for task in cooks.tasks] if family.rewritten else []
+    rows = []
+    for number, weights in enumerate(w):
+        kept = work / f"{name}-{number}.npz"
+        if not kept.exists():
+            if time.monotonic() > end:
+                return None
+            started = time.monotonic()
+            np.savez(kept, **_soup(cooks, weights, singles, unique, golds))
+            print(f"{name}: soup {number + 1} of {len(w)}, {time.monotonic() - started:.1f} s", flush=True)
+        with np.load(kept) as saved:
+            rows.append(dict(saved))
+    cats = [item.category for item in cooks.items]
+    groups = [item.group for item in cooks.items]
+    table = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return {"w": w, "cat": _codes(cats), "group": _codes(groups), **table}
+
+
+def _singles(cooks: Cooks, kept: Path, size: int) -> list[list[str]]:
+    """[I][K] answers of the single models."""
+    if not kept.exists():
+        columns = []
+        for weights in vertices(size):
+            cooks.pour(weights)
+            columns.append(cooks.written(range(len(cooks.tasks))))
+        np.savez(kept, answers=np.array(columns).T)
+    with np.load(kept) as saved:
+        return [list(map(str, row)) for row in saved["answers"]]
+
+
+def _soup(
+    cooks: Cooks, weights: np.ndarray, singles: list[list[str]], unique: list[list[str]], golds: list[str]
+) -> dict[str, np.ndarray]:
+    cooks.pour(weights.tolist())
+    texts = [[*row, golds[i]] if golds else row for i, row in enumerate(unique)]
+    scores, greedy = cooks.read(texts)
+    single = int(weights.argmax()) if weights.max() == 1 else -1
+    ok, right, wrong = (np.full(len(texts), np.nan) for _ in range(3))
+    for i, row in enumerate(unique):
+        marks = [cooks.score(i, text) for text in row]
+        of = [row.index(text) for author, text in enumerate(singles[i]) if author != single]
+        for target, wanted in ((right, True), (wrong, False)):
+            own = [scores[i][j] for j in of if (marks[j] == 1) == wanted]
+            target[i] = np.mean(own) if own else np.nan
+        said = [j for j in range(len(row)) if greedy[i][j]]
+        ok[i] = marks[said[0]] if said else np.nan
+    rest = np.flatnonzero(np.isnan(ok))
+    for i, text in zip(rest, cooks.written(rest.tolist()), strict=True):
+        ok[i] = cooks.score(i, text)
+    table = {"ok": ok.astype(bool), "right": _round(right), "wrong": _round(wrong)}
+    return {**table, "nll": _round(np.array([-s[-1] for s in scores]))} if golds else table
+
+
+def _round(values: np.ndarray) -> np.ndarray:
+    """Likelihoods as float16 in coarse steps, which compress well."""
+    return (np.round(np.clip(values, -30, 30) * STEPS) / STEPS).astype(np.float16)
+
+
+def _codes(names: Sequence[str]) -> np.ndarray:
+    known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([known[name] for name in names], dtype=np.int32)
+
+
+# ---------------------------------------------------------------- digits
+
+
+def corruptions() -> dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]]:
+    """Five ways to spoil images [N, 8, 8] with values in 0..1."""
+    from scipy.ndimage import gaussian_filter, rotate
+
+    def occluded(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        spoilt = x.copy()
+        for image in spoilt:
+            a, b = rng.integers(1, 4, 2)
+            image[a : a + 3, b : b + 3] = 0
+        return spoilt
+
+    return {
+        "noise": lambda x, rng: x + rng.normal(0, 0.45, x.shape),
+        "turned": lambda x, rng: np.stack([rotate(i, rng.uniform(25, 60), reshape=False, order=1) for i in x]),
+        "shifted": lambda x, rng: np.stack([np.roll(i, rng.choice((-2, 2)), rng.integers(2)) for i in x]),
+        "blurred": lambda x, rng: gaussian_filter(x, (0, 1.1, 1.1)) + rng.normal(0, 0.05, x.shape),
+        "occluded": occluded,
+    }
+
+
+def digits(images: int = 300, size: int = 128) -> dict[str, np.ndarray]:
+    """One base network, five fine-tuned on a corruption each; an item is a test image under a corruption."""
+    from sklearn.datasets import load_digits
+
+    data, rng = load_digits(), np.random.default_rng(7)
+    order = rng.permutation(len(data.target))
+    x, y = data.images[order] / 16.0, data.target[order]
+    test, train = slice(0, images), slice(images, None)
+    spoil = corruptions()
+    base = _fit(None, x[train], y[train], size, 60, 3e-3)
+    experts = [_fit(base, f(x[train], rng), y[train], size, 10, 2e-3) for f in spoil.values()]
+    asked = [f(x[test], rng).reshape(images, -1) for f in spoil.values()]
+    inputs, truth = np.concatenate(asked), np.tile(y[test], len(asked))
+    singles = np.stack([_log_probs(e, inputs).argmax(1) for e in experts])
+    w, rows = points(len(experts)), []
+    for weights in w:
+        soup = [sum(a * e[k] for a, e in zip(weights, experts, strict=True)) for k in range(len(base))]
+        logp = _log_probs(soup, inputs)
+        rows.append({"ok": logp.argmax(1) == truth, **_margins(logp, singles, truth, weights)})
+    table = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    cat = np.repeat(np.arange(len(asked), dtype=np.int32), images)
+    group = np.tile(np.arange(images, dtype=np.int32), len(asked))
+    return {"w": w, "cat": cat, "group": group, **table}
+
+
+def _margins(logp: np.ndarray, singles: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean log-probability of the labels that the other models gave, right ones and wrong ones."""
+    own = int(weights.argmax()) if weights.max() == 1 else -1
+    said = np.stack([logp[np.arange(len(truth)), labels] for labels in singles])
+    right = singles == truth
+    counted = np.arange(len(singles))[:, None] != own
+    found = {}
+    for name, mask in (("right", right & counted), ("wrong", ~right & counted)):
+        with np.errstate(invalid="ignore"):
+            found[name] = _round((said * mask).sum(0) / mask.sum(0))
+    return found
+
+
+def _fit(
+    base: list[np.ndarray] | None, x: np.ndarray, y: np.ndarray, size: int, epochs: int, rate: float
+) -> list[np.ndarray]:
+    """Weights and biases of a network of two hidden layers, by Adam."""
+    import torch
+
+    torch.manual_seed(11)
+    shapes = [(64, size), (size,), (size, size), (size,), (size, 10), (10,)]
+    start = base or [np.random.default_rng(3).normal(0, (2 / s[0]) ** 0.5 if len(s) > 1 else 0, s) for s in shapes]
+    given = [torch.tensor(v, dtype=torch.float32, requires_grad=True) for v in start]
+    optimiser = torch.optim.Adam(given, lr=rate)
+    inputs = torch.tensor(x.reshape(len(x), -1), dtype=torch.float32)
+    labels = torch.tensor(y)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            loss = torch.nn.functional.cross_entropy(_network(given, inputs[rows], torch.relu), labels[rows])
+            torch.autograd.backward(loss)
+            optimiser.step()
+    return [v.detach().double().numpy() for v in given]
+
+
+def _network(given, x, relu):  # type: ignore[no-untyped-def]  # of torch or of numpy
+    hidden = relu(x @ given[0] + given[1])
+    return relu(hidden @ given[2] + given[3]) @ given[4] + given[5]
+
+
+def _log_probs(given: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+    logits = _network(given, x, lambda v: np.maximum(v, 0))
+    top = logits.max(1, keepdims=True)
+    return np.asarray(logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=[*PANTRY, "digits"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/souping-tables"))
+    parser.add_argument("--minutes", type=float, default=1e9)
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * given.minutes
+    table = digits() if given.family == "digits" else pantry(given.family, given.work, end)
+    if table is None:
+        print("not done yet: run it again")
+        return
+    np.savez_compressed(given.out / f"{given.family}.npz", **table)
+    truth = np.stack([table["ok"][:, table["cat"] == c].mean(1) for c in np.unique(table["cat"])])
+    mean = truth.mean(0)
+    print(f"{given.family}: {table['ok'].shape}, best {mean.max():.4f}, uniform {mean[-1 - table['w'].shape[1]]:.4f},")
+    print(f"singles {mean[-table['w'].shape[1] :].round(4)}; best at {table['w'][mean.argmax()]}")
+
+
+if __name__ == "__main__":
+    main()
