@@ -49,7 +49,7 @@ class PantryFamily:
 PANTRY = {
     "pantry3": PantryFamily(("python_cook", "java_cook", "banquet_cook"), 400, rewritten=True),
     "pantry4": PantryFamily(("python_cook", "java_cook", "banquet_cook", "street_cook"), 120),
-    "pantry_other": PantryFamily(("office_cook", "travel_cook", "feast_cook"), 200),
+    "pantry_other": PantryFamily(("office_cook", "travel_cook", "feast_cook"), 150),
 }
 
 

@@ -1,71 +1,137 @@
 """Surrogate of a search: a Gaussian process a category over soups, seen through blocks of items that soups share.
 
 The score of soup s in category c on a block b of n items is f(s) + g(s) / sqrt(n), where f is the category's true mean
-and g what chance put into the block: f ~ GP(0, signal), g ~ GP(0, noise), one g a block for all soups. Two soups close
-to each other answer nearly alike, so their g is nearly the same and a difference on shared items is sharp: the pairing
-that lets a search do with few items. Conditioning is exact (a Cholesky factor that grows by a row an observation;
-Rasmussen and Williams 2006, chapter 2), so a block of an easy half of a category that the single models have answered
-too is known to be easy.
+and g what chance put into the block: f ~ GP(level, signal), g ~ GP(0, noise), one g a block for all soups. Two soups
+close to each other answer nearly alike, so their g is nearly the same and a difference on shared items is sharp: the
+pairing that lets a search do with few items. Conditioning is exact (a Cholesky factor that grows by a row an
+observation; Rasmussen and Williams 2006, chapter 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, IntArray
 
-JITTER = 1e-8
+JITTER = 1e-9
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Belief before any answer: `signal` and `noise` [C, S, S] (the second of one item's score), `level` [C, S]."""
+
+    signal: FloatArray
+    noise: FloatArray
+    level: FloatArray
+
+
+@dataclass(frozen=True)
+class KnownCells:
+    """Cells of a category that were answered [N], and their mean scores [N]."""
+
+    cells: IntArray
+    values: FloatArray
+
+
+def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells]) -> float:
+    """Log-density of all that is known under a prior, up to a constant."""
+    total, blocks = 0.0, sizes.shape[1]
+    for c, row in enumerate(known):
+        soup, block = np.divmod(row.cells, blocks)
+        same = (block[:, None] == block) / sizes[c, block]
+        joint = prior.signal[c][np.ix_(soup, soup)] + prior.noise[c][np.ix_(soup, soup)] * same
+        lower = np.linalg.cholesky(joint + JITTER * np.eye(len(soup)))
+        shift = np.linalg.solve(lower, row.values - prior.level[c, soup])
+        total -= float(shift @ shift) / 2 + float(np.log(np.diag(lower)).sum())
+    return total
 
 
 class Surrogate:
     """Posterior of C categories over S soups and S x B cells (soup, block), cell m = s * B + b.
 
-    `signal` and `noise` are covariances [C, S, S], the second of one item's score; `sizes` [C, B] counts the items of a
-    block (0: there is none), `level` [C] is the prior mean.
+    `sizes` [C, B] counts the items of a block (0: there is none). `cov` [C, S, S] is the covariance of f, `cross`
+    [C, S, S x B] of f with cells, `spread` [C, S x B] the variance of cells; `evidence` [C] the log-density of all that
+    was observed.
     """
 
-    def __init__(self, signal: FloatArray, noise: FloatArray, sizes: FloatArray, level: FloatArray) -> None:
-        self.signal, self.noise, self.sizes = signal, noise, sizes
-        count, soups, _ = signal.shape
-        self.blocks = blocks = sizes.shape[1]
-        self.mean = np.repeat(level[:, None], soups, 1)
-        self.cells = np.repeat(self.mean, blocks, 1)
-        self.cov = signal.copy()
-        self.cross = np.repeat(signal, blocks, 2)
-        own = np.einsum("css->cs", noise)[:, :, None] / np.maximum(sizes, 1)[:, None, :]
-        self.spread = np.repeat(np.einsum("css->cs", signal), blocks, 1) + own.reshape(count, -1)
-        self._rows: list[list[FloatArray]] = [[] for _ in range(count)]
-        self._factor = np.zeros((count, 8, soups * blocks))
-        self._depth = [0] * count
+    def __init__(self, prior: Prior, sizes: FloatArray, known: Sequence[KnownCells] = ()) -> None:
+        count, soups, _ = prior.signal.shape
+        self.prior, self.sizes, self.blocks = prior, sizes, sizes.shape[1]
+        self.mean = prior.level.copy()
+        self.cells = np.repeat(self.mean, self.blocks, 1)
+        self.cov = prior.signal.copy()
+        self.cross = np.repeat(prior.signal, self.blocks, 2)
+        own = np.einsum("css->cs", prior.noise)[:, :, None] / np.maximum(sizes, 1)[:, None, :]
+        self.spread = np.repeat(np.einsum("css->cs", prior.signal), self.blocks, 1) + own.reshape(count, -1)
+        self.evidence = np.zeros(count)
+        self._depth = [len(cells.values) for cells in known] or [0] * count
+        self._factor = np.zeros((count, 8 + max(self._depth), soups * self.blocks))
+        for category, cells in enumerate(known):
+            self._condition(category, cells)
 
-    def observe(self, category: int, soup: int, block: int, value: float) -> None:
-        """Condition on the mean score of a soup on a block."""
+    def _condition(self, c: int, known: KnownCells) -> None:
+        """All that is known of a category at once."""
+        prior = np.stack([self._prior(c, m) for m in known.cells]) if len(known.cells) else np.zeros((0, 0))
+        if not len(prior):
+            return
+        joint = prior[:, known.cells] + JITTER * np.eye(len(prior))
+        lower = np.linalg.cholesky(joint)
+        inverse = np.linalg.inv(lower)
+        factor = inverse @ prior
+        column = inverse @ self.prior.signal[c, known.cells // self.blocks]
+        shift = inverse @ (known.values - self.cells[c, known.cells])
+        self._factor[c, : len(prior)] = factor
+        self.spread[c] -= (factor**2).sum(0)
+        self.cov[c] -= column.T @ column
+        self.cross[c] -= column.T @ factor
+        self.mean[c] += shift @ column
+        self.cells[c] += shift @ factor
+        self.evidence[c] = -(shift @ shift) / 2 - np.log(np.diag(lower)).sum()
+
+    def copy(self) -> Surrogate:
+        twin = Surrogate.__new__(Surrogate)
+        twin.__dict__.update({k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()})
+        twin._depth = list(self._depth)
+        return twin
+
+    def observe(self, category: int, soup: int, block: int, value: float | None = None) -> None:
+        """Condition on the mean score of a soup on a block; without a value on that it will be known."""
         c, m, n = category, soup * self.blocks + block, self._depth[category]
         if n == self._factor.shape[1]:
             self._factor = np.concatenate([self._factor, np.zeros_like(self._factor)], 1)
-        factor = self._factor[c, :n]
-        scale = 1 / np.sqrt(max(self.spread[c, m], JITTER))
-        prior = np.repeat(self.signal[c, soup], self.blocks)
-        prior[block :: self.blocks] += self.noise[c, soup] / self.sizes[c, block]
-        row = (prior - factor[:, m] @ factor) * scale
-        column = self.cross[c, :, m] * scale
-        shift = (value - self.cells[c, m]) * scale
+        variance = max(self.spread[c, m], JITTER)
+        row = self.between(c, m, n) / np.sqrt(variance)
+        column = self.cross[c, :, m] / np.sqrt(variance)
         self._factor[c, n] = row
         self._depth[c] = n + 1
-        self.mean[c] += shift * column
-        self.cells[c] += shift * row
         self.spread[c] -= row**2
-        self.cov[c] -= np.outer(column, column)
-        self.cross[c] -= np.outer(column, row)
+        self.cov[c] -= column[:, None] * column
+        self.cross[c] -= column[:, None] * row
+        if value is not None:
+            shift = (value - self.cells[c, m]) / np.sqrt(variance)
+            self.mean[c] += shift * column
+            self.cells[c] += shift * row
+            self.evidence[c] -= (shift**2 + np.log(variance)) / 2
+
+    def between(self, category: int, cell: int, depth: int | None = None) -> FloatArray:
+        """Posterior covariance of a cell with all cells [S x B]."""
+        factor = self._factor[category, : self._depth[category] if depth is None else depth]
+        return np.asarray(self._prior(category, cell) - factor[:, cell] @ factor)
+
+    def _prior(self, category: int, cell: int) -> FloatArray:
+        soup, block = divmod(int(cell), self.blocks)
+        prior = np.repeat(self.prior.signal[category, soup], self.blocks)
+        prior[block :: self.blocks] += self.prior.noise[category, soup] / self.sizes[category, block]
+        return prior
 
     def objective(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Posterior mean [S] and covariance [S, S] of the objective with `weights` [C]."""
-        return weights @ self.mean, np.einsum("c,cst->st", weights**2, self.cov)
+        return weights @ self.mean, np.tensordot(weights**2, self.cov, 1)
 
     def reduction(self, leader: int, rivals: Sequence[int], weights: FloatArray) -> FloatArray:
-        """How much each cell would take off the variance of rival minus leader, [R, C, S * B]."""
+        """How much each cell would take off the variance of rival minus leader, [C, R, S * B]."""
         change = self.cross[:, rivals] - self.cross[:, [leader]]
-        drop = weights[:, None, None] ** 2 * change**2 / np.maximum(self.spread, JITTER)[:, None]
-        return drop.transpose(1, 0, 2)
+        return np.asarray(change**2 * (weights[:, None] ** 2 / np.maximum(self.spread, JITTER))[:, None])

@@ -1,0 +1,161 @@
+"""Searches beside each other on truth tables: regret against all items of the table, for a share of the grid's items.
+
+    python benchmarks/search.py --table FILE.npz [FILE.npz ..] [--budget 0.05 0.1 0.25 0.5] [--seeds 200]
+        [--items 232] [--methods NAME ..] [--out benchmarks/results/search-DATE.md]
+
+A table holds `ok` [S, I] (right or wrong), `cat` [I] and `group` [I]; `w` [S, K] (soups' weights; without it, arms
+without structure); where they are known `right` and `wrong` [S, I], mean log-likelihoods of right and wrong answers
+that the candidates wrote, or `nll` [S, I] of a right answer. Beside `right`, `nll` is that of rewritten references.
+
+Every seed draws a search fold of `--items` items by groups and searches it by every method. Regret is the objective
+(plain mean of the categories' means over all items) of the best soup minus that of the pick, in points. Cost counts the
+items that were generated, single models excepted, over those of the full grid. `stop` is adaptive that ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import search_methods as ways
+from search_tables import Simulation, TruthTable
+
+from souping.core.types import UserError
+from souping.search.adaptive import Adaptive
+
+BUDGETS = (0.05, 0.1, 0.15, 0.25, 0.5)
+METHODS: dict[str, ways.Method] = {
+    "grid on fewer items": ways.grid_on_fewer,
+    "random soups": ways.random_soups,
+    "Nevergrad NGOpt": ways.nevergrad,
+    "Optuna TPE": ways.tpe,
+    "GLM": ways.glm,
+    "halving": ways.halving,
+    "adaptive": ways.adaptive(Adaptive(stop="never", guide="none")),
+    "adaptive + guide": ways.adaptive(Adaptive(stop="never", guide="likelihood")),
+}
+TRICKS: dict[str, Callable[[TruthTable, int], TruthTable | None]] = {
+    "guide, shuffled": lambda table, seed: table.shuffled(seed),
+    "guide, rewritten": lambda table, seed: table.with_rewritten(),
+}
+"""Adaptive with a guide that is wrong: likelihoods shuffled among soups, references rewritten."""
+
+
+def simulate(table: TruthTable, method: ways.Method, share: float | None, seeds: int, items: int) -> np.ndarray:
+    """[seeds, 6]: regret, cost, prefilled soups, seconds, stated probability, stated regret; and [.., 6] trust."""
+    rows = []
+    for seed in range(seeds):
+        sim = Simulation(table, seed, items)
+        started = time.process_time()
+        found = method(sim, int(share * sim.full) if share else 0)
+        seconds = time.process_time() - started
+        cost = sim.spent / sim.full
+        rows.append([sim.regret(found.pick), cost, sim.prefilled, seconds, found.within, found.regret, found.guided])
+    return np.array(rows, dtype=float)
+
+
+def full_grid(table: TruthTable, seeds: int, items: int) -> np.ndarray:
+    sims = [Simulation(table, seed, items) for seed in range(seeds)]
+    return np.array([sim.regret(int(np.argmax(sim.grid))) for sim in sims])
+
+
+def figures(regret: np.ndarray) -> str:
+    return f"{regret.mean():.2f}/{np.median(regret):.2f}/{np.quantile(regret, 0.9):.2f}"
+
+
+def report(table: TruthTable, given: argparse.Namespace) -> list[str]:
+    """Lines of one table."""
+    kind = "arms" if table.w is None else f"K = {table.w.shape[1]}"
+    probe = Simulation(table, 0, given.items)
+    lines = [
+        f"## {table.name}: {kind}, {len(table.ok)} soups x {len(table.cat)} items, folds of {len(probe.fold)}",
+        "",
+        f"Full grid, 100 % of the cost: {figures(full_grid(table, given.seeds, given.items))} "
+        f"(regret in points: mean/median/90 % quantile over {given.seeds} folds).",
+        "",
+        "| | " + " | ".join(f"{100 * b:g} %" for b in given.budget) + " |",
+        "|---|" + "---|" * len(given.budget),
+    ]
+    notes: list[str] = []
+    for name, method, source in _methods(table, given.methods):
+        cells = []
+        for share in given.budget:
+            try:
+                found = simulate(source, method, share, given.seeds, given.items)
+            except UserError as error:
+                cells.append(f"- ({error})")
+                continue
+            cells.append(figures(found[:, 0]))
+            notes += _note(name, share, found)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return [*lines, "", *notes, *_stop(table, given), ""]
+
+
+def _methods(table: TruthTable, wanted: Sequence[str]) -> list[tuple[str, ways.Method, TruthTable]]:
+    guided = table.right is not None and table.w is not None
+    rows = [(name, method, table) for name, method in METHODS.items() if guided or "guide" not in name]
+    for name, trick in TRICKS.items() if guided else ():
+        for_tricks = trick(table, 0)
+        if for_tricks is not None:
+            rows.append((name, METHODS["adaptive + guide"], for_tricks))
+    return [row for row in rows if not wanted or row[0] in wanted]
+
+
+def _note(name: str, share: float, found: np.ndarray) -> list[str]:
+    if not np.isfinite(found[:, 4]).all():
+        return []
+    trust = f", guide trusted {100 * found[:, 6].mean():.0f} %, {found[:, 2].mean():.1f} soups prefilled"
+    return [
+        f"- {name} at {100 * share:g} %: cost {100 * found[:, 1].mean():.1f} %, within 1 point stated "
+        f"{found[:, 4].mean():.2f}, realised {(found[:, 0] <= 1).mean():.2f}; expected regret stated "
+        f"{found[:, 5].mean():.2f}, realised {found[:, 0].mean():.2f}; {np.median(found[:, 3]):.3f} s a search"
+        + (trust if "guide" in name else "")
+    ]
+
+
+def _stop(table: TruthTable, given: argparse.Namespace) -> list[str]:
+    """What `stop=auto` costs and gives, without and with the guide."""
+    lines = []
+    guides = ("none", "likelihood") if table.right is not None and table.w is not None else ("none",)
+    for guide in guides:
+        found = simulate(table, ways.adaptive(Adaptive(guide=guide)), None, given.seeds, given.items)
+        early = (found[:, 1] < 0.25).mean()
+        lines.append(
+            f"- stop=auto, guide={guide}: cost {100 * found[:, 1].mean():.1f} % (below 25 % in {100 * early:.0f} % of "
+            f"searches), regret {figures(found[:, 0])}, within 1 point stated {found[:, 4].mean():.2f}, realised "
+            f"{(found[:, 0] <= 1).mean():.2f}; {np.median(found[:, 3]):.3f} s a search"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, nargs="+", required=True)
+    parser.add_argument("--budget", type=float, nargs="+", default=BUDGETS, help="shares of the full grid's items")
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--items", type=int, default=232, help="items of a search fold")
+    parser.add_argument("--methods", nargs="*", default=[], help="names of rows; default: all")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    try:
+        tables = [TruthTable.read(path) for path in given.table]
+    except (UserError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    if min(given.budget) <= 0 or given.seeds < 1 or given.items < 1:
+        raise SystemExit("error: --budget, --seeds and --items must be above 0")
+    lines = [f"# Searches on truth tables, {datetime.date.today()}", ""]
+    for table in tables:
+        lines += report(table, given)
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if given.out:
+        given.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Ways to search a simulated fold, each within a budget of generated items; every one knows the single models."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from search_tables import Simulation, TruthTable
+
+from souping.core.simplex import spread
+from souping.core.types import UserError
+from souping.search.adaptive import Adaptive
+
+Method = Callable[[Simulation, int], "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Row that a method picked; where it says so, its probability of being within a point of the best and its expected
+    regret in points."""
+
+    pick: int
+    within: float = float("nan")
+    regret: float = float("nan")
+    guided: bool = False
+
+
+def _best(sim: Simulation, asked: list[int]) -> Outcome:
+    known = [*asked, *sim.table.singles]
+    return Outcome(max(known, key=lambda soup: sim.whole(soup)))
+
+
+def _affordable(sim: Simulation, order: list[int], budget: int) -> list[int]:
+    """The first soups of an order that fit into the budget whole; singles are free."""
+    asked = [soup for soup in order if soup not in sim.table.singles]
+    return asked[: budget // len(sim.fold)]
+
+
+def grid_on_fewer(sim: Simulation, budget: int) -> Outcome:
+    """Every soup on the same first items of the fold."""
+    soups = len(sim.table.ok) - len(sim.table.singles)
+    items = sim.fold[: max(budget // soups, 1)]
+    sim.spent += soups * len(items)
+    return Outcome(int(np.argmax(sim.table.objective(items))))
+
+
+def random_soups(sim: Simulation, budget: int) -> Outcome:
+    order = np.random.default_rng([sim.seed, 2]).permutation(len(sim.table.ok)).tolist()
+    return _best(sim, _affordable(sim, order, budget))
+
+
+def halving(sim: Simulation, budget: int) -> Outcome:
+    """Successive halving (Jamieson and Talwalkar 2016): all soups on a few items, the better half on more of them."""
+    alive = np.arange(len(sim.table.ok))
+    rounds = int(np.ceil(np.log2(len(alive))))
+    seen = 0
+    while len(alive) > 1:
+        more = min(int(budget / rounds / len(alive)), len(sim.fold) - seen)
+        if seen + more:
+            asked = [soup for soup in alive if soup not in sim.table.singles]
+            sim.spent += more * len(asked)
+            seen += more
+            order = np.argsort(-sim.table.objective(sim.fold[:seen])[alive], kind="stable")
+        else:
+            order = np.random.default_rng([sim.seed, 3]).permutation(len(alive))
+        alive = alive[order[: (len(alive) + 1) // 2]] if len(alive) > 2 else alive[order[:1]]
+    return Outcome(int(alive[0]))
+
+
+def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:
+    """A binomial GLM a category, quadratic in the weights (Scheffe), on some spread soups and the singles."""
+    table = sim.table
+    if table.w is None:
+        raise UserError("needs weights")
+    inner = spread([p for n, p in enumerate(table.points) if n not in table.singles])
+    asked = [sim.rows[p] for p in inner[:soups]]
+    count = min(budget // len(asked), len(sim.fold))
+    if count < 1:
+        raise UserError("the budget is below one item a soup")
+    sim.spent += count * len(asked)
+    x, total = _quadratic(table.w), np.zeros(len(table.w))
+    codes = np.unique(table.cat[sim.fold])
+    for code in codes:
+        own = sim.fold[table.cat[sim.fold] == code]
+        first = sim.fold[:count][table.cat[sim.fold[:count]] == code]
+        rows, right, trials = [*asked, *table.singles], [], []
+        for soup in rows:
+            items = own if soup in table.singles else first
+            right.append(table.ok[soup, items].sum())
+            trials.append(len(items))
+        total += _logistic(x, rows, np.array(right), np.array(trials)) / len(codes)
+    return Outcome(int(np.argmax(total)))
+
+
+def _quadratic(w: np.ndarray) -> np.ndarray:
+    first, second = np.triu_indices(w.shape[1], 1)
+    return np.hstack([w, w[:, first] * w[:, second]])
+
+
+def _logistic(x: np.ndarray, rows: list[int], right: np.ndarray, trials: np.ndarray) -> np.ndarray:
+    """Fitted rates of all points, by Newton's method with a small ridge."""
+    beta, design = np.zeros(x.shape[1]), x[rows]
+    for _ in range(12):
+        rate = 1 / (1 + np.exp(-np.clip(design @ beta, -12, 12)))
+        weight = trials * rate * (1 - rate)
+        hessian = design.T @ (weight[:, None] * design) + 0.1 * np.eye(len(beta))
+        beta = beta + np.linalg.solve(hessian, design.T @ (right - trials * rate) - 0.1 * beta)
+    return np.asarray(1 / (1 + np.exp(-np.clip(x @ beta, -12, 12))))
+
+
+def nevergrad(sim: Simulation, budget: int) -> Outcome:
+    """NGOpt on the softmax of a vector, snapped to the table's nearest soup; on arms, a choice among them."""
+    from nevergrad import optimizers, p
+
+    table = sim.table
+    many = max(budget // len(sim.fold), 1)
+    arms = table.w is None
+    parameter = p.Choice(list(range(len(table.ok)))) if arms else p.Array(shape=(len(table.points[0]),))
+    parameter.random_state = np.random.RandomState(sim.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimiser = optimizers.registry["NGOpt"](parametrization=parameter, budget=many, num_workers=1)
+
+        def propose() -> Iterator[int]:
+            while True:
+                candidate = optimiser.ask()
+                soup = int(candidate.value) if arms else _snap(table, candidate.value)
+                yield soup
+                optimiser.tell(candidate, -sim.whole(soup))
+
+        return _sequential(sim, budget, propose())
+
+
+def tpe(sim: Simulation, budget: int) -> Outcome:
+    """Optuna's TPE on the same vector; on arms, a categorical choice."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("needs Optuna: pip install optuna") from error
+    optuna.logging.set_verbosity(logging.ERROR)
+    table = sim.table
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=sim.seed))
+
+    def propose() -> Iterator[int]:
+        while True:
+            trial = study.ask()
+            if table.w is None:
+                soup = int(trial.suggest_categorical("arm", list(range(len(table.ok)))))
+            else:
+                soup = _snap(table, np.array([trial.suggest_float(f"w{k}", -3, 3) for k in range(table.w.shape[1])]))
+            yield soup
+            study.tell(trial, sim.whole(soup))
+
+    return _sequential(sim, budget, propose())
+
+
+def _sequential(sim: Simulation, budget: int, proposals: Iterator[int]) -> Outcome:
+    """Soups one after another on the whole fold; one proposed again is free, thirty times in all."""
+    asked: list[int] = []
+    again = 0
+    while sim.spent + len(sim.fold) <= budget and again < 30:
+        soup = next(proposals)
+        again += soup in asked
+        asked.append(soup)
+    with contextlib.suppress(StopIteration):
+        sim.whole(asked[-1]) if asked else None
+    return _best(sim, asked)
+
+
+def _snap(table: TruthTable, vector: np.ndarray) -> int:
+    raw = np.exp(vector - vector.max())
+    return int(np.argmin(((np.array(table.points) - raw / raw.sum()) ** 2).sum(1)))
+
+
+def adaptive(settings: Adaptive) -> Method:
+    """`optimiser=adaptive` as a run would use it."""
+
+    def search(sim: Simulation, budget: int) -> Outcome:
+        limited = replace(settings, budget=budget) if budget else settings
+        optimiser = limited.over(sim.table.points, sim.space, sim.seed)
+        while (cell := optimiser.ask()) is not None:
+            optimiser.tell(cell, sim.answer(cell))
+        said = optimiser.summary()
+        within, regret = said["within_1_point"], said["expected_regret"]
+        guided = str(said["guide"]).startswith("trusted")
+        return Outcome(sim.rows[optimiser.best()], float(str(within)), 100 * float(str(regret)), guided)
+
+    return search

@@ -1,0 +1,80 @@
+"""What a posterior says of a search: who may still beat the leader, what more items would bring, how good a pick is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import erf
+
+import numpy as np
+
+from souping.core.types import FloatArray, IntArray
+from souping.search.layout import FoldLayout
+from souping.search.surrogate import Surrogate
+
+DRAWS, TINY = 2000, 1e-12
+POINT = 0.01
+
+
+def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
+    """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
+    difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
+    leader = int(np.argmax(mean))
+    sd = np.sqrt(np.maximum(np.diag(cov) + cov[leader, leader] - 2 * cov[leader], TINY))
+    z = (mean - mean[leader]) / sd
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    improvement = sd * (density + z * normal(z))
+    improvement[leader] = -1.0
+    rivals = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
+    return leader, rivals, density[rivals] / (2 * sd[rivals])
+
+
+def normal(z: FloatArray) -> FloatArray:
+    """Distribution function of the standard normal."""
+    return np.array([0.5 * (1 + erf(v / 2**0.5)) for v in z])
+
+
+def finishing_gain(
+    surrogate: Surrogate, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray
+) -> float:
+    """Expected gain of the pick if leader and rivals answered the rest of the fold (fractions of 1).
+
+    The posterior mean will move by a normal of the variance that the answers will take away; the gain is the expected
+    maximum over them minus today's.
+    """
+    soups = np.array([leader, *rivals])
+    change = np.zeros((len(soups), len(soups)))
+    for c, weight in enumerate(layout.weights):
+        cells = [s * surrogate.blocks + b for s in soups for b in range(depth[s, c], layout.counts[c])]
+        if cells and weight:
+            joint = np.array([surrogate.between(c, m)[cells] for m in cells])
+            cross = surrogate.cross[c][np.ix_(soups, cells)]
+            joint += 1e-9 * np.eye(len(cells))
+            change += weight**2 * cross @ np.linalg.solve(joint, cross.T)
+    mean, _ = surrogate.objective(layout.weights)
+    moved = mean[soups] + draws(change, 512)
+    return float(np.mean(moved.max(1)) - mean[leader])
+
+
+def draws(cov: FloatArray, count: int) -> FloatArray:
+    """Samples [count, S] of a normal with mean zero, always the same stream."""
+    values, vectors = np.linalg.eigh(cov)
+    half = vectors * np.sqrt(np.maximum(values, 0))
+    return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Belief in a pick: probability of being within one point of the best, expected distance to it, soups that it
+    cannot be told from."""
+
+    within: float
+    regret: float
+    rivals: tuple[int, ...]
+
+
+def outlook(mean: FloatArray, cov: FloatArray, pick: int) -> Outlook:
+    sample = mean + draws(cov, DRAWS)
+    loss = sample.max(1) - sample[:, pick]
+    sd = np.sqrt(np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY))
+    near = np.flatnonzero((np.arange(len(mean)) != pick) & ((mean[pick] - mean) / sd < 1.645))
+    return Outlook(float(np.mean(loss <= POINT)), float(loss.mean()), tuple(int(s) for s in near))
