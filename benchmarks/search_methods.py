@@ -187,6 +187,6 @@ def adaptive(settings: Adaptive) -> Method:
         said = optimiser.summary()
         within, regret = said["within_1_point"], said["expected_regret"]
         guided = str(said["guide"]).startswith("trusted")
-        return Outcome(sim.rows[optimiser.best()], float(str(within)), 100 * float(str(regret)), guided)
+        return Outcome(sim.rows[optimiser.best()], float(str(within)), float(str(regret)), guided)
 
     return search

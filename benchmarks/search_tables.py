@@ -121,7 +121,9 @@ class Simulation:
             return Result(objective=np.nan, categories={}, items=len(items), values=self.table.margins(soup, items))
         self.spent += len(items)
         values = self.table.ok[soup, items]
-        return Result(objective=float(self.table.objective(items)[soup]), categories={}, items=len(items), values=values)
+        return Result(
+            objective=float(self.table.objective(items)[soup]), categories={}, items=len(items), values=values
+        )
 
     def whole(self, soup: int) -> float:
         """Objective on the whole fold; counted once, and not for single models."""

@@ -334,19 +334,16 @@ def _fit(
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimiser.zero_grad()
-            loss = torch.nn.functional.cross_entropy(_network(given, inputs[rows], torch.relu), labels[rows])
+            hidden = torch.relu(torch.relu(inputs[rows] @ given[0] + given[1]) @ given[2] + given[3])
+            loss = torch.nn.functional.cross_entropy(hidden @ given[4] + given[5], labels[rows])
             torch.autograd.backward(loss)
             optimiser.step()
     return [v.detach().double().numpy() for v in given]
 
 
-def _network(given, x, relu):  # type: ignore[no-untyped-def]  # of torch or of numpy
-    hidden = relu(x @ given[0] + given[1])
-    return relu(hidden @ given[2] + given[3]) @ given[4] + given[5]
-
-
 def _log_probs(given: list[np.ndarray], x: np.ndarray) -> np.ndarray:
-    logits = _network(given, x, lambda v: np.maximum(v, 0))
+    hidden = np.maximum(np.maximum(x @ given[0] + given[1], 0) @ given[2] + given[3], 0)
+    logits = hidden @ given[4] + given[5]
     top = logits.max(1, keepdims=True)
     return np.asarray(logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True)))
 

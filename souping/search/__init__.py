@@ -1,6 +1,18 @@
 """Weight search: settings are checked at composition; `start` opens a search that is asked and told."""
 
+from souping.search.adaptive import Adaptive, AdaptiveSearch
 from souping.search.nevergrad import Nevergrad, NevergradSearch
 from souping.search.points import Fixed, GreedySearch, GreedySoup, Grid, Search, Uniform
 
-__all__ = ["Fixed", "GreedySearch", "GreedySoup", "Grid", "Nevergrad", "NevergradSearch", "Search", "Uniform"]
+__all__ = [
+    "Adaptive",
+    "AdaptiveSearch",
+    "Fixed",
+    "GreedySearch",
+    "GreedySoup",
+    "Grid",
+    "Nevergrad",
+    "NevergradSearch",
+    "Search",
+    "Uniform",
+]

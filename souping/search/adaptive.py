@@ -2,8 +2,8 @@
 
 A surrogate (a Gaussian process a category) knows what was answered. Its leader is the soup with the highest posterior
 mean of the objective; its rivals are those with the highest expected improvement over the leader. The next cell is the
-one that takes most off the expected improvement of the rivals a price, as far as that comes from not knowing. At the
-end the leader answers the rest of the fold, and the posterior's best of the soups that answered the whole fold wins.
+one that takes most off the expected improvement of the rivals a price. At the end the leader answers the rest of the
+fold, and the posterior's best of the soups that answered the whole fold wins.
 """
 
 from __future__ import annotations
@@ -14,212 +14,216 @@ from typing import Literal
 
 import numpy as np
 
+from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.text import Count
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
-from souping.search.beliefs import expected_improvement, finishing_gain, outlook
-from souping.search.guide import JURY, MARGIN, LikelihoodGuide, guided, left_out
+from souping.search import beliefs
+from souping.search.answers import FoldAnswers
+from souping.search.guide import LikelihoodGuide
 from souping.search.kernels import Kernel, agreeing
 from souping.search.layout import FoldLayout
-from souping.search.points import Grid
-from souping.search.surrogate import KnownCells, Prior, Surrogate, evidence
+from souping.search.points import Grid, check_limits
+from souping.search.surrogate import Prior, Surrogate, evidence
 
-POINTS, RIVALS, FLOOR = 240, 12, 0.02
-"""Soups at most, rivals looked at, least variance of an item's score."""
+POINTS, RIVALS, FINALISTS, SHOWN = 240, 12, 3, 20
+"""Soups at most, rivals looked at, soups that may finish the fold at the end, equals that are named."""
 SCALES, LENGTHS = (0.35, 0.6, 1.0, 1.6), (0.4, 0.75, 1.4)
 """Scales and lengths of the prior's signal among which the evidence chooses."""
 ENOUGH = 0.001
 """Expected gain from finishing the fold below which a search ends: 0.1 points."""
-FINALISTS = 3
+GROWTH = 1.6
+"""The prior is fitted anew when this many times more answers are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Strategy):
+    """Surrogate over the grid's points that chooses soups and items.
+
+    `stop=auto` ends it when finishing the fold would gain less than 0.1 points. `guide=likelihood` lets about ten soups
+    read answers that candidates wrote, where the evaluator can tell likelihoods. `step` below 0.1 searches between the
+    grid's points; of more than 240 points those are taken that cover the simplex.
+    """
+
+    step: float = 0.1
+    stop: Literal["auto", "never"] = "auto"
+    guide: Literal["likelihood", "none"] = "likelihood"
+    trials: Count | None = None
+    budget: Count | None = None
+    tokens: Count | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if self.stop not in ("auto", "never"):
+            raise UserError(f"optimiser.stop={self.stop} must be auto or never")
+        if self.guide not in ("likelihood", "none"):
+            raise UserError(f"optimiser.guide={self.guide} must be likelihood or none")
+        Grid(step=self.step)
+
+    def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
+        return self.over(self._points(len(space.ingredients)), space, seed)
+
+    def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
+        """A search over these points."""
+        return AdaptiveSearch(self, points, space, seed)
+
+    def _points(self, size: int) -> list[Weights]:
+        return Grid(step=self.step).known_points(size)[:POINTS]
+
+    @property
+    def uses_singles(self) -> bool:
+        return True
+
+    def count(self, size: int) -> int | None:
+        return None
+
+    def workload(self, size: int, items: int) -> tuple[int, int] | None:
+        """Expected: the share of the grid after which searches stopped on the truth tables (docs/search.md)."""
+        most = len(self._points(size)) * items
+        most = most if self.budget is None else min(most, self.budget)
+        expected = most if self.stop == "never" else max(round(USUAL * len(self._points(size)) * items), items)
+        return min(expected, most), most
+
+    def describe(self, size: int) -> str:
+        limits = {"soups": self.trials, "items": self.budget, "tokens": self.tokens, "seconds": self.seconds}
+        said = [f"at most {value:g} {name}" for name, value in limits.items() if value is not None]
+        ends = ["until more cannot pay"] if self.stop == "auto" else []
+        return f"adaptive over {len(self._points(size))} soups: {', '.join([*ends, *said]) or 'the whole grid'}"
+
+
+USUAL = 0.15
+"""Share of the grid's items that a search usually takes."""
 
 
 class AdaptiveSearch(Optimiser):
-    """Running adaptive search over `points` [S, K]. Cells that are open count as known, at their expected values."""
+    """Running adaptive search over `points`. Cells that are open count as known, at their expected values."""
 
-    def __init__(self, space: SearchSpace, points: Sequence[Weights], seed: int, budget: int | None, auto: bool, guide: bool = False) -> None:
-        self._points, self._space = [tuple(map(float, p)) for p in points], space
+    def __init__(self, settings: Adaptive, points: Sequence[Weights], space: SearchSpace, seed: int) -> None:
+        self._settings, self._space = settings, space
+        self._points: list[Weights] = [tuple(map(float, p)) for p in points]
         self._numbers = {p: n for n, p in enumerate(self._points)}
-        self._layout = layout = FoldLayout.of(space, seed)
-        self._budget, self._auto = budget, auto
-        self._values = np.full((len(points), layout.items), np.nan)
-        self._depth = np.zeros((len(points), len(layout.counts)), dtype=int)
+        self._table = np.array(self._points)
+        self._layout = FoldLayout.of(space, seed)
+        self._answers = FoldAnswers(self._layout, len(self._points))
         self._open: list[Cell] = []
         self._spent = self._finals = 0
-        self._kernel, self._table = Kernel(), np.array(self._points)
-        self._surrogate: Surrogate | None = None
-        self._design, self._fitted = 1.0, 0
-        self._why, self._asked_last = "", -1
-        self._guide = LikelihoodGuide(self._points, self._table) if guide and space.margins else None
-        self._verdict, self._trusted = "none", False
-        self._start(space.singles)
-
-    def _start(self, singles: FloatArray | None) -> None:
-        for k in range(len(self._space.ingredients)) if singles is not None else ():
-            vertex = tuple(float(j == k) for j in range(len(self._space.ingredients)))
-            if singles is not None and vertex in self._numbers:
-                self._values[self._numbers[vertex]] = singles[k]
-        self._depth[~np.isnan(self._values).any(1)] = self._layout.counts
+        self._why, self._looked = "", 0
+        guided = settings.guide == "likelihood" and space.margins
+        self._guide = LikelihoodGuide(self._points, self._table) if guided else None
+        if space.singles is not None:
+            for single, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+                if vertex in self._numbers:
+                    self._answers.hear(self._numbers[vertex], None, single)
+        self._free = set(self._answers.complete.tolist())
+        self._surrogate = Surrogate(self._prior(None), self._layout.sizes)
         self._refit()
 
     # ------------------------------------------------------------ surrogate
 
     def _refit(self) -> None:
         """The surrogate anew from all that was told, with the prior that explains it best."""
-        self._fitted = int(np.isfinite(self._values).sum())
-        known, level, residuals = self._known(), self._levels(), self._residuals()
-        self._kernel = agreeing(Kernel(), self._table, residuals)
-        noise = self._noise(residuals)
-        level = np.repeat(level[:, None], len(self._table), 1)
-        priors = [
-            Prior(np.repeat(kernel.signal(self._table)[None], len(level), 0), noise, level)
-            for kernel in (
-                replace(self._kernel, plane=self._kernel.plane * a, bend=self._kernel.bend * a, length=b)
-                for a in SCALES
-                for b in LENGTHS
-            )
-        ]
-        best = max(priors, key=lambda prior: evidence(prior, self._layout.sizes, known))
-        self._plain, self._trusted = best, False
+        self._fitted = self._answers.told
+        known, plain = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
+        best = max(self._scaled(plain), key=lambda prior: evidence(prior, self._layout.sizes, known))
         if self._guide is not None and self._guide.ready:
-            best = self._judge(self._guide, best, known)
+            best = self._guide.judge(best, self._layout, known, self._answers.depth)
         self._surrogate = Surrogate(best, self._layout.sizes, known)
 
-    def _judge(self, guide: LikelihoodGuide, plain: Prior, known: Sequence[KnownCells]) -> Prior:
-        """The guided prior where it explains mixed soups better than the plain one, each left out in turn."""
-        vertices = (self._table.max(1) == 1).astype(float)
-        other = guided(plain, guide.covariate(self._layout.blocks), self._kernel.level, vertices)
-        jury = [int(s) for s in np.flatnonzero(self._depth.any(1)) if not vertices[s]]
-        if len(jury) < JURY:
-            self._verdict = f"not trusted: {len(jury)} mixed soups answered, {JURY} decide"
-            return plain
-        scores = [left_out(prior, self._layout.sizes, known, jury) for prior in (other, plain)]
-        self._trusted = scores[0] - scores[1] > MARGIN
-        said = "trusted" if self._trusted else "not trusted"
-        self._verdict = f"{said}: log score {scores[0] - scores[1]:+.1f} on {len(jury)} mixed soups"
-        return other if self._trusted else plain
+    def _prior(self, mean: FloatArray | None) -> Prior:
+        """Prior from the answers' own levels and spreads; `mean` [C, S] is what is believed of the scores so far."""
+        residuals = self._answers.residuals()
+        self._kernel = agreeing(Kernel(), self._table, residuals)
+        spread = self._answers.deviations(residuals, mean)
+        alike = self._kernel.noise(self._table) * self._answers.clustering()
+        level = np.repeat(self._answers.levels()[:, None], len(self._table), 1)
+        return Prior(self._signal(self._kernel), spread[:, :, None] * spread[:, None] * alike, level)
 
-    def _known(self) -> list[KnownCells]:
-        """What was told, category by category."""
-        blocks = self._layout.sizes.shape[1]
-        found = []
-        for c, row in enumerate(self._layout.blocks):
-            cells = [(s, b) for s in range(len(self._points)) for b in range(self._depth[s, c])]
-            values = [float(self._values[s, row[b]].mean()) for s, b in cells]
-            found.append(KnownCells(np.array([s * blocks + b for s, b in cells], dtype=int), np.array(values)))
-        return found
+    def _signal(self, kernel: Kernel) -> FloatArray:
+        return np.repeat(kernel.signal(self._table)[None], len(self._layout.blocks), 0)
 
-    def _levels(self) -> FloatArray:
-        """Mean score of each category over the soups that were asked [C]."""
-        means = [[self._values[s, np.concatenate(row)] for s in range(len(self._points))] for row in self._layout.blocks]
-        rows = [[float(np.nanmean(v)) for v in soups if np.isfinite(v).any()] for soups in means]
-        return np.array([np.mean(row) if row else 0.5 for row in rows])
+    def _scaled(self, plain: Prior) -> list[Prior]:
+        kernel = self._kernel
+        kernels = [
+            replace(kernel, plane=kernel.plane * a, bend=kernel.bend * a, length=b) for a in SCALES for b in LENGTHS
+        ]
+        return [replace(plain, signal=self._signal(one)) for one in kernels]
 
-    def _residuals(self) -> FloatArray:
-        """Scores minus the soup's mean of the category [S, I], nan where there is none."""
-        residuals = np.full_like(self._values, np.nan)
-        for row in self._layout.blocks:
-            items = np.concatenate(row)
-            scores = self._values[:, items]
-            count = np.isfinite(scores).sum(1, keepdims=True)
-            mean = np.nansum(scores, 1, keepdims=True) / np.maximum(count, 1)
-            residuals[:, items] = np.where(count > 1, (scores - mean) * np.sqrt(count / np.maximum(count - 1, 1)), np.nan)
-        return residuals
-
-    def _noise(self, residuals: FloatArray) -> FloatArray:
-        """Covariance of one item's score [C, S, S]: a score near 0 or 1 varies less, as mean (1 - mean)."""
-        alike = self._kernel.noise(self._table)
-        noise = []
-        for c, row in enumerate(self._layout.blocks):
-            items = np.concatenate(row)
-            found = residuals[:, items] ** 2
-            spread = float(np.nanmean(found)) if np.isfinite(found).any() else 0.2
-            deviation = np.full(len(self._points), np.sqrt(max(spread, FLOOR)))
-            if self._surrogate is not None:
-                mean = self._surrogate.mean[c].clip(0.04, 0.96)
-                shape = mean * (1 - mean)
-                seen = np.isfinite(found).any(1)
-                deviation *= np.sqrt(shape / shape[seen].mean()) if seen.any() else 1.0
-            noise.append(deviation[:, None] * deviation * alike)
-        return np.array(noise) * self._design
-    
-    def _observe(self, surrogate: Surrogate, category: int, soup: int, block: int) -> None:
-        items = self._layout.blocks[category][block]
-        surrogate.observe(category, soup, block, float(self._values[soup, items].mean()))
+    def _believed(self) -> tuple[Surrogate, IntArray]:
+        """Surrogate and depths with the open cells counted as answered."""
+        if not self._open:
+            return self._surrogate, self._answers.depth
+        surrogate, depth = self._surrogate.copy(), self._answers.depth.copy()
+        for cell in (cell for cell in self._open if cell.wants == "scores"):
+            soup = self._numbers[cell.weights]
+            for category, block in self._answers.parts(soup, cell.items):
+                if block >= depth[soup, category]:
+                    surrogate.observe(category, soup, block)
+                    depth[soup, category] = block + 1
+        return surrogate, depth
 
     # ------------------------------------------------------------ asking
 
     def ask(self) -> Cell | None:
         if self._guide is not None and self._guide.wanted:
-            self._open.append(Cell(weights=self._guide.wanted.pop(0), wants="margins"))
-            return self._open[-1]
-        surrogate, depth = self._believed()
-        cell = None if self._why else self._next(surrogate, depth)
-        if cell is None:
-            cell = self._confirm(surrogate, depth)
-        if cell is not None:
-            self._open.append(cell)
-            self._spent += len(cell.items or ()) or self._layout.items
+            return self._opened(Cell(weights=self._guide.wanted.pop(0), wants="margins"))
+        if not self._why:
+            surrogate, depth = self._believed()
+            cell = self._next(surrogate, depth)
+            if cell is not None:
+                return self._opened(cell)
+        if self._open:
+            return None
+        if self._fitted < self._answers.told:
+            self._refit()
+        cell = self._confirm()
+        return None if cell is None else self._opened(cell)
+
+    def _opened(self, cell: Cell) -> Cell:
+        self._open.append(cell)
+        if cell.wants == "scores":
+            self._spent += self._layout.items if cell.items is None else len(cell.items)
         return cell
-
-    def _believed(self) -> tuple[Surrogate, IntArray]:
-        """Surrogate and depths with the open cells counted as answered."""
-        if not self._open:
-            return self._surrogate, self._depth
-        surrogate, depth = self._surrogate.copy(), self._depth.copy()
-        for cell in (c for c in self._open if c.wants == "scores"):
-            for category, block in self._parts(cell):
-                surrogate.observe(category, self._numbers[cell.weights], block)
-                depth[self._numbers[cell.weights], category] += 1
-        return surrogate, depth
-
-    def _parts(self, cell: Cell) -> list[tuple[int, int]]:
-        """(category, block) of a cell that are not told yet."""
-        wanted = set(range(self._layout.items) if cell.items is None else cell.items)
-        soup = self._numbers[cell.weights]
-        return [
-            (c, b)
-            for c, row in enumerate(self._layout.blocks)
-            for b in range(self._depth[soup, c], len(row))
-            if int(row[b][0]) in wanted
-        ]
 
     def _next(self, surrogate: Surrogate, depth: IntArray) -> Cell | None:
         """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
-        mean, cov = surrogate.objective(self._layout.weights)
-        leader, rivals, urgency = expected_improvement(mean, cov, RIVALS)
-        if self._auto and self._due() and (gain := finishing_gain(surrogate, self._layout, depth, leader, rivals)) < ENOUGH:
-            self._why = f"finishing the fold would gain {100 * gain:.2f} points"
-            return None
-        weights = self._layout.weights
-        drop = np.einsum("r,crm->cm", urgency, surrogate.reduction(leader, rivals, weights))
-        left = depth < self._layout.counts
+        weights, left = self._layout.weights, depth < self._layout.counts
+        mean, cov = surrogate.objective(weights)
+        leader, rivals, urgency = beliefs.expected_improvement(mean, cov, RIVALS)
         if not left.any():
             self._why = "every soup has answered the whole fold"
+        elif self._settings.stop == "auto" and self._due():
+            gain = beliefs.finishing_gain(surrogate, self._layout, depth, leader, rivals)
+            if gain < ENOUGH:
+                self._why = f"finishing the fold would gain {100 * gain:.2f} points"
+        if self._why:
             return None
         block = np.where(left, depth, 0)
         categories = np.arange(len(weights))
+        drop = np.tensordot(urgency, surrogate.reduction(leader, rivals, weights), (0, 1))
         worth = drop[categories, np.arange(len(depth))[:, None] * surrogate.blocks + block]
         size = self._layout.sizes[categories, block]
-        worth, size = np.where(left, worth, 0.0), np.where(left, size, np.inf)
-        soup, chosen = self._choose(worth, size)
+        soup, chosen = self._choose(np.where(left, worth, 0.0), np.where(left, size, np.inf))
         items = [int(i) for c in chosen for i in self._layout.blocks[c][block[soup, c]]]
-        if self._budget is not None and self._spent + len(items) + self._rest(leader, depth) > self._budget:
+        if not self._affords(len(items) + len(self._answers.rest(leader, depth))):
             self._why = "the budget ends"
             return None
         return Cell(weights=self._points[soup], items=None if self._space.whole else tuple(items))
 
     def _due(self) -> bool:
-        """Whether half a fold was told since the stop rule was looked at."""
-        told = int(np.isfinite(self._values).sum())
-        if told < self._asked_last + self._layout.items // 2:
+        """Whether a third of a fold was told since the stop rule was looked at."""
+        if self._spent < self._looked + self._layout.items // 3:
             return False
-        self._asked_last = told
+        self._looked = self._spent
         return True
 
+    def _affords(self, items: int) -> bool:
+        return self._settings.budget is None or self._spent + items <= self._settings.budget
+
     def _choose(self, worth: FloatArray, size: FloatArray) -> tuple[int, list[int]]:
-        """The soup, and its categories, of the best worth a price; a batch is never smaller than pays."""
+        """The soup, and its categories, of the best worth a price; never less than a batch unless that pays."""
         if self._space.whole:
-            return int(np.argmax(worth.sum(1))), list(range(worth.shape[1]))
+            return int(np.argmax(np.where(np.isfinite(size).all(1), worth.sum(1), -1.0))), list(range(worth.shape[1]))
         order = np.argsort(-worth / size, 1, kind="stable")
         gain = np.cumsum(np.take_along_axis(worth, order, 1), 1)
         items = np.cumsum(np.take_along_axis(size, order, 1), 1)
@@ -227,79 +231,54 @@ class AdaptiveSearch(Optimiser):
         soup, last = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
         return int(soup), sorted(int(c) for c in order[soup, : last + 1])
 
-    def _rest(self, soup: int, depth: IntArray) -> int:
-        """Items of the fold that a soup has not been asked."""
-        asked = np.arange(self._layout.sizes.shape[1]) < depth[soup][:, None]
-        return int(self._layout.sizes[~asked].sum())
-
-    def _confirm(self, surrogate: Surrogate, depth: IntArray) -> Cell | None:
+    def _confirm(self) -> Cell | None:
         """The rest of the fold for the leader, as long as the leader has not answered it and the budget allows."""
-        if self._open or self._finals >= FINALISTS:
-            return None
-        mean, _ = surrogate.objective(self._layout.weights)
+        mean, _ = self._surrogate.objective(self._layout.weights)
         leader = int(np.argmax(mean))
-        rest = self._rest(leader, depth)
-        if not rest or (self._budget is not None and self._spent + rest > self._budget):
+        rest = self._answers.rest(leader)
+        if not rest or self._finals >= FINALISTS or not self._affords(len(rest)):
             return None
         self._finals += 1
-        items = [
-            int(i) for c, row in enumerate(self._layout.blocks) for part in row[depth[leader, c] :] for i in part
-        ]
-        whole = self._space.whole or len(items) == self._layout.items
-        return Cell(weights=self._points[leader], items=None if whole else tuple(items))
+        whole = self._space.whole or len(rest) == self._layout.items
+        return Cell(weights=self._points[leader], items=None if whole else tuple(rest))
 
     # ------------------------------------------------------------ telling
 
     def tell(self, cell: Cell, result: Result) -> None:
-        if self._guide is not None and cell.wants == "margins":
-            self._open = [c for c in self._open if c != cell]
-            self._guide.hear(cell.weights, result.values)
+        self._open.remove(cell)
+        if cell.wants == "margins":
+            if self._guide is not None:
+                self._guide.hear(cell.weights, result.values)
             return
-        parts = self._parts(cell)
-        self._open = [c for c in self._open if c != cell]
         soup = self._numbers[cell.weights]
-        positions = np.arange(self._layout.items) if cell.items is None else np.array(cell.items)
-        self._values[soup, positions] = result.values
-        for category, block in parts:
-            self._observe(self._surrogate, category, soup, block)
-            self._depth[soup, category] += 1
-        if int(np.isfinite(self._values).sum()) >= 2 * self._fitted:
+        for category, block, score in self._answers.hear(soup, cell.items, result.values):
+            self._surrogate.observe(category, soup, block, score)
+        if self._answers.told >= GROWTH * self._fitted:
             self._refit()
 
     def best(self) -> Weights:
-        done = np.flatnonzero((self._depth == self._layout.counts).all(1))
-        if not len(done):
+        """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
+        if not self._spent:
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         mean, _ = self._surrogate.objective(self._layout.weights)
-        return self._points[int(done[np.argmax(mean[done].round(12))])]
+        asked = np.flatnonzero(self._answers.depth.any(1))
+        done = self._answers.complete if self._why and len(self._answers.complete) else asked
+        size = (self._table[done] > 0).sum(1)
+        return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 
     def summary(self) -> Mapping[str, Json]:
+        """What the search says of itself: points are of 100."""
         mean, cov = self._surrogate.objective(self._layout.weights)
         pick = self._numbers[self.best()]
-        told = outlook(mean, cov, pick)
-        return {"why": self._why, "guide": self._verdict, "within_1_point": told.within, "expected_regret": told.regret}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adaptive(Strategy):
-    """Surrogate over the grid's points that chooses soups and items; `stop=auto` ends it when more cannot pay."""
-
-    step: float = 0.1
-    stop: Literal["auto", "never"] = "auto"
-    guide: Literal["likelihood", "none"] = "likelihood"
-    trials: Count | None = None
-    budget: Count | None = None
-
-    def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
-        points = Grid(step=self.step).known_points(len(space.ingredients))[:POINTS]
-        return self.over(points, space, seed)
-
-    def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
-        """A search over these points."""
-        return AdaptiveSearch(space, points, seed, self.budget, self.stop == "auto", self.guide == "likelihood")
-
-    def count(self, size: int) -> int | None:
-        return None
-
-    def describe(self, size: int) -> str:
-        return "adaptive"
+        told = beliefs.outlook(mean, cov, pick)
+        leader, rivals, _ = beliefs.expected_improvement(mean, cov, RIVALS)
+        gain = beliefs.next_items(self._surrogate, self._layout, self._answers.depth, leader, rivals)
+        return {
+            "stopped": self._why or "a limit of the run ended it",
+            "within_1_point": round(told.within, 3),
+            "expected_regret": round(100 * told.regret, 3),
+            "indistinguishable": [list(self._points[s]) for s in told.rivals[:SHOWN]],
+            "indistinguishable_count": len(told.rivals),
+            "next_100_items_gain": round(100 * gain, 3),
+            "guide": self._guide.verdict if self._guide is not None else "none",
+        }

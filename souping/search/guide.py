@@ -1,13 +1,13 @@
 """Likelihood guide: how much likelier soups find right answers than wrong ones, as a covariate of the surrogate.
 
-About ten soups read answers that the candidates wrote; nothing is generated. A margin m of an item becomes a soft score,
-1 / (1 + exp(-m / s)) with s the median size of a margin, or exp(m) where m is a log-likelihood alone; its mean a category
-is interpolated over the simplex. In the guided prior a category's true mean is a multiple of that covariate plus a
-remainder, both with priors of their own, so that generated answers correct the guide and it never picks alone.
+About ten soups read answers that the candidates wrote; nothing is generated. A margin m of an item becomes a soft
+score, 1 / (1 + exp(-m / s)) with s the median size of a margin, or exp(m) where m is a log-likelihood alone; its mean a
+category is interpolated over the simplex. In the guided prior a category's true mean is a multiple of that covariate
+plus a remainder, both with priors of their own, so that generated answers correct the guide: it never picks alone.
 
-Whether it is trusted is decided by data: the log score, each mixed soup left out in turn, of what was generated (Vehtari
-et al. 2017, with exact Gaussian formulas: Sundararajan and Keerthi 2001). Single models, who wrote the answers, have no
-vote.
+Whether it is trusted is decided by data: the log score of what was generated, each mixed soup left out in turn
+(Vehtari et al. 2017, with exact Gaussian formulas: Sundararajan and Keerthi 2001). Single models, who wrote the
+answers, have no vote.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from souping.core import simplex
-from souping.core.types import FloatArray, IntArray, Weights
+from souping.core.types import BoolArray, FloatArray, IntArray, Weights
 from souping.search.kernels import Kernel
+from souping.search.layout import FoldLayout
 from souping.search.surrogate import JITTER, KnownCells, Prior
 
 PREFILLED, JURY, MARGIN = 10, 4, 1.0
@@ -35,6 +36,7 @@ class LikelihoodGuide:
         self.wanted: list[Weights] = simplex.spread(mixed)[:PREFILLED]
         self.table, self.points = table, list(points)
         self._margins: dict[Weights, FloatArray] = {}
+        self.verdict = "not asked"
 
     def hear(self, weights: Weights, margins: FloatArray) -> None:
         self._margins[weights] = margins
@@ -44,15 +46,29 @@ class LikelihoodGuide:
         """Whether enough is known to interpolate."""
         return len(self._margins) >= JURY and not self.wanted
 
-    def covariate(self, blocks: Sequence[Sequence[IntArray]]) -> FloatArray:
+    def judge(self, plain: Prior, layout: FoldLayout, known: Sequence[KnownCells], depth: IntArray) -> Prior:
+        """The guided prior where it explains mixed soups better than the plain one, each left out in turn."""
+        single = self.table.max(1) == 1
+        jury = [int(s) for s in np.flatnonzero(depth.any(1)) if not single[s]]
+        if len(jury) < JURY:
+            self.verdict = f"not trusted: {len(jury)} mixed soups answered, {JURY} decide"
+            return plain
+        other = guided(plain, self.covariate(layout), single)
+        scores = [left_out(prior, layout.sizes, known, jury) for prior in (other, plain)]
+        trusted = scores[0] - scores[1] > MARGIN
+        said = "trusted" if trusted else "not trusted"
+        self.verdict = f"{said}: log score {scores[0] - scores[1]:+.1f} on {len(jury)} mixed soups"
+        return other if trusted else plain
+
+    def covariate(self, layout: FoldLayout) -> FloatArray:
         """Mean soft score [C, S] of each category, interpolated, with mean 0 and variance 1 over mixed soups; zeros
         where nothing is known of a category."""
         rows = [self.points.index(weights) for weights in self._margins]
         soft = soft_scores(np.array(list(self._margins.values())))
         mixed = self.table.max(1) < 1
         found = []
-        for row in blocks:
-            own = soft[:, np.concatenate(row)]
+        for items in layout.members:
+            own = soft[:, items]
             own = own[:, np.isfinite(own).all(0)]
             values = _interpolated(self.table, rows, own.mean(1)) if own.size else np.zeros(len(self.table))
             spread = values[mixed].std()
@@ -64,7 +80,7 @@ def soft_scores(margins: FloatArray) -> FloatArray:
     """Margins as scores in 0..1, nan where there is none."""
     finite = margins[np.isfinite(margins)]
     if not len(finite) or finite.max() <= 0:
-        return np.exp(np.minimum(margins, 0))
+        return np.asarray(np.exp(np.minimum(margins, 0)))
     scale = max(float(np.median(abs(finite))), JITTER)
     return np.asarray(1 / (1 + np.exp(-np.clip(margins / scale, -50, 50))))
 
@@ -78,14 +94,14 @@ def _interpolated(table: FloatArray, rows: Sequence[int], values: FloatArray) ->
     return np.asarray(centre + scale * prior[:, rows] @ np.linalg.solve(joint, (values - centre) / scale))
 
 
-def guided(plain: Prior, covariate: FloatArray, level: float, vertices: FloatArray) -> Prior:
+def guided(plain: Prior, covariate: FloatArray, single: BoolArray) -> Prior:
     """The plain prior with most of its signal moved to the covariate [C, S]; at single models the covariate is no
     guide, and they have a variance of their own."""
-    flat = level**2
+    flat = Kernel().level ** 2
     remainder = flat + REMAINDER**2 * (plain.signal - flat)
     slope = SLOPE**2 * covariate[:, :, None] * covariate[:, None, :]
     own = np.einsum("css->cs", plain.signal) - flat
-    signal = remainder + slope + np.einsum("cs,st->cst", own * vertices, np.eye(len(vertices)))
+    signal = remainder + slope + np.einsum("cs,st->cst", own * single, np.eye(len(single)))
     return Prior(signal, plain.noise, plain.level)
 
 

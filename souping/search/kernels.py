@@ -11,7 +11,6 @@ import numpy as np
 
 from souping.core.types import FloatArray
 
-
 SHARED, REACH = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9, 1.2, 1.8, 2.4)
 HELD = 0.001
 
@@ -73,4 +72,4 @@ def agreeing(kernel: Kernel, points: FloatArray, residuals: FloatArray) -> Kerne
 
 def distances(points: FloatArray) -> FloatArray:
     """Euclidean distances [S, S]."""
-    return np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
+    return np.asarray(np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1)))

@@ -41,6 +41,11 @@ class FoldLayout:
         return np.array([[len(b) for b in row] + [0] * (width - len(row)) for row in self.blocks], dtype=float)
 
     @cached_property
+    def members(self) -> list[IntArray]:
+        """Positions of each category's items, in the order in which they are asked."""
+        return [np.concatenate(row) for row in self.blocks]
+
+    @cached_property
     def counts(self) -> IntArray:
         """Blocks of each category [C]."""
         return np.array([len(row) for row in self.blocks])

@@ -186,7 +186,8 @@ class SearchRun:
         return self._soups[weights]
 
     def _admits(self, cell: Cell) -> bool:
-        """Whether no limit is reached yet. A budget keeps enough for one soup to answer the whole fold."""
+        """Whether no limit is reached yet. An optimiser that asks parts of a fold keeps enough of the budget itself for
+        one soup to answer the rest."""
         limits, new = self._strategy, cell.items is None or cell.weights not in self._soups
         if limits.trials is not None and new and self._asked >= limits.trials:
             return False
@@ -196,9 +197,8 @@ class SearchRun:
             return False
         if limits.budget is None or cell.wants == "margins":
             return True
-        whole = cell.items is None or any(soup.complete for key, soup in self._soups.items() if key not in self._known)
         price = len(self._items if cell.items is None else cell.items)
-        return self._promised + price + (0 if whole else len(self._items)) <= limits.budget
+        return self._promised + price <= limits.budget
 
     def _submit(self, cell: Cell) -> None:
         fresh = cell.items is None or cell.weights not in self._soups

@@ -129,9 +129,10 @@ class Surrogate:
 
     def objective(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Posterior mean [S] and covariance [S, S] of the objective with `weights` [C]."""
-        return weights @ self.mean, np.tensordot(weights**2, self.cov, 1)
+        covariance = np.asarray(np.tensordot(weights**2, self.cov, 1), dtype=float)
+        return weights @ self.mean, covariance
 
-    def reduction(self, leader: int, rivals: Sequence[int], weights: FloatArray) -> FloatArray:
+    def reduction(self, leader: int, rivals: IntArray, weights: FloatArray) -> FloatArray:
         """How much each cell would take off the variance of rival minus leader, [C, R, S * B]."""
         change = self.cross[:, rivals] - self.cross[:, [leader]]
         return np.asarray(change**2 * (weights[:, None] ** 2 / np.maximum(self.spread, JITTER))[:, None])

@@ -6,10 +6,11 @@ import pytest
 
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.types import UserError
+from souping.search.adaptive import Adaptive
 from souping.search.nevergrad import Nevergrad
 from souping.search.points import Fixed, GreedySoup, Grid, Uniform
 from tests.support.choices import differing, each
-from tests.support.searches import result, run, space
+from tests.support.searches import answered, result, run, space
 
 ROWS: dict[str, list[Strategy]] = {
     "grid": [Grid(), Grid(trials=12)],
@@ -19,6 +20,7 @@ ROWS: dict[str, list[Strategy]] = {
         Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
         Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
     ],
+    "adaptive": [Adaptive(), Adaptive(stop="never", budget=400), Adaptive(guide="none", step=0.05)],
     "greedy_soup": [GreedySoup()],
     "uniform": [Uniform()],
     "fixed": [Fixed(weights=[0.5, 0.2, 0.3])],
@@ -47,7 +49,7 @@ class TestStrategy:
         optimiser = strategy.start(space(), 0)
         asked = [cell for cell in (optimiser.ask() for _ in range(5)) if cell is not None]
         for cell in reversed(asked):
-            optimiser.tell(cell, result(cell.weights))
+            optimiser.tell(cell, answered(cell))
         assert optimiser.best() in [cell.weights for cell in asked]
 
     def test_it_says_what_it_will_do(self, strategy: Strategy) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.types import Result, SearchSpace, Weights
+from souping.core.types import Cell, Result, SearchSpace, Weights
 
 NAMES = ("a", "b", "c")
 
@@ -15,8 +19,21 @@ def result(weights: Weights) -> Result:
     return Result(objective=value, categories={}, items=1)
 
 
-def space(names: tuple[str, ...] = NAMES, candidates: tuple[str, ...] = NAMES) -> SearchSpace:
-    return SearchSpace(ingredients=names, candidates=candidates)
+def space(names: tuple[str, ...] = NAMES, candidates: tuple[str, ...] = NAMES, each: int = 12) -> SearchSpace:
+    """Two categories of so many items."""
+    categories = ("even", "odd") * each
+    groups = tuple(f"g{n}" for n in range(2 * each))
+    weights = {"even": 0.5, "odd": 0.5}
+    return SearchSpace(
+        ingredients=names, candidates=candidates, categories=categories, groups=groups, coefficients=weights
+    )
+
+
+def answered(cell: Cell, items: int = 24) -> Result:
+    """The bowl at every item that the cell asks."""
+    told = result(cell.weights)
+    count = items if cell.items is None else len(cell.items)
+    return replace(told, items=count, values=np.full(count, told.objective))
 
 
 def run(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
@@ -27,5 +44,5 @@ def run(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weight
         if cell is None:
             break
         asked.append(cell.weights)
-        optimiser.tell(cell, result(cell.weights))
+        optimiser.tell(cell, answered(cell))
     return asked, optimiser
