@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import Fold, ItemScores, Json, Recipe, Record
+
+Base = Literal["unused", "wanted", "required"]
+"""What an analysis makes of the base model: nothing, something where it is known (`merge.base`), or nothing without."""
 
 
 class NotEstimableError(Exception):
@@ -62,6 +65,11 @@ class RunScores:
 
 class Analysis(Protocol):
     """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name."""
+
+    @property
+    def base(self) -> Base:
+        """Whether the base model has to answer too."""
+        return "unused"
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""

@@ -75,6 +75,7 @@ def _checks(
         if run.stop_after != "select":
             yield partial(check_budget, run.optimiser, len(folds["search"]))
     yield partial(_check_selector, run, names, categories)
+    yield partial(_check_analyses, run)
     for evaluator, _ in asked:
         yield partial(evaluator.check, names)
 
@@ -114,6 +115,18 @@ def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence
     elif categories:
         check_drop(run.selector.drop, categories)
         run.selector.check(len(names), len(names), len(categories) - len(run.selector.drop))
+
+
+def _check_analyses(run: RunSettings) -> None:
+    """Refuse an analysis that is nothing without a base model, where there is none."""
+    for name, analysis in run.analyses.items():
+        if analysis.base == "required" and not run.uses_base:
+            what = (
+                "works without merge.overrides only"
+                if run.merge.base
+                else "needs the base model: set merge.base=FOLDER"
+            )
+            raise UserError(f"analysis={name} {what}")
 
 
 def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:

@@ -56,9 +56,11 @@ class OpenPool:
         store: ContentMemory,
         aside: Aside = nullcontext,
         tokenizers: bool = True,
+        with_base: bool = False,
     ) -> None:
         """Fetch what is named by the Hub, open every candidate's headers, check them against each other, then take
-        their fingerprints. `aside` makes room on the terminal for a download's bar.
+        their fingerprints. `aside` makes room on the terminal for a download's bar. `with_base` opens the base model
+        beside full models, so that recipes may name it (`base_name`).
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be had, or the candidates do not fit each other.
@@ -66,7 +68,8 @@ class OpenPool:
         _check_carry(merge, [c.name for c in candidates])
         supplied = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
         self.base, self.folders = supplied.merge.base, {c.name: c.path for c in supplied.candidates}
-        self.pool = supplied.merge.open(self.folders, store.hashes)
+        self.base_name, beside = _beside(self.folders, self.base) if with_base else ("", {})
+        self.pool = supplied.merge.open({**self.folders, **beside}, store.hashes)
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in supplied.candidates)
         self.warnings = [*warnings, *supplied.notes, *_twins(self.candidates)]
@@ -123,6 +126,18 @@ class OpenPool:
     ) -> Path:
         """The soup as a folder; `progress(bytes written, bytes in all)`."""
         return self.pool.write(recipe, out, extra_files=extra_files, progress=progress)
+
+
+def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[str, Path]]:
+    """(name of the base model in recipes, its folder where it is no candidate). Adapters alone are none of its kind."""
+    if base is None or any(is_adapter(folder) for folder in folders.values()):
+        return "", {}
+    place = Path(base).expanduser()
+    known = [name for name, folder in folders.items() if folder.resolve() == place.resolve()]
+    if known:
+        return known[0], {}
+    name = place.name if place.name not in folders else f"{place.name} (base)"
+    return name, {name: place}
 
 
 def _check_carry(merge: MergeBackend, names: Sequence[str]) -> None:

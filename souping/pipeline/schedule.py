@@ -70,6 +70,11 @@ class RecipeSource(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
+    @property
+    def base_name(self) -> str:
+        """The name of the base model in recipes, where an analysis has use for it; else empty."""
+        ...
+
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
 
@@ -206,7 +211,8 @@ class Schedule:
     def soups(self, ingredients: tuple[str, ...], soup: Recipe) -> RunSoups:
         """What analyses know of the run before they see scores."""
         singles = {name: self._single(name) for name in self.pool.names}
-        return RunSoups(candidates=singles, ingredients=ingredients, soup=soup, recipe=self.pool.recipe)
+        base = self.pool.base_name
+        return RunSoups(candidates=singles, ingredients=ingredients, soup=soup, recipe=self.pool.recipe, base=base)
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
         """The soups that an analysis asks for, each once, on the search fold: nothing else is ever shown to it."""

@@ -92,6 +92,12 @@ class RunSettings:
         return self.recipe is not None or isinstance(self.benchmark, NoBenchmark)
 
     @property
+    def uses_base(self) -> bool:
+        """Whether the base model has to answer too, for an analysis."""
+        used = any(analysis.base != "unused" for analysis in self.analyses.values())
+        return used and bool(self.merge.base) and not self.merge.overrides
+
+    @property
     def selects_from_table(self) -> bool:
         """Whether published scores alone are asked: no item, no folder and no evaluator is."""
         return self.stop_after == "select" and self.scores.published

@@ -86,7 +86,7 @@ class RunStages:
             raise complaint
         check_installed(run, evaluators)
         check_room(run, evaluators)
-        pool = OpenPool(run.pool.resolve(), run.merge, store, progress.aside)
+        pool = OpenPool(run.pool.resolve(), run.merge, store, progress.aside, with_base=run.uses_base)
         check_tokenizers(pool, asked)
         check_soups(run, pool)
         run = replace(run, evaluator=pool.bound(run.evaluator))

@@ -347,12 +347,17 @@ class PlannedPool:
     names: tuple[str, ...]
     opened: OpenPool | None = None
     trouble: str = ""
+    base: str = ""
+
+    @property
+    def base_name(self) -> str:
+        return self.opened.base_name if self.opened is not None else self.base
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of named weights: the very one where the pool is open, else one that stands for it."""
         if self.opened is not None:
             return self.opened.recipe(weights)
-        chosen = tuple(name for name in self.names if weights.get(name))
+        chosen = tuple(name for name in (*self.names, self.base) if weights.get(name))
         parts = tuple(weights[name] for name in chosen)
         prints = tuple(f"not here: {name}" for name in chosen)
         return Recipe(ingredients=chosen, fingerprints=prints, weights=parts, dtype="unknown")
@@ -374,19 +379,20 @@ def open_what_is_here(
 ) -> PlannedPool:
     """Open what is here; `asked` are the evaluators and their items. Whatever a run would refuse is in `trouble`."""
     candidates = run.pool.resolve()
-    names = tuple(c.name for c in candidates)
+    names, base = tuple(c.name for c in candidates), "base model" if run.uses_base else ""
     if any(model.trouble or model.download for model in models):
-        return PlannedPool(names=names)
+        return PlannedPool(names=names, base=base)
     try:
         opened = OpenPool(
             [_placed(c, run.merge.allow_pickle) for c in candidates],
             run.merge,
             ReadOnlyStore(store),
+            with_base=run.uses_base,
         )
         check_tokenizers(opened, asked)
         check_soups(run, opened)
     except UserError as error:
-        return PlannedPool(names=names, trouble=str(error))
+        return PlannedPool(names=names, trouble=str(error), base=base)
     return PlannedPool(names=names, opened=opened)
 
 

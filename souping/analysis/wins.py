@@ -1,0 +1,223 @@
+"""Wins item by item (`wins`): what the soup keeps of its ingredients, and what it solves that they do not.
+
+Appendices B and D of arXiv 2511.13254, on the report fold, with what such numbers have to be held against: one model
+asked twice does not solve the same items twice. Where an item has several answers its score p is their mean; an item
+then counts as solved by its share p, failed by 1 - p, and answers of two models are independent given the item, so that
+products of shares are unbiased. The second answer of the same model is met with probability p^2 less the variance of p.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis.intervals import rate
+from souping.analysis.parents import Z95
+from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Record, digest
+
+RULE = (
+    "of each kind the first items by the hash of their prompt, no category twice before all had one: "
+    "nobody picked them, and others come with other items only"
+)
+LONGEST = 600
+"""Characters of a prompt or an answer that an example shows."""
+SAME = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """Share of an item's answers that are right, [I], for the soup and each ingredient; `noise` [I] its variance.
+
+    `again` says whether the answers to an item can be told apart, so that the flips of one model are known.
+    """
+
+    names: tuple[str, ...]
+    soup: FloatArray
+    ingredients: FloatArray
+    noise: FloatArray
+    again: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wins(Analysis):
+    """Kept shares, wins by how many ingredients fail, flips of one model asked twice, and examples.
+
+    `solved` is the score from which an item counts as solved, where scores are graded; `examples` is how many are shown
+    of each kind.
+    """
+
+    solved: float = 0.5
+    examples: int = 2
+
+    def analyse(self, run: RunScores) -> dict[str, Json]:
+        soup = run.soups.soup
+        if len(soup.ingredients) < 2:
+            raise NotEstimableError("the recipe is a single model: there is nothing to hold it against")
+        recipes = {name: run.single(name) for name in soup.ingredients}
+        lacking = [r for r in (soup, *recipes.values()) if r.id not in run.report]
+        if lacking:
+            raise NotEstimableError(
+                f"{len(lacking)} of the soup and its ingredients have not answered the whole report fold; the same run "
+                "again takes what is stored and asks the rest"
+            )
+        items = run.report[soup.id].items
+        known = self._solved([run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
+        groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
+        return {
+            "fold": "report",
+            "items": len(items),
+            "answers": run.answers,
+            "solved": {"soup": float(known.soup.mean()), **_means(known)},
+            "kept": [_kept(known, k, groups) for k in range(len(recipes))],
+            "by_failures": _by_failures(known, groups),
+            "again": _again(known, run.answers),
+            "rule": RULE,
+            "examples": self._examples(run, known, items, recipes),
+        }
+
+    def _solved(self, scores: Sequence[ItemScores], names: tuple[str, ...], answers: int) -> Solved:
+        """The scores as shares of right answers; graded ones are right from `solved` on.
+
+        Raises:
+            NotEstimableError: scores are no fractions of 1, as those of a corpus metric are not.
+        """
+        values = np.stack([score.values for score in scores])
+        noise = np.nan_to_num(np.stack([score.noise for score in scores]))
+        if not (np.isfinite(values).all() and values.min() >= -SAME and values.max() <= 1 + SAME):
+            raise NotEstimableError("items' scores are no fractions of 1 (a corpus metric): no item is solved or not")
+        whole = np.abs(values * answers - np.round(values * answers)).max() < SAME
+        if not whole:
+            values = (values >= self.solved).astype(float)
+        own = values * (1 - values) / max(1, answers - 1)
+        again = answers > 1 and bool(whole) and bool(np.abs(own - noise).max() < SAME)
+        return Solved(names=names, soup=values[0], ingredients=values[1:], noise=noise, again=again)
+
+    def _examples(
+        self, run: RunScores, known: Solved, items: Sequence[Item], recipes: Mapping[str, Recipe]
+    ) -> list[Mapping[str, Json]]:
+        """Items of three kinds with the answers of all, in the order of the kinds."""
+        fails = known.ingredients.max(axis=0) == 0
+        solves = known.ingredients.min(axis=0) == 1
+        most = known.ingredients.sum(axis=0) >= len(recipes) - 1
+        kinds: dict[str, NDArray[np.bool_]] = {
+            "solved, though every ingredient fails": (known.soup == 1) & fails,
+            "failed, though every ingredient solves it": (known.soup == 0) & solves,
+            "solved, though one ingredient fails": (known.soup == 1) & most & ~solves & ~fails,
+        }
+        answers = {"soup": run.read(run.soups.soup, "report"), **{n: run.read(r, "report") for n, r in recipes.items()}}
+        return [
+            {"kind": kind, **_example(items[i], answers)}
+            for kind, mask in kinds.items()
+            for i in _chosen(items, np.flatnonzero(mask).tolist(), self.examples)
+        ]
+
+
+def _means(known: Solved) -> dict[str, Json]:
+    return dict(zip(known.names, known.ingredients.mean(axis=1).tolist(), strict=True))
+
+
+def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> dict[str, Json]:
+    """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
+    normal limits with the variance between groups."""
+    total = float(weights.sum())
+    if total < SAME:
+        return {"items": 0.0, "share": None, "low": None, "high": None}
+    if np.isin(weights, (0.0, 1.0)).all():
+        known = rate(values[weights == 1], groups[weights == 1])
+        return {"items": total, "share": known.mean, "low": known.low, "high": known.high}
+    share = float((weights * values).sum() / total)
+    pull = np.bincount(groups, weights * (values - share)) / total
+    margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
+    return {"items": total, "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin)}
+
+
+def _kept(known: Solved, k: int, groups: NDArray[np.int64]) -> dict[str, Json]:
+    """What the soup keeps of an ingredient's solved items, and gains of those that it fails."""
+    own = known.ingredients[k]
+    told: dict[str, Json] = {"name": known.names[k], "kept": _share(own, known.soup, groups)}
+    told["gained"] = _share(1 - own, known.soup, groups)
+    if known.again:
+        told["again"] = _asked_again(own, known.noise[1 + k])
+    return told
+
+
+def _asked_again(share: FloatArray, noise: FloatArray) -> dict[str, Json]:
+    """The same model, asked twice: what it keeps and gains of its own items, and the items whose two answers differ."""
+    both = share**2 - noise
+    solved, failed = float(share.sum()), float((1 - share).sum())
+    return {
+        "kept": float(both.sum()) / solved if solved else None,
+        "gained": float((share - both).sum()) / failed if failed else None,
+        "flips": float(2 * (share - both).mean()),
+    }
+
+
+def _again(known: Solved, answers: int) -> Mapping[str, Json]:
+    """The flips of each model asked twice, or what it would take to know them."""
+    if not known.again:
+        why = (
+            "one answer an item: evaluator.replicates=2 asks everything twice, in other batches"
+            if answers < 2
+            else "answers are graded, or count together (aggregate): two answers of one model cannot be told apart"
+        )
+        return {"not_estimable": why}
+    names, shares = ("soup", *known.names), [known.soup, *known.ingredients]
+    return {name: _asked_again(share, noise) for name, share, noise in zip(names, shares, known.noise, strict=True)}
+
+
+def _by_failures(known: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
+    """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
+    chances = np.zeros((len(known.names) + 1, len(known.soup)))
+    chances[0] = 1.0
+    for share in known.ingredients:
+        chances[1:] = chances[1:] * share + chances[:-1] * (1 - share)
+        chances[0] *= share
+    return [{"fail": j, **_share(weights, known.soup, groups)} for j, weights in enumerate(chances)]
+
+
+def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
+    """The first places by the hash of the items' prompts; no category twice before every other had its turn."""
+    order = sorted(places, key=lambda i: digest([items[i].identity, items[i].id]))
+    turns: dict[str, int] = {}
+    ranked = []
+    for i in order:
+        turns[items[i].category] = turns.get(items[i].category, 0) + 1
+        ranked.append((turns[items[i].category], i))
+    return [i for _, i in sorted(ranked, key=lambda pair: pair[0])[:number]]
+
+
+def _example(item: Item, answers: Mapping[str, Mapping[str, Record]]) -> dict[str, Json]:
+    """An item with what it asks, what is right, and what each model says."""
+    told = {name: records[item.id] for name, records in answers.items() if item.id in records}
+    return {
+        "item": item.id,
+        "category": item.category,
+        "prompt": _end(_question(item)),
+        "reference": _cut(item.answer if isinstance(item.answer, str) else json.dumps(item.answer, default=str)),
+        "answers": {
+            name: {"text": _cut(record.output), "score": record.score, "outcome": record.outcome}
+            for name, record in told.items()
+        },
+    }
+
+
+def _question(item: Item) -> str:
+    """What is asked last: the text, or the last message that has one."""
+    if isinstance(item.prompt, str):
+        return item.prompt
+    return next((str(m["content"]) for m in reversed(item.prompt) if m.get("content")), "")
+
+
+def _end(text: str) -> str:
+    """The end of a long text, where the question stands."""
+    return text if len(text) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{text[-LONGEST:]}"
+
+
+def _cut(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}\N{HORIZONTAL ELLIPSIS}"
