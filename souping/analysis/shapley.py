@@ -88,7 +88,11 @@ class Shapley(Analysis):
             "levels": [level.as_dict(values) for level in levels],
             "interactions": _interactions(game, values) if game.known else [],
             "coalitions": [
-                {"members": sorted(c), "recipe_id": game.recipe((c,)).id, "value": values.objective(values.scores(c))}
+                {
+                    "members": game.in_order(c),
+                    "recipe_id": game.recipe((c,)).id,
+                    "value": values.objective(values.scores(c)),
+                }
                 for c in game.subsets()
                 if game.known
             ],
@@ -140,6 +144,9 @@ class _Game:
     def sizes(self) -> list[int]:
         """Sizes of the players: single models, pairs, triplets; one that is everybody has all the value."""
         return [size for size in SIZES if size <= len(self.names)]
+
+    def in_order(self, members: Members) -> list[str]:
+        return [name for name in self.names if name in members]
 
     def players(self, size: int) -> list[Members]:
         return [frozenset(members) for members in combinations(self.names, size)]
@@ -241,8 +248,10 @@ class _Values:
         """Scores [I] of a coalition's soup."""
         return self.run.search[self.game.recipe(coalition).id].values if coalition else self.empty
 
-    def scores(self, members: Members) -> FloatArray:
-        return self.of_coalition((members,) if members else ())
+    def row(self, members: Members) -> dict[str, Json]:
+        """A coalition with its soup and value."""
+        worth = self.objective(self.of_coalition((members,)))
+        return {"members": self.game.in_order(members), "recipe_id": self.game.recipe((members,)).id, "value": worth}
 
     def combine(self, coefficients: Mapping[Coalition, float]) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]; coalitions of one soup are put together first."""
@@ -285,7 +294,7 @@ class _Level:
 
     def as_dict(self, values: _Values) -> dict[str, Json]:
         rows = [
-            {"members": sorted(player), **values.told(own), "standard_error": self.errors.get(player)}
+            {"members": values.game.in_order(player), **values.told(own), "standard_error": self.errors.get(player)}
             for player, own in self.values.items()
         ]
         return {
@@ -394,5 +403,5 @@ def _signed(together: Sequence[str]) -> Iterable[tuple[tuple[str, ...], int]]:
 
 def _by_item(level: _Level, values: _Values) -> dict[str, Json]:
     """Every item's Shapley values of the single models, in the items' order."""
-    own = {"+".join(sorted(player)): np.round(v, 9).tolist() for player, v in level.values.items()}
+    own = {"+".join(values.game.in_order(player)): np.round(v, 9).tolist() for player, v in level.values.items()}
     return {"ids": [item.id for item in values.first.items], "values": own}

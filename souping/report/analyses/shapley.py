@@ -24,7 +24,8 @@ def section(data: Row) -> Section:
         f"What each adds to the others on the search fold, in points, on the average over all orders of joining: a "
         f"coalition is worth the score of {soup}. The values of a table sum to v(all) {percent(data.get('whole'))} "
         f"less v(nobody) {percent(empty.get('value'))}, the score of {clean(empty.get('of'))}; another v(nobody) would "
-        "shift all values of a table alike. The search fold chose the weights: this explains the soup, it proves nothing."
+        "shift all values of a table alike. The search fold chose the weights: this explains the soup, and proves "
+        "nothing."
     )
     drawn = [level for level in levels if clean(level.get("method")) == "permutations"]
     note = (
@@ -87,7 +88,8 @@ def draw(data: Row) -> Drawing | None:
     """A bar a player with its interval over items, size by size."""
     from matplotlib.patches import Patch
 
-    rows = [(int(number(level.get("size")) or 1), row) for level in entries(data, "levels") for row in _best(level)]
+    levels = [level for level in entries(data, "levels") if len(entries(level, "players")) > 1]
+    rows = [(int(number(level.get("size")) or 1), row) for level in levels for row in _best(level)]
     if not rows:
         return None
     titles: dict[str, str] = {}
@@ -107,7 +109,7 @@ def draw(data: Row) -> Drawing | None:
         axes.set_xlabel("Shapley value, points on the search fold (95 % interval over items)")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        kinds = {int(number(level.get("size")) or 1): clean(level.get("kind")) for level in entries(data, "levels")}
+        kinds = {int(number(level.get("size")) or 1): clean(level.get("kind")) for level in levels}
         handles = [Patch(color=COLOUR[size], label=kind) for size, kind in kinds.items()]
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=1.0)
     alt = "Bars of Shapley values: " + "; ".join(list(titles.values())[:20])
