@@ -87,15 +87,7 @@ class Shapley(Analysis):
             "whole": values.objective(values.of_coalition(game.everybody)),
             "levels": [level.as_dict(values) for level in levels],
             "interactions": _interactions(game, values) if game.known else [],
-            "coalitions": [
-                {
-                    "members": game.in_order(c),
-                    "recipe_id": game.recipe((c,)).id,
-                    "value": values.objective(values.scores(c)),
-                }
-                for c in game.subsets()
-                if game.known
-            ],
+            "coalitions": [values.row(members) for members in game.subsets()] if game.known else [],
             "items": _by_item(levels[0], values),
         }
 

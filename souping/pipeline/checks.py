@@ -126,7 +126,7 @@ def _check_analyses(run: RunSettings) -> None:
                 if run.merge.base
                 else "needs the base model: set merge.base=FOLDER"
             )
-            raise UserError(f"analysis={name} {what}")
+            raise UserError(f"analysis={name}, as it is set, {what}")
 
 
 def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
