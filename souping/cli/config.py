@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
@@ -110,6 +111,8 @@ Config = make_dataclass(
 )
 
 
+THEIRS: dict[str, str] = {}
+"""{file: part} of those in use that are not souping's."""
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
 ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -117,6 +120,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 def register() -> None:
     """Make the schema known to Hydra, and the resolvers `pantry` and `data` (files that travel with the package)."""
+    THEIRS.clear()
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("pantry", _pantry, replace=True)
     OmegaConf.register_new_resolver("data", lambda name: str(EXAMPLES / name), replace=True)
@@ -235,11 +239,20 @@ def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
         cause = error.__cause__
         absent = isinstance(cause, ModuleNotFoundError) and str(name).startswith(str(cause.name))
         told = cause is None or absent or isinstance(cause, AttributeError)
-        why = "" if cause is None or told else f": {type(cause).__name__}: {first_line(cause)}"
+        why = "" if cause is None or told else f": {_line_of(cause)}{type(cause).__name__}: {first_line(cause)}"
         raise UserError(f"_target_={name!r:.80} is no class or function that can be imported{why}") from None
     if not callable(made):
         raise UserError(f"_target_={name} is no class or function")
+    if made.__module__.split(".")[0] != "souping":
+        with suppress(TypeError):
+            THEIRS[inspect.getfile(made)] = _place(made)
     return made
+
+
+def _line_of(error: BaseException) -> str:
+    """Where a module of the user's stopped."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
 
 
 def _settable(target: Callable[..., Any], kind: Any) -> dict[str, bool]:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.config import PARTS
+from souping.cli.config import PARTS, THEIRS
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import UserError
 
@@ -51,6 +51,9 @@ def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
         return safe(f"{own}: cannot be followed: {first_line(error)}"), 2
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
+    theirs = [f"{THEIRS[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in THEIRS]
+    if theirs:
+        return f"{theirs[-1]}: {what}\nthis part is not souping's; the traceback is in {place}", 2
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     if own and PACKAGE not in Path(own[-1].filename).parents:
         return (
@@ -59,6 +62,8 @@ def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
         )
     if library := _refuser(error, frames):
         return f"{library} refuses a model's files or what it is asked: {what}\nthe traceback is in {place}", 2
+    if THEIRS:
+        return f"{what}\na fault in souping, or in what it got from {', '.join(THEIRS.values())}: see {place}", 1
     return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback, which is in {place}", 1
 
 
