@@ -15,7 +15,7 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.merge_protocols import Pourable
 from souping.core.protocols import Progress
 from souping.core.types import Json, Recipe, UserError, Weights
-from souping.merge.methods import get_method
+from souping.merge.methods import get_method, source
 from souping.merge.plan import MergePlan, carried, parse_size
 from souping.merge.planner import Alignment, check_overrides, fitted, plan
 from souping.merge.pool import ModelMerge
@@ -112,6 +112,8 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def _settings(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
+        if own := source(self.method):
+            settings["source"] = own
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         if self.overrides:

@@ -1,16 +1,20 @@
 """Merge methods: each is one pure function on fp32 tensors.
 
-To add one, write `def mine(tensors, weights): ...` on equal-shaped fp32 arrays and put `Method(function=mine)` into
-`METHODS`. It is called block by block, so it must be elementwise; set `whole=True` where it needs whole tensors (then
-all ingredients of one tensor are in memory at once). A method that only needs inner products of the whole tensors
-(angles, norms) gives `coefficients` instead and stays streamed: weights [K] and the Gram matrix [K, K] in, weights out.
+To add one, from a module of your own too (docs/extending.md), write `def mine(tensors, weights): ...` on equal-shaped
+fp32 arrays and put `Method(function=mine)` into `METHODS`. It is called block by block, so it must be elementwise; set
+`whole=True` where it needs whole tensors (then all ingredients of one tensor are in memory at once). A method that only
+needs inner products of the whole tensors (angles, norms) gives `coefficients` instead and stays streamed: weights [K]
+and the Gram matrix [K, K] in, weights out.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +98,14 @@ def stock_weights(inner: Gram, weights: Weights) -> Weights:
     t = count * cosine / below if abs(below) > 1e-6 else 0.0
     total = sum(weights)
     return tuple(t * weight / total for weight in weights)
+
+
+def source(name: str) -> str | None:
+    """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
+    function = get_method(name).function
+    if function.__module__.split(".")[0] == "souping":
+        return None
+    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
 
 
 METHODS: dict[str, Method] = {

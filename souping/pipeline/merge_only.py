@@ -18,6 +18,7 @@ from souping.core.text import first_line, safe, shown
 from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
 from souping.merge.local import CHOICES, LocalMerge
 from souping.merge.mergekit import Imported, MergekitMerge, from_yaml, to_yaml
+from souping.merge.methods import METHODS, source
 from souping.merge.plan import MOST, is_number, recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.requirements import look, missing
@@ -56,6 +57,7 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
         if path.suffix in (".yml", ".yaml"):
             return _from_mergekit(run, path, store)
         recipe, table = read_recipe(path)
+        _check_method(recipe)
         backend, hashes = maker(run.merge, recipe), dict[str, str]()  # every byte is read anew, once
         given = {c.name: c for c in run.pool.resolve(at_least=0)}
         folders = {
@@ -69,6 +71,18 @@ def rebuild(run: RunSettings, path: Path) -> Path | None:
             for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True):
                 _check_content(name, folders[name], pool.fingerprints[name], expected)
             return _make(run, Soup(pool, recipe, folders, settings.base, text))
+
+
+def _check_method(recipe: Recipe) -> None:
+    """Refuse a soup by a method of somebody's own whose code is not here, or is not what it was."""
+    made_by = recipe.settings.get("source")
+    if made_by is None:
+        return
+    if recipe.method not in METHODS:
+        name = shown(recipe.method)
+        raise UserError(f"{name} is a method of somebody's own: name its class, merge._target_=MODULE.CLASS")
+    if source(recipe.method) != made_by:
+        raise UserError(f"the code of merge.method={recipe.method} is not what made this soup: the file has changed")
 
 
 def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
@@ -234,6 +248,7 @@ SETTINGS: Mapping[str, Test] = {
     "adapters": lambda value: value in CHOICES["adapters"],
     "base": _is_text,
     "by": _is_text,
+    "source": _is_text,
     "scale": is_number,
     "divisor": lambda value: is_number(value) and value != 0,
     "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),

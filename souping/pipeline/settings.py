@@ -79,6 +79,8 @@ class RunSettings:
             settings["store.path"] = nearby(self.store_path)
         if merge.get("command"):
             settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
+        if not str(merge.get("_target_", "souping.")).startswith("souping."):  # a method of the user's
+            settings["merge._target_"] = str(merge["_target_"])
         if merge.get("allow_pickle"):
             settings["merge.allow_pickle"] = "true"
         if merge.get("nonfinite", "error") != "error":

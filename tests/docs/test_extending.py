@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.conftest import ROOT, pool_of
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", PAGE, flags=re.DOTALL))
+WEIGHTS = "model.safetensors"
 COMMANDS = re.findall(r"```bash\npython -m souping (.*?)\n```", PAGE)
 
 
@@ -27,36 +29,72 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> str:
+def run(folder: Path, *arguments: str, expect: int = 0) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "souping", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == expect, done.stderr
+    return done.stderr if expect else done.stdout
+
+
+def command(part: str) -> list[str]:
+    """The command of the page that names this part, first of several."""
+    return shlex.split(next(line for line in COMMANDS if part in line))
+
+
+def on_table() -> list[str]:
+    """What selects from the published scores, so that nothing is evaluated."""
+    table = ROOT / "souping" / "examples" / "paper" / "bfcl_8b.csv"
+    names = "[xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B]"
+    return ["scores=table", f"scores.path={table}", f"pool.candidates={names}"]
 
 
 def test_a_selector(folder: Path) -> None:
-    table = ROOT / "souping" / "examples" / "paper" / "bfcl_8b.csv"
-    names = "[xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B]"
-    said = run(folder, *shlex.split(COMMANDS[0]), "scores=table", f"scores.path={table}", f"pool.candidates={names}")
+    said = run(folder, *command("selector=above_median"), *on_table())
     assert "CoALM" not in said
     assert "BitAgent-8B" in " ".join(said.split())
 
 
+def test_an_objective_and_a_correlation(folder: Path) -> None:
+    run(folder, *command("objective=first"), *on_table(), "selector.threshold=0.4", "hydra.run.dir=run")
+    assert "my_objective.cosine" in (folder / "run" / "config.yaml").read_text()
+    assert json.loads((folder / "run" / "selection.json").read_text())["correlation"]["low"][0][1] is None
+
+
 def test_all_parts_together(folder: Path, family: Path) -> None:
     own = [word for word in pool_of(family) if not word.startswith("evaluator.")]
-    parts = [word for word in shlex.split(COMMANDS[1]) if word != "+experiment=bfcl"]
+    parts = [word for word in command("tracker=lines") if word != "+experiment=bfcl"]
     run(folder, *parts, *own, "hydra.run.dir=run")
     assert (folder / "run" / "report.json").exists()
     assert "my_evaluator.AnswerProbability" in (folder / "run" / "config.yaml").read_text()
     assert len((folder / "trials.jsonl").read_text().splitlines()) >= 1
 
 
-def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    from souping.merge import methods
+def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
+    three = "[" + ",".join(str(family / name) for name in ("ant", "bee", "cat")) + "]"
+    words = [f"pool.candidates={three}" if word.startswith("pool.") else word for word in command("merge=median")]
+    run(folder, *words)
+    card = (folder / "soup" / "README.md").read_text()
+    again = re.search(r"python -m souping (\+experiment=rebuild .*)", card)
+    assert again is not None
+    run(folder, *shlex.split(again[1]))
+    assert (folder / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
+    without = [word for word in shlex.split(again[1]) if not word.startswith(("merge.", "out="))]
+    assert "median is a method of somebody's own" in run(folder, *without, "out=no", expect=2)
+    (folder / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
+    assert "the file has changed" in run(folder, *shlex.split(again[1]), "out=no", expect=2)
 
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    block = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "METHODS" in b)
-    exec(compile(block, "extending.md", "exec"), {})
-    tensors = [np.full(4, value, np.float32) for value in (1, 2, 9)]
-    assert (methods.get_method("median")(tensors, (0.2, 0.3, 0.5)) == 2).all()
+
+def test_an_installed_package(folder: Path) -> None:
+    package = folder / "my_parts"
+    (package / "conf" / "selector").mkdir(parents=True)
+    for place in (package, package / "conf", package / "conf" / "selector"):
+        (place / "__init__.py").write_text("")
+    (folder / "my_parts.py").rename(package / "parts.py")
+    moved = FILES["parts/selector/above_median.yaml"].replace("my_parts.", "my_parts.parts.")
+    (package / "conf" / "selector" / "above_median.yaml").write_text(moved)
+    words = [word for word in command("selector=above_median") if word not in ("--config-dir", "parts")]
+    assert "BitAgent-8B" in " ".join(run(folder, *words, *on_table()).split())
+    search = "hydra.searchpath=[pkg://my_parts.conf]"
+    shutil.rmtree(folder / "hydra_plugins")
+    assert "BitAgent-8B" in " ".join(run(folder, *words, *on_table(), search).split())
