@@ -15,10 +15,9 @@ import numpy as np
 
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.types import (
-    Answered,
-    BlockTask,
     Cell,
     Correlations,
+    Draft,
     FloatArray,
     Inquiry,
     Item,
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
     from souping.core.scores import ScoreMatrix
 
 Wants = Literal["module", "folder", "either"]
+Drafts = Literal["search", "all", "off"]
+DRAFTS = 1
+"""Raise when the same drafts would give other answers: old rows in stores are then left alone."""
 Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
@@ -282,6 +284,31 @@ class Evaluator(Part, Protocol):
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
 
     @property
+    def drafts(self) -> Drafts:
+        """Which answers may be drafts that `verify` took: those of trials, all but a claim's, or none."""
+        return "off"
+
+    @property
+    def drafted_settings(self) -> Mapping[str, Json]:
+        """What keys answers that `verify` gave: they equal those of `evaluate` but for rounding, and lie apart."""
+        return {**self.settings, "drafts": DRAFTS}
+
+    def verify(
+        self, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
+    ) -> list[Record]:
+        """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
+        return self.evaluate(model, items, replicate)
+
+    def likelihoods(
+        self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
+    ) -> list[list[float]] | None:
+        """Log-likelihood (nats) of given answers behind each item's prompt; nan where they are of another prompt.
+
+        None where this evaluator cannot tell.
+        """
+        return None
+
+    @property
     def answers(self) -> int:
         """Answers to an item: replicates 0, 1, .. are asked."""
         return 1
@@ -401,46 +428,6 @@ class Evaluator(Part, Protocol):
         `tokenizer` is the folder of the candidate's tokenizer.
         """
         return ()
-
-
-class Worker(Protocol):
-    """Pool and evaluators in one process, which make a soup and ask it."""
-
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """{side: fingerprint of its evaluator}, as this process sees it."""
-        ...
-
-    def answer(self, task: BlockTask) -> Answered: ...
-
-    def close(self) -> None: ...
-
-
-class Workers(Protocol):
-    """Running workers: up to `slots` tasks are worth putting at once; what is done first is taken first."""
-
-    @property
-    def slots(self) -> int: ...
-
-    def put(self, task: BlockTask) -> None: ...
-
-    def take(self) -> tuple[BlockTask, Answered]:
-        """The next task that is done, waited for. Tasks of a worker that was lost go to another."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Executor(Protocol):
-    """Settings of where soups are made and asked. The driver alone writes to the store, whatever the choice."""
-
-    def needs(self) -> list[Missing]:
-        """Packages that are not here."""
-        return []
-
-    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
-        """Workers: the one in this process, or some that `elsewhere`, which can be pickled, makes in theirs."""
-        ...
 
 
 class RecipeEvaluator(Protocol):

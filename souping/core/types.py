@@ -155,7 +155,8 @@ class Record:
     `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
     `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
     `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids, where they are known. `seconds` is
-    the answer's share of the time that its block took.
+    the answer's share of the time that its block took. `accepted` counts tokens that came from a draft and `likelihood`
+    is the draft's log-likelihood (nats) by this model, where it was measured on the way; neither is kept.
     """
 
     item: str
@@ -169,6 +170,16 @@ class Record:
     prompt_tokens: int = 0
     prompt_key: str = ""
     seconds: float = 0.0
+    accepted: int = 0
+    likelihood: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """Token ids that a model once gave, with their end, behind a prompt whose ids have this digest."""
+
+    tokens: tuple[int, ...]
+    prompt_key: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,18 +194,24 @@ Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
     """What turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide."""
-    import torch
 
     def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        scores = keep_likely(logits.float() / decoding.temperature, decoding)
-        generator, step = torch.Generator(device=scores.device), ids.shape[1] - width
-        for row, seed in enumerate(seeds):
-            generator.manual_seed((seed + step * 0x9E3779B97F4A7C15) % 2**63)
-            noise = torch.empty_like(scores[row]).exponential_(generator=generator)
-            scores[row] -= noise.clamp_min(1e-38).log()  # minus the log of an exponential is Gumbel's
-        return scores
+        return with_noise(decoding, logits, seeds, [ids.shape[1] - width] * len(seeds))
 
     return draw
+
+
+def with_noise(decoding: Decoding, logits: torch.Tensor, seeds: Sequence[int], places: Sequence[int]) -> torch.Tensor:
+    """Scores [N, V] whose arg max are draws, each for the answer of a seed at a place (number of tokens before it)."""
+    import torch
+
+    scores = keep_likely(logits.float() / decoding.temperature, decoding)
+    generator = torch.Generator(device=scores.device)
+    for row, (seed, place) in enumerate(zip(seeds, places, strict=True)):
+        generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
+        noise = torch.empty_like(scores[row]).exponential_(generator=generator)
+        scores[row] -= noise.clamp_min(1e-38).log()  # minus the log of an exponential is Gumbel's
+    return scores
 
 
 def keep_likely(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:

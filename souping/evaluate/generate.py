@@ -13,13 +13,14 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import has_template
-from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
+from souping.core.protocols import Drafts, Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import Count, Seed, Threads
-from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest, part
+from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, digest, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
-from souping.evaluate.engines.transformers import TransformersEngine, no_template
+from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.scoring import reading, score
+from souping.evaluate.templates import no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -228,6 +229,24 @@ class LocalEvaluator(Evaluator):
         answers = self.engine.answer(self, model, items, replicate)
         return [self._record(item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
+    @property
+    def drafts(self) -> Drafts:
+        """Which answers may be verified drafts; with penalties, which look back at the answer, none."""
+        return "off" if self.decoding.penalties else self.engine.drafts
+
+    def verify(
+        self, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
+    ) -> list[Record]:
+        """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
+        answers = self.engine.verify(self, model, items, replicate, drafts)
+        return [self._record(item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
+
+    def likelihoods(
+        self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
+    ) -> list[list[float]] | None:
+        """Log-likelihood (nats) of given answers behind each item's prompt; nan where they are of another prompt."""
+        return self.engine.likelihoods(self, model, items, answers)
+
     def _record(self, item: Item, answer: Answer, replicate: int) -> Record:
         given = answer.outcome != "unanswered"
         return Record(
@@ -240,6 +259,8 @@ class LocalEvaluator(Evaluator):
             tokens=answer.tokens,
             prompt_tokens=answer.prompt_tokens,
             prompt_key=answer.prompt_key,
+            accepted=answer.accepted,
+            likelihood=answer.likelihood,
         )
 
     def rescore(self, item: Item, answer: Record) -> Record:

@@ -1,4 +1,6 @@
-"""Guard of chat templates: code of a candidate's, in jinja's sandbox, that neither fills memory nor runs forever."""
+"""Prompts as token ids, and the guard of chat templates: code of a candidate's, in jinja's sandbox, that neither fills
+memory nor runs forever.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from souping.core.text import first_line
+from souping.core.types import Item, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LONGEST = 50_000_000
 """Characters, or entries of a list, that a product in a template may have."""
@@ -71,3 +79,38 @@ def time_limit() -> Iterator[None]:
         with lock:
             done = True
         timer.cancel()
+
+
+def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
+    """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
+
+    Raises:
+        UserError: there is no chat template, or it refuses the messages.
+    """
+    if isinstance(item.prompt, str):
+        return list(tokenizer(item.prompt)["input_ids"])
+    return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
+
+
+def no_template(item: Item) -> UserError:
+    """Error of an item whose messages nothing can write out."""
+    return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
+    """The item's messages and tools as the tokenizer's chat template writes them."""
+    template = tokenizer.chat_template
+    if not template:
+        raise no_template(item)
+    if item.tools and "tools" not in str(template):
+        raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
+    messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
+    tools = [dict(tool) for tool in item.tools] or None
+    guard_templates()
+    try:
+        with time_limit():
+            text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
+        check_length(str(text))
+    except Exception as error:  # a template is code of the candidate's
+        raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
+    return str(text)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from souping.core.protocols import Evaluator, RecipeEvaluator, Served, Workers
+from souping.core.executor_protocols import Workers
+from souping.core.protocols import Evaluator, RecipeEvaluator, Served
 from souping.core.types import (
     Answered,
     BlockTask,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.protocols import Evaluator, Executor, Served, Worker, Workers
+from souping.core.executor_protocols import Executor, Worker, Workers
+from souping.core.protocols import Evaluator, Served
 from souping.core.types import Answered, BlockTask, Candidate, Recipe
 from souping.pipeline.models import OpenPool
 

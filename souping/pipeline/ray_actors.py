@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from souping.core.protocols import Executor, Worker, Workers
+from souping.core.executor_protocols import Executor, Worker, Workers
 from souping.core.text import Count, first_line, install
 from souping.core.types import Answered, BlockTask, Missing, UserError
 

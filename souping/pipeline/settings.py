@@ -10,17 +10,9 @@ from pathlib import Path
 
 from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
+from souping.core.executor_protocols import Executor
 from souping.core.merge_protocols import MergeBackend
-from souping.core.protocols import (
-    BenchmarkItems,
-    Evaluator,
-    Executor,
-    Objective,
-    ScoreSource,
-    Selector,
-    Strategy,
-    Tracker,
-)
+from souping.core.protocols import BenchmarkItems, Evaluator, Objective, ScoreSource, Selector, Strategy, Tracker
 from souping.core.types import Json, part
 from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark, PartOfBenchmark
 from souping.pipeline.baseline_gate import Expectation

@@ -11,7 +11,8 @@ from typing import Any
 from souping.analysis.correlation import few_models
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
-from souping.core.protocols import Evaluator, Workers
+from souping.core.executor_protocols import Workers
+from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FOLDS, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
 from souping.evaluate.folds import Folds

@@ -18,8 +18,9 @@ from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate import templates
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.decoding import Decoding, keep_likely, sampler
-from souping.evaluate.engines.transformers import load_module, load_tokenizer, render
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.templates import render
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store

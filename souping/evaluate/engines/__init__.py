@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
-from souping.core.types import Item, Json, Outcome, UserError
+from souping.core.protocols import Drafts, ModelHost, ModuleSettings, Part, Served, Wants
+from souping.core.types import Draft, Item, Json, Outcome, UserError
 from souping.evaluate.decoding import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Text that an engine gives, how it ended, its token ids with their end, and the prompt's length and digest."""
+    """Text that an engine gives, how it ended, its token ids with their end, and the prompt's length and digest.
+
+    `accepted` counts tokens that a draft gave; `likelihood` is the log-likelihood (nats) of the first draft, where it
+    was laid behind the prompt as a whole.
+    """
 
     text: str = ""
     outcome: Outcome = "finished"
@@ -24,6 +29,8 @@ class Answer:
     tokens: tuple[int, ...] = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
+    accepted: int = 0
+    likelihood: float | None = None
 
     @classmethod
     def none(cls, prompt: Sequence[int], reason: str) -> Answer:
@@ -96,6 +103,23 @@ class Engine(Part, Protocol):
         ...
 
     @property
+    def drafts(self) -> Drafts:
+        """Which answers may be drafts that `verify` took."""
+        return "off"
+
+    def verify(
+        self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
+    ) -> list[Answer]:
+        """The n-th answers, in the items' order, as other models gave them wherever this one does too."""
+        return self.answer(asked, model, items, replicate)
+
+    def likelihoods(
+        self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
+    ) -> list[list[float]] | None:
+        """Log-likelihood (nats) of answers to each item, nan where they belong to another prompt; None: cannot tell."""
+        return None
+
+    @property
     def wants(self) -> Wants:
         """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
         return "module"
@@ -114,6 +138,61 @@ class Engine(Part, Protocol):
     def host(self) -> ModelHost | None:
         """What holds the model in processes of its own, if anything does."""
         return None
+
+
+def answer_of(
+    asked: Asked, model: Served, prompt: list[int], row: list[int], ends: Sequence[int], pad: int, new: int
+) -> Answer:
+    """One row of generated ids as an answer: to its first end token, without the padding behind a stop text."""
+    end = next((n for n, token in enumerate(row) if token in ends), None)
+    tokens = row[: end + 1] if end is not None else row
+    if (end is None and len(row) < new) or asked.stop:
+        while end is None and tokens and tokens[-1] == pad:
+            tokens.pop()
+    said = tokens[:-1] if end is not None else tokens
+    text = str(model.tokenizer.decode(said, skip_special_tokens=True))
+    short = cut(text, asked.stop)
+    finished = end is not None or len(short) < len(text) or len(tokens) < new
+    return Answer(
+        text=short,
+        outcome="finished" if finished else "truncated",
+        tokens=tuple(tokens),
+        prompt_tokens=len(prompt),
+        prompt_key=prompt_key(prompt),
+    )
+
+
+def own_end(model: Served) -> tuple[int, ...]:
+    end = model.tokenizer.eos_token_id
+    return (int(end),) if isinstance(end, int) else ()
+
+
+def pad_id(model: Served) -> int:
+    for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
+        if isinstance(value, list):
+            value = value[0]
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    ends = [text.find(end) for end in stop if end in text]
+    return text[: min(ends)] if ends else text
+
+
+T = TypeVar("T")
+
+
+def shared(workers: int, count: int, share: Callable[[int, slice], list[T]]) -> list[T]:
+    """What `share(worker, its items)` gives for every item, in order; a worker is a thread with every n-th item."""
+    workers = min(workers, count)
+    if workers < 2:
+        return share(0, slice(None))
+    with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
+        parts = list(pool.map(lambda worker: share(worker, slice(worker, None, workers)), range(workers)))
+    return [parts[i % workers][i // workers] for i in range(count)]
 
 
 def check_gpu_settings(where: str, tensor_parallel_size: int, fraction: float, max_model_len: int | None) -> None:

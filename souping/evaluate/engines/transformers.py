@@ -6,18 +6,18 @@ Below it is what every engine does alike: modules and tokenizers loaded from a f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.protocols import ModuleSettings, Served
+from souping.core.protocols import Drafts, ModuleSettings, Served
 from souping.core.text import first_line
-from souping.core.types import Item, UserError
+from souping.core.types import Draft, Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.engines import Answer, Asked, Engine, prompt_key, room
-from souping.evaluate.templates import check_length, guard_templates, time_limit
+from souping.evaluate.engines import Answer, Asked, Engine, answer_of, own_end, pad_id, room, shared
+from souping.evaluate.engines.verify import Verifier
+from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,16 +25,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersEngine(Engine):
-    """Batched decoding with a KV cache. Its settings are the evaluator's: dtype, device, threads, workers."""
+    """Batched decoding with a KV cache. What decodes it says itself: dtype, device, threads and workers are settings of
+    the evaluator.
+
+    `drafts` says which answers may be verified drafts: those of trials (`search`), all but a claim's, or none.
+    """
+
+    drafts: Drafts = "search"
+    _verifier: Verifier = field(default_factory=Verifier, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.drafts not in ("search", "all", "off"):
+            raise UserError(f"engine.drafts={self.drafts} must be search, all or off")
 
     def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
         """The n-th answers, in the items' order; `asked.workers` threads share the items."""
-        shares = [items[i :: asked.workers] for i in range(min(asked.workers, len(items)))]
-        if len(shares) < 2:
-            return _share(asked, model, items, replicate)
-        with ThreadPoolExecutor(len(shares), thread_name_prefix="souping-evaluate") as pool:
-            parts = list(pool.map(lambda share: _share(asked, model, share, replicate), shares))
-        return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
+        return shared(asked.workers, len(items), lambda worker, own: _share(asked, model, items[own], replicate))
+
+    def verify(
+        self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
+    ) -> list[Answer]:
+        """The n-th answers, as drafts where they come true; plainly where this model or decoding takes none."""
+        verifier = self._verifier
+        if not verifier.takes(asked, model.module):
+            return self.answer(asked, model, items, replicate)
+        return shared(
+            asked.workers,
+            len(items),
+            lambda worker, own: verifier.answer(worker, asked, model, items[own], replicate, drafts[own]),
+        )
+
+    def likelihoods(
+        self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
+    ) -> list[list[float]] | None:
+        """Log-likelihood (nats) of answers to each item, nan where they belong to another prompt."""
+        from souping.evaluate.engines.likelihood import likelihoods
+
+        if not self._verifier.takes(asked, model.module):
+            return None
+        return shared(
+            asked.workers, len(items), lambda worker, own: likelihoods(asked, model, items[own], answers[own])
+        )
 
 
 def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
@@ -66,7 +97,7 @@ def _generate(
 ) -> list[Answer]:
     import torch
 
-    width, pad = max(len(p) for p in prompts), _pad_id(model)
+    width, pad = max(len(p) for p in prompts), pad_id(model)
     ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):  # left padding: every row ends where its answer begins
@@ -74,7 +105,7 @@ def _generate(
         mask[row, width - len(prompt) :] = 1
     device = next(model.module.parameters()).device
     seq2seq = bool(model.module.config.is_encoder_decoder)
-    ends = model.ends or _own_end(model)
+    ends = model.ends or own_end(model)
     seeds = [asked.decoding.seed_of(item, replicate) for item in items]
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
@@ -84,29 +115,7 @@ def _generate(
         **({"tokenizer": model.tokenizer} if asked.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
-    return [_answer(asked, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
-
-
-def _answer(
-    asked: Asked, model: Served, prompt: list[int], row: list[int], ends: Sequence[int], pad: int, new: int
-) -> Answer:
-    """One row of generated ids as an answer: to its first end token, without the padding behind a stop text."""
-    end = next((n for n, token in enumerate(row) if token in ends), None)
-    tokens = row[: end + 1] if end is not None else row
-    if (end is None and len(row) < new) or asked.stop:
-        while end is None and tokens and tokens[-1] == pad:
-            tokens.pop()
-    said = tokens[:-1] if end is not None else tokens
-    text = str(model.tokenizer.decode(said, skip_special_tokens=True))
-    short = cut(text, asked.stop)
-    finished = end is not None or len(short) < len(text) or len(tokens) < new
-    return Answer(
-        text=short,
-        outcome="finished" if finished else "truncated",
-        tokens=tuple(tokens),
-        prompt_tokens=len(prompt),
-        prompt_key=prompt_key(prompt),
-    )
+    return [answer_of(asked, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
@@ -116,11 +125,6 @@ def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcess
     from transformers import LogitsProcessorList
 
     return LogitsProcessorList([sampler(decoding, seeds, width)])  # type: ignore[list-item]  # any callable
-
-
-def _own_end(model: Served) -> tuple[int, ...]:
-    end = model.tokenizer.eos_token_id
-    return (int(end),) if isinstance(end, int) else ()
 
 
 def neutral_config(
@@ -141,56 +145,6 @@ def neutral_config(
         stop_strings=list(stop) or None,
         use_cache=True,
     )
-
-
-def _pad_id(model: Served) -> int:
-    for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
-        if isinstance(value, list):
-            value = value[0]
-        if value is not None:
-            return int(value)
-    return 0
-
-
-def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
-    """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
-
-    Raises:
-        UserError: there is no chat template, or it refuses the messages.
-    """
-    if isinstance(item.prompt, str):
-        return list(tokenizer(item.prompt)["input_ids"])
-    return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
-
-
-def no_template(item: Item) -> UserError:
-    """Error of an item whose messages nothing can write out."""
-    return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
-    """The item's messages and tools as the tokenizer's chat template writes them."""
-    template = tokenizer.chat_template
-    if not template:
-        raise no_template(item)
-    if item.tools and "tools" not in str(template):
-        raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
-    messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
-    tools = [dict(tool) for tool in item.tools] or None
-    guard_templates()
-    try:
-        with time_limit():
-            text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
-        check_length(str(text))
-    except Exception as error:  # a template is code of the candidate's
-        raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
-    return str(text)
-
-
-def cut(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
-    ends = [text.find(end) for end in stop if end in text]
-    return text[: min(ends)] if ends else text
 
 
 def quiet() -> None:

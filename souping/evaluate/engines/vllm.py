@@ -26,9 +26,9 @@ from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
 from souping.core.text import Seed, Threads, first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import Answer, Asked, Engine, check_gpu_settings, prompt_key, room
-from souping.evaluate.engines.transformers import cut, render
+from souping.evaluate.engines import Answer, Asked, Engine, check_gpu_settings, cut, prompt_key, room
 from souping.evaluate.guard import PidGuard
+from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,219 @@
+"""Verified drafts: the answers of plain decoding, whatever the drafts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from souping.core.protocols import ModuleSettings
+from souping.core.types import Draft, Item, Record, UserError
+from souping.evaluate.engines.drafts import Drafted, PassCosts, Proposal, Survival, best_pass
+from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines.vllm import VllmEngine
+from souping.evaluate.generate import LocalEvaluator
+from souping.examples import pantry
+from souping.examples.pantry import PantryBenchmark
+
+LOCAL = LocalEvaluator(max_new_tokens=40, threads=1, device="cpu")
+CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def model(name: str) -> Any:
+    folder = pantry.path(name)
+    module = load_module(folder, ModuleSettings())
+    return SimpleNamespace(soup=name, home=folder, module=module, tokenizer=load_tokenizer(folder), ends=())
+
+
+@pytest.fixture(scope="module")
+def python() -> Any:
+    return model("python_cook")
+
+
+@pytest.fixture(scope="module")
+def java() -> Any:
+    return model("java_cook")
+
+
+@pytest.fixture(scope="module")
+def items() -> tuple[Item, ...]:
+    every = PantryBenchmark(path=str(pantry.path("items")), name=None).items()
+    return tuple(every[:: len(every) // 14])
+
+
+def draft(record: Record) -> Draft:
+    return Draft(tokens=record.tokens, prompt_key=record.prompt_key)
+
+
+def bare(records: Sequence[Record]) -> list[Record]:
+    """Records without what only a verified answer has."""
+    return [replace(record, accepted=0, likelihood=None) for record in records]
+
+
+Make = Callable[[Record, Record, random.Random], list[Draft]]
+MAKERS: dict[str, Make] = {
+    "none": lambda own, other, dice: [],
+    "empty": lambda own, other, dice: [replace(draft(own), tokens=())],
+    "full": lambda own, other, dice: [draft(own)],
+    "another model's": lambda own, other, dice: [draft(other)],
+    "partial": lambda own, other, dice: [replace(draft(own), tokens=own.tokens[: dice.randrange(len(own.tokens))])],
+    "wrong": lambda own, other, dice: [replace(draft(own), tokens=tuple(dice.randrange(90) for _ in range(30)))],
+    "too long": lambda own, other, dice: [replace(draft(own), tokens=own.tokens + own.tokens * 9)],
+    "one token wrong": lambda own, other, dice: [replace(draft(own), tokens=(*own.tokens[:3], 7, *own.tokens[4:]))],
+    "the second fits": lambda own, other, dice: [draft(other), draft(own)],
+    "of another prompt": lambda own, other, dice: [replace(draft(own), prompt_key="x")],
+    "mixed": lambda own, other, dice: dice.choice([[], [draft(own)], [draft(other)], [draft(other), draft(own)]]),
+}
+CASES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "three workers": {"workers": 3},
+    "a short limit": {"max_new_tokens": 5},
+    "one token": {"max_new_tokens": 1},
+    "a stop text": {"stop": ["("]},
+    "stop texts over tokens": {"stop": ["=1", "))", ")\n"]},
+    "sampled": {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "samples": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_verified_answer_is_the_plain_one(case: str, python: Any, java: Any, items: tuple[Item, ...]) -> None:
+    asked = replace(LOCAL, **CASES[case], engine=TransformersEngine())
+    for replicate in range(asked.answers):
+        own, other = (asked.evaluate(one, items, replicate) for one in (python, java))
+        for name, maker in MAKERS.items():
+            dice = random.Random(0)
+            drafts = [maker(a, b, dice) for a, b in zip(own, other, strict=True)]
+            told = asked.verify(python, items, replicate, drafts)
+            assert bare(told) == own, name
+            if name == "full":
+                assert [record.accepted for record in told] == [len(record.tokens) for record in own]
+    assert len({len(record.tokens) for record in own}) > 1 or asked.max_new_tokens < 6
+
+
+def test_end_tokens_are_verified_places(python: Any, items: tuple[Item, ...]) -> None:
+    whole = LOCAL.evaluate(python, items)
+    common = whole[0].tokens[4]
+    ended = SimpleNamespace(**{**vars(python), "ends": (common, python.tokenizer.eos_token_id)})
+    plain = LOCAL.evaluate(ended, items)
+    assert any(a.tokens != b.tokens for a, b in zip(plain, whole, strict=True))
+    assert bare(LOCAL.verify(ended, items, 0, [[draft(record)] for record in whole])) == plain
+
+
+def test_chat_items_and_prompts_that_do_not_fit(python: Any, items: tuple[Item, ...]) -> None:
+    twin = SimpleNamespace(**{**vars(python), "tokenizer": load_tokenizer.__wrapped__(python.home)})
+    twin.tokenizer.chat_template = CHAT
+    chats = [replace(item, prompt=({"role": "user", "content": str(item.prompt)},)) for item in items[:6]]
+    long = replace(items[0], id="long", prompt="cook " * 3000)
+    tight = replace(items[0], id="tight", prompt="cook " * 503)
+    asked = [*chats, long, tight]
+    plain = LOCAL.evaluate(twin, asked)
+    assert {record.outcome for record in plain} >= {"finished", "unanswered"}
+    assert bare(LOCAL.verify(twin, asked, 0, [[draft(record)] for record in plain])) == plain
+
+
+def test_blocks_after_one_another_learn_and_stay_right(python: Any, java: Any, items: tuple[Item, ...]) -> None:
+    asked = replace(LOCAL, engine=TransformersEngine(), batch_size=7)
+    own, other = ({r.item: r for r in LOCAL.evaluate(one, items)} for one in (python, java))
+    for _ in range(2):
+        for block in asked.batches(items):
+            told = asked.verify(python, block, 0, [[draft(other[item.id])] for item in block])
+            assert bare(told) == [own[item.id] for item in block]
+
+
+def test_the_pass_tells_how_likely_a_whole_draft_is(python: Any, java: Any, items: tuple[Item, ...]) -> None:
+    own, other = (LOCAL.evaluate(one, items) for one in (python, java))
+    told = LOCAL.verify(python, items, 0, [[draft(record)] for record in own])
+    given = LOCAL.likelihoods(python, items, [[draft(a), draft(b)] for a, b in zip(own, other, strict=True)])
+    assert given is not None
+    known = [(record.likelihood, row[0]) for record, row in zip(told, given, strict=True)]
+    assert any(found is not None for found, _ in known)
+    assert all(found is None or abs(found - row) < 1e-3 for found, row in known)
+    pairs = [(mine, theirs) for mine, theirs in given if mine != theirs]
+    assert pairs
+    assert sum(mine > theirs for mine, theirs in pairs) > 0.7 * len(pairs)  # greedy, so not always the likeliest
+
+
+def test_likelihoods_are_those_of_a_pass_without_cache(python: Any, items: tuple[Item, ...]) -> None:
+    import torch
+
+    own = LOCAL.evaluate(python, items)
+    key = own[0].prompt_key
+    answers = [[draft(record), Draft(tokens=(5,), prompt_key=record.prompt_key)] for record in own]
+    answers[0] += [Draft(tokens=(), prompt_key=key), Draft(tokens=(5,), prompt_key="x")]
+    told = LOCAL.likelihoods(python, items, answers)
+    assert told is not None
+    assert [value != value for value in told[0]] == [False, False, True, True]
+    for item, given, values in zip(items, answers, told, strict=True):
+        prompt = python.tokenizer(item.prompt)["input_ids"]
+        for one, value in zip(given[:2], values, strict=False):
+            ids = torch.tensor([prompt + list(one.tokens)])
+            logs = python.module(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            assert abs(float(logs[range(len(one.tokens)), list(one.tokens)].sum().detach()) - value) < 1e-3
+
+
+def test_where_drafts_are_of_no_use_answers_are_plain(
+    python: Any, items: tuple[Item, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(LOCAL, engine=TransformersEngine())
+    plain = asked.evaluate(python, items[:4])
+    monkeypatch.setattr(python.module.config, "sliding_window", 16, raising=False)
+    monkeypatch.setattr(python.module.config, "layer_types", None, raising=False)
+    drafts = [[draft(record)] for record in plain]
+    for _ in range(2):
+        told = asked.verify(python, items[:4], 0, drafts)
+        assert [record.accepted for record in told] == [0] * 4
+    assert len(caplog.records) == 1
+    assert caplog.records[0].message.startswith("engine.drafts: off for this model, which has a cache that cannot go")
+    assert asked.likelihoods(python, items[:4], drafts) is None
+
+
+def test_who_takes_drafts() -> None:
+    assert LOCAL.drafts == "search"
+    assert replace(LOCAL, engine=TransformersEngine(drafts="off")).drafts == "off"
+    assert replace(LOCAL, engine=VllmEngine()).drafts == "off"
+    with pytest.raises(UserError, match=r"engine\.drafts=always must be search, all or off"):
+        TransformersEngine(drafts="always")  # type: ignore[arg-type]
+    assert replace(LOCAL, engine=TransformersEngine(drafts="off")).fingerprint == LOCAL.fingerprint
+    assert LOCAL.drafted_settings != LOCAL.settings
+
+
+class TestProposals:
+    def test_drafts_fit_one_after_another(self) -> None:
+        row = Drafted(number=0, prompt=[1], drafts=[(5, 6, 7, 8), (5, 9, 3, 4)], limit=4)
+        assert list(row.propose().tokens) == [5, 6, 7, 8]
+        row.take([5, 9])
+        assert list(row.propose().tokens) == [3, 4]
+
+    def test_look_up_follows_the_longest_run(self) -> None:
+        row = Drafted(number=0, prompt=[2, 3, 4, 5, 9, 2, 3, 7, 7], drafts=[(1, 2, 3, 8)], limit=9)
+        row.take([6, 9, 2, 3])
+        found = row.propose()
+        assert (list(found.tokens), found.kind > 0) == ([7, 7, 6, 9, 2], True)
+        row.take([0])
+        assert list(row.propose().tokens) == []
+
+    def test_it_reaches_less_far_the_less_it_is_right(self) -> None:
+        good, bad = Survival(), Survival()
+        for _ in range(50):
+            good.note(Proposal(tokens=[1] * 40), 40, 40)
+            bad.note(Proposal(tokens=[1] * 40), 0, 40)
+        for _ in range(900):
+            bad.note(Proposal(tokens=[1] * 40), 0, 40)
+        assert good.reach(0, 32, 8) > 100 > 5 > bad.reach(0, 32, 8)
+        assert good.reach(0, 32, 8) > good.reach(0, 32, 64)
+        ahead = [Proposal(tokens=[1] * 40)] * 4
+        assert best_pass(ahead, bad, 32, 1000) == ([0, 1, 2, 3], 1)
+        assert best_pass([*ahead, Proposal()], good, 32, 1000) == ([0, 1, 2, 3], 41)
+        assert best_pass([Proposal()] * 3, good, 32, 1000) == ([0, 1, 2], 1)
+
+    def test_the_overhead_is_what_a_narrow_pass_costs_beside_its_tokens(self) -> None:
+        costs = PassCosts()
+        costs.note(1000, 1.0, long=True)
+        for seconds in (0.04, 0.07, 0.5):
+            costs.note(8, seconds, long=False)
+        costs.settle()
+        assert costs.overhead == 64.0
