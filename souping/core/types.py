@@ -342,6 +342,11 @@ class SearchSpace:
     whole: bool = False
     margins: bool = False
 
+    @property
+    def parts(self) -> bool:
+        """Whether parts of the fold may be asked."""
+        return bool(self.categories) and not self.whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inquiry:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.text import Count
 from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
+from souping.search.racing import RacedSearch, WatchedSearch, raced_items
 
 
 @dataclass
@@ -64,9 +66,12 @@ class Grid(Strategy):
     budget: Count | None = None
     tokens: Count | None = None
     seconds: float | None = None
+    racing: Literal["none", "halving"] = "none"
+    stop: Literal["auto", "never"] = "never"
 
     def __post_init__(self) -> None:
         check_limits(self)
+        check_manner(self.racing, self.stop)
         simplex.grid_size(2, *self.bounds)
 
     @property
@@ -92,11 +97,23 @@ class Grid(Strategy):
         known = anchors(size)
         return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
 
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients)))
+    def start(self, space: SearchSpace, seed: int) -> Optimiser:
+        points = self.known_points(len(space.ingredients))[: self.trials]
+        if self.racing == "halving" and space.parts:
+            return RacedSearch(Search(points), space, seed, len(points), self.budget)
+        search = Search(points)
+        return WatchedSearch(search, points, space, seed) if self.stop == "auto" and space.categories else search
 
     def count(self, size: int) -> int | None:
         return capped(len(self.known_points(size)), self.trials)
+
+    def workload(self, size: int, items: int) -> tuple[int, int] | None:
+        """What a race takes; None for whole folds."""
+        if self.racing == "none":
+            return None
+        count = capped(len(self.known_points(size)), self.trials)
+        most = min(raced_items(count, items), self.budget or count * items)
+        return most, most
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
@@ -182,6 +199,16 @@ def check_limits(strategy: Strategy) -> None:
             raise UserError(f"optimiser.{name}={limit} must be at least 1 (or null for no limit)")
     if strategy.seconds is not None and not 0 < strategy.seconds < float("inf"):
         raise UserError(f"optimiser.seconds={strategy.seconds} must be above 0 (or null for no limit)")
+
+
+def check_manner(racing: str, stop: str) -> None:
+    """Refuse ways to race and to stop that there are not, and both at once (UserError)."""
+    if racing not in ("none", "halving"):
+        raise UserError(f"optimiser.racing={racing} must be none or halving")
+    if stop not in ("auto", "never"):
+        raise UserError(f"optimiser.stop={stop} must be auto or never")
+    if racing == "halving" and stop == "auto":
+        raise UserError("optimiser.racing=halving ends by its own rule: leave out optimiser.stop=auto")
 
 
 def capped(count: int, trials: int | None) -> int:

@@ -1,0 +1,240 @@
+"""Running adaptive search: the cell (soup, items of some categories) that most sharpens who leads, cell after cell.
+
+A surrogate (a Gaussian process a category) knows what was answered. Its leader is the soup with the highest posterior
+mean of the objective; its rivals are those with the highest expected improvement over the leader. The next cell is the
+one that takes most off the expected improvement of the rivals a price. At the end the leader answers the rest of the
+fold, and the posterior's best of the soups that answered the whole fold wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from souping.core import simplex
+from souping.core.protocols import Optimiser
+from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
+from souping.search import beliefs
+from souping.search.answers import FoldAnswers
+from souping.search.guide import LikelihoodGuide
+from souping.search.kernels import Kernel, agreeing
+from souping.search.layout import FoldLayout
+from souping.search.surrogate import Prior, Surrogate, evidence
+
+RIVALS, FINALISTS, SHOWN = 12, 3, 20
+"""Rivals looked at, soups that may finish the fold at the end, equals that are named."""
+SCALES, LENGTHS = (0.35, 0.6, 1.0, 1.6), (0.4, 0.75, 1.4)
+"""Scales and lengths of the prior's signal among which the evidence chooses."""
+ENOUGH = 0.001
+"""Expected gain from finishing the fold below which a search ends: 0.1 points."""
+GROWTH = 1.6
+"""The prior is fitted anew when this many times more answers are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRules:
+    """When a search ends, and whether a guide may help."""
+
+    auto: bool = True
+    guide: bool = True
+    budget: int | None = None
+
+
+class AdaptiveSearch(Optimiser):
+    """Running adaptive search over `points`. Cells that are open count as known, at their expected values."""
+
+    def __init__(self, rules: SearchRules, points: Sequence[Weights], space: SearchSpace, seed: int) -> None:
+        self._rules, self._space = rules, space
+        self._points: list[Weights] = [tuple(map(float, p)) for p in points]
+        self._numbers = {p: n for n, p in enumerate(self._points)}
+        self._table = np.array(self._points)
+        self._layout = FoldLayout.of(space, seed)
+        self._answers = FoldAnswers(self._layout, len(self._points))
+        self._open: list[Cell] = []
+        self._spent = self._finals = 0
+        self._why, self._looked = "", 0
+        guided = rules.guide and space.margins
+        self._guide = LikelihoodGuide(self._points, self._table) if guided else None
+        if space.singles is not None:
+            for single, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+                if vertex in self._numbers:
+                    self._answers.hear(self._numbers[vertex], None, single)
+        self._free = set(self._answers.complete.tolist())
+        self._surrogate = Surrogate(self._prior(None), self._layout.sizes)
+        self._refit()
+
+    # ------------------------------------------------------------ surrogate
+
+    def _refit(self) -> None:
+        """The surrogate anew from all that was told, with the prior that explains it best."""
+        self._fitted = self._answers.told
+        known, plain = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
+        best = max(self._scaled(plain), key=lambda prior: evidence(prior, self._layout.sizes, known))
+        if self._guide is not None and self._guide.ready:
+            best = self._guide.judge(best, self._layout, known, self._answers.depth)
+        self._surrogate = Surrogate(best, self._layout.sizes, known)
+
+    def _prior(self, mean: FloatArray | None) -> Prior:
+        """Prior from the answers' own levels and spreads; `mean` [C, S] is what is believed of the scores so far."""
+        residuals = self._answers.residuals()
+        self._kernel = agreeing(Kernel(), self._table, residuals)
+        spread = self._answers.deviations(residuals, mean)
+        alike = self._kernel.noise(self._table) * self._answers.clustering()
+        level = np.repeat(self._answers.levels()[:, None], len(self._table), 1)
+        return Prior(self._signal(self._kernel), spread[:, :, None] * spread[:, None] * alike, level)
+
+    def _signal(self, kernel: Kernel) -> FloatArray:
+        return np.repeat(kernel.signal(self._table)[None], len(self._layout.blocks), 0)
+
+    def _scaled(self, plain: Prior) -> list[Prior]:
+        kernel = self._kernel
+        kernels = [
+            replace(kernel, plane=kernel.plane * a, bend=kernel.bend * a, length=b) for a in SCALES for b in LENGTHS
+        ]
+        return [replace(plain, signal=self._signal(one)) for one in kernels]
+
+    def _believed(self) -> tuple[Surrogate, IntArray]:
+        """Surrogate and depths with the open cells counted as answered."""
+        if not self._open:
+            return self._surrogate, self._answers.depth
+        surrogate, depth = self._surrogate.copy(), self._answers.depth.copy()
+        for cell in (cell for cell in self._open if cell.wants == "scores"):
+            soup = self._numbers[cell.weights]
+            for category, block in self._answers.parts(soup, cell.items):
+                if block >= depth[soup, category]:
+                    surrogate.observe(category, soup, block)
+                    depth[soup, category] = block + 1
+        return surrogate, depth
+
+    # ------------------------------------------------------------ asking
+
+    def ask(self) -> Cell | None:
+        if self._guide is not None and self._guide.wanted:
+            return self.opened(Cell(weights=self._guide.wanted.pop(0), wants="margins"))
+        if not self._why:
+            surrogate, depth = self._believed()
+            cell = self._next(surrogate, depth)
+            if cell is not None:
+                return self.opened(cell)
+        if self._open:
+            return None
+        if self._fitted < self._answers.told:
+            self._refit()
+        cell = self._confirm()
+        return None if cell is None else self.opened(cell)
+
+    def opened(self, cell: Cell) -> Cell:
+        """Take note that a cell is asked."""
+        self._open.append(cell)
+        if cell.wants == "scores":
+            self._spent += self._layout.items if cell.items is None else len(cell.items)
+        return cell
+
+    def _next(self, surrogate: Surrogate, depth: IntArray) -> Cell | None:
+        """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
+        weights, left = self._layout.weights, depth < self._layout.counts
+        mean, cov = surrogate.objective(weights)
+        leader, rivals, urgency = beliefs.expected_improvement(mean, cov, RIVALS)
+        if not left.any():
+            self._why = "every soup has answered the whole fold"
+        elif self._rules.auto and self._due():
+            gain = beliefs.finishing_gain(surrogate, self._layout, depth, leader, rivals)
+            if gain < ENOUGH:
+                self._why = f"finishing the fold would gain {100 * gain:.2f} points"
+        if self._why:
+            return None
+        block = np.where(left, depth, 0)
+        categories = np.arange(len(weights))
+        drop = np.tensordot(urgency, surrogate.reduction(leader, rivals, weights), (0, 1))
+        worth = drop[categories, np.arange(len(depth))[:, None] * surrogate.blocks + block]
+        size = self._layout.sizes[categories, block]
+        soup, chosen = self._choose(np.where(left, worth, 0.0), np.where(left, size, np.inf))
+        items = [int(i) for c in chosen for i in self._layout.blocks[c][block[soup, c]]]
+        if not self._affords(len(items) + len(self._answers.rest(leader, depth))):
+            self._why = "the budget ends"
+            return None
+        return Cell(weights=self._points[soup], items=None if self._space.whole else tuple(items))
+
+    @property
+    def ends(self) -> bool:
+        """Whether finishing the fold can no longer pay."""
+        mean, cov = self._surrogate.objective(self._layout.weights)
+        leader, rivals, _ = beliefs.expected_improvement(mean, cov, RIVALS)
+        gain = beliefs.finishing_gain(self._surrogate, self._layout, self._answers.depth, leader, rivals)
+        self._why = f"finishing the fold would gain {100 * gain:.2f} points" if gain < ENOUGH else self._why
+        return gain < ENOUGH
+
+    def _due(self) -> bool:
+        """Whether a third of a fold was told since the stop rule was looked at."""
+        if self._spent < self._looked + self._layout.items // 3:
+            return False
+        self._looked = self._spent
+        return True
+
+    def _affords(self, items: int) -> bool:
+        return self._rules.budget is None or self._spent + items <= self._rules.budget
+
+    def _choose(self, worth: FloatArray, size: FloatArray) -> tuple[int, list[int]]:
+        """The soup, and its categories, of the best worth a price; never less than a batch unless that pays."""
+        if self._space.whole:
+            return int(np.argmax(np.where(np.isfinite(size).all(1), worth.sum(1), -1.0))), list(range(worth.shape[1]))
+        order = np.argsort(-worth / size, 1, kind="stable")
+        gain = np.cumsum(np.take_along_axis(worth, order, 1), 1)
+        items = np.cumsum(np.take_along_axis(size, order, 1), 1)
+        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.block), -1.0)
+        soup, last = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+        return int(soup), sorted(int(c) for c in order[soup, : last + 1])
+
+    def _confirm(self) -> Cell | None:
+        """The rest of the fold for the leader, as long as the leader has not answered it and the budget allows."""
+        mean, _ = self._surrogate.objective(self._layout.weights)
+        leader = int(np.argmax(mean))
+        rest = self._answers.rest(leader)
+        if not rest or self._finals >= FINALISTS or not self._affords(len(rest)):
+            return None
+        self._finals += 1
+        whole = self._space.whole or len(rest) == self._layout.items
+        return Cell(weights=self._points[leader], items=None if whole else tuple(rest))
+
+    # ------------------------------------------------------------ telling
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._open.remove(cell)
+        if cell.wants == "margins":
+            if self._guide is not None:
+                self._guide.hear(cell.weights, result.values)
+            return
+        soup = self._numbers[cell.weights]
+        for category, block, score in self._answers.hear(soup, cell.items, result.values):
+            self._surrogate.observe(category, soup, block, score)
+        if self._answers.told >= GROWTH * self._fitted:
+            self._refit()
+
+    def best(self) -> Weights:
+        """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
+        if not self._spent:
+            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+        mean, _ = self._surrogate.objective(self._layout.weights)
+        asked = np.flatnonzero(self._answers.depth.any(1))
+        done = self._answers.complete if self._why and len(self._answers.complete) else asked
+        size = (self._table[done] > 0).sum(1)
+        return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
+
+    def summary(self) -> Mapping[str, Json]:
+        """What the search says of itself: points are of 100."""
+        mean, cov = self._surrogate.objective(self._layout.weights)
+        pick = self._numbers[self.best()]
+        told = beliefs.outlook(mean, cov, pick)
+        leader, rivals, _ = beliefs.expected_improvement(mean, cov, RIVALS)
+        gain = beliefs.next_items(self._surrogate, self._layout, self._answers.depth, leader, rivals)
+        return {
+            "stopped": self._why or "a limit of the run ended it",
+            "within_1_point": round(told.within, 3),
+            "expected_regret": round(100 * told.regret, 3),
+            "indistinguishable": [list(self._points[s]) for s in told.rivals[:SHOWN]],
+            "indistinguishable_count": len(told.rivals),
+            "next_100_items_gain": round(100 * gain, 3),
+            "guide": self._guide.verdict if self._guide is not None else "none",
+        }
