@@ -10,6 +10,9 @@ import numpy as np
 
 from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
+BATCH = 16
+"""Items below which asking would be slow."""
+
 
 @dataclass(frozen=True)
 class TruthTable:
@@ -110,6 +113,7 @@ class Simulation:
             groups=tuple(f"g{g}" for g in table.group[self.fold]),
             coefficients=dict.fromkeys(known, 1 / len(known)),
             singles=table.ok[np.ix_(table.singles, self.fold)] if table.singles else None,
+            block=BATCH,
             margins=table.right is not None,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import erf
 
 import numpy as np
 
@@ -29,8 +28,11 @@ def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[
 
 
 def normal(z: FloatArray) -> FloatArray:
-    """Distribution function of the standard normal."""
-    return np.array([0.5 * (1 + erf(v / 2**0.5)) for v in z])
+    """Distribution function of the standard normal, within 1e-7 (Abramowitz and Stegun 26.2.17)."""
+    t = 1 / (1 + 0.2316419 * abs(z))
+    tail = np.polyval((1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530, 0.0), t)
+    tail = tail * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    return np.asarray(np.where(z > 0, 1 - tail, tail))
 
 
 def finishing_gain(surrogate: Surrogate, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray) -> float:

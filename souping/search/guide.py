@@ -18,7 +18,7 @@ import numpy as np
 
 from souping.core import simplex
 from souping.core.types import BoolArray, FloatArray, IntArray, Weights
-from souping.search.kernels import Kernel
+from souping.search.kernels import Kernel, distances
 from souping.search.layout import FoldLayout
 from souping.search.surrogate import JITTER, KnownCells, Prior
 
@@ -88,7 +88,7 @@ def soft_scores(margins: FloatArray) -> FloatArray:
 def _interpolated(table: FloatArray, rows: Sequence[int], values: FloatArray) -> FloatArray:
     """Values at `rows` spread over all points by a smooth Gaussian process [S]."""
     scale = max(float(values.std()), JITTER)
-    prior = Kernel(level=3.0, plane=3.0, bend=2.0).signal(table)
+    prior = Kernel(level=3.0, plane=3.0, bend=2.0).signal(table, distances(table))
     joint = prior[np.ix_(rows, rows)] + 1e-3 * np.eye(len(rows))
     centre = values.mean()
     return np.asarray(centre + scale * prior[:, rows] @ np.linalg.solve(joint, (values - centre) / scale))

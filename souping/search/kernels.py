@@ -28,22 +28,17 @@ class Kernel:
     shared: float = 0.3
     reach: float = 1.2
 
-    def signal(self, points: FloatArray) -> FloatArray:
-        """[S, S] of points [S, K]."""
-        square = distances(points) ** 2
-        moving = self.plane**2 * points @ points.T + self.bend**2 * np.exp(-square / (2 * self.length**2))
+    def signal(self, points: FloatArray, apart: FloatArray) -> FloatArray:
+        """[S, S] of points [S, K] whose distances are `apart`."""
+        moving = self.plane**2 * points @ points.T + self.bend**2 * np.exp(-(apart**2) / (2 * self.length**2))
         return np.asarray(self.level**2 + moving)
 
-    def noise(self, points: FloatArray) -> FloatArray:
-        """[S, S] with a diagonal of ones."""
-        return np.asarray(self.agreement(distances(points)))
-
     def agreement(self, distance: FloatArray) -> FloatArray:
-        """Correlation of the answers of two soups to one item."""
+        """Correlation of the answers of two soups to one item, 1 where they are one."""
         return np.asarray(self.shared + (1 - self.shared) * np.exp(-distance / self.reach))
 
 
-def agreeing(kernel: Kernel, points: FloatArray, residuals: FloatArray) -> Kernel:
+def agreeing(kernel: Kernel, apart: FloatArray, residuals: FloatArray) -> Kernel:
     """The kernel with `shared` and `reach` as the answers have them: least squares on the correlations of all pairs of
     soups over the items that both answered, weighed by their number, held near the constants where there is little.
 
@@ -60,7 +55,7 @@ def agreeing(kernel: Kernel, points: FloatArray, residuals: FloatArray) -> Kerne
     if not use.any():
         return kernel
     found = ((filled @ filled.T)[first, second][use] / scale[use]).clip(-0.5, 1.0)
-    weight, apart = count[use] / count[use].sum(), distances(points[seen])[first, second][use]
+    weight, apart = count[use] / count[use].sum(), apart[np.ix_(seen, seen)][first, second][use]
 
     def loss(candidate: Kernel) -> float:
         error = float(weight @ (found - candidate.agreement(apart)) ** 2)

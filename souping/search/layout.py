@@ -9,7 +9,7 @@ import numpy as np
 
 from souping.core.types import FloatArray, IntArray, SearchSpace
 
-FIRST, MOST = 8, 4
+FIRST, MOST = 12, 4
 """Items of a first block at least, and blocks of a category at most; each block doubles what was answered before."""
 
 

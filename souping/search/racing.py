@@ -174,7 +174,9 @@ class WatchedSearch(Optimiser):
     def summary(self) -> Mapping[str, Json]:
         if not self._told:
             return self._inner.summary()
-        return {**self._inner.summary(), **self._judge().summary()}
+        judge = self._judge()
+        stopped = judge.ends or self._ended
+        return {**self._inner.summary(), **judge.summary(), **({} if stopped else {"stopped": "a limit of the run"})}
 
     def _judge(self) -> AdaptiveSearch:
         points = list(dict.fromkeys([*self._lattice, *self._told]))

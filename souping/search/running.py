@@ -19,7 +19,7 @@ from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchS
 from souping.search import beliefs
 from souping.search.answers import FoldAnswers
 from souping.search.guide import LikelihoodGuide
-from souping.search.kernels import Kernel, agreeing
+from souping.search.kernels import Kernel, agreeing, distances
 from souping.search.layout import FoldLayout
 from souping.search.surrogate import Prior, Surrogate, evidence
 
@@ -50,6 +50,7 @@ class AdaptiveSearch(Optimiser):
         self._points: list[Weights] = [tuple(map(float, p)) for p in points]
         self._numbers = {p: n for n, p in enumerate(self._points)}
         self._table = np.array(self._points)
+        self._apart = distances(self._table)
         self._layout = FoldLayout.of(space, seed)
         self._answers = FoldAnswers(self._layout, len(self._points))
         self._open: list[Cell] = []
@@ -79,14 +80,14 @@ class AdaptiveSearch(Optimiser):
     def _prior(self, mean: FloatArray | None) -> Prior:
         """Prior from the answers' own levels and spreads; `mean` [C, S] is what is believed of the scores so far."""
         residuals = self._answers.residuals()
-        self._kernel = agreeing(Kernel(), self._table, residuals)
+        self._kernel = agreeing(Kernel(), self._apart, residuals)
         spread = self._answers.deviations(residuals, mean)
-        alike = self._kernel.noise(self._table) * self._answers.clustering()
+        alike = self._kernel.agreement(self._apart) * self._answers.clustering()
         level = np.repeat(self._answers.levels()[:, None], len(self._table), 1)
         return Prior(self._signal(self._kernel), spread[:, :, None] * spread[:, None] * alike, level)
 
     def _signal(self, kernel: Kernel) -> FloatArray:
-        return np.repeat(kernel.signal(self._table)[None], len(self._layout.blocks), 0)
+        return np.repeat(kernel.signal(self._table, self._apart)[None], len(self._layout.blocks), 0)
 
     def _scaled(self, plain: Prior) -> list[Prior]:
         kernel = self._kernel

@@ -1,0 +1,155 @@
+"""What the adaptive search promises beside the conformance suite: budgets, blocks, finalists, rules, guide."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from souping.core.types import SearchSpace, UserError
+from souping.search.adaptive import Adaptive
+from tests.support.worlds import price, searched, world
+
+PLAIN = Adaptive(guide="none", stop="never")
+
+
+@pytest.mark.parametrize("budget", [130, 300, 1000])
+@pytest.mark.parametrize("opened", [1, 4])
+def test_a_budget_is_kept_and_the_winner_answered_the_whole_fold(budget: int, opened: int) -> None:
+    of = world()
+    search = replace(PLAIN, budget=budget).start(of.space, 1)
+    asked = searched(search, of, opened)
+    assert price(asked, of) <= budget
+    known = {cell.weights for cell in asked}
+    seen = {w: sum(price([c], of) for c in asked if c.weights == w) for w in known}
+    assert search.best() in of.points[1:4] or seen[search.best()] == 120
+
+
+def test_no_item_is_asked_twice_of_a_soup_and_every_prefix_is_nested() -> None:
+    of = world()
+    asked = searched(replace(PLAIN, budget=1500).start(of.space, 1), of)
+    orders: dict[tuple[float, ...], list[int]] = {}
+    for cell in asked:
+        orders.setdefault(cell.weights, []).extend(cell.items or range(120))
+    for items in orders.values():
+        assert len(items) == len(set(items))
+    by_category = {
+        c: sorted((tuple(i for i in items if i % 3 == c) for items in orders.values()), key=len) for c in range(3)
+    }
+    for rows in by_category.values():
+        assert all(set(short) <= set(rows[-1]) for short in rows)
+        assert rows[-1], "no category starves"
+
+
+def test_it_finds_what_the_whole_grid_finds_for_a_quarter_of_its_items() -> None:
+    lost = []
+    for seed in range(12):
+        of = world(seed)
+        search = replace(PLAIN, budget=round(0.25 * of.ok.size)).start(of.space, seed)
+        searched(search, of)
+        lost.append(of.ok.mean(1).max() - of.score(search.best()))
+    assert np.mean(lost) < 0.03
+
+
+def test_a_larger_budget_goes_on_where_a_smaller_one_ended() -> None:
+    of = world(3)
+    short = searched(replace(PLAIN, budget=400).start(of.space, 3), of)
+    long = searched(replace(PLAIN, budget=1200).start(of.space, 3), of)
+    same = next(n for n, (a, b) in enumerate(zip(short, long, strict=False)) if a != b)
+    assert price(short[same:], of) <= 120, "only the finalist's rest differs"
+
+
+def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
+    of = world()
+    search = Adaptive(guide="none").start(of.space, 0)
+    asked = searched(search, of)
+    said = search.summary()
+    assert price(asked, of) < 0.5 * of.ok.size
+    assert "finishing the fold would gain" in str(said["stopped"])
+    assert 0 <= float(str(said["within_1_point"])) <= 1
+    assert float(str(said["expected_regret"])) >= 0
+    assert float(str(said["next_100_items_gain"])) >= 0
+
+
+def test_whole_folds_are_asked_where_parts_may_not_be() -> None:
+    of = world(whole=True)
+    search = replace(PLAIN, budget=900).start(of.space, 0)
+    asked = searched(search, of)
+    assert {cell.items for cell in asked} == {None}
+    assert len(asked) == len({cell.weights for cell in asked}) <= 7
+    search.best()
+
+
+def test_batches_are_no_smaller_than_the_evaluators() -> None:
+    of = world()
+    small = searched(replace(PLAIN, budget=1000).start(of.space, 0), of)
+    large = searched(replace(PLAIN, budget=1000).start(replace(of.space, block=60), 0), of)
+    sizes = [np.median([price([cell], of) for cell in cells]) for cells in (small, large)]
+    assert sizes[0] < sizes[1]
+
+
+def test_unknown_singles_are_asked_like_any_soup() -> None:
+    of = world()
+    blind = replace(of.space, singles=None)
+    search = replace(PLAIN, budget=800).start(blind, 0)
+    assert price(searched(search, of), of) <= 800
+    search.best()
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_the_guide_is_trusted_only_where_answers_bear_it_out(honest: bool) -> None:
+    trusted = 0
+    for seed in range(6):
+        of = world(seed) if honest else world(seed).shuffled()
+        search = Adaptive(stop="never", budget=900).start(of.space, seed)
+        asked = searched(search, of)
+        assert sum(cell.wants == "margins" for cell in asked) <= 11
+        assert price(asked, of) <= 900
+        trusted += str(search.summary()["guide"]).startswith("trusted")
+    assert trusted >= 4 if honest else trusted <= 1
+
+
+def test_without_margins_or_when_not_wanted_there_is_no_guide() -> None:
+    of = world()
+    for settings, space in ((Adaptive(guide="none"), of.space), (Adaptive(), replace(of.space, margins=False))):
+        search = settings.start(space, 0)
+        assert all(cell.wants == "scores" for cell in searched(search, of))
+        assert search.summary()["guide"] == "none"
+
+
+def test_margins_that_say_nothing_hurt_nobody() -> None:
+    of = world()
+    for margins in (np.full(of.ok.shape, np.nan), np.zeros(of.ok.shape)):
+        search = Adaptive(budget=600).start(of.space, 0)
+        searched(search, replace(of, margins=margins))
+        assert not str(search.summary()["guide"]).startswith("trusted")
+
+
+def test_scores_that_are_all_equal_are_searched_too() -> None:
+    of = replace(world(), ok=np.ones((40, 120), dtype=bool))
+    space = replace(of.space, singles=np.ones((3, 120)))
+    search = Adaptive().start(space, 0)
+    searched(search, of)
+    assert math.isclose(float(str(search.summary()["expected_regret"])), 0.0, abs_tol=1.0)
+    assert search.best() in of.points
+
+
+def test_finer_steps_search_between_the_grids_points() -> None:
+    of = world()
+    search = replace(PLAIN, step=0.05, budget=500).start(of.space, 0)
+    cell = search.ask()
+    assert cell is not None
+    assert len(Adaptive(step=0.05)._points(3)) > 100
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"stop": "soon"}, "stop=soon"), ({"guide": "mine"}, "guide=mine")])
+def test_unknown_settings_are_refused(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Adaptive(**settings)
+
+
+def test_a_space_without_candidates_points_is_refused_as_the_grid_refuses_it() -> None:
+    with pytest.raises(UserError, match="no point for 11 ingredients"):
+        Adaptive().start(SearchSpace(ingredients=tuple("abcdefghijk")), 0)
