@@ -278,11 +278,13 @@ class Correlations:
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Ingredients, and why. `experts` maps each low-correlation category to its best candidate, `tied` those that have
-    several to all of them, the preferred one first; `sign` and `ties` are the rules."""
+    several to all of them, the preferred one first; `sign` and `ties` are the rules. `clusters` are categories that
+    share an expert."""
 
     ingredients: tuple[str, ...]
     selector: str = ""
     experts: Mapping[str, str] = field(default_factory=dict)
+    clusters: tuple[tuple[str, ...], ...] = ()
     low_correlation: tuple[str, ...] = ()
     metric: str = ""
     threshold: float | None = None

@@ -215,6 +215,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
         "ingredients": list(selection.ingredients),
         "selector": selection.selector,
         "experts": dict(selection.experts),
+        **({"clusters": [list(cluster) for cluster in selection.clusters]} if selection.clusters else {}),
         "low_correlation": list(selection.low_correlation),
         "metric": selection.metric or None,
         "threshold": selection.threshold,

@@ -1,4 +1,5 @@
-"""Selectors of ingredients among the candidates: experts of weakly correlated categories (SoCE), greedy, top-k, all."""
+"""Selectors of ingredients among the candidates: experts of weakly correlated categories (SoCE) or
+of clusters of categories, greedy, top-k, all."""
 
 from __future__ import annotations
 
@@ -82,13 +83,7 @@ class SoCE(Selector):
         return self.correlation
 
     def check(self, models: int, candidates: int, categories: int) -> None:
-        if models < 3:
-            raise UserError(
-                f"selector=soce correlates categories over models and needs at least 3; there are {models}: "
-                "add candidates or a score table (scores=table), or use selector=all"
-            )
-        if categories < 2:
-            raise UserError("selector=soce needs at least 2 categories to correlate; use selector=topk or selector=all")
+        _check_correlates(self.label, models, categories)
 
     def select(self, scores: ScoreMatrix) -> Selection:
         """Correlate, find the low-correlation categories, pick their experts.
@@ -147,6 +142,88 @@ class SoCE(Selector):
             f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is "
             f"{values[a, b]:.3f} ({categories[a]}, {categories[b]}): raise the threshold or use selector=greedy"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoCECluster(Selector):
+    """An expert for each cluster of categories that move together (the abstract of arXiv 2511.13254).
+
+    Average linkage on 1 - rho: clusters are joined, the closest first, while the mean rho between them is at least
+    `threshold`; with `k`, until so many are left. The candidate with the best mean over a cluster's categories is its
+    expert, of equal ones the one with the better objective; the distinct experts are the ingredients.
+    """
+
+    correlation: Correlation
+    objective: Objective
+    threshold: float = 0.2
+    k: Count | None = None
+
+    def __post_init__(self) -> None:
+        if not -1 < self.threshold <= 1:
+            raise UserError(f"selector.threshold={self.threshold} must be above -1 and at most 1")
+        _check_k(self.k)
+
+    @property
+    def label(self) -> str:
+        return "soce_cluster"
+
+    @property
+    def cut(self) -> float | None:
+        return self.threshold if self.k is None else None
+
+    def with_cut(self, threshold: float) -> SoCECluster:
+        return replace(self, threshold=threshold) if self.k is None else self
+
+    @property
+    def measure(self) -> Correlation:
+        return self.correlation
+
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        return tuple(range(1, min(self.k or candidates, candidates) + 1))
+
+    def check(self, models: int, candidates: int, categories: int) -> None:
+        _check_correlates(self.label, models, categories)
+        if self.k is not None and self.k > categories:
+            raise UserError(f"selector.k={self.k} clusters are more than the {categories} categories")
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        """Correlate, cluster, pick an expert a cluster.
+
+        Raises:
+            UserError: the correlation is not defined.
+        """
+        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        whole, scores = scores, scores.without(scores.constant)
+        _check_spread(whole, scores)
+        correlations = self.correlation(scores.values)
+        clusters = self.clusters(correlations.rho)
+        order = ranking(whole, self.objective)
+        means = [scores.rows(order)[:, cluster].mean(axis=1).round(12) for cluster in clusters]
+        best = [order[int(np.argmax(mean))] for mean in means]
+        names = [tuple(scores.categories[i] for i in cluster) for cluster in clusters]
+        return Selection(
+            selector=self.label,
+            ingredients=in_pool_order(scores, set(best)),
+            experts={category: expert for cluster, expert in zip(names, best, strict=True) for category in cluster},
+            clusters=tuple(names),
+            metric=_name(self.correlation),
+            threshold=self.cut,
+            categories=scores.categories,
+            correlations=correlations,
+            notes=tuple(f"cluster of {listed(c)}: {expert}" for c, expert in zip(names, best, strict=True)),
+        )
+
+    def clusters(self, rho: FloatArray) -> list[list[int]]:
+        """Columns of rho [C, C] that move together, in the order of their first columns."""
+        clusters = [[i] for i in range(len(rho))]
+        while len(clusters) > (self.k or 1):
+            between = np.array([[rho[np.ix_(a, b)].mean() for b in clusters] for a in clusters])
+            np.fill_diagonal(between, -np.inf)
+            a, b = sorted(np.unravel_index(int(np.argmax(between.round(12))), between.shape))
+            if self.k is None and between[a, b] < self.threshold - TIE:
+                break
+            clusters[a] = sorted([*clusters[a], *clusters.pop(int(b))])
+        return clusters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +303,16 @@ class All(Selector):
 
     def select(self, scores: ScoreMatrix) -> Selection:
         return Selection(selector=self.label, ingredients=scores.candidates, categories=scores.categories)
+
+
+def _check_correlates(label: str, models: int, categories: int) -> None:
+    if models < 3:
+        raise UserError(
+            f"selector={label} correlates categories over models and needs at least 3; there are {models}: "
+            "add candidates or a score table (scores=table), or use selector=all"
+        )
+    if categories < 2:
+        raise UserError(f"selector={label} needs at least 2 categories to correlate; use selector=topk or selector=all")
 
 
 def _check_k(k: int | None) -> None:

@@ -12,13 +12,17 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Selector
 from souping.core.scores import ScoreMatrix
 from souping.core.types import UserError
-from souping.selection.selectors import All, Greedy, SoCE, TopK
+from souping.selection.selectors import All, Greedy, SoCE, SoCECluster, TopK
 from tests.support.choices import differing, each
 
 ROWS: dict[str, list[Selector]] = {
     "soce": [
         SoCE(correlation=pearson, objective=Mean(), threshold=0.9),
         SoCE(correlation=pearson, objective=Mean(), threshold=0.9, ties="all"),
+    ],
+    "soce_cluster": [
+        SoCECluster(correlation=pearson, objective=Mean()),
+        SoCECluster(correlation=pearson, objective=Mean(), k=2),
     ],
     "greedy": [Greedy(objective=Mean()), Greedy(objective=Mean(), k=1)],
     "topk": [TopK(objective=Mean(), k=2), TopK(objective=Mean())],
@@ -57,9 +61,11 @@ class TestSelector:
 
     def test_experts_are_ingredients_and_best_among_them(self, selector: Selector, matrix: ScoreMatrix) -> None:
         selection = selector.select(matrix)
-        for category, expert in selection.experts.items():
-            column = matrix.rows(selection.ingredients)[:, matrix.categories.index(category)]
-            assert matrix.rows([expert])[0, matrix.categories.index(category)] == column.max()
+        for cluster in selection.clusters or [(category,) for category in selection.experts]:
+            (expert,) = {selection.experts[category] for category in cluster}
+            columns = [matrix.categories.index(category) for category in cluster]
+            means = matrix.rows(selection.ingredients)[:, columns].mean(axis=1)
+            assert matrix.rows([expert])[0, columns].mean() == pytest.approx(means.max())
 
     def test_the_number_of_ingredients_is_one_that_was_said(self, selector: Selector, matrix: ScoreMatrix) -> None:
         for candidates in (1, 2, 7):

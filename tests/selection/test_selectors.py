@@ -11,7 +11,7 @@ from souping.analysis import correlation
 from souping.core.objectives import Mean, Weighted
 from souping.core.scores import ScoreMatrix, read_table
 from souping.core.types import UserError
-from souping.selection.selectors import Greedy, SoCE, TopK, ranking
+from souping.selection.selectors import Greedy, SoCE, SoCECluster, TopK, ranking
 from tests.conftest import PAPER
 
 
@@ -153,3 +153,36 @@ def test_topk_and_ranking_follow_the_objective(matrix: ScoreMatrix) -> None:
         TopK(objective=Mean(), k=5).select(matrix)
     with pytest.raises(UserError, match="at least 1"):
         TopK(objective=Mean(), k=0)
+
+
+@pytest.mark.parametrize(
+    ("table", "sizes", "experts"),
+    [
+        ("bfcl_8b", [9, 1, 4], ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"]),
+        ("bfcl_70b", [9, 4, 1], ["xLAM-2-70b-fc-r", "CoALM-70B", "functionary-medium-v3.1"]),
+        ("mgsm", [10], ["MetaMathOctopus-MAPO-DPO-7B"]),
+    ],
+)
+def test_an_expert_of_each_cluster_on_the_papers_tables(table: str, sizes: list[int], experts: list[str]) -> None:
+    selection = SoCECluster(correlation=correlation.pearson, objective=Mean()).select(
+        read_table(PAPER / f"{table}.csv")
+    )
+    assert [len(cluster) for cluster in selection.clusters] == sizes
+    assert list(selection.ingredients) == experts
+    assert len(selection.notes) == len(sizes)
+
+
+def test_clusters_are_scipys_average_linkage() -> None:
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    for seed in range(20):
+        values = np.random.default_rng(seed).random((6, 9))
+        rho = correlation.pearson(values).rho
+        for threshold in (-0.2, 0.2, 0.6):
+            ours = SoCECluster(correlation=correlation.pearson, objective=Mean(), threshold=threshold).clusters(rho)
+            tree = linkage(squareform(np.clip(1 - rho, 0, 2), checks=False), "average")
+            theirs = fcluster(tree, 1 - threshold, "distance")
+            assert {frozenset(c) for c in ours} == {
+                frozenset(np.flatnonzero(theirs == label).tolist()) for label in set(theirs.tolist())
+            }

@@ -16,7 +16,7 @@ Row = TypeVar("Row")
 def targets(group: str) -> dict[str, str]:
     """{choice: the class or function that it names} of `conf/GROUP`."""
     files = sorted((ROOT / "conf" / group).glob("*.yaml"))
-    return {file.stem: re.findall(r"^_target_: (\S+)$", file.read_text(), re.MULTILINE)[0] for file in files}
+    return {file.stem: re.findall(r"^ *_target_: (\S+)$", file.read_text(), re.MULTILINE)[0] for file in files}
 
 
 def dotted(thing: type | Callable[..., object]) -> str:

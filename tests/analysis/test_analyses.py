@@ -1,0 +1,287 @@
+"""The analyses' numbers: against counting by hand, against games and populations whose answer is known."""
+
+from __future__ import annotations
+
+from itertools import combinations, permutations
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.analysis import NotEstimableError, RunScores
+from souping.analysis.consistency import Consistency
+from souping.analysis.parents import Parents
+from souping.analysis.shapley import Shapley
+from souping.analysis.wins import Wins
+from souping.core.types import FloatArray, Item, Recipe, UserError
+from tests.support.analyses import NAMES, items_of, recipe_of, run_of, skills, voting
+
+
+def mixed(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+    """Exactly the mixture of the parents' scores: a soup that has nothing of its own."""
+    table = skills(items)
+    whole = sum(w * table[n] for n, w in zip(recipe.ingredients, recipe.weights, strict=True))
+    return np.asarray(whole / sum(recipe.weights))
+
+
+def means(run: RunScores, recipe: Recipe) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in run.search[recipe.id].by_category().items()}
+
+
+def test_parents_are_counted_as_by_hand() -> None:
+    run = run_of()
+    data: dict[str, Any] = Parents().analyse(run)
+    everyone = at_least_one = 0
+    for row, soup in zip(data["soups"], run.trials, strict=True):
+        own, parents = means(run, soup), [means(run, run.single(name)) for name in soup.ingredients]
+        above = [sum(own[c] > parent[c] + 1e-12 for parent in parents) for c in own]
+        assert row["beats_all"] == sum(n == len(parents) for n in above)
+        assert row["beats_one"] == sum(n > 0 for n in above)
+        everyone, at_least_one = everyone + row["beats_all"], at_least_one + row["beats_one"]
+    cells = 4 * len(run.trials)
+    assert data["beats_all"]["share"] == pytest.approx(everyone / cells)
+    assert data["beats_one"]["share"] == pytest.approx(at_least_one / cells)
+    assert data["beats_all"]["low"] <= data["beats_all"]["share"] <= data["beats_all"]["high"]
+
+
+def test_a_mixture_beats_one_parent_and_never_all() -> None:
+    data: dict[str, Any] = Parents(draws=10).analyse(run_of(2, answer=mixed))
+    assert data["beats_all"]["share"] == 0
+    assert data["beats_one"]["share"] == 1
+    assert data["parents"] == [
+        {"parents": 2, "soups": 9, "beats_all": 0.0, "beats_one": 1.0, "chance_all": 1 / 3, "chance_one": 2 / 3}
+    ]
+
+
+def test_equals_are_won_by_chance() -> None:
+    """Soups that are as good as their parents, by answers of their own, win as often as chance says."""
+    shares: dict[str, list[float]] = {"beats_all": [], "beats_one": []}
+    for seed in range(25):
+
+        def equal(recipe: Recipe, items: tuple[Item, ...], seed: int = seed) -> FloatArray:
+            rng = np.random.default_rng([seed, int(recipe.id, 16)])
+            return (rng.random(len(items)) < 0.5).astype(float)
+
+        data: dict[str, Any] = Parents(draws=2).analyse(run_of(2, answer=equal))
+        for key, found in shares.items():
+            found.append(data[key]["share"] - data[key]["chance"])
+            assert data[key]["chance"] < {"beats_all": 1 / 3, "beats_one": 2 / 3}[key] + 1e-9  # ties make both rarer
+    assert abs(np.mean(shares["beats_all"])) < 0.04
+    assert abs(np.mean(shares["beats_one"])) < 0.04
+
+
+def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_above() -> None:
+    def drawn(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+        """Group by group the answers of a parent drawn by weight, as the null has it."""
+        if len(recipe.ingredients) == 1:
+            return np.asarray(skills(items)[recipe.ingredients[0]])
+        table, order = skills(items), {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))}
+        places = np.random.default_rng(5).random(len(order))
+        edges = np.cumsum(recipe.weights) / sum(recipe.weights)
+        picks = [min(int(np.searchsorted(edges, places[order[i.group]])), len(edges) - 1) for i in items]
+        return np.array([table[recipe.ingredients[p]][n] for n, p in enumerate(picks)])
+
+    def together(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+        """All categories rise and fall with one number of the soup's."""
+        if len(recipe.ingredients) == 1:
+            return np.asarray(skills(items)[recipe.ingredients[0]])
+        skill = int(recipe.id, 16) % 25
+        return np.array([float(int(str(item.answer)) < skill + 3) for item in items])
+
+    null: dict[str, Any] = Consistency(draws=40).analyse(run_of(answer=drawn))
+    assert null["null"]["low"] <= null["after"]["mean"] <= null["null"]["high"]
+    factor: dict[str, Any] = Consistency(draws=40).analyse(run_of(answer=together))
+    assert factor["after"]["mean"] == pytest.approx(1.0)
+    assert factor["after"]["mean"] > factor["null"]["high"]
+    assert factor["null"]["above"] == 0
+    assert factor["before"]["mean"] == null["before"]["mean"]
+    assert "not estimable" in factor["before"]["note"]  # four candidates
+
+
+def test_a_category_without_spread_is_left_out_and_named() -> None:
+    def flat(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+        return np.where([item.category == "y" for item in items], 1.0, voting(recipe, items))
+
+    data: dict[str, Any] = Consistency(draws=10, mixtures=10).analyse(run_of(answer=flat))
+    assert data["left_out"] == ["y"]
+    assert all(value is None for value in data["after"]["matrix"][2])
+
+
+def test_wins_are_counted_as_by_hand() -> None:
+    run = run_of(weights=(0.5, 0.3, 0.2))
+    soup = run.report[run.soups.soup.id].values
+    singles = [run.report[run.single(name).id].values for name in NAMES[:3]]
+    data: dict[str, Any] = Wins().analyse(run)
+    fails = 3 - np.sum(singles, axis=0)
+    for row in data["by_failures"]:
+        where = fails == row["fail"]
+        assert row["items"] == where.sum()
+        assert row["share"] == pytest.approx(soup[where].mean())
+        assert row["low"] <= row["share"] <= row["high"]
+    for row, single in zip(data["kept"], singles, strict=True):
+        assert row["kept"]["share"] == pytest.approx(soup[single == 1].mean())
+        assert row["gained"]["share"] == pytest.approx(soup[single == 0].mean())
+    assert "replicates=2" in data["again"]["not_estimable"]
+
+
+def test_examples_follow_the_rule() -> None:
+    run = run_of(weights=(0.5, 0.3, 0.2))
+    data: dict[str, Any] = Wins(examples=3).analyse(run)
+    kinds = [example["kind"] for example in data["examples"]]
+    assert kinds == sorted(kinds, key=kinds.index)
+    for example in data["examples"]:
+        scores = {name: answer["score"] for name, answer in example["answers"].items()}
+        right = sum(score for name, score in scores.items() if name != "soup")
+        assert (scores["soup"], right) in ((1, 0), (0, 3), (1, 2))
+    same = [e["category"] for e in data["examples"] if e["kind"] == kinds[-1]]
+    assert len(set(same)) == len(same)  # there are four categories and three examples
+
+
+def test_flips_of_one_model_are_unbiased() -> None:
+    """Two answers an item with a known chance to be right: kept, gained and flips as that chance gives them."""
+    chances = np.random.default_rng(0).choice([0.1, 0.5, 0.9, 1.0], 120)
+
+    flips, kept = [], []
+    for seed in range(60):
+
+        def twice(recipe: Recipe, items: tuple[Item, ...], seed: int = seed) -> FloatArray:
+            draw = np.random.default_rng([seed, int(recipe.id, 16)]).random((2, len(items)))
+            return np.asarray((draw < chances).mean(axis=0))
+
+        run = run_of(2, answer=twice, answers=2)
+        for scores in run.report.values():
+            object.__setattr__(scores, "noise", scores.values * (1 - scores.values))
+        data: dict[str, Any] = Wins().analyse(run)
+        flips.append(data["again"]["soup"]["flips"])
+        kept.append(data["again"]["soup"]["kept"])
+        assert set(data["again"]) == {"soup", *NAMES[:2]}
+    assert np.mean(flips) == pytest.approx(float((2 * chances * (1 - chances)).mean()), abs=0.02)
+    assert np.mean(kept) == pytest.approx(float((chances**2).sum() / chances.sum()), abs=0.02)
+
+
+def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold() -> None:
+    def shifted(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+        return voting(recipe, items) * 31.4
+
+    with pytest.raises(NotEstimableError, match="corpus metric"):
+        Wins().analyse(run_of(answer=shifted))
+    graded: dict[str, Any] = Wins(solved=0.6).analyse(run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i)))
+    plain: dict[str, Any] = Wins().analyse(run_of())
+    assert graded["by_failures"] == plain["by_failures"]
+
+
+def brute(run: RunScores, players: list[frozenset[str]], objective: Any) -> dict[frozenset[str], float]:
+    """Shapley values by going through all orders of the players."""
+
+    def value(coalition: tuple[frozenset[str], ...]) -> float:
+        union = sorted(frozenset[str]().union(*coalition), key=NAMES.index)
+        return objective(run, recipe_of(dict.fromkeys(union, 1 / len(union)))) if union else 0.0
+
+    out, orders = dict.fromkeys(players, 0.0), list(permutations(players))
+    for order in orders:
+        for place, player in enumerate(order):
+            out[player] += (value(order[: place + 1]) - value(order[:place])) / len(orders)
+    return out
+
+
+def mean_objective(run: RunScores, recipe: Recipe) -> float:
+    return float(np.mean(list(means(run, recipe).values())))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int) -> None:
+    run = run_of(size, asked=Shapley().asks)
+    data: dict[str, Any] = Shapley().analyse(run)
+    assert data["empty"] == {"of": "nothing", "value": 0.0}
+    for level in data["levels"]:
+        assert len(level["players"]) == comb(size, level["size"])
+        assert level["efficiency_gap"] < 1e-12
+        assert sum(row["value"] for row in level["players"]) == pytest.approx(data["whole"])
+        players = [frozenset(members) for members in combinations(NAMES[:size], level["size"])]
+        if len(players) <= 6:
+            expected = brute(run, players, mean_objective)
+            for row in level["players"]:
+                assert row["value"] == pytest.approx(expected[frozenset(row["members"])])
+                assert row["low"] <= row["value"] <= row["high"]
+                assert np.mean(list(row["categories"].values())) == pytest.approx(row["value"])
+    items = data["items"]
+    assert np.sum(list(items["values"].values()), axis=0) == pytest.approx(
+        run.search[recipe_of(dict.fromkeys(NAMES[:size], 1 / size)).id].values, abs=1e-8
+    )
+
+
+def test_three_ingredients_ask_for_four_soups_at_most_beside_the_singles() -> None:
+    asked = Shapley().asks(run_of(3).soups)
+    assert sorted(len(recipe.ingredients) for recipe in asked) == [1, 1, 1, 2, 2, 2, 3]
+    assert len(Shapley(players="candidates", exact=4).asks(run_of(3).soups)) == 15
+
+
+def test_interactions_vanish_where_values_add_up() -> None:
+    def adding(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+        return np.full(len(items), 0.1 * len(recipe.ingredients))
+
+    data: dict[str, Any] = Shapley().analyse(run_of(4, answer=adding, asked=Shapley().asks))
+    assert {len(row["members"]) for row in data["interactions"]} == {2, 3}
+    assert all(abs(row["value"]) < 1e-12 for row in data["interactions"])
+    assert all(row["value"] == pytest.approx(0.1) for row in data["levels"][0]["players"])
+
+
+def test_drawn_orders_come_near_and_say_how_near() -> None:
+    exact, drawn = Shapley(exact=4), Shapley(exact=2, permutations=400)
+    known: dict[str, Any] = exact.analyse(run_of(4, asked=exact.asks))
+    told: dict[str, Any] = drawn.analyse(run_of(4, asked=drawn.asks))
+    assert told["levels"][0]["method"] == "permutations"
+    assert told["interactions"] == []
+    for a, b in zip(known["levels"][0]["players"], told["levels"][0]["players"], strict=True):
+        assert 0 < b["standard_error"] < 0.02
+        assert abs(a["value"] - b["value"]) < 4 * b["standard_error"]
+    assert told["levels"][0]["efficiency_gap"] < 1e-12
+    assert len(Shapley(exact=2, permutations=2).asks(run_of(4).soups)) < 15
+
+
+def test_the_winners_own_weights_are_explained_from_the_base() -> None:
+    shapley = Shapley(value="winner")
+    run = run_of(3, weights=(0.5, 0.3, 0.2), base="base", asked=shapley.asks, answer=mixed)
+    asked = {recipe.ingredients: recipe.weights for recipe in shapley.asks(run.soups)}
+    assert asked["ant", "base"] == (0.5, 0.5)
+    assert asked["ant", "cat", "base"] == pytest.approx((0.5, 0.2, 0.3))
+    assert asked["ant", "bee", "cat"] == (0.5, 0.3, 0.2)
+    assert asked["base",] == (1.0,)
+    data: dict[str, Any] = shapley.analyse(run)
+    base = mean_objective(run, recipe_of({"base": 1.0}))
+    assert data["empty"] == {"of": "base", "value": pytest.approx(base)}
+    assert data["coalitions"][-1]["recipe_id"] == run.soups.soup.id
+    for row, w in zip(data["levels"][0]["players"], (0.5, 0.3, 0.2), strict=True):  # mixtures are additive
+        gap = mean_objective(run, run.single(row["members"][0])) - base
+        assert row["value"] == pytest.approx(w * gap)
+    arithmetic = run_of(3, weights=(0.5, 0.3, 0.2), base="base", method="task_arithmetic")
+    assert {r.ingredients: r.weights for r in shapley.asks(arithmetic.soups)}["ant", "cat"] == (0.5, 0.2)
+
+
+def test_the_winners_value_needs_a_base_and_sums_of_differences() -> None:
+    shapley = Shapley(value="winner")
+    assert shapley.base == "required"
+    assert shapley.asks(run_of(3).soups) == ()
+    with pytest.raises(NotEstimableError, match=r"merge\.base=FOLDER"):
+        shapley.analyse(run_of(3))
+    with pytest.raises(NotEstimableError, match="slerp"):
+        shapley.analyse(run_of(2, base="base", method="slerp"))
+    with pytest.raises(UserError, match="winner's own weights"):
+        Shapley(value="winner", players="candidates")
+    with pytest.raises(UserError, match=r"shapley\.exact=13"):
+        Shapley(exact=13)
+
+
+def test_pairs_may_be_soups_of_soups() -> None:
+    shapley = Shapley(groups="soups")
+    asked = {recipe.ingredients: recipe.weights for recipe in shapley.asks(run_of(3).soups) if len(recipe.weights) > 2}
+    whole = [r.weights for r in shapley.asks(run_of(3).soups) if len(r.weights) == 3]
+    assert (0.25, 0.5, 0.25) in whole
+    assert asked
+    data: dict[str, Any] = shapley.analyse(run_of(3, asked=shapley.asks))
+    assert all(level["efficiency_gap"] < 1e-12 for level in data["levels"])
+
+
+def test_items_of_two_folds_are_other_items() -> None:
+    assert not {i.id for i in items_of("s")} & {i.id for i in items_of("r")}

@@ -1,0 +1,110 @@
+"""Scores as a run's analyses see them, without a run: candidates with skills, soups that answer as they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from souping.analysis import RunScores, RunSoups
+from souping.analysis.correlation import pearson
+from souping.core.objectives import Mean
+from souping.core.simplex import grid, uniform
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Recipe, Record
+
+NAMES = ("ant", "bee", "cat", "dog")
+CATEGORIES = ("w", "x", "y", "z")
+Answer = Callable[[Recipe, tuple[Item, ...]], FloatArray]
+
+
+def recipe_of(weights: Mapping[str, float], method: str = "linear") -> Recipe:
+    """Ingredients in the pool's order, the base model last."""
+    names = tuple(name for name in (*NAMES, "base") if weights.get(name))
+    return Recipe(
+        ingredients=names,
+        fingerprints=tuple(f"f-{name}" for name in names),
+        weights=tuple(weights[name] for name in names),
+        dtype="BF16",
+        method="linear" if len(names) == 1 else method,
+    )
+
+
+def items_of(fold: str, per_category: int = 30, categories: Sequence[str] = CATEGORIES) -> tuple[Item, ...]:
+    return tuple(
+        Item(id=f"{fold}-{c}-{i}", category=c, group=f"{fold}-{c}-{i // 2}", prompt=f"{fold} {c} {i}", answer=str(i))
+        for c in categories
+        for i in range(per_category)
+    )
+
+
+def skills(items: Sequence[Item], seed: int = 3) -> dict[str, FloatArray]:
+    """Right or wrong answers [I] of each candidate and the base: each candidate is good at one category."""
+    rng, table = np.random.default_rng(seed), {}
+    for number, name in enumerate((*NAMES, "base")):
+        levels = [0.8 if c == number else 0.45 for c in range(4)]
+        chance = np.array([levels[sorted({i.category for i in items}).index(item.category)] for item in items])
+        table[name] = (rng.random(len(items)) < chance).astype(float)
+    return table
+
+
+def voting(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+    """A soup is right where the weight of its parents that are right is above a half, and at times by itself."""
+    table = skills(items)
+    whole = sum(w * table[n] for n, w in zip(recipe.ingredients, recipe.weights, strict=True))
+    assert isinstance(whole, np.ndarray)
+    if len(recipe.ingredients) == 1:
+        return np.asarray(table[recipe.ingredients[0]])
+    own = np.random.default_rng(int(recipe.id, 16) % 2**32).random(len(items)) < 0.03
+    return np.where(own, 1.0, (whole > 0.5 * sum(recipe.weights)).astype(float))
+
+
+def run_of(
+    size: int = 3,
+    *,
+    answer: Answer = voting,
+    weights: Sequence[float] = (),
+    asked: Callable[[RunSoups], Sequence[Recipe]] = lambda soups: (),
+    trials: int | None = None,
+    categories: Sequence[str] = CATEGORIES,
+    base: str = "",
+    noise: float = float("nan"),
+    answers: int = 1,
+    method: str = "linear",
+    pool: Sequence[str] = NAMES,
+) -> RunScores:
+    """A run over the first `size` candidates, whose soups answer as `answer` says."""
+    ingredients = tuple(pool[:size])
+    folds: dict[Fold, tuple[Item, ...]] = {"search": items_of("s", 30, categories)}
+    folds["report"] = items_of("r", 30, categories)
+    points = [uniform(size), *grid(size)] if size > 1 else []
+    soups = [recipe_of(dict(zip(ingredients, point, strict=True)), method) for point in points][:trials]
+    given = weights or (uniform(size) if size > 1 else (1.0,))
+    winner = recipe_of(dict(zip(ingredients, given, strict=True)), method)
+    singles = {name: recipe_of({name: 1.0}) for name in pool}
+    known = RunSoups(
+        candidates=singles,
+        ingredients=ingredients,
+        soup=winner,
+        recipe=lambda weights: recipe_of(weights, method),
+        base=base,
+    )
+
+    def scores(recipe: Recipe, fold: Fold) -> ItemScores:
+        values = answer(recipe, folds[fold])
+        return ItemScores(items=folds[fold], values=values, noise=np.full(len(values), noise))
+
+    search = {r.id: scores(r, "search") for r in [*singles.values(), *soups, winner, *asked(known)]}
+    return RunScores(
+        soups=known,
+        trials=tuple({soup.id: soup for soup in soups}.values()),
+        objective=Mean(),
+        correlation=pearson,
+        metric="pearson",
+        search=search,
+        report={r.id: scores(r, "report") for r in [*singles.values(), winner]},
+        answers=answers,
+        read=lambda recipe, fold: {
+            item.id: Record(item=item.id, score=float(value), output=f"{recipe.id} on {item.id}")
+            for item, value in zip(folds[fold], answer(recipe, folds[fold]), strict=True)
+        },
+    )
