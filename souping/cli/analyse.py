@@ -23,7 +23,7 @@ from souping.cli.help import folder
 from souping.cli.job import hear_warnings, settings_of
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import nearby
+from souping.pipeline.settings import RunSettings, nearby
 
 KEYS = ("analysis", "shapley")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     settings = settings_of(configuration(run_dir, options.overrides, options.config_dir), run_dir)
     from souping.pipeline.finished import analyse_again
 
+    if not isinstance(settings, RunSettings):
+        raise UserError(f"{run_dir}: this run only merged, there is nothing to analyse")
     for path in analyse_again(settings):
         if path.suffix != ".png":
             print(f"  {path.name:15} {safe(nearby(path))}")

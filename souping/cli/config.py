@@ -8,14 +8,13 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
 from functools import cache, partial
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Interval
 from hydra import compose as hydra_compose
@@ -25,19 +24,26 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from souping.analysis import Analysis
+from souping.checkpoints.pool import Pool
 from souping.cli.help import folder
+from souping.cli.values import is_callable, is_part, mismatch
+from souping.core.executor_protocols import Executor
 from souping.core.files import expanded
-from souping.core.protocols import Correlation
+from souping.core.merge_protocols import MergeBackend
+from souping.core.protocols import (
+    BenchmarkItems,
+    Correlation,
+    Evaluator,
+    Objective,
+    ScoreSource,
+    Selector,
+    Strategy,
+    Tracker,
+)
 from souping.core.text import Count, Seed, first_line, nearest
 from souping.core.types import Json, UserError
-from souping.evaluate.engines import Engine
-from souping.evaluate.servers import Server
 from souping.pipeline.baseline_gate import MODES, expectations
-from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideEntry, held
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 PARTS = (
     "pool",
@@ -51,13 +57,25 @@ PARTS = (
     "tracker",
     "executor",
 )
-INNER = {"correlation": Correlation, "engine": Engine, "server": Server}
-"""Groups that stand inside another group's parts, and what their choices make."""
+INNER = ("correlation", "engine", "server")
+"""Groups that stand inside another group's parts."""
+GROUPS = (*PARTS, *INNER)
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """What the text of `Json` speaks of, wherever it is read."""
 KINDS: Mapping[str, Any] = {
-    key: kind for key, kind in get_type_hints(RunSettings, localns=JSON_NAMES).items() if key in PARTS
-} | INNER
+    "pool": Pool,
+    "benchmark": BenchmarkItems,
+    "scores": ScoreSource,
+    "selector": Selector,
+    "optimiser": Strategy,
+    "objective": Objective,
+    "evaluator": Evaluator,
+    "merge": MergeBackend,
+    "tracker": Tracker,
+    "executor": Executor,
+    "correlation": Correlation,
+}
+"""What the choices of a group make; the annotations of `RunSettings` are held against it by a test."""
 BOUNDS: Mapping[str, Any] = {
     "seed": Seed,
     "limit": Count | None,
@@ -65,9 +83,6 @@ BOUNDS: Mapping[str, Any] = {
     "margin": Annotated[float, Interval(ge=0, le=100)],
 }
 """Bounds of root keys."""
-LARGEST = 2**53
-"""No setting is larger than this: up to here a float is exact."""
-UNIONS = (Union, UnionType)
 
 
 class StopAfter(Enum):
@@ -164,8 +179,8 @@ def _how(key: str) -> str:
     return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Hold every node against the signature that it feeds, before anything is built.
+def check(config: Mapping[str, Any], groups: Collection[str] = GROUPS) -> None:
+    """Hold every node (of these groups) against the signature that it feeds, before anything is built.
 
     Raises:
         UserError: unknown keys (nearest named), wrong types or a wrong value of a closed choice; up to three, then a
@@ -175,8 +190,8 @@ def check(config: Mapping[str, Any]) -> None:
     if not isinstance(config["also"], list):
         raise UserError(f"also={config['also']!r:.60} must be a list of files, lm_eval tasks or mappings")
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
-    nodes = [str(config[group]) for group in KINDS]
-    problems += [p for group, kind in KINDS.items() for p in _problems(group, config[group], kind, nodes)]
+    nodes = [str(config[group]) for group in GROUPS]
+    problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
     problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
     problems += [*_root_problems(config)]
     expectations(config["expected"])
@@ -185,9 +200,19 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError("\n".join(problems[:3]) + more)
 
 
+def kind_of(group: str) -> Any:
+    """What the choices of a group make; engines and servers are loaded when they are asked for."""
+    if group in KINDS:
+        return KINDS[group]
+    from souping.evaluate.engines import Engine
+    from souping.evaluate.servers import Server
+
+    return {"engine": Engine, "server": Server}[group]
+
+
 def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
     for key, hint in BOUNDS.items():
-        if message := _mismatch(config[key], hint):
+        if message := mismatch(config[key], hint):
             yield f"{key}={config[key]} {message}"
     if config["gate"] not in MODES:
         yield f"gate={config['gate']!r:.60} must be one of {', '.join(MODES)}{nearest(str(config['gate']), MODES)}"
@@ -215,13 +240,13 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
     for key, value in given.items():
         if key not in known:
             yield f"{where}.{key} is not a key of {where}={_short(node)}{nearest(key, known)}"
-        elif isinstance(value, Mapping) and "_target_" in value and _is_part(hints.get(key, Any)):
+        elif isinstance(value, Mapping) and "_target_" in value and is_part(hints.get(key, Any)):
             if str(value) not in known_nodes:
                 yield from _problems(f"{where}.{key}", value, hints[key])
-        elif message := _mismatch(value, hints.get(key, Any)):
+        elif message := mismatch(value, hints.get(key, Any)):
             yield f"{where}.{key}={value!r:.60} {message}"
     yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)
-    called = _is_callable(kind) and not inspect.isclass(target)
+    called = is_callable(kind) and not inspect.isclass(target)
     if node.get("_partial_", False) is not called:
         yield f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()} for {_short(node)}"
 
@@ -267,7 +292,7 @@ def _settable(target: Callable[..., Any], kind: Any) -> dict[str, bool]:
         parameters = inspect.signature(target).parameters.values()
     except ValueError:
         raise UserError(f"_target_={target} has no signature to check settings against") from None
-    if _is_callable(kind) and not inspect.isclass(target):
+    if is_callable(kind) and not inspect.isclass(target):
         return {p.name: False for p in parameters if p.default is not p.empty}
     spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name: p.default is p.empty for p in parameters if p.kind not in spread}
@@ -297,80 +322,25 @@ def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Json, Any]]:
         yield f"analysis.{name}", node, Analysis
 
 
-def _is_callable(hint: Any) -> bool:
-    return get_origin(hint) is Callable or hint is Callable
+def merges_only(config: Mapping[str, Any]) -> bool:
+    """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
+    from souping.evaluate.benchmark import NoBenchmark
+
+    node = config["benchmark"]
+    with suppress(UserError):  # `check` tells it
+        return bool(config["recipe"]) or (
+            isinstance(node, Mapping) and "_target_" in node and _target(node) is NoBenchmark
+        )
+    return False
 
 
-def _is_part(hint: Any) -> bool:
-    """Whether a part is wanted, and no plain value."""
-    inner = [arg for arg in get_args(hint) if arg is not type(None)] if get_origin(hint) in UNIONS else [hint]
-    return any(_is_callable(arg) or (inspect.isclass(arg) and arg.__module__.startswith("souping.")) for arg in inner)
-
-
-def _mismatch(value: Json, hint: Any) -> str | None:
-    """What is wrong with a value, or None: its type, a bound that its part states, or one that holds everywhere."""
-    from pydantic import ValidationError
-
-    if get_origin(hint) is Literal and value not in get_args(hint):
-        choices = [str(c) for c in get_args(hint)]
-        return f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"
-    if _is_part(hint):
-        return None if value is None and type(None) in get_args(hint) else "must be one of its group's choices"
-    try:
-        _adapter(hint).validate_python(value, strict=True)
-    except ValidationError:
-        return f"must be {_words(hint)}"
-    return "is empty: leave it out, or say what it is" if value == "" else _unsound(value)
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    from pydantic import ConfigDict, TypeAdapter
-    from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
-
-    for config in (None, ConfigDict(arbitrary_types_allowed=True)):
-        with suppress(PydanticUserError, PydanticUndefinedAnnotation):
-            return TypeAdapter(hint, config=config)
-    return TypeAdapter(Any)  # a hint of somebody else's that says nothing here
-
-
-def _unsound(value: Json) -> str | None:
-    """What no setting can be, at any depth: a number that is not finite or beyond all use, a part among values."""
-    if isinstance(value, int | float) and not abs(value) <= LARGEST:
-        return f"must be a finite number within {LARGEST:g}"
-    if isinstance(value, Mapping) and "_target_" in value:
-        return "holds a _target_, which only a group's choice has"
-    inner = [*value.values(), *value] if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return next((found for one in inner if (found := _unsound(one))), None)
-
-
-def _words(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    if hint in names:
-        return names[hint]
-    arguments = get_args(hint)
-    if get_origin(hint) is Annotated:
-        return " ".join([_words(arguments[0]), *map(_bound, arguments[1:])])
-    if get_origin(hint) in (list, Sequence):
-        return f"a list, each {_words(arguments[0])}"
-    if get_origin(hint) is dict:
-        return f"a mapping whose values are each {_words(arguments[1])}"
-    name = str(getattr(hint, "__name__", hint))  # Python's: unions have none
-    return " or ".join(_words(a) for a in arguments) if arguments else name
-
-
-def _bound(bound: Interval) -> str:
-    sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
-    return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
-
-
-def build(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a run. The one place that instantiates (hydra-core 1.4 will want its whitelist here).
+def build(config: Mapping[str, Any], parts: Collection[str] = PARTS) -> dict[str, Any]:
+    """The parts of a run (these). The one place that instantiates (hydra-core 1.4 will want its whitelist here).
 
     Raises:
         UserError: as `build_part`.
     """
-    return {part: build_part(config[part], KINDS[part]) for part in PARTS}
+    return {part: build_part(config[part], KINDS[part]) for part in parts}
 
 
 def build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
@@ -394,7 +364,7 @@ def build_part(node: Any, kind: Any = None) -> Any:
     hints = _hints(target)
     values = {k: build_part(v, hints.get(k)) for k, v in node.items() if k not in ("_target_", "_partial_")}
     made = partial(target, **values) if node.get("_partial_") else _made(target, values)
-    if _is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
+    if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
         raise UserError(f"{_place(target)} makes a {type(made).__name__}, no {kind.__name__}")
     return made
 

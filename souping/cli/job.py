@@ -5,34 +5,52 @@ Hydra and OmegaConf live here, in `config` and in `errors`.
 
 from __future__ import annotations
 
+import gc
 import logging
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from souping.analysis import Analysis
 from souping.cli import interrupts_raise
-from souping.cli.config import KINDS, as_yaml, build, build_also, build_part, check, register, resolved
+from souping.cli.config import (
+    GROUPS,
+    KINDS,
+    PARTS,
+    as_yaml,
+    build,
+    build_also,
+    build_part,
+    check,
+    merges_only,
+    register,
+    resolved,
+)
 from souping.cli.errors import EXPECTED, composition, explain, tell
 from souping.cli.help import folder
 from souping.cli.streams import LOST, stop
-from souping.core.files import expanded
+from souping.core.files import expanded, put
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 
 if TYPE_CHECKING:
-    from souping.pipeline.settings import RunSettings
+    from souping.pipeline.settings import MergeSettings
 
+MERGED = ("pool", "optimiser", "merge", "tracker")
+"""Parts of a merge."""
 CLAIM = ".running"
 DRAFTS = (CLAIM, "config.yaml", "selection.json")
 """What a run writes before it has results."""
@@ -46,8 +64,27 @@ _SWEEPS: list[Path] = []
 
 def start() -> None:
     """Compose what the command line says and run it, once or, with `-m`, for each combination."""
+    gc.disable()  # what the composition makes stays or goes by itself: searching it again and again takes a tenth
     register()
-    hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+    _compose_once()
+    try:
+        hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+    finally:
+        gc.enable()
+
+
+def _compose_once() -> None:
+    """Spare Hydra the composition by which it only looks for `hydra.mode`, where nothing that it reads can set that."""
+    looked = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+        own = [path.read_text() for path in folder().rglob("*.yaml")]
+        if any("hydra" in word or word.startswith("-c") for word in sys.argv[1:]) or any("MULTIRUN" in o for o in own):
+            found: RunMode | None = looked(self, config_name, overrides)
+            return found
+        return None
+
+    setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
 def told(error: Exception) -> tuple[str, int]:
@@ -62,6 +99,7 @@ def told(error: Exception) -> tuple[str, int]:
 
 def run(cfg: DictConfig) -> float | None:
     """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    gc.enable()
     interrupts_raise()
     hydra_config = HydraConfig.get()
     output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
@@ -141,11 +179,11 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     hear_warnings()
-    settings = _settings(cfg, run_dir, group)
-    from souping.report.files import put
+    from souping.pipeline.settings import RunSettings
 
+    settings = _settings(cfg, run_dir, group)
     put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
-    if settings.plan and not settings.merges_only:
+    if settings.plan and isinstance(settings, RunSettings):
         from souping.planning.planner import plan
 
         plan(settings)
@@ -155,40 +193,47 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     return cook(settings)
 
 
-def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> RunSettings:
+def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
     """The parts and settings of a run, checked and built."""
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    return settings_of(plain, run_dir)
+    words = _raw(HydraConfig.get().overrides)["task"] if HydraConfig.initialized() else GROUPS
+    return settings_of(plain, run_dir, {re.split(r"[=.@]", str(word).lstrip("+~"))[0] for word in words})
 
 
-def settings_of(plain: Mapping[str, Any], run_dir: Path) -> RunSettings:
-    """The parts and settings of a run by its configuration as plain data, checked and built."""
-    check(plain)
-    parts = build(plain)
-    from souping.pipeline.settings import RunSettings
+def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] = GROUPS) -> MergeSettings:
+    """The parts and settings of a run by its configuration as plain data, checked and built.
+
+    A merge looks at the parts that it needs, and at those that were `given` on the command line.
+    """
+    merges = merges_only(plain)
+    check(plain, [group for group in GROUPS if not merges or group in MERGED or group in given])
+    for key, what in (("stop_after", "selected or searched"), ("limit", "evaluated")):
+        if merges and plain[key] is not None:
+            raise UserError(f"{key}={plain[key]}: nothing is {what} without items: leave it out")
+    parts = build(plain, MERGED if merges else PARTS)
+    from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
-    return RunSettings(
+    common: dict[str, Any] = {
         **parts,
-        name=plain["name"],
-        seed=plain["seed"],
-        stop_after=plain["stop_after"],
-        recipe=expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
-        plan=plain["plan"],
-        limit=plain["limit"],
-        throughput=plain["throughput"],
-        margin=plain["margin"],
-        gate=plain["gate"],
+        **{key: plain[key] for key in ("name", "seed", "plan")},
+        "recipe": expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
+        "upload": target(plain["upload"]),
+        "out": expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
+        "store_path": expanded(plain["store"]["path"], "store.path"),
+        "run_dir": run_dir,
+        "config": plain,
+    }
+    if merges:
+        return MergeSettings(**common)
+    return RunSettings(
+        **common,
+        **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate")},
         expected=expectations(plain["expected"]),
         also=build_also(plain),
         analyses={name: build_part(node, Analysis) for name, node in plain["analysis"].items()},
-        upload=target(plain["upload"]),
-        out=expanded(plain["out"], "out") if plain["out"] else run_dir / "soup",
-        store_path=expanded(plain["store"]["path"], "store.path"),
-        run_dir=run_dir,
-        config=plain,
     )
 
 

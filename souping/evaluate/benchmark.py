@@ -10,7 +10,6 @@ from pathlib import Path
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, UserError
-from souping.evaluate.scoring import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +158,8 @@ def _item(line: str, where: str) -> Item:
         language=_text(row, "language", where, default="python"),
         tools=_tools(row, where),
     )
+    from souping.evaluate.scoring import check
+
     try:
         check(item)
     except UserError as error:

@@ -16,7 +16,6 @@ from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, 
 from souping.core.protocols import Progress
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
-from souping.merge.adapters.pool import AdapterPool
 from souping.merge.plan import carried
 from souping.merge.planner import Alignment, Layout
 
@@ -210,4 +209,6 @@ def open_pool(
             f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): soup adapters with adapters, or "
             "merge them into full models first"
         )
+    from souping.merge.adapters.pool import AdapterPool
+
     return AdapterPool(folders, merge, cache)

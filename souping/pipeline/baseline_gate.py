@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from souping.analysis.intervals import Z95, Interval, objective_interval, rate
 from souping.core.protocols import Objective
 from souping.core.text import nearest
 from souping.core.types import Fold, ItemScores, Json, UserError
-from souping.pipeline.evidence import ItemTable
+
+if TYPE_CHECKING:
+    from souping.analysis.intervals import Interval
 
 MODES = ("error", "warn", "off")
 FALSE_ALARM = 0.01
@@ -158,6 +159,9 @@ def judge(
 
 
 def _interval(scores: ItemScores, category: str | None, objective: Objective) -> Interval:
+    from souping.analysis.intervals import objective_interval, rate
+    from souping.pipeline.evidence import ItemTable
+
     design = ItemTable.of(scores.items, objective)
     if category is None:
         return objective_interval(scores.values, design.categories, design.groups, design.coefficients)
@@ -167,6 +171,8 @@ def _interval(scores: ItemScores, category: str | None, objective: Objective) ->
 
 def widened(interval: Interval, checks: int) -> tuple[float, float]:
     """A 95 % interval stretched to the level of one of `checks` (Bonferroni), both arms by the ratio of quantiles."""
+    from souping.analysis.intervals import Z95
+
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * checks)) / Z95
     low = interval.mean - factor * (interval.mean - interval.low)
     high = interval.mean + factor * (interval.high - interval.mean)

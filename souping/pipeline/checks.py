@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from souping.core.scores import CONSTANT
 from souping.core.text import shown
 from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
-from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds, limit_folds, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
-from souping.pipeline.models import OpenPool, free_target
+from souping.pipeline.models import OpenPool
 from souping.search.loop import check_budget
 from souping.selection.selectors import check_drop
 
@@ -26,28 +25,6 @@ if TYPE_CHECKING:
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
     from souping.pipeline.store import Store
-
-
-def check_settings(run: RunSettings) -> None:
-    """Refuse a target that is in use, and items for an evaluator that brings its own (an experiment may name some).
-
-    Raises:
-        UserError: the key and what to do.
-    """
-    free_target(run.out)
-    if run.upload is not None and run.stop_after:
-        raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
-    if run.upload is not None and run.limit is not None:
-        raise UserError(
-            f"limit={run.limit} is a dry run, whose soup is not for the Hub: leave upload={run.upload.repo} out"
-        )
-    if run.limit is not None and run.merges_only:
-        raise UserError(f"limit={run.limit}: nothing is evaluated without items: leave it out")
-    if run.stop_after and run.merges_only:
-        raise UserError(f"stop_after={run.stop_after}: nothing is selected or searched without items: leave it out")
-    if not run.merges_only and run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
-        name = type(run.evaluator).__name__
-        raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
 
 
 def complaints(

@@ -7,36 +7,37 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
+from souping.core.files import put
 from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import first_line, safe, shown
 from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
 from souping.merge.local import CHOICES, LocalMerge
-from souping.merge.mergekit import Imported, MergekitMerge, from_yaml, to_yaml
 from souping.merge.methods import METHODS, source
 from souping.merge.plan import MOST, is_number, recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
-from souping.pipeline.requirements import look, missing
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import MergeSettings
 from souping.pipeline.store import Store
 from souping.report.cards import card
-from souping.report.files import put
-from souping.report.progress import Throughput, side_console
+from souping.report.progress import Throughput, say
+
+if TYPE_CHECKING:
+    from souping.merge.mergekit import Imported
 
 CARD = "README.md"
 
 
-def merge(run: RunSettings) -> Path | None:
+def merge(run: MergeSettings) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
     with Store(run.store_path) as store, ExitStack() as parts:
         pool = parts.enter_context(closing(OpenPool(run.pool.resolve(), run.merge, store, tokenizers=False)))
         for warning in pool.warnings:
-            _say(f"note: {warning}")
+            say(f"note: {warning}")
         if run.optimiser.count(len(pool.names)) != 1:
             raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
         cell = run.optimiser.start(SearchSpace(ingredients=pool.names, candidates=pool.names), run.seed).ask()
@@ -44,7 +45,7 @@ def merge(run: RunSettings) -> Path | None:
         return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
 
 
-def rebuild(run: RunSettings, path: Path) -> Path | None:
+def rebuild(run: MergeSettings, path: Path) -> Path | None:
     """`experiment=rebuild`: the soup of a recipe.json again, bit for bit; or that of a mergekit YAML.
 
     Ingredients of a recipe.json are looked for by name in `pool.candidates`, then by content where this store has seen
@@ -87,6 +88,8 @@ def _check_method(recipe: Recipe) -> None:
 
 def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     """The backend that can make a soup again: the run's own, unless the other kind made it."""
+    from souping.merge.mergekit import MergekitMerge
+
     theirs = recipe.settings.get("by") == "mergekit"
     if theirs == isinstance(backend, MergekitMerge):
         return backend
@@ -94,11 +97,13 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     return (MergekitMerge(method="linear") if theirs else LocalMerge()).with_settings(kept)
 
 
-def _from_mergekit(run: RunSettings, path: Path, store: Store) -> Path | None:
+def _from_mergekit(run: MergeSettings, path: Path, store: Store) -> Path | None:
     """The soup of a mergekit YAML: its raw weights, and its divisor where it normalises."""
+    from souping.merge.mergekit import from_yaml
+
     imported = from_yaml(_text(path))
     for note in imported.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     candidates = Pool(candidates=list(imported.models)).resolve(at_least=1)
     base = folder_of(imported.base) if imported.base is not None else None
     with closing(OpenPool(candidates, _as_imported(run.merge, imported, base), store, tokenizers=False)) as pool:
@@ -128,24 +133,31 @@ class Soup:
     text: str | None
 
 
-def _make(run: RunSettings, soup: Soup) -> Path | None:
+def _make(run: MergeSettings, soup: Soup) -> Path | None:
     """Write the soup; with `plan=true` print and save its plan instead."""
     if run.plan:
-        plan = soup.pool.plan(soup.recipe)
-        print(plan.describe())
-        for one in missing(run, (), look(), ()):
-            print(f"missing on this machine: {one.sentence()}")
-        plan.save(run.run_dir / "plan.json")
-        with suppress(UserError):  # what mergekit has no words for is not exported
-            named = {name: soup.recipe.sources.get(name, folder) for name, folder in soup.folders.items()}
-            put(run.run_dir / "mergekit.yml", to_yaml(soup.recipe, named, soup.base).encode())
+        _plan(run, soup)
         return None
     with Throughput("soup") as progress:
         extra = {CARD: soup.text} if soup.text is not None else {}
         return soup.pool.write(soup.recipe, run.out, progress=progress, extra_files=extra)
 
 
-def _card(run: RunSettings, recipe: Recipe) -> str:
+def _plan(run: MergeSettings, soup: Soup) -> None:
+    from souping.merge.mergekit import to_yaml
+    from souping.pipeline.requirements import look, missing
+
+    plan = soup.pool.plan(soup.recipe)
+    print(plan.describe())
+    for one in missing(run, (), look(), ()):
+        print(f"missing on this machine: {one.sentence()}")
+    plan.save(run.run_dir / "plan.json")
+    with suppress(UserError):  # what mergekit has no words for is not exported
+        named = {name: soup.recipe.sources.get(name, folder) for name, folder in soup.folders.items()}
+        put(run.run_dir / "mergekit.yml", to_yaml(soup.recipe, named, soup.base).encode())
+
+
+def _card(run: MergeSettings, recipe: Recipe) -> str:
     return card({"experiment": run.name, "recipe": recipe.as_dict(), "rebuild": run.rebuild_command})
 
 
@@ -313,7 +325,3 @@ def _settings(
             f"the recipe's base model ({shown(base[:12])}) is not found or has changed: set merge.base=FOLDER"
         )
     return backend.with_settings({**changes, "base": folder})
-
-
-def _say(line: str) -> None:
-    side_console().print(line, markup=False, soft_wrap=True)

@@ -29,7 +29,6 @@ from souping.core.protocols import (
 )
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
-from souping.evaluate.decoding import wishes, write_neutral
 from souping.pipeline.store import ContentMemory
 from souping.report.progress import Throughput
 
@@ -362,6 +361,8 @@ class ScratchCheckpoint:
 
     def serve(self, recipe: Recipe) -> ServedModel:
         """The soup's folder: a temporary one, or a candidate's own where nothing in it decodes by itself."""
+        from souping.evaluate.decoding import wishes
+
         own, ends = self._pool.own_folder(recipe), self._pool.ends(recipe)
         if own is None or wishes(own):
             own = self._made(recipe, own, ends)
@@ -383,6 +384,8 @@ class ScratchCheckpoint:
                 _view(own, folder)
             elif not (self._pool.write(recipe, folder) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
+            from souping.evaluate.decoding import write_neutral
+
             write_neutral(folder, own or folder, ends)
             self._served = recipe.fingerprint
         return self._root / recipe.id

@@ -23,7 +23,7 @@ from souping.report.format import in_words
 if TYPE_CHECKING:
     from souping.core.merge_protocols import MergeBackend
     from souping.core.protocols import Evaluator, Part
-    from souping.pipeline.settings import RunSettings
+    from souping.pipeline.settings import MergeSettings, RunSettings
 
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
@@ -320,14 +320,14 @@ def disk_space(path: Path) -> tuple[int, int]:
 
 
 def missing(
-    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+    run: MergeSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
 ) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
     here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
     return once([*here, *_models(models), *_login(run)])
 
 
-def check_installed(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
+def check_installed(run: MergeSettings, evaluators: Sequence[Evaluator]) -> None:
     """Refuse, before a model is fetched or loaded, a run whose parts cannot start here.
 
     Raises:
@@ -338,7 +338,7 @@ def check_installed(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
         raise UserError(f"this run cannot go on here: {one.sentence()}")
 
 
-def _packages(run: RunSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
+def _packages(run: MergeSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
     parts: list[Part] = [*evaluators, run.merge]
     return [one for part in parts for one in part.needs()]
 
@@ -368,7 +368,7 @@ def _models(models: Iterable[ModelSize]) -> Iterator[Missing]:
             yield Missing(what=model.trouble, mends=model.mends)
 
 
-def _login(run: RunSettings) -> Iterator[Missing]:
+def _login(run: MergeSettings) -> Iterator[Missing]:
     """A run that uploads needs a token; one that only reads public models needs none."""
     if run.upload is None:
         return

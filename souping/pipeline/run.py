@@ -6,18 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from souping.core.protocols import Part
 from souping.core.text import safe
-from souping.core.types import LateError, Selection, UserError
-from souping.pipeline.checks import check_settings, complaints, flat_categories, not_measured
-from souping.pipeline.merge_only import merge, rebuild
-from souping.pipeline.settings import RunSettings, nearby
-from souping.pipeline.stages import RunStages, select
-from souping.pipeline.store import Store
-from souping.pipeline.upload import check, push
-from souping.report.files import as_json, put, selection_dict, trial_rows, write_report, write_trials
-from souping.report.progress import Progress
-from souping.report.terminal import also_table, report_table
-from souping.search.loop import SearchResult
+from souping.core.types import LateError, UserError
+from souping.pipeline.models import free_target
+from souping.pipeline.settings import MergeSettings, RunSettings, nearby, said
+from souping.pipeline.upload import Target, check, push
 
 SHOWN = (
     "report.html",
@@ -31,28 +25,67 @@ SHOWN = (
 )
 
 
-def cook(run: RunSettings) -> float | None:
-    """Select, search, soup and prove. Returns the objective on the search fold, None after `stop_after=select`."""
-    if run.benchmark.opening:
+def cook(run: MergeSettings) -> float | None:
+    """Select, search, soup and prove, or only merge. Returns the objective on the search fold, None without a search.
+
+    A merge loads none of what a search needs.
+    """
+    if isinstance(run, RunSettings) and run.benchmark.opening:
         print(run.benchmark.opening, flush=True)
     check_settings(run)
-    sends = run.upload is not None and not run.plan
-    if sends:
-        _check_upload(run)
+    if run.upload is not None and not run.plan:
+        check(run.upload)  # whoever may not write to the Hub learns it before the run, not after it
     with ExitStack() as parts:
-        for part in (run.evaluator, run.merge, *(entry.evaluator for entry in run.also)):
-            if part is not None:
-                parts.callback(part.close)  # servers and ranks wait for the next soup until then
-        report, won = _stages(run)
+        for part in _parts(run):
+            parts.callback(part.close)  # servers and ranks wait for the next soup until then
+        outcome, objective = _made(run)
     with _results_stay():
-        _show(run, report)
-        if sends:
-            _upload(run)
-    return None if won is None else won.result.objective
+        _show(run, outcome)
+        if run.upload is not None and not run.plan:
+            _upload(run, run.upload)
+    return objective
 
 
-def _said(error: UserError | OSError) -> str:
-    return f"{error.filename or 'file system'}: {error.strerror}" if isinstance(error, OSError) else str(error)
+def _parts(run: MergeSettings) -> list[Part]:
+    """The parts that may hold something between two soups."""
+    if not isinstance(run, RunSettings):
+        return [run.merge]
+    beside = [entry.evaluator for entry in run.also if entry.evaluator is not None]
+    return [run.evaluator, run.merge, *beside]
+
+
+def _made(run: MergeSettings) -> tuple[dict[str, Any], float | None]:
+    """(parts of the report, objective on the search fold)."""
+    if not isinstance(run, RunSettings):
+        from souping.pipeline.merge_only import merge, rebuild
+
+        return {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)}, None
+    from souping.pipeline.staged import perform
+
+    outcome, won = perform(run)
+    return outcome, None if won is None else won.result.objective
+
+
+def check_settings(run: MergeSettings) -> None:
+    """Refuse a target that is in use, and items for an evaluator that brings its own (an experiment may name some).
+
+    Raises:
+        UserError: the key and what to do.
+    """
+    free_target(run.out)
+    if not isinstance(run, RunSettings):
+        return
+    from souping.evaluate.benchmark import OwnBenchmark
+
+    if run.upload is not None and run.stop_after:
+        raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
+    if run.upload is not None and run.limit is not None:
+        raise UserError(
+            f"limit={run.limit} is a dry run, whose soup is not for the Hub: leave upload={run.upload.repo} out"
+        )
+    if run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
+        name = type(run.evaluator).__name__
+        raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
 
 
 @contextmanager
@@ -63,98 +96,38 @@ def _results_stay() -> Iterator[None]:
     except LateError:
         raise
     except (UserError, OSError) as error:
-        raise LateError(_said(error)) from error
+        raise LateError(said(error)) from error
 
 
-def _check_upload(run: RunSettings) -> None:
-    """Whoever may not write to the Hub learns it before the run, not after it."""
-    assert run.upload is not None
-    check(run.upload)
-
-
-def _upload(run: RunSettings) -> None:
-    assert run.upload is not None
+def _upload(run: MergeSettings, goal: Target) -> None:
     if not run.out.exists():  # one expert for everything: no soup was written
         print(f"  {'upload':15} nothing to send: there is no soup")
         return
-    url = push(run.upload, run.out, run.run_dir / "report.json", run.store_path)
+    url = push(goal, run.out, run.run_dir / "report.json", run.store_path)
     print(f"  {'upload':15} {url}")
 
 
-def _stages(run: RunSettings) -> tuple[dict[str, Any], SearchResult | None]:
-    """What the run came to: the parts of its report, and the search's outcome where there was one."""
-    if run.merges_only:
-        soup = rebuild(run, run.recipe) if run.recipe else merge(run)
-        return {"soup": soup}, None
-    if run.selects_from_table:
-        return _select_from_table(run), None
-    run = run.with_items()
-    run.pool.resolve()
-    with Progress() as progress, Store(run.store_path) as store:
-        return _perform(RunStages.open(run, store, progress))
-
-
-def _perform(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
-    """Walk the schedule, then write down what it came to."""
-    run = stages.run
-    run.tracker.start(run.config, run.run_dir)
-    report: dict[str, Any] | None = None
-    try:
-        stages.schedule.walk(stages)
-        assert stages.selection is not None
-        if stages.outcome is None:
-            return {"selection": selection_dict(stages.selection, stages.scores)}, None
-        if run.stop_after == "search":
-            return write_search(run, stages.outcome, stages.selection), stages.outcome
-        report, trials = stages.whole_report()
-        write_trials(trials, report, run.run_dir / "trials.csv")
-        write_report(report, trials, run.run_dir)
-        stages.replace_card(report)
-        return report, stages.outcome
-    except (UserError, OSError) as error:
-        if stages.frozen is None:
-            raise
-        raise LateError(f"{_said(error)}\nthe soup is written: {nearby(stages.frozen)}") from error
-    finally:
-        stages.workers.close()
-        stages.pool.close()
-        run.tracker.finish(report, run.run_dir)
-
-
-def write_search(run: RunSettings, outcome: SearchResult, selection: Selection) -> dict[str, Any]:
-    """What a run that stops after its search leaves: the trials and the recipe."""
-    parts = {"selection": selection_dict(selection), "recipe": outcome.recipe.as_dict()}
-    write_trials(trial_rows(outcome.trials, selection), parts, run.run_dir / "trials.csv")
-    put(run.run_dir / "recipe.json", as_json(parts["recipe"]).encode())
-    return parts
-
-
-def _select_from_table(run: RunSettings) -> dict[str, Any]:
-    """Published scores alone: candidates are names, no folder is opened."""
-    for complaint in complaints(run, {}, ()):
-        raise complaint
-    with Progress() as progress:
-        scores = run.scores.matrix([c.name for c in run.pool.resolve()], not_measured)
-        for warning in flat_categories(scores):
-            progress.say(f"note: {warning}")
-        return {"selection": selection_dict(select(run, scores, progress), scores)}
-
-
-def _show(run: RunSettings, outcome: dict[str, Any]) -> None:
+def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
     """The end of a run on standard output: the rows, and where everything lies."""
+    if "soup" not in outcome:
+        _tables(outcome)
+    for name in SHOWN:
+        if (run.run_dir / name).exists():
+            print(f"  {name:15} {safe(nearby(run.run_dir / name))}")
+    if run.out.exists():
+        print(f"  {'soup':15} {safe(nearby(run.out))}")
+        if (run.out / "recipe.json").exists():
+            print(f"  {'rebuild':15} {safe(run.rebuild_command)}")
+
+
+def _tables(outcome: dict[str, Any]) -> None:
     from rich.console import Console
+
+    from souping.report.terminal import also_table, report_table
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=110)
-    if "soup" not in outcome:
-        console.print(report_table(outcome))
+    console.print(report_table(outcome))
     if outcome.get("also"):
         console.print(also_table(outcome))
-    for name in SHOWN:
-        if (run.run_dir / name).exists():
-            console.print(f"  {name:15} {safe(nearby(run.run_dir / name))}", soft_wrap=True, markup=False)
-    if run.out.exists():
-        console.print(f"  {'soup':15} {safe(nearby(run.out))}", soft_wrap=True, markup=False)
-        if (run.out / "recipe.json").exists():
-            console.print(f"  {'rebuild':15} {safe(run.rebuild_command)}", soft_wrap=True, markup=False)

@@ -7,54 +7,37 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from souping.analysis import Analysis
-from souping.checkpoints.pool import Pool
-from souping.core.executor_protocols import Executor
-from souping.core.merge_protocols import MergeBackend
-from souping.core.protocols import BenchmarkItems, Evaluator, Objective, ScoreSource, Selector, Strategy, Tracker
-from souping.core.types import Json, part
-from souping.evaluate.benchmark import NoBenchmark, OwnBenchmark, PartOfBenchmark
-from souping.pipeline.baseline_gate import Expectation
-from souping.pipeline.executors import LocalExecutor
-from souping.pipeline.side_benchmarks import SideEntry
-from souping.pipeline.upload import Target
-from souping.report.sections import quoted
+from souping.core.types import Json, UserError, part
+from souping.report.format import quoted
+
+if TYPE_CHECKING:
+    from souping.analysis import Analysis
+    from souping.checkpoints.pool import Pool
+    from souping.core.executor_protocols import Executor
+    from souping.core.merge_protocols import MergeBackend
+    from souping.core.protocols import BenchmarkItems, Evaluator, Objective, ScoreSource, Selector, Strategy, Tracker
+    from souping.pipeline.baseline_gate import Expectation
+    from souping.pipeline.side_benchmarks import SideEntry
+    from souping.pipeline.upload import Target
 
 STORE = Path("outputs/store.sqlite")
 """Where a rebuild looks for folders if it is not told another store."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """Parts of a run and its root settings, as the command line built them.
-
-    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items a
-    category and fold.
-    """
+class MergeSettings:
+    """Parts and root settings of a merge by given weights, or of a recipe: nothing is evaluated."""
 
     pool: Pool
-    benchmark: BenchmarkItems
-    scores: ScoreSource
-    selector: Selector
     optimiser: Strategy
-    objective: Objective
-    evaluator: Evaluator
     merge: MergeBackend
     tracker: Tracker
-    executor: Executor = field(default_factory=LocalExecutor)
     name: str
     seed: int
-    stop_after: str | None
-    limit: int | None = None
     recipe: Path | None = None
     plan: bool = False
-    throughput: float | None = None
-    margin: float = 1.0
-    gate: str = "error"
-    expected: tuple[Expectation, ...] = ()
-    also: tuple[SideEntry, ...] = ()
-    analyses: Mapping[str, Analysis] = field(default_factory=dict)
     upload: Target | None = None
     out: Path
     store_path: Path
@@ -80,10 +63,29 @@ class RunSettings:
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
         return f"python -m souping +experiment=rebuild {' '.join(given)}"
 
-    @property
-    def merges_only(self) -> bool:
-        """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
-        return self.recipe is not None or isinstance(self.benchmark, NoBenchmark)
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(MergeSettings):
+    """Parts of a run with stages and its root settings, as the command line built them.
+
+    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items a
+    category and fold.
+    """
+
+    benchmark: BenchmarkItems
+    scores: ScoreSource
+    selector: Selector
+    objective: Objective
+    evaluator: Evaluator
+    executor: Executor
+    stop_after: str | None
+    limit: int | None = None
+    throughput: float | None = None
+    margin: float = 1.0
+    gate: str = "error"
+    expected: tuple[Expectation, ...] = ()
+    also: tuple[SideEntry, ...] = ()
+    analyses: Mapping[str, Analysis] = field(default_factory=dict)
 
     @property
     def uses_base(self) -> bool:
@@ -113,6 +115,13 @@ def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
     Raises:
         UserError: they cannot be had here.
     """
+    from souping.evaluate.benchmark import OwnBenchmark, PartOfBenchmark
+
     if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.benchmark) is None:
         return benchmark
     return PartOfBenchmark(whole=own, exclude=benchmark.exclude) if benchmark.exclude else own
+
+
+def said(error: UserError | OSError) -> str:
+    """An error of the user's or of the file system as a line."""
+    return f"{error.filename or 'file system'}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -13,8 +13,6 @@ from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.folds import first_items
-from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.evidence import Contender, ItemTable, Pair, judged, outcomes, row
 
 SHARED = ("dtype", "device", "threads", "trust_remote_code")
 """How the module is held: evaluators that agree on it share one live module."""
@@ -67,6 +65,8 @@ def check_entries(entries: Sequence[SideEntry]) -> None:
 
 
 def _side(entry: SideEntry, own: Evaluator) -> SideBenchmark:
+    from souping.evaluate.generate import LocalEvaluator
+
     evaluator = entry.evaluator or (own if not own.brings_items else LocalEvaluator(**held(vars(own))))
     benchmark = entry.benchmark if entry.benchmark is not None else evaluator.benchmark
     if benchmark is None:
@@ -89,6 +89,8 @@ def compare_on(
 
     Holm's correction is over the ingredients for the whole benchmark, and over all pairs of ingredient and category.
     """
+    from souping.pipeline.evidence import Contender, ItemTable, Pair, judged, outcomes, row
+
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     design = ItemTable.of(side.items, side.objective)

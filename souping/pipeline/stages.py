@@ -12,6 +12,7 @@ from souping.analysis.correlation import few_models
 from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.executor_protocols import Workers
+from souping.core.files import put
 from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FOLDS, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
@@ -38,7 +39,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
 from souping.report.cards import card
-from souping.report.files import put, selection_dict, trial_rows, write_selection
+from souping.report.files import selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.terminal import gate_table
 from souping.search.loop import SearchResult, full_grid, result_of, trial_limit

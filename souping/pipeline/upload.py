@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from souping.checkpoints import hub
 from souping.core.text import first_line
 from souping.core.types import Json, LateError, UserError
-from souping.pipeline.store import Store
-from souping.report.cards import Licence, card, combine, public_name, relicensed
 
 if TYPE_CHECKING:
     from huggingface_hub import CardData, HfApi
+
+    from souping.report.cards import Licence
 
 CARD, RECIPE, REPORT = "README.md", "recipe.json", "report.json"
 LOGIN = "`hf auth login`"
@@ -152,6 +152,8 @@ def push(goal: Target, folder: Path, report: Path | None = None, store: Path | N
 
 def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store: Path | None) -> str:
     """The card for the Hub: from the run's report, else the folder's own with the licence put in."""
+    from souping.report.cards import card, relicensed
+
     licence = licence_of(recipe, store)
     written = _json(report or folder.absolute().parent / REPORT) or {}
     if (written.get("recipe") or {}).get("id") == recipe.get("id"):
@@ -166,6 +168,8 @@ def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store:
 
 def licence_of(recipe: Mapping[str, Any], store: Path | None = None) -> Licence:
     """The licence that a recipe's ingredients, and a base model that it names, allow."""
+    from souping.report.cards import combine, public_name
+
     prints = dict(zip(recipe["ingredients"], recipe.get("fingerprints") or [], strict=False))
     base = (recipe.get("settings") or {}).get("base")
     prints |= {"the base model": base} if isinstance(base, str) else {}
@@ -178,6 +182,8 @@ def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
     """{name: folder} of what a store has seen; one of the Hub's cache is that model's name."""
     if path is None or not path.is_file():
         return {}
+    from souping.pipeline.store import Store
+
     with Store(path) as store:
         folders = {name: store.folder_of(mark) for name, mark in prints.items()}
     cached = r".*/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})"

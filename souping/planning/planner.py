@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from souping.core.files import put
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds
-from souping.pipeline.checks import check_settings, complaints, cut_folds, flat_categories, run_notes
+from souping.pipeline.checks import complaints, cut_folds, flat_categories, run_notes
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import (
@@ -20,6 +21,7 @@ from souping.pipeline.requirements import (
     once,
     requirements_of,
 )
+from souping.pipeline.run import check_settings
 from souping.pipeline.schedule import Schedule
 from souping.pipeline.settings import RunSettings, items_of, nearby
 from souping.pipeline.side_benchmarks import SideBenchmark, sides
@@ -36,7 +38,7 @@ from souping.planning.workload import (
     open_what_is_here,
     refuse,
 )
-from souping.report.files import as_json, put
+from souping.report.files import as_json
 from souping.report.terminal import sheet_markdown, show_sheet
 
 

@@ -190,21 +190,22 @@ def relicensed(text: str, licence: Licence, recipe: Row | None = None) -> str:
 
 
 def _front(known: Report, licence: Licence | None) -> str:
-    """The front matter, by the Hub's own writer. Names that the Hub cannot have are left out."""
+    """The front matter. Names that the Hub cannot have are left out; results are put in by the Hub's own writer."""
+    recipe = part(known, "recipe")
+    parents = parents_named(recipe)
+    table: dict[str, Json] = {"base_model": parents} if parents else {}
+    table |= {"library_name": "transformers", **_licence_keys(licence), "tags": ["merge", "souping"]}
+    table |= {"base_model_relation": "merge"} if parents else {}
+    if not entries(known, "rows"):
+        import yaml
+
+        return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
     from huggingface_hub import ModelCardData
 
-    recipe, results = part(known, "recipe"), _results(known)
-    parents = parents_named(recipe)
-    data = ModelCardData(
-        library_name="transformers",
-        tags=["merge", "souping"],
-        model_name=f"soup {clean(recipe.get('id'))}" if results else None,
-        eval_results=results or None,
-    )
-    if parents:
-        data["base_model"] = parents
-        data["base_model_relation"] = "merge"
-    for key, value in _licence_keys(licence).items():
+    results = _results(known)
+    name = f"soup {clean(recipe.get('id'))}" if results else None
+    data = ModelCardData(model_name=name, eval_results=results or None)
+    for key, value in table.items():
         data[key] = value
     return f"---\n{data.to_yaml()}\n---"
 

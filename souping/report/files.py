@@ -9,16 +9,15 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from souping.core.files import put
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
+from souping.core.types import Json, Selection, Trial, number, part, texts
 from souping.report import plots
 from souping.report.drawing import Drawing
 from souping.report.format import clean
@@ -135,20 +134,6 @@ def write_selection(selection: Row, path: Path) -> Path:
         "correlation": {"categories": [], "matrix": []},
     }
     return put(path, as_json({**empty, **selection}).encode())
-
-
-def put(path: Path, content: bytes) -> Path:
-    """Write beside, then rename: a reader or a killed run never sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
 
 
 def write_job(

@@ -169,3 +169,14 @@ def in_words(names: Sequence[Json]) -> str:
     """`a, b and c`."""
     shown = [clean(name) for name in names]
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+
+
+def quoted(name: str) -> str:
+    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes.
+
+    Inside quotes, Hydra reads a backslash as an escape only in front of a quote, the closing one included.
+    """
+    text = clean(name)
+    if text and all(c.isalnum() or c in "/-_.@+" for c in text):
+        return text
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text).replace("${", "\\${") + '"'

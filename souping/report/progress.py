@@ -183,7 +183,7 @@ class Throughput:
     """
 
     def __init__(self, name: str, console: Console | None = None) -> None:
-        self.console = console or side_console()
+        self._console = console
         self._name, self._done, self._started = name, 0, time.monotonic()
         self._told, self._tenth = self._started, 0
         self._bar: Bar | None = None
@@ -194,8 +194,8 @@ class Throughput:
 
     def __call__(self, done: int, total: int) -> None:
         self._done = max(self._done, done)
-        if self._bar is None and self.console.is_terminal:
-            self._bar = _rate_bar(self.console)
+        if self._bar is None and self._live():
+            self._bar = _rate_bar(self._console or side_console())
             self._bar.start()
             self._task = self._bar.add_task(self._name, total=None)
         if self._bar is not None and self._task is not None:
@@ -215,7 +215,13 @@ class Throughput:
     def _say(self, amount: str) -> None:
         seconds = max(time.monotonic() - self._started, 1e-9)
         line = f"{self._name}: {amount} in {seconds:.1f} s, {self._done / 1e9 / seconds:.2f} GB/s"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._console is None:
+            say(line)
+        else:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _live(self) -> bool:
+        return sys.stderr.isatty() if self._console is None else self._console.is_terminal
 
 
 def _rate_bar(console: Console) -> Bar:
@@ -230,6 +236,11 @@ def _rate_bar(console: Console) -> Bar:
         TimeRemainingColumn(),
     )
     return Bar(*columns, console=console, refresh_per_second=8)
+
+
+def say(line: str) -> None:
+    """A line beside the results: on standard error where that is a terminal, else on standard output."""
+    print(safe(line), file=sys.stderr if sys.stderr.isatty() else sys.stdout)
 
 
 def side_console() -> Console:

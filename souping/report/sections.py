@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from souping.core.types import elements, entries, number, part, texts
@@ -240,14 +239,3 @@ def _provenance(report: Report) -> Section | None:
     again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
     folded = known((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
     return Section("Provenance", (line, again), code=command, folded=folded)
-
-
-def quoted(name: str) -> str:
-    """A name as Hydra's grammar takes it: bare where it can be, else in double quotes.
-
-    Inside quotes, Hydra reads a backslash as an escape only in front of a quote, the closing one included.
-    """
-    text = clean(name)
-    if text and all(c.isalnum() or c in "/-_.@+" for c in text):
-        return text
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text).replace("${", "\\${") + '"'

@@ -8,9 +8,6 @@ from pathlib import Path
 
 from souping.core.protocols import Tracker
 from souping.core.types import Json, Trial
-from souping.trackers.wandb import WandbTracker
-
-__all__ = ["NoTracker", "WandbTracker"]
 
 
 @dataclass(frozen=True, kw_only=True)

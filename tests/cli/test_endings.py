@@ -18,6 +18,7 @@ import pytest
 from souping.core.types import Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline import run as pipeline_run
+from souping.pipeline import staged as pipeline_staged
 from tests.conftest import ROOT, Cli, pool_of
 
 
@@ -41,7 +42,7 @@ def merging(family: Path, *more: str) -> list[str]:
 def test_a_late_error_leaves_the_soup_and_the_trials(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "write_report", fails(error))
+    monkeypatch.setattr(pipeline_staged, "write_report", fails(error))
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
     assert (tmp_path / "run/soup/model.safetensors").is_file()
     assert (tmp_path / "run/trials.csv").is_file()

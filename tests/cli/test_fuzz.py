@@ -20,7 +20,7 @@ from souping.cli.errors import EXPECTED, tell
 from souping.cli.job import _settings, settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import MergeSettings, RunSettings
 
 ODD: tuple[Any, ...] = (
     -1,
@@ -120,9 +120,11 @@ def words_of(refused: Exception) -> str:
     return words
 
 
-def talk(run: RunSettings) -> None:
+def talk(run: MergeSettings) -> None:
     """What parts say of themselves before any work."""
     _ = run.optimiser.describe(3), run.optimiser.count(3), run.optimiser.known_points(3)
+    if not isinstance(run, RunSettings):
+        return
     run.selector.check(4, 3, 3)
     _ = run.selector.sizes(3), run.selector.label, run.selector.cut
     _ = run.evaluator.settings, run.evaluator.title, run.evaluator.module_settings(), run.evaluator.host

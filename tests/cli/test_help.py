@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from souping import __version__
-from souping.cli.config import KINDS
+from souping.cli.config import GROUPS
 from souping.cli.help import choices, folder, groups
 from tests.conftest import Cli
 
@@ -16,7 +16,7 @@ def test_the_version_is_soupings(souping: Cli) -> None:
 
 def test_help_names_every_group_and_choice(souping: Cli) -> None:
     out = souping("--help").out
-    assert set(groups()) == {*KINDS, "experiment"}
+    assert set(groups()) == {*GROUPS, "experiment"}
     for group in groups():
         assert f"{group}: {', '.join(choices(group))}" in out
     assert "--help GROUP" in out

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import UserError
-from souping.report.sections import quoted
+from souping.report.format import quoted
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import save_adapter
 from tests.support.hub import files_of, serving

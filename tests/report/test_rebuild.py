@@ -7,7 +7,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from souping.report.sections import quoted
+from souping.report.format import quoted
 
 NAMES = [
     "plain-1.2", "org/name@rev", "/a/b c", "it's", 'a"b', "x,y", "a=(b)", "{c}", "$HOME", "back\\slash", "ends in \\",
