@@ -192,7 +192,8 @@ def check(config: Mapping[str, Any], groups: Collection[str] = GROUPS) -> None:
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
     nodes = [str(config[group]) for group in GROUPS]
     problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
-    problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
+    if set(PARTS) <= set(groups):
+        problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
     problems += [*_root_problems(config)]
     expectations(config["expected"])
     if problems:

@@ -16,7 +16,7 @@ def test_the_version_is_soupings(souping: Cli) -> None:
 
 def test_help_names_every_group_and_choice(souping: Cli) -> None:
     out = souping("--help").out
-    assert set(groups()) == {*GROUPS, "experiment"}
+    assert set(groups()) == {*GROUPS, "experiment", "analysis"}
     for group in groups():
         assert f"{group}: {', '.join(choices(group))}" in out
     assert "--help GROUP" in out
