@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import Fold, ItemScores, Json, Recipe, Record
+from souping.core.types import FloatArray, Fold, ItemScores, Json, Recipe, Record
 
 Base = Literal["unused", "wanted", "required"]
 """What an analysis makes of the base model: nothing, something where it is known (`merge.base`), or nothing without."""
@@ -40,8 +42,10 @@ class RunScores:
     """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
 
     `trials` are the soups that the search asked, each once; `lacking` are those that did not answer the whole search
-    fold, {recipe id: answers that it would take}. `correlation` is the selector's, named `metric`. `answers` is how
-    many an item has. `read` gives a model's first answers on a fold, {item id: record}.
+    fold, {recipe id: answers that it would take}; their scores stand in `table` [S, I] beside all others', nan where a
+    soup was not asked, with the weights `points` [S, K] (both empty where the run that searched has ended).
+    `correlation` is the selector's, named `metric`. `answers` is how many an item has. `read` gives a model's first
+    answers on a fold, {item id: record}.
     """
 
     soups: RunSoups
@@ -52,6 +56,8 @@ class RunScores:
     search: Mapping[str, ItemScores]
     report: Mapping[str, ItemScores]
     lacking: Mapping[str, int] = field(default_factory=dict)
+    points: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    table: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
 

@@ -1,8 +1,9 @@
 """Surface over the simplex: differences of soups to the uniform soup, with bands that hold at all points at once.
 
 In each category a soup's true mean is a Gaussian process in its weights (a plane and a smooth rest, whose scale and
-length are averaged over by their marginal likelihood). Items answer for several soups, so that each has a level of its own and
-only what soups differ by within items counts; soups that answered few items share in what their neighbours know.
+length are averaged over by their marginal likelihood). Items answer for several soups, so that each
+has a level of its own and only what soups differ by within items counts; soups that answered few items share in what
+their neighbours know.
 
 The error has two parts: the draw of the items, from each group's influence on the estimate (groups of items that share
 content, whatever is correlated inside them), and what the process smooths away or has not seen. The band's quantile is
@@ -13,12 +14,13 @@ Shape legend: T points (soups asked and points shown), K ingredients, I items, G
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, Json
 
 IntArray = NDArray[np.int64]
 DRAWS = 2000
@@ -48,9 +50,14 @@ class Band:
     def high(self) -> FloatArray:
         return self.difference + self.quantile * self.error
 
+    def at(self, points: int) -> Mapping[str, Json]:
+        """The first `points` points as plain numbers."""
+        rows = {"difference": self.difference, "low": self.low, "high": self.high}
+        return {key: [round(float(value), 6) for value in row[:points]] for key, row in rows.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
-class Surface:
+class SurfaceFit:
     """Bands of the objective and of each category at the same points."""
 
     objective: Band
@@ -59,7 +66,7 @@ class Surface:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryFit:
-    """Differences [T] to the uniform soup, each group's influence on them [G, T], and the covariance [T, T] of smoothing."""
+    """Differences [T] to the uniform soup, each group's influence on them [G, T], covariance [T, T] of smoothing."""
 
     difference: FloatArray
     influence: FloatArray
@@ -69,7 +76,7 @@ class CategoryFit:
 
 def fit_surface(
     weights: FloatArray, values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray
-) -> Surface:
+) -> SurfaceFit:
     """Surface at all of `weights` [T, K]; `values` [T, I] are scores, nan where a point was not asked.
 
     `categories` and `groups` are numbers of each item [I], `coefficients` [C] the objective's. The uniform soup is the
@@ -88,13 +95,15 @@ def fit_surface(
     differences = np.array([fit.difference for fit in fits])
     smoothing = np.array([fit.smoothing for fit in fits])
     share = np.square(coefficients)[:, None]
-    own_noise = np.maximum(np.square(whole).sum(axis=0), (share * mixed).sum(axis=0) * _kept(whole, influence, coefficients))
-    objective = _band(coefficients @ differences, whole, own_noise, (share[:, :, None] * smoothing).sum(axis=0), counts.min())
+    apart = (share * mixed).sum(axis=0) * _kept(whole, influence, coefficients)
+    noise, rest = np.maximum(np.square(whole).sum(axis=0), apart), (share[:, :, None] * smoothing).sum(axis=0)
+    objective = _band(coefficients @ differences, whole, noise, rest, float(counts.min()))
+    other = np.arange(len(weights)) != uniform
     bands = [
-        _band(fit.difference, fit.influence, variance + RARE / fit.groups**2, fit.smoothing, fit.groups)
+        _band(fit.difference, fit.influence, variance + RARE * other / fit.groups**2, fit.smoothing, fit.groups)
         for fit, variance in zip(fits, mixed, strict=True)
     ]
-    return Surface(objective=objective, categories=tuple(bands))
+    return SurfaceFit(objective=objective, categories=tuple(bands))
 
 
 def _kept(whole: FloatArray, influence: FloatArray, coefficients: FloatArray) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
+
+import numpy as np
 
 from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.correlation import pearson
 from souping.core.text import first_line, safe
-from souping.core.types import Fold, Item, ItemScores, Json, Recipe, Record, UserError
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.settings import RunSettings
 
@@ -23,7 +25,7 @@ class AnalysisInput:
     """What is known of a run when its analyses begin. `stored` only reads: what is not in the store has no score.
 
     `trials` are the search's, `contenders` the report's models; `handler` asked the winner, `metric` names the
-    selector's correlation.
+    selector's correlation. `points` and `table` are the search's weights and scores.
     """
 
     run: RunSettings
@@ -34,6 +36,8 @@ class AnalysisInput:
     handler: str
     metric: str
     stored: Evaluation
+    points: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    table: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def scores(self, asked: Asked = ()) -> RunScores:
         """All item scores that are there, those of an analysis's own soups (`asked`) among them."""
@@ -51,6 +55,8 @@ class AnalysisInput:
             search=self._whole(search, "search"),
             report=self._whole(report, "report"),
             lacking=lacking,
+            points=self.points,
+            table=self.table,
             answers=self.stored.answers,
             read=self._read,
         )

@@ -360,6 +360,8 @@ class RunStages:
             handler=outcome.handler,
             metric=selection.metric,
             stored=stored,
+            points=outcome.points,
+            table=outcome.values,
         )
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:

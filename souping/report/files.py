@@ -22,7 +22,7 @@ from souping.report import plots
 from souping.report.drawing import Drawing
 from souping.report.format import clean
 from souping.report.plots import categories, forest, heatmap
-from souping.report.registry import drawings
+from souping.report.registry import drawings, files
 from souping.report.render import markdown, page
 from souping.report.tables import Report, Row, ingredients
 
@@ -42,6 +42,7 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[P
         "report.json": as_json(report),
         "report.md": markdown(report, trials),
         "report.html": page(report, trials, drawings),
+        **files(report),
     }
     paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]
     return paths + [put(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in drawings]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.types import elements, entries, part, texts
@@ -19,7 +19,8 @@ from souping.report.tables import Report, Row, Section, grid
 
 MakeSection = Callable[[Row], Section | None]
 Draw = Callable[[Row], Drawing | None]
-"""Both get the data of one analysis, as it stands in the report."""
+MakeFiles = Callable[[Row], Mapping[str, str]]
+"""All get the data of one analysis, as it stands in the report."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,18 @@ class Display:
 
     section: MakeSection
     draw: Draw
+    files: MakeFiles
 
 
 DISPLAYS: dict[str, Display] = {}
 """{name of an analysis: how it is shown}."""
 
 
-def register(name: str, section: MakeSection, draw: Draw = lambda data: None) -> None:
+def register(
+    name: str, section: MakeSection, draw: Draw = lambda data: None, files: MakeFiles = lambda data: {}
+) -> None:
     """Show the analysis of this name so."""
-    DISPLAYS[name] = Display(section, draw)
+    DISPLAYS[name] = Display(section, draw, files)
 
 
 def displays() -> dict[str, Display]:
@@ -78,6 +82,16 @@ def drawings(report: Report) -> list[Drawing]:
     told = [(known[name], part(shown, name)) for name in analysed(report) if name in known]
     made = [display.draw(data) for display, data in told if not data.get("not_estimable") and not data.get("failed")]
     return [drawing for drawing in made if drawing is not None]
+
+
+def files(report: Report) -> dict[str, str]:
+    """{name: text} of the files that analyses leave beside the report."""
+    shown, left = part(report, "analyses"), dict[str, str]()
+    for name in analysed(report):
+        data, display = part(shown, name), displays().get(name)
+        if display is not None and not data.get("not_estimable") and not data.get("failed"):
+            left |= display.files(data)
+    return left
 
 
 def _plain(name: str, data: Row) -> Section:

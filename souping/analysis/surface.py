@@ -1,0 +1,167 @@
+"""Response surface: objective and categories over the weights of the ingredients, with 95 % bands (`surface`).
+
+The bands are on the difference to the uniform soup and hold at all weights at once. They are fitted on the search fold
+(all that the search asked, soups that were dropped early included) and checked on groups of it that were held out; the
+report fold is not touched. `surface_fit.py` has the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis.surface_fit import SurfaceFit, fit_surface
+from souping.core import simplex
+from souping.core.types import FloatArray, Item, Json, UserError
+
+LEAST = 4
+"""Soups beside the uniform one below which nothing is said of a surface."""
+MOST = 150
+"""Points shown, at most; a coarser step is taken above."""
+SALT = 0x5EA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Search fold as arrays: weights [S, K], scores [S, I] (nan: not asked), category and group of each item [I]."""
+
+    weights: FloatArray
+    scores: FloatArray
+    names: tuple[str, ...]
+    categories: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    coefficients: FloatArray
+
+    def at(self, shown: FloatArray, items: NDArray[np.bool_]) -> SurfaceFit:
+        """The surface at points [P, K], then at the soups asked, by some of the items."""
+        blank = np.full((len(shown), int(items.sum())), np.nan)
+        points, scores = np.vstack([shown, self.weights]), np.vstack([blank, self.scores[:, items]])
+        points, scores = _merged(points, scores)
+        return fit_surface(points, scores, self.categories[items], self.groups[items], self.coefficients)
+
+
+def _merged(points: FloatArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Each point once, in order of first appearance, with its scores where it was asked."""
+    _, first, inverse = np.unique(np.round(points, 9), axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    merged = np.full((len(first), scores.shape[1]), np.nan)
+    for row, place in enumerate(inverse.ravel()):
+        merged[place] = np.where(np.isfinite(scores[row]), scores[row], merged[place])
+    return points[first[order]], merged[order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSurface(Analysis):
+    """Bands over a grid of weights of `step`, checked on `parts` parts of the search fold's groups."""
+
+    step: float = 0.1
+    parts: int = 5
+
+    def __post_init__(self) -> None:
+        simplex.grid_size(2, self.step, self.step, 1 - self.step)
+        if self.parts < 2:
+            raise UserError(f"analysis.surface.parts={self.parts} must be at least 2")
+
+    def analyse(self, run: RunScores) -> dict[str, Json]:
+        asked = _asked(run)
+        shown = self._points(asked.weights.shape[1])
+        fit = asked.at(shown, np.ones(len(asked.groups), dtype=bool))
+        known = np.isfinite(asked.scores).sum(axis=1)
+        counts = {_key(weights): int(n) for weights, n in zip(asked.weights, known, strict=True)}
+        return {
+            "fold": "search",
+            "ingredients": list(run.soups.ingredients),
+            "weights": np.round(shown, 9).tolist(),
+            "items": [counts.get(_key(weights), 0) for weights in shown],
+            "fold_items": len(asked.groups),
+            "soups": len(asked.weights),
+            "objective": fit.objective.at(len(shown)),
+            "categories": {name: band.at(len(shown)) for name, band in zip(asked.names, fit.categories, strict=True)},
+            "width": float((fit.objective.high - fit.objective.low)[: len(shown)].mean()),
+            "held_out": self._checked(asked, shown),
+        }
+
+    def _points(self, size: int) -> FloatArray:
+        """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
+        step = self.step
+        while simplex.grid_size(size, step, step, 1 - step) > MOST and step < 0.5:
+            step = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}.get(round(step, 3), 0.5)
+        inner = simplex.grid(size, step, step, 1 - step) if simplex.grid_size(size, step, step, 1 - step) else []
+        points = np.array([simplex.uniform(size), *simplex.vertices(size), *inner])
+        return _merged(points, np.zeros((len(points), 0)))[0]
+
+    def _checked(self, asked: Asked, shown: FloatArray) -> Mapping[str, Json]:
+        """Soups' differences to the uniform one on groups that were held out, against the bands of the others."""
+        uniform = np.flatnonzero(np.abs(asked.weights - 1 / asked.weights.shape[1]).max(axis=1) < 1e-9)
+        if not len(uniform):
+            return {}
+        place = np.random.default_rng(SALT).permutation(int(asked.groups.max()) + 1) % self.parts
+        points, _ = _merged(np.vstack([shown, asked.weights]), np.zeros((len(shown) + len(asked.weights), 0)))
+        inside, outside = 0, list[float]()
+        for number in range(self.parts):
+            held = place[asked.groups] == number
+            fit = asked.at(shown, ~held)
+            seen = _seen(asked, held, int(uniform[0]))
+            if not seen:
+                continue
+            rows = [int(np.abs(points - asked.weights[soup]).max(axis=1).argmin()) for soup in seen]
+            told, seen_there = fit.objective, np.array(list(seen.values()))
+            errors = np.abs(seen_there[:, 0] - told.difference[rows]) / np.hypot(told.error[rows], seen_there[:, 1])
+            outside.append(float(errors.max()))
+            inside += int(errors.max() <= told.quantile)
+        return {"parts": len(outside), "inside": inside, "largest": max(outside)} if outside else {}
+
+
+def _seen(asked: Asked, held: NDArray[np.bool_], uniform: int) -> dict[int, tuple[float, float]]:
+    """{soup: (difference to the uniform soup, its standard error)} by the held-out items that both answered, where
+    every category has some."""
+    seen = {}
+    paired = asked.scores - asked.scores[uniform]
+    for soup in range(len(asked.weights)):
+        both = held & np.isfinite(paired[soup])
+        own = [paired[soup, both & (asked.categories == c)] for c in range(len(asked.names))]
+        if soup != uniform and min(map(len, own)):
+            means = np.array([part.mean() for part in own])
+            noise = np.array([max(part.var(), 1 / len(part)) / len(part) for part in own])
+            seen[soup] = (float(asked.coefficients @ means), float(np.sqrt(np.square(asked.coefficients) @ noise)))
+    return seen
+
+
+def _key(weights: FloatArray) -> tuple[float, ...]:
+    return tuple(np.round(weights, 9).tolist())
+
+
+def _asked(run: RunScores) -> Asked:
+    """What the search asked; of a run that has ended, the soups that answered the whole fold.
+
+    Raises:
+        NotEstimableError: too few soups were asked.
+    """
+    items = next((scores.items for scores in run.search.values()), ())
+    points, table = run.points, run.table
+    if not len(points):
+        names = run.soups.ingredients
+        whole = [soup for soup in run.trials if soup.id in run.search]
+        given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in whole]
+        points = np.array([[own.get(name, 0.0) for name in names] for own in given])
+        table = np.array([run.search[soup.id].values for soup in whole])
+    if len(points) <= LEAST or not items:
+        raise NotEstimableError(f"{len(points)} soups were asked on the search fold; a surface takes {LEAST + 1}")
+    return _arrays(points, table, items, run)
+
+
+def _arrays(points: FloatArray, table: FloatArray, items: tuple[Item, ...], run: RunScores) -> Asked:
+    names = tuple(dict.fromkeys(item.category for item in items))
+    _, groups = np.unique([item.group for item in items], return_inverse=True)
+    return Asked(
+        weights=points,
+        scores=table,
+        names=names,
+        categories=np.array([names.index(item.category) for item in items]),
+        groups=groups.astype(np.int64),
+        coefficients=run.objective.coefficients(names),
+    )

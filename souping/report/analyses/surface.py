@@ -1,0 +1,140 @@
+"""How the analysis `surface` is shown: objective over the weights with its bands, and surface.csv, surface.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.core.types import FloatArray, Json, elements, number, part, texts
+from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, figure
+from souping.report.format import clean, count, in_words, interval, percent, short, weight
+from souping.report.registry import register
+from souping.report.tables import Row, Section, TableGrid, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def section(data: Row) -> Section:
+    low, high = _row(part(data, "objective"), "low"), _row(part(data, "objective"), "high")
+    above, below = int((low > 0).sum()), int((high < 0).sum())
+    lines = [
+        f"The objective at {count(len(low))} points of the weights of {in_words(texts(data, 'ingredients'))}, less "
+        f"that of the uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at "
+        f"all points at once; the bands are {percent(data.get('width'))} points wide on average.",
+        f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
+        "search fold; the report fold was not touched. All points are in surface.csv and surface.json.",
+    ]
+    held = part(data, "held_out")
+    if held:
+        lines.append(
+            f"Checked on groups that were held out: in {count(held.get('inside'))} of {count(held.get('parts'))} parts "
+            "all soups lay inside the bands of the others."
+        )
+    return Section("Response surface", tuple(lines), "surface", (_best(data),))
+
+
+def _row(band: Row, key: str) -> FloatArray:
+    return np.array([number(value) or 0.0 for value in elements(band, key)])
+
+
+def _weights(data: Row) -> FloatArray:
+    rows = [row for row in elements(data, "weights") if isinstance(row, Sequence) and not isinstance(row, str)]
+    return np.array([[number(value) or 0.0 for value in row] for row in rows])
+
+
+def _best(data: Row, limit: int = 5) -> TableGrid:
+    band, points = part(data, "objective"), _weights(data)
+    value, low, high = (_row(band, key) for key in ("difference", "low", "high"))
+    rows = [
+        (percent(value[n], sign=True), interval(low[n], high[n], sign=True), *(weight(w) for w in points[n]))
+        for n in np.argsort(-value, kind="stable")[:limit]
+    ]
+    head = ("over the uniform soup", "95 % band", *map(clean, texts(data, "ingredients")))
+    return grid(head, rows, left=())
+
+
+def draw(data: Row) -> Drawing | None:
+    """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
+    points, band = _weights(data), part(data, "objective")
+    value, low, high = (100 * _row(band, key) for key in ("difference", "low", "high"))
+    if len(points) < 2:
+        return None
+    names = texts(data, "ingredients")
+    with canvas():
+        if len(names) == 3:
+            made = _triangle(names, points, value, (low > 0) | (high < 0))
+        else:
+            made = _band(names, points, value, low, high)
+    best = int(value.argmax())
+    alt = (
+        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {value.min():.1f} to "
+        f"{value.max():.1f} points, most at {' / '.join(weight(w) for w in points[best])}."
+    )
+    return Drawing("surface", made, alt)
+
+
+def _band(names: Sequence[str], points: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray) -> Figure:
+    made, axes = figure(7.6, 3.2)
+    order = np.argsort(points[:, 0] if len(names) == 2 else value, kind="stable")
+    across = points[order, 0] if len(names) == 2 else np.arange(1, len(order) + 1)
+    axes.fill_between(across, low[order], high[order], color=FAINT, linewidth=0)
+    axes.plot(across, value[order], "o-", color=COLOURS["soup"], markersize=3, linewidth=1.2)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    told = (
+        f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if len(names) == 2 else "points, in order"
+    )
+    axes.set_xlabel(told)
+    axes.set_ylabel("over the uniform soup, points")
+    return made
+
+
+def _triangle(names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_]) -> Figure:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    made, axes = figure(7.6, 4.6)
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+    spots = points @ corners
+    reach = max(float(np.abs(value).max()), 1e-9)
+    shades = ScalarMappable(Normalize(-reach, reach), "RdBu")
+    loop = np.vstack([corners, corners[:1]])
+    axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0)
+    for edge, chosen in ((FAINT, ~sure), (INK, sure)):
+        colours = shades.to_rgba(value[chosen])
+        axes.scatter(spots[chosen, 0], spots[chosen, 1], c=colours, s=110, edgecolors=edge, linewidths=1.3, zorder=2)
+    for name, (x, y), shift in zip(names, corners, ((0, -0.07), (0, -0.07), (0, 0.05)), strict=True):
+        axes.text(x, y + shift[1], short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    bar = made.colorbar(shades, ax=axes, shrink=0.75, pad=0.04)
+    bar.set_label("over the uniform soup, points (dark rim: the band leaves 0 out)")
+    bar.outline.set_visible(False)
+    return made
+
+
+def files(data: Row) -> Mapping[str, str]:
+    """surface.csv, a line a point, and surface.json."""
+    names, points = texts(data, "ingredients"), _weights(data)
+    by_category = part(data, "categories")
+    bands = {"objective": part(data, "objective"), **{name: part(by_category, name) for name in by_category}}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    head = [f"{name}:{key}" for name in bands for key in ("difference", "low", "high")]
+    writer.writerow([*(f"weight:{clean(name)}" for name in names), "items", *map(clean, head)])
+    columns: list[Sequence[Json]] = [
+        elements(band, key) for band in bands.values() for key in ("difference", "low", "high")
+    ]
+    for place, (row, items) in enumerate(zip(points, elements(data, "items"), strict=True)):
+        writer.writerow([*(repr(float(w)) for w in row), items, *(column[place] for column in columns)])
+    return {"surface.csv": stream.getvalue(), "surface.json": json.dumps(data, sort_keys=True, indent=2) + "\n"}
+
+
+register("surface", section, draw, files)
