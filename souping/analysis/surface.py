@@ -26,7 +26,7 @@ SALT = 0x5EA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedFold:
     """Search fold as arrays: weights [S, K], scores [S, I] (nan: not asked), category and group of each item [I]."""
 
     weights: FloatArray
@@ -94,7 +94,7 @@ class ResponseSurface(Analysis):
         points = np.array([simplex.uniform(size), *simplex.vertices(size), *inner])
         return _merged(points, np.zeros((len(points), 0)))[0]
 
-    def _checked(self, asked: Asked, shown: FloatArray) -> Mapping[str, Json]:
+    def _checked(self, asked: AskedFold, shown: FloatArray) -> Mapping[str, Json]:
         """Soups' differences to the uniform one on groups that were held out, against the bands of the others."""
         uniform = np.flatnonzero(np.abs(asked.weights - 1 / asked.weights.shape[1]).max(axis=1) < 1e-9)
         if not len(uniform):
@@ -116,7 +116,7 @@ class ResponseSurface(Analysis):
         return {"parts": len(outside), "inside": inside, "largest": max(outside)} if outside else {}
 
 
-def _seen(asked: Asked, held: NDArray[np.bool_], uniform: int) -> dict[int, tuple[float, float]]:
+def _seen(asked: AskedFold, held: NDArray[np.bool_], uniform: int) -> dict[int, tuple[float, float]]:
     """{soup: (difference to the uniform soup, its standard error)} by the held-out items that both answered, where
     every category has some."""
     seen = {}
@@ -135,7 +135,7 @@ def _key(weights: FloatArray) -> tuple[float, ...]:
     return tuple(np.round(weights, 9).tolist())
 
 
-def _asked(run: RunScores) -> Asked:
+def _asked(run: RunScores) -> AskedFold:
     """What the search asked; of a run that has ended, the soups that answered the whole fold.
 
     Raises:
@@ -154,10 +154,10 @@ def _asked(run: RunScores) -> Asked:
     return _arrays(points, table, items, run)
 
 
-def _arrays(points: FloatArray, table: FloatArray, items: tuple[Item, ...], run: RunScores) -> Asked:
+def _arrays(points: FloatArray, table: FloatArray, items: tuple[Item, ...], run: RunScores) -> AskedFold:
     names = tuple(dict.fromkeys(item.category for item in items))
     _, groups = np.unique([item.group for item in items], return_inverse=True)
-    return Asked(
+    return AskedFold(
         weights=points,
         scores=table,
         names=names,
