@@ -35,7 +35,7 @@ SCALES, LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4), (0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Band:
+class SurfaceBand:
     """Differences to the uniform soup at points [T], standard errors [T], and how many of them the band is wide."""
 
     difference: FloatArray
@@ -60,8 +60,8 @@ class Band:
 class SurfaceFit:
     """Bands of the objective and of each category at the same points."""
 
-    objective: Band
-    categories: tuple[Band, ...]
+    objective: SurfaceBand
+    categories: tuple[SurfaceBand, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,8 @@ def _averaged(
 
 def _band(
     difference: FloatArray, influence: FloatArray, variance: FloatArray, smoothing: FloatArray, groups: float
-) -> Band:
-    """Band with the quantile of the largest standardised error over all points: both parts of it are drawn."""
+) -> SurfaceBand:
+    """SurfaceBand with the quantile of the largest standardised error over all points: both parts of it are drawn."""
     df, draw = max(2.0, groups - 1), np.random.default_rng(SALT)
     values, vectors = np.linalg.eigh(smoothing)
     smooth = draw.standard_normal((DRAWS, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
@@ -173,4 +173,4 @@ def _band(
     noise *= np.sqrt(df / draw.chisquare(df, DRAWS))[:, None]
     error = np.sqrt(np.square(level) + np.maximum(np.diag(smoothing), 0.0))
     largest = (np.abs(noise + smooth) / np.maximum(error, 1e-9)).max(axis=1)
-    return Band(difference=difference, error=error, quantile=float(np.quantile(largest, 0.95)))
+    return SurfaceBand(difference=difference, error=error, quantile=float(np.quantile(largest, 0.95)))
