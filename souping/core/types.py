@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -104,11 +104,36 @@ class Missing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnScorer:
+    """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.
+
+    It may be called by so many `threads` at once.
+    """
+
+    name: str
+    function: Callable[[Item, str], float] = field(compare=False, repr=False)
+    digest: str
+    threads: int = 1
+
+    def __reduce__(self) -> tuple[Callable[..., OwnScorer], tuple[str, str, int]]:
+        """Workers elsewhere answer and do not score: the function stays here."""
+        return _elsewhere, (self.name, self.digest, self.threads)
+
+
+def _elsewhere(name: str, digest: str, threads: int) -> OwnScorer:
+    def function(item: Item, output: str) -> float:
+        raise AssertionError(f"scorer {name} is called where the store is")
+
+    return OwnScorer(name=name, function=function, digest=digest, threads=threads)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """One example of a benchmark.
 
     `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`); `tools` are the JSON schemas of functions,
-    which the chat template shows the model. `answer` is what `scorer` compares with.
+    which the chat template shows the model. `answer` is what `scorer` compares with, `own` that scorer where it is the
+    user's.
     Items that share content share a `group`: folds, bootstraps and permutations act on groups. Without one, items of
     equal prompts are a group.
     """
@@ -121,6 +146,7 @@ class Item:
     group: str = ""
     language: str = "python"
     tools: tuple[Mapping[str, Any], ...] = ()
+    own: OwnScorer | None = None
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -140,7 +166,7 @@ class Item:
     @cached_property
     def scoring(self) -> str:
         """Digest of what the score of an answer depends on beside the answer."""
-        return digest([self.answer, self.scorer, self.language])
+        return digest([self.answer, self.scorer, self.language, *([self.own.digest] if self.own else [])])
 
     @property
     def fingerprint(self) -> str:

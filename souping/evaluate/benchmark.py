@@ -9,7 +9,7 @@ from pathlib import Path
 
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import listed, nearest
-from souping.core.types import Item, Json, UserError
+from souping.core.types import Item, Json, OwnScorer, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +17,13 @@ class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
     `name` (default: the file's stem) is what reports call it; items of the categories in `exclude` are not used.
+    `scorers` are scorers of your own, {name: module.function}.
     """
 
     path: str | None = None
     name: str | None = None
     exclude: Sequence[str] = ()
+    scorers: Mapping[str, str] | None = None
 
     @property
     def title(self) -> str:
@@ -36,12 +38,16 @@ class Benchmark(BenchmarkItems):
         """
         if not self.path:
             raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
+        from souping.evaluate.scoring import SCORERS
+        from souping.evaluate.scoring.own import load
+
         path = Path(self.path).expanduser()
+        own = load(self.scorers or {}, SCORERS)
         items: dict[str, Item] = {}
         for number, line in enumerate(_lines(path), start=1):
             if not line.strip():
                 continue
-            item = _item(line, f"{path}:{number}")
+            item = _item(line, f"{path}:{number}", own)
             if item.id in items:
                 raise UserError(f"{path}:{number}: id {item.id!r} appears twice; ids must be unique")
             items[item.id] = item
@@ -140,20 +146,21 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error
 
 
-def _item(line: str, where: str) -> Item:
+def _item(line: str, where: str, own: Mapping[str, OwnScorer]) -> Item:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a JSON object: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: an item is a JSON object, not {type(row).__name__}")
-    category = _text(row, "category", where)
+    scorer = _text(row, "scorer", where, default="exact")
     item = Item(
         id=_text(row, "id", where),
-        category=category,
+        category=_text(row, "category", where),
         prompt=_prompt(row, where),
         answer=_answer(row, where),
-        scorer=_text(row, "scorer", where, default="exact"),
+        scorer=scorer,
+        own=own.get(scorer),
         group=_text(row, "group", where, default=""),
         language=_text(row, "language", where, default="python"),
         tools=_tools(row, where),

@@ -24,6 +24,7 @@ from souping.core.types import (
     Reply,
     digest,
 )
+from souping.evaluate.scoring.own import Grade, grades
 from souping.pipeline.executors import EvaluatorWorker, LocalWorkers
 from souping.pipeline.store import IMPORTED, Store
 from souping.pipeline.stored_answers import StoredAnswers
@@ -101,7 +102,7 @@ class Evaluation(RecipeEvaluator):
 
     `evaluated` and `reused` count answers. `serve` is called only for soups with answers that are not in the store,
     unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a soup's end tokens, which its
-    answers depend on.
+    answers depend on; `grade` calls scorers of the user's.
     """
 
     def __init__(
@@ -113,10 +114,11 @@ class Evaluation(RecipeEvaluator):
         advance: Callable[[int], None],
         workers: Workers | None = None,
         side: str = "",
+        grade: Grade = grades,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
         self._workers = workers or LocalWorkers(EvaluatorWorker({side: (evaluator, serve)}))
-        self._side = side
+        self._side, self._grade = side, grade
         self._tasks = 0
         self._out: dict[int, BlockOut] = {}
         self._done: deque[PendingInquiry] = deque()
@@ -197,8 +199,9 @@ class Evaluation(RecipeEvaluator):
     def _begin(self, pending: PendingInquiry, block: Block) -> None:
         recipe, asking = pending.inquiry.recipe, pending.asking
         if block.rescored:
-            old = [block.known[item.id] for item in block.rescored]
-            self._store.add(recipe, asking.fingerprint, asking.settings, block.key, block.rescored, old)
+            old = {item.id: block.known[item.id] for item in block.rescored}
+            graded = self._commit(recipe, asking, block.key, block.rescored, list(old.values()))
+            block = replace(block, known={**block.known, **dict(zip(old, graded, strict=True))}, rescored=())
         if not block.asked:
             self._settle(pending, block, {})
             return
@@ -224,13 +227,30 @@ class Evaluation(RecipeEvaluator):
         """Commit a block's answers, and give them to whoever waits for them."""
         asking, block, each = out.asking, out.block, answered.seconds / len(out.block.asked)
         records = [replace(record, seconds=each) for record in answered.records]
-        self._store.add(out.recipe, asking.fingerprint, asking.settings, block.key, block.asked, records)
+        records = self._commit(out.recipe, asking, block.key, block.asked, records)
         self._store.add_timing(out.recipe.fingerprint, asking.fingerprint, len(block.asked), answered.seconds)
         for pending in out.waiting:
             pending.out -= 1
             self._settle(pending, block, {record.item: record for record in records})
             if not pending.out:
                 self._done.append(pending)
+
+    def _commit(
+        self, recipe: Recipe, asking: Evaluator, block: str, items: Sequence[Item], records: list[Record]
+    ) -> list[Record]:
+        """Commit answers and scores; scorers of the user's are called in between, so that no answer is lost by one."""
+        self._store.add(recipe, asking.fingerprint, asking.settings, block, items, records)
+        waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
+        if not waiting:
+            return records
+        mine = [items[number] for number in waiting]
+        verdicts, error = self._grade(mine, [records[number].output for number in waiting], self._store.verdicts(mine))
+        for number, verdict in zip(waiting, verdicts, strict=True):
+            records[number] = replace(records[number], score=verdict)
+        self._store.add(recipe, asking.fingerprint, asking.settings, block, items, records)
+        if error is not None:
+            raise error
+        return records
 
     def _settle(self, pending: PendingInquiry, block: Block, fresh: Mapping[str, Record]) -> None:
         pending.take(block, {**block.known, **fresh})

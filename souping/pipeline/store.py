@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import sqlite3
@@ -243,9 +244,26 @@ class Store:
             for item, record in zip(items, records, strict=True):
                 number = intern(db, "items", "name, category", item.question, item.id, item.category)
                 answer = _answer(db, (soup, judge, number, together, record.replicate), record)
+                if math.isnan(record.score):  # its scorer has still to be called
+                    continue
                 scorer = intern(db, "scorers", "", item.scoring)
                 counts = json.dumps(record.statistics) if record.statistics else ""
                 db.execute("INSERT OR IGNORE INTO grades VALUES (?, ?, ?, ?)", (answer, scorer, record.score, counts))
+
+    def verdicts(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
+        """{(question, scorer, answer's text): score} of these items by their scorers, whoever answered so."""
+        asked = {(item.question, item.scoring) for item in items}
+        with self.reading() as db:
+            db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (question TEXT, scoring TEXT)")
+            db.execute("DELETE FROM wanted")
+            db.executemany("INSERT INTO wanted VALUES (?, ?)", sorted(asked))
+            rows = db.execute(
+                "SELECT question, scoring, output, score FROM wanted "
+                "JOIN items ON items.fingerprint = question JOIN scorers ON scorers.fingerprint = scoring "
+                "JOIN answers ON answers.item = items.id "
+                "JOIN grades ON grades.answer = answers.id AND grades.scorer = scorers.id"
+            )
+            return {(question, scoring, output): float(score) for question, scoring, output, score in rows}
 
     def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
         """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""

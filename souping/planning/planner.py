@@ -35,6 +35,7 @@ from souping.planning.workload import (
     PlannedStage,
     choose,
     count_stages,
+    grade_nothing,
     open_what_is_here,
     refuse,
 )
@@ -190,7 +191,7 @@ class _Planner:
             return PlannedSelection(basis="", sizes=(), trouble=str(error))
 
     def _evaluation(self, evaluator: Evaluator, opened: PlannedPool) -> Evaluation:
-        return Evaluation(self.store, evaluator, refuse, opened.ends, lambda items: None)
+        return Evaluation(self.store, evaluator, refuse, opened.ends, lambda items: None, grade=grade_nothing)
 
     def _notes(self, opened: PlannedPool, choice: PlannedSelection, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""

@@ -16,6 +16,7 @@ from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, UserError
+from souping.evaluate.scoring.own import Known
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
@@ -35,6 +36,11 @@ class NotStoredError(Exception):
 
 
 def refuse(recipe: Recipe) -> NoReturn:
+    raise NotStoredError
+
+
+def grade_nothing(items: Sequence[Item], outputs: Sequence[str], known: Known) -> NoReturn:
+    """A plan calls no scorer of the user's."""
     raise NotStoredError
 
 

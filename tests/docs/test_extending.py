@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.scoring import score
 from tests.conftest import ROOT, pool_of
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -68,6 +70,30 @@ def test_all_parts_together(folder: Path, family: Path) -> None:
     assert (folder / "run" / "report.json").exists()
     assert "my_evaluator.AnswerProbability" in (folder / "run" / "config.yaml").read_text()
     assert len((folder / "trials.jsonl").read_text().splitlines()) >= 1
+
+
+def test_a_scorer_and_a_judge(folder: Path, family: Path) -> None:
+    items = "".join(json.dumps({**json.loads(line), "scorer": "brief"}) + "\n" for line in family_items(family))
+    (folder / "items.jsonl").write_text(items)
+    own = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
+    words = [word for word in command("my_scorers.brief") if not word.startswith("pool.")]
+    run(folder, *words, *own, "selector=all", "optimiser=uniform", "stop_after=search", "limit=2", "hydra.run.dir=run")
+    assert "my_scorers.brief" in (folder / "run" / "config.yaml").read_text()
+    judge = "import my_judge; print(my_judge.helpful.scale, my_judge.helpful.fingerprint)"
+    done = subprocess.run([sys.executable, "-c", judge], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+    line = next(block for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL) if "brief" in block)
+    (folder / "one.jsonl").write_text(line)
+    sys.path.insert(0, str(folder))
+    try:
+        (one,) = Benchmark(path=str(folder / "one.jsonl"), scorers={"brief": "my_scorers.brief"}).items()
+        assert [score(one, text) for text in ("It is Paris", "I do think it is Paris")] == [1.0, 0.0]
+    finally:
+        sys.path.remove(str(folder))
+
+
+def family_items(family: Path) -> list[str]:
+    return (family / "items.jsonl").read_text().splitlines()
 
 
 def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:

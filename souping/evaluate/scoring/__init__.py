@@ -1,9 +1,14 @@
-"""Scorers: an item and a model's output -> a fraction of 1. They never raise on an output, whatever it is.
+r"""Scorers: an item and a model's output -> a fraction of 1. They never raise on an output, whatever it is.
 
 - `exact`: equal after every run of white space became one space and the ends were stripped; case and punctuation
   count. The answer may be a list: any of them is right.
 - `number`: the last number in the output equals the answer. Signs, decimals, exponents and thousands separators
   (`1,234.5`) are read; units and words around it are not looked at.
+- `contains`: the output holds the answer, whatever the case and the white space; a list of answers: any of them.
+- `regex`: the pattern is found anywhere in the output; a pattern that takes more than a second has not matched.
+- `choice`: the letter that the output settles on (`\boxed{B}`, "the answer is (B)", `B)`, the last letter alone).
+- `f1`: overlap of words with the answer, as SQuAD has it; of several answers the best counts.
+- `math`: numbers, expressions and LaTeX that are equal, by the library math-verify (extra `math`).
 - `call`: the calls in the output are the answer's calls, as BFCL's checker compares them (`call_matcher`).
 """
 
@@ -17,7 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from souping.core.types import Item, Json, UserError
-from souping.evaluate.scoring import call_matcher
+from souping.evaluate.scoring import call_matcher, mathematics, texts
+from souping.evaluate.scoring.own import graded
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ def score(item: Item, output: str) -> float:
     Raises:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
-    return _scorer(item).score(item, output)
+    return graded(item, output) if item.own is not None else _scorer(item).score(item, output)
 
 
 def reading(item: Item, output: str) -> str:
     """What the item's scorer reads in an output: outputs of one reading say the same."""
-    return _scorer(item).read(item, output)
+    return texts.plain(output) if item.own is not None else _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -49,7 +55,8 @@ def check(item: Item) -> None:
     Raises:
         UserError: unknown scorer or language, or an answer that the scorer cannot read.
     """
-    _scorer(item).check(item)
+    if item.own is None:
+        _scorer(item).check(item)
 
 
 def _scorer(item: Item) -> Scorer:
@@ -57,17 +64,13 @@ def _scorer(item: Item) -> Scorer:
         return SCORERS[item.scorer]
     near = difflib.get_close_matches(item.scorer, SCORERS, n=1, cutoff=0.0)[0]
     raise UserError(
-        f"item {item.id}: scorer {item.scorer!r} is not known; did you mean {near!r}? (one of {', '.join(SCORERS)})"
+        f"item {item.id}: scorer {item.scorer!r} is not known; did you mean {near!r}? (one of {', '.join(SCORERS)}, or "
+        f"one of your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
     )
 
 
 def _exact(item: Item, output: str) -> float:
-    answers = item.answer if isinstance(item.answer, list) else [item.answer]
-    return float(_plain(output) in [_plain(str(answer)) for answer in answers])
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+    return float(texts.plain(output) in [texts.plain(answer) for answer in texts.answers(item)])
 
 
 def _check_exact(item: Item) -> None:
@@ -125,7 +128,12 @@ def last_number(text: str) -> float | None:
 
 
 SCORERS: dict[str, Scorer] = {
-    "exact": Scorer(_exact, _check_exact, lambda _, output: _plain(output)),
+    "exact": Scorer(_exact, _check_exact, lambda _, output: texts.plain(output)),
     "number": Scorer(_number, _check_number, lambda _, output: str(last_number(output))),
+    "contains": Scorer(texts.contains, texts.check_texts, lambda _, output: texts.plain(output).casefold()),
+    "regex": Scorer(texts.matches, texts.check_pattern, lambda _, output: texts.plain(output)),
+    "choice": Scorer(texts.choice, texts.check_choice, lambda _, output: texts.chosen(output)),
+    "f1": Scorer(texts.f1, texts.check_texts, lambda _, output: " ".join(texts.words(output))),
+    "math": Scorer(mathematics.equal, mathematics.check, mathematics.reading),
     "call": Scorer(call_matcher.score, call_matcher.check, call_matcher.reading),
 }

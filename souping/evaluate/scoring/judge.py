@@ -1,0 +1,146 @@
+"""Judge: a scorer that asks a language model behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from string import Template
+
+from souping.core.text import first_line
+from souping.core.types import Item, Json, UserError, digest, entries, part
+
+VERSION = 1
+"""Raise when the same settings would give other verdicts."""
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+PROMPT = """You grade an answer to a question.
+
+Question:
+$question
+
+Reference answer:
+$reference
+
+Answer to grade:
+$answer
+
+Is the answer correct, judged by the reference? Reply with one word, yes or no."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Scorer that shows a model the question, the reference and the answer, and reads a verdict from its reply.
+
+    `prompt` holds `$question`, `$reference` and `$answer`. The last match of `verdict` in the reply is looked up in
+    `scores` (small letters); a number that is not there counts as it stands, over `scale`. `key` names the environment
+    variable that holds the key, empty for none. The judge is asked at temperature 0; `url`, `model`, prompt, verdict
+    and scores enter the fingerprint, how often and how fast it is asked does not.
+    """
+
+    model: str
+    url: str = "https://api.openai.com/v1"
+    key: str = "OPENAI_API_KEY"
+    prompt: str = PROMPT
+    system: str = ""
+    verdict: str = r"\b(yes|no)\b"
+    scores: Mapping[str, float] = field(default_factory=lambda: {"yes": 1.0, "no": 0.0})
+    scale: float = 1.0
+    max_tokens: int = 512
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    threads: int = 8
+    retries: int = 5
+    timeout: float = 60.0
+    pause: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"judge {self.model}: url={self.url} must begin with http:// or https://")
+        if "$answer" not in self.prompt:
+            raise UserError(f"judge {self.model}: the prompt must hold $answer, and may hold $question and $reference")
+
+    @property
+    def fingerprint(self) -> str:
+        """What a verdict depends on beside item and answer."""
+        rules: list[Json] = [self.verdict, dict(self.scores), self.scale, self.max_tokens, dict(self.extra)]
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        return digest(["judge", VERSION, kind, self.url.rstrip("/"), self.model, self.system, self.prompt, rules])
+
+    def __call__(self, item: Item, output: str) -> float:
+        """Score of an output, a fraction of 1.
+
+        Raises:
+            UserError: the endpoint cannot be asked after all retries, refuses, or its reply holds no verdict.
+        """
+        reply = self.ask(self.request(item, output))
+        found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
+        if not found:
+            raise UserError(
+                f"judge {self.model}: no verdict ({self.verdict}) in its reply to item {item.id}: {reply!r:.80}"
+            )
+        word = str(found[-1] if isinstance(found[-1], str) else found[-1][0]).lower()
+        if word in self.scores:
+            return float(self.scores[word])
+        try:
+            return float(word) / self.scale
+        except ValueError:
+            raise UserError(f"judge {self.model}: the verdict {word!r} is neither in scores nor a number") from None
+
+    def request(self, item: Item, output: str) -> dict[str, Json]:
+        """What the endpoint is sent."""
+        question = item.prompt if isinstance(item.prompt, str) else _transcript(item)
+        reference = item.answer if isinstance(item.answer, str) else json.dumps(item.answer, ensure_ascii=False)
+        text = Template(self.prompt).safe_substitute(question=question, reference=reference, answer=output)
+        system: list[Json] = [{"role": "system", "content": self.system}] if self.system else []
+        messages: list[Json] = [*system, {"role": "user", "content": text}]
+        settings: dict[str, Json] = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
+        return {"model": self.model, "messages": messages, **settings}
+
+    def ask(self, body: Mapping[str, Json]) -> str:
+        """The reply's text; a busy, failing or silent endpoint is asked again, after pauses that double."""
+        told = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                return self._once(body)
+            except urllib.error.HTTPError as error:
+                told = f"HTTP {error.code} {error.reason}: {error.read(300).decode('utf-8', 'replace')}"
+                if error.code not in RETRIED:
+                    break
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                told = first_line(error)
+        raise UserError(
+            f"judge {self.model} at {self.url} cannot be asked: {' '.join(told.split())[:200]}\n"
+            "what was answered and judged is in the store; the same command continues"
+        )
+
+    def _once(self, body: Mapping[str, Json]) -> str:
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            secret = os.environ.get(self.key)
+            if not secret:
+                raise UserError(
+                    f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)"
+                )
+            headers["Authorization"] = f"Bearer {secret}"
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            reply = json.loads(response.read(10_000_000))
+        choices = entries(reply, "choices") if isinstance(reply, dict) else []
+        content = part(choices[0], "message").get("content") if choices else None
+        if not isinstance(content, str):
+            raise ValueError(f"its reply holds no message: {reply!r:.100}")
+        return content
+
+
+def _transcript(item: Item) -> str:
+    """Messages as text."""
+    messages = () if isinstance(item.prompt, str) else item.prompt
+    return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)

@@ -1,0 +1,280 @@
+"""Scorers of the user's: where they come from, what keys their scores, what is told of their faults, and the judge."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core.types import Item, UserError
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.scoring import SCORERS, score
+from souping.evaluate.scoring.judge import Judge
+from souping.evaluate.scoring.own import grades, load
+from tests.conftest import Cli, pool_of
+
+LENGTHS = '''"""Scorers."""
+calls = []
+
+def short(item, output):
+    calls.append(item.id)
+    return float(len(output) < {limit})
+
+def broken(item, output):
+    return [][1]
+
+def beyond(item, output):
+    return 2
+
+class Kind:
+    pass
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module of the user's, in the folder that runs start from."""
+    import sys
+
+    path = tmp_path / "my_scorers.py"
+    path.write_text(LENGTHS.format(limit=4))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("my_scorers", None)
+    yield path
+    sys.modules.pop("my_scorers", None)
+
+
+def anew(module: Path, limit: int) -> None:
+    import importlib
+    import sys
+
+    module.write_text(LENGTHS.format(limit=limit))
+    importlib.invalidate_caches()
+    sys.modules.pop("my_scorers", None)
+
+
+def written(path: Path, scorer: str = "short") -> Path:
+    path.write_text(json.dumps({"id": "1", "category": "c", "prompt": "p", "answer": "a", "scorer": scorer}) + "\n")
+    return path
+
+
+def test_an_item_gets_the_function_and_its_source_is_in_the_key(module: Path, tmp_path: Path) -> None:
+    items = written(tmp_path / "items.jsonl")
+    asked = [Benchmark(path=str(items), scorers={"short": "my_scorers.short"}).items()[0]]
+    assert [score(asked[0], text) for text in ("abc", "abcd")] == [1.0, 0.0]
+    for limit in (4, 9):
+        anew(module, limit)
+        asked += Benchmark(path=str(items), scorers={"short": "my_scorers.short"}).items()
+    assert asked[0].scoring == asked[1].scoring != asked[2].scoring
+    assert asked[0].question == asked[2].question
+
+
+def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
+    items = written(tmp_path / "items.jsonl", "my_scorers.short")
+    with pytest.raises(UserError, match=r"items.jsonl:1: .*is not known.*benchmark.scorers="):
+        Benchmark(path=str(items)).items()
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "told"),
+    [
+        ("exact", "my_scorers.short", "exact is a scorer already"),
+        ("own", "short", "names no module"),
+        ("own", "my_scores.short", "there is no module my_scores"),
+        ("own", "my_scorers.shrt", "has no shrt; did you mean short?"),
+        ("own", "my_scorers.calls", "is no function"),
+        ("own", "my_scorers.Kind", "is no function"),
+        ("own", "math.sqrt", "has no Python source"),
+    ],
+)
+def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load({name: path}, SCORERS)
+
+
+@pytest.mark.parametrize(("name", "told"), [("broken", "IndexError"), ("beyond", "gives 2 for item 1")])
+def test_a_fault_names_the_scorer_its_file_and_the_item(module: Path, tmp_path: Path, name: str, told: str) -> None:
+    (one,) = Benchmark(path=str(written(tmp_path / "i.jsonl", name)), scorers={name: f"my_scorers.{name}"}).items()
+    with pytest.raises(UserError, match=rf"scorer {name} \(.*my_scorers.py:\d+\).*{told}"):
+        score(one, "x")
+
+
+def test_equal_answers_are_judged_once_and_known_ones_never(module: Path, tmp_path: Path) -> None:
+    import my_scorers  # type: ignore[import-not-found]
+
+    items = Benchmark(path=str(written(tmp_path / "i.jsonl")), scorers={"short": "my_scorers.short"}).items() * 3
+    assert grades(items, ["a", "a", "abcdef"], {}) == ([1.0, 1.0, 0.0], None)
+    assert len(my_scorers.calls) == 2
+    known = {(items[0].question, items[0].scoring, "a"): 0.25}
+    assert grades(items[:1], ["a"], known) == ([0.25], None)
+    assert len(my_scorers.calls) == 2
+
+
+def test_a_new_scorer_rescores_old_answers_without_asking_anew(
+    family: Path, module: Path, souping: Cli, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
+    base = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
+    base += ["benchmark.path=items.jsonl", "selector=all", "optimiser=uniform", "stop_after=search"]
+
+    def run(name: str, *more: str) -> tuple[dict[str, Any], int]:
+        done = souping(
+            *base, f"benchmark.scorers={{own: my_scorers.{name}}}", f"hydra.run.dir={name}{len(more)}", *more
+        )
+        assert done.code == 0, done.err
+        with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+            return done, db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+
+    _, first = run("short")
+    anew(module, 2)
+    _, second = run("short", "seed=1")
+    assert first == second
+    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+        assert db.execute("SELECT COUNT(DISTINCT scorer) FROM grades").fetchone()[0] == 2 * len(
+            {json.dumps(row["answer"]) for row in rows if row["id"] in stored(db)}
+        )
+    souping(*base, "benchmark.scorers={own: my_scorers.broken}").refused("scorer own", "IndexError", "my_scorers.py")
+    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+        assert db.execute("SELECT COUNT(*) FROM answers").fetchone()[0] == first
+
+
+def stored(db: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in db.execute("SELECT name FROM items")}
+
+
+class Endpoint:
+    """An OpenAI-compatible server on this machine: says yes where the graded answer is right; fails when told to."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.failures: list[int] = []
+        self.reply = ""
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.bodies.append(body)
+                endpoint.keys.append(self.headers.get("Authorization", ""))
+                status = endpoint.failures.pop(0) if endpoint.failures else 200
+                said = endpoint.reply or ("Yes." if "graded: right" in body["messages"][-1]["content"] else "No.")
+                content = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+QUESTION = Item(id="1", category="c", prompt="What is $5?", answer="right")
+
+
+def judge(endpoint: Endpoint, **more: Any) -> Judge:
+    prompt = "asked: $question wanted: $reference graded: $answer"
+    return Judge(**{"model": "small", "url": endpoint.url, "key": "", "prompt": prompt, "pause": 0.0, **more})
+
+
+class TestJudge:
+    def test_it_asks_at_temperature_0_and_reads_the_verdict(self, endpoint: Endpoint) -> None:
+        own = judge(endpoint, system="Be strict.")
+        assert [own(QUESTION, text) for text in ("right", "wrong")] == [1.0, 0.0]
+        body = endpoint.bodies[0]
+        assert (body["model"], body["temperature"]) == ("small", 0)
+        assert [message["content"] for message in body["messages"]] == [
+            "Be strict.", "asked: What is $5? wanted: right graded: right",
+        ]  # fmt: skip
+
+    def test_a_key_comes_from_the_environment(self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        own = judge(endpoint, key="MY_KEY")
+        monkeypatch.delenv("MY_KEY", raising=False)
+        with pytest.raises(UserError, match="MY_KEY holds no key"):
+            own(QUESTION, "right")
+        monkeypatch.setenv("MY_KEY", "k-1")
+        own(QUESTION, "right")
+        assert endpoint.keys == ["Bearer k-1"]
+        assert "k-1" not in own.fingerprint + repr(own)
+
+    def test_a_busy_endpoint_is_asked_again(self, endpoint: Endpoint) -> None:
+        endpoint.failures = [429, 503]
+        assert judge(endpoint)(QUESTION, "right") == 1.0
+        assert len(endpoint.bodies) == 3
+
+    @pytest.mark.parametrize(("failures", "asked"), [([401], 1), ([500] * 3, 3)])
+    def test_one_that_refuses_or_stays_down_is_told(self, endpoint: Endpoint, failures: list[int], asked: int) -> None:
+        endpoint.failures = list(failures)
+        with pytest.raises(UserError, match=f"cannot be asked: HTTP {failures[0]}"):
+            judge(endpoint, retries=2)(QUESTION, "right")
+        assert len(endpoint.bodies) == asked
+
+    def test_one_that_is_not_there_is_told(self, endpoint: Endpoint) -> None:
+        with pytest.raises(UserError, match="cannot be asked"):
+            judge(endpoint, url="http://127.0.0.1:9", retries=1)(QUESTION, "x")
+
+    def test_numbers_are_verdicts_too(self, endpoint: Endpoint) -> None:
+        endpoint.reply = "Score: 7/10, so 8"
+        assert judge(endpoint, verdict=r"\d+", scores={}, scale=10.0)(QUESTION, "x") == 0.8
+        endpoint.reply = "hm"
+        with pytest.raises(UserError, match=r"no verdict .* in its reply to item 1: 'hm'"):
+            judge(endpoint)(QUESTION, "x")
+
+    def test_the_fingerprint_is_the_judge_and_its_prompt(self, endpoint: Endpoint) -> None:
+        own = judge(endpoint)
+        assert own.fingerprint == judge(endpoint, retries=9, threads=2, timeout=1.0).fingerprint
+        for change in (
+            {"model": "large"},
+            {"prompt": "$answer?"},
+            {"system": "x"},
+            {"verdict": "x"},
+            {"url": "http://o"},
+        ):
+            assert judge(endpoint, **change).fingerprint != own.fingerprint
+
+    def test_what_it_cannot_be(self, endpoint: Endpoint) -> None:
+        with pytest.raises(UserError, match=r"must hold \$answer"):
+            judge(endpoint, prompt="right?")
+        with pytest.raises(UserError, match="must begin with http"):
+            judge(endpoint, url="localhost")
+
+    def test_a_run_judges_equal_answers_once_and_a_second_never(
+        self, endpoint: Endpoint, family: Path, module: Path, souping: Cli, tmp_path: Path
+    ) -> None:
+        made = f"helpful = Judge(model='m', url='{endpoint.url}', key='')"
+        module.write_text(f"from souping.evaluate.scoring.judge import Judge\n{made}\n")
+        rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+        (tmp_path / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
+        base = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
+        base += ["benchmark.path=items.jsonl", "benchmark.scorers={own: my_scorers.helpful}", "selector=all"]
+        base += ["optimiser=uniform", "limit=2"]
+        endpoint.failures = [500] * 4 + [400]
+        souping(*base, "hydra.run.dir=a").refused("judge m at http", "HTTP 400", "is in the store")
+        with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+            assert db.execute("SELECT COUNT(*) FROM answers").fetchone()[0] == 6  # none is lost by a judge
+        assert souping(*base, "hydra.run.dir=b").code == 0
+        asked = len(endpoint.bodies)
+        graded = [body["messages"][-1]["content"] for body in endpoint.bodies[5:]]
+        assert len(graded) == len(set(graded))
+        assert souping(*base, "hydra.run.dir=c").code == 0
+        assert len(endpoint.bodies) == asked
