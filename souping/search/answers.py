@@ -10,8 +10,8 @@ from souping.search.surrogate import KnownCells
 
 FLOOR, UNKNOWN = 0.02, 0.2
 """Variance of an item's score: the least, and where nothing is known."""
-CLUSTERED = 3.0
-"""Most that sharing groups may inflate the noise."""
+CLUSTERED, CLUSTERING = 2.0, 0.5
+"""Most that sharing groups may inflate the noise, and how much of what was found is believed."""
 
 
 class FoldAnswers:
@@ -119,4 +119,4 @@ class FoldAnswers:
                 single = float(((change * scale) ** 2).sum())
                 if single > 0:
                     shares.append(float((np.bincount(self.layout.groups, change * scale) ** 2).sum()) / single)
-        return float(np.clip(np.mean(shares), 1.0, CLUSTERED)) if shares else 1.0
+        return float(np.clip(1 + CLUSTERING * (np.mean(shares) - 1), 1.0, CLUSTERED)) if shares else 1.0

@@ -20,7 +20,7 @@ from souping.core import simplex
 from souping.core.types import BoolArray, FloatArray, IntArray, Weights
 from souping.search.kernels import Kernel, distances
 from souping.search.layout import FoldLayout
-from souping.search.surrogate import JITTER, KnownCells, Prior
+from souping.search.surrogate import JITTER, KnownCells, Prior, joint
 
 PREFILLED, JURY, MARGIN = 10, 4, 1.0
 """Soups that read, mixed soups that decide, nats by which the guide must be better."""
@@ -109,10 +109,8 @@ def left_out(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], soups
     """Log score of all cells of each soup, given those of the others, summed over soups and categories."""
     total, blocks = 0.0, sizes.shape[1]
     for c, row in enumerate(known):
-        soup, block = np.divmod(row.cells, blocks)
-        same = (block[:, None] == block) / sizes[c, block]
-        joint = prior.signal[c][np.ix_(soup, soup)] + prior.noise[c][np.ix_(soup, soup)] * same
-        precision = np.linalg.inv(joint + JITTER * np.eye(len(soup)))
+        soup = row.cells // blocks
+        precision = np.linalg.inv(joint(prior, sizes, c, row.cells))
         pull = precision @ (row.values - prior.level[c, soup])
         for one in soups:
             own = np.flatnonzero(soup == one)

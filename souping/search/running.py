@@ -21,12 +21,14 @@ from souping.search.answers import FoldAnswers
 from souping.search.guide import LikelihoodGuide
 from souping.search.kernels import Kernel, agreeing, distances
 from souping.search.layout import FoldLayout
-from souping.search.surrogate import Prior, Surrogate, evidence
+from souping.search.surrogate import KnownCells, Prior, Surrogate, evidence, slope
 
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
 """Rivals looked at, soups that may finish the fold at the end, equals that are named."""
-SCALES, LENGTHS = (0.35, 0.6, 1.0, 1.6), (0.4, 0.75, 1.4)
-"""Scales and lengths of the prior's signal among which the evidence chooses."""
+SCALES, LENGTHS, HELD = (0.35, 0.6, 1.0, 1.6, 2.5), (0.4, 0.75, 1.4), 0.5
+"""Scales and lengths of the prior's signal among which the evidence chooses, and how far it is held near 1."""
+RISE = (0.06, 0.06)
+"""How far soups rise above the plane through single models, times 1 - sum of squared weights: mean and spread."""
 ENOUGH = 0.001
 """Expected gain from finishing the fold below which a search ends: 0.1 points."""
 GROWTH = 1.6
@@ -51,6 +53,7 @@ class AdaptiveSearch(Optimiser):
         self._numbers = {p: n for n, p in enumerate(self._points)}
         self._table = np.array(self._points)
         self._apart = distances(self._table)
+        self._inside = 1 - (self._table**2).sum(1)
         self._layout = FoldLayout.of(space, seed)
         self._answers = FoldAnswers(self._layout, len(self._points))
         self._open: list[Cell] = []
@@ -72,7 +75,9 @@ class AdaptiveSearch(Optimiser):
         """The surrogate anew from all that was told, with the prior that explains it best."""
         self._fitted = self._answers.told
         known, plain = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
-        best = max(self._scaled(plain), key=lambda prior: evidence(prior, self._layout.sizes, known))
+        rise = slope(plain, self._layout.sizes, known, self._inside, *RISE)
+        plain = replace(plain, level=plain.level + rise * self._inside)
+        best = self._explaining(plain, known)
         if self._guide is not None and self._guide.ready:
             best = self._guide.judge(best, self._layout, known, self._answers.depth)
         self._surrogate = Surrogate(best, self._layout.sizes, known)
@@ -89,12 +94,16 @@ class AdaptiveSearch(Optimiser):
     def _signal(self, kernel: Kernel) -> FloatArray:
         return np.repeat(kernel.signal(self._table, self._apart)[None], len(self._layout.blocks), 0)
 
-    def _scaled(self, plain: Prior) -> list[Prior]:
+    def _explaining(self, plain: Prior, known: Sequence[KnownCells]) -> Prior:
+        """The prior with the scale and the length of signal, category by category, that explain best what is known."""
         kernel = self._kernel
         kernels = [
             replace(kernel, plane=kernel.plane * a, bend=kernel.bend * a, length=b) for a in SCALES for b in LENGTHS
         ]
-        return [replace(plain, signal=self._signal(one)) for one in kernels]
+        signals = [self._signal(one) for one in kernels]
+        scores = np.array([evidence(replace(plain, signal=one), self._layout.sizes, known) for one in signals])
+        scores -= np.array([HELD * np.log(a) ** 2 for a in SCALES for _ in LENGTHS])[:, None]
+        return replace(plain, signal=np.stack([signals[n][c] for c, n in enumerate(scores.argmax(0))]))
 
     def _believed(self) -> tuple[Surrogate, IntArray]:
         """Surrogate and depths with the open cells counted as answered."""
@@ -189,15 +198,17 @@ class AdaptiveSearch(Optimiser):
         return int(soup), sorted(int(c) for c in order[soup, : last + 1])
 
     def _confirm(self) -> Cell | None:
-        """The rest of the fold for the leader, as long as the leader has not answered it and the budget allows."""
+        """The rest of the fold for the best soup that the budget lets finish, until the best has answered everything."""
         mean, _ = self._surrogate.objective(self._layout.weights)
-        leader = int(np.argmax(mean))
-        rest = self._answers.rest(leader)
-        if not rest or self._finals >= FINALISTS or not self._affords(len(rest)):
-            return None
-        self._finals += 1
-        whole = self._space.whole or len(rest) == self._layout.items
-        return Cell(weights=self._points[leader], items=None if whole else tuple(rest))
+        for soup in np.argsort(-mean, kind="stable"):
+            rest = self._answers.rest(int(soup))
+            if not rest or self._finals >= FINALISTS:
+                return None
+            if self._affords(len(rest)):
+                self._finals += 1
+                whole = self._space.whole or len(rest) == self._layout.items
+                return Cell(weights=self._points[int(soup)], items=None if whole else tuple(rest))
+        return None
 
     # ------------------------------------------------------------ telling
 

@@ -36,17 +36,38 @@ class KnownCells:
     values: FloatArray
 
 
-def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells]) -> float:
-    """Log-density of all that is known under a prior, up to a constant."""
-    total, blocks = 0.0, sizes.shape[1]
+def joint(prior: Prior, sizes: FloatArray, category: int, cells: IntArray) -> FloatArray:
+    """Prior covariance of the mean scores of cells [N, N]."""
+    soup, block = np.divmod(cells, sizes.shape[1])
+    same = (block[:, None] == block) / sizes[category, block]
+    both = np.ix_(soup, soup)
+    return np.asarray(prior.signal[category][both] + prior.noise[category][both] * same + JITTER * np.eye(len(soup)))
+
+
+def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells]) -> FloatArray:
+    """Log-density of all that is known of each category under a prior, up to a constant [C]."""
+    total, blocks = np.zeros(len(known)), sizes.shape[1]
     for c, row in enumerate(known):
-        soup, block = np.divmod(row.cells, blocks)
-        same = (block[:, None] == block) / sizes[c, block]
-        joint = prior.signal[c][np.ix_(soup, soup)] + prior.noise[c][np.ix_(soup, soup)] * same
-        lower = np.linalg.cholesky(joint + JITTER * np.eye(len(soup)))
+        soup = row.cells // blocks
+        lower = np.linalg.cholesky(joint(prior, sizes, c, row.cells))
         shift = np.linalg.solve(lower, row.values - prior.level[c, soup])
-        total -= float(shift @ shift) / 2 + float(np.log(np.diag(lower)).sum())
+        total[c] = -float(shift @ shift) / 2 - float(np.log(np.diag(lower)).sum())
     return total
+
+
+def slope(
+    prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], feature: FloatArray, mean: float, spread: float
+) -> float:
+    """Posterior mean of a factor that `feature` [S] has in every category's mean alike; a priori N(mean, spread^2)."""
+    pull, weight, blocks = mean / spread**2, 1 / spread**2, sizes.shape[1]
+    for c, row in enumerate(known):
+        if len(row.cells):
+            soup = row.cells // blocks
+            solved = np.linalg.solve(
+                joint(prior, sizes, c, row.cells), np.stack([feature[soup], row.values - prior.level[c, soup]], 1)
+            )
+            weight, pull = weight + float(feature[soup] @ solved[:, 0]), pull + float(feature[soup] @ solved[:, 1])
+    return pull / weight
 
 
 class Surrogate:

@@ -51,7 +51,7 @@ def test_conditioning_one_by_one_or_at_once_is_the_textbooks(at_once: int) -> No
     assert surrogate.mean[1] == pytest.approx(np.full(4, 0.6))
     if at_once:
         before = Surrogate(prior(), SIZES, known)
-        assert evidence(prior(), SIZES, known) == pytest.approx(before.evidence.sum(), abs=1e-6)
+        assert evidence(prior(), SIZES, known) == pytest.approx(before.evidence, abs=1e-6)
 
 
 def test_reductions_are_what_observing_takes_away() -> None:
