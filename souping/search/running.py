@@ -198,7 +198,7 @@ class AdaptiveSearch(Optimiser):
         return int(soup), sorted(int(c) for c in order[soup, : last + 1])
 
     def _confirm(self) -> Cell | None:
-        """The rest of the fold for the best soup that the budget lets finish, until the best has answered everything."""
+        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
         mean, _ = self._surrogate.objective(self._layout.weights)
         for soup in np.argsort(-mean, kind="stable"):
             rest = self._answers.rest(int(soup))
