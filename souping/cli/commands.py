@@ -26,6 +26,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "analyse": Command("make analyses of a finished run and add them to its report", "souping.cli.analyse"),
+    "show": Command("show answers of a run side by side: what the soup fixed, what it broke", "souping.cli.show"),
     "import": Command("take answers of single models into the store", "souping.cli.import_results"),
 }
 """A row a command; `conf/config.yaml` lists them in its help."""

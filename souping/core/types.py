@@ -180,7 +180,8 @@ class Record:
 
     `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
     `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
-    `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids, where they are known. `seconds` is
+    `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids,
+    `prompt` what they are in letters, where that is known. `seconds` is
     the answer's share of the time that its block took. `accepted` counts tokens that came from a draft and `likelihood`
     is the draft's log-likelihood (nats) by this model, where it was measured on the way; neither is kept.
     """
@@ -195,6 +196,7 @@ class Record:
     tokens: tuple[int, ...] = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
+    prompt: str = ""
     seconds: float = 0.0
     accepted: int = 0
     likelihood: float | None = None

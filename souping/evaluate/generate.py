@@ -21,7 +21,7 @@ from souping.evaluate.decoding import Decoding, check_sampling, combined, common
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
 from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.scoring import reading, score
-from souping.evaluate.templates import no_template
+from souping.evaluate.templates import as_seen, no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -228,7 +228,7 @@ class LocalEvaluator(Evaluator):
             UserError: an item needs a chat template that is not there, or the engine cannot run.
         """
         answers = self.engine.answer(self, model, items, replicate)
-        return [self._record(item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
+        return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
     @property
     def drafts(self) -> Drafts:
@@ -240,7 +240,7 @@ class LocalEvaluator(Evaluator):
     ) -> list[Record]:
         """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
         answers = self.engine.verify(self, model, items, replicate, drafts)
-        return [self._record(item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
+        return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
     def likelihoods(
         self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
@@ -248,7 +248,7 @@ class LocalEvaluator(Evaluator):
         """Log-likelihood (nats) of given answers behind each item's prompt; nan where they are of another prompt."""
         return self.engine.likelihoods(self, model, items, answers)
 
-    def _record(self, item: Item, answer: Answer, replicate: int) -> Record:
+    def _record(self, model: Served, item: Item, answer: Answer, replicate: int) -> Record:
         given = answer.outcome != "unanswered"
         return Record(
             item=item.id,
@@ -260,6 +260,7 @@ class LocalEvaluator(Evaluator):
             tokens=answer.tokens,
             prompt_tokens=answer.prompt_tokens,
             prompt_key=answer.prompt_key,
+            prompt=as_seen(model.tokenizer, item, answer.prompt_key),
             accepted=answer.accepted,
             likelihood=answer.likelihood,
         )

@@ -92,6 +92,20 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
     return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
 
 
+def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
+    """A prompt in letters as the model sees it, with the tokens that mark its parts; `key` is the digest of its ids."""
+    known = _seen(tokenizer)
+    if key not in known:
+        known[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
+    return known[key]
+
+
+@lru_cache(maxsize=8)
+def _seen(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Prompts that this tokenizer wrote, by the digest of their ids: every model of a run is asked the same."""
+    return {}
+
+
 def no_template(item: Item) -> UserError:
     """Error of an item whose messages nothing can write out."""
     return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")

@@ -60,7 +60,9 @@ class PendingInquiry:
         for item in block.items:
             record = records[item.id]
             self.costs.append(Cost.of(record))
-            self.answers[item.id][block.replicate] = replace(record, tokens=())  # they are in the store, and many
+            self.answers[item.id][block.replicate] = replace(
+                record, tokens=(), prompt=""
+            )  # they are in the store, and many
 
     def reply(self) -> Reply:
         items = self.inquiry.items
@@ -264,6 +266,14 @@ class Evaluation(RecipeEvaluator):
         """A handler that this soup does not have leaves it with its default."""
         mine = self.handlers(recipe)
         return handler if handler in mine else mine[0]
+
+    def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
+        """{item id: its answers} that the store has of a whole fold, of items with all of them. Asks nothing."""
+        asking, answers = self._asking(recipe, handler), dict[str, list[Record]]()
+        for block in self._blocks(asking, recipe, items):
+            for name, record in block.known.items():
+                answers.setdefault(name, []).append(replace(record, tokens=()))
+        return {name: records for name, records in answers.items() if len(records) == asking.answers}
 
     def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
         """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""

@@ -22,7 +22,7 @@ class Ledger:
     def note_search(self, recipes: Iterable[str], items: Sequence[Item]) -> None:
         """Remember that these recipes were found by choosing on these items."""
         with self._store.writing() as db:
-            chosen_on = _item_set(db, items)
+            chosen_on = _item_set(db, [item.identity for item in items])
             db.executemany("INSERT OR IGNORE INTO searches VALUES (?, ?)", [(recipe, chosen_on) for recipe in recipes])
 
     def searched(self, recipe: str) -> set[str]:
@@ -41,9 +41,28 @@ class Ledger:
         one: looking twice with one pair is one look, under whatever file, name or order.
         """
         with self._store.writing() as db:
-            shown = _item_set(db, items)
+            shown = _item_set(db, [item.identity for item in items])
             db.execute("INSERT OR IGNORE INTO looks VALUES (?, ?, ?)", (recipe, evaluator, shown))
         return max(1, self.looks(items))
+
+    def note_view(self, recipe: str, identities: Iterable[str]) -> None:
+        """Remember that somebody looked at the answers to these items of the report of a frozen recipe (its id)."""
+        with self._store.writing() as db:
+            shown = _item_set(db, identities)
+            db.execute("INSERT OR IGNORE INTO views VALUES (?, ?)", (recipe, shown))
+
+    def viewed(self, recipe: str, items: Sequence[Item]) -> int:
+        """Number of these items whose answers were looked at in the report of another recipe, before this one was
+        frozen: none where this one was reported already."""
+        query = (
+            "SELECT DISTINCT fingerprint FROM contents JOIN members ON content = contents.id "
+            "JOIN views USING (item_set) WHERE views.recipe != ?"
+        )
+        with self._store.reading() as db:
+            if db.execute("SELECT 1 FROM looks WHERE recipe = ? LIMIT 1", (recipe,)).fetchone():
+                return 0
+            seen = {str(name) for (name,) in db.execute(query, (recipe[:12],))}
+        return sum(item.identity in seen for item in items)
 
     def looks(self, items: Sequence[Item]) -> int:
         """The largest number of pairs of recipe and evaluator that were reported on one of these items."""
@@ -59,9 +78,9 @@ class Ledger:
             return int(row[0] or 0)
 
 
-def _item_set(db: sqlite3.Connection, items: Sequence[Item]) -> int:
+def _item_set(db: sqlite3.Connection, shown: Iterable[str]) -> int:
     """The row number of a set of items, by what they show the model."""
-    identities = sorted({item.identity for item in items})
+    identities = sorted(set(shown))
     fingerprint = digest(list(identities))
     row = db.execute("SELECT id FROM item_sets WHERE fingerprint = ?", (fingerprint,)).fetchone()
     if row:

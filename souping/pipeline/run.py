@@ -19,6 +19,7 @@ SHOWN = (
     "report.json",
     "selection.json",
     "trials.csv",
+    "samples.jsonl.gz",
     "recipe.json",
     "plan.json",
     "config.yaml",

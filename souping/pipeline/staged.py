@@ -7,6 +7,7 @@ from typing import Any
 from souping.core.files import put
 from souping.core.types import LateError, Selection, UserError
 from souping.pipeline.checks import complaints, flat_categories, not_measured
+from souping.pipeline.samples import write_samples
 from souping.pipeline.settings import RunSettings, nearby, said
 from souping.pipeline.stages import RunStages, select
 from souping.pipeline.store import Store
@@ -33,12 +34,15 @@ def _walk(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
         stages.schedule.walk(stages)
         assert stages.selection is not None
         if stages.outcome is None:
+            write_samples(stages)
             return {"selection": selection_dict(stages.selection, stages.scores)}, None
         if run.stop_after == "search":
+            write_samples(stages)
             return write_search(run, stages.outcome, stages.selection), stages.outcome
         report, trials = stages.whole_report()
         write_trials(trials, report, run.run_dir / "trials.csv")
         write_report(report, trials, run.run_dir)
+        write_samples(stages)
         stages.replace_card(report)
         return report, stages.outcome
     except (UserError, OSError) as error:

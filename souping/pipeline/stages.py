@@ -70,6 +70,7 @@ class RunStages:
     left_out: int = 0
     contenders: tuple[Recipe, ...] = ()
     on_report: tuple[Item, ...] = ()
+    rows: tuple[tuple[str, Recipe], ...] = ()
     analyses: dict[str, Json] = field(default_factory=dict)
 
     @classmethod
@@ -274,6 +275,7 @@ class RunStages:
         opened = 1 if dry else self._opened(items)
         measured = self._answers(replace(stage, items=items))
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
+        self.rows = tuple((contender.name, contender.recipe) for contender in contenders)
         ingredients = self.selection.ingredients
         margin = self.run.margin / 100
         self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin)
@@ -286,6 +288,11 @@ class RunStages:
         ledger, recipe = Ledger(self.store), self.outcome.recipe
         if len(recipe.ingredients) == 1:  # nothing is claimed of it: it is no look
             return max(1, ledger.looks(items))
+        if viewed := ledger.viewed(recipe.fingerprint, items):
+            self._note(
+                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
+                "report: what was chosen since then has seen them"
+            )
         return ledger.open_report(recipe.fingerprint, self.run.evaluator.look, items)
 
     def unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -17,7 +17,7 @@ import os
 import shlex
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,9 @@ CREATE TABLE IF NOT EXISTS looks (recipe TEXT NOT NULL, evaluator TEXT NOT NULL,
     PRIMARY KEY (recipe, evaluator, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS searches (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
     PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS views (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
+    PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
@@ -73,6 +76,7 @@ PARTS = {
     "members": ("item_set", "content"),
     "looks": ("item_set",),
     "searches": ("item_set",),
+    "views": ("item_set",),
 }
 """{table: columns that number rows of the table of that name with an s}."""
 _log = logging.getLogger(__name__)
@@ -244,6 +248,9 @@ class Store:
             for item, record in zip(items, records, strict=True):
                 number = intern(db, "items", "name, category", item.question, item.id, item.category)
                 answer = _answer(db, (soup, judge, number, together, record.replicate), record)
+                if record.prompt and record.prompt_key:
+                    text = record.prompt.encode("utf-8", "replace").decode()
+                    db.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (record.prompt_key, text))
                 if math.isnan(record.score):  # its scorer has still to be called
                     continue
                 scorer = intern(db, "scorers", "", item.scoring)
@@ -264,6 +271,12 @@ class Store:
                 "JOIN grades ON grades.answer = answers.id AND grades.scorer = scorers.id"
             )
             return {(question, scoring, output): float(score) for question, scoring, output, score in rows}
+
+    def prompts(self, keys: Collection[str]) -> dict[str, str]:
+        """{digest of a prompt's ids: the prompt in letters} of those that are known."""
+        with self.reading() as db:
+            rows = (db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone() for key in keys)
+            return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
 
     def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
         """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""

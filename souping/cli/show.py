@@ -1,0 +1,141 @@
+"""`python -m souping show RUN_DIR`: answers of a run's models side by side, from its samples.jsonl.gz.
+
+Without --fixed or --broke every item of the fold is shown. Items of the report fold are shown once its recipe is
+frozen, which a run's end is; that they were looked at is noted in the ledger of its store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from souping.core.text import nearest, positive, safe
+from souping.core.types import Json, UserError, entries, part
+from souping.report.samples import changed, read_samples, show_sample
+from souping.report.tables import Row
+
+FILE = "samples.jsonl.gz"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0; what is refused is told where commands are dispatched."""
+    options = _parser().parse_args(arguments)
+    run_dir = Path(options.run_dir).expanduser()
+    samples = list(read_samples(run_dir / FILE))
+    report = _report(run_dir)
+    fold = options.fold or ("report" if any(sample.get("fold") == "report" for sample in samples) else "search")
+    mine = [sample for sample in samples if sample.get("fold") == fold]
+    if options.category:
+        mine = _of_category(mine, options.category)
+    if options.item:
+        mine = [sample for sample in mine if sample.get("item") in options.item]
+    names = _names(options.models, mine, report)
+    if options.fixed or options.broke:
+        mine = list(_changed(mine, names, options))
+    if fold == "report" and report and not report.get("limit"):
+        _note(run_dir, options.store, report, mine)
+    _show(mine, names, options.limit, what=_what(options, names))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m souping show", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--fixed", action="store_true", help="items that the soup answers better than the best single")
+    which.add_argument("--broke", action="store_true", help="items that it answers worse")
+    parser.add_argument("--category", metavar="C", help="items of this category")
+    parser.add_argument("--item", action="append", default=[], metavar="ID", help="this item; may be given again")
+    parser.add_argument("--models", metavar="A,B", help="these models; the last stands for the soup")
+    parser.add_argument("--fold", choices=("select", "search", "report"), help="default: report, where there is one")
+    parser.add_argument("--limit", type=positive, default=10, metavar="N", help="at most so many items (10)")
+    parser.add_argument("--store", metavar="FILE", help="the run's results store, where it is not found")
+    return parser
+
+
+def _report(run_dir: Path) -> Mapping[str, Json]:
+    try:
+        report = json.loads((run_dir / "report.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _of_category(samples: Sequence[Row], name: str) -> list[Row]:
+    known = list(dict.fromkeys(str(sample.get("category")) for sample in samples))
+    if name not in known:
+        raise UserError(f"--category {name}: the run has {', '.join(known)}{nearest(name, known)}")
+    return [sample for sample in samples if sample.get("category") == name]
+
+
+def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
+    """Models that are shown: those that were named, else the best single and the soup, else all."""
+    known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
+    if given:
+        wanted = [name.strip() for name in given.split(",")]
+        for name in wanted:
+            if name not in known:
+                raise UserError(f"--models {name}: the run has {', '.join(known)}{nearest(name, known)}")
+        return wanted
+    best = [str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"]
+    return [*best[:1], "soup"] if best and "soup" in known else known
+
+
+def _changed(samples: Sequence[Row], names: Sequence[str], options: argparse.Namespace) -> Iterator[Row]:
+    if len(names) < 2:
+        raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+    return changed(samples, names[0], names[-1], better=options.fixed)
+
+
+def _what(options: argparse.Namespace, names: Sequence[str]) -> str:
+    if options.fixed or options.broke:
+        return f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+    return "items"
+
+
+def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]) -> None:
+    """Write to the ledger that answers to these items of the report fold were looked at."""
+    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.store import Store
+
+    shown = [str(sample.get("prompt_hash")) for sample in samples]
+    path = Path(store) if store else _store(run_dir)
+    if store and path is not None and not path.is_file():
+        raise UserError(f"--store {store}: there is no such file")
+    if path is None:
+        print("warning: the run's store is not here (--store FILE): this look is noted nowhere", file=sys.stderr)
+    elif shown:
+        with Store(path) as ledger:
+            Ledger(ledger).note_view(str(part(report, "recipe").get("id")), shown)
+
+
+def _store(run_dir: Path) -> Path | None:
+    """The run's store: where its configuration says, seen from here or from a folder above the run's."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        path = Path(str(OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "store.path"))).expanduser()
+    except (OSError, YAMLError):
+        return None
+    places = [path, *(folder / path for folder in run_dir.absolute().parents)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _show(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=110)
+    for sample in islice(samples, limit):
+        show_sample(console, sample, names)
+    shown = min(limit, len(samples))
+    more = "" if shown == len(samples) else f", {shown} shown (--limit N)"
+    console.print(safe(f"{len(samples):,} {what}{more}"), markup=False)
