@@ -32,7 +32,7 @@ OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; what is refused is told where commands are dispatched."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     hear_warnings()
     run_dir = Path(options.run_dir).expanduser()
     settings = settings_of(configuration(run_dir, options.overrides, options.config_dir), run_dir)
@@ -75,16 +75,20 @@ def configuration(run_dir: Path, overrides: Sequence[str], config_dir: str | Non
     if not isinstance(before, DictConfig):
         raise UserError(f"{path}: is no configuration of a run")
     own = [word for word in overrides if OWN.match(word)]
-    whole = OmegaConf.merge(_composed(before, own, config_dir), before)
+    fresh = _composed(before, own, config_dir)
+    whole = {**fresh, **_raw(before)}
     if own or "analysis" not in before:
-        fresh = _composed(before, own, config_dir)
-        whole = OmegaConf.merge(whole, dict.fromkeys(KEYS), {key: fresh[key] for key in KEYS})
-    merged = OmegaConf.merge(whole, OmegaConf.from_dotlist([word for word in overrides if word not in own]))
+        whole |= {key: fresh[key] for key in KEYS}
+    rest = [word for word in overrides if word not in own]
+    try:
+        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(rest))
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"cannot read the override {' '.join(rest)}: {first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return resolved(merged)
 
 
-def _composed(before: DictConfig, own: Sequence[str], config_dir: str | None) -> DictConfig:
+def _composed(before: DictConfig, own: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     """The defaults of today with the analyses that `own` asks for, else those of the run; nothing is resolved yet."""
     register()
     words = list(own)
@@ -92,7 +96,11 @@ def _composed(before: DictConfig, own: Sequence[str], config_dir: str | None) ->
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
     words += [f"hydra.searchpath=[{Path(config_dir).resolve()}]"] if config_dir else []
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        fresh = compose("config", words)
-    plain = OmegaConf.to_container(fresh, resolve=False)
+        return _raw(compose("config", words))
+
+
+def _raw(node: DictConfig) -> dict[str, Any]:
+    """Top keys with what stands below them; nothing is resolved."""
+    plain = OmegaConf.to_container(node, resolve=False)
     assert isinstance(plain, dict)
-    return OmegaConf.create(plain)
+    return {str(key): value for key, value in plain.items()}

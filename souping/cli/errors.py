@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.config import PARTS, THEIRS
+from souping.cli.help import choices, groups
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import UserError
 
@@ -109,9 +110,9 @@ def explain(error: BaseException) -> str:
             "values that hold ( ) , = or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    options = getattr(error, "options", None)  # Hydra's
+    group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
+    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)  # Hydra's
     if options:  # an unknown choice of a group
-        asked = str(getattr(error, "missing_cfg_file", "") or "").rsplit("/", 1)[-1]  # Hydra's
         return f"{lines[0]}{nearest(asked, options)}\nchoices: {', '.join(options)}"
     dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]

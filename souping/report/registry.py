@@ -30,17 +30,26 @@ class Display:
     section: MakeSection
     draw: Draw
     files: MakeFiles
+    place: int
+    folded: bool
 
 
+MORE = "What souping did to the categories"
 DISPLAYS: dict[str, Display] = {}
 """{name of an analysis: how it is shown}."""
 
 
 def register(
-    name: str, section: MakeSection, draw: Draw = lambda data: None, files: MakeFiles = lambda data: {}
+    name: str,
+    section: MakeSection,
+    draw: Draw = lambda data: None,
+    files: MakeFiles = lambda data: {},
+    *,
+    place: int = 9,
+    folded: bool = False,
 ) -> None:
-    """Show the analysis of this name so."""
-    DISPLAYS[name] = Display(section, draw, files)
+    """Show the analysis of this name so: sections stand by `place`, those to be `folded` away behind all others."""
+    DISPLAYS[name] = Display(section, draw, files, place, folded)
 
 
 def displays() -> dict[str, Display]:
@@ -51,10 +60,9 @@ def displays() -> dict[str, Display]:
 
 
 def analysed(report: Report) -> list[str]:
-    """Names of the report's analyses: those of this package's own sections in their order, then the others."""
-    names = list(part(report, "analyses"))
-    known = [name for name in displays() if name in names]
-    return [*known, *(name for name in names if name not in known)]
+    """Names of the report's analyses by their place; those without a section of their own come last."""
+    known = displays()
+    return sorted(part(report, "analyses"), key=lambda name: (known[name].place if name in known else 99, name))
 
 
 def section_of(report: Report, name: str) -> Section | None:
@@ -71,9 +79,13 @@ def section_of(report: Report, name: str) -> Section | None:
 
 
 def analysis_sections(report: Report) -> list[Section]:
-    """The sections of all analyses."""
-    made = [section_of(report, name) for name in analysed(report)]
-    return [section for section in made if section is not None]
+    """The sections of all analyses; those that the verdict does not need are folded into one."""
+    known, shown, away = displays(), list[Section](), list[Section]()
+    for name in analysed(report):
+        section = section_of(report, name)
+        if section is not None:
+            (away if name in known and known[name].folded else shown).append(section)
+    return [*shown, Section(MORE, folded=tuple(away))] if away else shown
 
 
 def drawings(report: Report) -> list[Drawing]:

@@ -60,14 +60,14 @@ def draw(data: Row) -> Drawing | None:
     names, titles = [clean(name) for name in elements(data, "categories")], dict[str, str]()
     with canvas():
         side = max(2.4, 0.42 * len(names))
-        made = Figure(figsize=(2 * side + 1.9, side))
+        made = Figure(figsize=(2.04 * side, side))
         panels = made.subplots(1, 2, sharey=True)
         for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
             told = part(data, key)
             axes.set_title(f"{count(told.get('models'))} {name}: mean |rho| {rho(told.get('mean'))}", fontsize=9)
             titles |= _panel(axes, key, names, told)
         panels[0].set_yticks(range(len(names)), [short(name, 24) for name in names])
-        made.subplots_adjust(wspace=0.08)
+        made.subplots_adjust(wspace=0.05)
     means = " and ".join(f"{rho(part(data, key).get('mean'))} over the {name}" for key, name in POPULATIONS.items())
     alt = f"Heatmaps of the correlation of every two of {len(names)} categories; the mean size is {means}."
     return Drawing("consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists.", titles)
@@ -100,4 +100,4 @@ def _panel(axes: Axes, key: str, names: Sequence[str], told: Row) -> dict[str, s
     return titles
 
 
-register("consistency", section, draw)
+register("consistency", section, draw, folded=True)

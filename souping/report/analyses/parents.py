@@ -75,4 +75,4 @@ def draw(data: Row) -> Drawing | None:
     return Drawing("parents", made, alt)
 
 
-register("parents", section, draw)
+register("parents", section, draw, folded=True)

@@ -122,4 +122,4 @@ def _best(level: Row, limit: int = 10) -> list[Row]:
     return rows if len(rows) <= limit else sorted(rows, key=lambda row: -(number(row.get("value")) or 0.0))[:limit]
 
 
-register("shapley", section, draw)
+register("shapley", section, draw, place=2)

@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from souping.core.types import Json, entries, number, part
-from souping.report.format import clean, count, interval, percent
+from souping.report.format import clean, count, in_words, interval, percent
 from souping.report.registry import register
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
 
 
 def section(data: Row) -> Section:
+    """A few sentences; the tables and examples are folded away."""
+    kept = [f"{_share(row.get('kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
+    lines = (f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}", _flips(data))
+    examples = tuple(_example(example) for example in entries(data, "examples"))
+    folded = [
+        Section("By ingredient", grids=(_kept(data),)),
+        Section("By how many ingredients fail", grids=(_failures(data),)),
+    ]
+    if examples:
+        folded.append(Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples))
+    return Section("What did the soup keep of its ingredients?", lines, folded=tuple(folded))
+
+
+def _gains(data: Row) -> str:
+    """The soup where all ingredients are right, exactly one fails, and all fail."""
     rows = entries(data, "by_failures")
-    none, every = (rows[0], rows[-1]) if rows else ({}, {})
-    head = (
-        f"Of {count(data.get('items'))} items of the report fold the soup keeps {_share(none)} where every ingredient "
-        f"is right ({_items(none)}), and solves {_share(every)} where all fail ({_items(every)})."
-    )
+    words = {0: "where every ingredient is right", 1: "where exactly one fails", len(rows) - 1: "where all fail"}
+    told = [
+        f"{_share(row)} {words[place]} ({count(row.get('items'))} items)"
+        for place, row in enumerate(rows)
+        if place in words and (number(row.get("items")) or 0.0) > 0
+    ]
+    return f"It solves {in_words(told)}."
+
+
+def _flips(data: Row) -> str:
     again = part(data, "again")
     if again.get("not_estimable"):
-        note = f"How much of this one model asked twice would show is not estimable: {clean(again['not_estimable'])}."
-    else:
-        own = part(again, "soup")
-        note = (
-            f"A model asked twice does not solve the same items twice: the soup itself flips on "
-            f"{percent(own.get('flips'))} % of all items, keeps {percent(own.get('kept'))} % of what it solved and "
-            f"gains {percent(own.get('gained'))} % of what it failed. What goes beyond that is the soup's."
-        )
-    examples = tuple(_example(example) for example in entries(data, "examples"))
-    folded = Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples)
-    return Section(
-        "What did the soup keep of its ingredients?",
-        (head, note),
-        grids=(_kept(data), _failures(data)),
-        folded=(folded,) if examples else (),
+        return f"What one model asked twice would keep is not estimable: {clean(again['not_estimable'])}."
+    own = part(again, "soup")
+    return (
+        f"The soup asked twice flips on {percent(own.get('flips'))} % of the items, keeps {percent(own.get('kept'))} % "
+        f"of what it solved and gains {percent(own.get('gained'))} % of what it failed: what goes beyond is a change."
     )
 
 
-def _share(told: Row) -> str:
-    around = interval(told.get("low"), told.get("high"))
-    return f"{percent(told.get('share'))} %{f' ({around})' if around else ''}"
-
-
-def _items(told: Row) -> str:
-    return f"{count(told.get('items'))} items"
+def _share(told: Json) -> str:
+    given = told if isinstance(told, Mapping) else {}
+    around = interval(given.get("low"), given.get("high"))
+    return f"{percent(given.get('share'))} %{f' ({around})' if around else ''}"
 
 
 def _cell(told: Json) -> TableCell:
-    given = told if isinstance(told, dict) else {}
+    given = told if isinstance(told, Mapping) else {}
     return TableCell(percent(given.get("share")), interval(given.get("low"), given.get("high")))
 
 
@@ -96,4 +105,4 @@ def _right(record: Row) -> str:
     return word if ended in ("finished", "") else f"{word} ({ended})"
 
 
-register("wins", section)
+register("wins", section, place=1)

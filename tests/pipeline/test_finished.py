@@ -1,0 +1,156 @@
+"""`python -m souping analyse RUN_DIR`: analyses of a finished run, added to its report."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cli, pool_of
+
+OWN = '''
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from souping.analysis import Analysis, RunScores
+from souping.core.types import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Analysis):
+    """Items of the report fold."""
+
+    fails: bool = False
+
+    def analyse(self, run: RunScores) -> Mapping[str, Json]:
+        if self.fails:
+            return {"share": 1 / 0}
+        return {"sentences": [f"{len(run.report)} models were reported."]}
+'''
+
+
+@pytest.fixture
+def run(family: Path, souping: Cli, tmp_path: Path) -> Path:
+    """A finished run with the analyses that cost nothing."""
+    done = souping(*pool_of(family), "selector.threshold=0.9", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    return tmp_path / "run"
+
+
+def analyses_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "report.json").read_text())["analyses"]
+    return found
+
+
+def answers(tmp_path: Path) -> int:
+    with closing(sqlite3.connect(tmp_path / "outputs" / "store.sqlite")) as db:
+        return int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+
+def test_a_run_makes_what_costs_nothing_and_analyse_makes_the_same(run: Path, souping: Cli, tmp_path: Path) -> None:
+    first = analyses_of(run)
+    assert set(first) == {"consistency", "parents", "wins"}
+    before = answers(tmp_path)
+    report = json.loads((run / "report.json").read_text())
+    done = souping("analyse", "run")
+    assert done.code == 0, done.err
+    assert analyses_of(run) == first
+    assert answers(tmp_path) == before
+    assert json.loads((run / "report.json").read_text()) == report
+    assert "What souping did to the categories" in (run / "report.html").read_text()
+    assert "report.json" in done.out
+
+
+def test_shapley_is_priced_then_asked_then_kept(run: Path, souping: Cli, tmp_path: Path) -> None:
+    before, report = answers(tmp_path), json.loads((run / "report.json").read_text())
+    ingredients, items = report["selection"]["ingredients"], report["folds"]["search"]
+    priced = souping("analyse", "run", "analysis=shapley", "plan=true")
+    assert priced.code == 0, priced.err
+    assert f"{2 ** len(ingredients) - 1} models on the {items} items" in priced.out + priced.err
+    assert answers(tmp_path) == before
+    assert "shapley" not in analyses_of(run)
+    done = souping("analyse", "run", "analysis=shapley", "shapley.exact=4")
+    assert done.code == 0, done.err
+    told = analyses_of(run)
+    assert set(told) == {"consistency", "parents", "wins", "shapley"}  # what was there stays
+    asked = answers(tmp_path) - before
+    assert f"{asked:,} answers to ask" in priced.out + priced.err
+    assert 0 < asked <= 4 * items
+    assert (run / "plots" / "shapley.png").is_file()
+    again = souping("analyse", "run", "analysis=shapley")
+    assert "0 of them new: 0 answers" in again.out + again.err
+    assert analyses_of(run) == told
+
+
+def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tmp_path: Path) -> None:
+    arguments = [
+        *pool_of(family),
+        "selector=all",
+        "optimiser=uniform",
+        "analysis=[shapley]",
+        f"merge.base={family}/ant",
+    ]
+    planned = souping(*arguments, "plan=true", "hydra.run.dir=plan")
+    assert planned.code == 0, planned.err
+    (stage,) = [s for s in json.loads((tmp_path / "plan/plan.json").read_text())["stages"] if "shapley" in s["name"]]
+    done = souping(*arguments, "shapley.value=winner", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert stage["models"] == [15, 15]
+    told = analyses_of(tmp_path / "run")["shapley"]
+    assert told["empty"]["of"] == "ant"
+    null = next(row for row in told["levels"][0]["players"] if row["members"] == ["ant"])
+    assert null["value"] == pytest.approx(0)  # the base adds nothing to soups that hold it anyway
+    assert sum(row["value"] for row in told["levels"][0]["players"]) == pytest.approx(
+        told["whole"] - told["empty"]["value"]
+    )
+
+
+def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
+    run: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_count.py").write_text(OWN)
+    (tmp_path / "parts" / "analysis").mkdir(parents=True)
+    node = "# @package analysis.count\n_target_: my_count.Count\nfails: false\n"
+    (tmp_path / "parts" / "analysis" / "count.yaml").write_text(node)
+    done = souping("analyse", "run", "--config-dir", "parts", "analysis=[count,wins]")
+    assert done.code == 0, done.err
+    assert "models were reported." in (run / "report.html").read_text()
+    failed = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", "analysis.count.fails=true")
+    assert failed.code == 0, failed.err
+    assert analyses_of(run)["count"]["failed"].startswith("ZeroDivisionError")
+    assert "my_count.py" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "needles"),
+    [
+        (("nowhere",), ("nowhere: no config.yaml", "finished run")),
+        ((), ("RUN_DIR",)),
+        (("run", "analysis=[winz]"), ("analysis/winz", "did you mean wins")),
+        (("run", "analysis=wins", "analysis.wins.solvd=1"), ("solvd",)),
+        (("run", "analysis=wins", "analysis.wins.solved=yes"), ("analysis.wins.solved", "a number")),
+        (("run", "wins"), ("wins is no override",)),
+        (("run", "store.path=none.sqlite"), ("store.path=none.sqlite is not here",)),
+        (("run", "analysis=shapley", "shapley.value=winner"), ("needs the base model: set merge.base=FOLDER",)),
+        (("run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),
+        (("run", "colour=red"), ("colour is not a key",)),
+        (("run", "merge.dtype=float16"), ("not those of the run",)),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(
+    run: Path, souping: Cli, words: tuple[str, ...], needles: tuple[str, ...]
+) -> None:
+    report = (run / "report.json").read_bytes()
+    refused = souping("analyse", *words)
+    refused.refused(*needles)
+    assert (run / "report.json").read_bytes() == report
+
+
+def test_a_run_that_ended_early_is_none(family: Path, souping: Cli, tmp_path: Path) -> None:
+    assert souping(*pool_of(family), "stop_after=select", "selector=all", "hydra.run.dir=early").code == 0
+    souping("analyse", "early").refused("early: no report.json")
