@@ -26,6 +26,9 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "analyse": Command("make analyses of a finished run and add them to its report", "souping.cli.analyse"),
+    "check": Command(
+        "check a run as its plan does, and rehearse it on five items a category", overrides=("check=true",)
+    ),
     "show": Command("show answers of a run side by side: what the soup fixed, what it broke", "souping.cli.show"),
     "import": Command("take answers of single models into the store", "souping.cli.import_results"),
 }

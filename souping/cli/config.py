@@ -105,6 +105,7 @@ class RootKeys:
     out: str | None = None
     recipe: str | None = None
     plan: bool = False
+    check: bool = False
     limit: int | None = None
     throughput: float | None = None
     margin: float = 1.0

@@ -183,6 +183,13 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
     settings = _settings(cfg, run_dir, group)
     put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
+    if cfg.check:
+        if not isinstance(settings, RunSettings):
+            raise UserError("check rehearses answers, and a merge asks none: use plan=true")
+        from souping.planning.rehearsal import check_run
+
+        check_run(settings)
+        return None
     if settings.plan and isinstance(settings, RunSettings):
         from souping.planning.planner import plan
 

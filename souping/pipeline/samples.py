@@ -87,6 +87,13 @@ def _line(
     }
 
 
+def sample_of(number: int, fold: Fold, item: Item, name: str, record: Record) -> dict[str, Json]:
+    """A line of one item and one model, with how long prompt and answer are."""
+    line = _line(number, fold, item, {name: [record]}, {name: record.score}, {record.prompt_key: record.prompt})
+    lengths = {"prompt_tokens": record.prompt_tokens, "tokens": len(record.tokens)}
+    return {**line, "models": {name: {**_model([record], record.score), **lengths}}}
+
+
 def _model(records: Sequence[Record], score: float) -> dict[str, Json]:
     outputs = [record.output for record in records]
     made: dict[str, Json] = {"resps": [outputs], "filtered_resps": outputs, "score": score}

@@ -41,7 +41,15 @@ def as_dict(plan: Plan) -> dict[str, Json]:
 
 def sections(plan: Plan) -> list[Section]:
     """The plan's sections in reading order."""
-    built = [_selection(plan), _work(plan), _time(plan), _report(plan), _models(plan), _room(plan), _missing(plan)]
+    built = [
+        _selection(plan),
+        work_section(plan),
+        time_section(plan),
+        _report(plan),
+        _models(plan),
+        _room(plan),
+        _missing(plan),
+    ]
     return [section for section in built if section is not None]
 
 
@@ -69,7 +77,8 @@ def _selection(plan: Plan) -> Section:
     return Section("Selection", tuple(lines), grids=grids)
 
 
-def _work(plan: Plan) -> Section | None:
+def work_section(plan: Plan) -> Section | None:
+    """Evaluations of each stage: in all, known by then, to do."""
     if not plan.stages:
         return None
     rows = [_stage(stage) for stage in plan.stages]
@@ -112,7 +121,8 @@ def _stored(stages: Sequence[PlannedStage]) -> tuple[int, int]:
     return min(asked[0] - todo[0], asked[1] - todo[1]), max(asked[0] - todo[0], asked[1] - todo[1])
 
 
-def _time(plan: Plan) -> Section | None:
+def time_section(plan: Plan) -> Section | None:
+    """How long the run takes, and at which rates."""
     times = seconds(plan)
     if times is None:
         line = "Not known: neither the items nor a rate can be had here; state one with throughput=ITEMS_PER_SECOND."
