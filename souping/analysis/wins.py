@@ -1,9 +1,10 @@
 """Wins item by item (`wins`): what the soup keeps of its ingredients, and what it solves that they do not.
 
-Appendices B and D of arXiv 2511.13254, on the report fold, with what such numbers have to be held against: one model
-asked twice does not solve the same items twice. Where an item has several answers its score p is their mean; an item
-then counts as solved by its share p, failed by 1 - p, and answers of two models are independent given the item, so that
-products of shares are unbiased. The second answer of the same model is met with probability p^2 less the variance of p.
+Appendices B and D of arXiv 2511.13254, on the report fold; examples are of the search fold, so that nobody reads the
+report's items. Held against what such numbers are worth: one model asked twice does not solve the same items twice.
+Where an item has several answers its score p is their mean; the item then counts as solved by its share p, failed by
+1 - p, and answers of two models are independent given the item, so that products of shares are unbiased. The second
+answer of the same model is met with probability p^2 less the variance of p.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from souping.analysis.parents import Z95
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Record, digest
 
 RULE = (
-    "of each kind the first items by the hash of their prompt, no category twice before all had one: "
-    "nobody picked them, and others come with other items only"
+    "on the search fold, so that the report fold stays unseen: of each kind the first items by the hash of their "
+    "prompt, no category twice before all had one"
 )
 LONGEST = 600
 """Characters of a prompt or an answer that an example shows."""
@@ -77,7 +78,7 @@ class Wins(Analysis):
             "by_failures": _by_failures(known, groups),
             "again": _again(known, run.answers),
             "rule": RULE,
-            "examples": self._examples(run, known, items, recipes),
+            "examples": self._examples(run, recipes),
         }
 
     def _solved(self, scores: Sequence[ItemScores], names: tuple[str, ...], answers: int) -> Solved:
@@ -97,10 +98,13 @@ class Wins(Analysis):
         again = answers > 1 and bool(whole) and bool(np.abs(own - noise).max() < SAME)
         return Solved(names=names, soup=values[0], ingredients=values[1:], noise=noise, again=again)
 
-    def _examples(
-        self, run: RunScores, known: Solved, items: Sequence[Item], recipes: Mapping[str, Recipe]
-    ) -> list[Mapping[str, Json]]:
-        """Items of three kinds with the answers of all, in the order of the kinds."""
+    def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> list[Mapping[str, Json]]:
+        """Items of three kinds with the answers of all, in the order of the kinds; none of the report fold is shown."""
+        soup = run.soups.soup
+        if any(r.id not in run.search for r in (soup, *recipes.values())):
+            return []
+        items = run.search[soup.id].items
+        known = self._solved([run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
         fails = known.ingredients.max(axis=0) == 0
         solves = known.ingredients.min(axis=0) == 1
         most = known.ingredients.sum(axis=0) >= len(recipes) - 1
@@ -109,7 +113,7 @@ class Wins(Analysis):
             "failed, though every ingredient solves it": (known.soup == 0) & solves,
             "solved, though one ingredient fails": (known.soup == 1) & most & ~solves & ~fails,
         }
-        answers = {"soup": run.read(run.soups.soup, "report"), **{n: run.read(r, "report") for n, r in recipes.items()}}
+        answers = {name: run.read(r, "search") for name, r in {"soup": soup, **recipes}.items()}
         return [
             {"kind": kind, **_example(items[i], answers)}
             for kind, mask in kinds.items()

@@ -73,7 +73,8 @@ class AnalysisInput:
         return {key: self.stored.scores(recipe, self.items[fold], way) for key, (recipe, way) in ways.items()}
 
     def _read(self, recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
-        return self.stored.records(recipe, self.items[fold], self.handler)
+        alone = fold == "search" and len(recipe.ingredients) == 1  # asked in the default way there
+        return self.stored.records(recipe, self.items[fold], "" if alone else self.handler)
 
 
 def unserved(recipe: Recipe) -> NoReturn:

@@ -11,6 +11,7 @@ from souping.analysis import Analysis, NotEstimableError
 from souping.analysis.consistency import Consistency
 from souping.analysis.parents import Parents
 from souping.analysis.shapley import Shapley
+from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Wins
 from souping.report.files import as_json
 from souping.report.registry import displays, drawings, section_of
@@ -24,9 +25,10 @@ ROWS: dict[str, list[Analysis]] = {
     "consistency": [Consistency(draws=20, mixtures=20)],
     "parents": [Parents(draws=20)],
     "wins": [Wins(), Wins(examples=5)],
+    "surface": [ResponseSurface()],
     "shapley": [Shapley(), Shapley(players="candidates", exact=3, permutations=3), Shapley(groups="soups")],
 }
-FREE = {"consistency", "parents", "wins"}
+FREE = {"consistency", "parents", "wins", "surface"}
 
 
 def name_of(analysis: Analysis) -> str:
@@ -65,7 +67,7 @@ class TestAnalysis:
 
     def test_a_single_model_is_no_soup_and_that_is_said(self, analysis: Analysis) -> None:
         run = run_of(1, pool=("ant",), asked=analysis.asks)
-        with pytest.raises(NotEstimableError, match=r"one|single"):
+        with pytest.raises(NotEstimableError, match=r"one|single|0 soups"):
             analysis.analyse(run)
 
     def test_with_too_few_answers_it_says_what_it_would_take(self, analysis: Analysis) -> None:

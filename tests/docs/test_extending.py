@@ -96,6 +96,26 @@ def family_items(family: Path) -> list[str]:
     return (family / "items.jsonl").read_text().splitlines()
 
 
+def test_an_analysis(folder: Path, family: Path) -> None:
+    (command,) = [shlex.split(text) for text in COMMANDS if "analysis=" in text]
+    run(folder, *[word for word in command if word != "+experiment=bfcl"], *pool_of(family), "hydra.run.dir=run")
+    report = (folder / "run" / "report.json").read_text()
+    assert "is nearest to the soup" in report
+    assert "items that differ" in (folder / "run" / "report.html").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "register(" in b)
+    from souping.report import registry
+
+    known = dict(registry.DISPLAYS)
+    try:
+        exec(compile(block, "extending.md", "exec"), {})
+        section = registry.section_of(json.loads(report), "closest")
+    finally:
+        registry.DISPLAYS.clear()
+        registry.DISPLAYS.update(known)
+    assert section is not None
+    assert section.title == "Who is nearest?"
+
+
 def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     three = "[" + ",".join(str(family / name) for name in ("ant", "bee", "cat")) + "]"
     words = [f"pool.candidates={three}" if word.startswith("pool.") else word for word in command("merge=median")]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import Cli, pool_of
 
+FREE = {"consistency", "parents", "surface", "wins"}
 OWN = '''
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def answers(tmp_path: Path) -> int:
 
 def test_a_run_makes_what_costs_nothing_and_analyse_makes_the_same(run: Path, souping: Cli, tmp_path: Path) -> None:
     first = analyses_of(run)
-    assert set(first) == {"consistency", "parents", "wins"}
+    assert set(first) == FREE
     before = answers(tmp_path)
     report = json.loads((run / "report.json").read_text())
     done = souping("analyse", "run")
@@ -76,7 +77,7 @@ def test_shapley_is_priced_then_asked_then_kept(run: Path, souping: Cli, tmp_pat
     done = souping("analyse", "run", "analysis=shapley", "shapley.exact=4")
     assert done.code == 0, done.err
     told = analyses_of(run)
-    assert set(told) == {"consistency", "parents", "wins", "shapley"}  # what was there stays
+    assert set(told) == {*FREE, "shapley"}  # what was there stays
     asked = answers(tmp_path) - before
     assert f"{asked:,} answers to ask" in priced.out + priced.err
     assert 0 < asked <= 4 * items
