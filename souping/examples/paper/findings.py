@@ -1,0 +1,263 @@
+"""Every figure of arXiv 2511.13254v1 that published figures give again, the paper's number beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.analysis.correlation import pearson
+from souping.core import simplex
+from souping.core.scores import ScoreMatrix
+from souping.core.types import FloatArray, Json
+from souping.examples.paper.published import TABLES, leaderboard, published, recipes, results, totals
+from souping.examples.paper.readings import SAME, selections
+
+Verdict = Literal["agrees", "differs", "cannot be redone"]
+ROUNDING = 0.02
+"""How far a gain may lie from the printed one: totals and gains are printed to 0.01, some totals to 0.1."""
+LIVE = {"live_simple": 258, "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24}
+"""Items of BFCL v3's live files that have a column of their own."""
+CORRUPT = "eng_spa"
+"""For the five candidates this column of FLORES-36 repeats spa_eng."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that the paper says, and what its own figures give."""
+
+    of: str
+    what: str
+    paper: str
+    ours: str
+    verdict: Verdict
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Json]:
+        return asdict(self)
+
+
+def findings(board: ScoreMatrix) -> list[Finding]:
+    """All of them, in the paper's order; `board` is the leaderboard of Figure 1."""
+    return [*_figure1(board), *_selections(), *_weights(), *_gains(), *_table3(), *_flores(), *_open()]
+
+
+def _printed() -> dict[str, dict[str, str]]:
+    return {row["key"]: row for row in published("printed.csv")}
+
+
+def _told(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
+    row = _printed()[key]
+    verdict: Verdict = "agrees" if agrees else "differs"
+    return Finding(of=row["of"], what=row["what"], paper=row["printed"], ours=ours, verdict=verdict, note=note)
+
+
+def _figure1(board: ScoreMatrix) -> Iterator[Finding]:
+    rho = dict(_pairs(board))
+    turns = [name for name in board.categories if name.startswith("multi_turn_")]
+    among = [value for (a, b), value in rho.items() if a in turns and b in turns]
+    whole = board.models != leaderboard(None).models
+    note = f"over {len(board.models)} {'models' if whole else 'shipped rows of 109'}"
+    if among:
+        low, high = min(among), max(among)
+        yield _told("multi_turn", f"{low:.2f} to {high:.2f}", round(low, 2) >= 0.96 and round(high, 2) <= 0.98, note)
+    live = _live(board)
+    if live is not None and "multi_turn_base" in board.categories:
+        base = board.values[:, board.categories.index("multi_turn_base")]
+        value = float(np.corrcoef(base, live[0])[0, 1])
+        yield _told("live", f"{value:.2f}", abs(value - 0.07) < 0.005, f"{note}; {live[1]}")
+
+
+def _pairs(board: ScoreMatrix) -> Iterator[tuple[tuple[str, str], float]]:
+    rho, names = pearson(board.values).rho, board.categories
+    for i, j in zip(*np.triu_indices(len(names), 1), strict=True):
+        yield (names[i], names[j]), float(rho[i, j])
+
+
+def _live(board: ScoreMatrix) -> tuple[FloatArray, str] | None:
+    """Live Accuracy of every model: its own column, or what the columns of its files give."""
+    if "live" in board.categories:
+        return board.values[:, board.categories.index("live")], "the column Live Acc"
+    if not set(LIVE) <= set(board.categories):
+        return None
+    columns = [board.categories.index(name) for name in LIVE]
+    sizes = np.array([*LIVE.values()], dtype=float)
+    return board.values[:, columns] @ (sizes / sizes.sum()), "live columns weighted by their items"
+
+
+def _selections() -> Iterator[Finding]:
+    for table in TABLES:
+        if table.chosen:
+            found = selections(table)
+            ours, beside = [str(name) for name in _texts(found["stated"])], str(found["beside"])
+            verdict: Verdict = "agrees" if beside == SAME else "differs"
+            yield Finding(
+                of=table.title.partition(",")[0],
+                what=f"ingredients ({table.title.partition(', ')[2]})",
+                paper=", ".join(table.chosen),
+                ours=", ".join(ours),
+                verdict=verdict,
+                note="" if verdict == "agrees" else f"the stated rule {beside}",
+            )
+
+
+def _texts(value: Json) -> Sequence[Json]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+def on_grid(weights: Sequence[float]) -> int:
+    """Which point of the paper's grid these weights are, from 1; 0 when none."""
+    points = [np.round(point, 9).tolist() for point in simplex.grid(len(weights))]
+    wanted = np.round(weights, 9).tolist()
+    return points.index(wanted) + 1 if wanted in points else 0
+
+
+def _weights() -> Iterator[Finding]:
+    for name, recipe in recipes().items():
+        values = [*recipe.values()]
+        place, whole = on_grid(values), len(simplex.grid(len(values)))
+        yield Finding(
+            of="Section 4.2.1",
+            what=f"weights of {name}",
+            paper=", ".join(f"{weight:g} {model}" for model, weight in recipe.items()),
+            ours=f"point {place} of the {whole} of its grid" if place else "no point of its grid",
+            verdict="agrees" if place else "differs",
+        )
+    yield Finding(
+        of="Section 4.2.1",
+        what="weights of an MGSM soup that scores 37.0",
+        paper="0.05, 0.05, 0.9",
+        ours="point of its grid" if on_grid([0.05, 0.05, 0.9]) else "no point of its grid",
+        verdict="differs",
+        note="the grid has steps of 0.1 from 0.1 to 0.9",
+    )
+
+
+def gains(benchmark: str, scale: str) -> dict[str, float]:
+    """{"soce over uniform_all, relative": gain} for every two rows and both readings of a gain."""
+    found = totals(benchmark, scale)
+    told = {}
+    for better in ("soce", "uniform_selected"):
+        for base in ("best candidate", "uniform_all", "uniform_selected"):
+            if better != base:
+                told[f"{better} over {base}, points"] = found[better] - found[base]
+                told[f"{better} over {base}, relative"] = 100 * (found[better] / found[base] - 1)
+    return told
+
+
+PRINTED_GAINS: Mapping[str, tuple[str, str, str]] = {
+    "soce_70b": ("bfcl_v3", "70b", "soce over best candidate"),
+    "uniform_70b": ("bfcl_v3", "70b", "soce over uniform_selected"),
+    "soce_8b": ("bfcl_v3", "8b", "soce over best candidate"),
+    "uniform_8b": ("bfcl_v3", "8b", "soce over uniform_selected"),
+    "soce_mgsm": ("mgsm", "7b", "soce over best candidate"),
+    "selected_infinitebench": ("infinitebench", "70b", "uniform_selected over uniform_all"),
+    "soce_infinitebench": ("infinitebench", "70b", "soce over uniform_selected"),
+    "elsewhere_infinitebench": ("infinitebench", "70b", "soce over best candidate"),
+}
+"""{key of printed.csv: benchmark, scale, what over what}."""
+
+
+def _gains() -> Iterator[Finding]:
+    for key, (benchmark, scale, what) in PRINTED_GAINS.items():
+        told = gains(benchmark, scale)
+        points, relative = told[f"{what}, points"], told[f"{what}, relative"]
+        printed = _printed()[key]["printed"]
+        value = float(printed.rstrip(" %"))
+        rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
+        is_points, is_relative = abs(points - value) <= rounding, abs(relative - value) <= rounding
+        note = "" if is_relative else "it is points, not percent" if is_points else _others(told, value)
+        yield _told(key, f"{relative:.2f} %, {points:+.2f} points", is_relative, note)
+    yield _mgsm_total()
+    yield from _mgsm_singles()
+
+
+def _others(told: Mapping[str, float], value: float) -> str:
+    """Which other two rows give a printed gain."""
+    hits = [name for name, gain in told.items() if abs(gain - value) <= ROUNDING]
+    return f"it is {'; '.join(hits)}" if hits else "no two rows of the table give it"
+
+
+def _mgsm_total() -> Finding:
+    (soup,) = published("mgsm_soce.csv")
+    mean = float(np.mean([float(value) for name, value in soup.items() if name != "model"]))
+    return _told("total_mgsm", f"{mean:.2f}", abs(mean - totals("mgsm", "7b")["soce"]) < 0.06)
+
+
+def _mgsm_singles() -> Iterator[Finding]:
+    told = results("mgsm", "7b")
+    for row in published("mgsm.csv"):
+        mean = float(np.mean([float(value) for name, value in row.items() if name != "model"]))
+        printed = told[row["model"]]["score"]
+        verdict: Verdict = "agrees" if abs(mean - float(printed)) < 0.06 else "differs"
+        what = f"total of {row['model']}; mean of the ten languages of Figure 3b"
+        yield Finding(of="Table 2a", what=what, paper=printed, ours=f"{mean:.2f}", verdict=verdict)
+
+
+def _table3() -> Iterator[Finding]:
+    """The BFCL scores of Table 3's ingredients, against those of the soup's in Table 1b."""
+    known = {float(row["score"]): name for name, row in results("bfcl_v3", "8b").items()}
+    for row in published("table3.csv"):
+        if not row["model"].startswith("soup"):
+            score = float(row["bfcl_v3"])
+            name = known.get(score, "")
+            yield Finding(
+                of="Table 3",
+                what=f"BFCL score of {row['model']}",
+                paper=row["bfcl_v3"],
+                ours=f"{name} of Table 1b" if name else "no candidate of Table 1b",
+                verdict="agrees" if name else "differs",
+            )
+
+
+def flores() -> dict[str, FloatArray]:
+    """{model: BLEU of the 36 directions}, the soup last."""
+    rows = [*published("flores36.csv"), *published("flores36_soce.csv")]
+    return {row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows}
+
+
+def directions() -> list[str]:
+    return [name for name in published("flores36_soce.csv")[0] if name != "model"]
+
+
+def _flores() -> Iterator[Finding]:
+    scores, printed = flores(), _printed()
+    sound = np.array([name != CORRUPT for name in directions()])
+    for model, values in scores.items():
+        mean, told = float(values.mean()), float(printed[model]["printed"])
+        implied = told * len(values) - float(values[sound].sum())
+        note = (
+            "" if abs(mean - told) < 0.006 else f"it implies {implied:.1f} for {CORRUPT}, printed {values[~sound][0]:g}"
+        )
+        yield _told(model, f"{mean:.2f}", abs(mean - told) < 0.006, note)
+    yield _flores_gain(scores, sound)
+
+
+def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> Finding:
+    printed = {name: float(_printed()[name]["printed"]) for name in scores}
+    soup, single = scores["SoCE"][sound], np.array([v[sound] for name, v in scores.items() if name != "SoCE"])
+    best = single[int(single.mean(axis=1).argmax())]
+    told = printed["SoCE"] - max(value for name, value in printed.items() if name != "SoCE")
+    ours = float((soup - best).mean())
+    return Finding(
+        of="Table 5",
+        what="gain of SoCE over the best candidate, BLEU",
+        paper=f"{told:.2f}",
+        ours=f"{ours:.2f}",
+        verdict="agrees" if abs(told - ours) < 0.006 else "differs",
+        note=f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
+        f"{(soup > single.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}",
+    )
+
+
+def _open() -> Iterator[Finding]:
+    """What no published figure gives."""
+    reasons = {
+        "Table 2b": ("selection of infinite-Bench", "no candidate is named, no category printed"),
+        "Table 3": ("HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+    }
+    for of, (what, why) in reasons.items():
+        yield Finding(of=of, what=what, paper="", ours="", verdict="cannot be redone", note=why)
