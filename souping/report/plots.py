@@ -150,8 +150,14 @@ def _scores_of(report: Report, kind: str) -> Row:
 
 def heatmap(report: Report) -> Drawing | None:
     """Correlation of every two categories over models; low-correlation categories are marked on the axes."""
-    known = part(part(report, "selection"), "correlation")
-    names, matrix = texts(known, "categories"), known.get("matrix")
+    selection = part(report, "selection")
+    caption = "Bold with a dot: low-correlation categories."
+    return correlations("heatmap", part(selection, "correlation"), texts(selection, "low_correlation"), caption)
+
+
+def correlations(name: str, told: Row, marked: Sequence[str], caption: str) -> Drawing | None:
+    """A heatmap of `categories` by their `matrix` (with `low` and `high`, where known); `marked` names stand out."""
+    names, matrix = texts(told, "categories"), told.get("matrix")
     if len(names) < 2 or not matrix:
         return None
     titles: dict[str, str] = {}
@@ -161,14 +167,12 @@ def heatmap(report: Report) -> Drawing | None:
         for i, row in enumerate(names):
             for j, column in enumerate(names):
                 _cell(axes, i, j, number(at(matrix, i, j)))
-                span = around(at(known.get("low"), i, j), at(known.get("high"), i, j))
+                span = around(at(told.get("low"), i, j), at(told.get("high"), i, j))
                 titles[f"cell{i}-{j}"] = f"{clean(row)} and {clean(column)}: rho {_value(matrix, i, j)}, {span}"
-        _heatmap_axes(axes, names, set(texts(part(report, "selection"), "low_correlation")))
+        _heatmap_axes(axes, names, set(marked))
         _colourbar(made, axes)
-    alt = (
-        f"Heatmap of the correlation between {len(names)} categories; the table below it has every value and interval."
-    )
-    return Drawing("heatmap", made, alt, "Bold with a dot: low-correlation categories.", titles)
+    alt = f"Heatmap of the correlation between {len(names)} categories, with every value."
+    return Drawing(name, made, alt, caption, titles)
 
 
 def _value(matrix: Json, i: int, j: int) -> str:

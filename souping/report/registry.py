@@ -28,7 +28,7 @@ class Display:
     """How one analysis is shown."""
 
     section: MakeSection
-    draw: Draw
+    draws: tuple[Draw, ...]
     files: MakeFiles
     place: int
     folded: bool
@@ -45,11 +45,15 @@ def register(
     draw: Draw = lambda data: None,
     files: MakeFiles = lambda data: {},
     *,
+    draws: tuple[Draw, ...] = (),
     place: int = 9,
     folded: bool = False,
 ) -> None:
-    """Show the analysis of this name so: sections stand by `place`, those to be `folded` away behind all others."""
-    DISPLAYS[name] = Display(section, draw, files, place, folded)
+    """Show the analysis of this name so: sections stand by `place`, those to be `folded` away behind all others.
+
+    `draws` are further pictures.
+    """
+    DISPLAYS[name] = Display(section, (draw, *draws), files, place, folded)
 
 
 def displays() -> dict[str, Display]:
@@ -79,9 +83,9 @@ def section_of(report: Report, name: str) -> Section | None:
 
 
 def analysis_sections(report: Report) -> list[Section]:
-    """The sections of all analyses; those that the verdict does not need are folded into one."""
+    """The sections of all analyses but the leading one; those that the verdict does not need are folded into one."""
     known, shown, away = displays(), list[Section](), list[Section]()
-    for name in analysed(report):
+    for name in (name for name in analysed(report) if name != leading(report)[0]):
         section = section_of(report, name)
         if section is not None:
             (away if name in known and known[name].folded else shown).append(section)
@@ -92,7 +96,8 @@ def drawings(report: Report) -> list[Drawing]:
     """The pictures of all analyses that could be made."""
     known, shown = displays(), part(report, "analyses")
     told = [(known[name], part(shown, name)) for name in analysed(report) if name in known]
-    made = [display.draw(data) for display, data in told if not data.get("not_estimable") and not data.get("failed")]
+    fine = [(display, data) for display, data in told if not data.get("not_estimable") and not data.get("failed")]
+    made = [draw(data) for display, data in fine for draw in display.draws]
     return [drawing for drawing in made if drawing is not None]
 
 
@@ -104,6 +109,12 @@ def files(report: Report) -> dict[str, str]:
         if display is not None and not data.get("not_estimable") and not data.get("failed"):
             left |= display.files(data)
     return left
+
+
+def leading(report: Report) -> tuple[str, Row]:
+    """(name, data) of the analysis that the page is about: one that has a `headline`; else empty."""
+    shown = part(report, "analyses")
+    return next(((name, part(shown, name)) for name in analysed(report) if part(shown, name).get("headline")), ("", {}))
 
 
 def _plain(name: str, data: Row) -> Section:

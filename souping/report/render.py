@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from souping.core.types import texts
 from souping.report.drawing import Drawing
 from souping.report.format import escape_html, escape_markdown
-from souping.report.sections import figures, headline, kicker, losses, sections
+from souping.report.sections import figures, kicker, opening, sections
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
 STYLE = """
@@ -94,8 +94,9 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> 
 
 
 def _head(report: Report) -> str:
-    lost = "".join(f"\n<p>{escape_html(line)}</p>" for line in losses(report))
-    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{lost}'
+    title, lines = opening(report)
+    below = "".join(f"\n<p>{escape_html(line)}</p>" for line in lines)
+    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(title)}</h1>{below}'
 
 
 def _figures(report: Report) -> str:
@@ -178,8 +179,8 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
 
 def markdown(report: Report, trials: Sequence[Row]) -> str:
     """The report as GitHub-flavoured Markdown."""
-    blocks = [f"# {escape_markdown(headline(report))}"]
-    blocks += [escape_markdown(line) for line in losses(report)]
+    title, lines = opening(report)
+    blocks = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
     numbers = figures(report)

@@ -8,7 +8,7 @@ from souping.core.types import elements, entries, number, part, texts
 from souping.report import outcomes, tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
-from souping.report.registry import analysis_sections
+from souping.report.registry import analysis_sections, leading, section_of
 from souping.report.tables import (
     Report,
     Row,
@@ -43,6 +43,12 @@ def headline(report: Report) -> str:
     return "The search is done; the report fold was not opened."
 
 
+def opening(report: Report) -> tuple[str, list[str]]:
+    """The page's headline and what stands below it: the verdict with the losses, or what the leading analysis says."""
+    told = leading(report)[1]
+    return (clean(told["headline"]), []) if told else (headline(report), losses(report))
+
+
 def benchmark(report: Report) -> str:
     """`pantry: BFCL-shaped, not BFCL`, as far as it is known."""
     told = report.get("benchmark")
@@ -60,7 +66,9 @@ def kicker(report: Report) -> str:
 
 
 def figures(report: Report) -> list[tuple[str, str, str]]:
-    """(label, number, small print) of the few numbers that matter most."""
+    """(label, number, small print) of the few numbers that matter most; none where an analysis leads."""
+    if leading(report)[0]:
+        return []
     rows = {row.get("kind"): row for row in reversed(entries(report, "rows"))}
     shown = []
     for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
@@ -82,6 +90,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
     return known(
         (
+            section_of(report, leading(report)[0]),
             _verdict(report),
             _gains(report),
             _outcomes(report),
@@ -111,10 +120,11 @@ def _verdict(report: Report) -> Section | None:
     where = "" if report.get("limit") else " of the report fold"
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known(folded[2:]))
-    lines = (
+    paired = (
         f"Every model answered the same items{where}, so differences are paired; items that share content "
-        f"are one group. {tables.tested(report)}".strip(),
+        f"are one group. {tables.tested(report)}".strip()
     )
+    lines = (headline(report), *losses(report), paired) if leading(report)[0] else (paired,)
     return Section("Is the soup better?", lines, "forest", folded=known(folded))
 
 

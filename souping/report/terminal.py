@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from souping.core.types import elements, part, texts
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
+from souping.report.registry import leading
 from souping.report.sections import headline, losses
 from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences
 
@@ -33,7 +34,8 @@ def report_table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    caption = Text("\n").join([Text(headline(report), style="bold"), *map(Text, losses(report))])
+    told = [headline(report), *losses(report), clean(leading(report)[1].get("headline"))]
+    caption = Text("\n").join(Text(line, style="" if i else "bold") for i, line in enumerate(filter(None, told)))
     made = Table(box=SIMPLE_HEAD, caption=caption, caption_style="", caption_justify="left")
     rows = once(report)
     if not rows:

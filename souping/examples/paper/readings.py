@@ -15,7 +15,7 @@ import numpy as np
 from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Selection, UserError
+from souping.core.types import Json, Selection, UserError, elements
 from souping.examples.paper.published import PaperTable, totals
 from souping.selection.selectors import SoCE, ranking
 
@@ -90,7 +90,7 @@ def selections(table: PaperTable) -> dict[str, Json]:
         "paper": list(chosen),
         "stated": list(stated.ingredients),
         "beside": difference(stated.ingredients, chosen),
-        "readings": [_row(str(reading), _selected(reading, scores), chosen) for reading in READINGS] + _tops(table),
+        "readings": _grouped([_row(str(one), _selected(one, scores), chosen) for one in READINGS] + _tops(table)),
         "thresholds": [
             {"above": low, "to": high, "ingredients": list(names), "beside": difference(names, chosen)}
             for low, high, names in spans(scores, "absolute", "overall")
@@ -98,6 +98,15 @@ def selections(table: PaperTable) -> dict[str, Json]:
         "notes": [*_notes(stated, chosen), *([_where(scores, chosen)] if chosen else [])],
         "command": table.command,
     }
+
+
+def _grouped(rows: Sequence[dict[str, Json]]) -> list[Json]:
+    """Readings that select the same, together: `rules` has all of them."""
+    found: dict[str, dict[str, Json]] = {}
+    for row in rows:
+        known = found.setdefault(repr((row["ingredients"], row["beside"])), {**row, "rules": []})
+        known["rules"] = [*elements(known, "rules"), row["rule"]]
+    return [{key: value for key, value in row.items() if key != "rule"} for row in found.values()]
 
 
 def _selected(reading: Reading, scores: ScoreMatrix) -> Selection | None:
@@ -109,10 +118,12 @@ def _selected(reading: Reading, scores: ScoreMatrix) -> Selection | None:
 
 def _row(rule: str, selection: Selection | None, chosen: Sequence[str]) -> dict[str, Json]:
     if selection is None:
-        return {"rule": rule, "low": 0, "ingredients": [], "beside": "no category is below the threshold"}
-    names = selection.ingredients
-    low = len(selection.low_correlation)
-    return {"rule": rule, "low": low, "ingredients": list(names), "beside": difference(names, chosen)}
+        return {"rule": rule, "ingredients": [], "beside": "no category is below the threshold"}
+    return {
+        "rule": rule,
+        "ingredients": list(selection.ingredients),
+        "beside": difference(selection.ingredients, chosen),
+    }
 
 
 def _tops(table: PaperTable) -> list[dict[str, Json]]:
@@ -126,7 +137,7 @@ def _tops(table: PaperTable) -> list[dict[str, Json]]:
         "published total": sorted(scores.models, key=lambda name: -total[name])[:size],
     }
     return [
-        {"rule": f"top {size} by {how}", "low": None, "ingredients": top, "beside": difference(top, table.chosen)}
+        {"rule": f"top {size} by {how}", "ingredients": top, "beside": difference(top, table.chosen)}
         for how, top in by.items()
     ]
 

@@ -1,0 +1,189 @@
+"""The paper again from published figures: selections, weights, gains, and the page that shows them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from souping.core import simplex
+from souping.core.types import UserError
+from souping.examples.paper.findings import Finding, Verdict, findings, gains, on_grid
+from souping.examples.paper.published import TABLES, PaperTable, leaderboard
+from souping.examples.paper.readings import STATED, Reading, selections, spans
+from souping.report.analyses import paper as shown
+from tests.conftest import PAPER, ROOT, Cli, pool_of
+
+BIG, SMALL, MGSM, FLORES = TABLES
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[str, str], Finding]:
+    return {(one.of, one.what): one for one in findings(leaderboard(None))}
+
+
+def roles(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader((PAPER / "results.csv").open())
+    return {row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)}
+
+
+@pytest.mark.parametrize("table", TABLES[:3], ids=lambda table: table.file)
+class TestSelections:
+    def test_what_the_paper_chose_is_read_from_its_table(self, table: PaperTable) -> None:
+        rows = roles(table.benchmark, table.scale)
+        assert set(table.chosen) == {name for name, row in rows.items() if row["role"] == "ingredient"}
+
+    def test_every_reading_is_shown_beside_the_papers(self, table: PaperTable) -> None:
+        chosen = set(table.chosen)
+        rows = selections(table)["readings"]
+        assert sum(len(row["rules"]) for row in rows) == 10
+        for row in rows:
+            names = set(row["ingredients"])
+            words = set() if row["beside"] == "the paper's" else set(row["beside"].split(", "))
+            assert words == {f"adds {n}" for n in names - chosen} | {f"lacks {n}" for n in chosen - names}
+
+    def test_the_command_line_selects_the_same(self, table: PaperTable, souping: Cli, tmp_path: Path) -> None:
+        words = shlex.split(table.command)
+        assert words[:3] == ["python", "-m", "souping"]
+        done = souping(*words[3:], "hydra.run.dir=run")
+        assert done.code == 0, done.err
+        written = json.loads((tmp_path / "run/selection.json").read_text())
+        selection = STATED.select(table.scores)
+        assert written["ingredients"] == list(selection.ingredients)
+        assert written["low_correlation"] == list(selection.low_correlation)
+
+
+def test_where_the_rule_and_the_paper_disagree() -> None:
+    told = {table.title: selections(table) for table in TABLES}
+    assert told[BIG.title]["beside"] == "adds functionary-medium-v3.1"
+    assert "No threshold of any reading" in told[BIG.title]["notes"][-1]
+    assert told[SMALL.title]["beside"] == "the paper's"
+    assert [(round(row["above"], 3), round(row["to"], 3)) for row in told[SMALL.title]["thresholds"]][1] == (
+        0.037,
+        0.25,
+    )
+    assert told[MGSM.title]["stated"] == ["MetaMathOctopus-MAPO-DPO-7B"]
+    assert "(ES, FR, RU, TH): nothing to soup" in told[MGSM.title]["notes"][0]
+    assert "absolute, ties=all: 0.287 < threshold" in told[MGSM.title]["notes"][-1]
+    assert told[FLORES.title]["paper"] == []
+    assert len(told[FLORES.title]["stated"]) > 1
+
+
+@pytest.mark.parametrize(("sign", "ties"), [("absolute", "overall"), ("absolute", "all"), ("signed", "first")])
+def test_the_spans_cover_every_threshold(sign: str, ties: str) -> None:
+    scores = SMALL.scores
+    pieces = spans(scores, sign, ties)  # type: ignore[arg-type]
+    assert pieces[-1][1] == 1.0
+    for (_, high, names), (low, _, others) in pairwise(pieces):
+        assert high == low
+        assert names != others
+    for low, high, names in pieces:
+        for threshold in (low + 1e-6, high):
+            reading = Reading(threshold=threshold, sign=sign, ties=ties)  # type: ignore[arg-type]
+            assert reading.select(scores).ingredients == names
+
+
+def test_the_published_weights_are_points_of_the_grid() -> None:
+    rows = list(csv.DictReader((PAPER / "recipes.csv").open()))
+    for experiment in ("bfcl_8b", "bfcl_70b"):
+        weights = [float(row["weight"]) for row in rows if row["experiment"] == experiment]
+        assert simplex.grid(len(weights))[on_grid(weights) - 1] == pytest.approx(weights)
+    assert on_grid([0.05, 0.05, 0.9]) == 0
+
+
+def test_gains_follow_from_the_totals(found: dict[tuple[str, str], Finding]) -> None:
+    for benchmark, scale in (("bfcl_v3", "70b"), ("bfcl_v3", "8b"), ("mgsm", "7b"), ("infinitebench", "70b")):
+        rows = {name: float(row["score"]) for name, row in roles(benchmark, scale).items()}
+        told = gains(benchmark, scale)
+        assert told["soce over uniform_selected, points"] == pytest.approx(rows["soce"] - rows["uniform_selected"])
+        relative = 100 * (rows["soce"] - rows["uniform_all"]) / rows["uniform_all"]
+        assert told["soce over uniform_all, relative"] == pytest.approx(relative)
+    uniform = "SoCE over the uniform soup of the selected"
+    assert (found["Table 1a", uniform].ours, found["Table 1a", uniform].note) == (
+        "2.91 %, +2.28 points",
+        "it is points, not percent",
+    )
+    assert (found["Table 1b", uniform].ours, found["Table 1b", uniform].verdict) == ("3.36 %, +2.49 points", "differs")
+    best = "SoCE over the best candidate"
+    assert {found[table, best].verdict for table in ("Table 1a", "Table 1b", "Table 2a")} == {"agrees"}
+
+
+def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Finding]) -> None:
+    mgsm = found["Table 2a", "total of SoCE; mean of the ten languages of Figure 3b"]
+    assert (mgsm.paper, mgsm.ours, mgsm.verdict) == ("51.7", "52.24", "differs")
+    flores = found["Table 5", "means of the 36 directions: candidates 1 to 5"]
+    assert flores.note.startswith("the means imply 32.0, 32.0, 31.8, 32.0, 32.0 for eng_spa")
+    assert found["Table 5", "mean of the 36 directions: SoCE"].note == "0.20 below the mean of its own columns"
+    table3 = found["Table 3", "BFCL scores of 8b-m1, 8b-m2, 8b-m3; the same of Table 1b"]
+    assert "8b-m1 and 8b-m3" in table3.note
+    assert {one.verdict for one in found.values()} <= set(get_args(Verdict))
+
+
+class TestLeaderboard:
+    def test_its_own_csv_is_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "data_overall.csv"
+        path.write_text(
+            "Rank,Overall Acc,Model,Live Acc,Multi Turn Base,Multi Turn Miss Func,Latency Mean (s),Organization\n"
+            "1,70.1%,a,60%,50.5%,50%,1.2,x\n2,60%,b,70%,40%,41%,3,y\n3,50%,c,50%,30%,29%,2,z\n4,50%,d,N/A,30%,30%,2,z\n"
+        )
+        board = leaderboard(str(path))
+        assert board.models == ("a", "b", "c")
+        assert board.categories == ("live", "multi_turn_base", "multi_turn_miss_func")
+        assert board.values[0].tolist() == [0.6, 0.505, 0.5]
+        told = {one.what: one for one in findings(board) if one.of == "Figure 1"}
+        rho = np.corrcoef([0.6, 0.7, 0.5], [0.505, 0.4, 0.3])[0, 1]
+        assert told["correlation of Multi Turn Base and Live Accuracy"].ours == f"{rho:.2f}"
+        assert told["correlation of Multi Turn Base and Live Accuracy"].note == "over 3 models; the column Live Acc"
+
+    def test_a_score_table_of_ours_is_one_too(self) -> None:
+        board = leaderboard(str(PAPER / "bfcl_8b.csv"))
+        assert board.categories == SMALL.scores.categories
+        assert (board.values == SMALL.scores.values).all()
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [("a,b\n1,2\n", "needs a column `model`"), ("model,x,y\na,1,2\n", "it takes 3 models"), ("", "`model`")],
+    )
+    def test_what_is_none_is_refused(self, text: str, said: str, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_text(text)
+        with pytest.raises(UserError, match=said):
+            leaderboard(str(tmp_path / "x.csv"))
+
+    def test_a_file_that_is_away_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="cannot be read"):
+            leaderboard(str(tmp_path / "none.csv"))
+
+
+def test_the_page_of_a_run_opens_with_it(family_run: Path) -> None:
+    report = json.loads((family_run / "report.json").read_text())
+    told = report["analyses"]["paper"]
+    text = (family_run / "report.md").read_text()
+    assert text.startswith(f"# {told['headline']}")
+    assert text.index("## What disagrees") < text.index("## Is the soup better?") < text.index("## Provenance")
+    for row in told["findings"]:
+        assert row["what"] in text.replace("\\", "")
+    assert report["verdict"]["sentence"] in text
+    assert {drawing.name for draw in (shown.figure1, shown.table5) if (drawing := draw(told))} == {"figure1", "table5"}
+    assert (family_run / "plots" / "table5.png").exists()
+
+
+@pytest.fixture(scope="module")
+def family_run(tmp_path_factory: pytest.TempPathFactory, family: Path) -> Path:
+    """A run on tiny checkpoints with the analysis."""
+    folder = tmp_path_factory.mktemp("paper")
+    command = [sys.executable, "-m", "souping", *pool_of(family), "selector=topk", "analysis=[parents,paper]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "hydra.run.dir=run"], cwd=folder, env=environment, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
