@@ -1,0 +1,84 @@
+"""A run beside the paper's table: `python collect.py REPORT_JSON BENCHMARK SCALE`, or `... table3` or `... flores36`.
+
+Markdown on standard output: the printed score, the run's with its 95 % interval, and whether the interval holds the
+printed one. Rows of the run that the paper does not print have a dash, and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from souping.core.types import Json, entries, number, part
+from souping.examples.paper.published import published, totals
+from souping.report.format import DASH, clean, interval, percent
+from souping.report.render import markdown_table
+from souping.report.tables import TableGrid, grid
+
+ROLES = {"soup": "soce", "uniform_all": "uniform_all", "uniform_selected": "uniform_selected"}
+"""{a row's kind: its name in the paper's tables}."""
+
+
+def totals_table(report: Mapping[str, Json], printed: Mapping[str, float]) -> TableGrid:
+    """Every model by its objective on the report fold."""
+    lines = []
+    for row in (row for row in entries(report, "rows") if row.get("kind") != "best_single"):
+        key = ROLES.get(str(row.get("kind")), str(row.get("name")))
+        lines.append((clean(row.get("name")), *beside(printed.get(key), part(row, "objective"))))
+    shown = {line[0] for line in lines} | {"soce"}
+    lines += [(name, f"{value:.2f}", DASH, DASH) for name, value in printed.items() if name not in shown]
+    return grid(("model", "the paper %", "here % (95 %)", "the paper's lies"), lines, left=(0, 3))
+
+
+def beside(printed: float | None, score: Mapping[str, Json]) -> tuple[str, str, str]:
+    around = f"{percent(score.get('mean'), 2)} ({interval(score.get('low'), score.get('high'))})"
+    low, high = number(score.get("low")), number(score.get("high"))
+    if printed is None or low is None or high is None:
+        return DASH, around, DASH
+    where = "inside" if low <= printed / 100 <= high else "below" if printed / 100 < low else "above"
+    return f"{printed:.2f}", around, where
+
+
+def categories_table(report: Mapping[str, Json], rows: Sequence[Mapping[str, str]]) -> TableGrid:
+    """The soup's categories beside the paper's soup, where both have them."""
+    (paper,) = rows
+    soup = next(row for row in entries(report, "rows") if row.get("kind") == "soup")
+    lines = [(clean(name), *beside(float(paper.get(name, "nan")), part(part(soup, "scores"), name))) for name in
+             part(soup, "scores")]  # fmt: skip
+    return grid(("direction", "SoCE of the paper", "here (95 %)", "the paper's lies"), lines, left=(0, 3))
+
+
+def others_table(report: Mapping[str, Json]) -> TableGrid:
+    """The other benchmarks, a line a model: Table 3's layout; its own rows below."""
+    measured = entries(report, "also")
+    names = dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows"))
+    here = [(name, *(_of(entry, name) for entry in measured)) for name in names]
+    paper = published("table3.csv")
+    columns = [key for key in paper[0] if key not in ("model", "bfcl_v3")]
+    header = ("model", *(clean(entry.get("name")) for entry in measured))
+    theirs = [(f"the paper's {row['model']}", *(row[key] for key in columns)) for row in paper]
+    width = len(columns) + 1
+    names_of = [*header[1:], *columns[len(header) - 1 :]]
+    return grid(("model", *names_of), [(*line, *[DASH] * (width - len(line))) for line in (*here, *theirs)])
+
+
+def _of(entry: Mapping[str, Json], name: str) -> str:
+    row = next((row for row in entries(entry, "rows") if clean(row.get("name")) == name), {})
+    return percent(part(row, "objective").get("mean"), 2)
+
+
+def main(report_json: str, table: Sequence[str]) -> str:
+    report = json.loads(Path(report_json).read_text(encoding="utf-8"))
+    if table == ["table3"]:
+        return markdown_table(others_table(report))
+    if table == ["flores36"]:
+        return markdown_table(categories_table(report, published("flores36_soce.csv")))
+    benchmark, scale = table
+    printed = {name: value for name, value in totals(benchmark, scale).items() if name != "best candidate"}
+    return markdown_table(totals_table(report, printed))
+
+
+if __name__ == "__main__":
+    print(main(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Table 1a: SoCE on BFCL v3 with 70B models. Four GPUs of 80 GB, 0.7 TB of disk, about 60 hours. Steps: steps.sh.
+experiment=bfcl_70b
+table="bfcl_v3 70b"
+models=(
+    xLAM-2-70b-fc-r=Salesforce/Llama-xLAM-2-70b-fc-r
+    CoALM-70B=uiuc-convai/CoALM-70B
+    watt-tool-70B=watt-ai/watt-tool-70B
+    functionary-medium-v3.1=meetkai/functionary-medium-v3.1
+)
+tiny_off=(evaluator.handler evaluator.handlers server.tensor_parallel_size)
+. "$(dirname "$0")/steps.sh"
+prepare() { "$PYTHON" -m souping.evaluate.bfcl install --full; }
+main "$@"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Table 1b: SoCE on BFCL v3 with 8B models. One GPU from 24 GB, 80 GB of disk, about 6.5 hours. Steps: steps.sh.
+experiment=bfcl_8b
+table=${table:-bfcl_v3 8b}
+models=(
+    xLAM-2-8b-fc-r=Salesforce/Llama-xLAM-2-8b-fc-r
+    ToolACE-2-8B=Team-ACE/ToolACE-2-Llama-3.1-8B
+    watt-tool-8B=watt-ai/watt-tool-8B
+    BitAgent-8B=BitAgent/BitAgent-8B
+    CoALM-8B=uiuc-convai/CoALM-8B
+)
+tiny_off=(evaluator.handler evaluator.handlers)
+. "$(dirname "$0")/steps.sh"
+prepare() { "$PYTHON" -m souping.evaluate.bfcl install --full; }
+main "$@"

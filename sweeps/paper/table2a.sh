@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Table 2a and Figure 3b: SoCE on MGSM with Llama 2 7B models. One GPU from 24 GB, about 2 hours. Steps: steps.sh.
+experiment=mgsm
+table="mgsm 7b"
+models=(
+    MetaMathOctopus-7B=kevinpro/MetaMathOctopus-7B
+    MetaMathOctopus-MAPO-DPO-7B=kevinpro/MetaMathOctopus-MAPO-DPO-7B
+    MathOctopus-MAPO-DPO-7B=kevinpro/MathOctopus-MAPO-DPO-7B
+    MathOctopus-Parallel-7B=Mathoctopus/Parallel_7B
+)
+tiny_off=(evaluator.tasks evaluator.metric evaluator.filter evaluator.group evaluator.num_fewshot evaluator.gen_kwargs evaluator.name)
+. "$(dirname "$0")/steps.sh"
+main "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Table 5: SoCE on FLORES-36, 36 directions, BLEU. One GPU from 24 GB, 3 to 17 hours for five 8B models.
+# The paper's candidates were never published: POOL='[A,B,C]' names your own. FLORES_DIR: the unpacked archive.
+experiment=flores
+table="flores36"
+models=()
+tiny_off=(evaluator.name evaluator.tasks evaluator.include_path evaluator.include_defaults evaluator.group)
+. "$(dirname "$0")/steps.sh"
+export FLORES_DIR=${FLORES_DIR:-$OUT/flores200_dataset}
+prepare() {
+    [ -d "$FLORES_DIR" ] || curl -L https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz | tar -xz -C "$OUT"
+}
+main "$@"
