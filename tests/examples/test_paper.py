@@ -15,12 +15,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from souping.analysis.correlation import pearson
 from souping.core import simplex
+from souping.core.objectives import Mean
 from souping.core.types import UserError
 from souping.examples.paper.findings import Finding, Verdict, findings, gains, on_grid
 from souping.examples.paper.published import TABLES, PaperTable, leaderboard
-from souping.examples.paper.readings import STATED, Reading, selections, spans
+from souping.examples.paper.readings import CLUSTERS, STATED, Reading, selections, spans
 from souping.report.analyses import paper as shown
+from souping.selection.selectors import SoCECluster
 from tests.conftest import PAPER, ROOT, Cli, pool_of
 
 BIG, SMALL, MGSM, FLORES = TABLES
@@ -45,7 +48,7 @@ class TestSelections:
     def test_every_reading_is_shown_beside_the_papers(self, table: PaperTable) -> None:
         chosen = set(table.chosen)
         rows = selections(table)["readings"]
-        assert sum(len(row["rules"]) for row in rows) == 10
+        assert sum(len(row["rules"]) for row in rows) == 11
         for row in rows:
             names = set(row["ingredients"])
             words = set() if row["beside"] == "the paper's" else set(row["beside"].split(", "))
@@ -75,6 +78,10 @@ def test_where_the_rule_and_the_paper_disagree() -> None:
     assert "(ES, FR, RU, TH): nothing to soup" in told[MGSM.title]["notes"][0]
     assert "absolute, ties=all: 0.287 < threshold" in told[MGSM.title]["notes"][-1]
     assert told[FLORES.title]["paper"] == []
+    clusters = {t: next(r["ingredients"] for r in row["readings"] if CLUSTERS in r["rules"]) for t, row in told.items()}
+    assert clusters[SMALL.title] == list(
+        SoCECluster(correlation=pearson, objective=Mean()).select(SMALL.scores).ingredients
+    )
     assert len(told[FLORES.title]["stated"]) > 1
 
 
@@ -87,7 +94,7 @@ def test_the_spans_cover_every_threshold(sign: str, ties: str) -> None:
         assert high == low
         assert names != others
     for low, high, names in pieces:
-        for threshold in (low + 1e-6, high):
+        for threshold in (low + 1e-6, high - 1e-9):
             reading = Reading(threshold=threshold, sign=sign, ties=ties)  # type: ignore[arg-type]
             assert reading.select(scores).ingredients == names
 

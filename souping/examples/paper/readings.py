@@ -17,11 +17,12 @@ from souping.core.objectives import Mean
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Json, Selection, UserError, elements
 from souping.examples.paper.published import PaperTable, totals
-from souping.selection.selectors import SoCE, ranking
+from souping.selection.selectors import SoCE, SoCECluster, ranking
 
 Sign = Literal["absolute", "signed"]
 Ties = Literal["overall", "all", "first"]
 SAME = "the paper's"
+CLUSTERS = "an expert a cluster (the abstract; selector=soce_cluster)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def selections(table: PaperTable) -> dict[str, Json]:
         "paper": list(chosen),
         "stated": list(stated.ingredients),
         "beside": difference(stated.ingredients, chosen),
-        "readings": _grouped([_row(str(one), _selected(one, scores), chosen) for one in READINGS] + _tops(table)),
+        "readings": _grouped([*_readings(scores, chosen), *_tops(table)]),
         "thresholds": [
             {"above": low, "to": high, "ingredients": list(names), "beside": difference(names, chosen)}
             for low, high, names in spans(scores, "absolute", "overall")
@@ -98,6 +99,12 @@ def selections(table: PaperTable) -> dict[str, Json]:
         "notes": [*_notes(stated, chosen), *([_where(scores, chosen)] if chosen else [])],
         "command": table.command,
     }
+
+
+def _readings(scores: ScoreMatrix, chosen: Sequence[str]) -> list[dict[str, Json]]:
+    clusters = SoCECluster(correlation=pearson, objective=Mean()).select(scores)
+    found = {str(one): _selected(one, scores) for one in READINGS} | {CLUSTERS: clusters}
+    return [_row(rule, selection, chosen) for rule, selection in found.items()]
 
 
 def _grouped(rows: Sequence[dict[str, Json]]) -> list[Json]:
