@@ -299,6 +299,11 @@ class Evaluator(Part, Protocol):
         """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
         return self.evaluate(model, items, replicate)
 
+    @property
+    def tells_likelihoods(self) -> bool:
+        """Whether `likelihoods` can tell."""
+        return False
+
     def likelihoods(
         self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
     ) -> list[list[float]] | None:
@@ -447,6 +452,11 @@ class RecipeEvaluator(Protocol):
     def drafts(self) -> bool: ...
 
     @property
+    def margins(self) -> bool:
+        """Whether margins can be had."""
+        ...
+
+    @property
     def block(self) -> int:
         """Items that are asked together; fewer at a time are slow."""
         ...
@@ -462,8 +472,10 @@ class RecipeEvaluator(Protocol):
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
 
-    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        """Scores of several soups on the same items, each by a handler."""
+    def all_scores(
+        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
+    ) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler; nothing may be drafted that is `claimed`."""
         ...
 
     def submit(self, inquiry: Inquiry) -> None: ...

@@ -183,7 +183,7 @@ class Record:
     `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids,
     `prompt` what they are in letters, where that is known. `seconds` is
     the answer's share of the time that its block took. `accepted` counts tokens that came from a draft and `likelihood`
-    is the draft's log-likelihood (nats) by this model, where it was measured on the way; neither is kept.
+    is the draft's log-likelihood (nats) by this model, where it was measured on the way, which is not kept.
     """
 
     item: str
@@ -380,13 +380,18 @@ class SearchSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Inquiry:
-    """Soup that answers items, or whose margins on them are wanted, asked by `handler`; numbers tell them apart."""
+    """Soup that answers items, or whose margins on them are wanted, asked by `handler`; numbers tell them apart.
+
+    With `drafts` it may verify what others answered; `authors` wrote the answers that margins are of.
+    """
 
     number: int
     recipe: Recipe
     items: tuple[Item, ...]
     handler: str = ""
     wants: Literal["scores", "margins"] = "scores"
+    drafts: bool = False
+    authors: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +414,8 @@ class Reply:
 class BlockTask:
     """Block that a soup answers at once, for its n-th answers: what a worker is given.
 
-    `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking.
+    `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking. `drafts` of
+    each item are verified, or read where `margins` are wanted.
     """
 
     number: int
@@ -418,14 +424,20 @@ class BlockTask:
     side: str = ""
     handler: str = ""
     replicate: int = 0
+    drafts: tuple[tuple[Draft, ...], ...] | None = None
+    wants: Literal["scores", "margins"] = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Records of a task, in its items' order, and the seconds that they took beside the making of the soup."""
+    """Records of a task in its items' order, or log-likelihoods of what was read, and seconds without making the soup.
+
+    Neither where likelihoods are wanted of an evaluator that cannot tell.
+    """
 
     records: tuple[Record, ...]
     seconds: float
+    likelihoods: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,6 +242,10 @@ class LocalEvaluator(Evaluator):
         answers = self.engine.verify(self, model, items, replicate, drafts)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
+    @property
+    def tells_likelihoods(self) -> bool:
+        return self.engine.tells_likelihoods
+
     def likelihoods(
         self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
     ) -> list[list[float]] | None:

@@ -14,18 +14,22 @@ from souping.core.protocols import Evaluator, RecipeEvaluator, Served
 from souping.core.types import (
     Answered,
     BlockTask,
+    Draft,
     FloatArray,
     Inquiry,
     Item,
     ItemScores,
+    Json,
     Outcome,
     Recipe,
     Record,
     Reply,
+    UserError,
     digest,
 )
 from souping.evaluate.scoring.own import Grade, grades
 from souping.pipeline.executors import EvaluatorWorker, LocalWorkers
+from souping.pipeline.other_answers import References, drafts, margin_settings, references
 from souping.pipeline.store import IMPORTED, Store
 from souping.pipeline.stored_answers import StoredAnswers
 
@@ -34,10 +38,13 @@ from souping.pipeline.stored_answers import StoredAnswers
 class Block:
     """Items of a block, for their n-th answer: what the store knows of them, and which of them are asked.
 
+    `asker` and `settings` key its answers: those of the evaluator, or of its verified drafts.
     `known` is {item: record}; the records of `rescored` items have a score that the store does not have yet.
     """
 
     key: str
+    asker: str
+    settings: Mapping[str, Json]
     items: tuple[Item, ...]
     replicate: int
     known: Mapping[str, Record]
@@ -66,11 +73,19 @@ class PendingInquiry:
 
     def reply(self) -> Reply:
         items = self.inquiry.items
+        if self.inquiry.wants == "margins":
+            known = [self.answers[item.id][0] for item in items]
+            margins = [math.nan if record is None or record.reason else record.score for record in known]
+            return self._told(ItemScores(items=items, values=np.array(margins)))
         answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
+        return self._told(item_scores(self.asking, items, answers))
+
+    def _told(self, scores: ItemScores) -> Reply:
         return Reply(
-            scores=item_scores(self.asking, items, answers),
+            scores=scores,
             seconds=math.fsum(cost.seconds for cost in self.costs),
             generated=sum(cost.generated for cost in self.costs),
+            drafted=sum(cost.drafted for cost in self.costs),
             prefilled=sum(cost.prefilled for cost in self.costs),
             reused=self.reused,
         )
@@ -78,15 +93,21 @@ class PendingInquiry:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an answer took when it was first given: seconds, generated and prefilled tokens."""
+    """What an answer took when it was first given: seconds, tokens given (those drafted among them) and prefilled."""
 
     seconds: float
     generated: int
+    drafted: int
     prefilled: int
 
     @classmethod
     def of(cls, record: Record) -> Cost:
-        return cls(seconds=record.seconds, generated=len(record.tokens), prefilled=record.prompt_tokens)
+        return cls(
+            seconds=record.seconds,
+            generated=len(record.tokens),
+            drafted=record.accepted,
+            prefilled=record.prompt_tokens,
+        )
 
 
 @dataclass(kw_only=True)
@@ -97,14 +118,16 @@ class BlockOut:
     asking: Evaluator
     block: Block
     waiting: list[PendingInquiry]
+    references: Mapping[str, References] = field(default_factory=dict)
 
 
 class Evaluation(RecipeEvaluator):
     """Evaluator of recipes, the workers that ask soups, and the store that remembers; this process alone writes to it.
 
     `evaluated` and `reused` count answers. `serve` is called only for soups with answers that are not in the store,
-    unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a soup's end tokens, which its
-    answers depend on; `grade` calls scorers of the user's.
+    unless `workers`, to whom the evaluator is known by its `side`, do that. With `reads_drafts`, verified drafts in the
+    store stand for plain answers wherever these are not there. `ends` gives a soup's end tokens, which its answers
+    depend on; `grade` calls scorers of the user's.
     """
 
     def __init__(
@@ -116,11 +139,12 @@ class Evaluation(RecipeEvaluator):
         advance: Callable[[int], None],
         workers: Workers | None = None,
         side: str = "",
+        reads_drafts: bool = False,
         grade: Grade = grades,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
         self._workers = workers or LocalWorkers(EvaluatorWorker({side: (evaluator, serve)}))
-        self._side, self._grade = side, grade
+        self._side, self._reads_drafts, self._grade = side, reads_drafts, grade
         self._tasks = 0
         self._out: dict[int, BlockOut] = {}
         self._done: deque[PendingInquiry] = deque()
@@ -136,7 +160,11 @@ class Evaluation(RecipeEvaluator):
 
     @property
     def drafts(self) -> bool:
-        return False
+        return self._evaluator.drafts != "off"
+
+    @property
+    def margins(self) -> bool:
+        return self._evaluator.tells_likelihoods
 
     @property
     def block(self) -> int:
@@ -159,23 +187,31 @@ class Evaluation(RecipeEvaluator):
         """What keys this soup's answers in the store beside the soup, the items and their blocks."""
         return self._asking(recipe, handler).fingerprint
 
-    def missing(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
-        """(question, number of the answer) of all that would be asked. Writes nothing."""
-        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
+    def missing(
+        self, recipe: Recipe, items: Sequence[Item], handler: str = "", drafts: bool = False
+    ) -> list[tuple[str, int]]:
+        """(question, number of the answer) of all that would be asked; with `drafts`, as a search asks it."""
+        blocks = self._blocks(self._asking(recipe, handler), recipe, items, drafts and self.drafts)
         return [(item.question, block.replicate) for block in blocks for item in block.asked]
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of one soup on items, in the items' order. Each block is committed before the next begins."""
         return self.all_scores([(recipe, handler)], items)[0]
 
-    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        """Scores of several soups on the same items; as many are asked at once as there are workers."""
+    def all_scores(
+        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
+    ) -> list[ItemScores]:
+        """Scores of several soups on the same items; as many are asked at once as there are workers.
+
+        Drafts are verified where nothing is `claimed` of the scores and the evaluator's settings say so.
+        """
+        drafts = not claimed and self._evaluator.drafts == "all"
         replies: dict[int, Reply] = {}
         waiting = deque(enumerate(asks))
         while len(replies) < len(asks):
             while waiting and len(asks) - len(waiting) - len(replies) < self.slots:
                 number, (recipe, handler) = waiting.popleft()
-                self.submit(Inquiry(number=number, recipe=recipe, items=tuple(items), handler=handler))
+                self.submit(Inquiry(number=number, recipe=recipe, items=tuple(items), handler=handler, drafts=drafts))
             inquiry, reply = self.collect()
             replies[inquiry.number] = reply
         return [replies[number].scores for number in range(len(asks))]
@@ -185,8 +221,11 @@ class Evaluation(RecipeEvaluator):
         asking = self._asking(inquiry.recipe, inquiry.handler)
         slots: dict[str, list[Record | None]] = {item.id: [None] * asking.answers for item in inquiry.items}
         pending = PendingInquiry(inquiry=inquiry, asking=asking, answers=slots)
-        for block in self._blocks(asking, inquiry.recipe, inquiry.items):
-            self._begin(pending, block)
+        if inquiry.wants == "margins":
+            self._ask_margins(pending)
+        else:
+            for block in self._blocks(asking, inquiry.recipe, inquiry.items, inquiry.drafts and self.drafts):
+                self._begin(pending, block)
         if not pending.out:
             self._done.append(pending)
 
@@ -202,7 +241,7 @@ class Evaluation(RecipeEvaluator):
         recipe, asking = pending.inquiry.recipe, pending.asking
         if block.rescored:
             old = {item.id: block.known[item.id] for item in block.rescored}
-            graded = self._commit(recipe, asking, block.key, block.rescored, list(old.values()))
+            graded = self._commit(recipe, block, block.rescored, list(old.values()))
             block = replace(block, known={**block.known, **dict(zip(old, graded, strict=True))}, rescored=())
         if not block.asked:
             self._settle(pending, block, {})
@@ -212,8 +251,22 @@ class Evaluation(RecipeEvaluator):
             if out.recipe.fingerprint == recipe.fingerprint and out.block == block and out.asking == asking:
                 out.waiting.append(pending)
                 return
+        drafted = block.asker != asking.fingerprint
+        self._put(pending, block, drafts(self._store, asking, recipe, block.asked) if drafted else None)
+
+    def _put(
+        self,
+        pending: PendingInquiry,
+        block: Block,
+        given: tuple[tuple[Draft, ...], ...] | None,
+        references: Mapping[str, References] | None = None,
+    ) -> None:
+        """A block to the workers; `given` are drafts to verify, or answers to read."""
+        recipe = pending.inquiry.recipe
         self._tasks += 1
-        self._out[self._tasks] = BlockOut(recipe=recipe, asking=asking, block=block, waiting=[pending])
+        self._out[self._tasks] = BlockOut(
+            recipe=recipe, asking=pending.asking, block=block, waiting=[pending], references=references or {}
+        )
         self._workers.put(
             BlockTask(
                 number=self._tasks,
@@ -222,15 +275,33 @@ class Evaluation(RecipeEvaluator):
                 side=self._side,
                 handler=self._handler(recipe, pending.inquiry.handler),
                 replicate=block.replicate,
+                drafts=given,
+                wants=pending.inquiry.wants,
             )
         )
 
+    def _ask_margins(self, pending: PendingInquiry) -> None:
+        """How likely the soup finds what the authors answered, on items where some are right and some are wrong."""
+        inquiry, asking = pending.inquiry, pending.asking
+        known = references(self._store, asking, inquiry.authors, inquiry.items)
+        table = margin_settings(asking)
+        stored, ends = self._store.load(inquiry.recipe.fingerprint, digest(table)), list(self._ends(inquiry.recipe))
+        for members in asking.batches([item for item in inquiry.items if item.id in known], 0):
+            texts = [[list(answer.tokens) for answer in known[item.id].answers] for item in members]
+            key = digest([[item.question for item in members], texts, ends])
+            block = _block(asking, stored, members, 0, ends, key, table)
+            if block.asked:
+                pending.out += 1
+                self._put(pending, block, tuple(known[item.id].answers for item in block.asked), known)
+            else:
+                self._settle(pending, block, {})
+
     def _finish(self, out: BlockOut, answered: Answered) -> None:
         """Commit a block's answers, and give them to whoever waits for them."""
-        asking, block, each = out.asking, out.block, answered.seconds / len(out.block.asked)
-        records = [replace(record, seconds=each) for record in answered.records]
-        records = self._commit(out.recipe, asking, block.key, block.asked, records)
-        self._store.add_timing(out.recipe.fingerprint, asking.fingerprint, len(block.asked), answered.seconds)
+        block, each = out.block, answered.seconds / len(out.block.asked)
+        given = _margins(out, answered) if out.references else answered.records
+        records = self._commit(out.recipe, block, block.asked, [replace(record, seconds=each) for record in given])
+        self._store.add_timing(out.recipe.fingerprint, block.asker, len(block.asked), answered.seconds)
         for pending in out.waiting:
             pending.out -= 1
             self._settle(pending, block, {record.item: record for record in records})
@@ -238,10 +309,10 @@ class Evaluation(RecipeEvaluator):
                 self._done.append(pending)
 
     def _commit(
-        self, recipe: Recipe, asking: Evaluator, block: str, items: Sequence[Item], records: list[Record]
+        self, recipe: Recipe, block: Block, items: Sequence[Item], records: list[Record]
     ) -> list[Record]:
         """Commit answers and scores; scorers of the user's are called in between, so that no answer is lost by one."""
-        self._store.add(recipe, asking.fingerprint, asking.settings, block, items, records)
+        self._store.add(recipe, block.asker, block.settings, block.key, items, records)
         waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
         if not waiting:
             return records
@@ -249,7 +320,7 @@ class Evaluation(RecipeEvaluator):
         verdicts, error = self._grade(mine, [records[number].output for number in waiting], self._store.verdicts(mine))
         for number, verdict in zip(waiting, verdicts, strict=True):
             records[number] = replace(records[number], score=verdict)
-        self._store.add(recipe, asking.fingerprint, asking.settings, block, items, records)
+        self._store.add(recipe, block.asker, block.settings, block.key, items, records)
         if error is not None:
             raise error
         return records
@@ -270,14 +341,14 @@ class Evaluation(RecipeEvaluator):
     def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
         """{item id: its answers} that the store has of a whole fold, of items with all of them. Asks nothing."""
         asking, answers = self._asking(recipe, handler), dict[str, list[Record]]()
-        for block in self._blocks(asking, recipe, items):
+        for block in self._blocks(asking, recipe, items, False):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == asking.answers}
 
     def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
         """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
-        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
+        blocks = self._blocks(self._asking(recipe, handler), recipe, items, False)
         return {name: record for block in blocks if not block.replicate for name, record in block.known.items()}
 
     def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
@@ -285,21 +356,52 @@ class Evaluation(RecipeEvaluator):
         chosen = self._handler(recipe, handler)
         return self._evaluator.by(chosen) if chosen else self._evaluator
 
-    def _blocks(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
-        """The blocks of these items, as the evaluator's fixed rule cuts them, against what the store has."""
-        stored, ends = self._store.load(recipe.fingerprint, asking.fingerprint), list(self._ends(recipe))
+    def _blocks(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item], drafts: bool) -> Iterator[Block]:
+        """The blocks of these items, as the evaluator's fixed rule cuts them, against what the store has.
+
+        With `drafts`, what was not answered plainly is a block of verified drafts, known or asked.
+        """
+        soup, ends = recipe.fingerprint, list(self._ends(recipe))
+        stored, verified = self._store.load(soup, asking.fingerprint), None
         for replicate in range(asking.answers):
             for members in asking.batches(items, replicate):
-                yield _block(asking, stored, members, replicate, ends)
+                block = _block(asking, stored, members, replicate, ends)
+                if block.asked and (drafts or self._reads_drafts):
+                    table = asking.drafted_settings
+                    verified = verified or self._store.load(soup, digest(dict(table)))
+                    other = _block(asking, verified, members, replicate, ends, settings=table)
+                    block = other if drafts or not other.asked else block
+                yield block
+
+
+def _margins(out: BlockOut, answered: Answered) -> tuple[Record, ...]:
+    """Margins as records; their tokens were all prefilled."""
+    rows = answered.likelihoods
+    if rows is None:
+        raise UserError("this evaluator cannot tell likelihoods: set optimiser.guide=none")
+    records = []
+    for item, row in zip(out.block.asked, rows, strict=True):
+        known = out.references[item.id]
+        margin, prefilled = known.margin(row), sum(len(answer.tokens) for answer in known.answers)
+        told = (margin, "") if math.isfinite(margin) else (0.0, "not told")
+        records.append(Record(item=item.id, score=told[0], reason=told[1], output=READ, statistics=row, prompt_tokens=prefilled))
+    return tuple(records)
 
 
 def _block(
-    asking: Evaluator, stored: StoredAnswers, members: tuple[Item, ...], replicate: int, ends: list[int]
+    asking: Evaluator,
+    stored: StoredAnswers,
+    members: tuple[Item, ...],
+    replicate: int,
+    ends: list[int],
+    key: str = "",
+    settings: Mapping[str, Json] | None = None,
 ) -> Block:
     """A block against what is stored. Answers from elsewhere stand in any; the rest of it is asked whole or not at all
     where answers depend on what is asked with them."""
     own = [item for item in members if stored.answer(item, replicate, IMPORTED) is None]
-    key = digest([[item.question for item in own] if asking.blocks_matter else [], ends])
+    key = key or digest([[item.question for item in own] if asking.blocks_matter else [], ends])
+    table = asking.settings if settings is None else settings
     known, rescored = {}, []
     for item in members:
         record = stored.graded(item, replicate, key) or stored.graded(item, replicate, IMPORTED)
@@ -311,7 +413,14 @@ def _block(
     missing = tuple(item for item in members if item.id not in known)
     asked = tuple(own) if missing and asking.blocks_matter else missing
     return Block(
-        key=key, items=members, replicate=replicate, known=known, rescored=tuple(rescored), asked=asked or missing
+        key=key,
+        asker=digest(dict(table)),
+        settings=table,
+        items=members,
+        replicate=replicate,
+        known=known,
+        rescored=tuple(rescored),
+        asked=asked or missing,
     )
 
 

@@ -33,7 +33,14 @@ class EvaluatorWorker(Worker):
         evaluator, serve = self._sides[task.side]
         asking = evaluator.by(task.handler) if task.handler else evaluator
         model, started = serve(task.recipe), time.monotonic()
-        records = asking.evaluate(model, task.items, task.replicate)
+        if task.wants == "margins":
+            told = asking.likelihoods(model, task.items, task.drafts or ())
+            rows = None if told is None else tuple(map(tuple, told))
+            return Answered(records=(), seconds=time.monotonic() - started, likelihoods=rows)
+        if task.drafts is None:
+            records = asking.evaluate(model, task.items, task.replicate)
+        else:
+            records = asking.verify(model, task.items, task.replicate, task.drafts)
         return Answered(records=tuple(records), seconds=time.monotonic() - started)
 
     @property

@@ -156,6 +156,7 @@ def search_space(
         coefficients=dict(zip(names, run.objective.coefficients(names).tolist(), strict=True)),
         singles=np.array(singles) if singles else None,
         block=evaluation.block,
+        margins=evaluation.margins,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
 

@@ -134,7 +134,7 @@ class RunStages:
         """{recipe id: scores} of a stage."""
         evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
-        measured = evaluation.all_scores(stage.asks, stage.items)
+        measured = evaluation.all_scores(stage.asks, stage.items, stage.fold == "report")
         scores = {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
         self._note(*lost_answers({_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}, stage.name))
         return scores

@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, soup INTEGER NOT NUL
     item INTEGER NOT NULL, block INTEGER NOT NULL, replicate INTEGER NOT NULL, output TEXT NOT NULL,
     outcome TEXT NOT NULL, reason TEXT NOT NULL, tokens BLOB NOT NULL, prompt_tokens INTEGER NOT NULL,
     prompt_key TEXT NOT NULL, UNIQUE (soup, evaluator, item, block, replicate));
+CREATE INDEX IF NOT EXISTS answers_of_item ON answers (item, evaluator);
 CREATE TABLE IF NOT EXISTS grades (answer INTEGER NOT NULL, scorer INTEGER NOT NULL, score REAL NOT NULL,
     statistics TEXT NOT NULL, PRIMARY KEY (answer, scorer)) WITHOUT ROWID;
 CREATE VIEW IF NOT EXISTS scores AS SELECT soup, evaluator, item, block, replicate, scorer, score, statistics, output,
@@ -219,7 +220,7 @@ class Store:
         with self.reading() as db:
             rows = db.execute(
                 "SELECT items.fingerprint, replicate, blocks.fingerprint, items.name, output, outcome, reason, tokens, "
-                "prompt_tokens, prompt_key, seconds, scorers.fingerprint, score, statistics FROM answers "
+                "prompt_tokens, prompt_key, seconds, accepted, scorers.fingerprint, score, statistics FROM answers "
                 "JOIN items ON items.id = item JOIN blocks ON blocks.id = block "
                 "LEFT JOIN costs ON costs.answer = answers.id LEFT JOIN grades ON grades.answer = answers.id "
                 "LEFT JOIN scorers ON scorers.id = scorer WHERE soup = (SELECT id FROM soups WHERE fingerprint = ?) "
@@ -278,6 +279,24 @@ class Store:
             rows = (db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone() for key in keys)
             return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
 
+    def answers_of(
+        self, questions: Sequence[str], evaluators: Sequence[str]
+    ) -> Iterator[tuple[str, Recipe, tuple[int, ...], str]]:
+        """(question, who answered, token ids, digest of the prompt) of all answers whose tokens are known."""
+        marks, keys = ", ".join("?" * len(questions)), ", ".join("?" * len(evaluators))
+        query = (
+            "SELECT items.fingerprint, recipe, tokens, prompt_key FROM answers JOIN items ON items.id = item "
+            "JOIN soups ON soups.id = soup WHERE length(tokens) > 0 "
+            f"AND item IN (SELECT id FROM items WHERE fingerprint IN ({marks})) "
+            f"AND evaluator IN (SELECT id FROM evaluators WHERE fingerprint IN ({keys}))"
+        )
+        authors: dict[str, Recipe] = {}
+        with self.reading() as db:
+            for question, text, tokens, prompt_key in db.execute(query, (*questions, *evaluators)):
+                if text not in authors:
+                    authors[text] = _author(text)
+                yield question, authors[text], tuple(np.frombuffer(tokens, "<i4").tolist()), prompt_key
+
     def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
         """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""
         with self.writing() as db:
@@ -323,6 +342,13 @@ class Store:
         return _Hashes(self)
 
 
+def _author(text: str) -> Recipe:
+    """A recipe as the store has it, as far as its content goes."""
+    table = json.loads(text)
+    parts = {key: tuple(table[key]) for key in ("ingredients", "fingerprints", "weights")}
+    return Recipe(**parts, dtype=str(table["dtype"]), method=str(table["method"]), settings=table["settings"])
+
+
 def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
     """{table: its columns}."""
     tables = [str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -354,7 +380,7 @@ def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record:
     )
     if written.rowcount:
         number = int(written.lastrowid or 0)
-        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?, ?)", (number, record.seconds, 0))
+        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?, ?)", (number, record.seconds, record.accepted))
         return number
     row = db.execute(f"SELECT id FROM answers WHERE ({columns}) = (?, ?, ?, ?, ?)", key).fetchone()
     return int(row[0])

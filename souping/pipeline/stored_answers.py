@@ -18,6 +18,7 @@ class StoredAnswers:
         self._answers: dict[tuple[str, int, str], Record] = {}
         self._tokens: dict[tuple[str, int, str], bytes] = {}  # as numbers they take nine times the memory
         self._grades: dict[tuple[str, int, str], dict[str, tuple[float, str]]] = {}
+        self._blocks: dict[str, set[str]] = {}
         self._firsts: set[tuple[str, str]] = set()
 
     def take(
@@ -33,6 +34,7 @@ class StoredAnswers:
         prompt_tokens: int,
         prompt_key: str,
         seconds: float | None,
+        accepted: int | None,
         scorer: str | None,
         score: float | None,
         counts: str | None,
@@ -50,11 +52,13 @@ class StoredAnswers:
                 prompt_tokens=int(prompt_tokens),
                 prompt_key=prompt_key,
                 seconds=float(seconds or 0.0),
+                accepted=int(accepted or 0),
             )
             self._tokens[key] = np.frombuffer(tokens, "<i4").tobytes()
         if scorer is not None and score is not None:
             self._grades.setdefault(key, {})[scorer] = (float(score), counts or "")
             if not replicate:
+                self._blocks.setdefault(question, set()).add(block)
                 self._firsts.add((question, scorer))
 
     def answer(self, item: Item, replicate: int, block: str) -> Record | None:
@@ -68,6 +72,11 @@ class StoredAnswers:
     def anywhere(self, item: Item) -> bool:
         """Whether its first answer is there with its score, in whatever block."""
         return (item.question, item.scoring) in self._firsts
+
+    def first(self, item: Item) -> Record | None:
+        """Its first answer with its score, in whatever block, that with the lowest digest of several."""
+        blocks = sorted(self._blocks.get(item.question, ()))
+        return next((record for block in blocks if (record := self.graded(item, 0, block)) is not None), None)
 
     def graded(self, item: Item, replicate: int, block: str) -> Record | None:
         """The answer with its score, if both are there."""

@@ -138,6 +138,7 @@ class SearchRun:
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
+        self._authors = tuple(map(recipe_of, known or {}))
         self._known, self._asked, self._promised, self._inquiries = dict(known or {}), 0, 0, 0
         self._ended = False
 
@@ -215,7 +216,13 @@ class SearchRun:
             entry.open.add(self._inquiries)
             self._open[self._inquiries] = entry
             inquiry = Inquiry(
-                number=self._inquiries, recipe=soup.recipe, items=known, handler=handler, wants=cell.wants
+                number=self._inquiries,
+                recipe=soup.recipe,
+                items=known,
+                handler=handler,
+                wants=cell.wants,
+                drafts=True,
+                authors=self._authors,
             )
             self._evaluation.submit(inquiry)
 

@@ -113,6 +113,11 @@ class Engine(Part, Protocol):
         """The n-th answers, in the items' order, as other models gave them wherever this one does too."""
         return self.answer(asked, model, items, replicate)
 
+    @property
+    def tells_likelihoods(self) -> bool:
+        """Whether `likelihoods` can tell."""
+        return False
+
     def likelihoods(
         self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
     ) -> list[list[float]] | None:

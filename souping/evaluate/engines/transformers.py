@@ -55,6 +55,10 @@ class TransformersEngine(Engine):
             lambda worker, own: verifier.answer(worker, asked, model, items[own], replicate, drafts[own]),
         )
 
+    @property
+    def tells_likelihoods(self) -> bool:
+        return True
+
     def likelihoods(
         self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
     ) -> list[list[float]] | None:
