@@ -357,7 +357,9 @@ class RunStages:
         outcome, selection = self.outcome, self.selection
         assert outcome is not None
         assert selection is not None
-        stored = Evaluation(self.store, self.run.evaluator, unserved, self.pool.ends, lambda items: None)
+        stored = Evaluation(
+            self.store, self.run.evaluator, unserved, self.pool.ends, lambda items: None, reads_drafts=True
+        )
         return AnalysisInput(
             run=self.run,
             soups=self.schedule.soups(selection.ingredients, outcome.recipe),

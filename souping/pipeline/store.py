@@ -345,8 +345,14 @@ class Store:
 def _author(text: str) -> Recipe:
     """A recipe as the store has it, as far as its content goes."""
     table = json.loads(text)
-    parts = {key: tuple(table[key]) for key in ("ingredients", "fingerprints", "weights")}
-    return Recipe(**parts, dtype=str(table["dtype"]), method=str(table["method"]), settings=table["settings"])
+    return Recipe(
+        ingredients=tuple(table["ingredients"]),
+        fingerprints=tuple(table["fingerprints"]),
+        weights=tuple(table["weights"]),
+        dtype=str(table["dtype"]),
+        method=str(table["method"]),
+        settings=table["settings"],
+    )
 
 
 def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
