@@ -163,6 +163,11 @@ class Evaluation(RecipeEvaluator):
         return self._evaluator.drafts != "off"
 
     @property
+    def all_drafted(self) -> bool:
+        """Whether drafts are verified wherever nothing is claimed, not in trials alone."""
+        return self._evaluator.drafts == "all"
+
+    @property
     def margins(self) -> bool:
         return self._evaluator.tells_likelihoods
 
@@ -205,7 +210,7 @@ class Evaluation(RecipeEvaluator):
 
         Drafts are verified where nothing is `claimed` of the scores and the evaluator's settings say so.
         """
-        drafts = not claimed and self._evaluator.drafts == "all"
+        drafts = not claimed and self.all_drafted
         replies: dict[int, Reply] = {}
         waiting = deque(enumerate(asks))
         while len(replies) < len(asks):

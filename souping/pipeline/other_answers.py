@@ -62,10 +62,12 @@ def references(
     store: Store, asking: Evaluator, authors: Sequence[Recipe], items: Sequence[Item]
 ) -> dict[str, References]:
     """{item id: its authors' answers} where some are right and some are wrong."""
-    stored = [store.load(author.fingerprint, asking.fingerprint) for author in authors]
+    keys = [asking.fingerprint, digest(dict(asking.drafted_settings))]
+    stored = [[store.load(author.fingerprint, key) for key in keys] for author in authors]
     built = {}
     for item in items:
-        known = [record for answers in stored if (record := answers.first(item)) is not None and record.tokens]
+        first = [next((one for answers in own if (one := answers.first(item)) is not None), None) for own in stored]
+        known = [record for record in first if record is not None and record.tokens]
         right, wrong = ([one for one in known if (one.score >= 0.5) is wanted] for wanted in (True, False))
         if right and wrong:
             given = tuple(Draft(tokens=one.tokens, prompt_key=one.prompt_key) for one in [*right, *wrong])

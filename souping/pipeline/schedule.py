@@ -31,13 +31,17 @@ Ask = tuple[Recipe, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Models that answer the same items. `side` names the side benchmark whose evaluator asks instead of the run's."""
+    """Models that answer the same items. `side` names the side benchmark whose evaluator asks instead of the run's.
+
+    Something is claimed of the report fold's answers, and of those of a stage that says so: they owe nothing to drafts.
+    """
 
     name: str
     asks: tuple[Ask, ...]
     items: tuple[Item, ...]
     fold: Fold = "report"
     side: str = ""
+    claimed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +52,16 @@ class SearchStage:
     items: tuple[Item, ...]
     name: str = "search: soups and singles"
 
-    def priors(self, pool: RecipeSource, strategy: Strategy) -> list[Ask]:
+    def priors(self, pool: RecipeSource, strategy: Strategy) -> Stage | None:
         """The single ingredients, where the search begins with their scores."""
         wanted = self.ingredients if strategy.uses_singles and len(self.ingredients) > 1 else ()
-        return [(pool.recipe({name: 1.0}), "") for name in wanted]
+        asks = tuple((pool.recipe({name: 1.0}), "") for name in wanted)
+        return Stage(name="search: single ingredients", asks=asks, items=self.items, fold="search") if asks else None
+
+    def confirmation(self, winner: Winner) -> Stage:
+        """The winner on the whole fold, without drafts."""
+        name = "search: the winner without drafts"
+        return Stage(name=name, asks=((winner.recipe, winner.handler),), items=self.items, fold="search", claimed=True)
 
 
 class Winner(Protocol):
@@ -125,7 +135,9 @@ def perform(
         (handler,) = evaluation.handlers(recipe)
         result = result_of(evaluation.scores(recipe, stage.items), run.objective)
         return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
-    singles = [scores.values for scores in evaluation.all_scores(stage.priors(pool, run.optimiser), stage.items)]
+    priors = stage.priors(pool, run.optimiser)
+    known = evaluation.all_scores(priors.asks, stage.items, claimed=False) if priors else []
+    singles = [scores.values for scores in known]
     return SearchRun(
         run.optimiser.start(search_space(stage, run, pool, evaluation, singles), run.seed),
         run.optimiser,

@@ -42,7 +42,7 @@ from souping.report.cards import card
 from souping.report.files import selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.terminal import gate_table
-from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
+from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit
 
 
 @dataclass(kw_only=True)
@@ -134,7 +134,7 @@ class RunStages:
         """{recipe id: scores} of a stage."""
         evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
-        measured = evaluation.all_scores(stage.asks, stage.items, stage.fold == "report")
+        measured = evaluation.all_scores(stage.asks, stage.items, stage.claimed or stage.fold == "report")
         scores = {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
         self._note(*lost_answers({_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}, stage.name))
         return scores
@@ -182,8 +182,14 @@ class RunStages:
         if len(stage.ingredients) == 1:
             self.progress.say(f"one expert for everything: {stage.ingredients[0]}; there is nothing to soup")
         else:
+            priors = stage.priors(self.pool, self.run.optimiser)
+            if priors is not None:
+                self._answers(priors)
             self._announce(stage)
         outcome = perform(stage, self.run, self.pool, self.evaluation, self._tell)
+        if outcome.trials and self.evaluation.drafts:
+            again = self._answers(stage.confirmation(outcome))
+            outcome = confirmed(outcome, again[outcome.recipe.id], self.run.objective)
         self.outcome = outcome
         self._remember_search(stage, outcome)
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
@@ -409,7 +415,9 @@ class RunStages:
         if not outcome.trials:
             return {}
         spent = {**asdict(outcome.cost), "soups": len(outcome.trials)}
-        full = full_grid(outcome.cost, len(selection.ingredients), len(self.folds.items["search"]))
+        singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
+        rate = self.store.throughput(singles, self.run.evaluator.fingerprint)
+        full = full_grid(outcome.cost, len(selection.ingredients), len(self.folds.items["search"]), rate)
         return {"search": {**spent, "full_grid": full}}
 
 

@@ -25,10 +25,13 @@ from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner,
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
 from souping.report.files import selection_dict
-from souping.search.loop import trial_limit
+from souping.search.loop import SearchResult, trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, Selector
+
+
+Pair = tuple[int, int]
 
 
 class NotStoredError(Exception):
@@ -95,10 +98,40 @@ class WorkCounter:
         return Selection(ingredients=self.ingredients)
 
     def search(self, stage: SearchStage) -> PlannedWinner:
-        asks, winner = self._soups(stage)
-        self._count(Stage(name=stage.name, asks=tuple(asks), items=stage.items))
-        self._new(winner.recipe, winner.handler, stage.items, self.evaluations[""])  # it is one of the trials
+        priors = stage.priors(self.pool, self.run.optimiser)
+        if priors is not None:
+            self._count(priors)
+        own, span = self.evaluations[""], self._span(stage)
+        if span is not None:
+            winner = self._part_of_fold(stage, span)
+        else:
+            asks, winner = self._soups(stage)
+            self._count(Stage(name=stage.name, asks=tuple(asks), items=stage.items), own.drafts)
+        if own.drafts and len(stage.ingredients) > 1:
+            self._count(stage.confirmation(winner))
+        self._new(winner.recipe, winner.handler, stage.items, own)  # it is one of the trials
         return winner
+
+    def _span(self, stage: SearchStage) -> tuple[int, int] | None:
+        """(expected, most) items of a search that asks parts of the fold."""
+        size, items = len(stage.ingredients), len(stage.items)
+        return self.run.optimiser.workload(size, items) if size > 1 else None
+
+    def _part_of_fold(self, stage: SearchStage, span: tuple[int, int]) -> PlannedWinner:
+        """A search that asks parts of the fold: as the store has it to the end, or what is expected and the most."""
+        items, answers = max(1, len(stage.items)), self.evaluations[""].answers
+        walked = self._walked(stage)
+        if walked is not None:
+            trials, asked = len(walked.trials), (walked.cost.items * answers,) * 2
+            self._add(stage, (trials, trials), asked, (0, 0))
+            return PlannedWinner(recipe=walked.recipe, handler=walked.handler)
+        asked = (span[0] * answers, span[1] * answers)
+        self._add(stage, (-(-span[0] // items), -(-span[1] // items)), asked, asked)
+        uniform = self.pool.uniform(stage.ingredients)
+        return PlannedWinner(recipe=_stand_in(uniform, "the soup"), handler=self.evaluations[""].handlers(uniform)[0])
+
+    def _add(self, stage: SearchStage, models: Pair, asked: Pair, todo: Pair) -> None:
+        self.stages.append(PlannedStage(name=stage.name, models=models, items=len(stage.items), asked=asked, todo=todo))
 
     def singles(self, stage: Stage) -> str:
         self._count(stage)
@@ -117,9 +150,10 @@ class WorkCounter:
         if stage.asks:
             self._count(stage)
 
-    def _count(self, stage: Stage) -> None:
+    def _count(self, stage: Stage, drafts: bool = False) -> None:
         evaluation = self.evaluations[stage.side]
-        todo = sum(self._new(recipe, handler, stage.items, evaluation) for recipe, handler in stage.asks)
+        drafts |= evaluation.all_drafted and not stage.claimed and stage.fold != "report"
+        todo = sum(self._new(recipe, handler, stage.items, evaluation, drafts) for recipe, handler in stage.asks)
         number, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
         self.stages.append(
             PlannedStage(
@@ -132,15 +166,18 @@ class WorkCounter:
             )
         )
 
-    def _new(self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation) -> int:
+    def _new(
+        self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation, drafts: bool = False
+    ) -> int:
         """Answers that nobody has yet; from here on they are known."""
         try:
-            key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, items, handler)
+            key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, items, handler, drafts)
         except UserError:  # an evaluator that this machine lacks a part of: its key is not known
             answers = range(evaluation.answers)
             key, wanted = f"unknown {handler}", [(item.question, n) for item in items for n in answers]
-        done = self.seen.setdefault((recipe.fingerprint, key), set())
-        missing = set(wanted) - done
+        plain = self.seen.setdefault((recipe.fingerprint, key), set())
+        done = self.seen.setdefault((recipe.fingerprint, f"{key} drafted"), set()) if drafts else plain
+        missing = set(wanted) - done - plain
         done |= missing
         return len(missing)
 
@@ -173,18 +210,24 @@ class WorkCounter:
 
     def _from_store(self, stage: SearchStage) -> tuple[list[Ask], PlannedWinner] | None:
         """The whole search from the store alone, or None where a score is missing."""
+        outcome = self._walked(stage)
+        if outcome is None:
+            return None
+        asks = [(trial.recipe, trial.handler) for trial in outcome.trials]
+        return asks, PlannedWinner(recipe=outcome.recipe, handler=outcome.handler)
+
+    def _walked(self, stage: SearchStage) -> SearchResult | None:
+        """The whole search as the store answers it, or None where it does not."""
         own, names = self.evaluations[""], stage.ingredients
         if self.pool.opened is None or not stage.items:
             return None
         first = [self.pool.uniform(names), self.pool.recipe({names[0]: 1.0})]
         try:
-            if all(own.missing(recipe, stage.items) for recipe in first):
+            if all(own.missing(recipe, stage.items, drafts=True) for recipe in first):
                 return None
-            outcome = perform(stage, self.run, self.pool, own, lambda trial: None)
+            return perform(stage, self.run, self.pool, own, lambda trial: None)
         except (NotStoredError, UserError):
             return None
-        asks = [(trial.recipe, trial.handler) for trial in outcome.trials]
-        return asks, PlannedWinner(recipe=outcome.recipe, handler=outcome.handler)
 
 
 def _stand_in(recipe: Recipe, name: str) -> Recipe:

@@ -253,10 +253,11 @@ def cost(report: Report) -> TableGrid:
 
 SEARCHED = {
     "items": "items answered",
-    "prefilled_items": "items prefilled for margins",
-    "prefilled_tokens": "tokens prefilled",
-    "generated_tokens": "tokens generated",
+    "prefilled_tokens": "tokens of their prompts",
+    "generated_tokens": "tokens of their answers",
     "drafted_tokens": "of them verified drafts",
+    "prefilled_items": "items read for margins",
+    "read_tokens": "tokens read for margins",
     "confirmed": "items of the winner answered anew",
 }
 

@@ -30,7 +30,8 @@ from souping.search.points import Grid
 
 @dataclass(kw_only=True)
 class SearchCost:
-    """What a search took: answered items, prefilled items and tokens, generated tokens, seconds of answering.
+    """What a search took: items answered and prompts prefilled for it, items and tokens read for margins
+    (`prefilled_items`, `read_tokens`), tokens given and those of them that were drafted, seconds of answering.
 
     All but `evaluated` (items answered anew by this run) were measured when the answers were first given. `confirmed`
     counts the items that the winner answered anew, without drafts, at the end; they are no part of `items`.
@@ -40,6 +41,7 @@ class SearchCost:
     evaluated: int = 0
     prefilled_items: int = 0
     prefilled_tokens: int = 0
+    read_tokens: int = 0
     generated_tokens: int = 0
     drafted_tokens: int = 0
     seconds: float = 0.0
@@ -50,7 +52,8 @@ class SearchCost:
         self.prefilled_items += len(inquiry.items) if prefills else 0
         self.items += 0 if prefills else len(inquiry.items)
         self.evaluated += len(inquiry.items) - reply.reused
-        self.prefilled_tokens += reply.prefilled
+        self.prefilled_tokens += 0 if prefills else reply.prefilled
+        self.read_tokens += reply.prefilled if prefills else 0
         self.generated_tokens += reply.generated
         self.drafted_tokens += reply.drafted
         self.seconds += reply.seconds
@@ -280,7 +283,7 @@ class SearchRun:
         return Result(objective=objective, categories=categories, items=len(known))
 
     def _winner(self) -> Trial:
-        """The soup that the optimiser holds for the best, on the whole fold, without drafts.
+        """The soup that the optimiser holds for the best, on the whole fold.
 
         Where the budget has no room for its rest, the best of those that have answered all.
         """
@@ -295,7 +298,7 @@ class SearchRun:
             self._submit(Cell(weights=soup.weights, items=places))
             self._take_last()
         assert soup.trial is not None, "its whole fold is answered now"
-        return self._confirmed(soup.trial) if self._evaluation.drafts else soup.trial
+        return soup.trial
 
     def _take_last(self) -> None:
         """The rest of the winner, of which the optimiser is not told."""
@@ -304,17 +307,16 @@ class SearchRun:
         self._cost.add(inquiry, reply)
         self._heard(entry, inquiry, reply)
 
-    def _confirmed(self, trial: Trial) -> Trial:
-        """The winner asked anew, whole and plainly: what is said of it owes nothing to drafts."""
-        before = self._evaluation.reused
-        scores = self._evaluation.scores(trial.recipe, self._items, trial.handler)
-        self._cost.confirmed = len(self._items) - (self._evaluation.reused - before)
-        return replace(trial, result=replace(result_of(scores, self._objective), values=scores.values))
+
+def confirmed(outcome: SearchResult, scores: ItemScores, objective: Objective) -> SearchResult:
+    """A search whose winner answered the whole fold anew, plainly: what is said of it owes nothing to drafts."""
+    outcome.cost.confirmed = len(scores.items)
+    return replace(outcome, result=replace(result_of(scores, objective), values=scores.values))
 
 
-def full_grid(cost: SearchCost, size: int, items: int) -> dict[str, Json]:
-    """What the paper's grid over `size` ingredients would take at this search's seconds and tokens an item; empty where
-    it has no point or nothing was answered."""
+def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:
+    """What the paper's grid over `size` ingredients would take, at this search's tokens an item and `rate` items a
+    second (else at the search's own); empty where it has no point or nothing was answered."""
     if not cost.items or simplex.grid_size(size) < 1:
         return {}
     soups = len(Grid().known_points(size))
@@ -322,9 +324,9 @@ def full_grid(cost: SearchCost, size: int, items: int) -> dict[str, Json]:
     return {
         "soups": soups,
         "items": soups * items,
-        "generated_tokens": round((cost.generated_tokens - cost.drafted_tokens) * scale),
+        "generated_tokens": round(cost.generated_tokens * scale),
         "prefilled_tokens": round(cost.prefilled_tokens * scale),
-        "seconds": round(cost.seconds * scale, 3),
+        "seconds": round(soups * items / rate if rate else cost.seconds * scale, 3),
     }
 
 
