@@ -1,0 +1,122 @@
+"""executor=ray with real actors on this machine: spread, lost and ended; drivers that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from souping.core.types import Answered, BlockTask, UserError
+from souping.pipeline.ray_actors import RayExecutor, RayWorkers
+from tests.conftest import ROOT, Cli, pool_of
+from tests.pipeline.test_run import report_of, rows_in, timeless
+from tests.support.actors import Busy, Makes, tasks
+
+pytest.importorskip("ray", reason="needs the extra ray")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[RayWorkers]:
+    workers = RayExecutor(actors=2, cpus=0.5).start(Busy(tmp_path), Makes(tmp_path, 1.0))
+    assert isinstance(workers, RayWorkers)
+    yield workers
+    workers.close()
+
+
+def answered(workers: RayWorkers, number: int) -> dict[int, tuple[BlockTask, Answered]]:
+    return {task.number: (task, answer) for task, answer in (workers.take() for _ in range(number))}
+
+
+def pids(folder: Path) -> list[int]:
+    return sorted({int(path.name.split("-")[0]) for path in folder.iterdir()})
+
+
+def test_actors_take_cells_and_a_lost_ones_go_back(two: RayWorkers, tmp_path: Path) -> None:
+    asked = tasks(6)
+    assert two.slots == 2
+    for task in asked:
+        two.put(task)
+    while len(pids(tmp_path)) < 2:
+        time.sleep(0.02)
+    lost = pids(tmp_path)[0]
+    os.kill(lost, signal.SIGKILL)
+    done = answered(two, 6)
+    assert sorted(done) == list(range(6))
+    for task, answer in done.values():
+        assert [record.score for record in answer.records] == [task.recipe.weights[0]] * 2
+        assert [record.item for record in answer.records] == [item.id for item in task.items]
+    assert len(pids(tmp_path)) == 3  # another took its place
+    assert two.slots == 2
+
+
+def test_the_blocks_of_one_soup_go_to_one_actor(two: RayWorkers, tmp_path: Path) -> None:
+    first, second = tasks(2)
+    for number in range(4):
+        two.put(BlockTask(number=number, recipe=(first if number < 3 else second).recipe, items=first.items))
+    answered(two, 4)
+    of = {int(path.name.split("-")[1]): path.name.split("-")[0] for path in tmp_path.iterdir()}
+    assert of[0] == of[1] == of[2] != of[3]
+
+
+def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_told(tmp_path: Path) -> None:
+    workers = RayExecutor(actors=1, restarts=0).start(Busy(tmp_path), Makes(tmp_path, 30.0))
+    workers.put(tasks(1)[0])
+    while not pids(tmp_path):
+        time.sleep(0.02)
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    with pytest.raises(UserError, match=r"1 actors were lost.*\n.*the same command goes on"):
+        workers.take()
+    workers.close()
+    refusing = RayExecutor(actors=1).start(Busy(tmp_path), Makes(tmp_path, refuses="item x has no prompt"))
+    refusing.put(tasks(1)[0])
+    with pytest.raises(UserError, match=r"^item x has no prompt$"):
+        refusing.take()
+    refusing.close()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    many = RayExecutor(actors=1000).start(Busy(tmp_path), Makes(tmp_path))
+    with pytest.raises(UserError, match=r"executor\.actors=1000 .* do not fit"):
+        many.put(tasks(1)[0])
+    other = RayExecutor(actors=1).start(Busy(tmp_path, mark="cpu"), Makes(tmp_path, mark="cuda"))
+    with pytest.raises(UserError, match=r"set evaluator\.device"):
+        other.put(tasks(1)[0])
+    other.close()
+    for given in ({"actors": 0}, {"gpus": 1.5}, {"cpus": -1.0}, {"gpus": 0.0, "cpus": 0.0}, {"restarts": -1}):
+        with pytest.raises(UserError, match=r"executor\."):
+            RayExecutor(**given)  # type: ignore[arg-type]
+
+
+def ray_run(family: Path, *more: str) -> list[str]:
+    return [*pool_of(family), "selector=topk", "selector.k=2", "executor=ray", "executor.actors=2", *more]
+
+
+def test_ray_gives_what_this_process_gives_and_a_killed_driver_goes_on(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    call = ray_run(family, "executor.cpus=0.5", "evaluator.batch_size=16", "optimiser=grid")
+    command = [sys.executable, "-m", "souping", *call]
+    victim = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+    )
+    store = tmp_path / "outputs/store.sqlite"
+    while victim.poll() is None and rows_in(store) < 200:
+        time.sleep(0.05)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    kept = rows_in(store)
+    assert kept >= 200
+    assert souping(*call, "hydra.run.dir=outputs/fam/resumed").code == 0
+    here = [word for word in call if not word.startswith("executor")]
+    assert souping(*here, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").code == 0
+    resumed, fresh = (report_of(tmp_path / "outputs/fam" / name) for name in ("resumed", "fresh"))
+    assert fresh["rows"] == resumed["rows"]
+    assert fresh["recipe"] == resumed["recipe"]
+    assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
+    assert timeless(fresh)["verdict"] == timeless(resumed)["verdict"]
