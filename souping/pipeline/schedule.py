@@ -56,11 +56,11 @@ class SearchStage:
         """The single ingredients, where the search begins with their scores."""
         wanted = self.ingredients if strategy.uses_singles and len(self.ingredients) > 1 else ()
         asks = tuple((pool.recipe({name: 1.0}), "") for name in wanted)
-        return Stage(name="search: single ingredients", asks=asks, items=self.items, fold="search") if asks else None
+        return Stage(name="prior: the single ingredients", asks=asks, items=self.items, fold="search") if asks else None
 
     def confirmation(self, winner: Winner) -> Stage:
         """The winner on the whole fold, without drafts."""
-        name = "search: the winner without drafts"
+        name = "winner: answers without drafts"
         return Stage(name=name, asks=((winner.recipe, winner.handler),), items=self.items, fold="search", claimed=True)
 
 

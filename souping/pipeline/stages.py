@@ -42,7 +42,7 @@ from souping.report.cards import card
 from souping.report.files import selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.terminal import gate_table
-from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit
+from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit, verifies
 
 
 @dataclass(kw_only=True)
@@ -187,7 +187,7 @@ class RunStages:
                 self._answers(priors)
             self._announce(stage)
         outcome = perform(stage, self.run, self.pool, self.evaluation, self._tell)
-        if outcome.trials and self.evaluation.drafts:
+        if outcome.trials and verifies(self.run.optimiser, len(stage.ingredients), self.evaluation):
             again = self._answers(stage.confirmation(outcome))
             outcome = confirmed(outcome, again[outcome.recipe.id], self.run.objective)
         self.outcome = outcome

@@ -25,7 +25,7 @@ from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner,
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
 from souping.report.files import selection_dict
-from souping.search.loop import SearchResult, trial_limit
+from souping.search.loop import SearchResult, trial_limit, verifies
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, Selector
@@ -101,13 +101,14 @@ class WorkCounter:
         priors = stage.priors(self.pool, self.run.optimiser)
         if priors is not None:
             self._count(priors)
-        own, span = self.evaluations[""], self._span(stage)
+        own, span, size = self.evaluations[""], self._span(stage), len(stage.ingredients)
+        drafts = verifies(self.run.optimiser, size, own)
         if span is not None:
             winner = self._part_of_fold(stage, span)
         else:
             asks, winner = self._soups(stage)
-            self._count(Stage(name=stage.name, asks=tuple(asks), items=stage.items), own.drafts)
-        if own.drafts and len(stage.ingredients) > 1:
+            self._count(Stage(name=stage.name, asks=tuple(asks), items=stage.items), drafts)
+        if drafts and size > 1:
             self._count(stage.confirmation(winner))
         self._new(winner.recipe, winner.handler, stage.items, own)  # it is one of the trials
         return winner
@@ -151,9 +152,12 @@ class WorkCounter:
             self._count(stage)
 
     def _count(self, stage: Stage, drafts: bool = False) -> None:
-        evaluation = self.evaluations[stage.side]
-        drafts |= evaluation.all_drafted and not stage.claimed and stage.fold != "report"
-        todo = sum(self._new(recipe, handler, stage.items, evaluation, drafts) for recipe, handler in stage.asks)
+        evaluation, singles = self.evaluations[stage.side], [(name,) for name in self.pool.names]
+        free = evaluation.all_drafted and not stage.claimed and stage.fold != "report"
+        todo = 0
+        for recipe, handler in stage.asks:
+            drafted = free or (drafts and recipe.ingredients not in singles)
+            todo += self._new(recipe, handler, stage.items, evaluation, drafted)
         number, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
         self.stages.append(
             PlannedStage(

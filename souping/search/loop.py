@@ -224,7 +224,8 @@ class SearchRun:
                 items=known,
                 handler=handler,
                 wants=cell.wants,
-                drafts=True,
+                drafts=len(soup.recipe.ingredients) > 1
+                and verifies(self._strategy, len(cell.weights), self._evaluation),
                 authors=self._authors,
             )
             self._evaluation.submit(inquiry)
@@ -312,6 +313,12 @@ def confirmed(outcome: SearchResult, scores: ItemScores, objective: Objective) -
     """A search whose winner answered the whole fold anew, plainly: what is said of it owes nothing to drafts."""
     outcome.cost.confirmed = len(scores.items)
     return replace(outcome, result=replace(result_of(scores, objective), values=scores.values))
+
+
+def verifies(strategy: Strategy, size: int, evaluation: RecipeEvaluator) -> bool:
+    """Whether trials of soups may verify drafts (singles never do: all know their plain answers by the end). Where one
+    soup is asked, it is the winner and asked plainly at once."""
+    return evaluation.drafts and strategy.count(size) != 1
 
 
 def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:
