@@ -33,6 +33,9 @@ from souping.pipeline.other_answers import References, drafts, margin_settings, 
 from souping.pipeline.store import IMPORTED, Store
 from souping.pipeline.stored_answers import StoredAnswers
 
+READ = "(margin: answers of others were read, nothing was answered)"
+"""Output of a margin's row."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -313,9 +316,7 @@ class Evaluation(RecipeEvaluator):
             if not pending.out:
                 self._done.append(pending)
 
-    def _commit(
-        self, recipe: Recipe, block: Block, items: Sequence[Item], records: list[Record]
-    ) -> list[Record]:
+    def _commit(self, recipe: Recipe, block: Block, items: Sequence[Item], records: list[Record]) -> list[Record]:
         """Commit answers and scores; scorers of the user's are called in between, so that no answer is lost by one."""
         self._store.add(recipe, block.asker, block.settings, block.key, items, records)
         waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
@@ -389,7 +390,10 @@ def _margins(out: BlockOut, answered: Answered) -> tuple[Record, ...]:
         known = out.references[item.id]
         margin, prefilled = known.margin(row), sum(len(answer.tokens) for answer in known.answers)
         told = (margin, "") if math.isfinite(margin) else (0.0, "not told")
-        records.append(Record(item=item.id, score=told[0], reason=told[1], output=READ, statistics=row, prompt_tokens=prefilled))
+        score, reason = told
+        records.append(
+            Record(item=item.id, score=score, reason=reason, output=READ, statistics=row, prompt_tokens=prefilled)
+        )
     return tuple(records)
 
 
