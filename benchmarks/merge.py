@@ -56,7 +56,12 @@ class Bench:
         for seed in range(min(count, distinct)):
             path = self.folder / "inputs" / size / f"m{seed}"
             made.append(path if path.exists() else generate(path, size, seed))
-        return {f"m{i}": made[i % len(made)] for i in range(count)}
+        for number in range(len(made), count):
+            path = self.folder / "inputs" / size / f"m{number}"
+            if not path.exists():
+                shutil.copytree(made[number % distinct], path, copy_function=os.link)
+            made.append(path)
+        return {f"m{i}": path for i, path in enumerate(made)}
 
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
         out, paths = str(self.folder / f"out-{what}"), [str(path) for path in folders.values()]
@@ -68,19 +73,28 @@ class Bench:
             config.write_text(json.dumps({**table, "dtype": "bfloat16"}))  # JSON is YAML
             flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet", "--lazy-unpickle", "--async-write"]
             return [str(self.mergekit), str(config), out, *flags]
+        if what.startswith("ours"):
+            pool, shares = ",".join(paths), ",".join(map(str, weights))
+            words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
+            return [sys.executable, "-m", "souping", "+experiment=merge", *words]
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, ",".join(map(str, weights)), *paths]
 
     def cost(self, what: str, folders: dict[str, Path]) -> tuple[float, float, float]:
         """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk."""
         command = self.command(what, folders)
         shutil.rmtree(self.folder / f"out-{what}", ignore_errors=True)
+        place = self.folder / ("empty" if what == "ours_empty" else "warm")
+        if place.name == "empty":
+            shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(exist_ok=True)
         os.sync()
         own = {} if what == "mergekit" else {"PYTHONPATH": str(HERE.parent)}
         environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody types that
         log = self.folder / "log"
         with log.open("wb") as file:
             launch = [sys.executable, "-S", "-c", LAUNCHER, *command]
-            done = subprocess.run(launch, stdout=subprocess.PIPE, stderr=file, env=environment, check=False)
+            done = subprocess.run(launch, stdout=subprocess.PIPE, stderr=file, env=environment, check=False, cwd=place)
         if done.returncode:
             raise SystemExit(f"{what} failed:\n{log.read_text()[-2000:]}")
         wall, cpu, rss = map(float, done.stdout.split())
@@ -96,9 +110,12 @@ class Bench:
 
 
 def processes(bench: Bench, rounds: int, naive: int) -> None:
-    """Whole processes on 4 x 1.2 GB, warm, each with its own flush or none."""
+    """Whole processes on 4 x 1.2 GB, warm cache, each with its own flush or none: the commands that people type.
+
+    `ours` runs where the store knows the models, `ours_empty` in a folder where nothing is known of them.
+    """
     folders = bench.inputs("1.2", 4, 4)
-    names = ["ours", *(["mergekit"] if bench.mergekit else [])]
+    names = ["ours", "ours_empty", *(["mergekit"] if bench.mergekit else [])]
     found = bench.contest(names, folders, rounds)
     if naive:
         found |= bench.contest(["naive"], folders, naive)
@@ -108,6 +125,10 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
         ratios = f"{found['ours'][0] / wall:.3f} | {found['ours'][1] / cpu:.3f}"
         bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {ratios} |")
     if bench.mergekit:
+        warm, empty = (found[name][0] / found["mergekit"][0] for name in ("ours", "ours_empty"))
+        bench.say(
+            f"\nOf mergekit's wall time: {warm:.3f} where the store knows the models, {empty:.3f} in an empty folder."
+        )
         same = equal(bench.folder / "out-ours", bench.folder / "out-mergekit")
         bench.say(f"\nBytes of ours and mergekit's tensors: {'equal' if same else 'DIFFERENT'}.")
 

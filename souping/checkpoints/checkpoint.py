@@ -291,8 +291,8 @@ def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | Non
 def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
     """SHA-256 (hex) of a file, hashed once where a `cache` keeps it."""
     try:
-        before = _settled(path)
-        key = "|".join(map(str, (path.resolve(), *before)))
+        before = settled(path)
+        key = digest_key(path, before)
         if cache is not None and key in cache:
             return cache[key]
         with path.open("rb") as file:
@@ -307,7 +307,12 @@ def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
     return value
 
 
-def _settled(path: Path) -> Stamp:
+def digest_key(path: Path, state: Stamp) -> str:
+    """Under what a file's digest is kept."""
+    return "|".join(map(str, (path.resolve(), *state)))
+
+
+def settled(path: Path) -> Stamp:
     """The stamp of a file, at a time when another change would give it another one."""
     now = stamp(path)
     age = time.time_ns() - now[2]

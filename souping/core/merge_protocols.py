@@ -127,6 +127,11 @@ class MergeBackend(Part, Protocol):
         return "error"
 
     @property
+    def hashes_while_reading(self) -> bool:
+        """Whether its soups of full models can be written before their ingredients are hashed."""
+        return False
+
+    @property
     def allow_pickle(self) -> bool:
         return False
 

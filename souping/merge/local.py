@@ -77,6 +77,10 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
         self._check_processes()
 
+    @property
+    def hashes_while_reading(self) -> bool:
+        return self.base is None and self.num_processes == 1
+
     def _check_processes(self) -> None:
         if self.num_processes != 1:
             raise UserError(f"merge.num_processes={self.num_processes} needs merge=accelerate: merge=local has one")

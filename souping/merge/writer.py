@@ -29,6 +29,7 @@ from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.types import UserError
 from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank
+from souping.merge.digests import Digests, Late, passing, with_contents
 from souping.merge.kernels.reference import Raw
 from souping.merge.methods import get_method
 from souping.merge.plan import Ingredient, MergePlan
@@ -41,10 +42,12 @@ WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mi
 class ShardWriter:
     """Plan with its files open: fills any share of shards that exist already (`prepare`)."""
 
-    def __init__(self, plan: MergePlan, folder: Path) -> None:
+    def __init__(self, plan: MergePlan, folder: Path, digests: Digests | None = None) -> None:
+        """Open the files; `digests` are fed with what is read."""
         self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
         self._lock, self._done, self._failed = threading.Lock(), 0, False
         self._warned: set[str] = set()
+        self._digests: Digests = digests or {}
         self._hold = can_hold(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
         try:
             self._inputs = [self._open_all(ingredient) for ingredient in plan.ingredients]
@@ -120,6 +123,9 @@ class ShardWriter:
                 if count <= 0:
                     raise complaint(self.plan, chunk, "the file ends early", source)
                 view, offset = view[count:], offset + count
+        passing = self._digests.get((source.ingredient, source.file))
+        if passing is not None:
+            passing.feed(source.offset, into)
 
     def _block(self, chunk: Chunk, buffers: Buffers) -> None:
         rows = [buffers.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
@@ -234,27 +240,42 @@ def write_checkpoint(
     progress: Progress | None = None,
     extra_files: Mapping[str, str] | None = None,
     shares: Shares | None = None,
+    late: Late | None = None,
 ) -> Path:
     """Write the soup of a plan to `out` and return it: shards, index, config, tokenizer, recipe.json, `extra_files`.
 
-    The folder appears whole or not at all. Its bytes follow from the plan and the ingredients alone.
+    The folder appears whole or not at all. Its bytes follow from the plan and the ingredients alone. With `late`, the
+    ingredients are hashed as they are read, and the recipe's fingerprints and the extra files follow from that.
 
     Raises:
         UserError: `out` is there already, an ingredient is broken or changes before the soup is there, or the disk is
             full.
     """
     plan = stamped(plan)
-    files: dict[str, str | bytes] = {**companion_files(plan)}
-    for name, text in (extra_files or {}).items():
-        if name in files or name in plan.shards:
-            raise UserError(f"the extra file {name} would replace a file of the model")
-        files[name] = text
+    files = _files(plan, late.files(plan.recipe) if late else extra_files)
     with staged(out) as stage:
         prepare(plan, stage)
-        (shares or alone)(plan, stage, progress)
+        if late:
+            digests = passing(plan, late.known)
+            _fill(plan, stage, progress, digests)
+            for each in digests.values():
+                each.keep(late.known)
+            plan = with_contents(plan, late.known)
+            files = _files(plan, late.files(plan.recipe))
+        else:
+            (shares or alone)(plan, stage, progress)
         write_files(stage, files)
         plan.check_unchanged()
     return Path(out)
+
+
+def _files(plan: MergePlan, extra: Mapping[str, str] | None) -> dict[str, str | bytes]:
+    files: dict[str, str | bytes] = {**companion_files(plan)}
+    for name, text in (extra or {}).items():
+        if name in files or name in plan.shards:
+            raise UserError(f"the extra file {name} would replace a file of the model")
+        files[name] = text
+    return files
 
 
 def stamped(plan: MergePlan) -> MergePlan:
@@ -281,7 +302,11 @@ def _stamped(ingredient: Ingredient) -> Ingredient:
 
 def alone(plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
     """All shares in this process, with two threads."""
-    with ShardWriter(plan, stage) as writer:
+    _fill(plan, stage, progress, None)
+
+
+def _fill(plan: MergePlan, stage: Path, progress: Progress | None, digests: Digests | None) -> None:
+    with ShardWriter(plan, stage, digests) as writer:
         writer.fill(threads=THREADS, progress=progress)
 
 

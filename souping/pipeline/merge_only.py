@@ -35,14 +35,21 @@ CARD = "README.md"
 def merge(run: MergeSettings) -> Path | None:
     """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
     with Store(run.store_path) as store, ExitStack() as parts:
-        pool = parts.enter_context(closing(OpenPool(run.pool.resolve(), run.merge, store, tokenizers=False)))
+        candidates, late = run.pool.resolve(), not run.plan
+        pool = parts.enter_context(closing(OpenPool(candidates, run.merge, store, tokenizers=False, late=late)))
         for warning in pool.warnings:
             say(f"note: {warning}")
         if run.optimiser.count(len(pool.names)) != 1:
             raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
         cell = run.optimiser.start(SearchSpace(ingredients=pool.names, candidates=pool.names), run.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
-        return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
+        if not pool.late:
+            return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
+        with Throughput("soup") as progress:
+            soup, notes = pool.write_late(recipe, run.out, lambda known: {CARD: _card(run, known)}, progress)
+        for note in notes:
+            say(f"note: {note}")
+        return soup
 
 
 def rebuild(run: MergeSettings, path: Path) -> Path | None:

@@ -29,6 +29,7 @@ from souping.core.protocols import (
 )
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
+from souping.merge.digests import Late, StandIns
 from souping.pipeline.store import ContentMemory
 from souping.report.progress import Throughput
 
@@ -56,10 +57,12 @@ class OpenPool:
         aside: Aside = nullcontext,
         tokenizers: bool = True,
         with_base: bool = False,
+        late: bool = False,
     ) -> None:
         """Fetch what is named by the Hub, open every candidate's headers, check them against each other, then take
         their fingerprints. `aside` makes room on the terminal for a download's bar. `with_base` opens the base model
-        beside full models, so that recipes may name it (`base_name`).
+        beside full models, so that recipes may name it (`base_name`). With `late`, files that nobody has hashed wait
+        for `write_late`, where the backend can do that.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be had, or the candidates do not fit each other.
@@ -68,11 +71,14 @@ class OpenPool:
         supplied = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
         self.base, self.folders = supplied.merge.base, {c.name: c.path for c in supplied.candidates}
         self.base_name, beside = _beside(self.folders, self.base) if with_base else ("", {})
-        self.pool = supplied.merge.open({**self.folders, **beside}, store.hashes)
+        late = late and supplied.merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
+        self._store, self._hashes = store, StandIns(store.hashes) if late else store.hashes
+        self.pool = supplied.merge.open({**self.folders, **beside}, self._hashes)
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in supplied.candidates)
-        self.warnings = [*warnings, *supplied.notes, *_twins(self.candidates)]
-        for content, folder in self.pool.seen.items():
+        self.late = isinstance(self._hashes, StandIns) and self._hashes.pending
+        self.warnings = [*warnings, *supplied.notes, *_twins({c.name: c.fingerprint for c in self.candidates})]
+        for content, folder in self.pool.seen.items() if not self.late else ():
             store.remember_folder(content, folder)
         self._live = LiveModel(self.pool)
         self._scratch = ScratchCheckpoint(self.pool)
@@ -126,6 +132,27 @@ class OpenPool:
         """The soup as a folder; `progress(bytes written, bytes in all)`."""
         return self.pool.write(recipe, out, extra_files=extra_files, progress=progress)
 
+    def write_late(
+        self, recipe: Recipe, out: Path, files: Callable[[Recipe], Mapping[str, str]], progress: Progress | None = None
+    ) -> tuple[Path, list[str]]:
+        """The soup as a folder, its ingredients hashed as they are read, and what that told of them."""
+        from souping.merge.plan import MergePlan
+        from souping.merge.writer import write_checkpoint
+
+        plan = self.pool.plan(recipe)
+        assert isinstance(plan, MergePlan)
+        made: list[Recipe] = []
+
+        def final(known: Recipe) -> Mapping[str, str]:
+            made.append(known)
+            return files(known)
+
+        written = write_checkpoint(plan, out, progress=progress, late=Late(self._store.hashes, final))
+        prints = dict(zip(made[-1].ingredients, made[-1].fingerprints, strict=True))
+        for name, content in prints.items():
+            self._store.remember_folder(content, self.folders[name])
+        return written, _twins(prints)
+
 
 def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[str, Path]]:
     """(name of the base model in recipes, its folder where it is no candidate). Adapters alone are none of its kind."""
@@ -145,11 +172,11 @@ def _check_carry(merge: MergeBackend, names: Sequence[str]) -> None:
         raise UserError(f"merge.carry={carry} is not a candidate ({', '.join(names)}){nearest(carry, names)}")
 
 
-def _twins(candidates: tuple[Candidate, ...]) -> list[str]:
+def _twins(prints: Mapping[str, str]) -> list[str]:
     first: dict[str, str] = {}
-    for c in candidates:
-        first.setdefault(c.fingerprint, c.name)
-    pairs = [(first[c.fingerprint], c.name) for c in candidates if first[c.fingerprint] != c.name]
+    for name, content in prints.items():
+        first.setdefault(content, name)
+    pairs = [(first[content], name) for name, content in prints.items() if first[content] != name]
     return [f"{a} and {b} hold the same bytes: they are one model under two names" for a, b in pairs]
 
 

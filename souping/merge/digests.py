@@ -1,0 +1,133 @@
+"""Digests of files whose bytes pass by while they are averaged, so that nothing is read twice.
+
+A recipe names its ingredients by their content. Where nobody has hashed a file yet, a stand-in takes the digest's place
+until the averaging has read it; the recipe that is written has the digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from souping.checkpoints.checkpoint import digest_key, file_digest, settled
+from souping.core.types import Recipe, UserError, digest
+from souping.merge.kernels.reference import Raw
+from souping.merge.plan import Ingredient, MergePlan
+
+WAITING = 8  # pieces of a file that came early and are kept: a few a thread
+PIECE = 1 << 20
+
+
+class StandIns(MutableMapping[str, str]):
+    """Known digests, and stand-ins for files that nobody has hashed: `pending` says whether any were given out."""
+
+    def __init__(self, known: MutableMapping[str, str]) -> None:
+        self.known, self.pending = known, False
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __getitem__(self, key: str) -> str:
+        found = self.known.get(key)
+        self.pending |= found is None
+        return found or f"not read yet: {key}"
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self.known[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.known[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+@dataclass(frozen=True)
+class Late:
+    """What is written only once the ingredients were read: digests go to `known`, `files` are those of the recipe."""
+
+    known: MutableMapping[str, str]
+    files: Callable[[Recipe], Mapping[str, str]]
+
+
+class PassingDigest:
+    """SHA-256 of one file from pieces that come nearly in its order, by several threads; what never came is read."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Hash the first `start` bytes, the header, which no piece brings."""
+        self._path, self._stamp = path, settled(path)
+        self._hash, self._at, self._busy = hashlib.sha256(), 0, False
+        self._lock, self._waiting = threading.Lock(), dict[int, bytes]()
+        self._read(start)
+
+    def feed(self, offset: int, piece: Raw) -> None:
+        """Take a piece. While another thread hashes, or before its turn, a copy is left and the thread goes on."""
+        with self._lock:
+            if self._busy or offset != self._at:
+                if offset >= self._at and len(self._waiting) < WAITING:
+                    self._waiting[offset] = piece.tobytes()
+                return
+            self._busy = True
+        todo: memoryview | bytes | None = piece.data
+        while todo is not None:
+            self._hash.update(todo)
+            with self._lock:
+                self._at += len(todo)
+                todo = self._waiting.pop(self._at, None)
+                self._busy = todo is not None
+
+    def keep(self, known: MutableMapping[str, str]) -> None:
+        """Read what is left, and put the digest beside the known ones; a file that changed has none."""
+        self._read(None)
+        if settled(self._path) == self._stamp and time.time_ns() > self._stamp[2]:
+            known[digest_key(self._path, self._stamp)] = self._hash.hexdigest()
+
+    def _read(self, end: int | None) -> None:
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                file.seek(self._at)
+                while piece := file.read(PIECE if end is None else min(PIECE, end - self._at)):
+                    self._hash.update(piece)
+                    self._at += len(piece)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {error.strerror or error}") from None
+
+
+Digests = Mapping[tuple[int, int], PassingDigest]
+"""By number of ingredient and of its file."""
+
+
+def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
+    """A digest to be fed for every file of the plan that is not hashed yet."""
+    starts: dict[tuple[int, int], int] = {}
+    for source in (s for tensor in plan.tensors for piece in tensor.pieces for s in piece.sources):
+        place = (source.ingredient, source.file)
+        starts[place] = min(source.offset, starts.get(place, source.offset))
+    files = {place: _path(plan.ingredients[place[0]], place[1]) for place in starts}
+    return {
+        place: PassingDigest(path, starts[place])
+        for place, path in files.items()
+        if digest_key(path, settled(path)) not in known
+    }
+
+
+def _path(ingredient: Ingredient, file: int) -> Path:
+    return Path(os.path.join(ingredient.folder, ingredient.files[file][0]))
+
+
+def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
+    """The plan with its ingredients' fingerprints, whose files have been hashed."""
+    prints = {
+        each.name: digest({name: file_digest(Path(each.folder) / name, known) for name in each.stamps})
+        for each in plan.ingredients
+    }
+    recipe = replace(plan.recipe, fingerprints=tuple(prints[name] for name in plan.recipe.ingredients))
+    return replace(plan, recipe=recipe)

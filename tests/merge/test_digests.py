@@ -1,0 +1,69 @@
+"""Digests of files that pass by while they are averaged: those that hashing alone gives, whatever the order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from souping.checkpoints.checkpoint import fingerprint
+from souping.merge.digests import PassingDigest
+from tests.conftest import Cli
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
+
+
+def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int = 1) -> str:
+    path.write_bytes(CONTENT.tobytes())
+    digest, known = PassingDigest(path, start), dict[str, str]()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in order]:
+            job.result()
+    digest.keep(known)
+    return next(iter(known.values()))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [(100, 5000), (5000, 10_000)],
+        [(5000, 10_000), (100, 5000)],
+        [(100, 5000), (100, 5000), (5000, 10_000)],
+        [(2000, 5000)],
+        [],
+        [(a, a + 100) for a in range(9900, 0, -100)],
+    ],
+    ids=["in order", "turned round", "twice", "with gaps", "none", "more than may wait"],
+)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_it_is_the_digest_of_the_file(tmp_path: Path, order: list[tuple[int, int]], threads: int) -> None:
+    assert whole(tmp_path / "file", 100, order, threads) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+
+
+def test_a_file_that_changes_meanwhile_gets_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT.tobytes())
+    digest, known = PassingDigest(tmp_path / "file", 8), dict[str, str]()
+    (tmp_path / "file").write_bytes(CONTENT[::-1].tobytes())
+    digest.keep(known)
+    assert known == {}
+
+
+def test_a_first_merge_names_its_ingredients_by_content(family: Path, souping: Cli, tmp_path: Path) -> None:
+    shutil.copytree(family / "ant", tmp_path / "twin")
+    pool = [f"pool.candidates=[{family / 'ant'},{family / 'bee'},{tmp_path / 'twin'}]"]
+    words = ["+experiment=merge", *pool, "optimiser.weights=[0.5,0.3,0.2]"]
+    first, second = souping(*words, "out=soup_1"), souping(*words, "out=soup_2")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    recipe = json.loads((tmp_path / "soup_1/recipe.json").read_text())
+    assert recipe["fingerprints"] == [fingerprint(family / name) for name in ("ant", "bee", "ant")]
+    for path in (tmp_path / "soup_1").iterdir():
+        own = path.read_bytes().replace(b"soup_1", b"soup_2")
+        assert own == (tmp_path / "soup_2" / path.name).read_bytes()
+    assert all("ant and twin hold the same bytes" in done.out + done.err for done in (first, second))
+    assert souping("+experiment=rebuild", "recipe=soup_1/recipe.json", "out=third").code == 0
