@@ -4,7 +4,11 @@ The names below are the library's; each is imported from its room when it is fir
 `import souping` loads nothing else.
 """
 
+import sys
 from importlib import import_module
+
+if sys.platform == "win32":
+    raise ImportError("souping runs on Linux and macOS: on Windows, install it inside WSL (wsl --install)")
 
 _ROOMS = {
     "souping.core.versions": ("__version__",),

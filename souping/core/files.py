@@ -7,7 +7,6 @@ holds a folder.
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -17,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
+from souping.core.system import lock
 from souping.core.types import UserError
 
 LOCK = ".lock"
@@ -80,11 +80,11 @@ def staged(out: Path) -> Iterator[Path]:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Be the one who writes `out`."""
-    lock = out.with_name(f".{out.name}{LOCK}")
-    with lock.open("a") as file:
+    place = out.with_name(f".{out.name}{LOCK}")
+    with place.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino != lock.stat().st_ino:  # its holder has just ended, another began
+            lock(file.fileno(), wait=False)
+            if os.fstat(file.fileno()).st_ino != place.stat().st_ino:  # its holder has just ended, another began
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
@@ -92,7 +92,7 @@ def _alone(out: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                lock.unlink()
+                place.unlink()
 
 
 def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
@@ -130,7 +130,7 @@ def hold(folder: Path) -> IO[str]:
     """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
     new = folder / f"{LOCK}.new"
     file = new.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    lock(file.fileno())
     new.rename(folder / LOCK)  # under this name once it is held
     return file
 
@@ -138,9 +138,9 @@ def hold(folder: Path) -> IO[str]:
 def sweep(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for left in folders:
-        with suppress(OSError), (left / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError), (left / LOCK).open("a") as file:
+            if lock(file.fileno(), wait=False):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _finish(stage: Path, out: Path) -> None:

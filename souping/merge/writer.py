@@ -1,14 +1,13 @@
 """Plan into a complete model folder: shards, config, tokenizer, chat template, recipe.
 
 Blocks of the ingredients stream from their files through the method into the shards. Two threads each read N rows
-(`preadv`), mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few blocks a
+at their places, mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few blocks a
 thread, whatever the size or the number of models.
 """
 
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import os
 import resource
@@ -27,6 +26,7 @@ from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import parse_json
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
+from souping.core.system import read_at, reserve, start_writing
 from souping.core.types import UserError
 from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank
 from souping.merge.digests import Digests, Late, passing, with_contents
@@ -119,7 +119,7 @@ class ShardWriter:
         view, offset = into.data, source.offset
         with self._inputs[source.ingredient][source.file].use() as descriptor:
             while len(view):
-                count = os.preadv(descriptor, [view], offset)
+                count = read_at(descriptor, view, offset)
                 if count <= 0:
                     raise complaint(self.plan, chunk, "the file ends early", source)
                 view, offset = view[count:], offset + count
@@ -138,7 +138,7 @@ class ShardWriter:
         window = offset // WINDOW
         with self._outputs[chunk.shard].use() as descriptor:
             if window != (offset + len(view)) // WINDOW:
-                start_writing(descriptor, (window - 1) * WINDOW)
+                start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
             while len(view):
                 count = os.pwrite(descriptor, view, offset)
                 view, offset = view[count:], offset + count
@@ -183,16 +183,6 @@ def can_hold(count: int) -> bool:
     return need <= soft
 
 
-def start_writing(descriptor: int, offset: int) -> None:
-    """Send a window that is complete to the disk while the next ones are mixed, so that the last flush is short.
-
-    Advice on dirty pages starts their writing (they stay in the cache until then); elsewhere it does nothing.
-    """
-    if hasattr(os, "posix_fadvise") and offset >= 0:  # the system's: not on macOS
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, offset, WINDOW, os.POSIX_FADV_DONTNEED)
-
-
 class Buffers:
     """Thread's buffers, made once and reused for every block."""
 
@@ -217,16 +207,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
         with (folder / name).open("xb") as file:
             file.write(header)
             file.flush()
-            _reserve(file.fileno(), size)
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(descriptor, size)
+            reserve(file.fileno(), size)
 
 
 Shares = Callable[[MergePlan, Path, Progress | None], None]

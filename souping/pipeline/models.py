@@ -27,6 +27,7 @@ from souping.core.protocols import (
     Progress,
     Served,
 )
+from souping.core.system import SHARED_MEMORY
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge.digests import Late, StandIns
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 Aside = Callable[[], AbstractContextManager[None]]
 """Makes room on the terminal while something else is shown there."""
-SHARED_MEMORY = Path("/dev/shm")
-"""A file system in memory: what is written there is read at the speed of memory."""
 PREFIX = "souping-soup-"
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Literal
 from souping.checkpoints.dtypes import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.protocols import ModelHost
+from souping.core.system import SHARED_MEMORY
 from souping.core.types import Candidate, Json, Missing, UserError
 from souping.merge.plan import human
-from souping.pipeline.models import SHARED_MEMORY, scratch_place
+from souping.pipeline.models import scratch_place
 from souping.report.format import in_words
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ finished blob there, huggingface_hub included, uses it as its own.
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import hashlib
 import io
@@ -28,6 +27,7 @@ from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, P
 from souping.checkpoints.header import parse_json
 from souping.checkpoints.hub.client import COMMIT, HubName, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
+from souping.core.system import lock
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
@@ -241,7 +241,7 @@ class Proven(io.FileIO):
 
     def __init__(self, path: Path, file: RemoteFile, tally: Tally) -> None:
         super().__init__(path, "a+b")
-        fcntl.flock(self.fileno(), fcntl.LOCK_EX)
+        lock(self.fileno())
         self.digest, self._file, self._tally = file.hasher(), file, tally
         self.seek(0)
         while block := self.read(CHUNK):
