@@ -1,8 +1,8 @@
 """Plan into a complete model folder: shards, config, tokenizer, chat template, recipe.
 
 Blocks of the ingredients stream from their files through the method into the shards. Two threads each read N rows
-at their places, mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few blocks a
-thread, whatever the size or the number of models.
+at their places, mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few
+blocks a thread, whatever the size or the number of models.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""What only some systems have, each with what does its work elsewhere: file locks, reads at a place, room for a file.
+
+Linux has all of it; macOS lacks `posix_fallocate`, `posix_fadvise` and `/dev/shm`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+SHARED_MEMORY = Path("/dev/shm")
+"""A file system in memory: what is written there is read at the speed of memory. Absent on macOS."""
+UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def lock(descriptor: int, wait: bool = True) -> bool:
+    """Lock an open file until it is closed, however its process ends; False where the system has no such locks.
+
+    Raises:
+        BlockingIOError: without `wait`, somebody else holds it.
+    """
+    if fcntl is None:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+def read_at(descriptor: int, view: memoryview, offset: int) -> int:
+    """Read into `view` from a place of the file; how many bytes came."""
+    if "preadv" in dir(os):
+        return os.preadv(descriptor, [view], offset)
+    piece = os.pread(descriptor, len(view), offset)
+    view[: len(piece)] = piece
+    return len(piece)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Make a file so large; a disk that is too full says so here, where the system can.
+
+    Raises:
+        OSError: no space, or no right to write.
+    """
+    try:
+        if "posix_fallocate" in dir(os):
+            os.posix_fallocate(descriptor, 0, size)
+            return
+    except OSError as error:
+        if error.errno not in UNABLE:
+            raise
+    os.ftruncate(descriptor, size)
+
+
+def start_writing(descriptor: int, offset: int, size: int) -> None:
+    """Send part of a file to the disk while others are made, so that the last flush is short.
+
+    Advice on dirty pages starts their writing (they stay in the cache until then); elsewhere nothing is done.
+    """
+    if "posix_fadvise" in dir(os) and offset >= 0:
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)

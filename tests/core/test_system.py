@@ -1,0 +1,50 @@
+"""What only some systems have: with its name taken away, its work is done otherwise and a soup is the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from souping.core import files, system
+from tests.conftest import ROOT, Cli
+
+
+def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, bytes]:
+    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
+    done = souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", f"out={out}")
+    assert done.code == 0, done.err
+    return {path.name: path.read_bytes() for path in (tmp_path / out).iterdir() if path.name != "README.md"}
+
+
+@pytest.mark.parametrize("name", ["posix_fallocate", "posix_fadvise", "preadv", "fcntl", "/dev/shm"])
+def test_a_soup_without_it(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole = merged(souping, family, tmp_path, "whole")
+    if name == "fcntl":
+        monkeypatch.setattr(system, "fcntl", None)
+    elif name == "/dev/shm":
+        monkeypatch.setattr("souping.pipeline.models.SHARED_MEMORY", tmp_path / "absent")
+    else:
+        monkeypatch.delattr(os, name)
+    assert merged(souping, family, tmp_path, "without") == whole
+
+
+def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "left").mkdir()
+    monkeypatch.setattr(system, "fcntl", None)
+    files.sweep([tmp_path / "left"])
+    assert (tmp_path / "left").is_dir()
+    monkeypatch.undo()
+    files.sweep([tmp_path / "left"])
+    assert not (tmp_path / "left").exists()
+
+
+def test_windows_is_told_of_wsl() -> None:
+    code = "import sys; sys.platform = 'win32'; import souping"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "WSL" in done.stderr.splitlines()[-1]
