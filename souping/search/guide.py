@@ -1,9 +1,10 @@
 """Likelihood guide: how much likelier soups find right answers than wrong ones, as a covariate of the surrogate.
 
 About ten soups read answers that the candidates wrote; nothing is generated. A margin m of an item becomes a soft
-score, 1 / (1 + exp(-m / s)) with s the median size of a margin, or exp(m) where m is a log-likelihood alone; its mean a
-category is interpolated over the simplex. In the guided prior a category's true mean is a multiple of that covariate
-plus a remainder, both with priors of their own, so that generated answers correct the guide: it never picks alone.
+score, 1 / (1 + exp(-3 m / s)) with s the median size of a margin, or exp(m) where m is a log-likelihood alone; its mean
+a category is interpolated over the simplex. In the guided prior a category's true mean has a multiple of that covariate
+in it (about one point a point, on all truth tables) beside all that the plain prior has, so that generated answers
+correct the guide: it never picks alone.
 
 Whether it is trusted is decided by data: the log score of what was generated, each mixed soup left out in turn
 (Vehtari et al. 2017, with exact Gaussian formulas: Sundararajan and Keerthi 2001). Single models, who wrote the
@@ -17,15 +18,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from souping.core import simplex
-from souping.core.types import BoolArray, FloatArray, IntArray, Weights
+from souping.core.types import FloatArray, IntArray, Weights
 from souping.search.kernels import Kernel, distances
 from souping.search.layout import FoldLayout
-from souping.search.surrogate import JITTER, KnownCells, Prior, joint
+from souping.search.surrogate import JITTER, Feature, KnownCells, Prior, joint
 
-PREFILLED, JURY, MARGIN = 10, 4, 1.0
+PREFILLED, JURY, MARGIN = 10, 4, 0.0
 """Soups that read, mixed soups that decide, nats by which the guide must be better."""
-SLOPE, REMAINDER = 0.12, 0.3
-"""Points of a standard deviation of the covariate (fractions of 1), and the remainder's share of the plain signal."""
+FACTOR, VARIED, SINGLE, SHARP = (0.9, 0.5), 0.3, 0.1, 3.0
+"""Points that a point of the covariate stands for, mean and spread; the spread of its categories around that; how far
+single models lie off (fractions of 1); steepness of soft scores."""
 
 
 class LikelihoodGuide:
@@ -46,33 +48,42 @@ class LikelihoodGuide:
         """Whether enough is known to interpolate."""
         return len(self._margins) >= JURY and not self.wanted
 
-    def judge(self, plain: Prior, layout: FoldLayout, known: Sequence[KnownCells], depth: IntArray) -> Prior:
-        """The guided prior where it explains mixed soups better than the plain one, each left out in turn."""
+    def judge(
+        self, priors: tuple[Prior, Prior], layout: FoldLayout, known: Sequence[KnownCells], depth: IntArray
+    ) -> Prior:
+        """The guided prior, the second, where it explains mixed soups better than the plain one, each left out."""
         single = self.table.max(1) == 1
         jury = [int(s) for s in np.flatnonzero(depth.any(1)) if not single[s]]
         if len(jury) < JURY:
             self.verdict = f"not trusted: {len(jury)} mixed soups answered, {JURY} decide"
-            return plain
-        other = guided(plain, self.covariate(layout), single)
-        scores = [left_out(prior, layout.sizes, known, jury) for prior in (other, plain)]
-        trusted = scores[0] - scores[1] > MARGIN
+            return priors[0]
+        scores = [left_out(prior, layout.sizes, known, jury) for prior in priors]
+        trusted = scores[1] - scores[0] > MARGIN
         said = "trusted" if trusted else "not trusted"
-        self.verdict = f"{said}: log score {scores[0] - scores[1]:+.1f} on {len(jury)} mixed soups"
-        return other if trusted else plain
+        self.verdict = f"{said}: log score {scores[1] - scores[0]:+.1f} on {len(jury)} mixed soups"
+        return priors[1] if trusted else priors[0]
+
+    def feature(self, layout: FoldLayout) -> Feature:
+        """The covariate as what every category's mean has in it."""
+        return Feature(self.covariate(layout), *FACTOR)
+
+    def spread(self, feature: Feature) -> FloatArray:
+        """Covariance [C, S, S] that the guided prior adds: factors that vary by category, single models that lie off,
+        for the covariate is no guide to them."""
+        single = (self.table.max(1) == 1).astype(float)
+        slopes = VARIED**2 * feature.shape[:, :, None] * feature.shape[:, None, :]
+        return np.asarray(slopes + SINGLE**2 * np.diag(single))
 
     def covariate(self, layout: FoldLayout) -> FloatArray:
-        """Mean soft score [C, S] of each category, interpolated, with mean 0 and variance 1 over mixed soups; zeros
-        where nothing is known of a category."""
+        """Mean soft score [C, S] of each category, interpolated, with mean 0 over mixed soups. Items without margins
+        count as ones that all soups fail."""
         rows = [self.points.index(weights) for weights in self._margins]
-        soft = soft_scores(np.array(list(self._margins.values())))
+        soft = np.nan_to_num(soft_scores(np.array(list(self._margins.values()))))
         mixed = self.table.max(1) < 1
         found = []
         for items in layout.members:
-            own = soft[:, items]
-            own = own[:, np.isfinite(own).all(0)]
-            values = _interpolated(self.table, rows, own.mean(1)) if own.size else np.zeros(len(self.table))
-            spread = values[mixed].std()
-            found.append((values - values[mixed].mean()) / spread if spread > JITTER else np.zeros(len(values)))
+            values = _interpolated(self.table, rows, soft[:, items].mean(1))
+            found.append(values - values[mixed].mean())
         return np.array(found)
 
 
@@ -82,7 +93,7 @@ def soft_scores(margins: FloatArray) -> FloatArray:
     if not len(finite) or finite.max() <= 0:
         return np.asarray(np.exp(np.minimum(margins, 0)))
     scale = max(float(np.median(abs(finite))), JITTER)
-    return np.asarray(1 / (1 + np.exp(-np.clip(margins / scale, -50, 50))))
+    return np.asarray(1 / (1 + np.exp(-np.clip(SHARP * margins / scale, -50, 50))))
 
 
 def _interpolated(table: FloatArray, rows: Sequence[int], values: FloatArray) -> FloatArray:
@@ -92,17 +103,6 @@ def _interpolated(table: FloatArray, rows: Sequence[int], values: FloatArray) ->
     joint = prior[np.ix_(rows, rows)] + 1e-3 * np.eye(len(rows))
     centre = values.mean()
     return np.asarray(centre + scale * prior[:, rows] @ np.linalg.solve(joint, (values - centre) / scale))
-
-
-def guided(plain: Prior, covariate: FloatArray, single: BoolArray) -> Prior:
-    """The plain prior with most of its signal moved to the covariate [C, S]; at single models the covariate is no
-    guide, and they have a variance of their own."""
-    flat = Kernel().level ** 2
-    remainder = flat + REMAINDER**2 * (plain.signal - flat)
-    slope = SLOPE**2 * covariate[:, :, None] * covariate[:, None, :]
-    own = np.einsum("css->cs", plain.signal) - flat
-    signal = remainder + slope + np.einsum("cs,st->cst", own * single, np.eye(len(single)))
-    return Prior(signal, plain.noise, plain.level)
 
 
 def left_out(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], soups: Sequence[int]) -> float:

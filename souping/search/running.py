@@ -21,11 +21,11 @@ from souping.search.answers import FoldAnswers
 from souping.search.guide import LikelihoodGuide
 from souping.search.kernels import Kernel, agreeing, distances
 from souping.search.layout import FoldLayout
-from souping.search.surrogate import KnownCells, Prior, Surrogate, evidence, slope
+from souping.search.surrogate import Feature, KnownCells, Prior, Surrogate, evidence, with_features
 
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
 """Rivals looked at, soups that may finish the fold at the end, equals that are named."""
-SCALES, LENGTHS, HELD = (0.35, 0.6, 1.0, 1.6, 2.5), (0.4, 0.75, 1.4), 0.5
+SCALES, LENGTHS, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), (0.4, 0.75, 1.4), 0.3
 """Scales and lengths of the prior's signal among which the evidence chooses, and how far it is held near 1."""
 RISE = (0.06, 0.06)
 """How far soups rise above the plane through single models, times 1 - sum of squared weights: mean and spread."""
@@ -74,12 +74,13 @@ class AdaptiveSearch(Optimiser):
     def _refit(self) -> None:
         """The surrogate anew from all that was told, with the prior that explains it best."""
         self._fitted = self._answers.told
-        known, plain = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
-        rise = slope(plain, self._layout.sizes, known, self._inside, *RISE)
-        plain = replace(plain, level=plain.level + rise * self._inside)
-        best = self._explaining(plain, known)
+        known, bare = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
+        rise = Feature(np.repeat(self._inside[None], len(known), 0), *RISE)
+        best = self._explaining(bare, known, [rise], np.zeros(1))
         if self._guide is not None and self._guide.ready:
-            best = self._guide.judge(best, self._layout, known, self._answers.depth)
+            feature = self._guide.feature(self._layout)
+            other = self._explaining(bare, known, [rise, feature], self._guide.spread(feature))
+            best = self._guide.judge((best, other), self._layout, known, self._answers.depth)
         self._surrogate = Surrogate(best, self._layout.sizes, known)
 
     def _prior(self, mean: FloatArray | None) -> Prior:
@@ -94,16 +95,20 @@ class AdaptiveSearch(Optimiser):
     def _signal(self, kernel: Kernel) -> FloatArray:
         return np.repeat(kernel.signal(self._table, self._apart)[None], len(self._layout.blocks), 0)
 
-    def _explaining(self, plain: Prior, known: Sequence[KnownCells]) -> Prior:
-        """The prior with the scale and the length of signal, category by category, that explain best what is known."""
-        kernel = self._kernel
+    def _explaining(
+        self, bare: Prior, known: Sequence[KnownCells], features: Sequence[Feature], extra: FloatArray
+    ) -> Prior:
+        """The prior with features in its level and, category by category, the scale and the length of signal that
+        explain best what is known; `extra` is added to each signal."""
+        sizes, kernel = self._layout.sizes, self._kernel
+        moved, _ = with_features(replace(bare, signal=bare.signal + extra), sizes, known, features)
         kernels = [
             replace(kernel, plane=kernel.plane * a, bend=kernel.bend * a, length=b) for a in SCALES for b in LENGTHS
         ]
-        signals = [self._signal(one) for one in kernels]
-        scores = np.array([evidence(replace(plain, signal=one), self._layout.sizes, known) for one in signals])
+        priors = [replace(moved, signal=self._signal(one) + extra) for one in kernels]
+        scores = np.array([evidence(prior, sizes, known) for prior in priors])
         scores -= np.array([HELD * np.log(a) ** 2 for a in SCALES for _ in LENGTHS])[:, None]
-        return replace(plain, signal=np.stack([signals[n][c] for c, n in enumerate(scores.argmax(0))]))
+        return replace(moved, signal=np.stack([priors[n].signal[c] for c, n in enumerate(scores.argmax(0))]))
 
     def _believed(self) -> tuple[Surrogate, IntArray]:
         """Surrogate and depths with the open cells counted as answered."""

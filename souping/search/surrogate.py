@@ -10,7 +10,7 @@ observation; Rasmussen and Williams 2006, chapter 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,19 +55,34 @@ def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells]) -> Fl
     return total
 
 
-def slope(
-    prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], feature: FloatArray, mean: float, spread: float
-) -> float:
-    """Posterior mean of a factor that `feature` [S] has in every category's mean alike; a priori N(mean, spread^2)."""
-    pull, weight, blocks = mean / spread**2, 1 / spread**2, sizes.shape[1]
+@dataclass(frozen=True)
+class Feature:
+    """Shape [C, S] that every category's mean has times one factor, a priori N(mean, spread^2)."""
+
+    shape: FloatArray
+    mean: float
+    spread: float
+
+
+def with_features(
+    prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], features: Sequence[Feature]
+) -> tuple[Prior, FloatArray]:
+    """The prior with its level moved by all features, and their factors [F], as what is known has them (generalised
+    least squares with a prior)."""
+    blocks = sizes.shape[1]
+    pull = np.array([f.mean / f.spread**2 for f in features])
+    weight = np.diag([1 / f.spread**2 for f in features])
     for c, row in enumerate(known):
         if len(row.cells):
             soup = row.cells // blocks
-            solved = np.linalg.solve(
-                joint(prior, sizes, c, row.cells), np.stack([feature[soup], row.values - prior.level[c, soup]], 1)
-            )
-            weight, pull = weight + float(feature[soup] @ solved[:, 0]), pull + float(feature[soup] @ solved[:, 1])
-    return pull / weight
+            shape = np.stack([f.shape[c, soup] for f in features], 1)
+            rest = row.values - prior.level[c, soup]
+            solved = np.linalg.solve(joint(prior, sizes, c, row.cells), np.column_stack([shape, rest]))
+            weight += shape.T @ solved[:, :-1]
+            pull += shape.T @ solved[:, -1]
+    factors = np.linalg.solve(weight, pull)
+    level = prior.level + sum(k * f.shape for k, f in zip(factors, features, strict=True))
+    return replace(prior, level=np.asarray(level)), factors
 
 
 class Surrogate:
