@@ -29,6 +29,8 @@ SCALES, LENGTHS, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), (0.4, 0.75, 1.4), 0.3
 """Scales and lengths of the prior's signal among which the evidence chooses, and how far it is held near 1."""
 RISE = (0.06, 0.06)
 """How far soups rise above the plane through single models, times 1 - sum of squared weights: mean and spread."""
+ROUGH = 300
+"""Items a category of the population that a pick is for: its means are rough by chance, as the report fold's are."""
 ENOUGH = 0.001
 """Expected gain from finishing the fold below which a search ends: 0.1 points."""
 GROWTH = 1.6
@@ -76,10 +78,11 @@ class AdaptiveSearch(Optimiser):
         self._fitted = self._answers.told
         known, bare = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
         rise = Feature(np.repeat(self._inside[None], len(known), 0), *RISE)
-        best = self._explaining(bare, known, [rise], np.zeros(1))
+        rough = bare.noise / ROUGH
+        best = self._explaining(bare, known, [rise], rough)
         if self._guide is not None and self._guide.ready:
             feature = self._guide.feature(self._layout)
-            other = self._explaining(bare, known, [rise, feature], self._guide.spread(feature))
+            other = self._explaining(bare, known, [rise, feature], rough + self._guide.spread(feature))
             best = self._guide.judge((best, other), self._layout, known, self._answers.depth)
         self._surrogate = Surrogate(best, self._layout.sizes, known)
 
