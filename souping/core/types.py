@@ -398,14 +398,18 @@ class Inquiry:
 class Reply:
     """Answers to an inquiry, scored (or the margins), and what they cost when they were first given.
 
-    `generated`, `drafted` (those of them that came from a draft) and `prefilled` count tokens; `reused` counts items
-    that were in the store.
+    `generated`, `drafted` (those of them that came from a draft) and `prefilled` count tokens. Drafts were
+    verified for `drafted_items`, in `drafted_seconds`; `whole_drafts` answers are one from end to end. `reused` counts
+    items that were in the store.
     """
 
     scores: ItemScores
     seconds: float = 0.0
     generated: int = 0
     drafted: int = 0
+    drafted_items: int = 0
+    drafted_seconds: float = 0.0
+    whole_drafts: int = 0
     prefilled: int = 0
     reused: int = 0
 

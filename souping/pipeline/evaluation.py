@@ -69,7 +69,7 @@ class PendingInquiry:
     def take(self, block: Block, records: Mapping[str, Record]) -> None:
         for item in block.items:
             record = records[item.id]
-            self.costs.append(Cost.of(record))
+            self.costs.append(Cost.of(record, block.asker != self.asking.fingerprint))
             self.answers[item.id][block.replicate] = replace(
                 record, tokens=(), prompt=""
             )  # they are in the store, and many
@@ -89,6 +89,9 @@ class PendingInquiry:
             seconds=math.fsum(cost.seconds for cost in self.costs),
             generated=sum(cost.generated for cost in self.costs),
             drafted=sum(cost.drafted for cost in self.costs),
+            drafted_items=sum(cost.verified for cost in self.costs),
+            drafted_seconds=math.fsum(cost.seconds for cost in self.costs if cost.verified),
+            whole_drafts=sum(0 < cost.generated == cost.drafted for cost in self.costs),
             prefilled=sum(cost.prefilled for cost in self.costs),
             reused=self.reused,
         )
@@ -96,20 +99,23 @@ class PendingInquiry:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What an answer took when it was first given: seconds, tokens given (those drafted among them) and prefilled."""
+    """What an answer took when it was first given: seconds, tokens given (those drafted among them) and prefilled, and
+    whether it was `verified` from drafts, if there were any."""
 
     seconds: float
     generated: int
     drafted: int
     prefilled: int
+    verified: bool
 
     @classmethod
-    def of(cls, record: Record) -> Cost:
+    def of(cls, record: Record, verified: bool) -> Cost:
         return cls(
             seconds=record.seconds,
             generated=len(record.tokens),
             drafted=record.accepted,
             prefilled=record.prompt_tokens,
+            verified=verified and bool(record.tokens),
         )
 
 
@@ -260,7 +266,9 @@ class Evaluation(RecipeEvaluator):
                 out.waiting.append(pending)
                 return
         drafted = block.asker != asking.fingerprint
-        self._put(pending, block, drafts(self._store, asking, recipe, block.asked) if drafted else None)
+        self._put(
+            pending, block, drafts(self._store, asking, recipe, block.asked, block.replicate) if drafted else None
+        )
 
     def _put(
         self,

@@ -17,10 +17,12 @@ MARGINS = 1
 """Raise when the same references would give other margins: old rows in stores are then left alone."""
 
 
-def drafts(store: Store, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> tuple[tuple[Draft, ...], ...]:
-    """Different answers to each item, the likeliest first: by how many models gave them, and how near those are."""
+def drafts(
+    store: Store, asking: Evaluator, recipe: Recipe, items: Sequence[Item], replicate: int
+) -> tuple[tuple[Draft, ...], ...]:
+    """Different n-th answers to each item, the likeliest first: by who gave them, and how near those models are."""
     keys = [asking.fingerprint, digest(dict(asking.drafted_settings))]
-    rows = store.answers_of([item.question for item in items], keys)
+    rows = store.answers_of([item.question for item in items], keys, replicate)
     mine, near = _parts(recipe), dict[str, float]()
     votes: dict[str, dict[Draft, float]] = {}
     for question, author, tokens, prompt_key in rows:

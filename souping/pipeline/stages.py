@@ -418,7 +418,9 @@ class RunStages:
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         rate = self.store.throughput(singles, self.run.evaluator.fingerprint)
         full = full_grid(outcome.cost, len(selection.ingredients), len(self.folds.items["search"]), rate)
-        return {"search": {**spent, "full_grid": full}}
+        drafted, took = outcome.cost.drafted_items, outcome.cost.drafted_seconds
+        saved = round(drafted / rate - took, 3) if rate and drafted else 0.0
+        return {"search": {**spent, "saved_seconds": saved, "full_grid": full}}
 
 
 def _workers(run: RunSettings, pool: OpenPool, store: Store, evaluators: Mapping[str, Evaluator]) -> Workers:

@@ -280,19 +280,19 @@ class Store:
             return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
 
     def answers_of(
-        self, questions: Sequence[str], evaluators: Sequence[str]
+        self, questions: Sequence[str], evaluators: Sequence[str], replicate: int
     ) -> Iterator[tuple[str, Recipe, tuple[int, ...], str]]:
-        """(question, who answered, token ids, digest of the prompt) of all answers whose tokens are known."""
+        """(question, who answered, token ids, digest of the prompt) of all n-th answers whose tokens are known."""
         marks, keys = ", ".join("?" * len(questions)), ", ".join("?" * len(evaluators))
         query = (
             "SELECT items.fingerprint, recipe, tokens, prompt_key FROM answers JOIN items ON items.id = item "
-            "JOIN soups ON soups.id = soup WHERE length(tokens) > 0 "
+            "JOIN soups ON soups.id = soup WHERE length(tokens) > 0 AND replicate = ? "
             f"AND item IN (SELECT id FROM items WHERE fingerprint IN ({marks})) "
             f"AND evaluator IN (SELECT id FROM evaluators WHERE fingerprint IN ({keys}))"
         )
         authors: dict[str, Recipe] = {}
         with self.reading() as db:
-            for question, text, tokens, prompt_key in db.execute(query, (*questions, *evaluators)):
+            for question, text, tokens, prompt_key in db.execute(query, (replicate, *questions, *evaluators)):
                 if text not in authors:
                     authors[text] = _author(text)
                 yield question, authors[text], tuple(np.frombuffer(tokens, "<i4").tolist()), prompt_key

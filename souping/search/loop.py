@@ -33,6 +33,7 @@ class SearchCost:
     """What a search took: items answered and prompts prefilled for it, items and tokens read for margins
     (`prefilled_items`, `read_tokens`), tokens given and those of them that were drafted, seconds of answering.
 
+    Drafts were verified for `drafted_items`, in `drafted_seconds`; `whole_drafts` answers are one from end to end.
     All but `evaluated` (items answered anew by this run) were measured when the answers were first given. `confirmed`
     counts the items that the winner answered anew, without drafts, at the end; they are no part of `items`.
     """
@@ -44,6 +45,9 @@ class SearchCost:
     read_tokens: int = 0
     generated_tokens: int = 0
     drafted_tokens: int = 0
+    drafted_items: int = 0
+    drafted_seconds: float = 0.0
+    whole_drafts: int = 0
     seconds: float = 0.0
     confirmed: int = 0
 
@@ -56,6 +60,9 @@ class SearchCost:
         self.read_tokens += reply.prefilled if prefills else 0
         self.generated_tokens += reply.generated
         self.drafted_tokens += reply.drafted
+        self.drafted_items += reply.drafted_items
+        self.drafted_seconds += reply.drafted_seconds
+        self.whole_drafts += reply.whole_drafts
         self.seconds += reply.seconds
 
 
