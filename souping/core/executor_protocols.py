@@ -1,11 +1,11 @@
-"""Protocols of executors: where soups are made and asked, and what a worker does for it."""
+"""Protocols of asking soups: the evaluator with a memory, executors, and what a worker does for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from souping.core.types import Answered, BlockTask, Missing
+from souping.core.types import Answered, BlockTask, Inquiry, Item, ItemScores, Missing, Recipe, Reply
 
 
 class Worker(Protocol):
@@ -45,4 +45,54 @@ class Executor(Protocol):
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
         """Workers: the one in this process, or some that `elsewhere`, which can be pickled, makes in theirs."""
+        ...
+
+
+class RecipeEvaluator(Protocol):
+    """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items.
+
+    Up to `slots` inquiries may be open; replies come in any order. With `drafts`, inquiries may be answered by verified
+    drafts; `scores` never is.
+    """
+
+    @property
+    def reused(self) -> int: ...
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def drafts(self) -> bool: ...
+
+    @property
+    def margins(self) -> bool:
+        """Whether margins can be had."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Items that are asked together; fewer at a time are slow."""
+        ...
+
+    @property
+    def whole_folds(self) -> bool:
+        """Whether only whole folds give an item's score."""
+        ...
+
+    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
+        """The ways in which this soup may be asked, the default first."""
+        ...
+
+    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
+
+    def all_scores(
+        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
+    ) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler; nothing may be drafted that is `claimed`."""
+        ...
+
+    def submit(self, inquiry: Inquiry) -> None: ...
+
+    def collect(self) -> tuple[Inquiry, Reply]:
+        """The next inquiry that is answered, waited for."""
         ...

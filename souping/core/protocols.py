@@ -19,14 +19,11 @@ from souping.core.types import (
     Correlations,
     Draft,
     FloatArray,
-    Inquiry,
     Item,
-    ItemScores,
     Json,
     Missing,
     Recipe,
     Record,
-    Reply,
     Result,
     SearchSpace,
     Selection,
@@ -191,6 +188,11 @@ class BenchmarkItems(Protocol):
     @property
     def note(self) -> str:
         return ""
+
+    @property
+    def folds(self) -> Mapping[str, float] | None:
+        """Shares of the folds that are not the usual ones."""
+        return None
 
     @property
     def opening(self) -> str:
@@ -433,56 +435,6 @@ class Evaluator(Part, Protocol):
         `tokenizer` is the folder of the candidate's tokenizer.
         """
         return ()
-
-
-class RecipeEvaluator(Protocol):
-    """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items.
-
-    Up to `slots` inquiries may be open; replies come in any order. With `drafts`, inquiries may be answered by verified
-    drafts; `scores` never is.
-    """
-
-    @property
-    def reused(self) -> int: ...
-
-    @property
-    def slots(self) -> int: ...
-
-    @property
-    def drafts(self) -> bool: ...
-
-    @property
-    def margins(self) -> bool:
-        """Whether margins can be had."""
-        ...
-
-    @property
-    def block(self) -> int:
-        """Items that are asked together; fewer at a time are slow."""
-        ...
-
-    @property
-    def whole_folds(self) -> bool:
-        """Whether only whole folds give an item's score."""
-        ...
-
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        """The ways in which this soup may be asked, the default first."""
-        ...
-
-    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
-
-    def all_scores(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
-    ) -> list[ItemScores]:
-        """Scores of several soups on the same items, each by a handler; nothing may be drafted that is `claimed`."""
-        ...
-
-    def submit(self, inquiry: Inquiry) -> None: ...
-
-    def collect(self) -> tuple[Inquiry, Reply]:
-        """The next inquiry that is answered, waited for."""
-        ...
 
 
 class Tracker(Part, Protocol):

@@ -17,13 +17,14 @@ class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
     `name` (default: the file's stem) is what reports call it; items of the categories in `exclude` are not used.
-    `scorers` are scorers of your own, {name: module.function}.
+    `scorers` are scorers of your own, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
     """
 
     path: str | None = None
     name: str | None = None
     exclude: Sequence[str] = ()
     scorers: Mapping[str, str] | None = None
+    folds: Mapping[str, float] | None = None
 
     @property
     def title(self) -> str:
@@ -71,6 +72,7 @@ class OwnBenchmark(BenchmarkItems):
     """Items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`), but for some categories."""
 
     exclude: Sequence[str] = ()
+    folds: Mapping[str, float] | None = None
 
     title = ""
 
@@ -86,6 +88,7 @@ class PartOfBenchmark(BenchmarkItems):
 
     whole: BenchmarkItems
     exclude: Sequence[str]
+    folds: Mapping[str, float] | None = None
 
     @property
     def title(self) -> str:

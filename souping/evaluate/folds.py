@@ -42,21 +42,41 @@ def position(group: str) -> float:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
-def assign(group: str, two: bool = False) -> Fold:
+def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
+    """`benchmark.folds` as shares: what is not named keeps its proportion of the rest.
+
+    Raises:
+        UserError: a name is no fold's, a share is not between 0 and 1, or nothing is left for a fold.
+    """
+    if not given:
+        return SHARES
+    for name, share in given.items():
+        if name not in FOLDS:
+            raise UserError(f"benchmark.folds.{name} is no fold ({', '.join(FOLDS)})")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise UserError(f"benchmark.folds.{name}={share} must be above 0 and below 1")
+    rest = {fold: share for fold, share in SHARES.items() if fold not in given}
+    left = 1 - sum(given.values())
+    if (rest and left < 0.01) or (not rest and abs(left) > 1e-6):
+        raise UserError(f"benchmark.folds: the shares add up to {sum(given.values()):g}; all three make 1")
+    return {fold: given.get(fold, share * left / sum(rest.values() or (1,))) for fold, share in SHARES.items()}
+
+
+def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = SHARES) -> Fold:
     """The fold of a group. With `two` (published scores select) the select share goes to search."""
     place = position(group)
-    if place < SHARES["select"]:
+    if place < shares["select"]:
         return "search" if two else "select"
-    return "search" if place < SHARES["select"] + SHARES["search"] else "report"
+    return "search" if place < shares["select"] + shares["search"] else "report"
 
 
-def split_folds(items: Sequence[Item], two: bool = False) -> Folds:
+def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, float] = SHARES) -> Folds:
     """Cut a benchmark into folds.
 
     Raises:
         UserError: a category has too few groups to stand in every fold.
     """
-    fold_of = {item.group: assign(item.group, two) for item in items}
+    fold_of = {item.group: assign(item.group, two, shares) for item in items}
     needed = FOLDS[1:] if two else FOLDS
     members: dict[str, list[str]] = {}
     for item in items:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from souping.core.scores import CONSTANT
 from souping.core.text import shown
 from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
-from souping.evaluate.folds import Folds, limit_folds, split_folds
+from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool
@@ -60,7 +60,7 @@ def _checks(
 def cut_folds(run: RunSettings, items: Sequence[Item]) -> Folds:
     """Folds of the run's items, whose texts are checked first: halves of characters have no hash (UserError)."""
     check_texts(items)
-    folds = split_folds(items, two=run.scores.published)
+    folds = split_folds(items, two=run.scores.published, shares=shares_of(run.benchmark.folds))
     return folds if run.limit is None else limit_folds(folds, run.limit)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from souping.core.executor_protocols import Workers
-from souping.core.protocols import Evaluator, RecipeEvaluator, Served
+from souping.core.executor_protocols import RecipeEvaluator, Workers
+from souping.core.protocols import Evaluator, Served
 from souping.core.types import (
     Answered,
     BlockTask,

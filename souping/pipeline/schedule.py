@@ -21,7 +21,8 @@ from souping.selection.selectors import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.core.protocols import RecipeEvaluator, Strategy
+    from souping.core.executor_protocols import RecipeEvaluator
+    from souping.core.protocols import Strategy
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
 

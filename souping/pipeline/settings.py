@@ -119,7 +119,9 @@ def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
 
     if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.benchmark) is None:
         return benchmark
-    return PartOfBenchmark(whole=own, exclude=benchmark.exclude) if benchmark.exclude else own
+    if not benchmark.exclude and benchmark.folds is None:
+        return own
+    return PartOfBenchmark(whole=own, exclude=benchmark.exclude, folds=benchmark.folds)
 
 
 def said(error: UserError | OSError) -> str:

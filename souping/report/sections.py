@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from souping.core.types import elements, entries, number, part, texts
+from souping.core.types import elements, entries, number, part
 from souping.report import outcomes, tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
@@ -229,7 +229,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     lines = (
         f"{count(len(trials) - dropped)} soups were evaluated on the search fold.{early}{best} "
         "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
-        *texts(part(report, "search"), "lines"),
+        *searched(part(report, "search")),
     )
     return Section("Landscape of weights", lines, "landscape", grids=(tables.trials(report, trials),))
 
@@ -249,3 +249,21 @@ def _provenance(report: Report) -> Section | None:
     again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
     folded = known((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
     return Section("Provenance", (line, again), code=command, folded=folded)
+
+
+def searched(told: Row) -> list[str]:
+    """What a search says of itself."""
+    lines = []
+    within, regret = number(told.get("within_1_point")), number(told.get("expected_regret"))
+    if within is not None and regret is not None:
+        lines.append(
+            f"By the search's own reckoning the chosen weights are within 1 point of the best with probability "
+            f"{within:.2f} and lose {regret:.2f} points on average; "
+            f"{count(told.get('indistinguishable_count'))} other weights cannot be told from them."
+        )
+    gain = number(told.get("next_100_items_gain"))
+    if gain is not None:
+        lines.append(f"It ended: {clean(told.get('stopped'))}. Another 100 items would buy {gain:.2f} points.")
+    if told.get("guide") and told.get("guide") != "none":
+        lines.append(f"Guide by likelihood: {clean(told.get('guide'))}.")
+    return lines

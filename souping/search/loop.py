@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from souping.core import simplex
+from souping.core.executor_protocols import RecipeEvaluator
 from souping.core.objectives import value
-from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
+from souping.core.protocols import Objective, Optimiser, Strategy
 from souping.core.types import (
     Cell,
     FloatArray,

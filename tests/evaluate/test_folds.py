@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from souping.core.types import FOLDS, Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.folds import assign, position, split_folds
+from souping.evaluate.folds import SHARES, assign, position, shares_of, split_folds
 from tests.conftest import make_items
 
 
@@ -146,3 +146,18 @@ def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:
         Benchmark(path=str(tmp_path / "b")).items()
     with pytest.raises(UserError, match=r"benchmark.path is not set"):
         Benchmark().items()
+
+
+def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportion() -> None:
+    assert shares_of(None) == shares_of({}) == SHARES
+    assert shares_of({"search": 0.4}) == pytest.approx({"select": 0.15, "search": 0.4, "report": 0.45})
+    assert shares_of({"select": 0.1, "search": 0.5, "report": 0.4}) == {"select": 0.1, "search": 0.5, "report": 0.4}
+    items = make_items(400)
+    folds = split_folds(items, shares=shares_of({"select": 0.2, "search": 0.5, "report": 0.3}))
+    counts = folds.counts()
+    assert counts["search"] > 1.3 * counts["report"] > 1.1 * counts["select"]
+    for wrong in ({"serch": 0.4}, {"search": 1.0}, {"search": 0.0}, {"search": True}, {"select": 0.5, "search": 0.5}):
+        with pytest.raises(UserError, match=r"benchmark\.folds"):
+            shares_of(wrong)
+    with pytest.raises(UserError, match="add up to"):
+        shares_of({"select": 0.2, "search": 0.2, "report": 0.2})
