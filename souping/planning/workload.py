@@ -269,7 +269,8 @@ def count_stages(
 
 def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
-    names = list(dict.fromkeys(stage.name for stages in counted for stage in stages))
+    longest = sorted(counted, key=len, reverse=True)  # its order is that of all
+    names = list(dict.fromkeys(stage.name for stages in longest for stage in stages))
     merged = []
     for name in names:
         same = [stage for stages in counted for stage in stages if stage.name == name]
