@@ -29,7 +29,8 @@ PSEUDO = 6.0
 """Groups that a category is given whose spread is that of all categories: no error is zero because few groups agree."""
 RARE = 1.0
 """Items whose answers differ, added to a category's: soups differ on few, and a fold may hold none of those that do
-(Agresti and Min 2005 add as much to a paired table). The objective's categories make up for each other."""
+(Agresti and Min 2005 add as much to a paired table); half as many for the objective, whose categories make up for each
+other."""
 SCALES, LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4), (0.2, 0.4, 0.8)
 """Standard deviations (fractions of 1) and lengths (in L2 distance of weights) that the smooth rest may have."""
 
@@ -72,6 +73,7 @@ class CategoryFit:
     influence: FloatArray
     smoothing: FloatArray
     groups: int
+    items: int
 
 
 def fit_surface(
@@ -96,14 +98,23 @@ def fit_surface(
     smoothing = np.array([fit.smoothing for fit in fits])
     share = np.square(coefficients)[:, None]
     apart = (share * mixed).sum(axis=0) * _kept(whole, influence, coefficients)
-    noise, rest = np.maximum(np.square(whole).sum(axis=0), apart), (share[:, :, None] * smoothing).sum(axis=0)
-    objective = _band(coefficients @ differences, whole, noise, rest, float(counts.min()))
     other = np.arange(len(weights)) != uniform
+    rare = RARE / (counts[:, 0] * np.array([fit.items for fit in fits]))
+    few = float(np.square(coefficients) @ rare) / 2 * other
+    noise, rest = np.maximum(np.square(whole).sum(axis=0), apart) + few, (share[:, :, None] * smoothing).sum(axis=0)
+    objective = _band(coefficients @ differences, whole, noise, rest, _effective(share * mixed, counts))
     bands = [
-        _band(fit.difference, fit.influence, variance + RARE * other / fit.groups**2, fit.smoothing, fit.groups)
-        for fit, variance in zip(fits, mixed, strict=True)
+        _band(fit.difference, fit.influence, variance + one * other, fit.smoothing, fit.groups)
+        for fit, variance, one in zip(fits, mixed, rare, strict=True)
     ]
     return SurfaceFit(objective=objective, categories=tuple(bands))
+
+
+def _effective(variances: FloatArray, groups: FloatArray) -> float:
+    """Groups that tell as much of the sum as each category's own tell of it (Satterthwaite 1946)."""
+    parts = variances.mean(axis=1)
+    below = float((np.square(parts) / np.maximum(groups[:, 0] - 1, 1)).sum())
+    return 1 + float(np.square(parts.sum())) / below if below > 0 else float(groups.min())
 
 
 def _kept(whole: FloatArray, influence: FloatArray, coefficients: FloatArray) -> float:
@@ -136,6 +147,7 @@ def _fit(weights: FloatArray, values: FloatArray, groups: IntArray, size: int, u
         influence=influence - influence[:, [uniform]],
         smoothing=smooth,
         groups=len(np.unique(groups)),
+        items=len(groups),
     )
 
 
