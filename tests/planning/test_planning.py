@@ -84,7 +84,7 @@ class TestAgainstRuns:
         assert "report.md" not in again.out
 
     def test_an_open_selection_gives_least_and_most(self, family: Path, souping: Cli, tmp_path: Path) -> None:
-        call = [*pool_of(family), "selector.threshold=0.9", "optimiser.trials=5"]
+        call = [*pool_of(family), "selector.threshold=0.9", "optimiser=grid", "optimiser.trials=5"]
         assert souping(*call, "plan=true", "hydra.run.dir=planned").code == 0
         before = plan_of(tmp_path / "planned")
         assert before["selection"]["selection"] is None
@@ -94,7 +94,7 @@ class TestAgainstRuns:
         assert least <= report_of(tmp_path / "out")["cost"]["evaluated_items"] <= most
 
     def test_a_search_that_was_cut_is_taken_up(self, family: Path, souping: Cli, tmp_path: Path) -> None:
-        call = [*pool_of(family), "selector=topk", "selector.k=2", "stop_after=search"]
+        call = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid", "stop_after=search"]
         assert souping(*call, "optimiser.trials=4", "hydra.run.dir=out").code == 0
         assert souping(*call, "plan=true", "hydra.run.dir=planned").code == 0
         (search,) = (s for s in plan_of(tmp_path / "planned")["stages"] if s["name"].startswith("search"))
@@ -164,7 +164,7 @@ class TestPublished:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         pool = ",".join("{" + f"name: {name}, path: {path}" + "}" for name, path in HUB)
         table = ["scores=table", f"scores.path={PAPER / 'bfcl_8b.csv'}", f"benchmark.path={family / 'items.jsonl'}"]
-        done = souping(f"pool.candidates=[{pool}]", *table, "throughput=20", "plan=true", "hydra.run.dir=out")
+        done = souping(f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid", "plan=true", "hydra.run.dir=out")
         assert done.code == 0, done.err
         assert "this run cannot go on here" in done.out  # the models are not here
         found = plan_of(tmp_path / "out")
