@@ -57,6 +57,7 @@ class TestAgainstRuns:
             f"also=[{side}]",
             "expected={ant:{red:50}}",
             "gate=warn",
+            "optimiser=grid",
         ]
         planned = souping(*call, "plan=true", "hydra.run.dir=planned")
         assert planned.code == 0, planned.err
@@ -164,7 +165,9 @@ class TestPublished:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         pool = ",".join("{" + f"name: {name}, path: {path}" + "}" for name, path in HUB)
         table = ["scores=table", f"scores.path={PAPER / 'bfcl_8b.csv'}", f"benchmark.path={family / 'items.jsonl'}"]
-        done = souping(f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid", "plan=true", "hydra.run.dir=out")
+        done = souping(
+            f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid", "plan=true", "hydra.run.dir=out"
+        )
         assert done.code == 0, done.err
         assert "this run cannot go on here" in done.out  # the models are not here
         found = plan_of(tmp_path / "out")
