@@ -1,4 +1,4 @@
-"""sweeps/slurm_search.sh against stand-ins of sbatch's environment, srun and scontrol on one machine, with Ray itself."""
+"""sweeps/slurm_search.sh against stand-ins of srun and scontrol on one machine, with Ray itself."""
 
 from __future__ import annotations
 
