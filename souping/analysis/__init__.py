@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
+from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, ItemScores, Json, Recipe, Record
 
+Draws = Annotated[int, Interval(ge=2, le=10**6)]
+"""Setting that counts random draws."""
 Base = Literal["unused", "wanted", "required"]
 """What an analysis makes of the base model: nothing, something where it is known (`merge.base`), or nothing without."""
 

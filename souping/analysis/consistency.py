@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, few_models
 from souping.analysis.parents import TIE, Z95, too_few
 from souping.analysis.stability import GroupSums
@@ -34,8 +34,8 @@ class Consistency(Analysis):
     draws of the search fold's groups, the models and soups as they are. The null is drawn `mixtures` times.
     """
 
-    draws: int = 200
-    mixtures: int = 200
+    draws: Draws = 200
+    mixtures: Draws = 200
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         soups = run.mixtures()

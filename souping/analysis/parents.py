@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.stability import GroupSums
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, Json, Recipe
@@ -31,7 +31,7 @@ class Parents(Analysis):
     Intervals of the shares: +- 1.96 standard errors by `draws` bootstrap draws of the search fold's groups.
     """
 
-    draws: int = 400
+    draws: Draws = 400
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         soups = [soup for soup in run.mixtures() if all(run.single(p).id in run.search for p in soup.ingredients)]

@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis import Analysis, Base, NotEstimableError, RunScores, RunSoups
+from souping.analysis import Analysis, Base, Draws, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import objective_interval
+from souping.core.text import Seed
 from souping.core.types import FloatArray, ItemScores, Json, Recipe, UserError
 
 Members = frozenset[str]
@@ -47,10 +48,10 @@ class Shapley(Analysis):
     value: Literal["uniform", "winner"] = "uniform"
     players: Literal["ingredients", "candidates"] = "ingredients"
     exact: Annotated[int, Interval(ge=1, le=MOST)] = 5
-    permutations: Annotated[int, Interval(ge=2, le=10**6)] = 20
+    permutations: Draws = 20
     groups: Literal["union", "soups"] = "union"
     empty: Literal["base", "zero"] = "base"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.exact <= MOST:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
@@ -52,8 +54,8 @@ class Wins(Analysis):
     of each kind.
     """
 
-    solved: float = 0.5
-    examples: int = 2
+    solved: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    examples: Annotated[int, Interval(ge=0, le=100)] = 2
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         soup = run.soups.soup

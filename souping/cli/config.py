@@ -190,6 +190,10 @@ def check(config: Mapping[str, Any], groups: Collection[str] = GROUPS) -> None:
     known = [f.name for f in fields(Config)]
     if not isinstance(config["also"], list):
         raise UserError(f"also={config['also']!r:.60} must be a list of files, lm_eval tasks or mappings")
+    if not isinstance(config["analysis"], Mapping):
+        raise UserError(f"analysis={config['analysis']!r:.60} must be a list of analyses: analysis=[wins,parents]")
+    if config["shapley"] is not None and "shapley" not in config["analysis"]:
+        raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
     nodes = [str(config[group]) for group in GROUPS]
     problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
