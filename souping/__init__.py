@@ -17,7 +17,12 @@ _ROOMS = {
     "souping.core.objectives": ("Mean", "Tree", "Weighted"),
     "souping.analysis.correlation": ("kendall", "pearson", "spearman"),
     "souping.selection.selectors": ("All", "Greedy", "SoCE", "TopK"),
+    "souping.search.points": ("Fixed", "GreedySoup", "Grid", "Uniform"),
+    "souping.search.nevergrad": ("Nevergrad",),
+    "souping.evaluate.generate": ("LocalEvaluator",),
+    "souping.merge.local": ("LocalMerge",),
     "souping.pipeline.run": ("cook",),
+    "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
 }
 _HOMES = {name: module for module, names in _ROOMS.items() for name in names}
 __all__ = [*_HOMES]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,67 @@ def test_importing_the_package_loads_no_room() -> None:
     code = "import souping, sys; print([name for name in sys.modules if name.startswith('souping.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+NAMES = """
+__version__ All Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge Mean Nevergrad Recipe RunResult ScoreMatrix
+Selection SoCE TopK Tree Uniform UserError Weighted cook kendall pearson read_table run select soup spearman
+"""
+
+
+def test_the_surface_is_what_is_written_here() -> None:
+    """A name that comes or goes is a promise made or broken: it is changed here too, and in the changelog."""
+    assert sorted(souping.__all__) == sorted(NAMES.split())
+
+
+@pytest.mark.parametrize("name", souping.__all__)
+def test_every_name_is_documented(name: str) -> None:
+    assert re.search(rf"`(souping\.)?{name}[`(]", (ROOT / "docs/python.md").read_text())
+
+
+def test_a_run_a_merge_and_a_selection(family: Path, tmp_path: Path) -> None:
+    pool = {name: family / name for name in ("ant", "bee", "cat")}
+    evaluator = souping.LocalEvaluator(max_new_tokens=4, threads=1)
+    store = tmp_path / "store.sqlite"
+    done = souping.run(
+        pool=pool, items=family / "items.jsonl", evaluator=evaluator, out=tmp_path / "run", store=store,
+        optimiser=souping.Uniform(), selector=souping.All(),
+    )  # fmt: skip
+    assert done.soup == tmp_path / "run/soup"
+    assert (done.report_dir / "report.html").is_file()
+    assert done.weights == pytest.approx(dict.fromkeys(pool, 1 / 3))
+    assert len(done.trials) == 1
+    assert {"soup", "best_single"} <= {str(row["kind"]) for row in done.rows}
+    assert done.comparisons
+    assert done.selection["ingredients"] == list(pool)
+    assert str(done.verdict["sentence"]) in repr(done)
+    assert done._repr_html_().count("<tr>") == len(done.rows) + 1
+    made = souping.soup(pool, out=tmp_path / "merged", store=store)
+    assert (made / "model.safetensors").read_bytes() == (done.soup / "model.safetensors").read_bytes()
+    with pytest.raises(souping.UserError, match="not an empty folder"):
+        souping.soup(pool, out=made)
+
+
+def test_items_that_are_at_hand(family: Path, tmp_path: Path) -> None:
+    from souping.evaluate.benchmark import Benchmark
+
+    items = Benchmark(path=str(family / "items.jsonl")).items()
+    done = souping.run(
+        pool=[family / name for name in ("ant", "bee", "cat")], items=items, out=tmp_path / "run", stop_after="select",
+        selector=souping.All(),
+        evaluator=souping.LocalEvaluator(max_new_tokens=4, threads=1), store=tmp_path / "store.sqlite",
+    )  # fmt: skip
+    assert done.selection["ingredients"]
+    assert (done.soup, done.trials, dict(done.verdict)) == (None, (), {})
+
+
+def test_a_table_selects() -> None:
+    chosen = souping.select(ROOT / "souping/examples/paper/bfcl_8b.csv")
+    assert set(chosen.ingredients) <= set(souping.read_table(ROOT / "souping/examples/paper/bfcl_8b.csv").candidates)
+
+
+def test_the_library_needs_no_hydra() -> None:
+    use = "import souping, sys; souping.run, souping.soup, souping.select"
+    code = f"{use}; print({{'hydra', 'omegaconf'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"

@@ -85,3 +85,13 @@ def test_it_names_no_machine_and_no_repository() -> None:
     for trace in ("/" + "work", "/tmp", "/home", "/root", "site-packages", "../"):
         assert trace not in raw
     assert not any("execution_count" in cell and cell.execution_count for cell in cells(kept()))
+
+
+def test_own_models_run_without_a_shell(tmp_path: Path) -> None:
+    """The short one: a run and a merge by the library alone, as it stands in the file."""
+    path = ROOT / "notebooks" / "own_models.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.outputs or cell.source.startswith(("!", "%")) for cell in cells(notebook))
+    after = cells(refresh().execute(notebook, tmp_path))
+    assert "RunResult(" in str(after[1].outputs)
+    assert "model.safetensors" in str(after[-1].outputs)

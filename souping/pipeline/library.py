@@ -1,0 +1,245 @@
+"""The library: a run, a merge and a selection from Python, without configuration files and without Hydra."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.pool import Pool
+from souping.core.merge_protocols import MergeBackend
+from souping.core.objectives import Mean
+from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
+from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
+from souping.core.types import Item, Json, Selection, Trial, entries, part
+from souping.merge.local import LocalMerge
+from souping.pipeline.settings import STORE, MergeSettings, RunSettings
+from souping.search.points import Fixed, Grid, Uniform
+from souping.selection.selectors import SoCE
+from souping.trackers import NoTracker
+
+Models = Sequence[str | Path] | Mapping[str, str | Path]
+"""Folders or names on the Hub, or {name: either}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedItems(BenchmarkItems):
+    """Items that are at hand already."""
+
+    listed: tuple[Item, ...]
+    name: str = "items"
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def items(self) -> tuple[Item, ...]:
+        return self.listed
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to. `report` is report.json's content, as far as the run went; `trials` the soups it tried.
+
+    Scores are fractions of 1. `soup` is the winner's folder, None where none was written.
+    """
+
+    report_dir: Path
+    report: Mapping[str, Json]
+    trials: tuple[Mapping[str, Json], ...]
+    soup: Path | None
+
+    @property
+    def verdict(self) -> Mapping[str, Json]:
+        """`claim`, `sentence` and `p_value`, empty without a report."""
+        return part(self.report, "verdict")
+
+    @property
+    def recipe(self) -> Mapping[str, Json]:
+        """recipe.json's content: ingredients, weights, method, fingerprints, id."""
+        return part(self.report, "recipe")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """{ingredient: weight}"""
+        recipe: Mapping[str, Any] = self.recipe
+        return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Json]]:
+        """A model each: `name`, `kind`, `objective` and `scores` by category with intervals."""
+        return entries(self.report, "rows")
+
+    @property
+    def comparisons(self) -> Sequence[Mapping[str, Json]]:
+        """The soup's paired difference to each other model, with interval and p-value."""
+        return entries(self.report, "comparisons")
+
+    @property
+    def selection(self) -> Mapping[str, Json]:
+        """Ingredients, experts and correlations: selection.json's content."""
+        return part(self.report, "selection")
+
+    def __repr__(self) -> str:
+        said = self.verdict.get("sentence") or f"{len(self.trials)} trials, no report"
+        mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
+        return f"RunResult({said} Soup: {mixed or 'none'}. Files: {self.report_dir})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a model a line, its score on the report fold in percent."""
+        lines = []
+        for row in self.rows:
+            score = part(row, "objective")
+            cells = [str(row.get("name")), *(_percent(score.get(key)) for key in ("mean", "low", "high"))]
+            lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        head = "<tr><th>model</th><th>score %</th><th>low</th><th>high</th></tr>"
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        said = html.escape(str(self.verdict.get("sentence") or repr(self)))
+        return f"<p>{said}</p><table>{head}{body}</table>" if lines else f"<p>{said}</p>"
+
+
+def _percent(value: Json) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, int | float) else ""
+
+
+def run(
+    *,
+    pool: Models,
+    items: str | Path | Sequence[Item] | BenchmarkItems,
+    selector: Selector | None = None,
+    optimiser: Strategy | None = None,
+    objective: Objective | None = None,
+    evaluator: Evaluator | None = None,
+    merge: MergeBackend | None = None,
+    tracker: Tracker | None = None,
+    out: str | Path | None = None,
+    name: str = "souping",
+    seed: int = 0,
+    stop_after: str | None = None,
+    margin: float = 1.0,
+    store: str | Path = STORE,
+) -> RunResult:
+    """Select, search, soup and prove, as `python -m souping` does with the same parts.
+
+    `items` is a JSON Lines file, `Item`s, or a benchmark. `out` is the run's directory (default: a new one under
+    `outputs/`); the soup is written to `out/soup`. `store` keeps every answer, so that a second run evaluates nothing.
+    Defaults: SoCE with Pearson's correlation, the grid, the mean over categories, `LocalEvaluator`, `LocalMerge`.
+
+    Raises:
+        UserError: what the command line would refuse, in the same words.
+    """
+    from souping.pipeline.executors import LocalExecutor
+    from souping.pipeline.run import check_settings
+    from souping.pipeline.staged import perform
+
+    objective = objective or Mean()
+    folder = Path(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser()
+    settings = RunSettings(
+        **_common(pool, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
+        optimiser=optimiser or Grid(),
+        benchmark=_benchmark(items),
+        scores=MeasuredScores(),
+        selector=selector or _soce(objective),
+        objective=objective,
+        evaluator=evaluator or _local(),
+        executor=LocalExecutor(),
+        stop_after=stop_after,
+        margin=margin,
+    )
+    check_settings(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as parts:
+        parts.callback(settings.evaluator.close)
+        parts.callback(settings.merge.close)
+        report, won = perform(settings)
+    tried = () if won is None else won.trials
+    return RunResult(folder, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None)
+
+
+def _point(trial: Trial) -> Mapping[str, Json]:
+    return {"recipe": trial.recipe.as_dict(), "objective": trial.result.objective}
+
+
+def soup(
+    models: Models,
+    weights: Sequence[float] | None = None,
+    *,
+    out: str | Path,
+    merge: MergeBackend | None = None,
+    store: str | Path = STORE,
+) -> Path:
+    """Write the weighted average of models as a complete folder (equal weights without `weights`); returns `out`.
+
+    Raises:
+        UserError: the models do not fit each other, or `out` is there already.
+    """
+    from souping.pipeline.merge_only import merge as write
+    from souping.pipeline.models import free_target
+
+    folder = Path(out).expanduser()
+    free_target(folder)
+    optimiser: Strategy = Uniform() if weights is None else Fixed(weights=list(weights))
+    common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
+    write(MergeSettings(**common, optimiser=optimiser))
+    return folder
+
+
+def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) -> Selection:
+    """Ingredients by a table of scores (a CSV `model,<category>,...`): SoCE with Pearson's correlation by default.
+
+    Raises:
+        UserError: the table cannot be read, or has too few models or categories.
+    """
+    scores = table if isinstance(table, ScoreMatrix) else read_table(Path(table).expanduser())
+    return (selector or _soce(Mean())).select(scores)
+
+
+def _common(
+    models: Models,
+    merge: MergeBackend | None,
+    tracker: Tracker | None,
+    name: str,
+    seed: int,
+    store: Path,
+    run_dir: Path,
+    out: Path,
+) -> dict[str, Any]:
+    pairs = models.items() if isinstance(models, Mapping) else ()
+    named = [{"name": key, "path": str(path)} for key, path in pairs]
+    return {
+        "pool": Pool(candidates=[*named] if named else [str(path) for path in models]),
+        "merge": merge or LocalMerge(),
+        "tracker": tracker or NoTracker(),
+        "name": name,
+        "seed": seed,
+        "store_path": store.expanduser(),
+        "run_dir": run_dir,
+        "out": out,
+        "config": {"name": name, "seed": seed},
+    }
+
+
+def _benchmark(items: str | Path | Sequence[Item] | BenchmarkItems) -> BenchmarkItems:
+    if isinstance(items, str | Path):
+        from souping.evaluate.benchmark import Benchmark
+
+        return Benchmark(path=str(items))
+    if not isinstance(items, Sequence):
+        return items
+    return ListedItems(listed=tuple(item for item in items if isinstance(item, Item)))
+
+
+def _soce(objective: Objective) -> SoCE:
+    from souping.analysis.correlation import pearson
+
+    return SoCE(correlation=pearson, objective=objective)
+
+
+def _local() -> Evaluator:
+    from souping.evaluate.generate import LocalEvaluator
+
+    return LocalEvaluator()
