@@ -177,14 +177,14 @@ def soup(
     Raises:
         UserError: the models do not fit each other, or `out` is there already.
     """
-    from souping.pipeline.merge_only import merge as write
+    from souping.pipeline import merge_only
     from souping.pipeline.models import free_target
 
     folder = Path(out).expanduser()
     free_target(folder)
     optimiser: Strategy = Uniform() if weights is None else Fixed(weights=list(weights))
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
-    write(MergeSettings(**common, optimiser=optimiser))
+    merge_only.merge(MergeSettings(**common, optimiser=optimiser))
     return folder
 
 
