@@ -40,6 +40,7 @@ from souping.cli.config import (
 )
 from souping.cli.errors import EXPECTED, composition, explain, tell
 from souping.cli.help import folder
+from souping.cli.run_log import command_line, logged
 from souping.cli.streams import LOST, stop
 from souping.core.files import expanded, put
 from souping.core.text import safe
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
 CLAIM = ".running"
-DRAFTS = (CLAIM, "config.yaml", "selection.json")
+DRAFTS = (CLAIM, "config.yaml", "selection.json", "run.log")
 """What a run writes before it has results."""
 _TOLD: list[tuple[BaseException, int]] = []
 """Errors of a multirun's jobs, which were told when they came, and their exit status."""
@@ -178,6 +179,12 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
+    words = _raw(HydraConfig.get().overrides)
+    with logged(run_dir, [str(word) for key in ("task", "hydra") for word in words[key]]):
+        return _work(cfg, run_dir, group)
+
+
+def _work(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     hear_warnings()
     from souping.pipeline.settings import RunSettings
 
@@ -232,6 +239,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] 
         "store_path": expanded(plain["store"]["path"], "store.path"),
         "run_dir": run_dir,
         "config": plain,
+        "command": command_line(),
     }
     if merges:
         return MergeSettings(**common)

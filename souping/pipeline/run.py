@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -119,6 +120,15 @@ def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
         print(f"  {'soup':15} {safe(nearby(run.out))}")
         if (run.out / "recipe.json").exists():
             print(f"  {'rebuild':15} {safe(run.rebuild_command)}")
+    _hint(run)
+
+
+def _hint(run: MergeSettings) -> None:
+    """What to do next: the last line."""
+    if isinstance(run, RunSettings) and run.stop_after == "search" and run.command:
+        print(f"  {'finish':15} {safe(run.finish_command)}")
+    elif (run.run_dir / "report.html").exists():
+        print(f"open {safe(shlex.quote(nearby(run.run_dir / 'report.html')))}")
 
 
 def _tables(outcome: dict[str, Any]) -> None:

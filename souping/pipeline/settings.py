@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.types import Json, UserError, part
+from souping.core.versions import __version__
 from souping.report.format import quoted
 
 if TYPE_CHECKING:
@@ -43,7 +44,21 @@ class MergeSettings:
     store_path: Path
     run_dir: Path
     config: Mapping[str, Json]
+    command: str = ""
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def made(self) -> str:
+        """Command, date and version, for the page."""
+        parts = (self.command, time.strftime("%Y-%m-%d %H:%M %z"), f"souping {__version__}")
+        return " \N{MIDDLE DOT} ".join(part for part in parts if part)
+
+    @property
+    def finish_command(self) -> str:
+        """The command without what stopped it after the search."""
+        words = shlex.split(self.command)
+        own = ("stop_after=", "hydra.run.dir=")
+        return shlex.join(word for word in words if not word.lstrip("+").startswith(own))
 
     @property
     def rebuild_command(self) -> str:

@@ -41,7 +41,7 @@ def _walk(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
             return write_search(run, stages.outcome, stages.selection), stages.outcome
         report, trials = stages.whole_report()
         write_trials(trials, report, run.run_dir / "trials.csv")
-        write_report(report, trials, run.run_dir)
+        write_report(report, trials, run.run_dir, run.made)
         write_samples(stages)
         stages.replace_card(report)
         return report, stages.outcome

@@ -31,8 +31,10 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[Path]:
+def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str = "") -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
+
+    `made` stands in the footer of the page: command, date, version.
 
     Raises:
         UserError: the directory cannot be written.
@@ -41,7 +43,7 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[P
     pages = {
         "report.json": as_json(report),
         "report.md": markdown(report, trials),
-        "report.html": page(report, trials, drawings),
+        "report.html": page(report, trials, drawings, made),
         **files(report),
     }
     paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]

@@ -77,14 +77,18 @@ FOOT = (
 )
 
 
-def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
-    """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
+def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], made: str = "") -> str:
+    """The whole page. Every string of the user's is escaped; no script, no link to any other file.
+
+    `made` says in the footer what made it.
+    """
     pictures = {drawing.name: drawing for drawing in drawings}
     title = escape_html(f"souping: {kicker(report)}")
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
     body += [_section(section, pictures) for section in shown]
-    body.append(f"<footer>{FOOT}</footer>")
+    own = f"<p>{escape_html(made)}</p>" if made else ""
+    body.append(f"<footer>{FOOT}{own}</footer>")
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

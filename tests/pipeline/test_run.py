@@ -97,10 +97,10 @@ def test_the_soup_on_disk_says_what_the_search_heard(family: Path, souping: Cli,
 def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family), "selector=topk", "stop_after=select", "hydra.run.dir=outputs/fam/1").code == 0
     one = tmp_path / "outputs/fam/1"
-    assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "selection.json"]
+    assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "run.log", "selection.json"]
     assert souping(*pool_of(family), "selector=topk", "stop_after=search", "hydra.run.dir=outputs/fam/2").code == 0
     two = tmp_path / "outputs/fam/2"
-    assert sorted(p.name for p in two.iterdir()) == ["config.yaml", "recipe.json", "selection.json", "trials.csv"]
+    assert sorted(p.name for p in two.iterdir()) == ["config.yaml", "recipe.json", "run.log", "selection.json", "trials.csv"]
 
 
 def test_a_table_selects_without_weights(souping: Cli, tmp_path: Path) -> None:
