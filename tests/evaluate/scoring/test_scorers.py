@@ -188,4 +188,4 @@ ITEMS = [
 @given(st.one_of(st.text(), st.text("fga=1,'\"[]{}\\;\n -*.()x"), st.builds("f(a={})".format, st.text(max_size=20))))
 def test_scores_are_zero_or_one_on_any_output(output: str) -> None:
     assert {score(one, output) for one in ITEMS} <= {0.0, 1.0}
-    assert set(SCORERS) == {one.scorer for one in ITEMS}
+    assert {one.scorer for one in ITEMS} <= set(SCORERS)
