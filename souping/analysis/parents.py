@@ -59,7 +59,7 @@ def too_few(run: RunScores, needed: int) -> str:
     whole = len(run.mixtures())
     if len(run.soups.ingredients) < 2:
         return "one ingredient was selected, so that no soup was searched"
-    head = f"{whole} soups of the search answered its whole fold; it takes {needed}"
+    head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
     cheapest = sorted(run.lacking.values())[: max(0, needed - whole)]
     if whole + len(cheapest) < needed:
         return f"{head}: search over more soups (optimiser=grid asks every one on the whole fold)"
