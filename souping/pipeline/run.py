@@ -120,6 +120,8 @@ def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
         print(f"  {'soup':15} {safe(nearby(run.out))}")
         if (run.out / "recipe.json").exists():
             print(f"  {'rebuild':15} {safe(run.rebuild_command)}")
+    if run.tracker.hint:
+        print(f"  {'tracker':15} {safe(run.tracker.hint)}")
     _hint(run)
 
 

@@ -1,4 +1,4 @@
-"""Trackers follow a run elsewhere: nowhere (the default), or Weights & Biases. A tracker that fails warns once."""
+"""Trackers follow a run elsewhere: nowhere (the default), W&B or trackio. A tracker that fails warns once."""
 
 from __future__ import annotations
 
@@ -19,3 +19,18 @@ class NoTracker(Tracker):
     def log(self, trial: Trial) -> None: ...
 
     def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None: ...
+
+
+def point_of(trial: Trial, best: float | None) -> dict[str, Json]:
+    """A trial as numbers: objective, best so far, categories, weights.
+
+    A soup that was dropped early has no score: the means of a few items are not to be compared.
+    """
+    result = trial.result
+    point: dict[str, Json] = {"trial": trial.number}
+    if trial.whole:
+        point |= {"objective": result.objective, "best": best}
+        point |= {f"category/{name}": value for name, value in result.categories.items()}
+    weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+    point |= {f"weight/{name}": weight for name, weight in weights.items()}
+    return point | {"items": result.items, "reused": trial.reused}

@@ -6,6 +6,7 @@ Whatever fails at wandb becomes one warning, and nothing waits for a network wit
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,14 @@ from urllib.parse import urlsplit
 from souping.core.protocols import Tracker
 from souping.core.text import Seconds, safe
 from souping.core.types import Json, Trial, UserError, entries, number, part, texts
+from souping.trackers import point_of
 
 if TYPE_CHECKING:
     import wandb
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv")
+SOUP = ("soup/recipe.json", "soup/README.md")
+FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json", *SOUP)
 """Files of the artifact, beside the plots, as far as the run wrote them."""
 
 
@@ -36,13 +39,14 @@ class WandbRun:
     failed: bool = False
     warned: bool = False
     best: float | None = None
+    hint: str = ""
     trials: list[Mapping[str, Json]] = field(default_factory=list)
     kept: dict[str, str | None] = field(default_factory=dict)
 
     def reset(self) -> None:
         """As new, for another run."""
         self.close(exit_code=1)
-        self.failed, self.warned, self.best, self.trials = False, False, None, []
+        self.failed, self.warned, self.best, self.hint, self.trials = False, False, None, "", []
 
     def attempt(self, action: Callable[[], None]) -> None:
         """Do it; after a first failure, do nothing."""
@@ -124,32 +128,31 @@ class WandbTracker(Tracker):
         if not self.project:
             raise UserError("tracker.project must not be empty")
 
+    @property
+    def hint(self) -> str:
+        return self._session.hint
+
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
         """Open the run with the resolved plain config."""
 
         def action() -> None:
             here = run_dir.absolute()  # wandb's service keeps the working directory that it was started in
             session.enter(here)
-            session.run = _opened(self, config, here, session)
+            named = self if self.name else replace(self, name=f"{config.get('name', 'souping')}-{here.name}")
+            session.run = _opened(named, config, here, session)
+            if session.run.offline:
+                session.hint = f"wandb sync {shlex.quote(str(session.run.settings.sync_dir))}"
 
         session = self._session
         session.reset()
         session.attempt(action)
 
     def log(self, trial: Trial) -> None:
-        """One point: objective, best so far, categories, weights. The step counts points, as trials may come late.
-
-        A soup that was dropped early has no score: the means of a few items are not to be compared.
-        """
+        """One point. The step counts points, as trials may come late."""
         session, result = self._session, trial.result
-        point: dict[str, Json] = {"trial": trial.number}
         if trial.whole:
             session.best = max(result.objective, session.best if session.best is not None else result.objective)
-            point |= {"objective": result.objective, "best": session.best}
-            point |= {f"category/{name}": value for name, value in result.categories.items()}
-        weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
-        point |= {f"weight/{name}": weight for name, weight in weights.items()}
-        point |= {"items": result.items, "reused": trial.reused}
+        point = point_of(trial, session.best)
         step = len(session.trials)
         session.trials.append(point)
         session.on_run(lambda run: run.log(point, step=step))

@@ -177,3 +177,19 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
 def test_settings_out_of_range_are_the_users_error(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"tracker\."):
         WandbTracker(**settings)
+
+
+def test_an_offline_run_has_a_name_and_says_how_to_send_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    tracker = WandbTracker()
+    (tmp_path / "r1/soup").mkdir(parents=True)
+    (tmp_path / "r1/soup/recipe.json").write_text("{}")
+    tracker.start({"name": "mine"}, tmp_path / "r1")
+    tracker.finish({"rows": [], "comparisons": []}, tmp_path / "r1")
+    (run,) = of_type(log_of(tmp_path / "r1"), "run")
+    assert run["display_name"] == "mine-r1"
+    words = tracker.hint.split()
+    assert words[:2] == ["wandb", "sync"]
+    assert Path(words[2]).is_dir()
+    (artifact,) = of_type(log_of(tmp_path / "r1"), "artifact")
+    assert "soup/recipe.json" in str(artifact)
