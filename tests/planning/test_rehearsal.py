@@ -109,3 +109,25 @@ def test_an_own_scorer_is_rehearsed_too(
     own += ["benchmark.path=items.jsonl", "benchmark.scorers={half: half_scorer.half}", "selector=topk"]
     assert souping("check", *own, "hydra.run.dir=run").code == 0
     assert {sample["models"]["ant"]["score"] for sample in table(tmp_path)["samples"]} == {0.5}
+
+
+def test_lm_eval_is_rehearsed_by_its_own_prompts(family: Path, souping: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from tests.support.lm_eval_tasks import from_family
+
+    from_family(tmp_path / "tasks", family / "items.jsonl")
+    tasks = ["evaluator=lm_eval", "evaluator.tasks=[red_green_blue]", f"evaluator.include_path={tmp_path / 'tasks'}"]
+    pool = ",".join(str(family / name) for name in ("ant", "bee", "cat"))
+    done = souping(
+        "check",
+        f"pool.candidates=[{pool}]",
+        *tasks,
+        "evaluator.category=column:category",
+        "evaluator.group=column:group",
+        "evaluator.threads=1",
+        "selector=topk",
+        "hydra.run.dir=run",
+    )
+    assert done.code == 0, done.err
+    assert "as ant answered" in " ".join(done.out.split())
+    assert all(sample["arguments"][0][0] for sample in table(tmp_path)["samples"])
