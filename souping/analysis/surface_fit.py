@@ -31,6 +31,8 @@ RARE = 1.0
 """Items whose answers differ, added to a category's: soups differ on few, and a fold may hold none of those that do
 (Agresti and Min 2005 add as much to a paired table); half as many for the objective, whose categories make up for each
 other."""
+ALONE = 1.96
+"""Quantile of one point, the least of any band: where no group moves anything there is nothing to draw."""
 SCALES, LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4), (0.2, 0.4, 0.8)
 """Standard deviations (fractions of 1) and lengths (in L2 distance of weights) that the smooth rest may have."""
 
@@ -185,4 +187,4 @@ def _band(
     noise *= np.sqrt(df / draw.chisquare(df, DRAWS))[:, None]
     error = np.sqrt(np.square(level) + np.maximum(np.diag(smoothing), 0.0))
     largest = (np.abs(noise + smooth) / np.maximum(error, 1e-9)).max(axis=1)
-    return SurfaceBand(difference=difference, error=error, quantile=float(np.quantile(largest, 0.95)))
+    return SurfaceBand(difference=difference, error=error, quantile=max(ALONE, float(np.quantile(largest, 0.95))))

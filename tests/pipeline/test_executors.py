@@ -1,0 +1,42 @@
+"""What every executor promises: tasks come back whole, whatever the order."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from souping.core.executor_protocols import Executor, Workers
+from souping.pipeline.executors import LocalExecutor
+from souping.pipeline.ray_actors import RayExecutor
+from tests.support.actors import Busy, Makes, tasks
+from tests.support.choices import differing, each
+
+ROWS: dict[str, list[Executor]] = {"local": [LocalExecutor()], "ray": [RayExecutor(actors=2, cpus=0.5)]}
+
+
+def test_every_choice_has_a_row() -> None:
+    assert differing("executor", ROWS) == {}
+
+
+@pytest.mark.parametrize("executor", each(ROWS))
+def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
+    assert Executor in type(executor).__mro__
+    if isinstance(executor, RayExecutor) and not find_spec("ray"):
+        assert "ray" in executor.needs()[0].sentence()
+        return
+    assert executor.needs() == []
+    workers = executor.start(Busy(tmp_path), Makes(tmp_path))
+    assert Workers in type(workers).__mro__
+    asked = tasks(5)
+    for task in asked:
+        workers.put(task)
+    done = [workers.take() for _ in asked]
+    workers.close()
+    workers.close()
+    assert sorted(task.number for task, _ in done) == list(range(5))
+    assert workers.slots >= 1
+    for task, answered in done:
+        assert [record.item for record in answered.records] == [item.id for item in task.items]
+        assert {record.score for record in answered.records} == {task.recipe.weights[0]}
