@@ -20,7 +20,7 @@ PER_CATEGORY, CATEGORIES = 60, 3
 
 
 def chances(seed: int = 1, items: int = 4000) -> np.ndarray:
-    """[T, items * C] probabilities: a bowl over the weights in each category, its top elsewhere; hard and easy items."""
+    """[T, items * C] probabilities: a bowl over the weights in each category; hard and easy items."""
     rng = np.random.default_rng(seed)
     tops = ((0.5, 0.3, 0.2), (0.2, 0.6, 0.2), (0.3, 0.3, 0.4))
     parts = []
