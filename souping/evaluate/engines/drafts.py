@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 GRAM = 2
 """Tokens that a look-up must agree on at least."""
@@ -19,6 +23,8 @@ LONGEST = 24
 """Agreement beyond this many tokens is not counted."""
 PLACES = 24
 """Places of a look-up that are compared, the latest first."""
+APART = -1
+"""What stands between two drafts where tokens are looked up."""
 FITS = 0
 """Kind of a proposal by a draft that fits; those of look-ups are 1 to 4, by how much agrees."""
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -44,7 +50,7 @@ class Survival:
     """
 
     def __init__(self) -> None:
-        self._right = [60.0, 1.0, 2.0, 4.0, 12.0]
+        self._right = [24.0, 1.0, 2.0, 4.0, 12.0]
         self._wrong = [1.0, 1.0, 1.0, 1.0, 1.0]
 
     def note(self, proposal: Proposal, accepted: int, tried: int) -> None:
@@ -80,8 +86,7 @@ class Drafted:
     accepted: int = 0
     done: bool = False
     likelihood: float | None = None
-    _texts: list[list[int]] = field(default_factory=list)
-    _places: dict[tuple[int, ...], list[tuple[int, int]]] = field(default_factory=dict)
+    _known: NDArray[np.int64] | None = None
     _own: int = 0
 
     def __post_init__(self) -> None:
@@ -110,37 +115,40 @@ class Drafted:
         return Proposal(tokens=self.drafts[0][: min(most, self.limit)] if self.drafts else ())
 
     def _look_up(self) -> Proposal:
-        self._index()
-        places = self._places.get(tuple(self._texts[-1][-GRAM:]), ())
-        best, found = GRAM - 1, (0, 0)
-        for text, end in places[-PLACES:]:
-            agreed = _agreement(self._texts[text], end, self._texts[-1])
+        text, size = self._text()
+        if size < GRAM + 1:
+            return Proposal()
+        found = np.ones(size - GRAM, dtype=bool)  # [n]: whether the run that ends before n + GRAM is the last one
+        for n in range(GRAM):
+            found &= text[n : size - GRAM + n] == text[size - GRAM + n]
+        best, place = GRAM - 1, 0
+        for end in (np.flatnonzero(found)[-PLACES:] + GRAM).tolist():
+            agreed = _agreement(text, end, size)
             if agreed > best:
-                best, found = agreed, (text, end)
+                best, place = agreed, end
         if best < GRAM:
             return Proposal()
-        text, end = found
-        return Proposal(tokens=self._texts[text][end : end + self.left], kind=min(4, 1 + best // 3))
+        tokens = text[place : min(size, place + self.left)].tolist()
+        until = tokens.index(APART) if APART in tokens else len(tokens)
+        return Proposal(tokens=tokens[:until], kind=min(4, 1 + best // 3))
 
-    def _index(self) -> None:
-        """Places of all runs of `GRAM` tokens in the drafts (the likeliest last), then prompt and answer together."""
-        if not self._texts:
-            self._texts = [*map(list, reversed(self.drafts)), list(self.prompt)]
-            for number, text in enumerate(self._texts):
-                for end in range(GRAM, len(text)):
-                    self._places.setdefault(tuple(text[end - GRAM : end]), []).append((number, end))
-        own, number = self._texts[-1], len(self._texts) - 1
-        for token in self.tokens[self._own :]:
-            if len(own) >= GRAM:
-                self._places.setdefault(tuple(own[-GRAM:]), []).append((number, len(own)))
-            own.append(token)
+    def _text(self) -> tuple[NDArray[np.int64], int]:
+        """The drafts (the likeliest last), the prompt and the answer so far, and how long that is."""
+        if self._known is None:
+            before = [token for draft in reversed(self.drafts) for token in (*draft, APART)]
+            self._known = np.full(len(before) + len(self.prompt) + self.limit, APART, dtype=np.int64)
+            self._known[: len(before) + len(self.prompt)] = [*before, *self.prompt]
+        size = len(self._known) - self.limit + len(self.tokens)
+        self._known[size - len(self.tokens) + self._own : size] = self.tokens[self._own :]
         self._own = len(self.tokens)
+        return self._known, size
 
 
-def _agreement(text: Sequence[int], end: int, tail: Sequence[int]) -> int:
-    """How many tokens before `end` are the last ones of `tail`."""
-    most = min(LONGEST, end, len(tail))
-    return next((n for n in range(most) if text[end - 1 - n] != tail[-1 - n]), most)
+def _agreement(text: NDArray[np.int64], end: int, size: int) -> int:
+    """How many tokens before `end` are the last ones of a text of this size."""
+    most = min(LONGEST, end)
+    same = text[end - most : end] == text[size - most : size]
+    return most if same.all() else most - 1 - int(np.flatnonzero(~same)[-1])
 
 
 def best_pass(proposals: Sequence[Proposal], survival: Survival, overhead: float, most: int) -> tuple[list[int], int]:

@@ -122,6 +122,12 @@ class RowCache:
             for buffer in layer.buffers:
                 buffer[row, :, begin + by : end + by] = buffer[row, :, begin:end].clone()
 
+    def copy(self, source: int, row: int, end: int) -> None:
+        """Write a row over another, up to column `end`."""
+        for layer in self.layers:
+            for buffer in layer.buffers:
+                buffer[row, :, :end] = buffer[source, :, :end]
+
     def swap(self, one: int, other: int, end: int) -> None:
         """Let two rows change places, up to column `end`."""
         for layer in self.layers:
@@ -358,7 +364,8 @@ class Verification:
             if self._rows[row].done:
                 last = len(self._rows) - 1
                 if row != last:
-                    self._swap(row, last)
+                    self._cache.copy(last, row, self._places[last].end)
+                    self._rows[row], self._places[row] = self._rows[last], self._places[last]
                 self._rows.pop()
                 self._places.pop()
 
