@@ -97,9 +97,13 @@ class Drafted:
         """Tokens that it may still get."""
         return self.limit - len(self.tokens)
 
-    def take(self, tokens: Sequence[int]) -> None:
-        """Add tokens; drafts that go on in another way fit no longer."""
+    def take(self, tokens: Sequence[int], proposal: Proposal) -> None:
+        """Add tokens; drafts that go on in another way fit no longer. A pick behind a proposal that was cut short may
+        be the draft's next token too."""
         start = len(self.tokens)
+        expected = self._fitting[0][start:] if self._fitting else proposal.tokens
+        wrong = (n for n, (own, other) in enumerate(zip(tokens, expected, strict=False)) if own != other)
+        self.accepted += next(wrong, min(len(tokens), len(expected)))
         self.tokens += tokens
         end = len(self.tokens)
         self._fitting = [d for d in self._fitting if len(d) > end and list(d[start:end]) == self.tokens[start:]]
@@ -196,6 +200,26 @@ class PassCosts:
             extra = [seconds / self.token - tokens for tokens, seconds in self.steps]
             self.overhead = float(2 ** round(np.log2(max(1.0, float(np.median(extra))))))
         self.steps.clear()
+
+
+TRIES, PAUSE, SLOWER = 3, 8, 1.05
+"""Blocks that are verified before their time is compared; blocks that are then answered plainly where it was longer by
+this factor, before one is tried again."""
+
+
+@dataclass
+class Pace:
+    """Seconds a token of the last few blocks."""
+
+    blocks: int = 0
+    value: float = 0.0
+
+    def note(self, seconds: float, tokens: int) -> None:
+        """Count a block; old ones fade."""
+        if tokens:
+            share = max(1 / TRIES, 1 / (self.blocks + 1))
+            self.value += share * (seconds / tokens - self.value)
+            self.blocks += 1
 
 
 @dataclass

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from souping.core.protocols import Served
 from souping.core.types import Draft, Item
 from souping.evaluate.engines import Asked, pad_id, prompt_key, room
-from souping.evaluate.engines.verify import PASS, cache_name, log_likelihood
+from souping.evaluate.engines.row_cache import cache_name
+from souping.evaluate.engines.verify import PASS, log_likelihood
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:

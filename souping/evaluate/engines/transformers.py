@@ -40,19 +40,25 @@ class TransformersEngine(Engine):
 
     def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
         """The n-th answers, in the items' order; `asked.workers` threads share the items."""
-        return shared(asked.workers, len(items), lambda worker, own: _share(asked, model, items[own], replicate))
+        return self._verifier.timed(
+            False,
+            lambda: shared(asked.workers, len(items), lambda worker, own: _share(asked, model, items[own], replicate)),
+        )
 
     def verify(
         self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
     ) -> list[Answer]:
-        """The n-th answers, as drafts where they come true; plainly where this model or decoding takes none."""
+        """The n-th answers, as drafts where they come true; plainly where this model takes none, or they do not pay."""
         verifier = self._verifier
-        if not verifier.takes(asked, model.module):
+        if not (verifier.takes(asked, model.module) and verifier.pays()):
             return self.answer(asked, model, items, replicate)
-        return shared(
-            asked.workers,
-            len(items),
-            lambda worker, own: verifier.answer(worker, asked, model, items[own], replicate, drafts[own]),
+        return verifier.timed(
+            True,
+            lambda: shared(
+                asked.workers,
+                len(items),
+                lambda worker, own: verifier.answer(worker, asked, model, items[own], replicate, drafts[own]),
+            ),
         )
 
     @property

@@ -14,25 +14,35 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from souping.core.protocols import Served
-from souping.core.types import Draft, Item, Json
+from souping.core.types import Draft, Item
 from souping.evaluate.decoding import Decoding, with_noise
 from souping.evaluate.engines import Answer, Asked, answer_of, own_end, pad_id, prompt_key, room
-from souping.evaluate.engines.drafts import Drafted, Memory, PassCosts, Proposal, Survival, best_pass
+from souping.evaluate.engines.drafts import (
+    PAUSE,
+    SLOWER,
+    TRIES,
+    Drafted,
+    Memory,
+    Pace,
+    PassCosts,
+    Proposal,
+    Survival,
+    best_pass,
+)
+from souping.evaluate.engines.row_cache import RowCache, cache_name, croppable
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
-    from transformers.cache_utils import DynamicLayer
 
 log = logging.getLogger("souping.evaluate")
 PASS = {"cpu": 1024, "cuda": 16384}
@@ -47,113 +57,6 @@ Pick = Callable[["torch.Tensor", Sequence[int], Sequence[int]], list[int]]
 """pick(logits [N, V], seeds [N], places [N]) -> token ids [N]"""
 Stopped = Callable[[Sequence[Sequence[int]]], list[bool]]
 """Whether an answer is stopped at the end of each window of ids."""
-
-
-@dataclass
-class LayerBuffers:
-    """Keys and values of one layer in buffers [rows, heads, columns, size], of which a window is the cache."""
-
-    size: tuple[int, int]
-    buffers: list[torch.Tensor] = field(default_factory=list)
-    rows: slice = field(default_factory=lambda: slice(0))
-    first: int = 0
-    end: int = 0
-
-    def write(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put what a pass adds behind the window; all of it together."""
-        if not self.buffers:  # zeros: what is masked must not be nan
-            rows, columns = self.size
-            self.buffers = [new.new_zeros((rows, new.shape[1], columns, new.shape[3])) for new in (keys, values)]
-        begin, self.end = self.end, self.end + keys.shape[2]
-        for buffer, states in zip(self.buffers, (keys, values), strict=True):
-            buffer[self.rows, :, begin : self.end] = states
-        whole = [buffer[self.rows, :, self.first : self.end] for buffer in self.buffers]
-        return whole[0], whole[1]
-
-
-@lru_cache(maxsize=1)
-def layer_class() -> Callable[[LayerBuffers], DynamicLayer]:
-    """Cache layer as transformers takes it, over buffers; made late, for its base is transformers'."""
-    from transformers.cache_utils import DynamicLayer
-
-    class BufferedLayer(DynamicLayer):
-        def __init__(self, place: LayerBuffers) -> None:
-            self.keys = self.values = None
-            self.is_initialized = True
-            self._place = place
-
-        def update(
-            self,
-            key_states: torch.Tensor,
-            value_states: torch.Tensor,
-            cache_kwargs: Mapping[str, Json] | None = None,
-            kwargs: Mapping[str, Json] | None = None,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._place.write(key_states, value_states)
-
-        def get_seq_length(self) -> int:
-            return self._place.end - self._place.first
-
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            return self.get_seq_length() + query_length, 0
-
-    return BufferedLayer
-
-
-class RowCache:
-    """Cache of a module for rows that begin and end at columns of their own, of which a pass sees a window."""
-
-    def __init__(self, module: PreTrainedModel, rows: int, columns: int) -> None:
-        self.columns = columns
-        from transformers import DynamicCache
-
-        self.cache = DynamicCache(config=module.config)
-        self.layers = [LayerBuffers(size=(rows, columns)) for _ in self.cache.layers]
-        self.cache.layers[:] = [layer_class()(layer) for layer in self.layers]
-
-    def window(self, rows: slice, first: int, end: int) -> None:
-        """What the next pass sees: columns `first` to `end` of these rows."""
-        for layer in self.layers:
-            layer.rows, layer.first, layer.end = rows, first, end
-
-    def move(self, row: int, begin: int, end: int, by: int) -> None:
-        """Move a row's columns to the right, or to the left where `by` is negative."""
-        for layer in self.layers:
-            for buffer in layer.buffers:
-                buffer[row, :, begin + by : end + by] = buffer[row, :, begin:end].clone()
-
-    def copy(self, source: int, row: int, end: int) -> None:
-        """Write a row over another, up to column `end`."""
-        for layer in self.layers:
-            for buffer in layer.buffers:
-                buffer[row, :, :end] = buffer[source, :, :end]
-
-    def swap(self, one: int, other: int, end: int) -> None:
-        """Let two rows change places, up to column `end`."""
-        for layer in self.layers:
-            for buffer in layer.buffers:
-                buffer[[one, other], :, :end] = buffer[[other, one], :, :end]
-
-
-def cache_name(module: PreTrainedModel) -> str:
-    """Argument by which the module takes its cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-
-
-def croppable(module: PreTrainedModel) -> str:
-    """Why rows of this module's cache cannot go back; empty where they can."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    config = module.config
-    if config.is_encoder_decoder:
-        return "encoder and decoder"
-    if "logits_to_keep" not in inspect.signature(module.forward).parameters or not config.use_cache:
-        return "no cache that souping knows"
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    if module._is_stateful or kinds != {DynamicLayer}:
-        return "a cache that cannot go back (sliding window, state space or hybrid)"
-    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,8 +235,7 @@ class Verification:
         if rules.stopped is not None:
             gained = self._until_a_stop(rows, gained)
         for row, proposal, place, tokens in zip(rows, proposals, self._places[where], gained, strict=True):
-            row.accepted += sum(a == b for a, b in zip(tokens, proposal.tokens, strict=False))
-            row.take(tokens)
+            row.take(tokens, proposal)
             place.end += len(tokens) - first
             row.done = row.done or not row.left or tokens[-1] in rules.ends
 
@@ -379,20 +281,40 @@ def log_likelihood(logits: torch.Tensor, tokens: Sequence[int]) -> float:
 
 
 class Verifier:
-    """Live side of an engine that verifies: whether a model can be verified, and each worker's memory."""
+    """Live side of an engine that verifies: whether a model can be verified, whether it pays, each worker's memory."""
 
     def __init__(self) -> None:
         self._memories: dict[int, Memory] = {}
-        self._refused: dict[int, str] = {}
+        self._told: set[str] = set()
+        self._paces = {False: Pace(), True: Pace()}
+        self._pause, self._tries = 0, TRIES
 
     def takes(self, asked: Asked, module: PreTrainedModel) -> bool:
-        """Whether drafts are of use for this model and decoding; why not is said once."""
-        known = self._refused.get(id(module))
-        if known is None:
-            known = self._refused[id(module)] = croppable(module)
-            if known:
-                log.warning("engine.drafts: off for this model, which has %s", known)
-        return not known and not asked.decoding.penalties
+        """Whether this model and decoding can be verified; why not is said once."""
+        reason = croppable(module)
+        if reason and reason not in self._told:
+            self._told.add(reason)
+            log.warning("engine.drafts: off for this model, which has %s", reason)
+        return not reason and not asked.decoding.penalties
+
+    def pays(self) -> bool:
+        """Whether the next block is verified: for `PAUSE` blocks none is, once verifying was the slower way."""
+        plain, drafted = self._paces[False], self._paces[True]
+        if self._pause:
+            self._pause -= 1
+            return False
+        if plain.blocks and drafted.blocks >= self._tries and drafted.value > SLOWER * plain.value:
+            self._pause, self._tries, self._paces[True] = PAUSE, 1, Pace()
+            return False
+        return True
+
+    def timed(self, drafted: bool, answer: Callable[[], list[Answer]]) -> list[Answer]:
+        """The answers of a block, whose time is noted."""
+        started = time.perf_counter()
+        answers = answer()
+        tokens = sum(len(one.tokens) for one in answers)
+        self._paces[drafted].note(time.perf_counter() - started, tokens)
+        return answers
 
     def answer(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ import pytest
 
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Draft, Item, Record, UserError
+from souping.evaluate.engines import Answer
 from souping.evaluate.engines.drafts import Drafted, PassCosts, Proposal, Survival, best_pass
 from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines.verify import Verifier
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.examples import pantry
@@ -80,8 +83,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_verified_answer_is_the_plain_one(case: str, python: Any, java: Any, items: tuple[Item, ...]) -> None:
+def test_a_verified_answer_is_the_plain_one(
+    case: str, python: Any, java: Any, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = replace(LOCAL, **CASES[case], engine=TransformersEngine())
+    monkeypatch.setattr(Verifier, "pays", lambda self: True)
     for replicate in range(asked.answers):
         own, other = (asked.evaluate(one, items, replicate) for one in (python, java))
         for name, maker in MAKERS.items():
@@ -171,6 +177,23 @@ def test_where_drafts_are_of_no_use_answers_are_plain(
     assert asked.likelihoods(python, items[:4], drafts) is None
 
 
+def test_it_pauses_while_verifying_is_the_slower_way() -> None:
+    verifier = Verifier()
+    one = [Answer(tokens=(1, 2))]
+
+    def block(drafted: bool, seconds: float) -> None:
+        verifier.timed(drafted, lambda: time.sleep(seconds) or one)  # type: ignore[func-returns-value]
+
+    block(False, 0.01)
+    for _ in range(3):
+        assert verifier.pays()
+        block(True, 0.03)
+    assert [verifier.pays() for _ in range(10)] == [False] * 9 + [True]
+    for _ in range(6):
+        block(True, 0.001)
+        assert verifier.pays()
+
+
 def test_who_takes_drafts() -> None:
     assert LOCAL.drafts == "search"
     assert replace(LOCAL, engine=TransformersEngine(drafts="off")).drafts == "off"
@@ -185,15 +208,15 @@ class TestProposals:
     def test_drafts_fit_one_after_another(self) -> None:
         row = Drafted(number=0, prompt=[1], drafts=[(5, 6, 7, 8), (5, 9, 3, 4)], limit=4)
         assert list(row.propose().tokens) == [5, 6, 7, 8]
-        row.take([5, 9])
+        row.take([5, 9], row.propose())
         assert list(row.propose().tokens) == [3, 4]
 
     def test_look_up_follows_the_longest_run(self) -> None:
         row = Drafted(number=0, prompt=[2, 3, 4, 5, 9, 2, 3, 7, 7], drafts=[(1, 2, 3, 8)], limit=9)
-        row.take([6, 9, 2, 3])
+        row.take([6, 9, 2, 3], Proposal())
         found = row.propose()
         assert (list(found.tokens), found.kind > 0) == ([7, 7, 6, 9, 2], True)
-        row.take([0])
+        row.take([0], found)
         assert list(row.propose().tokens) == []
 
     def test_it_reaches_less_far_the_less_it_is_right(self) -> None:
