@@ -9,6 +9,9 @@ from souping.core.types import number, part
 from souping.report.format import clean, count, in_words, percent
 from souping.report.tables import Report, Row, TableGrid, grid
 
+WARN = 0.02
+"""Share of lost answers from which a run warns (souping/pipeline/evidence.py)."""
+
 
 def sentences(report: Report) -> list[str]:
     """Whose answers were cut off or are missing, and what part of the variance is the draw of the answers."""
@@ -25,6 +28,11 @@ def sentences(report: Report) -> list[str]:
             "what other items, would change is told apart below."
         )
     return told
+
+
+def few(report: Report) -> bool:
+    """Whether next to nothing is to be told: no model lost as many answers as a run warns of, each item has one."""
+    return not part(report, "variance") and all(_lost(ends) < WARN for ends in hit(report).values())
 
 
 def models(report: Report) -> TableGrid:

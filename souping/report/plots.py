@@ -45,7 +45,7 @@ def forest(report: Report) -> Drawing | None:
     values = [_mean(part(pair, "row").get("objective")) for pair in pairs]
     soup = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
     with canvas():
-        made, axes = figure(8.6, 0.75 + 0.34 * len(pairs))
+        made, axes = figure(8.6, 0.7 + 0.32 * len(pairs))
         _whiskers(axes, pairs, colours, "pair")
         _differences_axes(axes, labels, f"soup minus the other, points ({level(pairs[0])} interval)")
         heads = ("score %", "difference", "p")
@@ -123,7 +123,7 @@ def categories(report: Report) -> Drawing | None:
     names, against = [str(pair.get("category")) for pair in pairs], clean(told.get("against"))
     ours, theirs = _scores_of(report, "soup"), _scores_of(report, "best_single")
     with canvas():
-        made, axes = figure(8.6, 0.75 + 0.29 * len(pairs))
+        made, axes = figure(8.6, 0.7 + 0.27 * len(pairs))
         full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
         _whiskers(axes, pairs, [_winner(pair) for pair in pairs], "category", full)
         _differences_axes(axes, [short(name) for name in names], f"soup minus {short(against, 40)}, points")

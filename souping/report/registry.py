@@ -34,7 +34,7 @@ class Display:
     folded: bool
 
 
-MORE = "What souping did to the categories"
+MORE = "More analyses"
 DISPLAYS: dict[str, Display] = {}
 """{name of an analysis: how it is shown}."""
 

@@ -19,10 +19,10 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .6em;text-wrap:balance;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:1.6em 0 .4em;padding-top:.8em;border-top:1px solid var(--line)}
-p{margin:.5em 0;max-width:75ch;overflow-wrap:anywhere}
+main{max-width:1140px;margin:0 auto;padding:24px 20px 32px}
+h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .5em;overflow-wrap:anywhere}
+h2{font-size:1.2rem;margin:1.2em 0 .3em;padding-top:.7em;border-top:1px solid var(--line)}
+p{margin:.4em 0;max-width:88ch;overflow-wrap:anywhere}
 .kicker{color:var(--soft);font-size:.95rem;margin:0}
 .figures{display:flex;flex-wrap:wrap;gap:10px;margin:1.2em 0}
 .figures div{flex:1 1 170px;background:var(--band);border-radius:8px;padding:12px 14px;min-width:0}
@@ -31,25 +31,26 @@ p{margin:.5em 0;max-width:75ch;overflow-wrap:anywhere}
 .figures .soup{border-left:4px solid var(--mark)}
 .warnings{background:var(--warm);border-left:4px solid var(--mark);border-radius:6px;margin:1em 0;padding:10px 14px}
 .warnings ul{margin:.3em 0 0;padding-left:1.2em}
-.scroll{overflow-x:auto;margin:.8em 0;max-width:100%}
+.scroll{overflow-x:auto;margin:.5em 0;max-width:100%}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
-th,td{padding:6px 10px;text-align:right;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
+th,td{padding:5px 9px;text-align:right;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;vertical-align:bottom;white-space:normal}
 thead th{border-bottom:2px solid var(--line)}
 thead th+th{min-width:4.5em}
 td.left,th.left{text-align:left}
 td.left{white-space:normal;min-width:9em;overflow-wrap:break-word}
-tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:10em;max-width:20em;
+tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:7em;max-width:20em;
 overflow-wrap:break-word;position:sticky;left:0;background:var(--page);z-index:1}
 thead th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
 td small,th small{display:block;color:var(--soft);font-size:.78rem;font-weight:400}
 tr.strong>*{background:var(--warm);font-weight:650}
-figure{margin:1em 0}
+figure{margin:.5em 0}
 figure svg{display:block;width:100%;height:auto;color:var(--ink)}
 figcaption{color:var(--soft);font-size:.85rem}
-.row{display:flex;flex-wrap:wrap;gap:0 36px}
+.row{display:flex;flex-wrap:wrap;gap:0 16px}
 .row figure{flex:1 1 auto;max-width:100%;min-width:0}
 .row>.scroll{flex:1 1 24em}
+.row:not(:has(figure))>.scroll{flex:0 1 auto}
 figure .scroll{margin:0}
 .folds{display:flex;flex-wrap:wrap;gap:0 2em;margin:.4em 0}
 details{margin:.2em 0;max-width:100%}
@@ -60,7 +61,7 @@ details[open]>summary{color:var(--ink);font-weight:600}
 nav ul{display:flex;flex-wrap:wrap;gap:.2em 1.4em;list-style:none;margin:1.2em 0 0;padding:0;font-size:.925rem}
 a{color:var(--link)}
 pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
-footer{margin-top:3em;color:var(--soft);font-size:.85rem}
+footer{margin-top:2em;color:var(--soft);font-size:.85rem}
 @media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
 .print{display:none}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}nav,details:not([open]){display:none}

@@ -93,7 +93,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
             section_of(report, leading(report)[0]),
             _verdict(report),
             _gains(report),
-            _outcomes(report),
+            None if outcomes.few(report) else _outcomes(report),
             _also(report),
             _landscape(report, trials),
             why(report),
@@ -172,7 +172,7 @@ def losses(report: Report) -> list[str]:
 
 
 def _outcomes(report: Report) -> Section | None:
-    """How answers ended: nothing where all ended by themselves, which the cost says."""
+    """How answers ended; nothing where all ended by themselves."""
     if not outcomes.hit(report) and not part(report, "variance"):
         return None
     grids = tuple(grid for grid in (outcomes.models(report), outcomes.variance(report)) if grid.rows)
@@ -235,9 +235,12 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
 
 
 def _cost(report: Report) -> Section | None:
+    """What the run took, with the answers where they need no section of their own."""
     grids = tuple(grid for grid in (tables.folds(report), tables.cost(report), tables.search_cost(report)) if grid.rows)
-    ended = () if outcomes.hit(report) else tuple(outcomes.sentences(report)[:1])
-    return Section("Cost", ended, grids=grids) if grids else None
+    few = outcomes.few(report)
+    ended = tuple(outcomes.sentences(report)[:1]) if few else ()
+    answers = _outcomes(report) if few else None
+    return Section("Cost", ended, grids=grids, folded=known((answers,))) if grids else None
 
 
 def _provenance(report: Report) -> Section | None:

@@ -223,7 +223,7 @@ def folds(report: Report) -> TableGrid:
     use = {
         "select": "correlations and experts",
         "search": "weights and the best single",
-        "report": "the numbers of this page, opened once for this recipe",
+        "report": "the numbers of this page",
     }
     if report.get("limit"):
         use["report"] = "the numbers of this page: items of the other folds, the report fold stayed closed"

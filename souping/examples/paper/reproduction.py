@@ -7,19 +7,23 @@ the paper counts on its soups (Figure 5) is counted on the soups of the run too:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
+from souping.analysis.consistency import Consistency
 from souping.analysis.correlation import pearson
 from souping.analysis.parents import Parents
+from souping.analysis.shapley import Shapley
+from souping.analysis.wins import Wins
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, entries, number
+from souping.core.types import Json, Recipe, elements, entries, number, part
 from souping.examples.paper.findings import CORRUPT, Finding, directions, findings, flores
 from souping.examples.paper.published import TABLES, leaderboard
 from souping.examples.paper.readings import selections
+from souping.report.format import percent
 
 PAPER = "arXiv 2511.13254v1"
 MANY = 20 / 36
@@ -32,9 +36,12 @@ class PaperFigures(Analysis):
 
     leaderboard: str | None = None
 
+    def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
+        return Shapley().asks(soups)
+
     def analyse(self, run: RunScores) -> dict[str, Json]:
         board = leaderboard(self.leaderboard)
-        found = [*findings(board), *_parents(run)]
+        found = [*findings(board), *_likenesses(run)]
         count = Counter(one.verdict for one in found)
         whole = count["agrees"] + count["differs"]
         return {
@@ -80,25 +87,68 @@ def _flores() -> list[Json]:
     ]
 
 
-def _parents(run: RunScores) -> Iterator[Finding]:
-    """Figure 5 on the run's soups."""
-    what = "soups above their parents in more than 20 of 36 categories"
-    try:
-        told = Parents().analyse(run)
-    except NotEstimableError as error:
-        yield Finding(of="Figure 5", what=what, paper="35 of 37", ours="", verdict="other models", note=str(error))
-        return
-    soups, size = entries(told, "soups"), len(_list(told["categories"]))
+Likeness = Callable[[RunScores], tuple[str, str]]
+"""(what comes out on the run's soups, a remark)."""
+
+
+def _likenesses(run: RunScores) -> Iterator[Finding]:
+    """What the paper shows of its soups, on those of the run."""
+    for (of, what, paper), told in LIKENESSES.items():
+        try:
+            ours, note = told(run)
+        except NotEstimableError as error:
+            ours, note = "", str(error)
+        yield Finding(of=of, what=what, paper=paper, ours=ours, verdict="other models", note=note)
+
+
+def _consistency(run: RunScores) -> tuple[str, str]:
+    told = Consistency().analyse(run)
+    before, after, null = (number(part(told, key).get("mean")) or 0.0 for key in ("before", "after", "null"))
+    return f"{before:.2f} before, {after:.2f} after", f"mere mixing of the parents' scores gives {null:.2f}"
+
+
+def _landscape(run: RunScores) -> tuple[str, str]:
+    size = len(run.mixtures())
+    return f"{size} soups on the whole search fold", "the section on the landscape; by category: gained and lost"
+
+
+def _parents(run: RunScores) -> tuple[str, str]:
+    told = Parents().analyse(run)
+    soups, size = entries(told, "soups"), len(elements(told, "categories"))
     above = {key: sum((number(soup[key]) or 0) > MANY * size for soup in soups) for key in ("beats_one", "beats_all")}
-    yield Finding(
-        of="Figure 5",
-        what=what,
-        paper="35 of 37",
-        ours=f"{above['beats_one']} of {len(soups)} above at least one, {above['beats_all']} above all",
-        verdict="other models",
-        note=f"more than 5 of 9 of the {size} categories; the paper does not say whether one parent or all are meant",
+    ours = f"{above['beats_one']} of {len(soups)} above at least one, {above['beats_all']} above all"
+    return ours, f"more than 5 of 9 of the {size} categories; the paper does not say whether one parent or all"
+
+
+def _shapley(run: RunScores) -> tuple[str, str]:
+    (level, *_) = entries(Shapley().analyse(run), "levels")
+    players = entries(level, "players")
+    values = [f"{' + '.join(texts(row, 'members'))} {percent(row.get('value'), sign=True)}" for row in players]
+    return ", ".join(values), "points; the section on Shapley values has pairs, triplets and intervals"
+
+
+def _wins(run: RunScores) -> tuple[str, str]:
+    told = Wins().analyse(run)
+    shares = [f"{percent(part(row, 'kept').get('share'))} of {row.get('name')}" for row in entries(told, "kept")]
+    return ", ".join(shares), "percent of what an ingredient solves"
+
+
+def _rescued(run: RunScores) -> tuple[str, str]:
+    fails = entries(Wins().analyse(run), "by_failures")
+    one, every = fails[1], fails[-1]
+    ours = f"{percent(every.get('share'))} % where all fail, {percent(one.get('share'))} % where exactly one does"
+    return (
+        ours,
+        f"{number(every.get('items')) or 0:.0f} items that all fail; examples: the section on what the soup keeps",
     )
 
 
-def _list(value: Json) -> Sequence[Json]:
-    return value if isinstance(value, Sequence) else ()
+LIKENESSES: Mapping[tuple[str, str, str], Likeness] = {
+    ("Figure 2", "mean |rho| between categories, before and after souping", "rises"): _consistency,
+    ("Figure 3", "the soup by category, and by weights", "52.24 mean of MGSM's languages"): _landscape,
+    ("Figure 5", "soups above their parents in more than 20 of 36 categories", "35 of 37"): _parents,
+    ("Figure 6", "Shapley values of single models", ""): _shapley,
+    ("Appendix B", "share of each ingredient's solved items that the soup keeps", "97.2, 97.1, 97.1 %"): _wins,
+    ("Appendices B, D", "items solved though ingredients fail", "32 of 380 (8.4 %); 93.0 % where one fails"): _rescued,
+}
+"""{(where in the paper, what, what it prints): the same on a run's soups}."""

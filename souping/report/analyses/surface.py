@@ -137,4 +137,4 @@ def files(data: Row) -> Mapping[str, str]:
     return {"surface.csv": stream.getvalue(), "surface.json": json.dumps(data, sort_keys=True, indent=2) + "\n"}
 
 
-register("surface", section, draw, files)
+register("surface", section, draw, files, folded=True)
