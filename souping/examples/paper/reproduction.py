@@ -19,7 +19,7 @@ from souping.analysis.parents import Parents
 from souping.analysis.shapley import Shapley
 from souping.analysis.wins import Wins
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Recipe, elements, entries, number, part
+from souping.core.types import Json, Recipe, elements, entries, number, part, texts
 from souping.examples.paper.findings import CORRUPT, Finding, directions, findings, flores
 from souping.examples.paper.published import TABLES, leaderboard
 from souping.examples.paper.readings import selections
