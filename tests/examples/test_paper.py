@@ -187,7 +187,14 @@ def test_the_page_of_a_run_opens_with_it(family_run: Path) -> None:
 def family_run(tmp_path_factory: pytest.TempPathFactory, family: Path) -> Path:
     """A run on tiny checkpoints with the analysis."""
     folder = tmp_path_factory.mktemp("paper")
-    command = [sys.executable, "-m", "souping", *pool_of(family), "selector=topk", "analysis=[consistency,parents,wins,paper]"]
+    command = [
+        sys.executable,
+        "-m",
+        "souping",
+        *pool_of(family),
+        "selector=topk",
+        "analysis=[consistency,parents,wins,paper]",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "hydra.run.dir=run"], cwd=folder, env=environment, capture_output=True, text=True
