@@ -15,6 +15,7 @@ import numpy as np
 
 from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.stability import GroupSums
+from souping.core import simplex
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, Json, Recipe
 
@@ -56,17 +57,25 @@ class Parents(Analysis):
 
 def too_few(run: RunScores, needed: int) -> str:
     """How many soups answered the whole search fold, and what more would take."""
-    whole = len(run.mixtures())
-    if len(run.soups.ingredients) < 2:
+    whole, size = len(run.mixtures()), len(run.soups.ingredients)
+    if size < 2:
         return "one ingredient was selected, so that no soup was searched"
     head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
-    cheapest = sorted(run.lacking.values())[: max(0, needed - whole)]
-    if whole + len(cheapest) < needed:
-        return f"{head}: search over more soups (optimiser=grid asks every one on the whole fold)"
-    return (
-        f"{head}: {sum(cheapest):,} more answers of the {len(cheapest)} that lack least, as optimiser=grid or a larger "
-        "budget gives them"
-    )
+    items = max((len(scores.items) for scores in run.search.values()), default=0)
+    soups = simplex.grid_size(size, 0.1, 0.1, 0.9) + 1
+    every = f"optimiser=grid asks {soups} soups whole, {soups * items * run.answers:,} answers less what is stored"
+    lacking = _lacking(run)[: needed - whole]
+    if whole + len(lacking) < needed:
+        return f"{head}: {every}"
+    return f"{head}: {sum(lacking):,} more answers of the {len(lacking)} that lack least; {every}"
+
+
+def _lacking(run: RunScores) -> list[int]:
+    """Answers that soups which were dropped early lack to the whole fold, the fewest first."""
+    mixed = (run.points > 0).sum(axis=1) > 1 if len(run.points) else np.zeros(0, dtype=bool)
+    gaps = np.isnan(run.table[mixed]).sum(axis=1) * run.answers if mixed.any() else np.zeros(0)
+    known = [int(gap) for gap in gaps if gap] or list(run.lacking.values())
+    return sorted(known)
 
 
 def _wins(values: FloatArray, own: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:

@@ -74,7 +74,8 @@ def analyse_again(run: RunSettings) -> list[Path]:
 def _renewed(before: Mapping[str, Json], fresh: Mapping[str, Json]) -> dict[str, Json]:
     """The analyses of before with the fresh ones. What a search saw while it ran is not all known afterwards: one that
     is not estimable any more takes nothing away."""
-    kept = {name for name in fresh if part(fresh, name).get("not_estimable") and part(before, name)}
+    made = {name for name in before if not part(before, name).get("not_estimable")}
+    kept = {name for name in made if part(fresh, name).get("not_estimable")}
     return {**before, **{name: data for name, data in fresh.items() if name not in kept}}
 
 
