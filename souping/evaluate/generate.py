@@ -15,7 +15,7 @@ import numpy as np
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Drafts, Evaluator, ModelHost, ModuleSettings, Served, Wants
-from souping.core.text import Count, Seed, Threads
+from souping.core.text import Count, Seed, Threads, first_line
 from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, digest, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
@@ -295,10 +295,15 @@ def _score(item: Item, output: str) -> float:
     return math.nan if item.own is not None else score(item, output)
 
 
-def _length(item: Item) -> int:
+def _text(item: Item) -> str:
+    """What the model is shown, without what a chat template adds."""
     if isinstance(item.prompt, str):
-        return len(item.prompt)
-    return sum(len(str(m["content"])) for m in item.prompt) + len(str(item.tools or ""))
+        return item.prompt
+    return "\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")])
+
+
+def _length(item: Item) -> int:
+    return len(_text(item))
 
 
 def context_of(folder: Path) -> int | None:
@@ -310,14 +315,20 @@ def context_of(folder: Path) -> int | None:
 
 def prompt_tokens(folder: Path, item: Item) -> int:
     """About the tokens of a prompt: without what a chat template adds, a fourth of the characters where the folder has
-    no tokenizer.json."""
+    no tokenizer.json.
+
+    Raises:
+        UserError: the file is broken.
+    """
     from tokenizers import Tokenizer
 
-    messages = () if isinstance(item.prompt, str) else item.prompt
-    text = item.prompt if isinstance(item.prompt, str) else "\n".join([*(str(m["content"]) for m in messages)])
-    if not (folder / "tokenizer.json").is_file():
+    path = folder / "tokenizer.json"
+    if not path.is_file():
         return _length(item) // 4
-    return len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text + str(item.tools or "")).ids)
+    try:
+        return len(Tokenizer.from_file(str(path)).encode(_text(item)).ids)
+    except Exception as error:  # tokenizers raises bare ones
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:
