@@ -59,5 +59,5 @@ def keys(group: str) -> Iterator[str]:
     for name in choices(group):
         yield f"{sign}{group}={name}"
         text = (folder() / group / f"{name}.yaml").read_text()
-        yield from (f"  {line}" for line in text.splitlines() if not line.startswith(("_", "# @")))
+        yield from (f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @")))
         yield ""

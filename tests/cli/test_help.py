@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from souping import __version__
 from souping.cli.config import GROUPS
 from souping.cli.help import choices, folder, groups
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 
 
 def test_the_version_is_soupings(souping: Cli) -> None:
@@ -39,3 +44,19 @@ def test_help_of_no_group_is_refused(souping: Cli) -> None:
 
 def test_help_with_overrides_is_hydras(souping: Cli) -> None:
     assert "Groups and their choices" in souping("--help", "+experiment=merge").out
+
+
+def test_a_shell_completes_choices(tmp_path: Path) -> None:
+    """The line that README.md has for bash, and what the function that it makes asks."""
+    assert "souping -sc install=bash" in (ROOT / "README.md").read_text()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_LINE": "souping selector=", "COMP_POINT": "17"}
+    words = [sys.executable, "-m", "souping", "-sc", "query=bash"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    assert {f"selector={name}" for name in choices("selector")} <= set(done.stdout.split())
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m souping --help evaluator | head -1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
