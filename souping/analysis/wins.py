@@ -27,6 +27,7 @@ RULE = (
     "on the search fold, so that the report fold stays unseen: of each kind the first items by the hash of their "
     "prompt, no category twice before all had one"
 )
+CORPUS = "a corpus metric (BLEU) is of all items together: none is solved or not; it takes scores item by item"
 LONGEST = 600
 """Characters of a prompt or an answer that an example shows."""
 SAME = 1e-6
@@ -68,6 +69,8 @@ class Wins(Analysis):
                 f"{len(lacking)} of the soup and its ingredients have not answered the whole report fold; the same run "
                 "again takes what is stored and asks the rest"
             )
+        if any(record.statistics for record in run.read(soup, "report").values()):
+            raise NotEstimableError(CORPUS)
         items = run.report[soup.id].items
         known = self._solved([run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
         groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
@@ -92,7 +95,7 @@ class Wins(Analysis):
         values = np.stack([score.values for score in scores])
         noise = np.nan_to_num(np.stack([score.noise for score in scores]))
         if not (np.isfinite(values).all() and values.min() >= -SAME and values.max() <= 1 + SAME):
-            raise NotEstimableError("items' scores are no fractions of 1 (a corpus metric): no item is solved or not")
+            raise NotEstimableError(CORPUS)
         whole = np.abs(values * answers - np.round(values * answers)).max() < SAME
         if not whole:
             values = (values >= self.solved).astype(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb
 from typing import Any
@@ -14,7 +15,7 @@ from souping.analysis.consistency import Consistency
 from souping.analysis.parents import Parents
 from souping.analysis.shapley import Shapley
 from souping.analysis.wins import Wins
-from souping.core.types import FloatArray, Item, Recipe, UserError
+from souping.core.types import FloatArray, Item, Recipe, Record, UserError
 from tests.support.analyses import NAMES, items_of, recipe_of, run_of, skills, voting
 
 
@@ -166,6 +167,9 @@ def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold
 
     with pytest.raises(NotEstimableError, match="corpus metric"):
         Wins().analyse(run_of(answer=shifted))
+    counted = replace(run_of(), read=lambda r, f: {"s-w-0": Record(item="s-w-0", score=0.5, statistics=(1.0, 2.0))})
+    with pytest.raises(NotEstimableError, match="corpus metric"):
+        Wins().analyse(counted)
     graded: dict[str, Any] = Wins(solved=0.6).analyse(run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i)))
     plain: dict[str, Any] = Wins().analyse(run_of())
     assert graded["by_failures"] == plain["by_failures"]
