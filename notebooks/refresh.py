@@ -1,6 +1,6 @@
-"""Execute the tour again and keep its outputs: `python notebooks/refresh.py`.
+"""Execute the notebooks again and keep their outputs: `python notebooks/refresh.py [NAME ...]`.
 
-Run it when the notebook or the embedded models have changed. The notebook runs in a temporary directory, as a reader's
+Run it when a notebook or the embedded models have changed. A notebook runs in a temporary directory, as a reader's
 copy would; what would differ from machine to machine (execution counts, times) is not kept. The models' digest is, so
 that a test can tell outputs that no longer belong to the models.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import nbformat
 
 from souping.examples import pantry
 
-NOTEBOOK = Path(__file__).resolve().with_name("tour.ipynb")
+HERE = Path(__file__).resolve().parent
+NOTEBOOKS = ("tour", "paper", "reading")
 
 
 def execute(notebook: Any, folder: Path) -> Any:
@@ -60,11 +63,12 @@ def cleaned(notebook: Any) -> Any:
     return notebook
 
 
-def main() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    with tempfile.TemporaryDirectory() as folder:
-        nbformat.write(cleaned(execute(notebook, Path(folder))), NOTEBOOK)
+def main(names: Sequence[str]) -> None:
+    for name in names or NOTEBOOKS:
+        path = HERE / f"{name}.ipynb"
+        with tempfile.TemporaryDirectory() as folder:
+            nbformat.write(cleaned(execute(nbformat.read(path, as_version=4), Path(folder))), path)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

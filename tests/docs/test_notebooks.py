@@ -95,3 +95,30 @@ def test_own_models_run_without_a_shell(tmp_path: Path) -> None:
     after = cells(refresh().execute(notebook, tmp_path))
     assert "RunResult(" in str(after[1].outputs)
     assert "model.safetensors" in str(after[-1].outputs)
+
+
+@pytest.mark.parametrize("name", ["paper", "reading"])
+class TestOthers:
+    def test_it_runs_and_says_what_it_carries(self, name: str, tmp_path: Path) -> None:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        before = [(text(cell), pictures(cell)) for cell in cells(notebook)]
+        for cell in cells(notebook):
+            cell.outputs = []
+        after = cells(refresh().execute(notebook, tmp_path))
+        assert list((tmp_path / "start").iterdir()) == []
+        assert [pictures(cell) for cell in after] == [shown for _, shown in before]
+        if name == "paper":  # published figures are the same everywhere
+            assert [text(cell) for cell in after] == [told for told, _ in before]
+        else:
+            (line,) = re.findall(r"sum ([\d.]+) = v\(all\) - v\(nobody\) ([\d.]+)", text(after[2]))
+            assert line[0] == line[1]
+
+    def test_it_is_small_and_names_no_machine(self, name: str) -> None:
+        raw = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
+        assert len(raw) < 250_000
+        plain = re.sub(r'"image/png": "[^"]*"', "", raw)
+        for trace in ("/" + "work", "/tmp", "/home", "/root", "site-packages", "../"):
+            assert trace not in plain
+        notebook = nbformat.reads(raw, as_version=4)
+        assert all(cell.outputs for cell in cells(notebook))
+        assert not any(output.output_type == "error" for cell in cells(notebook) for output in cell.outputs)
