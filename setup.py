@@ -34,6 +34,7 @@ DEV = [
     "mypy>=1.13",
     "nbmake>=1.5",
     "ipykernel>=6",
+    "twine>=5",
 ]
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name
