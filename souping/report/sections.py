@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from souping.core.types import elements, entries, number, part
 from souping.report import outcomes, tables
@@ -236,11 +237,14 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
 
 def _cost(report: Report) -> Section | None:
     """What the run took, with the answers where they need no section of their own."""
-    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report), tables.search_cost(report)) if grid.rows)
+    whole = tables.search_cost(report)
+    brief = replace(whole, rows=(*whole.rows[:2], *whole.rows[2:][-1:]))
+    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report), brief) if grid.rows)
     few = outcomes.few(report)
     ended = tuple(outcomes.sentences(report)[:1]) if few else ()
-    answers = _outcomes(report) if few else None
-    return Section("Cost", ended, grids=grids, folded=known((answers,))) if grids else None
+    more = table("The search in detail", whole) if len(whole.rows) > len(brief.rows) else None
+    folded = known((more, _outcomes(report) if few else None))
+    return Section("Cost", ended, grids=grids, folded=folded) if grids else None
 
 
 def _provenance(report: Report) -> Section | None:
