@@ -65,7 +65,7 @@ def test_a_run_makes_what_costs_nothing_and_analyse_makes_the_same(run: Path, so
     assert again["surface"]["weights"] == first["surface"]["weights"]
     assert answers(tmp_path) == before
     assert {**json.loads((run / "report.json").read_text()), "analyses": first} == report
-    assert "What souping did to the categories" in (run / "report.html").read_text()
+    assert "More analyses" in (run / "report.html").read_text()
     assert "report.json" in done.out
 
 
