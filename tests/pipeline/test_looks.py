@@ -107,7 +107,7 @@ def test_the_order_of_the_pool_changes_no_answer(family: Path, souping: Cli, tmp
         assert "ant: its generation_config asks for repetition_penalty=1.9; not used" in done.out
         rows.append(answers(tmp_path / f"{number}.sqlite"))
     common = rows[0].keys() & rows[1].keys()
-    assert len(common) > 50
+    assert len(common) > 30
     assert all(rows[0][key] == rows[1][key] for key in common)
 
 
