@@ -20,7 +20,7 @@ from tests.conftest import Cli, pool_of
         (["+experiment=bfc"], ["experiment/bfc", "did you mean bfcl"]),
         (["experiment=bfcl"], ["+experiment=bfcl"]),
         (["nonsense=1"], ["nonsense", "known keys"]),
-        (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size", "known keys: none"]),
+        (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size", "known keys: drafts"]),
         (["+selector.foo=1"], ["selector.foo", "SoCE"]),
         (["selector.threshold=0"], ["selector.threshold=0"]),
         (["selector.threshold=nan"], ["selector.threshold"]),
@@ -31,7 +31,7 @@ from tests.conftest import Cli, pool_of
         (["optimiser.budget=-1"], ["optimiser.budget=-1"]),
         (["optimiser.budget=1"], ["optimiser.budget=1", "search fold"]),
         (["optimiser.step=0.3"], ["optimiser.step=0.3"]),
-        (["optimiser.trials=1.5"], ["optimiser.trials=1.5", "an integer or null"]),
+        (["optimiser.trials=1.5"], ["optimiser.trials=1.5", "an integer at least 1 or null"]),
         (["optimiser=fixed", "optimiser.weights=[0.5,0.4]"], ["optimiser.weights", "0.9"]),
         (["optimiser=fixed"], ["optimiser.weights is not set"]),
         (["optimiser=nevergrad", "optimiser.name=NGOptt"], ["optimiser.name=NGOptt", "did you mean NGOpt"]),
@@ -226,7 +226,7 @@ def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
     assert [row["job"] for row in rows] == [str(number) for number in range(len(sizes.split(",")))]
     assert [bool(row["objective"]) for row in rows].count(True) == ran
-    assert rows[0]["refused"] == "selector.k=0 must be at least 1"
+    assert rows[0]["refused"] == "selector.k=0 must be an integer at least 1"
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == ran
 
 

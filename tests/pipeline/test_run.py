@@ -97,7 +97,7 @@ def test_the_soup_on_disk_says_what_the_search_heard(family: Path, souping: Cli,
 def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family), "selector=topk", "stop_after=select", "hydra.run.dir=outputs/fam/1").code == 0
     one = tmp_path / "outputs/fam/1"
-    assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "run.log", "selection.json"]
+    assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "run.log", "samples.jsonl.gz", "selection.json"]
     assert souping(*pool_of(family), "selector=topk", "stop_after=search", "hydra.run.dir=outputs/fam/2").code == 0
     two = tmp_path / "outputs/fam/2"
     names = ["config.yaml", "recipe.json", "run.log", "selection.json", "trials.csv"]
