@@ -31,7 +31,8 @@ def printed(run: Path, out: str) -> dict[str, str]:
     places["card"] = re.search(r"```bash\n(python .*)\n```", (run / "soup/README.md").read_text())
     if (run / "report.md").exists():
         places["markdown"] = re.search(r"```bash\n(python .*)\n```", (run / "report.md").read_text())
-        places["page"] = re.search(r'<pre tabindex="0"><code>(python .*)</code></pre>', (run / "report.html").read_text())
+        page = (run / "report.html").read_text()
+        places["page"] = re.search(r'<pre tabindex="0"><code>(python .*)</code></pre>', page)
     assert all(places.values()), places
     return {where: html.unescape(found[1]) if where == "page" else found[1] for where, found in places.items() if found}
 
