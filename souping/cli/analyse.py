@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{run_dir}: this run only merged, there is nothing to analyse")
     for path in analyse_again(settings):
         if path.suffix != ".png":
-            print(f"  {path.name:15} {safe(nearby(path))}")
+            print(f"  {path.name:16} {safe(nearby(path))}")
     return 0
 
 

@@ -347,7 +347,7 @@ def _sweep_table(sweep_dir: Path) -> None:
     if not jobs:
         return
     _track(sweep_dir, jobs)
-    print(f"  {'sweep':15} {write_sweep(sweep_dir, jobs)}")
+    print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join(sweep_lines(jobs)))
     for job in jobs:
         place = sweep_dir / str(job["run_dir"])

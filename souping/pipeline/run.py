@@ -103,10 +103,10 @@ def _results_stay() -> Iterator[None]:
 
 def _upload(run: MergeSettings, goal: Target) -> None:
     if not run.out.exists():  # one expert for everything: no soup was written
-        print(f"  {'upload':15} nothing to send: there is no soup")
+        print(f"  {'upload':16} nothing to send: there is no soup")
         return
     url = push(goal, run.out, run.run_dir / "report.json", run.store_path)
-    print(f"  {'upload':15} {url}")
+    print(f"  {'upload':16} {url}")
 
 
 def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
@@ -115,20 +115,20 @@ def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
         _tables(outcome)
     for name in SHOWN:
         if (run.run_dir / name).exists():
-            print(f"  {name:15} {safe(nearby(run.run_dir / name))}")
+            print(f"  {name:16} {safe(nearby(run.run_dir / name))}")
     if run.out.exists():
-        print(f"  {'soup':15} {safe(nearby(run.out))}")
+        print(f"  {'soup':16} {safe(nearby(run.out))}")
         if (run.out / "recipe.json").exists():
-            print(f"  {'rebuild':15} {safe(run.rebuild_command)}")
+            print(f"  {'rebuild':16} {safe(run.rebuild_command)}")
     if run.tracker.hint:
-        print(f"  {'tracker':15} {safe(run.tracker.hint)}")
+        print(f"  {'tracker':16} {safe(run.tracker.hint)}")
     _hint(run)
 
 
 def _hint(run: MergeSettings) -> None:
     """What to do next: the last line."""
     if isinstance(run, RunSettings) and run.stop_after == "search" and run.command:
-        print(f"  {'finish':15} {safe(run.finish_command)}")
+        print(f"  {'finish':16} {safe(run.finish_command)}")
     elif (run.run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run.run_dir / 'report.html')))}")
 

@@ -151,7 +151,7 @@ class SearchRun:
         self._open: dict[int, OpenCell] = {}
         self._authors = tuple(map(recipe_of, known or {}))
         self._known, self._asked, self._promised, self._inquiries = dict(known or {}), 0, 0, 0
-        self._ended = False
+        self._ended, self._counted = False, set[Weights]()
 
     def run(self) -> SearchResult:
         """Ask and tell to the end, or to the first limit; results come in any order."""
@@ -200,8 +200,8 @@ class SearchRun:
     def _admits(self, cell: Cell) -> bool:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold keeps enough of the budget itself for
         one soup to answer the rest."""
-        limits, new = self._strategy, cell.items is None or cell.weights not in self._soups
-        if limits.trials is not None and new and self._asked >= limits.trials:
+        limits = self._strategy
+        if limits.trials is not None and self._is_new(cell) and self._asked >= limits.trials:
             return False
         if limits.tokens is not None and self._cost.generated_tokens >= limits.tokens:
             return False
@@ -212,8 +212,14 @@ class SearchRun:
         price = len(self._items if cell.items is None else cell.items)
         return self._promised + price <= limits.budget
 
+    def _is_new(self, cell: Cell) -> bool:
+        """Whether it counts as a trial: a soup that is asked for the first time, or for the whole fold at once."""
+        return cell.wants == "scores" and (cell.items is None or cell.weights not in self._counted)
+
     def _submit(self, cell: Cell) -> None:
-        fresh = cell.items is None or cell.weights not in self._soups
+        fresh = self._is_new(cell)
+        if fresh:
+            self._counted.add(cell.weights)
         soup = self._soup(cell.weights)
         handlers = self._evaluation.handlers(soup.recipe)
         known = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)

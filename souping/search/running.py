@@ -234,7 +234,7 @@ class AdaptiveSearch(Optimiser):
 
     def best(self) -> Weights:
         """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
-        if not self._spent:
+        if not self._answers.depth.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         mean, _ = self._surrogate.objective(self._layout.weights)
         asked = np.flatnonzero(self._answers.depth.any(1))

@@ -96,7 +96,7 @@ def test_a_fault_of_a_users_part_names_its_line(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     done = souping(*quick(family, "selector._target_=mine.Mine"))
-    done.refused("mine.py:6: ZeroDivisionError", "the traceback is in")
+    done.refused("mine.py:3), line 6: ZeroDivisionError", "the traceback is in")
 
 
 @pytest.mark.parametrize("raised", ["raise Exception('from Rust')", "jinja2.Template('{{ 1/').render()"])
@@ -226,10 +226,10 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, seconds: float)
 def test_a_run_that_is_ended_from_outside_clears_up(family: Path, tmp_path: Path, number: int, code: int) -> None:
     """The child ends itself at its first batch: nothing waits for a clock."""
     script = (
-        "import os, signal, sys\n"
+        "import signal, sys, time\n"
         "from souping.evaluate.generate import LocalEvaluator\n"
         "from souping.cli.main import main\n"
-        f"LocalEvaluator.evaluate = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        f"LocalEvaluator.evaluate = lambda *_: (signal.raise_signal({int(number)}), time.sleep(9))\n"
         "main()\n"
     )
     words = [*quick(family), "hydra.run.dir=run"]

@@ -146,7 +146,8 @@ def test_the_weight_grid_as_a_multirun_finds_what_the_search_finds(
     assert done.code == 0, done.err
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
     assert len(rows) == 9 + 2
-    one = ["+experiment=bfcl", "selector=topk", "selector.k=2", "stop_after=search", "hydra.run.dir=one"]
+    one = ["+experiment=bfcl", "selector=topk", "selector.k=2", "optimiser=grid", "stop_after=search"]
+    one += ["hydra.run.dir=one"]
     assert souping(*one, *pool_of(family)).code == 0
     trials = list(csv.DictReader((tmp_path / "one/trials.csv").open()))
     assert [float(row["objective"]) for row in rows] == [float(trial["objective"]) for trial in trials]

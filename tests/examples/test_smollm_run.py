@@ -21,7 +21,7 @@ from tests.support import smollm_kit
 
 pytest.importorskip("lm_eval")
 A_CATEGORY = 8
-QUICK = ["+experiment=smollm_tools", "optimiser.trials=2", "selector=all", "evaluator.threads=1"]
+QUICK = ["+experiment=smollm_tools", "optimiser=grid", "optimiser.trials=2", "selector=all", "evaluator.threads=1"]
 """Correlations of random models over three items a category are a matter of chance: all are ingredients."""
 
 

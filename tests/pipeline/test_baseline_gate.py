@@ -133,7 +133,7 @@ class TestRuns:
         assert "selected" not in done.out
         assert {path.name for path in tmp_path.iterdir()} <= {"store.sqlite", "store.sqlite-wal", "store.sqlite-shm"}
         kept = stored(tmp_path / "store.sqlite")
-        assert 20 < kept < 60  # ant alone, on the select fold alone: and it stays
+        assert 15 < kept < 60  # ant alone, on the select fold alone: and it stays
         assert souping(*call, "expected={ant:97}", "store.path=store.sqlite").code == 2
         assert stored(tmp_path / "store.sqlite") == kept
 
@@ -149,7 +149,7 @@ class TestRuns:
         for setting in (["gate=off", "expected={bee:99}"], []):
             done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=search")
             assert done.code == 0, done.err
-            assert "gate" not in done.out
+            assert "gate:" not in done.out
             shutil.rmtree(tmp_path / "out")
 
     def test_published_scores_are_gated_on_the_search_fold(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ class TestRuns:
             ("expected={antt:9}", ["expected.antt is not a candidate", "did you mean ant?"]),
             ("expected={ant:{gren:9}}", ["expected.ant.gren is not a category", "did you mean green?"]),
             ("expected={ant:lots}", ["expected.ant='lots'"]),
-            ("gate=wran", ["gate=wran must be one of error, warn, off", "did you mean warn?"]),
+            ("gate=wran", ["gate='wran' must be one of error, warn, off", "did you mean warn?"]),
         ],
     )
     def test_unknown_names_are_refused_before_work(

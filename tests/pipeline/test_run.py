@@ -36,7 +36,7 @@ def timeless(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_run_leaves_everything_and_a_second_evaluates_nothing(family: Path, souping: Cli, tmp_path: Path) -> None:
-    arguments = [*pool_of(family), "selector.threshold=0.9"]
+    arguments = [*pool_of(family), "selector.threshold=0.9", "optimiser=grid"]
     first = souping(*arguments)
     assert first.code == 0, first.err
     one = run_dir(tmp_path)

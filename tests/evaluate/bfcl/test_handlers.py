@@ -12,10 +12,10 @@ import pytest
 
 from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator
-from souping.core.types import Item, Json, Recipe, Record, Trial
+from souping.core.types import Item, Json, Recipe, Record, SearchSpace, Trial
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store
-from souping.search.loop import search
+from souping.search.loop import SearchRun
 from souping.search.points import Grid
 from tests.conftest import make_items
 
@@ -57,8 +57,15 @@ def evaluation(tmp_path: Path) -> Iterator[Evaluation]:
 
 
 def run(evaluation: Evaluation, strategy: Grid, told: list[Trial]) -> Any:
-    optimiser = strategy.start(NAMES, NAMES, 0)
-    return search(optimiser, strategy, recipe_of, evaluation, make_items(), Mean(), told.append)
+    items = make_items()
+    space = SearchSpace(
+        ingredients=NAMES,
+        candidates=NAMES,
+        categories=tuple(item.category for item in items),
+        groups=tuple(item.group for item in items),
+        whole=True,
+    )
+    return SearchRun(strategy.start(space, 0), strategy, recipe_of, evaluation, items, Mean(), told.append).run()
 
 
 def test_every_handler_is_a_trial(evaluation: Evaluation) -> None:

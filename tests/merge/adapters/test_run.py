@@ -90,7 +90,8 @@ def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: s
     second = json.loads((tmp_path / "outputs/fam/two/report.json").read_text())
     assert second["cost"]["evaluated_items"] == 0
     for file in (one / "soup").iterdir():
-        assert file.read_bytes() == (tmp_path / "outputs/fam/two/soup" / file.name).read_bytes()
+        again_there = (tmp_path / "outputs/fam/two/soup" / file.name).read_bytes()
+        assert file.read_bytes() == again_there.replace(b"outputs/fam/two", b"outputs/fam/one"), file.name
 
 
 def test_a_merged_soup_on_disk_says_what_the_search_heard(adapters: Path, souping: Cli, tmp_path: Path) -> None:
