@@ -341,7 +341,6 @@ class RunStages:
 
     def analyse(self, name: str, stage: Stage) -> None:
         """Ask what an analysis asks for, then take what it says. Whatever goes wrong, the run goes on without it."""
-        self.progress.stage(stage.name)
         if stage.asks:
             self.tell_price(stage)
         try:
