@@ -213,7 +213,8 @@ def _connect(address: str | None) -> None:
 
     try:
         ray.init(
-            address=address,
+            # "local", since None would join whatever cluster was started last on this machine, dead or another's
+            address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -80,6 +80,22 @@ def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_told(tmp
     refusing.close()
 
 
+def test_without_an_address_no_other_cluster_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray by itself joins the cluster that was started last on the machine, even a dead one."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    asked: list[str | None] = []
+
+    def init(address: str | None, **_: object) -> None:
+        asked.append(address)
+        raise ConnectionError("nobody there\nmore")
+
+    monkeypatch.setattr("ray.init", init)
+    workers = RayExecutor(actors=1).start(Busy(tmp_path), Makes(tmp_path))
+    with pytest.raises(UserError, match=r"^executor=ray: Ray cannot be reached: nobody there$"):
+        workers.put(tasks(1)[0])
+    assert asked == ["local"]
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     many = RayExecutor(actors=1000).start(Busy(tmp_path), Makes(tmp_path))
     with pytest.raises(UserError, match=r"executor\.actors=1000 .* do not fit"):
