@@ -30,8 +30,9 @@ def test_importing_the_package_loads_no_room() -> None:
 
 
 NAMES = """
-__version__ All Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge Mean Nevergrad Recipe RunResult ScoreMatrix
-Selection SoCE TopK Tree Uniform UserError Weighted cook kendall pearson read_table run select soup spearman
+__version__ Adaptive All Consistency Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge Mean Nevergrad Parents
+Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE TopK Tree Uniform UserError Weighted Wins cook kendall
+pearson read_table run select soup spearman
 """
 
 
@@ -59,6 +60,7 @@ def test_a_run_a_merge_and_a_selection(family: Path, tmp_path: Path) -> None:
     assert len(done.trials) == 1
     assert {"soup", "best_single"} <= {str(row["kind"]) for row in done.rows}
     assert done.comparisons
+    assert sorted(done.report["analyses"]) == ["consistency", "parents", "surface", "wins"]
     assert done.selection["ingredients"] == list(pool)
     assert str(done.verdict["sentence"]) in repr(done)
     assert done._repr_html_().count("<tr>") == len(done.rows) + 1

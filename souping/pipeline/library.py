@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
 from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
@@ -18,7 +19,8 @@ from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
 from souping.core.types import Item, Json, Selection, Trial, entries, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, MergeSettings, RunSettings
-from souping.search.points import Fixed, Grid, Uniform
+from souping.search.adaptive import Adaptive
+from souping.search.points import Fixed, Uniform
 from souping.selection.selectors import SoCE
 from souping.trackers import NoTracker
 
@@ -120,14 +122,18 @@ def run(
     name: str = "souping",
     seed: int = 0,
     stop_after: str | None = None,
+    limit: int | None = None,
     margin: float = 1.0,
+    analyses: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
     """Select, search, soup and prove, as `python -m souping` does with the same parts.
 
     `items` is a JSON Lines file, `Item`s, or a benchmark. `out` is the run's directory (default: a new one under
     `outputs/`); the soup is written to `out/soup`. `store` keeps every answer, so that a second run evaluates nothing.
-    Defaults: SoCE with Pearson's correlation, the grid, the mean over categories, `LocalEvaluator`, `LocalMerge`.
+    `limit` makes it a dry run on so many items a category and fold; `analyses` are {name: analysis}, those that ask for
+    no answers by default. Defaults: SoCE with Pearson's correlation, the adaptive search, the mean over categories,
+    `LocalEvaluator`, `LocalMerge`.
 
     Raises:
         UserError: what the command line would refuse, in the same words.
@@ -140,7 +146,7 @@ def run(
     folder = Path(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser()
     settings = RunSettings(
         **_common(pool, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
-        optimiser=optimiser or Grid(),
+        optimiser=optimiser or Adaptive(),
         benchmark=_benchmark(items),
         scores=MeasuredScores(),
         selector=selector or _soce(objective),
@@ -148,7 +154,9 @@ def run(
         evaluator=evaluator or _local(),
         executor=LocalExecutor(),
         stop_after=stop_after,
+        limit=limit,
         margin=margin,
+        analyses=_analyses() if analyses is None else analyses,
     )
     check_settings(settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +245,16 @@ def _soce(objective: Objective) -> SoCE:
     from souping.analysis.correlation import pearson
 
     return SoCE(correlation=pearson, objective=objective)
+
+
+def _analyses() -> dict[str, Analysis]:
+    """What the command line makes by default."""
+    from souping.analysis.consistency import Consistency
+    from souping.analysis.parents import Parents
+    from souping.analysis.surface import ResponseSurface
+    from souping.analysis.wins import Wins
+
+    return {"consistency": Consistency(), "parents": Parents(), "wins": Wins(), "surface": ResponseSurface()}
 
 
 def _local() -> Evaluator:
