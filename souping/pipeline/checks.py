@@ -52,6 +52,7 @@ def _checks(
         if run.stop_after != "select":
             yield partial(check_budget, run.optimiser, len(folds["search"]))
     yield partial(_check_selector, run, names, categories)
+    yield partial(_check_search, run, len(names))
     yield partial(_check_analyses, run)
     for evaluator, _ in asked:
         yield partial(evaluator.check, names)
@@ -92,6 +93,13 @@ def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence
     elif categories:
         check_drop(run.selector.drop, categories)
         run.selector.check(len(names), len(names), len(categories) - len(run.selector.drop))
+
+
+def _check_search(run: RunSettings, candidates: int) -> None:
+    """Refuse a search that has no point for as many ingredients as will be selected, where that number is known."""
+    sizes = run.selector.sizes(candidates)
+    if len(sizes) == 1 and sizes[0] > 1 and run.stop_after != "select":
+        run.optimiser.describe(sizes[0])
 
 
 def _check_analyses(run: RunSettings) -> None:

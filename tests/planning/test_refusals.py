@@ -70,12 +70,17 @@ def two_weights_for_four(family: Path, folder: Path) -> list[str]:
     return [*pool_of(family), "selector=all", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
 
 
+def coarse_grid(family: Path, folder: Path) -> list[str]:
+    return [*pool_of(family), "selector=all", "optimiser=grid", "optimiser.step=0.5"]
+
+
 CASES: dict[str, tuple[Overrides, str]] = {
     "two candidates": (two_candidates, "needs at least 3; there are 2"),
     "one category": (one_category, "needs at least 2 categories"),
     "too few items": (too_few_items, "category 'blue' has no items in fold"),
     "no chat template": (no_chat_template, "chat messages need a chat template"),
     "budget": (small_budget, "optimiser.budget=3 is less than"),
+    "grid": (coarse_grid, "optimiser=grid has no point for 4 ingredients"),
     "expected": (unknown_expected, "expected.antt is not a candidate"),
     "k": (more_than_there_are, "selector.k=9 is more than the 4 candidates"),
     "slerp": (slerp_of_four, "exactly 2 ingredients"),
