@@ -8,7 +8,7 @@ from math import comb
 
 import numpy as np
 
-from souping.core.types import UserError, Weights
+from souping.core.types import FloatArray, UserError, Weights
 
 TOLERANCE = 1e-5
 
@@ -77,6 +77,18 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
         order.append(int(np.argmax(distance.round(12))))
         distance = np.minimum(distance, ((table - table[order[-1]]) ** 2).sum(axis=1))
     return [points[i] for i in order]
+
+
+def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
+    """Sparse points without end, always the same: two to nine members drawn by `odds` [K], a random share of each in
+    steps. They cover a simplex that is too large for a grid."""
+    random, whole = np.random.default_rng(0), round(1 / step)
+    while True:
+        members = random.choice(size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds)
+        cuts = np.sort(random.choice(whole - 1, len(members) - 1, replace=False)) + 1
+        row = np.zeros(size)
+        row[members] = np.diff([0, *cuts, whole])
+        yield tuple((row / whole).round(12).tolist())
 
 
 def check_weights(weights: Sequence[float], where: str = "optimiser.weights") -> Weights:

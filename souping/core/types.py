@@ -377,6 +377,14 @@ class SearchSpace:
         """Whether parts of the fold may be asked."""
         return bool(self.categories) and not self.whole
 
+    @property
+    def merits(self) -> FloatArray | None:
+        """The ingredients' own objectives [K], where their scores are known."""
+        if self.singles is None:
+            return None
+        share = {name: weight / self.categories.count(name) for name, weight in self.coefficients.items()}
+        return np.asarray(self.singles @ np.array([share[name] for name in self.categories]), dtype=float)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inquiry:

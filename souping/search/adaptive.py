@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
+import numpy as np
+
+from souping.core import simplex
 from souping.core.protocols import Strategy
 from souping.core.text import Count
-from souping.core.types import SearchSpace, UserError, Weights
-from souping.search.points import Grid, check_limits
+from souping.core.types import FloatArray, SearchSpace, UserError, Weights
+from souping.search.points import Grid, anchors, check_limits
 from souping.search.running import AdaptiveSearch, SearchRules
 
 POINTS = 240
 """Soups at most."""
+LISTED, MANY, FADING = 5000, 6, 0.85
+"""Points up to which a grid is listed; ingredients from which soups of a few of them join it, and by how much the odds
+of a single model fade with each rank."""
 USUAL = 0.15
 """Share of the grid's items that a search usually takes."""
 
@@ -44,15 +51,27 @@ class Adaptive(Strategy):
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
-        return self.over(self._points(len(space.ingredients)), space, seed)
+        return self.over(self._points(len(space.ingredients), space.merits), space, seed)
 
     def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
         """A search over these points."""
         rules = SearchRules(auto=self.stop == "auto", guide=self.guide == "likelihood", budget=self.budget)
         return AdaptiveSearch(rules, points, space, seed)
 
-    def _points(self, size: int) -> list[Weights]:
-        return Grid(step=self.step).known_points(size)[:POINTS]
+    def _points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
+        """Soups to search, the anchors first; of many ingredients those with the better `merits` [K] more often."""
+        bounds = self.step, self.step, round(1 - self.step, 12)
+        inner = simplex.spread(simplex.grid(size, *bounds)) if simplex.grid_size(size, *bounds) <= LISTED else []
+        points = dict.fromkeys(anchors(size) + inner[: POINTS // 2 if size >= MANY else None])
+        if inner and size < MANY:
+            return list(points)[:POINTS]
+        rank = np.zeros(size) if merits is None else np.argsort(np.argsort(-merits, kind="stable"))
+        odds = FADING**rank / np.sum(FADING**rank)
+        for point in islice(simplex.scattered(size, self.step, odds), 20 * POINTS):  # a coarse step has few
+            points[point] = None
+            if len(points) >= max(POINTS, 3 * size):
+                break
+        return list(points)
 
     @property
     def uses_singles(self) -> bool:

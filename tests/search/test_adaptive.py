@@ -9,6 +9,7 @@ import pytest
 
 from souping.core.types import SearchSpace, UserError
 from souping.search.adaptive import Adaptive
+from souping.search.points import Grid, anchors
 from tests.support.worlds import price, searched, world
 
 PLAIN = Adaptive(guide="none", stop="never")
@@ -149,6 +150,26 @@ def test_unknown_settings_are_refused(settings: dict[str, str], words: str) -> N
         Adaptive(**settings)
 
 
-def test_a_space_without_candidates_points_is_refused_as_the_grid_refuses_it() -> None:
-    with pytest.raises(UserError, match="no point for 11 ingredients"):
-        Adaptive().start(SearchSpace(ingredients=tuple("abcdefghijk")), 0)
+@pytest.mark.parametrize(("step", "size"), [(0.1, 6), (0.1, 10), (0.1, 50), (0.25, 5), (0.5, 7), (0.05, 6)])
+def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, size: int) -> None:
+    """The paper's grid has no point for more than ten, and few for more than seven."""
+    space = SearchSpace(
+        ingredients=tuple(map(str, range(size))), categories=("a", "a", "b"), groups=("1", "2", "3"),
+        coefficients={"a": 0.5, "b": 0.5}, singles=np.linspace(0, 1, 3 * size).reshape(size, 3).clip(0.1, 0.9),
+    )  # fmt: skip
+    points = Adaptive(step=step)._points(size, space.merits)
+    assert points == Adaptive(step=step)._points(size, space.merits)
+    assert points[: size + 1] == anchors(size)
+    assert len(set(points)) == len(points) <= 240
+    assert all(sum(point) == pytest.approx(1) and min(point) >= 0 for point in points)
+    assert f"over {len(points)} soups" in Adaptive(step=step).describe(size)
+    sparse = [point for point in points[size + 1 :] if 0 in point]
+    assert len(sparse) >= size
+    if size == 50:  # the better singles are the later ones here
+        assert np.mean([np.mean(np.flatnonzero(point)) for point in sparse]) > 35
+    assert Adaptive(step=step).start(space, 0).ask() is not None
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_few_ingredients_are_searched_on_the_papers_grid(size: int) -> None:
+    assert set(Adaptive()._points(size)) == set(Grid().known_points(size))
