@@ -65,13 +65,9 @@ _SWEEPS: list[Path] = []
 
 def start() -> None:
     """Compose what the command line says and run it, once or, with `-m`, for each combination."""
-    gc.disable()  # what the composition makes stays or goes by itself: searching it again and again takes a tenth
     register()
     _compose_once()
-    try:
-        hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
-    finally:
-        gc.enable()
+    hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
 def _compose_once() -> None:
@@ -100,6 +96,7 @@ def told(error: Exception) -> tuple[str, int]:
 
 def run(cfg: DictConfig) -> float | None:
     """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    gc.freeze()
     gc.enable()
     interrupts_raise()
     hydra_config = HydraConfig.get()

@@ -34,7 +34,7 @@ def lock(descriptor: int, wait: bool = True) -> bool:
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
     """Read into `view` from a place of the file; how many bytes came."""
-    if "preadv" in dir(os):
+    if hasattr(os, "preadv"):  # the system's
         return os.preadv(descriptor, [view], offset)
     piece = os.pread(descriptor, len(view), offset)
     view[: len(piece)] = piece
@@ -48,7 +48,7 @@ def reserve(descriptor: int, size: int) -> None:
         OSError: no space, or no right to write.
     """
     try:
-        if "posix_fallocate" in dir(os):
+        if hasattr(os, "posix_fallocate"):  # the system's
             os.posix_fallocate(descriptor, 0, size)
             return
     except OSError as error:
@@ -62,6 +62,6 @@ def start_writing(descriptor: int, offset: int, size: int) -> None:
 
     Advice on dirty pages starts their writing (they stay in the cache until then); elsewhere nothing is done.
     """
-    if "posix_fadvise" in dir(os) and offset >= 0:
+    if offset >= 0 and hasattr(os, "posix_fadvise"):  # the system's
         with suppress(OSError):
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
