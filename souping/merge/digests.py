@@ -19,7 +19,6 @@ from souping.core.types import Recipe, UserError, digest
 from souping.merge.kernels.reference import Raw
 from souping.merge.plan import Ingredient, MergePlan
 
-WAITING = 8  # pieces of a file that came early and are kept: a few a thread
 PIECE = 1 << 20
 
 
@@ -59,34 +58,45 @@ class Late:
 
 
 class PassingDigest:
-    """SHA-256 of one file from pieces that come nearly in its order, by several threads; what never came is read."""
+    """SHA-256 of one file from pieces that several threads bring, each in its turn; what nobody brings is read."""
 
     def __init__(self, path: Path, start: int) -> None:
         """Hash the first `start` bytes, the header, which no piece brings."""
         self._path, self._stamp = path, settled(path)
-        self._hash, self._at, self._busy = hashlib.sha256(), 0, False
-        self._lock, self._waiting = threading.Lock(), dict[int, bytes]()
+        self._hash, self._at, self._promised, self._broken = hashlib.sha256(), 0, start, False
+        self._turn = threading.Condition()
         self._read(start)
 
+    def promise(self, offset: int, size: int) -> bool:
+        """Whether a piece follows on what is promised so far: then whoever asked brings it (`feed`), or ends it all
+        (`abandon`). Promises of all files are made piece by piece in one order, so nobody waits in a circle."""
+        follows = offset == self._promised
+        self._promised += size if follows else 0
+        return follows
+
     def feed(self, offset: int, piece: Raw) -> None:
-        """Take a piece. While another thread hashes, or before its turn, a copy is left and the thread goes on."""
-        with self._lock:
-            if self._busy or offset != self._at:
-                if offset >= self._at and len(self._waiting) < WAITING:
-                    self._waiting[offset] = piece.tobytes()
+        """Hash a promised piece once those before it are hashed."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._broken or offset == self._at)
+            if self._broken:
                 return
-            self._busy = True
-        todo: memoryview | bytes | None = piece.data
-        while todo is not None:
-            self._hash.update(todo)
-            with self._lock:
-                self._at += len(todo)
-                todo = self._waiting.pop(self._at, None)
-                self._busy = todo is not None
+        self._hash.update(piece.data)
+        with self._turn:
+            self._at += len(piece)
+            self._turn.notify_all()
+
+    def abandon(self) -> None:
+        """Let nobody wait for a thread that failed."""
+        with self._turn:
+            self._broken = True
+            self._turn.notify_all()
+
+    def finish(self) -> None:
+        """Read and hash what nobody brought."""
+        self._read(None)
 
     def keep(self, known: MutableMapping[str, str]) -> None:
-        """Read what is left, and put the digest beside the known ones; a file that changed has none."""
-        self._read(None)
+        """Put the finished digest beside the known ones; a file that changed has none."""
         if settled(self._path) == self._stamp and time.time_ns() > self._stamp[2]:
             known[digest_key(self._path, self._stamp)] = self._hash.hexdigest()
 
@@ -106,7 +116,7 @@ Digests = Mapping[tuple[int, int], PassingDigest]
 
 
 def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
-    """A digest to be fed for every file of the plan that is not hashed yet."""
+    """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
     starts: dict[tuple[int, int], int] = {}
     for source in (s for tensor in plan.tensors for piece in tensor.pieces for s in piece.sources):
         place = (source.ingredient, source.file)

@@ -28,7 +28,7 @@ from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.system import read_at, reserve, start_writing
 from souping.core.types import UserError
-from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank
+from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank, work_off
 from souping.merge.digests import Digests, Late, passing, with_contents
 from souping.merge.kernels.reference import Raw
 from souping.merge.methods import get_method
@@ -99,19 +99,28 @@ class ShardWriter:
         """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
         buffers = Buffers()
         try:
-            while (chunk := self._next(queue)) is not None:
-                self._block(chunk, buffers)
+            while (block := self._next(queue)) is not None:
+                self._block(*block, buffers)
                 with self._lock:
-                    self._done += chunk.nbytes
+                    self._done += block[0].nbytes
                     if progress is not None:
                         progress(self._done, total)
         except BaseException:
             self._failed = True
+            for digest in self._digests.values():
+                digest.abandon()
             raise
 
-    def _next(self, queue: Iterator[Chunk]) -> Chunk | None:
+    def _next(self, queue: Iterator[Chunk]) -> tuple[Chunk, list[int]] | None:
+        """(a block, which of its sources are hashed as they pass), or None at the end."""
         with self._lock:
-            return None if self._failed else next(queue, None)
+            chunk = None if self._failed else next(queue, None)
+            return None if chunk is None else (chunk, [i for i in range(len(chunk.sources)) if self._hashed(chunk, i)])
+
+    def _hashed(self, chunk: Chunk, number: int) -> bool:
+        source = chunk.sources[number]
+        digest = self._digests.get((source.ingredient, source.file))
+        return digest is not None and digest.promise(source.offset, chunk.count * size_of(source.dtype))
 
     def read(self, chunk: Chunk, number: int, into: Raw) -> None:
         """The bytes of a chunk's source `number`, whole or a UserError."""
@@ -123,15 +132,15 @@ class ShardWriter:
                 if count <= 0:
                     raise complaint(self.plan, chunk, "the file ends early", source)
                 view, offset = view[count:], offset + count
-        passing = self._digests.get((source.ingredient, source.file))
-        if passing is not None:
-            passing.feed(source.offset, into)
 
-    def _block(self, chunk: Chunk, buffers: Buffers) -> None:
+    def _block(self, chunk: Chunk, hashed: list[int], buffers: Buffers) -> None:
         rows = [buffers.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
         for number, row in enumerate(rows):
             self.read(chunk, number, row)
         self._write(chunk, mixed(self.plan, chunk, rows, buffers.row(-1, chunk.nbytes), chunk.dtype, self._warned))
+        for number in hashed:
+            source = chunk.sources[number]
+            self._digests[source.ingredient, source.file].feed(source.offset, rows[number])
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
         view, offset = out.data, self._starts[chunk.shard] + chunk.offset
@@ -239,6 +248,7 @@ def write_checkpoint(
         if late:
             digests = passing(plan, late.known)
             _fill(plan, stage, progress, digests)
+            work_off([each.finish for each in digests.values()], THREADS)
             for each in digests.values():
                 each.keep(late.known)
             plan = with_contents(plan, late.known)

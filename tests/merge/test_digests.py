@@ -23,8 +23,10 @@ def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int
     path.write_bytes(CONTENT.tobytes())
     digest, known = PassingDigest(path, start), dict[str, str]()
     with ThreadPoolExecutor(threads) as pool:
-        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in order]:
+        promised = [(a, b) for a, b in order if digest.promise(a, b - a)]
+        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in promised]:
             job.result()
+    digest.finish()
     digest.keep(known)
     return next(iter(known.values()))
 
@@ -38,18 +40,35 @@ def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int
         [(2000, 5000)],
         [],
         [(a, a + 100) for a in range(9900, 0, -100)],
+        [(a, a + 100) for a in range(100, 10_000, 100)],
     ],
-    ids=["in order", "turned round", "twice", "with gaps", "none", "more than may wait"],
+    ids=["in order", "turned round", "twice", "with gaps", "none", "backwards", "in many pieces"],
 )
 @pytest.mark.parametrize("threads", [1, 4])
 def test_it_is_the_digest_of_the_file(tmp_path: Path, order: list[tuple[int, int]], threads: int) -> None:
     assert whole(tmp_path / "file", 100, order, threads) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
 
 
+def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT.tobytes())
+    digest, known = PassingDigest(tmp_path / "file", 100), dict[str, str]()
+    assert digest.promise(100, 900)
+    assert digest.promise(1000, 500)
+    assert not digest.promise(2000, 500)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(digest.feed, 1000, CONTENT[1000:1500])
+        digest.abandon()
+        waits.result(timeout=20)
+    digest.finish()
+    digest.keep(known)
+    assert next(iter(known.values())) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+
+
 def test_a_file_that_changes_meanwhile_gets_no_digest(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT.tobytes())
     digest, known = PassingDigest(tmp_path / "file", 8), dict[str, str]()
     (tmp_path / "file").write_bytes(CONTENT[::-1].tobytes())
+    digest.finish()
     digest.keep(known)
     assert known == {}
 
