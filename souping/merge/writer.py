@@ -12,7 +12,7 @@ import json
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -100,7 +100,7 @@ class ShardWriter:
         buffers = Buffers()
         try:
             while (block := self._next(queue)) is not None:
-                self._block(*block, buffers)
+                self._block(block[0], buffers, block[1])
                 with self._lock:
                     self._done += block[0].nbytes
                     if progress is not None:
@@ -133,7 +133,7 @@ class ShardWriter:
                     raise complaint(self.plan, chunk, "the file ends early", source)
                 view, offset = view[count:], offset + count
 
-    def _block(self, chunk: Chunk, hashed: list[int], buffers: Buffers) -> None:
+    def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
         rows = [buffers.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
         for number, row in enumerate(rows):
             self.read(chunk, number, row)

@@ -61,10 +61,10 @@ class CudaShardWriter(ShardWriter):
 
     def _alternate(self, queue: Iterator[Chunk], slots: list[_Buffer], total: int, progress: Progress | None) -> None:
         turn = 0
-        while (chunk := self._next(queue)) is not None:
+        while (block := self._next(queue)) is not None:
             slot = slots[turn % 2]
             self._finish(slot, total, progress)
-            self._begin(slot, chunk)
+            self._begin(slot, block[0])
             turn += 1
         self._finish(slots[turn % 2], total, progress)  # the older one first
         self._finish(slots[(turn + 1) % 2], total, progress)
