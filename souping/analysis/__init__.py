@@ -5,7 +5,7 @@ An analysis is one file here, one choice of the group `analysis`, and one sectio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
@@ -30,7 +30,8 @@ class RunSoups:
     """Soups of a run, before anybody looks at scores.
 
     `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights; where
-    the pool has its base model at hand, it knows it by the name in `base`.
+    the pool has its base model at hand, it knows it by the name in `base`. `mixed` are the soups of two or more parents
+    that the search asked, those with most answers first; empty in a plan.
     """
 
     candidates: Mapping[str, Recipe]
@@ -38,6 +39,7 @@ class RunSoups:
     soup: Recipe
     recipe: Callable[[Mapping[str, float]], Recipe]
     base: str = ""
+    mixed: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class RunScores:
     fold, {recipe id: answers that it would take}; their scores stand in `table` [S, I] beside all others', nan where a
     soup was not asked, with the weights `points` [S, K] (both empty where the run that searched has ended).
     `correlation` is the selector's, named `metric`. `answers` is how many an item has. `read` gives a model's first
-    answers on a fold, {item id: record}.
+    answers on a fold, {item id: record}. `again` is the command that makes analyses of the run once it is finished.
     """
 
     soups: RunSoups
@@ -63,13 +65,15 @@ class RunScores:
     table: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
+    again: str = "python -m souping analyse RUN_DIR"
 
     def single(self, name: str) -> Recipe:
         return self.soups.candidates[name]
 
-    def mixtures(self) -> list[Recipe]:
-        """The soups of two or more parents that answered the whole search fold."""
-        return [trial for trial in self.trials if len(trial.ingredients) > 1 and trial.id in self.search]
+    def mixtures(self, asked: Iterable[Recipe] = ()) -> list[Recipe]:
+        """The soups of two or more parents, of the search and those `asked`, that answered the whole search fold."""
+        soups = {soup.id: soup for soup in (*self.trials, *asked)}
+        return [soup for soup in soups.values() if len(soup.ingredients) > 1 and soup.id in self.search]
 
 
 class Analysis(Protocol):

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
-from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
 from souping.analysis.correlation import FEWEST_MODELS, few_models
-from souping.analysis.parents import TIE, Z95, too_few
+from souping.analysis.parents import TIE, Z95, population, too_few
 from souping.analysis.stability import GroupSums
 from souping.core.protocols import Correlation
 from souping.core.scores import ScoreMatrix
@@ -31,14 +33,19 @@ class Consistency(Analysis):
     """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
 
     Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `draws` bootstrap
-    draws of the search fold's groups, the models and soups as they are. The null is drawn `mixtures` times.
+    draws of the search fold's groups, the models and soups as they are. The null is drawn `mixtures` times. A search
+    that left few soups with the whole fold answered is completed to `soups` of them.
     """
 
     draws: Draws = 200
     mixtures: Draws = 200
+    soups: Annotated[int, Interval(ge=0, le=1000)] = 0
+
+    def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
+        return population(soups, self.soups) if self.soups else ()
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
-        soups = run.mixtures()
+        soups = run.mixtures(self.asks(run.soups))
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
         singles = {name: run.search[r.id] for name, r in run.soups.candidates.items() if r.id in run.search}

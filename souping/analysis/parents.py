@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
-from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
+from souping.analysis.correlation import FEWEST_MODELS
 from souping.analysis.stability import GroupSums
 from souping.core import simplex
 from souping.core.scores import ScoreMatrix
@@ -56,26 +58,27 @@ class Parents(Analysis):
 
 
 def too_few(run: RunScores, needed: int) -> str:
-    """How many soups answered the whole search fold, and what more would take."""
+    """How many soups answered the whole search fold, and the command that asks the rest."""
     whole, size = len(run.mixtures()), len(run.soups.ingredients)
     if size < 2:
         return "one ingredient was selected, so that no soup was searched"
     head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
+    asked = population(run.soups, FEWEST_MODELS)
+    if len(asked) < needed:
+        return f"{head}, and the grid of {size} ingredients has no more: optimiser=nevergrad asks others"
     items = max((len(scores.items) for scores in run.search.values()), default=0)
-    soups = simplex.grid_size(size, 0.1, 0.1, 0.9) + 1
-    every = f"optimiser=grid asks {soups} soups whole, {soups * items * run.answers:,} answers less what is stored"
-    lacking = _lacking(run)[: needed - whole]
-    if whole + len(lacking) < needed:
-        return f"{head}: {every}"
-    return f"{head}: {sum(lacking):,} more answers of the {len(lacking)} that lack least; {every}"
+    lacking = sum(run.lacking.get(s.id, items * run.answers) for s in asked if s.id not in run.search)
+    more = f"{run.again} 'analysis=[consistency,parents]' analysis.consistency.soups={FEWEST_MODELS}"
+    return f"{head}. {lacking:,} more answers give them: {more}"
 
 
-def _lacking(run: RunScores) -> list[int]:
-    """Answers that soups which were dropped early lack to the whole fold, the fewest first."""
-    mixed = (run.points > 0).sum(axis=1) > 1 if len(run.points) else np.zeros(0, dtype=bool)
-    gaps = np.isnan(run.table[mixed]).sum(axis=1) * run.answers if mixed.any() else np.zeros(0)
-    known = [int(gap) for gap in gaps if gap] or list(run.lacking.values())
-    return sorted(known)
+def population(soups: RunSoups, number: int) -> tuple[Recipe, ...]:
+    """So many soups of the search, those with most answers first; where it asked fewer, points of the paper's grid."""
+    names = soups.ingredients
+    points = simplex.spread(simplex.grid(len(names))) if len(names) > 1 else []
+    fresh = (soups.recipe(dict(zip(names, point, strict=True))) for point in points)
+    known = {soup.id: soup for soup in chain(soups.mixed, fresh)}
+    return tuple(islice(known.values(), number))
 
 
 def _wins(values: FloatArray, own: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import NoReturn
 
 import numpy as np
@@ -14,7 +15,7 @@ from souping.analysis.correlation import pearson
 from souping.core.text import first_line, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.settings import RunSettings, nearby
 
 Asked = Iterable[tuple[Recipe, str]]
 """Models, and the handlers that asked them."""
@@ -59,6 +60,7 @@ class AnalysisInput:
             table=self.table,
             answers=self.stored.answers,
             read=self._read,
+            again=f"python -m souping analyse {quote(nearby(self.run.run_dir))}",
         )
 
     def _lacking(self, recipe: Recipe, fold: Fold, way: str) -> int:

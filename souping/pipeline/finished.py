@@ -95,7 +95,7 @@ def _take_up(stages: RunStages, known: FinishedRun) -> dict[str, Stage]:
         recipe=soup, weights=tuple(weights.values()), result=result, trials=trials, handler=handler
     )
     stages.contenders, stages.on_report = _contenders(stages, known, soup), stages.unseen(stages.folds.items["report"])
-    soups = stages.schedule.soups(ingredients, soup)
+    soups = stages.schedule.soups(ingredients, stages.outcome)
     asked = {
         name: stages.schedule.analysis_stage(name, analysis, soups, handler)
         for name, analysis in stages.run.analyses.items()

@@ -66,13 +66,16 @@ class SearchStage:
 
 
 class Winner(Protocol):
-    """Frozen outcome of a search: the soup, and the handler that asked it."""
+    """Frozen outcome of a search: the soup, the handler that asked it, and the trials before it."""
 
     @property
     def recipe(self) -> Recipe: ...
 
     @property
     def handler(self) -> str: ...
+
+    @property
+    def trials(self) -> Sequence[Trial]: ...
 
 
 class RecipeSource(Protocol):
@@ -201,7 +204,7 @@ class Schedule:
         walker.report(self._report(contenders, winner.handler), contenders)
         for name, items in self.sides.items():
             walker.also(self._also(name, items, selection.ingredients, winner.recipe))
-        soups = self.soups(selection.ingredients, winner.recipe)
+        soups = self.soups(selection.ingredients, winner)
         for name, analysis in self.run.analyses.items():
             walker.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
 
@@ -222,11 +225,18 @@ class Schedule:
             rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)))
         return [*rows, Contender(name="soup", kind="soup", recipe=soup)]
 
-    def soups(self, ingredients: tuple[str, ...], soup: Recipe) -> RunSoups:
+    def soups(self, ingredients: tuple[str, ...], winner: Winner) -> RunSoups:
         """What analyses know of the run before they see scores."""
         singles = {name: self._single(name) for name in self.pool.names}
-        base = self.pool.base_name
-        return RunSoups(candidates=singles, ingredients=ingredients, soup=soup, recipe=self.pool.recipe, base=base)
+        most = sorted(winner.trials, key=lambda trial: -trial.result.items)
+        return RunSoups(
+            candidates=singles,
+            ingredients=ingredients,
+            soup=winner.recipe,
+            recipe=self.pool.recipe,
+            base=self.pool.base_name,
+            mixed=tuple(trial.recipe for trial in most if len(trial.recipe.ingredients) > 1),
+        )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
         """The soups that an analysis asks for, each once, on the search fold: nothing else is ever shown to it."""

@@ -367,7 +367,7 @@ class RunStages:
         )
         return AnalysisInput(
             run=self.run,
-            soups=self.schedule.soups(selection.ingredients, outcome.recipe),
+            soups=self.schedule.soups(selection.ingredients, outcome),
             trials=tuple((trial.recipe, trial.handler) for trial in outcome.trials),
             contenders=self.contenders,
             items={**self.folds.items, "report": self.on_report},

@@ -15,7 +15,7 @@ import numpy as np
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, UserError
+from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, Trial, UserError
 from souping.evaluate.scoring.own import Known
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
 from souping.pipeline.evaluation import Evaluation
@@ -68,6 +68,7 @@ class PlannedWinner:
 
     recipe: Recipe
     handler: str
+    trials: tuple[Trial, ...] = ()
 
 
 @dataclass(kw_only=True)

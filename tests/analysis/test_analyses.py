@@ -100,6 +100,19 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
     assert "not estimable" in factor["before"]["note"]  # four candidates
 
 
+def test_a_population_that_a_search_left_small_is_completed_when_asked() -> None:
+    whole, few = Consistency(draws=9, mixtures=9, soups=6), run_of(trials=2, answer=mixed)
+    few = replace(few, soups=replace(few.soups, mixed=few.trials))
+    with pytest.raises(NotEstimableError, match=r"2 soups .* takes 6. 480 more answers .*consistency.soups=6"):
+        Consistency().analyse(few)
+    asked = whole.asks(few.soups)
+    assert asked[:2] == few.trials
+    assert len({soup.id for soup in asked}) == 6
+    completed = run_of(trials=2, answer=mixed, asked=lambda soups: asked)
+    assert whole.analyse(replace(completed, soups=few.soups))["after"]["models"] == 6
+    assert whole.asks(run_of(1).soups) == ()
+
+
 def test_a_category_without_spread_is_left_out_and_named() -> None:
     def flat(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         return np.where([item.category == "y" for item in items], 1.0, voting(recipe, items))
