@@ -82,13 +82,17 @@ def section_of(report: Report, name: str) -> Section | None:
     return display.section(data) if display else _plain(name, data)
 
 
-def analysis_sections(report: Report) -> list[Section]:
-    """The sections of all analyses but the leading one; those that the verdict does not need are folded into one."""
+def analysis_sections(report: Report) -> dict[str, Section]:
+    """{name: section} of all analyses but the leading one."""
+    names = [name for name in analysed(report) if name != leading(report)[0]]
+    return {name: section for name in names if (section := section_of(report, name)) is not None}
+
+
+def shown_sections(report: Report) -> list[Section]:
+    """The same as a page shows them: those that the verdict does not need are folded into one."""
     known, shown, away = displays(), list[Section](), list[Section]()
-    for name in (name for name in analysed(report) if name != leading(report)[0]):
-        section = section_of(report, name)
-        if section is not None:
-            (away if name in known and known[name].folded else shown).append(section)
+    for name, section in analysis_sections(report).items():
+        (away if name in known and known[name].folded else shown).append(section)
     return [*shown, Section(MORE, folded=tuple(away))] if away else shown
 
 
@@ -112,7 +116,11 @@ def files(report: Report) -> dict[str, str]:
 
 
 def leading(report: Report) -> tuple[str, Row]:
-    """(name, data) of the analysis that the page is about: one that has a `headline`; else empty."""
+    """(name, data) of the analysis that the page is about: one that has a `headline`; else empty.
+
+    It may have `cites`, {name of a section: {`title`, `lines`}}: what the page shows after it, under that title; all
+    else of the run is folded away.
+    """
     shown = part(report, "analyses")
     return next(((name, part(shown, name)) for name in analysed(report) if part(shown, name).get("headline")), ("", {}))
 

@@ -43,6 +43,7 @@ tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;m
 overflow-wrap:break-word;position:sticky;left:0;background:var(--page);z-index:1}
 thead th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
 td small,th small{display:block;color:var(--soft);font-size:.78rem;font-weight:400}
+.words tbody th{width:31%;max-width:none}
 tr.strong>*{background:var(--warm);font-weight:650}
 figure{margin:.5em 0}
 figure svg{display:block;width:100%;height:auto;color:var(--ink)}
@@ -161,9 +162,9 @@ def _html_table(grid: TableGrid) -> str:
         + "</tr>\n"
         for r, row in enumerate(grid.rows)
     )
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>'
-    )
+    words = ' class="words"' if set(grid.left) >= set(range(len(grid.header))) else ""
+    inner = f"<thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table{words}>{inner}</table></div>'
 
 
 def _breakable(text: str) -> str:

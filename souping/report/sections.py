@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from souping.core.types import elements, entries, number, part
+from souping.core.types import elements, entries, number, part, texts
 from souping.report import outcomes, tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
-from souping.report.registry import analysis_sections, leading, section_of
+from souping.report.registry import analysis_sections, leading, section_of, shown_sections
 from souping.report.tables import (
     Report,
     Row,
@@ -89,21 +89,35 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    return known(
-        (
-            section_of(report, leading(report)[0]),
-            _verdict(report),
-            _gains(report),
-            None if outcomes.few(report) else _outcomes(report),
-            _also(report),
-            _landscape(report, trials),
-            why(report),
-            *analysis_sections(report),
-            _gate(report),
-            _cost(report),
-            _provenance(report),
-        )
-    )
+    first = {
+        "verdict": _verdict(report),
+        "gains": _gains(report),
+        "outcomes": None if outcomes.few(report) else _outcomes(report),
+        "also": _also(report),
+        "landscape": _landscape(report, trials),
+        "why": why(report),
+    }
+    last = {"gate": _gate(report), "cost": _cost(report), "provenance": _provenance(report)}
+    if not leading(report)[0]:
+        return known((*first.values(), *shown_sections(report), *last.values()))
+    return _led(report, {**first, **analysis_sections(report), **last})
+
+
+def _led(report: Report, run: dict[str, Section | None]) -> tuple[Section, ...]:
+    """The page of an analysis that leads: its own section, those of the run that it cites, and the rest folded away."""
+    name, told = leading(report)
+    cited = [_cited(cite, run.pop(key, None)) for key, cite in part(told, "cites").items() if isinstance(cite, Mapping)]
+    rest = Section("The run of these soups", (headline(report), *losses(report)), folded=known(run.values()))
+    return known((section_of(report, name), *cited, rest))
+
+
+def _cited(cite: Row, section: Section | None) -> Section:
+    """A section under the title by which it is cited; its own words are folded away. None: it was not made."""
+    title, lines = clean(cite.get("title")), tuple(texts(cite, "lines"))
+    if section is None:
+        return Section(title, lines)
+    whole = Section("In full", section.lines, grids=section.grids)
+    return Section(f"{title}: {section.title}", lines, section.picture, folded=(whole, *section.folded))
 
 
 def _verdict(report: Report) -> Section | None:
@@ -125,8 +139,7 @@ def _verdict(report: Report) -> Section | None:
         f"Every model answered the same items{where}, so differences are paired; items that share content "
         f"are one group. {tables.tested(report)}".strip()
     )
-    lines = (headline(report), *losses(report), paired) if leading(report)[0] else (paired,)
-    return Section("Is the soup better?", lines, "forest", folded=known(folded))
+    return Section("Is the soup better?", (paired,), "forest", folded=known(folded))
 
 
 def _gains(report: Report) -> Section | None:

@@ -22,7 +22,7 @@ from souping.core.types import UserError
 from souping.examples.paper.findings import Finding, Verdict, findings, gains, on_grid
 from souping.examples.paper.published import TABLES, PaperTable, leaderboard
 from souping.examples.paper.readings import CLUSTERS, STATED, Reading, selections, spans
-from souping.report.analyses import paper as shown
+from souping.report.registry import displays
 from souping.selection.selectors import SoCECluster
 from tests.conftest import PAPER, ROOT, Cli, pool_of
 
@@ -175,11 +175,14 @@ def test_the_page_of_a_run_opens_with_it(family_run: Path) -> None:
     told = report["analyses"]["paper"]
     text = (family_run / "report.md").read_text()
     assert text.startswith(f"# {told['headline']}")
-    assert text.index("## What disagrees") < text.index("## Is the soup better?") < text.index("## Provenance")
+    order = ["What disagrees", "Figure 2: ", "Figure 3: Gained and lost", "Figure 5: ", "The run of these soups"]
+    places = [text.index(f"## {title}") for title in order]
+    assert places == sorted(places) < [text.index("Is the soup better?"), text.index("Provenance")]
     for row in told["findings"]:
-        assert row["what"] in text.replace("\\", "")
+        assert row["what"][1:] in text.replace("\\", "")
     assert report["verdict"]["sentence"] in text
-    assert {drawing.name for draw in (shown.figure1, shown.table5) if (drawing := draw(told))} == {"figure1", "table5"}
+    made = {drawing.name for draw in displays()["paper"].draws if (drawing := draw(told))}
+    assert made == {"figure1", "table5", "figure3b"}
     assert (family_run / "plots" / "table5.png").exists()
 
 

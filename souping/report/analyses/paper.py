@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from souping.core.types import elements, entries, number, part, texts
@@ -11,20 +13,20 @@ from souping.report.plots import correlations
 from souping.report.registry import register
 from souping.report.tables import Row, Section, TableGrid, grid, known, table
 
+TITLES = {"Table 5": "gains on FLORES-36, BLEU", "Figure 3b": "gains on MGSM, points"}
+
 
 def section(data: Row) -> Section:
-    told = {verdict: _of(data, verdict) for verdict in ("differs", "agrees", "other models", "cannot be redone")}
-    here = "On other models than the paper's: a likeness, no check."
+    told = {verdict: _of(data, verdict) for verdict in ("differs", "agrees", "cannot be redone")}
     folded = (
         table("What agrees", _findings(told["agrees"])),
         table("What cannot be redone here", _findings(told["cannot be redone"])),
         Section("Figure 1: categories of the leaderboard", (_board(data),), "figure1"),
         *(_selection(one) for one in entries(data, "selections")),
-        Section("Table 5: gains on FLORES-36", (_flores(data),), "table5"),
+        *(Section(f"{of}: {TITLES[of]}", (_gains(data, of),), _picture(of)) for of in TITLES),
     )
     lines = tuple(clean(line) for line in texts(data, "sentences"))
-    likeness = table("On the soups of this run", _findings(told["other models"]), here)
-    return Section("What disagrees", lines, grids=(_findings(told["differs"]),), folded=known((likeness, *folded)))
+    return Section("What disagrees", lines, grids=(_findings(told["differs"]),), folded=known(folded))
 
 
 def _of(data: Row, verdict: str) -> list[Row]:
@@ -32,9 +34,14 @@ def _of(data: Row, verdict: str) -> list[Row]:
 
 
 def _findings(rows: list[Row]) -> TableGrid:
-    keys = ("of", "what", "paper", "ours", "note")
-    lines = [[clean(row.get(key)) or DASH for key in keys] for row in rows]
-    return grid(("in the paper", "what", "the paper", "here", "remark"), lines, left=range(5))
+    lines = [
+        (
+            f"{clean(row.get('of'))}: {clean(row.get('what'))}",
+            *(clean(row.get(k)) or DASH for k in ("paper", "ours", "note")),
+        )
+        for row in rows
+    ]
+    return grid(("where", "the paper", "here", "remark"), lines, left=range(4))
 
 
 def _board(data: Row) -> str:
@@ -76,14 +83,17 @@ def _beside(row: Row) -> str:
     return clean(row.get("beside")) or DASH
 
 
-def _flores(data: Row) -> str:
-    rows = [row for row in entries(data, "flores") if not row.get("corrupt")]
+def _gains(data: Row, of: str) -> str:
+    """Where SoCE is above the best candidate, and what is left out."""
+    rows = entries(part(data, "gains"), of)
     won = sum(_gain(row) > 0 for row in rows)
-    lost = [clean(row.get("direction")) for row in rows if _gain(row) < 0]
-    return (
-        f"SoCE is above the best of the five candidates in {won} of {len(rows)} directions, below it in "
-        f"{in_words(lost)}. The column eng_spa is left out: for the candidates it repeats spa_eng."
-    )
+    lost = [clean(row.get("category")) for row in rows if _gain(row) < 0]
+    out = " The column eng_spa is left out: for the candidates it repeats spa_eng." if of == "Table 5" else ""
+    return f"SoCE is above the best candidate in {won} of {len(rows)} columns, below it in {in_words(lost)}.{out}"
+
+
+def _picture(of: str) -> str:
+    return of.lower().replace(" ", "")
 
 
 def _gain(row: Row) -> float:
@@ -99,24 +109,24 @@ def figure1(data: Row) -> Drawing | None:
     return correlations("figure1", part(data, "figure1"), (), "")
 
 
-def table5(data: Row) -> Drawing | None:
-    """SoCE minus each candidate, a column a direction; the best candidate is full."""
-    rows = sorted((row for row in entries(data, "flores") if not row.get("corrupt")), key=_gain)
+def gains(data: Row, of: str) -> Drawing | None:
+    """SoCE minus each candidate, a column a direction or language; the best candidate is full."""
+    rows = sorted(entries(part(data, "gains"), of), key=_gain)
     if not rows:
         return None
     with canvas():
-        made, axes = figure(9.4, 3.4)
+        made, axes = figure(max(4.2, 0.26 * len(rows)), 3.2)
         axes.axhline(0, color=INK, linewidth=1.0)
         for x, row in enumerate(rows):
             gaps = sorted((number(row.get("soce")) or 0.0) - value for value in _candidates(row))
             axes.plot([x] * len(gaps), gaps, "o", color=COLOURS["ingredient"], markersize=3.5, markerfacecolor=PAPER)
             axes.plot([x], gaps[:1], "o", color=COLOURS["soup" if gaps[0] > 0 else "best_single"], markersize=5.5)
-        axes.set_xticks(np.arange(len(rows)), [clean(row.get("direction")) for row in rows], rotation=90, fontsize=7.5)
-        axes.set_ylabel("SoCE minus candidate, BLEU")
+        axes.set_xticks(np.arange(len(rows)), [clean(row.get("category")) for row in rows], rotation=90, fontsize=7.5)
+        axes.set_ylabel("SoCE minus candidate")
         axes.margins(x=0.02)
-    alt = f"SoCE minus each of five candidates in {len(rows)} directions of FLORES-36. {_flores({'flores': rows})}"
-    caption = "Full dot: the best candidate of the direction; orange where SoCE is above it, blue where it is not."
-    return Drawing("table5", made, alt, caption)
+    alt = f"{of}: SoCE minus each candidate. {_gains(data, of)}"
+    caption = "Full dot: the best candidate of the column; orange where SoCE is above it, blue where it is not."
+    return Drawing(_picture(of), made, alt, caption)
 
 
-register("paper", section, draws=(figure1, table5), place=0)
+register("paper", section, draws=(figure1, *(partial(gains, of=of) for of in TITLES)), place=0)

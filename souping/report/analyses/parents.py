@@ -58,7 +58,7 @@ def draw(data: Row) -> Drawing | None:
     from matplotlib.ticker import MaxNLocator
 
     with canvas():
-        made, axes = figure(8.2, 3.0)
+        made, axes = figure(8.2, 2.5)
         for shift, (key, colour) in enumerate((("beats_one", "uniform_all"), ("beats_all", "soup"))):
             counts = Counter(int(number(soup.get(key)) or 0) for soup in soups)
             places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
