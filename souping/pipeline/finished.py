@@ -132,6 +132,7 @@ def _trial(stages: RunStages, row: Mapping[str, Json]) -> Trial:
         weights=tuple(weights.values()),
         result=result,
         handler=str(row.get("handler") or ""),
+        whole=number(row.get("objective")) is not None,
     )
 
 

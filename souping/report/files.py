@@ -239,7 +239,6 @@ def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, 
             "objective": trial.result.objective if trial.whole else None,
             "categories": dict(trial.result.categories) if trial.whole else {},
             "items": trial.result.items,
-            **({} if trial.whole else {"dropped": True}),
             "reused": trial.reused,
             **({"handler": trial.handler} if trial.handler else {}),
         }

@@ -65,7 +65,8 @@ pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;f
 footer{margin-top:2em;color:var(--soft);font-size:.85rem}
 @media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
 .print{display:none}
-@media print{body{font-size:10pt}main{max-width:none;padding:0}nav,details:not([open]){display:none}
+@media print{section:has(>h2+.folds):not(:has(details[open])){display:none}
+body{font-size:10pt}main{max-width:none;padding:0}nav,details:not([open]){display:none}
 .print{display:block}figure,tr,pre{break-inside:avoid}h2,summary{break-after:avoid}
 .scroll{overflow:visible}table{font-size:8pt}td small,th small{font-size:7pt}th,td{padding:3px 5px}
 th,td.left,tbody th{min-width:0!important}

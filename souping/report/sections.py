@@ -238,7 +238,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
         return None
     reached = number(part(report, "objective").get("search"))
     best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
-    dropped = sum(bool(trial.get("dropped")) for trial in trials)
+    dropped = sum(number(trial.get("objective")) is None for trial in trials)
     early = f" {count(dropped)} more were dropped early, after a part of it, and have no score here." if dropped else ""
     lines = (
         f"{count(len(trials) - dropped)} soups were evaluated on the search fold.{early}{best} "
