@@ -251,7 +251,7 @@ class RunStages:
         }
         if len(selection.ingredients) > 1:
             self.parts["rebuild"] = run.rebuild_command
-            self.progress.stage("writing the soup")
+            self.progress.stage("writing the soup: its recipe is frozen, what follows measures it and changes nothing")
             self.pool.write(outcome.recipe, run.out, {"README.md": card(self.parts)})
             self.frozen = run.out
         if self.checked is not None:

@@ -3,6 +3,7 @@ of clusters of categories, greedy, top-k, all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
 from souping.core.text import Count, listed, nearest
-from souping.core.types import FloatArray, Selection, UserError
+from souping.core.types import Correlations, FloatArray, Selection, UserError
 
 TIE = 1e-9
 
@@ -53,6 +54,9 @@ class SoCE(Selector):
     `all` makes every tied candidate an ingredient.
 
     Categories of `drop`, and those in which all models score the same, are left out: they stay in the objective.
+
+    Where no category is a low-correlation one, which the paper leaves open, `otherwise=greedy` selects as `Greedy` does
+    and says so; `error` refuses.
     """
 
     correlation: Correlation
@@ -60,6 +64,7 @@ class SoCE(Selector):
     threshold: float = 0.2
     sign: Literal["absolute", "signed"] = "absolute"
     ties: Literal["overall", "all", "first"] = "overall"
+    otherwise: Literal["greedy", "error"] = "greedy"
     drop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -70,6 +75,8 @@ class SoCE(Selector):
             raise UserError(f"selector.sign={self.sign} must be absolute or signed")
         if self.ties not in ("overall", "all", "first"):
             raise UserError(f"selector.ties={self.ties} must be overall, all or first")
+        if self.otherwise not in ("greedy", "error"):
+            raise UserError(f"selector.otherwise={self.otherwise} must be greedy or error")
 
     @property
     def cut(self) -> float:
@@ -89,7 +96,7 @@ class SoCE(Selector):
         """Correlate, find the low-correlation categories, pick their experts.
 
         Raises:
-            UserError: no category is below the threshold, or the correlation is not defined.
+            UserError: no category is below the threshold and `otherwise=error`, or the correlation is not defined.
         """
         whole, scores = scores, scores.without(_dropped(scores, self.drop))
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
@@ -98,7 +105,7 @@ class SoCE(Selector):
         correlations = self.correlation(scores.values)
         low = self.low_categories(correlations.rho)
         if not low:
-            raise UserError(self._none_low(correlations.rho, scores.categories))
+            return self._without_low(whole, correlations, scores.categories)
         order = list(whole.candidates) if self.ties == "first" else ranking(whole, self.objective)
         best = {scores.categories[column]: _tied_best(scores, column, order) for column in low}
         chosen = {name for names in best.values() for name in (names if self.ties == "all" else names[:1])}
@@ -133,15 +140,26 @@ class SoCE(Selector):
         np.fill_diagonal(values, np.inf)
         return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
 
-    def _none_low(self, rho: FloatArray, categories: tuple[str, ...]) -> str:
-        values = np.abs(rho) if self.sign == "absolute" else rho.copy()
+    def _without_low(self, whole: ScoreMatrix, correlations: Correlations, categories: tuple[str, ...]) -> Selection:
+        """What is selected where no category is below the threshold."""
+        values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
         np.fill_diagonal(values, np.inf)
         a, b = np.unravel_index(int(np.argmin(values)), values.shape)
+        smallest, pair = values[a, b], f"{categories[a]}, {categories[b]}"
         kind = "|rho|" if self.sign == "absolute" else "rho"
-        return (
-            f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is "
-            f"{values[a, b]:.3f} ({categories[a]}, {categories[b]}): raise the threshold or use selector=greedy"
+        why = (
+            f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest:.3f} "
+            f"({pair}): "
         )
+        if self.otherwise == "error":
+            raise UserError(f"{why}raise the threshold or use selector=greedy")
+        higher = math.floor(100 * smallest + 1) / 100
+        note = f"{why}selected as by selector=greedy"
+        if higher <= 1:
+            note += f" (selector.threshold={higher:g} takes the experts of that pair)"
+        chosen = Greedy(objective=self.objective, drop=self.drop).select(whole)
+        metric = _name(self.correlation)
+        return replace(chosen, metric=metric, categories=categories, correlations=correlations, notes=(note,))
 
 
 @dataclass(frozen=True, kw_only=True)

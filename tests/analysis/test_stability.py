@@ -79,7 +79,8 @@ def test_draws_without_a_selection_are_counted() -> None:
 
 def test_nothing_estimable_is_none_not_zero() -> None:
     rates = np.array([[0.9, 0.9], [0.6, 0.6], [0.3, 0.3], [0.1, 0.1]])
-    drawn = stability(matrix(rates, each=300), SoCE(correlation=pearson, objective=Mean(), threshold=0.01), draws=20)
+    strict = SoCE(correlation=pearson, objective=Mean(), threshold=0.01, otherwise="error")
+    drawn = stability(matrix(rates, each=300), strict, draws=20)
     assert drawn["not_estimable"] == 20
     assert drawn["experts"] is None
     assert drawn["ingredients"] is None
@@ -188,7 +189,7 @@ def test_the_8b_table_stands_on_a_knife_edge() -> None:
 def test_errors_of_a_sweep_are_told() -> None:
     copied = np.array([[0.1, 0.11, 0.5], [0.2, 0.19, 0.6], [0.4, 0.42, 0.9]])
     scores = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=copied, published=True)
-    drawn = stability(scores, SOCE)
+    drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), otherwise="error"))
     assert drawn["thresholds"][0]["ingredients"] is None
     assert "no low-correlation category" in drawn["thresholds"][0]["error"]
     assert "at least 3" in drawn["jackknife"][0]["error"]

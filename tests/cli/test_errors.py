@@ -76,7 +76,7 @@ def test_a_folder_without_tokenizer_is_refused_before_work(family: Path, souping
 
 
 def test_an_error_after_work_stands_alone_on_standard_error(family: Path, souping: Cli, tmp_path: Path) -> None:
-    done = souping(*pool_of(family), "selector.threshold=0.001")
+    done = souping(*pool_of(family), "selector.threshold=0.001", "selector.otherwise=error")
     done.refused("no low-correlation category", "smallest |rho|")
     assert "select: every candidate" in done.out
     assert not (tmp_path / "outputs" / "fam").exists()
@@ -190,7 +190,10 @@ def test_selection_that_cannot_be_made(family: Path, souping: Cli, tmp_path: Pat
     board = tmp_path / "board.csv"
     table = ["scores=table", "scores.path=board.csv", "stop_after=select"]
     board.write_text("model,red,green\nant,1,2\nbee,2,4\ncat,3,6.1\ndog,4,8\n")
-    souping(*pool_of(family), *table).refused("no low-correlation category", "smallest |rho|")
+    souping(*pool_of(family), *table, "selector.otherwise=error").refused(
+        "no low-correlation category", "smallest |rho|"
+    )
+    assert "selected as by selector=greedy" in souping(*pool_of(family), *table).out
     board.write_text("model,red,green\nant,1,2\nbee,2,2\ncat,3,2\ndog,4,2\n")
     souping(*pool_of(family), *table).refused("'green' is constant")
     board.write_text("model,red,green\nant,1,2\nbee,2\ncat,3,2\ndog,4,2\n")

@@ -24,7 +24,7 @@ PAGE = (ROOT / "docs" / "your-own-models.md").read_text()
 FIRST = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()
 SESSIONS = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, flags=re.DOTALL)
 CATEGORIES = {"simple_python": "python", "simple_java": "java", "parallel": "parallel", "irrelevance": "refuse"}
-COOKS = {"python": "python_cook", "java": "java_cook", "banquet": "banquet_cook"}
+COOKS = {"python": "python_cook", "script": "script_cook", "banquet": "banquet_cook"}
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_signed_reads_negative_as_low() -> None:
     values = np.array([[0.1, 0.9, 0.15], [0.5, 0.5, 0.45], [0.9, 0.1, 0.95]])
     table = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=values)
     with pytest.raises(UserError, match=r"smallest \|rho\| is 0.9"):
-        soce().select(table)
+        soce(otherwise="error").select(table)
     assert soce(sign="signed").select(table).low_correlation == ("x", "y", "z")
 
 
@@ -124,11 +124,47 @@ def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"threshold": 0}, {"threshold": 1.5}, {"threshold": float("nan")}, {"sign": "x"}, {"ties": "x"}]
+    "changes",
+    [
+        {"threshold": 0},
+        {"threshold": 1.5},
+        {"threshold": float("nan")},
+        {"sign": "x"},
+        {"ties": "x"},
+        {"otherwise": "x"},
+    ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"selector\."):
         soce(**changes)
+
+
+def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -> None:
+    """Three models of which each category orders the same two ways: |rho| is 1."""
+    alike = ScoreMatrix(
+        models=("a", "b", "c"), categories=("x", "y"), values=np.array([[0.9, 0.2], [0.5, 0.6], [0.1, 1]])
+    )
+    selection, greedy = soce().select(alike), Greedy(objective=Mean()).select(alike)
+    assert (selection.selector, selection.ingredients) == ("greedy", greedy.ingredients)
+    assert (selection.low_correlation, selection.threshold) == ((), None)
+    assert selection.correlations is not None
+    (note,) = selection.notes
+    assert "no low-correlation category; the smallest |rho| is 1.000 (x, y): selected as by selector=greedy" in note
+    with pytest.raises(UserError, match="no low-correlation category"):
+        soce(otherwise="error").select(alike)
+
+
+def test_the_note_names_the_threshold_that_takes_the_least_correlated_pair() -> None:
+    close = ScoreMatrix(
+        models=("a", "b", "c", "d"),
+        categories=("x", "y"),
+        values=np.array([[0.9, 0.8], [0.5, 0.6], [0.1, 0.3], [0.3, 0.1]]),
+    )
+    (note,) = soce().select(close).notes
+    named = float(note.split("(selector.threshold=")[1].split(" ")[0])
+    assert soce(threshold=named, otherwise="error").select(close).low_correlation == ("x", "y")
+    with pytest.raises(UserError):
+        soce(threshold=named - 0.01, otherwise="error").select(close)
 
 
 def test_a_partial_correlation_keeps_its_name(matrix: ScoreMatrix) -> None:

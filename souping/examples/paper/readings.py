@@ -35,7 +35,8 @@ class Reading:
 
     def select(self, scores: ScoreMatrix) -> Selection:
         rule = SoCE(
-            correlation=pearson, objective=Mean(), threshold=self.threshold, sign=self.sign, ties=self.ties
+            correlation=pearson, objective=Mean(), threshold=self.threshold, sign=self.sign, ties=self.ties,
+            otherwise="error",
         )  # fmt: skip
         return rule.select(scores)
 
