@@ -14,6 +14,7 @@ import numpy as np
 
 from souping.analysis.intervals import IntArray, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
+from souping.core.text import minus
 from souping.core.types import FloatArray, Json
 
 MARGIN = 0.01
@@ -261,7 +262,7 @@ def _size(margin: float) -> str:
 def _points(c: Comparison, more: str = "") -> str:
     """Percent points with the interval, whose limits show on which side of 0 they are however near."""
     middle, low, high = round(100 * c.difference, 1) + 0.0, 100 * c.low, 100 * c.high
-    return f"{middle:+.1f} points ({100 * c.level:.4g} % interval {low:+.1f} to {high:+.1f}{more})"
+    return minus(f"{middle:+.1f} points ({100 * c.level:.4g} % interval {low:+.1f} to {high:+.1f}") + f"{more})"
 
 
 def _figures(c: Comparison, p_value: float, opened: int) -> str:

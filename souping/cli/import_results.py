@@ -133,6 +133,8 @@ def show(rows: Sequence[ImportRow], written: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from souping.report.terminal import print_table
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=110)
@@ -143,7 +145,7 @@ def show(rows: Sequence[ImportRow], written: bool) -> None:
         why = "refused" if row.refused else ", ".join(f"{count} {reason}" for reason, count in row.skipped.items())
         cells = (row.candidate, row.task, str(row.adopted), str(row.present), why)
         table.add_row(*(Text(safe(cell)) for cell in cells))
-    console.print(table)
+    print_table(console, table)
     for note in dict.fromkeys(note for row in rows for note in row.unchecked):
         console.print(safe(f"  not checked: {note}"), markup=False, soft_wrap=True)
     for key in sorted({key for row in rows for key in row.accepted}):

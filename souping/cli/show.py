@@ -24,7 +24,8 @@ FILE = "samples.jsonl.gz"
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; what is refused is told where commands are dispatched."""
     options = _parser().parse_args(arguments)
-    run_dir = Path(options.run_dir[-1]).expanduser()
+    given = [Path(folder).expanduser() for folder in options.run_dir]
+    run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
     samples = list(read_samples(run_dir / FILE))
     report = _report(run_dir)
     fold = options.fold or ("report" if any(sample.get("fold") == "report" for sample in samples) else "search")
@@ -46,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m souping show", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run_dir", nargs="+", metavar="RUN_DIR", help="of several (outputs/mine/*) the last")
+    parser.add_argument(
+        "run_dir", nargs="+", metavar="RUN_DIR", help="of several (outputs/mine/*) the last with answers"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fixed", action="store_true", help="items that the soup answers better than the best single")
     which.add_argument("--broke", action="store_true", help="items that it answers worse")

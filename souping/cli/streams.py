@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import sys
 from typing import Any, TextIO
+
+from souping.core.text import fitted
 
 LOST: list[str] = []
 """What could not be written to the end."""
@@ -26,6 +29,16 @@ class StandardStream(io.FileIO):
             return memoryview(data).nbytes
 
 
+class WordStream(io.TextIOWrapper):
+    """Text to a stream; on a terminal its lines end between words. What moves a cursor is left alone."""
+
+    def write(self, text: str) -> int:
+        if "\x1b" in text or not self.isatty():
+            return super().write(text)
+        super().write(fitted(text, shutil.get_terminal_size().columns))
+        return len(text)
+
+
 def open_streams() -> None:
     """Make the standard streams safe: a closed one is the null device, so that no file of the run takes its place."""
     for number in range(3):
@@ -41,7 +54,7 @@ def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
     if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
         return stream  # somebody else's: a test's, a notebook's
     known = stream if isinstance(stream, io.TextIOWrapper) else None
-    return io.TextIOWrapper(
+    return WordStream(
         io.BufferedWriter(StandardStream(number, "w", closefd=False)),
         encoding=known.encoding if known else "utf-8",
         errors=known.errors if known else "backslashreplace",

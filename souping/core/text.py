@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
@@ -36,6 +37,25 @@ UNSAFE = re.compile(
 def safe(text: str) -> str:
     """A text as it can be shown anywhere: what would command a terminal is written out."""
     return UNSAFE.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text)
+
+
+def minus(text: str) -> str:
+    """A figure for people, its minus as wide as a plus."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def fitted(text: str, width: int, joint: str = "") -> str:
+    """A text whose lines end between words before `width`, the rest set in below; words are never cut. `joint` ends
+    every line but the last: ` \\` for a command, so that a shell reads it as one."""
+    return "\n".join(_fitted(line, width, joint) for line in text.split("\n"))
+
+
+def _fitted(line: str, width: int, joint: str) -> str:
+    if len(line) <= width:
+        return line
+    inset = " " * (len(line) - len(line.lstrip()) + 2)
+    pieces = wrap(line, width - len(joint), subsequent_indent=inset, break_long_words=False, break_on_hyphens=False)
+    return f"{joint}\n".join(pieces)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from souping.core.protocols import Part
-from souping.core.text import safe
+from souping.core.text import fitted, safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings, nearby, said
@@ -119,16 +121,22 @@ def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
     if run.out.exists():
         print(f"  {'soup':16} {safe(nearby(run.out))}")
         if (run.out / "recipe.json").exists():
-            print(f"  {'rebuild':16} {safe(run.rebuild_command)}")
+            _command("rebuild", run.rebuild_command)
     if run.tracker.hint:
         print(f"  {'tracker':16} {safe(run.tracker.hint)}")
     _hint(run)
 
 
+def _command(what: str, command: str) -> None:
+    """A command to be copied: on a terminal over several lines that a shell reads as one."""
+    line = f"  {what:16} {safe(command)}"
+    print(fitted(line, shutil.get_terminal_size().columns, " \\") if sys.stdout.isatty() else line)
+
+
 def _hint(run: MergeSettings) -> None:
     """What to do next: the last line."""
     if isinstance(run, RunSettings) and run.stop_after == "search" and run.command:
-        print(f"  {'finish':16} {safe(run.finish_command)}")
+        _command("finish", run.finish_command)
     elif (run.run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run.run_dir / 'report.html')))}")
 
@@ -136,11 +144,11 @@ def _hint(run: MergeSettings) -> None:
 def _tables(outcome: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from souping.report.terminal import also_table, report_table
+    from souping.report.terminal import also_table, print_table, report_table
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=110)
-    console.print(report_table(outcome))
+    print_table(console, report_table(outcome))
     if outcome.get("also"):
-        console.print(also_table(outcome))
+        print_table(console, also_table(outcome))

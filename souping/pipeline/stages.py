@@ -251,9 +251,10 @@ class RunStages:
         }
         if len(selection.ingredients) > 1:
             self.parts["rebuild"] = run.rebuild_command
-            self.progress.stage("writing the soup: its recipe is frozen, what follows measures it and changes nothing")
+            self.progress.stage("writing the soup")
             self.pool.write(outcome.recipe, run.out, {"README.md": card(self.parts)})
             self.frozen = run.out
+            self.progress.say("the recipe is frozen: what follows measures the soup and changes nothing")
         if self.checked is not None:
             self.parts["gate"] = self.checked.as_dict()
 

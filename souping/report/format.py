@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from souping.core.text import UNSAFE
+from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
 
 KINDS: Mapping[str, str] = {
@@ -41,11 +41,6 @@ def percent(value: Json, digits: int = 1, sign: bool = False) -> str:
     shown = f"{100 * given:{'+' if sign else ''}.{digits}f}"
     zero = f"{0:.{digits}f}"
     return zero if shown in (f"-{zero}", f"+{zero}") else minus(shown)
-
-
-def minus(text: str) -> str:
-    """A typographic minus, as wide as the plus beside it."""
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def interval(low: Json, high: Json, sign: bool = False) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from souping.core.text import safe
+from souping.core.text import fitted, safe
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -152,10 +152,15 @@ class Progress:
 
     def show(self, table: Table) -> None:
         """A table among the lines."""
-        self.console.print(table)
+        from souping.report.terminal import print_table
+
+        print_table(self.console, table)
 
     def say(self, line: str) -> None:
-        self.console.print(safe(line), markup=False, highlight=False, soft_wrap=True)
+        text = safe(line)
+        if self.console.is_terminal:
+            text = fitted(text, self.console.width)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _of(done: int, total: int | None, unit: str) -> str:

@@ -60,6 +60,8 @@ def show_sample(console: Console, sample: Row, names: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from souping.report.terminal import print_table
+
     models = part(sample, "models")
     title = f"{sample.get('item')} ({sample.get('category')}, fold {sample.get('fold')})"
     console.print(Text(clean(title), style="bold"))
@@ -70,9 +72,9 @@ def show_sample(console: Console, sample: Row, names: Sequence[str]) -> None:
     for name in shown:
         own = part(models, name)
         ended = "" if own.get("outcome") == "finished" else f", {own.get('outcome')}"
-        table.add_column(Text(clean(f"{name}: {percent(own.get('score'), 0)} %{ended}")), overflow="fold", ratio=1)
+        table.add_column(Text(clean(f"{name}: {percent(own.get('score'), 0)} %{ended}")), overflow="fold")
     table.add_row(*(Text(_short(_answers(part(models, name)))) for name in shown))
-    console.print(table)
+    print_table(console, table, cut=True)
 
 
 def _prompt(sample: Row) -> str:

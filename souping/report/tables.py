@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from souping.core.text import minus
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.report.format import (
     DASH,
@@ -17,7 +18,6 @@ from souping.report.format import (
     interval,
     kind_label,
     level,
-    minus,
     p_of,
     p_value,
     percent,

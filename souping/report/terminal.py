@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from souping.core.text import fitted
 from souping.core.types import elements, part, texts
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
@@ -13,7 +14,7 @@ from souping.report.sections import headline, losses
 from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences
 
 if TYPE_CHECKING:
-    from rich.console import JustifyMethod
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
 
 ROLES: Mapping[str, str] = {
@@ -110,6 +111,35 @@ def _selected(report: Report, made: Table) -> Table:
     return made
 
 
+def print_table(console: Console, table: Table, cut: bool = False) -> None:
+    """Print a table, its columns made narrower between words only; a line a row where even that is too wide. With
+    `cut` words longer than a column's even share are cut."""
+    from rich.text import Text
+
+    columns = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
+    least = [
+        width if column.no_wrap else max(len(word) for cell in cells for word in [*cell.split(), ""])
+        for column, cells, width in zip(table.columns, columns, widths, strict=True)
+    ]
+    room = console.width - 3 * len(widths) - 1  # a column has a blank on either side, and one before the next
+    if cut:
+        least = [min(width, room // len(widths)) for width in least]
+    while sum(widths) > room and widths != least:
+        loosest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        widths[loosest] -= 1
+    if sum(widths) <= room:
+        for column, width in zip(table.columns, widths, strict=True):
+            column.width = width
+        console.print(table)
+        return
+    heads, *rows = zip(*columns, strict=True)
+    for row in rows:
+        told = ", ".join(f"{head}: {cell}" if head else cell for head, cell in zip(heads, row, strict=True) if cell)
+        console.print(Text(fitted(f"  {told}", console.width)), soft_wrap=True)
+    console.print(table.caption or "")
+
+
 def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
     """A Markdown document of sections."""
     blocks = [f"# {escape_markdown(title)}", *(block for section in sections for block in render.section(section))]
@@ -130,6 +160,6 @@ def show_sheet(sections: Sequence[Section]) -> None:
         for line in section.lines:
             console.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:
-            console.print(plain_table(grid))
+            print_table(console, plain_table(grid))
         if not section.grids:
             console.print()

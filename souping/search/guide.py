@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from souping.core import simplex
+from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Weights
 from souping.search.kernels import Kernel, distances
 from souping.search.layout import FoldLayout
@@ -60,7 +61,7 @@ class LikelihoodGuide:
         scores = [left_out(prior, layout.sizes, known, jury) for prior in priors]
         trusted = scores[1] - scores[0] > MARGIN
         said = "trusted" if trusted else "not trusted"
-        self.verdict = f"{said}: log score {scores[1] - scores[0]:+.1f} on {len(jury)} mixed soups"
+        self.verdict = f"{said}: log score {minus(f'{scores[1] - scores[0]:+.1f}')} on {len(jury)} mixed soups"
         return priors[1] if trusted else priors[0]
 
     def feature(self, layout: FoldLayout) -> Feature:

@@ -14,7 +14,7 @@ import numpy as np
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
-from souping.core.text import Count, listed, nearest
+from souping.core.text import Count, listed, minus, nearest
 from souping.core.types import Correlations, FloatArray, Selection, UserError
 
 TIE = 1e-9
@@ -145,15 +145,15 @@ class SoCE(Selector):
         values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
         np.fill_diagonal(values, np.inf)
         a, b = np.unravel_index(int(np.argmin(values)), values.shape)
-        smallest, pair = values[a, b], f"{categories[a]}, {categories[b]}"
+        smallest, pair = minus(f"{values[a, b]:.3f}"), f"{categories[a]}, {categories[b]}"
         kind = "|rho|" if self.sign == "absolute" else "rho"
         why = (
-            f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest:.3f} "
+            f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest} "
             f"({pair}): "
         )
         if self.otherwise == "error":
             raise UserError(f"{why}raise the threshold or use selector=greedy")
-        higher = math.floor(100 * smallest + 1) / 100
+        higher = math.floor(100 * values[a, b] + 1) / 100
         note = f"{why}selected as by selector=greedy"
         if higher <= 1:
             note += f" (selector.threshold={higher:g} takes the experts of that pair)"

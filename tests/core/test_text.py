@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from souping.core.text import _requirement, install, safe
+from souping.core.text import _requirement, fitted, install, safe
 from souping.core.types import Missing, UserError
 from tests.conftest import ROOT
 
@@ -39,3 +39,10 @@ def test_a_checkout_is_installed_again_and_the_command_is_found_in_an_error() ->
 
 def test_what_commands_a_terminal_is_written_out() -> None:
     assert safe("a\x1b[31m\u202eb\r\n\u00e9\U0001f372") == "a\\x1b[31m\\u202eb\\r\n\u00e9\U0001f372"
+
+
+def test_lines_end_between_words_and_keep_their_inset() -> None:
+    assert fitted("short", 80) == "short"
+    assert fitted("  a line of words", 9) == "  a line\n    of\n    words"
+    assert fitted("cannot-be-cut-anywhere", 5) == "cannot-be-cut-anywhere"
+    assert fitted("python -m souping out=x", 12, " \\").split() == ["python", "-m", "\\", "souping", "\\", "out=x"]

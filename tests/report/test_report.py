@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from souping.core.types import UserError
 from souping.report.files import as_json, draw, put, write_report, write_selection, write_trials
@@ -29,6 +31,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     run_dir = tmp_path_factory.mktemp("report")
     report, trials = sample()
     return run_dir, report, trials, write_report(report, trials, run_dir)
+
+
+def test_people_read_one_minus_sign(written: Any) -> None:
+    run_dir, report, _, _ = written
+    html = re.sub(
+        r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", (run_dir / "report.html").read_text(), flags=re.DOTALL
+    )
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(report_table(report))
+    for text in ((run_dir / "report.md").read_text(), html, console.export_text()):
+        assert "\N{MINUS SIGN}" in text
+        assert re.findall(r"[ (]-\d[^ ]*", text) == []
 
 
 def test_the_files_are_those_that_are_named(written: Any) -> None:

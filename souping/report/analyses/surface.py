@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from souping.core.text import minus
 from souping.core.types import FloatArray, Json, elements, number, part, texts
 from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, figure
 from souping.report.format import clean, count, in_words, interval, percent, short, weight
@@ -74,9 +75,11 @@ def draw(data: Row) -> Drawing | None:
         else:
             made = _band(names, points, value, low, high)
     best = int(value.argmax())
+    least, most = (minus(f"{end:.1f}") for end in (value.min(), value.max()))
+    top = " / ".join(weight(w) for w in points[best])
     alt = (
-        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {value.min():.1f} to "
-        f"{value.max():.1f} points, most at {' / '.join(weight(w) for w in points[best])}."
+        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} points, "
+        f"most at {top}."
     )
     return Drawing("surface", made, alt)
 
