@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from souping.core.types import number, part
+from souping.core.types import number, part, texts
 from souping.report.format import clean, count, in_words, percent
 from souping.report.tables import Report, Row, TableGrid, grid
 
+LOST = "cut off or missing and count as wrong"
 WARN = 0.02
 """Share of lost answers from which a run warns (souping/pipeline/evidence.py)."""
+
+
+def warnings(report: Report) -> list[str]:
+    """The run's warnings; that answers were cut off or are missing stands once, not for every stage."""
+    told = texts(report, "warnings")
+    lost = [line for line in told if LOST in line]
+    more = f" (the same in {count(len(lost) - 1)} later stages)" if len(lost) > 2 else ""
+    return [f"{line}{more}" if line in lost else line for line in told if line not in lost[1:]]
 
 
 def sentences(report: Report) -> list[str]:
@@ -25,7 +34,7 @@ def sentences(report: Report) -> list[str]:
     if part(report, "variance"):
         told.append(
             "Each item was answered several times; its score is the mean. What other answers to the same items, and "
-            "what other items, would change is told apart below."
+            "what other items, would change is told apart by model."
         )
     return told
 

@@ -231,9 +231,12 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
     draw = {2: _line, 3: _triangle}.get(len(names), _curves)
     with canvas():
         made = draw(names, weights, values)
+        if len(names) == 3:
+            _dropped(made.axes[0], names, trials)
     alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: "
     best = titles[f"trial{int(np.argmax(values))}"]
-    return Drawing("landscape", made, alt + best, "", titles if len(tried) <= HOVER_LIMIT else {})
+    hollow = "Hollow: dropped early, no score." if len(names) == 3 and len(tried) < len(trials) else ""
+    return Drawing("landscape", made, alt + best, hollow, titles if len(tried) <= HOVER_LIMIT else {})
 
 
 def _title(trial: Row, names: Sequence[str], weights: FloatArray) -> str:
@@ -277,12 +280,15 @@ def _line(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figu
     return made
 
 
+CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+"""Places of the three ingredients."""
+
+
 def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
     """Barycentric plot: corners are the ingredients, the colour is the objective, the ring is the best trial."""
-    made, axes = figure(7.6, 4.6)
-    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
-    _frame(axes, corners)
-    spots = weights @ corners / weights.sum(axis=1, keepdims=True)
+    made, axes = figure(7.6, 4.1)
+    _frame(axes, CORNERS)
+    spots = weights @ CORNERS / weights.sum(axis=1, keepdims=True)
     colours, mappable = _scale(values)
     size = 12.0 if len(values) <= 80 else 7.0
     _points(axes, spots[:, 0], spots[:, 1], colours, size)
@@ -299,6 +305,14 @@ def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> 
     bar.set_label("search objective, % (ring: best trial)")
     bar.outline.set_visible(False)
     return made
+
+
+def _dropped(axes: Axes, names: Sequence[str], trials: Sequence[Row]) -> None:
+    """Hollow dots where soups were dropped early: the search looked there, and they have no score."""
+    for trial in (trial for trial in trials if number(trial.get("objective")) is None):
+        weights = np.array([number(part(trial, "weights").get(name)) or 0.0 for name in names])
+        x, y = weights @ CORNERS / weights.sum()
+        axes.plot([x], [y], "o", markersize=7.0, fillstyle="none", color=INK, markeredgewidth=0.9, zorder=1)
 
 
 def _frame(axes: Axes, corners: FloatArray) -> None:

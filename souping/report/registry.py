@@ -75,11 +75,15 @@ def section_of(report: Report, name: str) -> Section | None:
     if not data:
         return None
     display = displays().get(name)
-    why = clean(data.get("not_estimable") or data.get("failed"))
-    if why:
-        title = clean(name).replace("_", " ").capitalize()
-        return Section(title, (f"{'Not estimable' if data.get('not_estimable') else 'It failed'}: {why}",))
+    if _missing(data):
+        return Section(clean(name).replace("_", " ").capitalize(), (_missing(data),))
     return display.section(data) if display else _plain(name, data)
+
+
+def _missing(data: Row) -> str:
+    """Why there is nothing of an analysis; empty where there is."""
+    told = {"not estimable": data.get("not_estimable"), "it failed": data.get("failed")}
+    return next((f"{kind}: {clean(why)}" for kind, why in told.items() if why), "")
 
 
 def analysis_sections(report: Report) -> dict[str, Section]:
@@ -89,18 +93,23 @@ def analysis_sections(report: Report) -> dict[str, Section]:
 
 
 def shown_sections(report: Report) -> list[Section]:
-    """The same as a page shows them: those that the verdict does not need are folded into one."""
-    known, shown, away = displays(), list[Section](), list[Section]()
+    """The same as a page shows them: those that the verdict does not need are folded into one, which says too what was
+    not to be had.
+    """
+    known, shown, away, lines = displays(), list[Section](), list[Section](), list[str]()
     for name, section in analysis_sections(report).items():
-        (away if name in known and known[name].folded else shown).append(section)
-    return [*shown, Section(MORE, folded=tuple(away))] if away else shown
+        if _missing(part(part(report, "analyses"), name)):
+            lines.append(f"{section.title}: {section.lines[0]}")
+        else:
+            (away if name in known and known[name].folded else shown).append(section)
+    return [*shown, Section(MORE, tuple(lines), folded=tuple(away))] if away or lines else shown
 
 
 def drawings(report: Report) -> list[Drawing]:
     """The pictures of all analyses that could be made."""
     known, shown = displays(), part(report, "analyses")
     told = [(known[name], part(shown, name)) for name in analysed(report) if name in known]
-    fine = [(display, data) for display, data in told if not data.get("not_estimable") and not data.get("failed")]
+    fine = [(display, data) for display, data in told if not _missing(data)]
     made = [draw(data) for display, data in fine for draw in display.draws]
     return [drawing for drawing in made if drawing is not None]
 
@@ -110,7 +119,7 @@ def files(report: Report) -> dict[str, str]:
     shown, left = part(report, "analyses"), dict[str, str]()
     for name in analysed(report):
         data, display = part(shown, name), displays().get(name)
-        if display is not None and not data.get("not_estimable") and not data.get("failed"):
+        if display is not None and not _missing(data):
             left |= display.files(data)
     return left
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.types import texts
 from souping.report.drawing import Drawing
 from souping.report.format import escape_html, escape_markdown
+from souping.report.outcomes import warnings
 from souping.report.sections import figures, kicker, opening, sections
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
@@ -18,10 +18,10 @@ STYLE = """
 --mark:#ff9a4d;--warm:#33261a;--link:#7cc0f5}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1140px;margin:0 auto;padding:24px 20px 32px}
 h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .5em;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:1.2em 0 .3em;padding-top:.7em;border-top:1px solid var(--line)}
+h2{font-size:1.2rem;margin:.9em 0 .3em;padding-top:.6em;border-top:1px solid var(--line)}
 p{margin:.4em 0;max-width:88ch;overflow-wrap:anywhere}
 .kicker{color:var(--soft);font-size:.95rem;margin:0}
 .figures{display:flex;flex-wrap:wrap;gap:10px;margin:1.2em 0}
@@ -116,7 +116,7 @@ def _figures(report: Report) -> str:
 
 
 def _warnings(report: Report) -> str:
-    lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in texts(report, "warnings"))
+    lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
     return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
 
 
@@ -193,7 +193,7 @@ def markdown(report: Report, trials: Sequence[Row]) -> str:
     numbers = figures(report)
     if numbers:
         blocks.append("\n".join(f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}" for a, b, c in numbers))
-    blocks += [f"> Warning: {escape_markdown(warning)}" for warning in texts(report, "warnings")]
+    blocks += [f"> Warning: {escape_markdown(warning)}" for warning in warnings(report)]
     shown = sections(report, trials)
     if len(shown) > 1:
         blocks.append("\n".join(f"- [{part.title}](#{part.anchor})" for part in shown))

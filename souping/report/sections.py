@@ -189,12 +189,13 @@ def _outcomes(report: Report) -> Section | None:
     """How answers ended; nothing where all ended by themselves."""
     if not outcomes.hit(report) and not part(report, "variance"):
         return None
-    grids = tuple(grid for grid in (outcomes.models(report), outcomes.variance(report)) if grid.rows)
     more = (
+        table("Answers by model", outcomes.models(report)),
+        table("Answers against items", outcomes.variance(report)),
         table("Why there is no answer", outcomes.reasons(report)),
         table("Answers cut off or missing, by category", outcomes.categories(report)),
     )
-    return Section("Answers", tuple(outcomes.sentences(report)), grids=grids, folded=known(more))
+    return Section("Answers", tuple(outcomes.sentences(report)), folded=known(more))
 
 
 def _also(report: Report) -> Section | None:
@@ -243,9 +244,11 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     lines = (
         f"{count(len(trials) - dropped)} soups were evaluated on the search fold.{early}{best} "
         "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
-        *searched(part(report, "search")),
+        " ".join(searched(part(report, "search"))),
     )
-    return Section("Landscape of weights", lines, "landscape", grids=(tables.trials(report, trials),))
+    return Section(
+        "Landscape of weights", tuple(filter(None, lines)), "landscape", grids=(tables.trials(report, trials),)
+    )
 
 
 def _cost(report: Report) -> Section | None:
@@ -268,7 +271,7 @@ def _provenance(report: Report) -> Section | None:
     command = clean(report.get("rebuild"))
     again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
     folded = known((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
-    return Section("Provenance", (line, again), code=command, folded=folded)
+    return Section("Provenance", (f"{line} {again}",), code=command, folded=folded)
 
 
 def searched(told: Row) -> list[str]:

@@ -107,7 +107,7 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
         "yours": {"sentences": ["Twelve apples."], "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}]},
     }
     text = page(report, trials, drawings(report))
-    assert "Not estimable: too few answers" in text
+    assert "Wins: not estimable: too few answers" in text
     assert "It failed: ZeroDivisionError: &lt;b&gt;" in text
     assert "Twelve apples." in text
     assert "| c | 1.5 |" in markdown(report, trials)
