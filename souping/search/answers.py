@@ -15,7 +15,9 @@ CLUSTERED, CLUSTERING = 2.0, 0.5
 
 
 class FoldAnswers:
-    """Scores [S, I], nan where a soup was not asked, and `depth` [S, C]: how many blocks of a category it answered."""
+    """Scores [S, I], nan where a soup was not asked, and `depth` [S, C]: how many blocks of a category it answered.
+
+    Blocks are asked in order; answers may come in any."""
 
     def __init__(self, layout: FoldLayout, soups: int) -> None:
         self.layout = layout
@@ -44,8 +46,8 @@ class FoldAnswers:
         return [
             (c, b)
             for c, row in enumerate(self.layout.blocks)
-            for b in range(self.depth[soup, c], len(row))
-            if int(row[b][0]) in wanted
+            for b, block in enumerate(row)
+            if int(block[0]) in wanted and np.isnan(self.values[soup, block[0]])
         ]
 
     def hear(self, soup: int, items: tuple[int, ...] | None, values: FloatArray) -> list[tuple[int, int, float]]:
@@ -59,9 +61,9 @@ class FoldAnswers:
     def known(self) -> list[KnownCells]:
         """Mean scores of all answered blocks, category by category."""
         wide, found = self.layout.sizes.shape[1], []
-        for c, row in enumerate(self.layout.blocks):
+        for row in self.layout.blocks:
             means = [self.values[:, block].mean(1) for block in row]
-            cells = [(int(s), b) for s in np.flatnonzero(self.depth[:, c]) for b in range(self.depth[s, c])]
+            cells = [(int(s), b) for b in range(len(row)) for s in np.flatnonzero(np.isfinite(means[b]))]
             places = np.array([s * wide + b for s, b in cells], dtype=int)
             found.append(KnownCells(places, np.array([means[b][s] for s, b in cells])))
         return found

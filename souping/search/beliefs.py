@@ -11,8 +11,7 @@ from souping.search.layout import FoldLayout
 from souping.search.surrogate import Surrogate
 
 DRAWS, TINY = 2000, 1e-12
-POINT, WIDER = 0.01, 1.22
-"""A point, and how much wider than the posterior errors were on truth tables (docs/search.md)."""
+POINT = 0.01
 
 
 def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
@@ -103,7 +102,7 @@ class Outlook:
 
 
 def outlook(mean: FloatArray, cov: FloatArray, pick: int) -> Outlook:
-    sample = mean + WIDER * draws(cov, DRAWS)
+    sample = mean + draws(cov, DRAWS)
     loss = sample.max(1) - sample[:, pick]
     sd = np.sqrt(np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY))
     near = np.flatnonzero((np.arange(len(mean)) != pick) & ((mean[pick] - mean) / sd < 1.645))

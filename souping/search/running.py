@@ -19,14 +19,12 @@ from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchS
 from souping.search import beliefs
 from souping.search.answers import FoldAnswers
 from souping.search.guide import LikelihoodGuide
-from souping.search.kernels import Kernel, agreeing, distances
+from souping.search.kernels import Kernel, agreeing, candidates, distances
 from souping.search.layout import FoldLayout
 from souping.search.surrogate import Feature, KnownCells, Prior, Surrogate, evidence, with_features
 
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
 """Rivals looked at, soups that may finish the fold at the end, equals that are named."""
-SCALES, LENGTHS, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), (0.4, 0.75, 1.4), 0.3
-"""Scales and lengths of the prior's signal among which the evidence chooses, and how far it is held near 1."""
 RISE = (0.06, 0.06)
 """How far soups rise above the plane through single models, times 1 - sum of squared weights: mean and spread."""
 ROUGH = 300
@@ -55,6 +53,7 @@ class AdaptiveSearch(Optimiser):
         self._numbers = {p: n for n, p in enumerate(self._points)}
         self._table = np.array(self._points)
         self._apart = distances(self._table)
+        self._signals, self._log_prior = candidates(self._table, self._apart)
         self._inside = 1 - (self._table**2).sum(1)
         self._layout = FoldLayout.of(space, seed)
         self._answers = FoldAnswers(self._layout, len(self._points))
@@ -89,29 +88,24 @@ class AdaptiveSearch(Optimiser):
     def _prior(self, mean: FloatArray | None) -> Prior:
         """Prior from the answers' own levels and spreads; `mean` [C, S] is what is believed of the scores so far."""
         residuals = self._answers.residuals()
-        self._kernel = agreeing(Kernel(), self._apart, residuals)
         spread = self._answers.deviations(residuals, mean)
-        alike = self._kernel.agreement(self._apart) * self._answers.clustering()
+        pooled = agreeing(Kernel(), self._apart, residuals)
+        kernels = [agreeing(pooled, self._apart, residuals[:, items]) for items in self._layout.members]
+        alike = np.stack([kernel.agreement(self._apart) for kernel in kernels]) * self._answers.clustering()
         level = np.repeat(self._answers.levels()[:, None], len(self._table), 1)
-        return Prior(self._signal(self._kernel), spread[:, :, None] * spread[:, None] * alike, level)
-
-    def _signal(self, kernel: Kernel) -> FloatArray:
-        return np.repeat(kernel.signal(self._table, self._apart)[None], len(self._layout.blocks), 0)
+        signal = np.repeat(Kernel().signal(self._table, self._apart)[None], len(level), 0)
+        return Prior(signal, spread[:, :, None] * spread[:, None] * alike, level)
 
     def _explaining(
         self, bare: Prior, known: Sequence[KnownCells], features: Sequence[Feature], extra: FloatArray
     ) -> Prior:
-        """The prior with features in its level and, category by category, the scale and the length of signal that
-        explain best what is known; `extra` is added to each signal."""
-        sizes, kernel = self._layout.sizes, self._kernel
+        """The prior with features in its level and, category by category, the mean of all candidate signals, weighed by
+        how well each explains what is known; `extra` is added to each signal."""
+        sizes = self._layout.sizes
         moved, _ = with_features(replace(bare, signal=bare.signal + extra), sizes, known, features)
-        kernels = [
-            replace(kernel, plane=kernel.plane * a, bend=kernel.bend * a, length=b) for a in SCALES for b in LENGTHS
-        ]
-        priors = [replace(moved, signal=self._signal(one) + extra) for one in kernels]
-        scores = np.array([evidence(prior, sizes, known) for prior in priors])
-        scores -= np.array([HELD * np.log(a) ** 2 for a in SCALES for _ in LENGTHS])[:, None]
-        return replace(moved, signal=np.stack([priors[n].signal[c] for c, n in enumerate(scores.argmax(0))]))
+        scores = evidence(replace(moved, signal=extra), sizes, known, self._signals) + self._log_prior[:, None]
+        weights = np.exp(scores - scores.max(0))
+        return replace(moved, signal=extra + np.tensordot(weights / weights.sum(0), self._signals, (0, 0)))
 
     def _believed(self) -> tuple[Surrogate, IntArray]:
         """Surrogate and depths with the open cells counted as answered."""
@@ -121,9 +115,8 @@ class AdaptiveSearch(Optimiser):
         for cell in (cell for cell in self._open if cell.wants == "scores"):
             soup = self._numbers[cell.weights]
             for category, block in self._answers.parts(soup, cell.items):
-                if block >= depth[soup, category]:
-                    surrogate.observe(category, soup, block)
-                    depth[soup, category] = block + 1
+                surrogate.observe(category, soup, block)
+                depth[soup, category] += 1
         return surrogate, depth
 
     # ------------------------------------------------------------ asking

@@ -44,14 +44,16 @@ def joint(prior: Prior, sizes: FloatArray, category: int, cells: IntArray) -> Fl
     return np.asarray(prior.signal[category][both] + prior.noise[category][both] * same + JITTER * np.eye(len(soup)))
 
 
-def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells]) -> FloatArray:
-    """Log-density of all that is known of each category under a prior, up to a constant [C]."""
-    total, blocks = np.zeros(len(known)), sizes.shape[1]
+def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], signals: FloatArray) -> FloatArray:
+    """Log-density of all that is known of each category under the prior with each of `signals` [M, S, S] added to its
+    own, up to a constant [M, C]."""
+    total, blocks = np.zeros((len(signals), len(known))), sizes.shape[1]
     for c, row in enumerate(known):
         soup = row.cells // blocks
-        lower = np.linalg.cholesky(joint(prior, sizes, c, row.cells))
-        shift = np.linalg.solve(lower, row.values - prior.level[c, soup])
-        total[c] = -float(shift @ shift) / 2 - float(np.log(np.diag(lower)).sum())
+        both = joint(prior, sizes, c, row.cells) + signals[:, soup[:, None], soup]
+        lower = np.linalg.cholesky(both)
+        shift = np.linalg.solve(lower, (row.values - prior.level[c, soup])[:, None])[..., 0]
+        total[:, c] = -(shift**2).sum(1) / 2 - np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
     return total
 
 
