@@ -449,7 +449,9 @@ class Tracker(Part, Protocol):
 
     def log(self, trial: Trial) -> None: ...
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None: ...
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+        """End of the run; `soup` is the folder of the winner, where one was written."""
+        return None
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
         """Follow the end of a multirun: its jobs, once."""

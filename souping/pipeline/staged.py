@@ -52,7 +52,7 @@ def _walk(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
     finally:
         stages.workers.close()
         stages.pool.close()
-        run.tracker.finish(report, run.run_dir)
+        run.tracker.finish(report, run.run_dir, stages.frozen)
 
 
 def write_search(run: RunSettings, outcome: SearchResult, selection: Selection) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class TrackioTracker(Tracker):
         self._record(point_of(trial, state.best), state.points)
         state.points += 1
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None:
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
         verdict = part(report, "verdict") if report and isinstance(report.get("verdict"), Mapping) else {}
         if verdict:
             self._record({"p_value": verdict.get("p_value"), "claim": verdict.get("claim")}, self._state.points)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import wandb
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-SOUP = ("soup/recipe.json", "soup/README.md")
-FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json", *SOUP)
-"""Files of the artifact, beside the plots, as far as the run wrote them."""
+FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
+SOUP = ("recipe.json", "README.md")
+"""Files of the artifact, beside the plots, as far as the run wrote them: of its directory, of its soup."""
 
 
 @dataclass
@@ -157,13 +157,13 @@ class WandbTracker(Tracker):
         session.trials.append(point)
         session.on_run(lambda run: run.log(point, step=step))
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path) -> None:
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
         """Tables, plots, summary and artifact, then the end; while an error passes through, it is marked as failed."""
         session = self._session
         if report is not None:
             session.on_run(lambda run: run.summary.update(_summary(report)))
             session.on_run(lambda run: run.log({**_tables(report, session.trials), **_plots(run_dir)}))
-            session.on_run(lambda run: _artifact(run, run_dir))
+            session.on_run(lambda run: _artifact(run, run_dir, soup))
         session.close(exit_code=0 if report is not None or sys.exc_info()[0] is None else 1)
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
@@ -343,13 +343,15 @@ def _plots(run_dir: Path) -> dict[str, wandb.Image]:
     return {f"plots/{path.stem}": wandb.Image(str(path)) for path in sorted((run_dir / "plots").glob("*.png"))}
 
 
-def _artifact(run: wandb.Run, run_dir: Path) -> None:
+def _artifact(run: wandb.Run, run_dir: Path, soup: Path | None) -> None:
     """The report's files where they lie: `immutable` spares a copy of each in a staging area."""
     import wandb
 
     artifact = wandb.Artifact(f"report-{run.id}", type="report")
-    paths = [run_dir / name for name in FILES] + sorted((run_dir / "plots").glob("*.png"))
-    for path in paths:
+    files = {name: run_dir / name for name in FILES}
+    files |= {f"plots/{path.name}": path for path in sorted((run_dir / "plots").glob("*.png"))}
+    files |= {f"soup/{name}": soup / name for name in SOUP if soup is not None}
+    for name, path in files.items():
         if path.is_file():
-            artifact.add_file(str(path), name=str(path.relative_to(run_dir)), policy="immutable")
+            artifact.add_file(str(path), name=name, policy="immutable")
     run.log_artifact(artifact)

@@ -182,8 +182,6 @@ def test_settings_out_of_range_are_the_users_error(settings: dict[str, Any]) -> 
 def test_an_offline_run_has_a_name_and_says_how_to_send_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     tracker = WandbTracker()
-    (tmp_path / "r1/soup").mkdir(parents=True)
-    (tmp_path / "r1/soup/recipe.json").write_text("{}")
     tracker.start({"name": "mine"}, tmp_path / "r1")
     tracker.finish({"rows": [], "comparisons": []}, tmp_path / "r1")
     (run,) = of_type(log_of(tmp_path / "r1"), "run")
@@ -191,5 +189,16 @@ def test_an_offline_run_has_a_name_and_says_how_to_send_it(tmp_path: Path, monke
     words = tracker.hint.split()
     assert words[:2] == ["wandb", "sync"]
     assert Path(words[2]).is_dir()
+
+
+def test_the_artifact_holds_recipe_and_card_wherever_the_soup_lies(tmp_path: Path) -> None:
+    tracker, soup = WandbTracker(mode="offline"), tmp_path / "elsewhere/mine"
+    soup.mkdir(parents=True)
+    for name in ("recipe.json", "README.md"):
+        (soup / name).write_text("{}")
+    tracker.start({}, tmp_path / "r1")
+    (tmp_path / "r1/report.md").write_text("words")
+    tracker.finish({"rows": [], "comparisons": []}, tmp_path / "r1", soup)
     (artifact,) = of_type(log_of(tmp_path / "r1"), "artifact")
-    assert "soup/recipe.json" in str(artifact)
+    for name in ("soup/recipe.json", "soup/README.md", "report.md"):
+        assert f"'{name}'" in str(artifact), artifact
