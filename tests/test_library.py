@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,16 @@ def test_a_run_a_merge_and_a_selection(family: Path, tmp_path: Path) -> None:
     assert done.selection["ingredients"] == list(pool)
     assert str(done.verdict["sentence"]) in repr(done)
     assert done._repr_html_().count("<tr>") == len(done.rows) + 1
+    log = (done.report_dir / "run.log").read_text()
+    for needle in (
+        "command    souping.run(pool={'ant': ",
+        "items=",
+        "LocalEvaluator(",
+        "versions   souping ",
+        "writing the soup",
+    ):
+        assert needle in log, needle
+    assert "souping.run(" in (done.report_dir / "report.html").read_text()
     made = souping.soup(pool, out=tmp_path / "merged", store=store)
     assert (made / "model.safetensors").read_bytes() == (done.soup / "model.safetensors").read_bytes()
     with pytest.raises(souping.UserError, match="not an empty folder"):
@@ -81,6 +93,31 @@ def test_items_that_are_at_hand(family: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.selection["ingredients"]
     assert (done.soup, done.trials, dict(done.verdict)) == (None, (), {})
+
+
+def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> None:
+    rows: list[Any] = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    settings: dict[str, Any] = {
+        "pool": [family / "ant", family / "bee"],
+        "stop_after": "select",
+        "out": tmp_path / "run",
+    }
+    settings |= {"evaluator": souping.LocalEvaluator(max_new_tokens=4, threads=1)}
+    settings["store"] = tmp_path / "store.sqlite"
+    assert souping.run(items=rows, selector=souping.All(), **settings).selection["ingredients"] == ["ant", "bee"]
+    assert f"items='{len(rows)} items'" in (tmp_path / "run/run.log").read_text()
+    wrong: list[tuple[Any, str]] = [
+        ([*rows, rows[0]], rf"items\[{len(rows)}\]: id .* appears twice"),
+        ([{"id": "1"}], r"items\[0\]: `category` must be"),
+        ([3], r"items\[0\]: an item is a souping.Item or a dict"),
+        ([souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")], "did you mean 'exact'"),
+        ([], "holds no items"),
+    ]
+    for items, words in wrong:
+        with pytest.raises(souping.UserError, match=words):
+            souping.run(items=items, selector=souping.All(), **settings)
+    with pytest.raises(souping.UserError, match="'runs/a' is one model"):
+        souping.run(items=rows, **(settings | {"pool": "runs/a"}))
 
 
 def test_a_table_selects() -> None:

@@ -40,12 +40,12 @@ from souping.cli.config import (
 )
 from souping.cli.errors import EXPECTED, composition, explain, tell
 from souping.cli.help import folder
-from souping.cli.run_log import command_line, logged
 from souping.cli.streams import LOST, stop
 from souping.core.files import expanded, put
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
+from souping.report.run_log import command_line, logged
 
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
@@ -177,7 +177,8 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     words = _raw(HydraConfig.get().overrides)
-    with logged(run_dir, [str(word) for key in ("task", "hydra") for word in words[key]]):
+    overrides = [str(word) for key in ("task", "hydra") for word in words[key]]
+    with logged(run_dir, command_line(), " ".join(overrides) or "none"):
         return _work(cfg, run_dir, group)
 
 

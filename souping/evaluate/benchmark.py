@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +44,31 @@ class Benchmark(BenchmarkItems):
 
         path = Path(self.path).expanduser()
         own = load(self.scorers or {}, SCORERS)
-        items: dict[str, Item] = {}
-        for number, line in enumerate(_lines(path), start=1):
-            if not line.strip():
-                continue
-            item = _item(line, f"{path}:{number}", own)
-            if item.id in items:
-                raise UserError(f"{path}:{number}: id {item.id!r} appears twice; ids must be unique")
-            items[item.id] = item
+        lines = ((f"{path}:{number}", line) for number, line in enumerate(_lines(path), start=1) if line.strip())
+        items = _unique((where, _item(_row(line, where), where, own)) for where, line in lines)
         if not items:
             raise UserError(f"benchmark.path={path}: the file holds no items")
-        return kept(tuple(items.values()), self.exclude)
+        return kept(items, self.exclude)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedItems(BenchmarkItems):
+    """Items that are at hand: `Item`s, or mappings with the keys of a line of the file."""
+
+    listed: Sequence[Item | Mapping[str, Json]]
+
+    title = "items"
+
+    def items(self) -> tuple[Item, ...]:
+        """All items, checked.
+
+        Raises:
+            UserError: one is not valid (its place named), or an id stands twice.
+        """
+        items = _unique((f"items[{n}]", _listed(one, f"items[{n}]")) for n, one in enumerate(self.listed))
+        if not items:
+            raise UserError("items: the list holds no items")
+        return items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +163,39 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error
 
 
-def _item(line: str, where: str, own: Mapping[str, OwnScorer]) -> Item:
+def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
+    """The items of {where: item}.
+
+    Raises:
+        UserError: an id stands twice.
+    """
+    items: dict[str, Item] = {}
+    for where, item in found:
+        if item.id in items:
+            raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")
+        items[item.id] = item
+    return tuple(items.values())
+
+
+def _row(line: str, where: str) -> Mapping[str, Json]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a JSON object: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: an item is a JSON object, not {type(row).__name__}")
+    return row
+
+
+def _listed(one: object, where: str) -> Item:
+    if isinstance(one, Item):
+        return _checked(one, where)
+    if not isinstance(one, Mapping):
+        raise UserError(f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {one!r:.60}")
+    return _item(one, where, {})
+
+
+def _item(row: Mapping[str, Json], where: str, own: Mapping[str, OwnScorer]) -> Item:
     scorer = _text(row, "scorer", where, default="exact")
     item = Item(
         id=_text(row, "id", where),
@@ -168,6 +208,11 @@ def _item(line: str, where: str, own: Mapping[str, OwnScorer]) -> Item:
         language=_text(row, "language", where, default="python"),
         tools=_tools(row, where),
     )
+    return _checked(item, where)
+
+
+def _checked(item: Item, where: str) -> Item:
+    """The item, if its scorer can score it."""
     from souping.evaluate.scoring import check
 
     try:

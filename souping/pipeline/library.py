@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,9 +17,10 @@ from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
-from souping.core.types import Item, Json, Selection, Trial, entries, part
+from souping.core.types import Item, Json, Selection, Trial, UserError, entries, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, MergeSettings, RunSettings
+from souping.report.run_log import logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection.selectors import SoCE
@@ -26,21 +28,8 @@ from souping.trackers import NoTracker
 
 Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListedItems(BenchmarkItems):
-    """Items that are at hand already."""
-
-    listed: tuple[Item, ...]
-    name: str = "items"
-
-    @property
-    def title(self) -> str:
-        return self.name
-
-    def items(self) -> tuple[Item, ...]:
-        return self.listed
+Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
+"""A JSON Lines file, items, or a benchmark."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def _percent(value: Json) -> str:
 def run(
     *,
     pool: Models,
-    items: str | Path | Sequence[Item] | BenchmarkItems,
+    items: Items,
     selector: Selector | None = None,
     optimiser: Strategy | None = None,
     objective: Objective | None = None,
@@ -129,11 +118,11 @@ def run(
 ) -> RunResult:
     """Select, search, soup and prove, as `python -m souping` does with the same parts.
 
-    `items` is a JSON Lines file, `Item`s, or a benchmark. `out` is the run's directory (default: a new one under
-    `outputs/`); the soup is written to `out/soup`. `store` keeps every answer, so that a second run evaluates nothing.
-    `limit` makes it a dry run on so many items a category and fold; `analyses` are {name: analysis}, those that ask for
-    no answers by default. Defaults: SoCE with Pearson's correlation, the adaptive search, the mean over categories,
-    `LocalEvaluator`, `LocalMerge`.
+    `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
+    run's directory (default: a new one under `outputs/`); the soup is written to `out/soup`, what was said to
+    `out/run.log`. `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so
+    many items a category and fold; `analyses` are {name: analysis}, those that ask for no answers by default. Defaults:
+    SoCE with Pearson's correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
         UserError: what the command line would refuse, in the same words.
@@ -142,6 +131,7 @@ def run(
     from souping.pipeline.run import check_settings
     from souping.pipeline.staged import perform
 
+    called = _call("souping.run", locals())
     objective = objective or Mean()
     folder = Path(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser()
     settings = RunSettings(
@@ -157,15 +147,28 @@ def run(
         limit=limit,
         margin=margin,
         analyses=_analyses() if analyses is None else analyses,
+        command=called,
     )
     check_settings(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as parts:
+    with logged(folder, settings.command), ExitStack() as parts:
         parts.callback(settings.evaluator.close)
         parts.callback(settings.merge.close)
         report, won = perform(settings)
     tried = () if won is None else won.trials
     return RunResult(folder, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None)
+
+
+def _call(name: str, arguments: Mapping[str, object]) -> str:
+    """The call as it would be typed, without what was left at None; long values are cut, items are counted."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 300
+    short.maxdict = short.maxlist = short.maxtuple = 40
+    given = {key: value for key, value in arguments.items() if value is not None}
+    said = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    if isinstance(items := said.get("items"), list | tuple):
+        said["items"] = f"{len(items)} items"
+    return f"{name}({', '.join(f'{key}={short.repr(value)}' for key, value in said.items())})"
 
 
 def _point(trial: Trial) -> Mapping[str, Json]:
@@ -216,6 +219,8 @@ def _common(
     run_dir: Path,
     out: Path,
 ) -> dict[str, Any]:
+    if isinstance(models, str | Path):
+        raise UserError(f"{str(models)!r} is one model: give a list of folders, or {{name: folder}}")
     pairs = models.items() if isinstance(models, Mapping) else ()
     named = [{"name": key, "path": str(path)} for key, path in pairs]
     return {
@@ -231,14 +236,12 @@ def _common(
     }
 
 
-def _benchmark(items: str | Path | Sequence[Item] | BenchmarkItems) -> BenchmarkItems:
-    if isinstance(items, str | Path):
-        from souping.evaluate.benchmark import Benchmark
+def _benchmark(items: Items) -> BenchmarkItems:
+    from souping.evaluate.benchmark import Benchmark, ListedItems
 
-        return Benchmark(path=str(items))
-    if not isinstance(items, Sequence):
-        return items
-    return ListedItems(listed=tuple(item for item in items if isinstance(item, Item)))
+    if isinstance(items, Sequence) and not isinstance(items, str):
+        return ListedItems(listed=list(items))
+    return Benchmark(path=str(items)) if isinstance(items, str | Path) else items
 
 
 def _soce(objective: Objective) -> SoCE:

@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -60,11 +60,14 @@ class Copy(io.TextIOBase):
 
 
 @contextmanager
-def logged(run_dir: Path, overrides: Sequence[str]) -> Iterator[None]:
-    """Write `run.log` beside the run's configuration while the block runs; the terminal shows what it always did."""
+def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
+    """Write `run.log` in a run's directory while the block runs; the terminal shows what it always did.
+
+    `command` is what was typed or called, `overrides` what a multirun made of it.
+    """
     before = sys.stdout, sys.stderr
     with (run_dir / NAME).open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
-        log.write("\n".join(_head(overrides)) + "\n\n")
+        log.write("\n".join(_head(command, overrides)) + "\n\n")
         lock = threading.Lock()
         sys.stdout, sys.stderr = (Copy(stream, log, lock) for stream in before)
         begun = time.monotonic()
@@ -78,10 +81,11 @@ def logged(run_dir: Path, overrides: Sequence[str]) -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-def _head(overrides: Sequence[str]) -> Iterator[str]:
+def _head(command: str, overrides: str) -> Iterator[str]:
     yield f"date       {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-    yield f"command    {safe(command_line())}"
-    yield f"overrides  {safe(' '.join(overrides)) or 'none'}"
+    yield f"command    {safe(command)}"
+    if overrides:
+        yield f"overrides  {safe(overrides)}"
     yield f"folder     {safe(os.getcwd())}"
     yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     if found := commit():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from souping import __version__
-from souping.cli.run_log import Copy, logged
+from souping.report.run_log import Copy, logged
 from tests.conftest import Cli, pool_of
 
 QUICK = ["selector=all", "optimiser=uniform", "hydra.run.dir=run"]
@@ -61,7 +61,7 @@ def test_what_is_drawn_again_is_no_line() -> None:
 
 def test_the_streams_come_back(tmp_path: Path) -> None:
     before = sys.stdout, sys.stderr
-    with pytest.raises(KeyError), logged(tmp_path, ()):
+    with pytest.raises(KeyError), logged(tmp_path, "a command"):
         raise KeyError("x")
     assert (sys.stdout, sys.stderr) == before
     assert "ended by KeyError" in (tmp_path / "run.log").read_text()
