@@ -1,7 +1,7 @@
 """Searches beside each other on truth tables: regret against all items of the table, for a share of the grid's items.
 
     python benchmarks/search.py --table FILE.npz [FILE.npz ..] [--budget 0.05 0.1 0.25 0.5] [--seeds 200]
-        [--items 232] [--methods NAME ..] [--out benchmarks/results/search-DATE.md]
+        [--items 232] [--methods NAME ..] [--keep FOLDER] [--out benchmarks/results/search-DATE.md]
 
 A table holds `ok` [S, I] (right or wrong), `cat` [I] and `group` [I]; `w` [S, K] (soups' weights; without it, arms
 without structure); where they are known `right` and `wrong` [S, I], mean log-likelihoods of right and wrong answers
@@ -27,6 +27,7 @@ from search_tables import Simulation, TruthTable
 from souping.core.types import UserError
 from souping.search.adaptive import Adaptive
 
+Rows = np.ndarray
 BUDGETS = (0.05, 0.1, 0.15, 0.25, 0.5)
 METHODS: dict[str, ways.Method] = {
     "grid on fewer items": ways.grid_on_fewer,
@@ -45,16 +46,22 @@ TRICKS: dict[str, Callable[[TruthTable, int], TruthTable | None]] = {
 """Adaptive with a guide that is wrong: likelihoods shuffled among soups, references rewritten."""
 
 
-def simulate(table: TruthTable, method: ways.Method, share: float | None, seeds: int, items: int) -> np.ndarray:
-    """[seeds, 6]: regret, cost, prefilled soups, seconds, stated probability, stated regret; and [.., 6] trust."""
+def simulate(table: TruthTable, name: str, method: ways.Method, share: float | None, given: argparse.Namespace) -> Rows:
+    """[seeds, 7]: regret, cost, prefilled soups, seconds, stated probability, stated regret, trust; read again from
+    `--keep` where they were made before."""
+    kept = given.keep / f"{table.name} {name} {share or 'stop'} {given.items} {given.seeds}.npy" if given.keep else None
+    if kept and kept.exists():
+        return np.asarray(np.load(kept))
     rows = []
-    for seed in range(seeds):
-        sim = Simulation(table, seed, items)
+    for seed in range(given.seeds):
+        sim = Simulation(table, seed, given.items)
         started = time.process_time()
         found = method(sim, int(share * sim.full) if share else 0)
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
         rows.append([sim.regret(found.pick), cost, sim.prefilled, seconds, found.within, found.regret, found.guided])
+    if kept:
+        np.save(kept, np.array(rows, dtype=float))
     return np.array(rows, dtype=float)
 
 
@@ -85,7 +92,7 @@ def report(table: TruthTable, given: argparse.Namespace) -> list[str]:
         cells = []
         for share in given.budget:
             try:
-                found = simulate(source, method, share, given.seeds, given.items)
+                found = simulate(source, name, method, share, given)
             except UserError as error:
                 cells.append(f"- ({error})")
                 continue
@@ -123,7 +130,7 @@ def _stop(table: TruthTable, given: argparse.Namespace) -> list[str]:
     lines = []
     guides = ("none", "likelihood") if table.right is not None and table.w is not None else ("none",)
     for guide in guides:
-        found = simulate(table, ways.adaptive(Adaptive(guide=guide)), None, given.seeds, given.items)
+        found = simulate(table, f"stop {guide}", ways.adaptive(Adaptive(guide=guide)), None, given)
         early = (found[:, 1] < 0.25).mean()
         lines.append(
             f"- stop=auto, guide={guide}: cost {100 * found[:, 1].mean():.1f} % (below 25 % in {100 * early:.0f} % of "
@@ -140,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--items", type=int, default=232, help="items of a search fold")
     parser.add_argument("--methods", nargs="*", default=[], help="names of rows; default: all")
+    parser.add_argument("--keep", type=Path, help="folder of results so far: what is there is not run again")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     try:
@@ -148,6 +156,8 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     if min(given.budget) <= 0 or given.seeds < 1 or given.items < 1:
         raise SystemExit("error: --budget, --seeds and --items must be above 0")
+    if given.keep:
+        given.keep.mkdir(parents=True, exist_ok=True)
     lines = [f"# Searches on truth tables, {datetime.date.today()}", ""]
     for table in tables:
         lines += report(table, given)

@@ -14,6 +14,8 @@ from search_tables import Simulation, TruthTable
 from souping.core.simplex import spread
 from souping.core.types import UserError
 from souping.search.adaptive import Adaptive
+from souping.search.points import Search
+from souping.search.racing import RacedSearch
 
 Method = Callable[[Simulation, int], "Outcome"]
 
@@ -54,21 +56,12 @@ def random_soups(sim: Simulation, budget: int) -> Outcome:
 
 
 def halving(sim: Simulation, budget: int) -> Outcome:
-    """Successive halving (Jamieson and Talwalkar 2016): all soups on a few items, the better half on more of them."""
-    alive = np.arange(len(sim.table.ok))
-    rounds = int(np.ceil(np.log2(len(alive))))
-    seen = 0
-    while len(alive) > 1:
-        more = min(int(budget / rounds / len(alive)), len(sim.fold) - seen)
-        if seen + more:
-            asked = [soup for soup in alive if soup not in sim.table.singles]
-            sim.spent += more * len(asked)
-            seen += more
-            order = np.argsort(-sim.table.objective(sim.fold[:seen])[alive], kind="stable")
-        else:
-            order = np.random.default_rng([sim.seed, 3]).permutation(len(alive))
-        alive = alive[order[: (len(alive) + 1) // 2]] if len(alive) > 2 else alive[order[:1]]
-    return Outcome(int(alive[0]))
+    """`optimiser.racing=halving` over all soups but the single models, as a run would use it."""
+    inner = [p for n, p in enumerate(sim.table.points) if n not in sim.table.singles]
+    race = RacedSearch(Search(spread(inner)), sim.space, sim.seed, len(inner), budget)
+    while (cell := race.ask()) is not None and sim.spent + len(cell.items or sim.fold) <= budget:
+        race.tell(cell, sim.answer(cell))
+    return _best(sim, [sim.rows[race.best()]])
 
 
 def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:

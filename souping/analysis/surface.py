@@ -104,6 +104,8 @@ class ResponseSurface(Analysis):
         inside, outside = 0, list[float]()
         for number in range(self.parts):
             held = place[asked.groups] == number
+            if len(np.unique(asked.categories[~held])) < len(asked.names):
+                continue  # nothing is left to say of a category
             fit = asked.at(shown, ~held)
             seen = _seen(asked, held, int(uniform[0]))
             if not seen:

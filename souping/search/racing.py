@@ -19,6 +19,8 @@ from souping.search.running import AdaptiveSearch, SearchRules
 
 EVERY = 4
 """Soups between two looks at the stop rule."""
+SCALES = (16.0, 8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
+"""Sizes of the early stages that a budget may choose from, over those without one."""
 
 
 class RacedSearch(Optimiser):
@@ -113,11 +115,11 @@ def _drawn(inner: Optimiser, size: int) -> list[Cell]:
 
 
 def _affordable(layout: FoldLayout, size: int, budget: int | None) -> list[tuple[int, ...]]:
-    """Nested positions of each stage, ending with the whole fold; early stages shrink until a bracket fits a budget."""
+    """Nested positions of each stage, ending with the whole fold; all earlier stages grow or shrink with a budget."""
     rounds = max(int(np.ceil(np.log2(max(size, 2)))), 1)
     shares = np.array([0.5 ** (rounds - 1 - r) for r in range(rounds)])
-    for shrink in (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05):
-        wanted = np.append(shares[:-1] * shrink, 1.0)
+    for scale in (1.0,) if budget is None else SCALES:
+        wanted = np.append((shares[:-1] * scale).clip(max=1.0), 1.0)
         stages = [_prefix(layout, share) for share in wanted]
         if budget is None or _price(stages, size) <= budget:
             return stages

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from souping.analysis.surface import ResponseSurface
+from souping.analysis.surface import AskedFold, ResponseSurface
 from souping.analysis.surface_fit import SurfaceFit, fit_surface
 from souping.core.simplex import grid, uniform, vertices
 from souping.report.analyses.surface import files
@@ -80,6 +80,16 @@ def test_soups_that_answer_alike_leave_some_doubt() -> None:
     fit = fit_surface(POINTS, values, categories, np.arange(40), np.array([0.5, 0.5]))
     assert (fit.categories[0].high[1:] > 0.01).all()
     assert np.abs(fit.categories[0].difference).max() < 1e-9
+
+
+def test_a_part_that_holds_all_of_a_category_is_not_checked() -> None:
+    categories = np.array([0, *[1] * 12])
+    asked = AskedFold(
+        weights=POINTS, scores=np.random.default_rng(0).integers(0, 2, (len(POINTS), 13)).astype(float),
+        names=("few", "many"), categories=categories, groups=np.arange(13), coefficients=np.array([0.5, 0.5]),
+    )  # fmt: skip
+    with np.errstate(all="raise", under="ignore"):
+        assert ResponseSurface(parts=2)._checked(asked, POINTS) == {}  # one part has "few", the other cannot fit it
 
 
 def test_files_have_a_line_a_point_and_say_what_was_asked() -> None:

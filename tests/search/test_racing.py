@@ -39,10 +39,12 @@ def test_a_race_loses_little_beside_the_whole_grid() -> None:
     assert np.mean(lost) < 0.03
 
 
-def test_a_budget_shrinks_the_first_stages() -> None:
+def test_a_budget_shrinks_or_grows_the_early_stages() -> None:
     of = world()
-    asked = searched(Grid(racing="halving", budget=700).start(of.space, 0), of)
-    assert price(asked, of) <= 700
+    free = price(searched(Grid(racing="halving").start(of.space, 0), of), of)
+    for budget in (700, 2 * free):
+        spent = price(searched(Grid(racing="halving", budget=budget).start(of.space, 0), of), of)
+        assert 0.7 * budget < spent <= budget
 
 
 def test_nevergrad_hears_of_soups_that_were_dropped() -> None:
