@@ -23,7 +23,7 @@ from souping.merge.plan import MergePlan, Piece, PlannedTensor, Source
 
 log = logging.getLogger(__name__)
 WARNING = threading.Lock()
-ROWS = 1 << 20  # elements of all ingredients that a thread holds at once: memory does not grow with their number
+ROWS = 1 << 21  # elements of all ingredients that a thread holds at once: memory does not grow with their number
 STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the same sums whoever computes them
 
 

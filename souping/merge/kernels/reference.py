@@ -16,7 +16,7 @@ Float32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]
 Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 """A method on fp32 rows: combine(rows, weights) -> row."""
-BLOCK = 1 << 18  # elements: N rows of a 16-bit block stay in a core's second-level cache for N up to about 8
+BLOCK = 1 << 19  # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
 
 
 def widen(raw: Raw, dtype: str) -> Float32:

@@ -1,0 +1,109 @@
+"""The main job with the adaptive search beside the paper's grid: time of the search stage, and the two winners on the
+report fold.
+
+    python benchmarks/main_job.py [--rounds 3]
+
+Each run has a store of its own, so that everything is answered; runs take turns. The search stage is from its first
+line on the terminal to the soup's; single models on the search fold and the winner's plain confirmation are in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from souping.analysis.significance import compare
+
+SEARCHES = ("adaptive", "grid")
+
+
+def run(search: str, folder: Path) -> dict[str, float]:
+    """Seconds of a run: the whole command, its search stage, answering in it."""
+    words = ["+experiment=bfcl", f"optimiser={search}", f"hydra.run.dir={folder}", f"store.path={folder}.sqlite"]
+    begun = time.monotonic()
+    command = [sys.executable, "-u", "-m", "souping", *words]
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    marks: dict[str, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
+        assert job.stdout is not None
+        lines = []
+        for line in job.stdout:
+            lines.append(line)
+            for mark, start in (("search", "search: "), ("soup", "writing the soup")):
+                if line.startswith(start):
+                    marks.setdefault(mark, time.monotonic())
+    if job.returncode or len(marks) < 2:
+        raise SystemExit("".join(lines[-20:]))
+    spent = report(folder)["cost"]["search"]
+    return {
+        "whole": time.monotonic() - begun,
+        "stage": marks["soup"] - marks["search"],
+        "answering": spent["seconds"],
+        "items": spent["items"],
+    }
+
+
+def report(folder: Path) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return table
+
+
+def answers(folder: Path) -> dict[str, dict[str, Any]]:
+    """{item: its line} of the report fold."""
+    with gzip.open(folder / "samples.jsonl.gz", "rt", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return {line["item"]: line for line in lines if line["fold"] == "report"}
+
+
+def paired(adaptive: Path, grid: Path) -> str:
+    """The winner of the adaptive search minus the grid's on the report fold, category by category weighed alike."""
+    one, other = answers(adaptive), answers(grid)
+    items = sorted(one)
+    if items != sorted(other):
+        raise SystemExit("the two runs reported on different items")
+    names = sorted({one[item]["category"] for item in items})
+    a, b = (np.array([table[item]["models"]["soup"]["score"] for item in items]) for table in (one, other))
+    categories = np.array([names.index(one[item]["category"]) for item in items])
+    groups = np.unique([one[item]["doc"]["group"] for item in items], return_inverse=True)[1]
+    found = compare("adaptive", "grid", a, b, categories, groups, np.full(len(names), 1 / len(names)))
+    return (
+        f"{100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
+        f"p = {found.p_value:.2f}, {found.n} items"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    place = Path(tempfile.mkdtemp())
+    costs: dict[str, list[dict[str, float]]] = {search: [] for search in SEARCHES}
+    print("| round | search | search stage, s | of it answering, s | items | whole run, s |\n|---|---|---|---|---|---|")
+    for number in range(given.rounds):
+        for search in SEARCHES if number % 2 == 0 else SEARCHES[::-1]:
+            cost = run(search, place / f"{search}{number}")
+            costs[search].append(cost)
+            row = f"{cost['stage']:.1f} | {cost['answering']:.1f} | {cost['items']:.0f} | {cost['whole']:.1f}"
+            print(f"| {number + 1} | {search} | {row} |", flush=True)
+    stage, whole = (
+        statistics.median(a[key] / g[key] for a, g in zip(*costs.values(), strict=True)) for key in ("stage", "whole")
+    )
+    print(f"\nSearch stage, adaptive / grid: {stage:.2f} (median of the rounds); whole run {whole:.2f}.")
+    for search in SEARCHES:
+        print(f"Winner of {search}: {report(place / f'{search}0')['recipe']['weights']}")
+    print(f"Report fold, adaptive minus grid: {paired(place / 'adaptive0', place / 'grid0')}.")
+
+
+if __name__ == "__main__":
+    main()
