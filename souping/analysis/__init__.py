@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
-import numpy as np
 from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
@@ -19,6 +18,8 @@ Draws = Annotated[int, Interval(ge=2, le=10**6)]
 """Setting that counts random draws."""
 Base = Literal["unused", "wanted", "required"]
 """What an analysis makes of the base model: nothing, something where it is known (`merge.base`), or nothing without."""
+
+ALONE = "one ingredient was selected, so that no soup was searched"
 
 
 class NotEstimableError(Exception):
@@ -46,11 +47,10 @@ class RunSoups:
 class RunScores:
     """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
 
-    `trials` are the soups that the search asked, each once; `lacking` are those that did not answer the whole search
-    fold, {recipe id: answers that it would take}; their scores stand in `table` [S, I] beside all others', nan where a
-    soup was not asked, with the weights `points` [S, K] (both empty where the run that searched has ended).
-    `correlation` is the selector's, named `metric`. `answers` is how many an item has. `read` gives a model's first
-    answers on a fold, {item id: record}. `again` is the command that makes analyses of the run once it is finished.
+    `trials` are the soups that the search asked, each once; `parts` are the scores [I] of those that answered a part of
+    the search fold, nan where one was not asked. On that fold verified drafts count as answers. `correlation` is the
+    selector's, named `metric`. `answers` is how many an item has. `read` gives a model's first answers on a fold,
+    {item id: record}. `again` is the command that makes analyses of the run once it is finished.
     """
 
     soups: RunSoups
@@ -60,9 +60,7 @@ class RunScores:
     metric: str
     search: Mapping[str, ItemScores]
     report: Mapping[str, ItemScores]
-    lacking: Mapping[str, int] = field(default_factory=dict)
-    points: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
-    table: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
+    parts: Mapping[str, FloatArray] = field(default_factory=dict)
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
     again: str = "python -m souping analyse RUN_DIR"

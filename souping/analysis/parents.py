@@ -14,7 +14,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
+from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScores, RunSoups
 from souping.analysis.correlation import FEWEST_MODELS
 from souping.analysis.stability import GroupSums
 from souping.core import simplex
@@ -61,13 +61,13 @@ def too_few(run: RunScores, needed: int) -> str:
     """How many soups answered the whole search fold, and the command that asks the rest."""
     whole, size = len(run.mixtures()), len(run.soups.ingredients)
     if size < 2:
-        return "one ingredient was selected, so that no soup was searched"
+        return ALONE
     head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
     asked = population(run.soups, FEWEST_MODELS)
     if len(asked) < needed:
         return f"{head}, and the grid of {size} ingredients has no more: optimiser=nevergrad asks others"
     items = max((len(scores.items) for scores in run.search.values()), default=0)
-    lacking = sum(run.lacking.get(s.id, items * run.answers) for s in asked if s.id not in run.search)
+    lacking = items * run.answers * sum(soup.id not in run.search for soup in asked)
     more = f"{run.again} 'analysis=[consistency,parents]' analysis.consistency.soups={FEWEST_MODELS}"
     return f"{head}. {lacking:,} more answers give them: {more}"
 

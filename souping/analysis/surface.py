@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.surface_fit import SurfaceFit, fit_surface
 from souping.core import simplex
 from souping.core.types import FloatArray, Item, Json, UserError
@@ -138,22 +138,22 @@ def _key(weights: FloatArray) -> tuple[float, ...]:
 
 
 def _asked(run: RunScores) -> AskedFold:
-    """What the search asked; of a run that has ended, the soups that answered the whole fold.
+    """The ingredients and what the search asked, answers to a part of the fold included.
 
     Raises:
         NotEstimableError: too few soups were asked.
     """
     items = next((scores.items for scores in run.search.values()), ())
-    points, table = run.points, run.table
-    if not len(points):
-        names = run.soups.ingredients
-        whole = [soup for soup in run.trials if soup.id in run.search]
-        given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in whole]
-        points = np.array([[own.get(name, 0.0) for name in names] for own in given])
-        table = np.array([run.search[soup.id].values for soup in whole])
-    if len(points) <= LEAST or not items:
-        raise NotEstimableError(f"{len(points)} soups were asked on the search fold; a surface takes {LEAST + 1}")
-    return _arrays(points, table, items, run)
+    known = {**{key: scores.values for key, scores in run.search.items()}, **run.parts}
+    names = run.soups.ingredients
+    if len(names) < 2:
+        raise NotEstimableError(ALONE)
+    soups = {soup.id: soup for soup in (*map(run.single, names), *run.trials) if soup.id in known}
+    given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups.values()]
+    if len(soups) <= LEAST or not items:
+        raise NotEstimableError(f"{len(soups)} soups were asked on the search fold; a surface takes {LEAST + 1}")
+    points = np.array([[own.get(name, 0.0) for name in names] for own in given])
+    return _arrays(points, np.array([known[key] for key in soups]), items, run)
 
 
 def _arrays(points: FloatArray, table: FloatArray, items: tuple[Item, ...], run: RunScores) -> AskedFold:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from shlex import quote
 from typing import NoReturn
 
@@ -26,7 +26,7 @@ class AnalysisInput:
     """What is known of a run when its analyses begin. `stored` only reads: what is not in the store has no score.
 
     `trials` are the search's, `contenders` the report's models; `handler` asked the winner, `metric` names the
-    selector's correlation. `points` and `table` are the search's weights and scores.
+    selector's correlation.
     """
 
     run: RunSettings
@@ -37,42 +37,49 @@ class AnalysisInput:
     handler: str
     metric: str
     stored: Evaluation
-    points: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
-    table: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def scores(self, asked: Asked = ()) -> RunScores:
         """All item scores that are there, those of an analysis's own soups (`asked`) among them."""
         singles = [(recipe, "") for recipe in self.soups.candidates.values()]
-        search = [*singles, *self.trials, *asked]
-        report = [(recipe, self.handler) for recipe in self.contenders]
+        whole, parts = self._searched([*singles, *self.trials, *asked])
         trials = {recipe.id: recipe for recipe, _ in self.trials}
-        lacking = {recipe.id: n for recipe, way in self.trials if (n := self._lacking(recipe, "search", way))}
         return RunScores(
             soups=self.soups,
             trials=tuple(trials.values()),
             objective=self.run.objective,
             correlation=self.run.selector.measure or pearson,
             metric=self.metric or "pearson",
-            search=self._whole(search, "search"),
-            report=self._whole(report, "report"),
-            lacking=lacking,
-            points=self.points,
-            table=self.table,
+            search=whole,
+            parts=parts,
+            report=self._reported(),
             answers=self.stored.answers,
             read=self._read,
             again=f"python -m souping analyse {quote(nearby(self.run.run_dir))}",
         )
 
-    def _lacking(self, recipe: Recipe, fold: Fold, way: str) -> int:
-        return len(self.stored.missing(recipe, self.items[fold], way))
+    def _searched(self, asked: Asked) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
+        """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
 
-    def _whole(self, asked: Asked, fold: Fold) -> dict[str, ItemScores]:
-        """Scores of the models that answered a whole fold; the first way of asking one stands."""
-        ways = dict[str, tuple[Recipe, str]]()
+        The first way of asking one stands.
+        """
+        items, whole, parts = self.items["search"], dict[str, ItemScores](), dict[str, FloatArray]()
+        place = {item.id: n for n, item in enumerate(items)}
         for recipe, way in asked:
-            if recipe.id not in ways and self.items[fold] and not self._lacking(recipe, fold, way):
-                ways[recipe.id] = recipe, way
-        return {key: self.stored.scores(recipe, self.items[fold], way) for key, (recipe, way) in ways.items()}
+            if recipe.id in whole or not items:
+                continue
+            found = self.stored.found(recipe, items, way)
+            if len(found.items) == len(items):
+                whole[recipe.id] = found
+            elif found.items and recipe.id not in parts:
+                parts[recipe.id] = np.full(len(items), np.nan)
+                parts[recipe.id][[place[item.id] for item in found.items]] = found.values
+        return whole, {key: values for key, values in parts.items() if key not in whole}
+
+    def _reported(self) -> dict[str, ItemScores]:
+        """Scores of the models that answered the whole report fold."""
+        items, way = self.items["report"], self.handler
+        known = [recipe for recipe in self.contenders if items and not self.stored.missing(recipe, items, way)]
+        return {recipe.id: self.stored.scores(recipe, items, way) for recipe in known}
 
     def _read(self, recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
         alone = fold == "search" and len(recipe.ingredients) == 1  # asked in the default way there

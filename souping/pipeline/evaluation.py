@@ -134,9 +134,8 @@ class Evaluation(RecipeEvaluator):
     """Evaluator of recipes, the workers that ask soups, and the store that remembers; this process alone writes to it.
 
     `evaluated` and `reused` count answers. `serve` is called only for soups with answers that are not in the store,
-    unless `workers`, to whom the evaluator is known by its `side`, do that. With `reads_drafts`, verified drafts in the
-    store stand for plain answers wherever these are not there. `ends` gives a soup's end tokens, which its answers
-    depend on; `grade` calls scorers of the user's.
+    unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a soup's end tokens, which its
+    answers depend on; `grade` calls scorers of the user's.
     """
 
     def __init__(
@@ -148,12 +147,11 @@ class Evaluation(RecipeEvaluator):
         advance: Callable[[int], None],
         workers: Workers | None = None,
         side: str = "",
-        reads_drafts: bool = False,
         grade: Grade = grades,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
         self._workers = workers or LocalWorkers(EvaluatorWorker({side: (evaluator, serve)}))
-        self._side, self._reads_drafts, self._grade = side, reads_drafts, grade
+        self._side, self._grade = side, grade
         self._tasks = 0
         self._out: dict[int, BlockOut] = {}
         self._done: deque[PendingInquiry] = deque()
@@ -360,6 +358,25 @@ class Evaluation(RecipeEvaluator):
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == asking.answers}
 
+    def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
+        """Scores of the items whose answers the store has. Asks nothing.
+
+        Those of the whole fold's own blocks come first, then plain ones of other blocks, as a search asks them, then
+        verified drafts.
+        """
+        asking, answers = self._asking(recipe, handler), self.given(recipe, items, handler)
+        keys = (asking.fingerprint, digest(dict(asking.drafted_settings)))
+        stored = [self._store.load(recipe.fingerprint, key) for key in keys]
+        for item in (item for item in items if item.id not in answers):
+            numbers = range(asking.answers)
+            first = [next(filter(None, (own.first(item, n) for own in stored)), None) for n in numbers]
+            if all(first):
+                answers[item.id] = [record for record in first if record is not None]
+        known = [item for item in items if item.id in answers]
+        if not known:
+            return ItemScores(items=(), values=np.zeros(0))
+        return item_scores(asking, known, [answers[item.id] for item in known])
+
     def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
         """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
         blocks = self._blocks(self._asking(recipe, handler), recipe, items, False)
@@ -380,11 +397,10 @@ class Evaluation(RecipeEvaluator):
         for replicate in range(asking.answers):
             for members in asking.batches(items, replicate):
                 block = _block(asking, stored, members, replicate, ends)
-                if block.asked and (drafts or self._reads_drafts):
+                if block.asked and drafts:
                     table = asking.drafted_settings
                     verified = verified or self._store.load(soup, digest(dict(table)))
-                    other = _block(asking, verified, members, replicate, ends, settings=table)
-                    block = other if drafts or not other.asked else block
+                    block = _block(asking, verified, members, replicate, ends, settings=table)
                 yield block
 
 

@@ -67,16 +67,8 @@ def analyse_again(run: RunSettings) -> list[Path]:
             return []
         for name, stage in asked.items():
             stages.analyse(name, stage)
-    report = {**known.report, "analyses": _renewed(part(known.report, "analyses"), stages.analyses)}
+    report = {**known.report, "analyses": {**part(known.report, "analyses"), **stages.analyses}}
     return write_report(report, known.trials, run.run_dir)
-
-
-def _renewed(before: Mapping[str, Json], fresh: Mapping[str, Json]) -> dict[str, Json]:
-    """The analyses of before with the fresh ones. What a search saw while it ran is not all known afterwards: one that
-    is not estimable any more takes nothing away."""
-    made = {name for name in before if not part(before, name).get("not_estimable")}
-    kept = {name for name in made if part(fresh, name).get("not_estimable")}
-    return {**before, **{name: data for name, data in fresh.items() if name not in kept}}
 
 
 def _take_up(stages: RunStages, known: FinishedRun) -> dict[str, Stage]:

@@ -345,27 +345,30 @@ class RunStages:
         if stage.asks:
             self.tell_price(stage)
         try:
-            self._answers(stage)
+            self._answers(replace(stage, asks=tuple(ask for ask in stage.asks if self._price(stage, *ask))))
             self.analyses[name] = analyse(self.run.analyses[name], self._analysed().scores(stage.asks))
         except UserError as error:  # of a part that answers
             self.analyses[name] = {"failed": str(error)}
 
     def tell_price(self, stage: Stage) -> None:
         """Say what an analysis will ask before it does."""
-        new = [len(self.evaluation.missing(recipe, stage.items, handler)) for recipe, handler in stage.asks]
+        new = [self._price(stage, recipe, handler) for recipe, handler in stage.asks]
         self.progress.say(
             f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to ask"
         )
+
+    def _price(self, stage: Stage, recipe: Recipe, handler: str) -> int:
+        """Answers that a soup has to give for an analysis: none where those of a search are whole."""
+        found = self.evaluation.found(recipe, stage.items, handler)
+        return 0 if found.items == stage.items else len(self.evaluation.missing(recipe, stage.items, handler))
 
     def _analysed(self) -> AnalysisInput:
         """What the run's analyses see."""
         outcome, selection = self.outcome, self.selection
         assert outcome is not None
         assert selection is not None
-        stored = Evaluation(
-            self.store, self.run.evaluator, unserved, self.pool.ends, lambda items: None, reads_drafts=True
-        )
+        stored = Evaluation(self.store, self.run.evaluator, unserved, self.pool.ends, lambda items: None)
         return AnalysisInput(
             run=self.run,
             soups=self.schedule.soups(selection.ingredients, outcome),
@@ -375,8 +378,6 @@ class RunStages:
             handler=outcome.handler,
             metric=selection.metric,
             stored=stored,
-            points=outcome.points,
-            table=outcome.values,
         )
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ class StoredAnswers:
         self._answers: dict[tuple[str, int, str], Record] = {}
         self._tokens: dict[tuple[str, int, str], bytes] = {}  # as numbers they take nine times the memory
         self._grades: dict[tuple[str, int, str], dict[str, tuple[float, str]]] = {}
-        self._blocks: dict[str, set[str]] = {}
+        self._blocks: dict[tuple[str, int], set[str]] = {}
         self._firsts: set[tuple[str, str]] = set()
 
     def take(
@@ -57,8 +57,8 @@ class StoredAnswers:
             self._tokens[key] = np.frombuffer(tokens, "<i4").tobytes()
         if scorer is not None and score is not None:
             self._grades.setdefault(key, {})[scorer] = (float(score), counts or "")
+            self._blocks.setdefault((question, replicate), set()).add(block)
             if not replicate:
-                self._blocks.setdefault(question, set()).add(block)
                 self._firsts.add((question, scorer))
 
     def answer(self, item: Item, replicate: int, block: str) -> Record | None:
@@ -73,10 +73,10 @@ class StoredAnswers:
         """Whether its first answer is there with its score, in whatever block."""
         return (item.question, item.scoring) in self._firsts
 
-    def first(self, item: Item) -> Record | None:
-        """Its first answer with its score, in whatever block, that with the lowest digest of several."""
-        blocks = sorted(self._blocks.get(item.question, ()))
-        return next((record for block in blocks if (record := self.graded(item, 0, block)) is not None), None)
+    def first(self, item: Item, replicate: int = 0) -> Record | None:
+        """Its answer of this number with its score, in whatever block, that with the lowest digest of several."""
+        blocks = sorted(self._blocks.get((item.question, replicate), ()))
+        return next((record for block in blocks if (record := self.graded(item, replicate, block)) is not None), None)
 
     def graded(self, item: Item, replicate: int, block: str) -> Record | None:
         """The answer with its score, if both are there."""

@@ -71,8 +71,7 @@ class SearchCost:
 class SearchResult:
     """Winner of a search and every trial that led to it; `handler` is how the winner was asked.
 
-    `values` [S, I] are the scores of soups with `points` [S, K], nan where a soup was not asked. `summary` is what the
-    optimiser says of its search.
+    `summary` is what the optimiser says of its search.
     """
 
     recipe: Recipe
@@ -82,8 +81,6 @@ class SearchResult:
     handler: str = ""
     cost: SearchCost = field(default_factory=SearchCost)
     summary: Mapping[str, Json] = field(default_factory=dict)
-    points: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
-    values: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
@@ -167,7 +164,6 @@ class SearchRun:
         for soup in self._soups.values():
             if soup.trial is None and np.isfinite(soup.values).any():
                 self._note(soup, self._result(soup.values), whole=False)
-        soups = list(self._soups.values())
         return SearchResult(
             recipe=winner.recipe,
             weights=winner.weights,
@@ -176,8 +172,6 @@ class SearchRun:
             handler=winner.handler,
             cost=self._cost,
             summary=self._optimiser.summary(),
-            points=np.array([soup.weights for soup in soups]),
-            values=np.array([soup.values for soup in soups]),
         )
 
     def _ask(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from souping.analysis.significance import Comparison, Verdict, verdict
+from souping.core.text import minus
 
 CANDIDATES = ("ace", "bit", "cow")
 
@@ -54,7 +55,7 @@ def test_the_searchs_candidate_is_kept_where_a_gain_of_the_margin_is_ruled_out(d
     claimed = say({**FAR, "ace": (difference, 0.1)})
     assert (claimed.claim, claimed.p_value) == ("keep_single", None)
     assert claimed.sentence.startswith("Keep ace, what the search would have chosen: a soup better by 1 point is ruled")
-    assert f"soup minus ace is {100 * difference:+.1f} points (95 % interval" in claimed.sentence
+    assert f"soup minus ace is {minus(f'{100 * difference:+.1f}')} points (95 % interval" in claimed.sentence
 
 
 @pytest.mark.parametrize("difference", [-0.005, 0.0, 0.005])

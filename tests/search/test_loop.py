@@ -165,7 +165,6 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
     assert optimiser.told[0][1].values.tolist() == [1.0] * 5
     assert (found.cost.items, found.cost.seconds, found.cost.generated_tokens) == (20 + 3, 23.0, 69)
     assert found.summary == {"asked": 3}
-    assert np.isfinite(found.values).sum(axis=1).tolist() == [20, 3]
 
 
 @pytest.mark.parametrize(
