@@ -47,8 +47,8 @@ def test_help_with_overrides_is_hydras(souping: Cli) -> None:
 
 
 def test_a_shell_completes_choices(tmp_path: Path) -> None:
-    """The line that README.md has for bash, and what the function that it makes asks."""
-    assert "souping -sc install=bash" in (ROOT / "README.md").read_text()
+    """The line that docs/reference.md has for bash, and what the function that it makes asks."""
+    assert "souping -sc install=bash" in (ROOT / "docs/reference.md").read_text()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMP_LINE": "souping selector=", "COMP_POINT": "17"}
     words = [sys.executable, "-m", "souping", "-sc", "query=bash"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
