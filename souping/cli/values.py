@@ -25,8 +25,6 @@ LARGEST = 2**53
 UNIONS = (Union, UnionType)
 PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,), type(None): (type(None),)}
 """Types of the values that a plain annotation takes."""
-BEYOND = 10**9
-"""A bound that only keeps numbers sane is not told."""
 
 
 def is_callable(hint: Any) -> bool:
@@ -122,4 +120,4 @@ def _words(hint: Hint) -> str:
 
 def _bound(bound: Interval) -> str:
     sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
-    return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None and limit != BEYOND)
+    return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)

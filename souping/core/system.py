@@ -1,6 +1,6 @@
 """What only some systems have, each with what does its work elsewhere: file locks, reads at a place, room for a file.
 
-Linux has all of it; macOS lacks `posix_fallocate`, `posix_fadvise` and `/dev/shm`.
+Linux has all of it; macOS lacks `posix_fallocate`, `posix_fadvise`, `sched_getaffinity` and `/dev/shm`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ except ImportError:
 SHARED_MEMORY = Path("/dev/shm")
 """A file system in memory: what is written there is read at the speed of memory. Absent on macOS."""
 UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # the system's
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def lock(descriptor: int, wait: bool = True) -> bool:

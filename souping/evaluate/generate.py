@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,6 +14,7 @@ import numpy as np
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Drafts, Evaluator, ModelHost, ModuleSettings, Served, Wants
+from souping.core.system import cores
 from souping.core.text import Count, Seed, Threads, first_line
 from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, digest, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
@@ -187,7 +187,7 @@ class LocalEvaluator(Evaluator):
 
     @property
     def resolved_threads(self) -> int:
-        return self.threads or min(os.cpu_count() or 1, 8)
+        return self.threads or min(cores(), 8)
 
     @property
     def resolved_device(self) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from souping.checkpoints.dtypes import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.protocols import ModelHost
-from souping.core.system import SHARED_MEMORY
+from souping.core.system import SHARED_MEMORY, cores
 from souping.core.types import Candidate, Json, Missing, UserError
 from souping.merge.plan import human
 from souping.pipeline.models import scratch_place
@@ -252,13 +252,7 @@ def look() -> Machine:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [int(text) for path in CGROUPS if (text := _text(path)).isdigit()]
     memory = min([total, *limits])
-    return Machine(cores=_cores(), memory=memory, available=min(memory, _available(total)), gpus=gpus())
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # the system's: macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return Machine(cores=cores(), memory=memory, available=min(memory, _available(total)), gpus=gpus())
 
 
 def _available(total: int) -> int:

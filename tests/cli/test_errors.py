@@ -229,7 +229,7 @@ def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
     assert [row["job"] for row in rows] == [str(number) for number in range(len(sizes.split(",")))]
     assert [bool(row["objective"]) for row in rows].count(True) == ran
-    assert rows[0]["refused"] == "selector.k=0 must be an integer at least 1"
+    assert rows[0]["refused"] == "selector.k=0 must be an integer at least 1 and at most 1000000000"
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == ran
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from souping import LocalEvaluator
 from souping.core import files, system
 from tests.conftest import ROOT, Cli
 
@@ -42,6 +43,15 @@ def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     files.sweep([tmp_path / "left"])
     assert not (tmp_path / "left").exists()
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert (system.cores(), LocalEvaluator().resolved_threads) == (3, 3)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert (system.cores(), LocalEvaluator().resolved_threads) == (64, 8)
 
 
 def test_windows_is_told_of_wsl() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from souping.core.protocols import Progress
+from souping.core.system import cores
 from souping.core.types import UserError
 from souping.merge.distributed.messages import Failure, LostError, line, overheard, pack, parse, unpack
 from souping.merge.plan import MergePlan
@@ -255,8 +256,7 @@ def _threads(team: Team) -> int:
     """The machine's cores shared among its ranks; files are read by more threads where a GPU does the arithmetic."""
     from souping.merge.distributed.cuda import READERS
 
-    cores = len(os.sched_getaffinity(0)) // team.local
-    return max(1, min(cores, THREADS if team.gpu is None else READERS))
+    return max(1, min(cores() // team.local, THREADS if team.gpu is None else READERS))
 
 
 def _placed(team: Team, failure: Failure) -> Failure:
