@@ -7,7 +7,6 @@ answer's last tokens is looked up in the drafts, the prompt and the answer itsel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,56 +24,54 @@ PLACES = 24
 """Places of a look-up that are compared, the latest first."""
 APART = -1
 """What stands between two drafts where tokens are looked up."""
-FITS = 0
-"""Kind of a proposal by a draft that fits; those of look-ups are 1 to 4, by how much agrees."""
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Tokens a row that a pass may take (beside the first, which takes prompts too)."""
-SURE = 0.9
-"""What a pass with proposals is expected to give counts for so much: the cost of a pass is no straight line."""
+LONE, AGREED, SPLIT, LOOKED_UP = 0, 1, 2, 3
+"""Kinds of a proposed token: of the only draft that fits, one that another draft has too, one where drafts part; those
+of look-ups are 3 to 6, by how much agrees."""
 START = 32.0
 """Overhead of a pass, in tokens, before any was measured."""
+LEASTS = np.array([1.0, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12, 0.06, 0.03])
+"""Chances that the last token of each proposal must have at least, of which a pass takes the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Tokens that may come next, and the kind of reason for them."""
+    """Tokens that may come next, and the kind of each."""
 
     tokens: Sequence[int] = ()
-    kind: int = FITS
+    kinds: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def first(self, count: int) -> Proposal:
+        """The first tokens of it."""
+        return Proposal(tokens=self.tokens[:count], kinds=self.kinds[:count])
 
 
 class Survival:
-    """Chance that one more proposed token is right, by kind of proposal: counted over all answers so far.
+    """Chance that a proposed token is right if those before it were, by its kind: counted over all answers so far.
 
     It begins with counts as if a few had been seen, so that the first answers neither hope nor despair.
     """
 
     def __init__(self) -> None:
-        self._right = [24.0, 1.0, 2.0, 4.0, 12.0]
-        self._wrong = [1.0, 1.0, 1.0, 1.0, 1.0]
+        self._right = np.array([24.0, 48.0, 2.0, 1.0, 2.0, 4.0, 12.0])
+        self._wrong = np.ones(7)
 
-    def note(self, proposal: Proposal, accepted: int, tried: int) -> None:
-        """Count a proposal of which `tried` tokens were looked at and the first `accepted` were right."""
-        self._right[proposal.kind] += accepted
-        self._wrong[proposal.kind] += accepted < tried
+    def note(self, proposal: Proposal, accepted: int) -> None:
+        """Count a proposal of which the first `accepted` tokens were right, and no more."""
+        self._right += np.bincount(proposal.kinds[:accepted], minlength=7)
+        if accepted < len(proposal.kinds):
+            self._wrong[proposal.kinds[accepted]] += 1
 
-    def of(self, kind: int) -> float:
-        right, wrong = self._right[kind], self._wrong[kind]
-        return right / (right + wrong)
-
-    def reach(self, kind: int, overhead: float, rows: int) -> int:
-        """Tokens that are worth a place in a pass over so many rows. A pass costs its tokens and `overhead` more: a
-        token that comes true saves the row's share of a pass, so that it must be right at least this often."""
-        least = 1 / (1 + overhead / rows)
-        chance = self.of(kind)
-        return int(math.log(least) / math.log(chance)) if chance < 1 else WIDTHS[-1]
+    def chances(self, proposal: Proposal) -> NDArray[np.float64]:
+        """[T] that all tokens up to each are right."""
+        chances: NDArray[np.float64] = (self._right / (self._right + self._wrong))[proposal.kinds].cumprod()
+        return chances
 
 
 @dataclass
 class Drafted:
     """Answer on its way: its prompt, its drafts (the likeliest first), its tokens so far, and what of them was drafted.
 
-    `limit` is how many tokens it may have, `done` whether it is whole.
+    `limit` is how many tokens it may have, `done` whether it is whole; `past` tokens of it are in `slot` of the cache.
     """
 
     number: int
@@ -85,6 +82,8 @@ class Drafted:
     tokens: list[int] = field(default_factory=list)
     accepted: int = 0
     done: bool = False
+    slot: int = 0
+    past: int = 0
     likelihood: float | None = None
     _known: NDArray[np.int64] | None = None
     _own: int = 0
@@ -96,6 +95,11 @@ class Drafted:
     def left(self) -> int:
         """Tokens that it may still get."""
         return self.limit - len(self.tokens)
+
+    @property
+    def unread(self) -> list[int]:
+        """Tokens that the next pass has to read before it can add one: the prompt, then the last token."""
+        return self.tokens[-1:] if self.tokens else self.prompt
 
     def take(self, tokens: Sequence[int], proposal: Proposal) -> None:
         """Add tokens; drafts that go on in another way fit no longer. A pick behind a proposal that was cut short may
@@ -110,13 +114,18 @@ class Drafted:
 
     def propose(self) -> Proposal:
         """What may come next; nothing where neither a draft fits nor a look-up finds anything."""
-        if self._fitting:
-            return Proposal(tokens=self._fitting[0][len(self.tokens) :][: self.left])
-        return self._look_up()
-
-    def propose_draft(self, most: int) -> Proposal:
-        """The first draft, before there is any token, as far as it is worth it."""
-        return Proposal(tokens=self.drafts[0][: min(most, self.limit)] if self.drafts else ())
+        if not self._fitting:
+            return self._look_up() if self.tokens else Proposal()
+        start = len(self.tokens)
+        mine, *others = (draft[start : self.limit] for draft in self._fitting)
+        kinds = np.full(len(mine), LONE)
+        for other in others:
+            both = min(len(mine), len(other))
+            same = next((n for n in range(both) if mine[n] != other[n]), both)
+            kinds[:same] = np.where(kinds[:same] == SPLIT, SPLIT, AGREED)
+            if same < both:
+                kinds[same] = SPLIT
+        return Proposal(tokens=mine, kinds=kinds)
 
     def _look_up(self) -> Proposal:
         text, size = self._text()
@@ -134,7 +143,7 @@ class Drafted:
             return Proposal()
         tokens = text[place : min(size, place + self.left)].tolist()
         until = tokens.index(APART) if APART in tokens else len(tokens)
-        return Proposal(tokens=tokens[:until], kind=min(4, 1 + best // 3))
+        return Proposal(tokens=tokens[:until], kinds=np.full(until, LOOKED_UP + min(3, best // 3)))
 
     def _text(self) -> tuple[NDArray[np.int64], int]:
         """The drafts (the likeliest last), the prompt and the answer so far, and how long that is."""
@@ -155,51 +164,63 @@ def _agreement(text: NDArray[np.int64], end: int, size: int) -> int:
     return most if same.all() else most - 1 - int(np.flatnonzero(~same)[-1])
 
 
-def best_pass(proposals: Sequence[Proposal], survival: Survival, overhead: float, most: int) -> tuple[list[int], int]:
-    """(rows, tokens a row) of the pass of at most `most` tokens that is expected to give the most for its cost.
+def reaches(chances: Sequence[NDArray[np.float64]], costs: PassCosts, unread: int, most: int) -> list[int]:
+    """Tokens of each proposal that go into a pass of at most `most`, by the chances [T] of their coming true.
 
-    All rows go singly where nothing is proposed; else those go first, and wide, whose proposals are good.
+    A token is worth its place where what it is expected to give, at the pace of passes so far, takes longer than it.
     """
-    lengths = np.array([len(proposal.tokens) for proposal in proposals])
-    if not lengths.any():
-        return list(range(len(proposals))), 1
-    chances = np.array([survival.of(proposal.kind) for proposal in proposals])
-    longest = int(lengths.max()) + 1
-    widths = np.array([w for w in (*WIDTHS, longest) if w <= min(longest, max(1, most))])
-    reach = np.minimum(lengths[None, :], widths[:, None] - 1)
-    gains = (1 - chances ** (reach + 1)) / (1 - chances)
-    order = np.argsort(-gains, axis=1, kind="stable")
-    counts = np.arange(1, len(proposals) + 1)
-    costs = overhead + widths[:, None] * counts
-    rates = np.take_along_axis(gains, order, axis=1).cumsum(axis=1) / costs
-    rates[widths > 1] *= SURE
-    rates[(widths[:, None] * counts > most) & (counts > 1)] = 0.0
-    best, last = np.unravel_index(int(rates.argmax()), rates.shape)
-    rows = order[best, : int(last) + 1].tolist()
-    return sorted(rows), int(min(widths[best], 1 + max(lengths[rows])))
+    tables = [np.searchsorted(-one, -LEASTS, side="right") for one in chances]  # [M]: tokens at least so likely
+    totals = np.sum(tables, axis=0) + unread
+    sums = [np.concatenate([[0.0], one.cumsum()])[table] for one, table in zip(chances, tables, strict=True)]
+    worth = np.sum(sums, axis=0) - costs.pace * costs.of(totals)
+    worth[(totals > most) & (np.arange(len(LEASTS)) > 0)] = -np.inf
+    best = int(worth.argmax())
+    return [int(table[best]) for table in tables]
+
+
+LONG, SHORT = 256, 64
+"""Tokens of a pass whose time says what a token costs; of one whose time says what any pass costs."""
+FADE = 0.1
+"""Weight of the latest pass in the pace."""
 
 
 @dataclass
 class PassCosts:
-    """Cost of passes: seconds a token of long ones, and the overhead of any, in tokens."""
+    """Cost of passes, in tokens of long ones: the root of the squares of `overhead` and their tokens, for a pass takes
+    about as long as the slower of reading the weights and computing. `token` is the seconds of one; `pace` how many
+    tokens of answers passes without prompts gave for that."""
 
     token: float = 0.0
     overhead: float = START
-    steps: list[tuple[int, float]] = field(default_factory=list)
+    pace: float = 0.0
+    short: list[tuple[int, float]] = field(default_factory=list)
 
-    def note(self, tokens: int, seconds: float, long: bool) -> None:
-        """Count a pass. The quickest long one tells what a token costs where nothing else does."""
-        if long:
+    def of(self, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+        """[M] costs of passes of so many tokens."""
+        costs: NDArray[np.float64] = np.hypot(self.overhead, tokens)
+        return costs
+
+    def begin(self, rows: int) -> None:
+        """At first the pace is that of plain decoding."""
+        self.pace = self.pace or rows / float(np.hypot(self.overhead, rows))
+
+    def gained(self, tokens: int, gained: int) -> None:
+        """Count what a pass of so many tokens without prompts gave."""
+        self.pace += FADE * (gained / float(np.hypot(self.overhead, tokens)) - self.pace)
+
+    def timed(self, tokens: int, seconds: float) -> None:
+        """Count the time of a pass. The quickest long one tells what a token costs where nothing else does."""
+        if tokens >= LONG:
             self.token = min(self.token or seconds / tokens, seconds / tokens)
-        else:
-            self.steps.append((tokens, seconds))
+        elif tokens <= SHORT:
+            self.short.append((tokens, seconds))
 
     def settle(self) -> None:
         """Measure the overhead anew, rounded to a power of two: noise seldom changes what is decided by it."""
-        if self.steps and self.token:
-            extra = [seconds / self.token - tokens for tokens, seconds in self.steps]
-            self.overhead = float(2 ** round(np.log2(max(1.0, float(np.median(extra))))))
-        self.steps.clear()
+        if self.short and self.token:
+            found = [(seconds / self.token) ** 2 - tokens**2 for tokens, seconds in self.short]
+            self.overhead = float(2 ** round(np.log2(max(1.0, float(np.median(found)))) / 2))
+        self.short.clear()
 
 
 TRIES, PAUSE, SLOWER = 3, 8, 1.05
@@ -227,4 +248,4 @@ class Memory:
     """What a worker has seen of drafts and passes, from block to block."""
 
     survival: Survival = field(default_factory=Survival)
-    speed: PassCosts = field(default_factory=PassCosts)
+    costs: PassCosts = field(default_factory=PassCosts)

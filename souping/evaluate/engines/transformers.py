@@ -16,6 +16,7 @@ from souping.core.text import first_line
 from souping.core.types import Draft, Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
 from souping.evaluate.engines import Answer, Asked, Engine, answer_of, own_end, pad_id, room, shared
+from souping.evaluate.engines.row_cache import over_rows
 from souping.evaluate.engines.verify import Verifier
 from souping.evaluate.templates import render
 
@@ -52,14 +53,12 @@ class TransformersEngine(Engine):
         verifier = self._verifier
         if not (verifier.takes(asked, model.module) and verifier.pays()):
             return self.answer(asked, model, items, replicate)
-        return verifier.timed(
-            True,
-            lambda: shared(
-                asked.workers,
-                len(items),
-                lambda worker, own: verifier.answer(worker, asked, model, items[own], replicate, drafts[own]),
-            ),
-        )
+
+        def share(worker: int, own: slice) -> list[Answer]:
+            return verifier.answer(worker, asked, model, items[own], replicate, drafts[own])
+
+        with over_rows(model.module):
+            return verifier.timed(True, lambda: shared(asked.workers, len(items), share))
 
     @property
     def tells_likelihoods(self) -> bool:
@@ -144,7 +143,7 @@ def neutral_config(
     from transformers import GenerationConfig
 
     own = module.generation_config
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    return GenerationConfig(
         do_sample=False,
         **{"num_beams": 1, **decoding.penalties},
         max_new_tokens=new,
@@ -161,8 +160,8 @@ def quiet() -> None:
     """No progress bars or advice from transformers: the run has one display of its own."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
@@ -198,7 +197,7 @@ def _neutral(module: PreTrainedModel) -> GenerationConfig:
 
     own = module.generation_config
     ids = {key: getattr(own, key, None) for key in IDS}  # transformers'
-    return GenerationConfig(**ids)  # type: ignore[no-untyped-call]
+    return GenerationConfig(**ids)
 
 
 @lru_cache(maxsize=64)

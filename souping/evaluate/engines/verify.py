@@ -5,20 +5,18 @@ row advances to the first place where the pick is not what was proposed, and get
 tokens a pass (Stern et al. 1811.03115; of answers that other models gave: SPEC-RL, 2509.23232). A sampled token is the
 arg max of logits and noise that (seed, item, place) decide, so it needs no more than that either.
 
-The cache is one buffer a layer, in which a row ends where it is: what was refused is written over by what comes next.
-Rows of a pass stand side by side and end at one column; they are moved there as far as they do not.
+All rows go into one line without padding, each as far as its proposal is worth it: prompts with their drafts beside
+answers that are further on. What was refused is written over in the cache by what comes next.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from souping.core.protocols import Served
 from souping.core.types import Draft, Item
@@ -31,17 +29,14 @@ from souping.evaluate.engines.drafts import (
     Drafted,
     Memory,
     Pace,
-    PassCosts,
     Proposal,
-    Survival,
-    best_pass,
+    reaches,
 )
-from souping.evaluate.engines.row_cache import RowCache, cache_name, croppable
+from souping.evaluate.engines.row_cache import RowCache, RowSpan, croppable, line_logits, packs
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
 log = logging.getLogger("souping.evaluate")
@@ -49,9 +44,6 @@ PASS = {"cpu": 1024, "cuda": 16384}
 """Tokens of a pass over prompts and drafts: enough to keep the machine busy, and rows of like length go together."""
 LOGITS = {"cpu": 2**26, "cuda": 2**29}
 """Logits of a pass, at most, unless one row has more."""
-SPARE = 64
-"""Columns of the buffers beyond the longest row: so far rows move to the right before all are moved back."""
-
 
 Pick = Callable[["torch.Tensor", Sequence[int], Sequence[int]], list[int]]
 """pick(logits [N, V], seeds [N], places [N]) -> token ids [N]"""
@@ -73,171 +65,87 @@ class Rules:
     window: int = 1
 
 
-@dataclass
-class Place:
-    """Where a row stands in the buffers."""
-
-    begin: int
-    end: int
-
-
 class Verification:
-    """Running answers to the prompts of a block."""
+    """Running answers to prompts: those that have a slot, and those that wait for one."""
 
     def __init__(
-        self, module: PreTrainedModel, rows: Sequence[Drafted], rules: Rules, survival: Survival, speed: PassCosts
+        self, module: PreTrainedModel, rows: Sequence[Drafted], rules: Rules, memory: Memory, slots: int
     ) -> None:
-        self._module, self._rules, self._survival, self._speed = module, rules, survival, speed
+        self._module, self._rules = module, rules
+        self._survival, self._costs = memory.survival, memory.costs
         self._device = next(module.parameters()).device
         kind = self._device.type if self._device.type in PASS else "cuda"
-        self._tokens = PASS[kind]
-        self._logits = max(1, LOGITS[kind] // int(module.config.get_text_config().vocab_size))
-        names = inspect.signature(module.forward).parameters
-        self._cache_name = cache_name(module)
-        self._positions = "position_ids" in names
-        self._rows = list(rows)
-        self._places: list[Place] = []
-        self._cache = RowCache(module, len(rows), self._columns())
-
-    def _columns(self) -> int:
-        return max(len(row.prompt) + row.limit for row in self._rows) + SPARE
+        logits = max(1, LOGITS[kind] // int(module.config.get_text_config().vocab_size))
+        self._most = min(PASS[kind], logits)
+        self._waiting, self._rows = deque(rows), list[Drafted]()
+        slots = min(slots, len(rows))
+        self._free = list(range(slots))
+        self._cache = RowCache(module, slots, max(len(row.prompt) + row.limit for row in rows))
+        self._costs.begin(slots)
 
     def run(self) -> None:
         """Answer all rows."""
         import torch
 
         with torch.inference_mode():
-            self._begin()
-            self._drop()
-            while self._rows:
+            while self._waiting or self._rows:
+                self._admit()
                 self._step()
                 self._drop()
-        self._speed.settle()
+        self._costs.settle()
 
-    def _begin(self) -> None:
-        """Prompts with the drafts that are worth it, those of like length together."""
-        reach = self._survival.reach(0, self._speed.overhead, len(self._rows))
-        proposed = {row.number: row.propose_draft(reach) for row in self._rows}
-        self._rows.sort(key=lambda row: len(row.prompt) + len(proposed[row.number].tokens))
-        start = 0
-        while start < len(self._rows):
-            end = start + self._together(start, proposed)
-            self._read(slice(start, end), [proposed[row.number] for row in self._rows[start:end]])
-            start = end
-
-    def _together(self, start: int, proposed: dict[int, Proposal]) -> int:
-        """How many rows from `start` on go into one pass."""
-        prompt = draft = 0
-        for count, row in enumerate(self._rows[start:], 1):
-            prompt, draft = max(prompt, len(row.prompt)), max(draft, len(proposed[row.number].tokens))
-            if count > 1 and (count * (prompt + draft) > self._tokens or count * (draft + 1) > self._logits):
-                return count - 1
-        return len(self._rows) - start
-
-    def _read(self, where: slice, proposals: Sequence[Proposal]) -> None:
-        """One pass over prompts and what is proposed behind them."""
-        rows = self._rows[where]
-        width, extra = max(len(row.prompt) for row in rows), max(len(p.tokens) for p in proposals)
-        ids = np.full((len(rows), width + extra), self._rules.pad)
-        for number, (row, proposal) in enumerate(zip(rows, proposals, strict=True)):
-            begin = width - len(row.prompt)
-            ids[number, begin : width + len(proposal.tokens)] = [*row.prompt, *proposal.tokens]
-            self._places.append(Place(begin=begin, end=width))
-        self._cache.window(where, 0, 0)
-        started = time.perf_counter()
-        logits = self._forward(ids, [place.begin for place in self._places[where]], 0, extra + 1)
-        self._advance(where, proposals, logits, first=True)
-        self._speed.note(ids.size, time.perf_counter() - started, long=True)
+    def _admit(self) -> None:
+        """Give free slots to the next rows, as far as their prompts and drafts fit into one pass."""
+        used = len(self._rows)
+        while self._free and self._waiting:
+            row = self._waiting[0]
+            used += len(row.prompt) + (min(len(row.drafts[0]), row.limit) if row.drafts else 0)
+            if used > self._most and self._rows:
+                return
+            row.slot = self._free.pop(0)
+            self._rows.append(self._waiting.popleft())
 
     def _step(self) -> None:
-        """One pass over the rows that are best asked now."""
-        proposals = [row.propose() for row in self._rows]
-        most = max(self._logits, len(self._rows))
-        chosen, width = best_pass(proposals, self._survival, self._speed.overhead, most)
+        """One pass over all rows."""
+        import torch
+
+        rows = self._rows
+        unread, new = [row.unread for row in rows], any(not row.tokens for row in rows)
+        proposals = [row.propose() for row in rows]
+        chances = [self._survival.chances(proposal) for proposal in proposals]
+        counts = reaches(chances, self._costs, sum(map(len, unread)), self._most)
+        proposals = [proposal.first(count) for proposal, count in zip(proposals, counts, strict=True)]
         started = time.perf_counter()
-        self._gather(chosen, proposals)
-        where = slice(0, len(chosen))
-        first, end = self._align(where, width)
-        ids = np.full((len(chosen), width), self._rules.pad)
-        cut = []
-        for number, (row, proposal) in enumerate(zip(self._rows[where], proposals[where], strict=True)):
-            cut.append(Proposal(tokens=proposal.tokens[: width - 1], kind=proposal.kind))
-            ids[number, : 1 + len(cut[-1].tokens)] = [row.tokens[-1], *cut[-1].tokens]
-        self._cache.window(where, first, end)
-        logits = self._forward(ids, [place.begin - first for place in self._places[where]], end - first, width)
-        self._advance(where, cut, logits)
-        self._speed.note(ids.size, time.perf_counter() - started, long=False)
+        ids = [torch.tensor([*a, *b.tokens], device=self._device) for a, b in zip(unread, proposals, strict=True)]
+        chunks = [RowSpan(slot=row.slot, past=row.past, count=len(one)) for row, one in zip(rows, ids, strict=True)]
+        logits = line_logits(self._module, self._cache, chunks, ids, [count + 1 for count in counts])
+        gained = self._advance(proposals, logits)
+        total = sum(map(len, ids))
+        self._costs.timed(total, time.perf_counter() - started)
+        if not new:
+            self._costs.gained(total, gained)
 
-    def _gather(self, chosen: Sequence[int], proposals: list[Proposal]) -> None:
-        """Bring the chosen rows to the front."""
-        for front, row in enumerate(chosen):
-            if front != row:
-                self._swap(front, row)
-                proposals[front], proposals[row] = proposals[row], proposals[front]
-
-    def _swap(self, one: int, other: int) -> None:
-        rows, places = self._rows, self._places
-        self._cache.swap(one, other, max(places[one].end, places[other].end))
-        rows[one], rows[other] = rows[other], rows[one]
-        places[one], places[other] = places[other], places[one]
-
-    def _align(self, where: slice, width: int) -> tuple[int, int]:
-        """(first, last) column of these rows once all end at one, with room for so many more."""
-        places = self._places[where]
-        end = max(place.end for place in places)
-        if end + width > self._cache.columns:
-            end = max(place.end - place.begin for place in places)
-        for row, place in enumerate(places):
-            by = end - place.end
-            if by:
-                self._cache.move(row, place.begin, place.end, by)
-                place.begin, place.end = place.begin + by, end
-        return min(place.begin for place in places), end
-
-    def _forward(self, ids: NDArray[np.int64], begins: Sequence[int], past: int, keep: int) -> torch.Tensor:
-        """Logits [rows, keep, V] of the last places of `ids` [rows, T] behind a window of `past` columns, in which
-        rows begin at `begins`."""
-        import torch
-
-        columns = torch.arange(past + ids.shape[1])
-        offsets = torch.tensor(begins)[:, None]
-        positions = (columns[None, past:] - offsets).clamp_min(0)
-        logits: torch.Tensor = self._module(
-            input_ids=torch.from_numpy(ids).to(self._device),
-            attention_mask=(columns[None, :] >= offsets).long().to(self._device),
-            use_cache=True,
-            logits_to_keep=keep,
-            **{self._cache_name: self._cache.cache},
-            **({"position_ids": positions.to(self._device)} if self._positions else {}),
-        ).logits
-        return logits
-
-    def _advance(self, where: slice, proposals: Sequence[Proposal], logits: torch.Tensor, first: bool = False) -> None:
-        """Give each row what came true of its proposal, and the model's own pick behind it."""
-        import torch
-
-        rows, rules = self._rows[where], self._rules
-        sizes = [len(proposal.tokens) + 1 for proposal in proposals]
-        flat = torch.cat([one[:size] for one, size in zip(logits, sizes, strict=True)])
+    def _advance(self, proposals: Sequence[Proposal], logits: torch.Tensor) -> int:
+        """Give each row what came true of its proposal, and the model's own pick behind it. Tokens that all gained."""
+        rows, sizes = self._rows, [len(proposal.tokens) + 1 for proposal in proposals]
         seeds = [row.seed for row, size in zip(rows, sizes, strict=True) for _ in range(size)]
         steps = [len(row.tokens) + n for row, size in zip(rows, sizes, strict=True) for n in range(size)]
-        picks = iter(rules.pick(flat, seeds, steps))
-        start = 0
-        gained = []
+        picks, start, gained = self._rules.pick(logits, seeds, steps), 0, []
         for row, proposal, size in zip(rows, proposals, sizes, strict=True):
-            own = [next(picks) for _ in range(size)]
+            own = picks[start : start + size]
             right = next((n for n in range(size - 1) if own[n] != proposal.tokens[n]), size - 1)
-            self._survival.note(proposal, right, size - 1)
-            if first and proposal.tokens and row.drafts and len(proposal.tokens) == len(row.drafts[0]):
-                row.likelihood = log_likelihood(flat[start : start + size - 1], proposal.tokens)
+            self._survival.note(proposal, right)
+            if not row.tokens and row.drafts and tuple(proposal.tokens) == row.drafts[0]:
+                row.likelihood = log_likelihood(logits[start : start + size - 1], proposal.tokens)
             gained.append(self._until_the_end(row, own[: right + 1]))
             start += size
-        if rules.stopped is not None:
+        if self._rules.stopped is not None:
             gained = self._until_a_stop(rows, gained)
-        for row, proposal, place, tokens in zip(rows, proposals, self._places[where], gained, strict=True):
+        for row, proposal, tokens in zip(rows, proposals, gained, strict=True):
+            row.past += len(row.unread) + len(tokens) - 1
             row.take(tokens, proposal)
-            place.end += len(tokens) - first
-            row.done = row.done or not row.left or tokens[-1] in rules.ends
+            row.done = row.done or not row.left or tokens[-1] in self._rules.ends
+        return sum(map(len, gained))
 
     def _until_the_end(self, row: Drafted, tokens: list[int]) -> list[int]:
         """The tokens up to the first that ends an answer, or as many as the row may have."""
@@ -261,15 +169,9 @@ class Verification:
         return cut
 
     def _drop(self) -> None:
-        """Leave out rows that are done; the last ones take their places."""
-        for row in reversed(range(len(self._rows))):
-            if self._rows[row].done:
-                last = len(self._rows) - 1
-                if row != last:
-                    self._cache.copy(last, row, self._places[last].end)
-                    self._rows[row], self._places[row] = self._rows[last], self._places[last]
-                self._rows.pop()
-                self._places.pop()
+        """Take slots back from rows that are done."""
+        self._free += sorted(row.slot for row in self._rows if row.done)
+        self._rows = [row for row in self._rows if not row.done]
 
 
 def log_likelihood(logits: torch.Tensor, tokens: Sequence[int]) -> float:
@@ -286,16 +188,23 @@ class Verifier:
     def __init__(self) -> None:
         self._memories: dict[int, Memory] = {}
         self._told: set[str] = set()
+        self._packed: dict[type, bool] = {}
         self._paces = {False: Pace(), True: Pace()}
         self._pause, self._tries = 0, TRIES
 
     def takes(self, asked: Asked, module: PreTrainedModel) -> bool:
         """Whether this model and decoding can be verified; why not is said once."""
-        reason = croppable(module)
+        reason = croppable(module) or ("" if self._packs(module) else "attention of its own")
         if reason and reason not in self._told:
             self._told.add(reason)
             log.warning("engine.drafts: off for this model, which has %s", reason)
         return not reason and not asked.decoding.penalties
+
+    def _packs(self, module: PreTrainedModel) -> bool:
+        kind = type(module)
+        if kind not in self._packed:
+            self._packed[kind] = packs(module)
+        return self._packed[kind]
 
     def pays(self) -> bool:
         """Whether the next block is verified: for `PAUSE` blocks none is, once verifying was the slower way."""
@@ -354,7 +263,7 @@ def verified(
         fitting = [draft.tokens for draft in known if draft.prompt_key == key and draft.tokens]
         rows.append(Drafted(number=number, prompt=prompt, drafts=fitting, limit=free, seed=seed))
     if rows:
-        Verification(model.module, rows, _rules(asked, model), memory.survival, memory.speed).run()
+        Verification(model.module, rows, _rules(asked, model), memory, len(rows)).run()
     ends = _ends(model)
     for row in rows:
         whole = answer_of(asked, model, row.prompt, row.tokens, ends, pad_id(model), row.limit)

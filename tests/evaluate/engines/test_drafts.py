@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Draft, Item, Record, UserError
 from souping.evaluate.engines import Answer
-from souping.evaluate.engines.drafts import Drafted, PassCosts, Proposal, Survival, best_pass
+from souping.evaluate.engines.drafts import (
+    AGREED,
+    LONE,
+    LOOKED_UP,
+    SPLIT,
+    Drafted,
+    PassCosts,
+    Proposal,
+    Survival,
+    reaches,
+)
+from souping.evaluate.engines.row_cache import packs
 from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.engines.verify import Verifier
 from souping.evaluate.engines.vllm import VllmEngine
@@ -215,28 +227,77 @@ class TestProposals:
         row = Drafted(number=0, prompt=[2, 3, 4, 5, 9, 2, 3, 7, 7], drafts=[(1, 2, 3, 8)], limit=9)
         row.take([6, 9, 2, 3], Proposal())
         found = row.propose()
-        assert (list(found.tokens), found.kind > 0) == ([7, 7, 6, 9, 2], True)
+        assert (list(found.tokens), min(found.kinds) >= LOOKED_UP) == ([7, 7, 6, 9, 2], True)
         row.take([0], found)
         assert list(row.propose().tokens) == []
 
-    def test_it_reaches_less_far_the_less_it_is_right(self) -> None:
-        good, bad = Survival(), Survival()
-        for _ in range(50):
-            good.note(Proposal(tokens=[1] * 40), 40, 40)
-            bad.note(Proposal(tokens=[1] * 40), 0, 40)
-        for _ in range(900):
-            bad.note(Proposal(tokens=[1] * 40), 0, 40)
-        assert good.reach(0, 32, 8) > 100 > 5 > bad.reach(0, 32, 8)
-        assert good.reach(0, 32, 8) > good.reach(0, 32, 64)
-        ahead = [Proposal(tokens=[1] * 40)] * 4
-        assert best_pass(ahead, bad, 32, 1000) == ([0, 1, 2, 3], 1)
-        assert best_pass([*ahead, Proposal()], good, 32, 1000) == ([0, 1, 2, 3], 41)
-        assert best_pass([Proposal()] * 3, good, 32, 1000) == ([0, 1, 2], 1)
+    def test_a_token_is_agreed_lone_or_where_drafts_part(self) -> None:
+        row = Drafted(number=0, prompt=[1], drafts=[(5, 6, 7, 8, 9), (5, 6, 2), (5, 3)], limit=9)
+        assert row.propose().kinds.tolist() == [AGREED, SPLIT, SPLIT, LONE, LONE]
+        row.take([5, 6, 2], row.propose())
+        assert list(row.propose().tokens) == []
 
-    def test_the_overhead_is_what_a_narrow_pass_costs_beside_its_tokens(self) -> None:
+    def test_it_reaches_less_far_the_less_it_is_right(self) -> None:
+        def reach(right: int, wrong: int, rows: int, overhead: float = 32.0) -> list[int]:
+            known, costs = Survival(), PassCosts(overhead=overhead)
+            for _ in range(right):
+                known.note(proposal.first(1), 1)
+            for _ in range(wrong):
+                known.note(proposal.first(1), 0)
+            costs.begin(rows)
+            return reaches([known.chances(proposal)] * rows, costs, rows, 1000)
+
+        proposal = Proposal(tokens=[1] * 40, kinds=np.full(40, LONE))
+        assert reach(5000, 0, 8) == [40] * 8
+        assert reach(0, 900, 8) == [0] * 8
+        assert reach(300, 20, 8) > reach(300, 60, 8) > reach(300, 300, 8)
+        assert reach(300, 20, 8) > reach(300, 20, 64)
+        assert reach(300, 20, 8) < reach(300, 20, 8, overhead=256.0)
+        assert sum(reach(50000, 0, 64)) <= 1000
+
+    def test_proposals_of_one_pass_reach_as_far_as_each_is_good(self) -> None:
+        known, costs = Survival(), PassCosts()
+        split = Proposal(tokens=[1] * 20, kinds=np.array([AGREED] * 9 + [SPLIT] + [AGREED] * 10))
+        agreed = Proposal(tokens=[1] * 20, kinds=np.full(20, AGREED))
+        for _ in range(30):
+            known.note(agreed, 20)
+            known.note(Proposal(tokens=[1], kinds=np.array([SPLIT])), 0)
+        costs.begin(3)
+        assert reaches([known.chances(one) for one in (split, agreed, Proposal())], costs, 3, 1000) == [9, 20, 0]
+
+    def test_the_overhead_is_what_a_short_pass_costs(self) -> None:
         costs = PassCosts()
-        costs.note(1000, 1.0, long=True)
-        for seconds in (0.04, 0.07, 0.5):
-            costs.note(8, seconds, long=False)
+        costs.timed(1000, 1.0)
+        for seconds in (0.04, 0.065, 0.5):
+            costs.timed(8, seconds)
         costs.settle()
         assert costs.overhead == 64.0
+
+
+TINY: dict[str, Any] = {"vocab_size": 97, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "heads that share keys": ("llama", {"num_key_value_heads": 2, "intermediate_size": 48}),
+    "norms of queries": ("qwen3", {"num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48}),
+    "a part of a head rotated": ("gpt_neox", {"intermediate_size": 48}),
+    "learned positions": ("gpt2", {}),
+    "experts": ("mixtral", {"num_key_value_heads": 2, "intermediate_size": 48, "num_local_experts": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_whose_rows_are_read_in_one_line(kind: str) -> None:
+    name, more = KINDS[kind]
+    assert packs(random_model(name, more))
+
+
+def test_a_model_with_other_attention_is_not_read_so() -> None:
+    assert not packs(random_model("bloom", {}))
+
+
+def random_model(name: str, more: Mapping[str, Any]) -> Any:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name, **TINY, **more)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
