@@ -61,7 +61,9 @@ def halving(sim: Simulation, budget: int) -> Outcome:
     race = RacedSearch(Search(spread(inner)), sim.space, sim.seed, len(inner), budget)
     while (cell := race.ask()) is not None and sim.spent + len(cell.items or sim.fold) <= budget:
         race.tell(cell, sim.answer(cell))
-    return _best(sim, [sim.rows[race.best()]])
+    pick = sim.rows[race.best()]
+    sim.asked.add(pick)  # paid for in the race
+    return _best(sim, [pick])
 
 
 def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:

@@ -36,7 +36,7 @@ class Adaptive(Strategy):
 
     step: float = 0.1
     stop: Literal["auto", "never"] = "auto"
-    guide: Literal["likelihood", "none"] = "likelihood"
+    guide: Literal["likelihood", "none"] = "none"
     trials: Count | None = None
     budget: Count | None = None
     tokens: Count | None = None

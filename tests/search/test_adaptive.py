@@ -12,7 +12,8 @@ from souping.search.adaptive import Adaptive
 from souping.search.points import Grid, anchors
 from tests.support.worlds import price, searched, world
 
-PLAIN = Adaptive(guide="none", stop="never")
+PLAIN = Adaptive(stop="never")
+GUIDED = Adaptive(guide="likelihood", stop="never", budget=900)
 
 
 @pytest.mark.parametrize("budget", [130, 300, 1000])
@@ -63,7 +64,7 @@ def test_a_larger_budget_goes_on_where_a_smaller_one_ended() -> None:
 
 def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     of = world()
-    search = Adaptive(guide="none").start(of.space, 0)
+    search = Adaptive().start(of.space, 0)
     asked = searched(search, of)
     said = search.summary()
     assert price(asked, of) < 0.5 * of.ok.size
@@ -103,7 +104,7 @@ def test_the_guide_is_trusted_only_where_answers_bear_it_out(honest: bool) -> No
     trusted = 0
     for seed in range(6):
         of = world(seed) if honest else world(seed).shuffled()
-        search = Adaptive(stop="never", budget=900).start(of.space, seed)
+        search = GUIDED.start(of.space, seed)
         asked = searched(search, of)
         assert sum(cell.wants == "margins" for cell in asked) <= 11
         assert price(asked, of) <= 900
@@ -113,7 +114,7 @@ def test_the_guide_is_trusted_only_where_answers_bear_it_out(honest: bool) -> No
 
 def test_without_margins_or_when_not_wanted_there_is_no_guide() -> None:
     of = world()
-    for settings, space in ((Adaptive(guide="none"), of.space), (Adaptive(), replace(of.space, margins=False))):
+    for settings, space in ((Adaptive(), of.space), (GUIDED, replace(of.space, margins=False))):
         search = settings.start(space, 0)
         assert all(cell.wants == "scores" for cell in searched(search, of))
         assert search.summary()["guide"] == "none"
@@ -122,7 +123,7 @@ def test_without_margins_or_when_not_wanted_there_is_no_guide() -> None:
 def test_margins_that_say_nothing_hurt_nobody() -> None:
     of = world()
     for margins in (np.full(of.ok.shape, np.nan), np.zeros(of.ok.shape)):
-        search = Adaptive(budget=600).start(of.space, 0)
+        search = replace(GUIDED, budget=600).start(of.space, 0)
         searched(search, replace(of, margins=margins))
         assert not str(search.summary()["guide"]).startswith("trusted")
 

@@ -22,7 +22,7 @@ ROWS: dict[str, list[Strategy]] = {
         Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
         Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
     ],
-    "adaptive": [Adaptive(), Adaptive(stop="never", budget=400), Adaptive(guide="none", step=0.05)],
+    "adaptive": [Adaptive(), Adaptive(stop="never", budget=400), Adaptive(guide="likelihood", step=0.05)],
     "greedy_soup": [GreedySoup()],
     "uniform": [Uniform()],
     "fixed": [Fixed(weights=[0.5, 0.2, 0.3])],

@@ -46,7 +46,7 @@ class OddTable:
             singles=None if self.soups else values[1 : self.size + 1, seen],
         )  # fmt: skip
         budget = round(self.asked * len(values) * len(seen))
-        search = Adaptive(stop="never", budget=budget).over(self.points, space, seed)
+        search = Adaptive(guide="likelihood", stop="never", budget=budget).over(self.points, space, seed)
         spent, rows = 0, {point: row for row, point in enumerate(self.points)}
         while (cell := search.ask()) is not None:
             row = (margins if cell.wants == "margins" else values)[rows[cell.weights]]
