@@ -71,10 +71,12 @@ class ResponseSurface(Analysis):
         shown = self._points(asked.weights.shape[1])
         fit = asked.at(shown, np.ones(len(asked.groups), dtype=bool))
         known = np.isfinite(asked.scores).sum(axis=1)
+        winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
         counts = {_key(weights): int(n) for weights, n in zip(asked.weights, known, strict=True)}
         return {
             "fold": "search",
             "ingredients": list(run.soups.ingredients),
+            "chosen": [winner.get(name, 0.0) for name in run.soups.ingredients],
             "weights": np.round(shown, 9).tolist(),
             "items": [counts.get(_key(weights), 0) for weights in shown],
             "fold_items": len(asked.groups),

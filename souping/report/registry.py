@@ -15,7 +15,7 @@ from souping.core.types import elements, entries, part, texts
 from souping.report import analyses
 from souping.report.drawing import Drawing
 from souping.report.format import clean
-from souping.report.tables import Report, Row, Section, grid
+from souping.report.tables import Report, Row, Section, grid, known
 
 MakeSection = Callable[[Row], Section | None]
 Draw = Callable[[Row], Drawing | None]
@@ -32,6 +32,7 @@ class Display:
     files: MakeFiles
     place: int
     folded: bool
+    within: str
 
 
 MORE = "More analyses"
@@ -48,12 +49,13 @@ def register(
     draws: tuple[Draw, ...] = (),
     place: int = 9,
     folded: bool = False,
+    within: str = "",
 ) -> None:
     """Show the analysis of this name so: sections stand by `place`, those to be `folded` away behind all others.
 
-    `draws` are further pictures.
+    `draws` are further pictures. `within` names a section of the run that the analysis leads instead of one of its own.
     """
-    DISPLAYS[name] = Display(section, (draw, *draws), files, place, folded)
+    DISPLAYS[name] = Display(section, (draw, *draws), files, place, folded, within)
 
 
 def displays() -> dict[str, Display]:
@@ -65,8 +67,8 @@ def displays() -> dict[str, Display]:
 
 def analysed(report: Report) -> list[str]:
     """Names of the report's analyses by their place; those without a section of their own come last."""
-    known = displays()
-    return sorted(part(report, "analyses"), key=lambda name: (known[name].place if name in known else 99, name))
+    made = displays()
+    return sorted(part(report, "analyses"), key=lambda name: (made[name].place if name in made else 99, name))
 
 
 def section_of(report: Report, name: str) -> Section | None:
@@ -92,26 +94,48 @@ def analysis_sections(report: Report) -> dict[str, Section]:
     return {name: section for name in names if (section := section_of(report, name)) is not None}
 
 
+def leads(report: Report) -> dict[str, str]:
+    """{name: section of the run} of the analyses that lead a section of the run and could be made."""
+    made, shown = displays(), part(report, "analyses")
+    within = {name: made[name].within for name in analysed(report) if name in made}
+    return {name: where for name, where in within.items() if where and not _missing(part(shown, name))}
+
+
+def led(report: Report, run: dict[str, Section | None]) -> dict[str, Section | None]:
+    """Sections of the run, with the first words and the picture of the analyses that lead one; its own are folded."""
+    for name, where in leads(report).items():
+        base, own = run.get(where), section_of(report, name)
+        if base is None or own is None:
+            continue
+        asked = Section("The soups that were asked", (), base.picture, base.grids)
+        more = known((Section(own.title, own.lines[1:]), asked, *own.folded, *base.folded))
+        run[where] = Section(base.title, (*base.lines, *own.lines[:1]), own.picture, own.grids, more)
+    return run
+
+
 def shown_sections(report: Report) -> list[Section]:
     """The same as a page shows them: those that the verdict does not need are folded into one, which says too what was
     not to be had.
     """
-    known, shown, away, lines = displays(), list[Section](), list[Section](), list[str]()
+    made, shown, away, lines = displays(), list[Section](), list[Section](), list[str]()
+    inside = leads(report)
     for name, section in analysis_sections(report).items():
+        if name in inside:
+            continue
         if _missing(part(part(report, "analyses"), name)):
             lines.append(f"{section.title}: {section.lines[0]}")
         else:
-            (away if name in known and known[name].folded else shown).append(section)
+            (away if name in made and made[name].folded else shown).append(section)
     return [*shown, Section(MORE, tuple(lines), folded=tuple(away))] if away or lines else shown
 
 
 def drawings(report: Report) -> list[Drawing]:
     """The pictures of all analyses that could be made."""
-    known, shown = displays(), part(report, "analyses")
-    told = [(known[name], part(shown, name)) for name in analysed(report) if name in known]
+    made, shown = displays(), part(report, "analyses")
+    told = [(made[name], part(shown, name)) for name in analysed(report) if name in made]
     fine = [(display, data) for display, data in told if not _missing(data)]
-    made = [draw(data) for display, data in fine for draw in display.draws]
-    return [drawing for drawing in made if drawing is not None]
+    drawn = [draw(data) for display, data in fine for draw in display.draws]
+    return [drawing for drawing in drawn if drawing is not None]
 
 
 def files(report: Report) -> dict[str, str]:

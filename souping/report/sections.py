@@ -9,7 +9,7 @@ from souping.core.types import elements, entries, number, part, texts
 from souping.report import outcomes, tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
-from souping.report.registry import analysis_sections, leading, section_of, shown_sections
+from souping.report.registry import analysis_sections, leading, led, section_of, shown_sections
 from souping.report.tables import (
     Report,
     Row,
@@ -99,7 +99,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     }
     last = {"gate": _gate(report), "cost": _cost(report), "provenance": _provenance(report)}
     if not leading(report)[0]:
-        return known((*first.values(), *shown_sections(report), *last.values()))
+        return known((*led(report, first).values(), *shown_sections(report), *last.values()))
     return _led(report, {**first, **analysis_sections(report), **last})
 
 

@@ -16,6 +16,7 @@ from souping.analysis.wins import Wins
 from souping.report.files import as_json
 from souping.report.registry import displays, drawings, section_of
 from souping.report.render import markdown, page
+from souping.report.sections import sections
 from tests.conftest import ROOT
 from tests.support.analyses import run_of
 from tests.support.choices import differing, each
@@ -110,3 +111,17 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
     assert "Mine: it failed: ZeroDivisionError: &lt;b&gt;" in text
     assert "Twelve apples." in text
     assert "| c | 1.5 |" in markdown(report, trials)
+
+
+def test_the_landscape_is_the_surface_where_there_is_one() -> None:
+    """The fitted picture leads; the soups that were asked are folded. Without it the section is as it was."""
+    report, trials = sample()
+    report["analyses"] = {"surface": json.loads(as_json(ResponseSurface().analyse(run_of())))}
+    (shown,) = [one for one in sections(report, trials) if one.title == "Landscape of weights"]
+    assert shown.picture == "surface"
+    assert [one.picture for one in shown.folded] == ["", "landscape"]
+    assert "More analyses" not in [one.title for one in sections(report, trials)]
+    report["analyses"] = {"surface": {"not_estimable": "too few"}}
+    told = {one.title: one for one in sections(report, trials)}
+    assert told["Landscape of weights"].picture == "landscape"
+    assert told["More analyses"].lines == ("Surface: not estimable: too few",)

@@ -27,9 +27,9 @@ def section(data: Row) -> Section:
     low, high = _row(part(data, "objective"), "low"), _row(part(data, "objective"), "high")
     above, below = int((low > 0).sum()), int((high < 0).sum())
     lines = [
-        f"The objective at {count(len(low))} points of the weights of {in_words(texts(data, 'ingredients'))}, less "
-        f"that of the uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at "
-        f"all points at once; the bands are {percent(data.get('width'))} points wide on average.",
+        f"Fitted to all that was asked, the objective at {count(len(low))} points of the weights less that of the "
+        f"uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at all points at "
+        f"once; the bands are {percent(data.get('width'))} points wide on average.",
         f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
         "search fold; the report fold was not touched. All points are in surface.csv and surface.json.",
     ]
@@ -71,7 +71,7 @@ def draw(data: Row) -> Drawing | None:
     names = texts(data, "ingredients")
     with canvas():
         if len(names) == 3:
-            made = _triangle(names, points, value, (low > 0) | (high < 0))
+            made = _triangle(names, points, value, (low > 0) | (high < 0), elements(data, "chosen"))
         else:
             made = _band(names, points, value, low, high)
     best = int(value.argmax())
@@ -81,7 +81,8 @@ def draw(data: Row) -> Drawing | None:
         f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} points, "
         f"most at {top}."
     )
-    return Drawing("surface", made, alt)
+    caption = "Ring: the chosen weights. Dark rim: the band leaves 0 out." if len(names) == 3 else ""
+    return Drawing("surface", made, alt, caption)
 
 
 def _band(names: Sequence[str], points: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray) -> Figure:
@@ -99,7 +100,9 @@ def _band(names: Sequence[str], points: FloatArray, value: FloatArray, low: Floa
     return made
 
 
-def _triangle(names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_]) -> Figure:
+def _triangle(
+    names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_], chosen: Sequence[Json]
+) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -110,15 +113,18 @@ def _triangle(names: Sequence[str], points: FloatArray, value: FloatArray, sure:
     shades = ScalarMappable(Normalize(-reach, reach), "RdBu")
     loop = np.vstack([corners, corners[:1]])
     axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0)
-    for edge, chosen in ((FAINT, ~sure), (INK, sure)):
-        colours = shades.to_rgba(value[chosen])
-        axes.scatter(spots[chosen, 0], spots[chosen, 1], c=colours, s=110, edgecolors=edge, linewidths=1.3, zorder=2)
+    for edge, some in ((FAINT, ~sure), (INK, sure)):
+        colours = shades.to_rgba(value[some])
+        axes.scatter(spots[some, 0], spots[some, 1], c=colours, s=110, edgecolors=edge, linewidths=1.3, zorder=2)
+    if len(chosen) == len(names):
+        x, y = np.array([number(share) or 0.0 for share in chosen]) @ corners
+        axes.plot([x], [y], "o", markersize=17, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
     for name, (x, y), shift in zip(names, corners, ((0, -0.07), (0, -0.07), (0, 0.05)), strict=True):
         axes.text(x, y + shift[1], short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
     axes.set_aspect("equal")
     axes.set_axis_off()
     bar = made.colorbar(shades, ax=axes, shrink=0.75, pad=0.04)
-    bar.set_label("over the uniform soup, points (dark rim: the band leaves 0 out)")
+    bar.set_label("over the uniform soup, points")
     bar.outline.set_visible(False)
     return made
 
@@ -140,4 +146,4 @@ def files(data: Row) -> Mapping[str, str]:
     return {"surface.csv": stream.getvalue(), "surface.json": json.dumps(data, sort_keys=True, indent=2) + "\n"}
 
 
-register("surface", section, draw, files, folded=True)
+register("surface", section, draw, files, folded=True, within="landscape")
