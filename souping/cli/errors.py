@@ -113,7 +113,10 @@ def explain(error: BaseException) -> str:
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     options = getattr(error, "options", None) or (choices(group) if group in groups() else None)  # Hydra's
     if options:  # an unknown choice of a group
-        return f"{lines[0]}{nearest(asked, options)}\nchoices: {', '.join(options)}"
+        where = (
+            f"{group}={asked}: there is no such choice" if group and lines[0].startswith("In 'config'") else lines[0]
+        )
+        return f"{where}{nearest(asked, options)}\nchoices: {', '.join(options)}"
     dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
     kept[0] = kept[0].rstrip(".") + _nearest_key(error)

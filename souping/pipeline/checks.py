@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from souping.core.scores import CONSTANT
-from souping.core.text import shown
-from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
+from souping.core.text import listed, shown
+from souping.core.types import FOLDS, Fold, Item, SearchSpace, Selection, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
@@ -21,7 +23,7 @@ from souping.search.loop import check_budget
 from souping.selection.selectors import check_drop
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
+    from souping.core.protocols import Evaluator, Selector
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
     from souping.pipeline.store import Store
@@ -81,7 +83,27 @@ def check_texts(items: Sequence[Item]) -> None:
 
 
 def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:
-    run.objective.coefficients(categories)
+    found, name = run.objective.coefficients(categories), type(run.objective).__name__
+    if np.shape(found) != (len(categories),) or not np.isfinite(found).all():
+        raise UserError(
+            f"objective {name}: coefficients are {len(categories)} finite numbers, one a category, in order"
+        )
+
+
+def check_selection(selection: Selection, selector: Selector, candidates: Sequence[str]) -> None:
+    """Refuse what a selector of the user's may give.
+
+    Raises:
+        UserError: it is no selection, empty, or holds something that is no candidate, or one twice.
+    """
+    name = type(selector).__name__
+    if not isinstance(selection, Selection):
+        raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
+    for chosen in selection.ingredients:
+        if chosen not in candidates:
+            raise UserError(f"selector {name} chose {chosen!r}, which is no candidate: {listed(candidates)}")
+    if not selection.ingredients or len(set(selection.ingredients)) < len(selection.ingredients):
+        raise UserError(f"selector {name} chose {listed(selection.ingredients) or 'nothing'}: each ingredient once")
 
 
 def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:

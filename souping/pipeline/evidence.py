@@ -19,7 +19,6 @@ Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform
 WARN, REFUSE = 0.02, 0.2
 """Shares of a model's answers that are cut off or missing: from the first it is said, above the second nothing is
 claimed."""
-REMEDY = "raise the limit of tokens (evaluator.max_new_tokens) for those, the model's context for these"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +215,7 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     return (
         f"{_told(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
-        f"{100 * REFUSE:.0f} %. Before the next run {REMEDY}."
+        f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst])}."
     )
 
 
@@ -229,7 +228,7 @@ def lost_answers(scores: Mapping[str, ItemScores], where: str) -> list[str]:
     worst = max(hit, key=lambda name: _lost(ends[name]))
     return [
         f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
-        f"{_told(worst, ends[worst])}: {REMEDY}"
+        f"{_told(worst, ends[worst])}: {_remedy(ends[worst])}"
     ]
 
 
@@ -241,7 +240,17 @@ def _told(name: str, ends: Mapping[str, Any]) -> str:
     """`math 34.0 % cut off, 2.0 % missing (prompt does not fit: 12)`."""
     why = max(ends["reasons"], key=ends["reasons"].get, default="")
     reason = f" ({why}: {ends['reasons'][why]:,})" if why else ""
-    return f"{name} {100 * ends['truncated']:.1f} % cut off, {100 * ends['unanswered']:.1f} % missing{reason}"
+    cut, missing = (100 * ends[key] for key in ("truncated", "unanswered"))
+    return f"{name} " + ", ".join(
+        [f"{cut:.1f} % cut off"] * (cut > 0) + [f"{missing:.1f} % missing{reason}"] * (missing > 0)
+    )
+
+
+def _remedy(ends: Mapping[str, Any]) -> str:
+    """What to do about the answers of a model that are cut off or missing."""
+    longer = "raise the limit of tokens (evaluator.max_new_tokens)"
+    look = "see why answers are missing (python -m souping show RUN_DIR): prompts longer than the context leave no room"
+    return " and ".join([longer] * (ends["truncated"] > 0) + [look] * (ends["unanswered"] > 0))
 
 
 def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from souping.core.files import put
@@ -14,13 +15,14 @@ from souping.pipeline.store import Store
 from souping.report.files import as_json, selection_dict, trial_rows, write_report, write_trials
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
+from souping.trackers import GuardedTracker
 
 
 def perform(run: RunSettings) -> tuple[dict[str, Any], SearchResult | None]:
     """What the run came to: the parts of its report, and the search's outcome where there was one."""
     if run.selects_from_table:
         return _select_from_table(run), None
-    run = run.with_items()
+    run = replace(run.with_items(), tracker=GuardedTracker(run.tracker))
     run.pool.resolve()
     with Progress() as progress, Store(run.store_path) as store:
         return _walk(RunStages.open(run, store, progress))

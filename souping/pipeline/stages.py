@@ -20,6 +20,7 @@ from souping.evaluate.folds import Folds
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import (
+    check_selection,
     check_soups,
     check_tokenizers,
     complaints,
@@ -440,6 +441,7 @@ def _workers(run: RunSettings, pool: OpenPool, store: Store, evaluators: Mapping
 def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Pick the ingredients, say which, with what a reader must know of the choice, and write selection.json."""
     selection = run.selector.select(scores)
+    check_selection(selection, run.selector, scores.candidates)
     few = few_models(len(scores.models)) if selection.correlations is not None else ""
     selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
     progress.say(f"selected {', '.join(selection.ingredients)}")

@@ -155,8 +155,8 @@ def _verdict(timed: Plan, rehearsal: Rehearsal) -> str:
     times = seconds(timed)
     total = sum(most for _, most in times.values()) if times else 0.0
     cut = sum(record.outcome != "finished" for record in rehearsal.records)
-    hint = f"; {cut} of {len(rehearsal.records)} answers were cut or are missing: look at them first" if cut else ""
-    return f"this run can go on, in at most about {format.seconds(total)}{hint}: leave check out"
+    hint = f"{cut} of {len(rehearsal.records)} answers were cut or are missing: look at them first\n" if cut else ""
+    return f"{hint}this run can go on, in at most about {format.seconds(total)}: leave check out"
 
 
 def _answers(rehearsal: Rehearsal) -> Section:

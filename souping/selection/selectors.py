@@ -20,6 +20,21 @@ from souping.core.types import Correlations, FloatArray, Selection, UserError
 TIE = 1e-9
 
 
+def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
+    """Correlations of the categories.
+
+    Raises:
+        UserError: a correlation of the user's gave something else.
+    """
+    found, size = correlation(scores.values), len(scores.categories)
+    if not isinstance(found, Correlations):
+        raise UserError(f"correlation {_name(correlation)} gave a {type(found).__name__}, not Correlations")
+    for key, part in (("rho", found.rho), ("low", found.low), ("high", found.high)):
+        if np.shape(part) != (size, size):
+            raise UserError(f"correlation {_name(correlation)}: {key} has shape {np.shape(part)}, not {(size, size)}")
+    return found
+
+
 def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
     return tuple(name for name in scores.candidates if name in names)
 
@@ -102,7 +117,7 @@ class SoCE(Selector):
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         scores = scores.without(scores.constant)
         _check_spread(whole, scores)
-        correlations = self.correlation(scores.values)
+        correlations = correlated(self.correlation, scores)
         low = self.low_categories(correlations.rho)
         if not low:
             return self._without_low(whole, correlations, scores.categories)
@@ -213,7 +228,7 @@ class SoCECluster(Selector):
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         whole, scores = scores, scores.without(scores.constant)
         _check_spread(whole, scores)
-        correlations = self.correlation(scores.values)
+        correlations = correlated(self.correlation, scores)
         clusters = self.clusters(correlations.rho)
         order = ranking(whole, self.objective)
         means = [scores.rows(order)[:, cluster].mean(axis=1).round(12) for cluster in clusters]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from souping.core.protocols import Tracker
+from souping.core.text import first_line
 from souping.core.types import Json, Trial
 
 
@@ -19,6 +21,37 @@ class NoTracker(Tracker):
     def log(self, trial: Trial) -> None: ...
 
     def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class GuardedTracker(Tracker):
+    """Another tracker, whose first failure is one warning; after it nothing is tracked. A run never ends by it."""
+
+    inner: Tracker
+    _failures: list[str] = field(default_factory=list)
+
+    @property
+    def hint(self) -> str:
+        return self.inner.hint
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+        self._try(lambda: self.inner.start(config, run_dir))
+
+    def log(self, trial: Trial) -> None:
+        self._try(lambda: self.inner.log(trial))
+
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+        self._try(lambda: self.inner.finish(report, run_dir, soup))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if self._failures:
+            return
+        try:
+            action()
+        except Exception as error:  # any failure of a tracker is a warning, by contract
+            self._failures.append(f"{type(error).__name__}: {first_line(error)}")
+            name = type(self.inner).__name__
+            print(f"warning: tracker {name}: {self._failures[0]}; the run goes on without it", file=sys.stderr)
 
 
 def point_of(trial: Trial, best: float | None) -> dict[str, Json]:

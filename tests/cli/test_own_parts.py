@@ -61,3 +61,97 @@ def test_a_part_that_gives_rubbish_is_named(own: Cli) -> None:
 def test_a_module_that_cannot_be_imported_names_file_and_line(own: Cli, tmp_path: Path) -> None:
     said = str(own(text="x = 1\nimport absent_module\n"))
     assert f"{tmp_path}/mine_search.py:2: ModuleNotFoundError: No module named 'absent_module'" in said
+
+
+PARTS = """
+from dataclasses import dataclass
+import numpy as np
+from souping.core.protocols import Objective, Selector, Tracker
+from souping.core.types import Correlations, Selection
+
+@dataclass(frozen=True, kw_only=True)
+class Picks(Selector):
+    names: list[str]
+
+    def select(self, scores):
+        return Selection(ingredients=tuple(self.names), selector=self.label) if self.names != ["none"] else None
+
+@dataclass(frozen=True, kw_only=True)
+class Short(Objective):
+    @property
+    def name(self):
+        return "short"
+
+    def coefficients(self, categories):
+        return np.ones(1)
+
+def text(scores):
+    return "no"
+
+def small(scores):
+    return Correlations(rho=np.zeros((1, 1)), low=np.zeros((1, 1)), high=np.zeros((1, 1)))
+
+@dataclass(frozen=True, kw_only=True)
+class Falls(Tracker):
+    def start(self, config, run_dir):
+        raise ValueError("no room")
+
+    def log(self, trial): ...
+
+    def finish(self, report, run_dir, soup=None):
+        raise KeyError("never asked")
+"""
+
+
+def swapped(group: str, target: str, *more: str) -> list[str]:
+    return [f"~{group}", f"+{group}._target_=mine_parts.{target}", *more]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (swapped("selector", "Picks", "+selector.names=[nobody,ant]"), "chose 'nobody', which is no candidate: ant"),
+        (swapped("selector", "Picks", "+selector.names=[]"), "selector Picks chose nothing"),
+        (
+            swapped("selector", "Picks", "+selector.names=[ant,ant]"),
+            "selector Picks chose ant, ant: each ingredient once",
+        ),
+        (swapped("selector", "Picks", "+selector.names=[none]"), "selector Picks gave a NoneType, not a Selection"),
+        (swapped("objective", "Short"), "objective Short: coefficients are 3 finite numbers, one a category"),
+        (
+            swapped("correlation", "text", "+correlation._partial_=true"),
+            "correlation text gave a str, not",
+        ),
+        (swapped("correlation", "small", "+correlation._partial_=true"), "small: rho has shape (1, 1), not (3, 3)"),
+    ],
+)
+def test_what_a_part_gives_is_looked_at(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_parts.py").write_text(PARTS)
+    sys.modules.pop("mine_parts", None)
+    done = souping(*pool_of(family), *words)
+    assert done.code == 2
+    assert said in done.err, done.err
+
+
+def test_a_tracker_that_falls_ends_no_run(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_parts.py").write_text(PARTS)
+    sys.modules.pop("mine_parts", None)
+    done = souping(
+        *pool_of(family), "selector=all", "optimiser=uniform", "stop_after=search", *swapped("tracker", "Falls")
+    )
+    assert done.code == 0, done.err
+    assert "warning: tracker Falls: ValueError: no room; the run goes on without it" in done.err
+    assert "never asked" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("selector=nope", "selector=nope: there"), ("analysis=[wins,nope]", "analysis=nope: there")]
+)
+def test_an_unknown_choice_is_told_as_it_was_typed(souping: Cli, word: str, said: str) -> None:
+    souping(word).refused(f"{said} is no such choice")

@@ -107,8 +107,11 @@ def test_a_warning_comes_from_two_percent_on() -> None:
     fine, cut, lost = (scores(level(0.6), **end) for end in (ends(0.019), ends(0.02), ends(0.0, 0.5, no_room=9)))
     assert lost_answers({"fine": fine}, "select") == []
     (line,) = lost_answers({"fine": fine, "cut": cut, "lost": lost}, "select")
-    assert line.startswith("select: answers of 2 of 3 models are cut off or missing and count as wrong: lost 0.0 %")
-    assert "50.0 % missing (no_room: 9): raise the limit of tokens" in line
+    assert line.startswith("select: answers of 2 of 3 models are cut off or missing and count as wrong: lost 50.0 %")
+    assert "lost 50.0 % missing (no_room: 9): see why" in line
+    assert "max_new_tokens" not in line
+    (line,) = lost_answers({"cut": cut}, "select")
+    assert line.endswith("cut 2.0 % cut off: raise the limit of tokens (evaluator.max_new_tokens)")
     assert gathered(cut)["verdict"]["claim"] != "not_measured"
 
 
