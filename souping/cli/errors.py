@@ -113,9 +113,8 @@ def explain(error: BaseException) -> str:
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     options = getattr(error, "options", None) or (choices(group) if group in groups() else None)  # Hydra's
     if options:  # an unknown choice of a group
-        where = (
-            f"{group}={asked}: there is no such choice" if group and lines[0].startswith("In 'config'") else lines[0]
-        )
+        typed = f"{'+' * (group == 'experiment')}{group}={asked}: there is no such choice"
+        where = typed if group and lines[0].startswith("In 'config'") else lines[0]
         return f"{where}{nearest(asked, options)}\nchoices: {', '.join(options)}"
     dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]

@@ -17,7 +17,7 @@ from tests.conftest import Cli, pool_of
     [
         (["selector=socee"], ["selector", "did you mean soce"]),
         (["selector.thresold=0.3"], ["selector.thresold", "did you mean threshold"]),
-        (["+experiment=bfc"], ["experiment/bfc", "did you mean bfcl"]),
+        (["+experiment=bfc"], ["+experiment=bfc: there is no such choice", "did you mean bfcl"]),
         (["experiment=bfcl"], ["+experiment=bfcl"]),
         (["nonsense=1"], ["nonsense", "known keys"]),
         (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size", "known keys: drafts"]),
@@ -31,7 +31,7 @@ from tests.conftest import Cli, pool_of
         (["optimiser.budget=-1"], ["optimiser.budget=-1"]),
         (["optimiser.budget=1"], ["optimiser.budget=1", "search fold"]),
         (["optimiser.step=0.3"], ["optimiser.step=0.3"]),
-        (["optimiser.trials=1.5"], ["optimiser.trials=1.5", "an integer at least 1 or null"]),
+        (["optimiser.trials=1.5"], ["optimiser.trials=1.5", "an integer at least 1 and at most 1000000000 or null"]),
         (["optimiser=fixed", "optimiser.weights=[0.5,0.4]"], ["optimiser.weights", "0.9"]),
         (["optimiser=fixed"], ["optimiser.weights is not set"]),
         (["optimiser=nevergrad", "optimiser.name=NGOptt"], ["optimiser.name=NGOptt", "did you mean NGOpt"]),
