@@ -75,11 +75,37 @@ def test_a_run_a_merge_and_a_selection(family: Path, tmp_path: Path) -> None:
         "writing the soup",
     ):
         assert needle in log, needle
+    assert "perform" not in log
     assert "souping.run(" in (done.report_dir / "report.html").read_text()
     made = souping.soup(pool, out=tmp_path / "merged", store=store)
     assert (made / "model.safetensors").read_bytes() == (done.soup / "model.safetensors").read_bytes()
     with pytest.raises(souping.UserError, match="not an empty folder"):
         souping.soup(pool, out=made)
+
+
+def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
+    pool, store = [family / name for name in ("ant", "bee", "cat")], tmp_path / "store.sqlite"
+    named = souping.soup(pool, {"cat": 0.75, "ant": 0.25}, out=tmp_path / "named", store=store)
+    listed = souping.soup(pool, [0.25, 0, 0.75], out=tmp_path / "listed", store=store)
+    assert (named / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
+    with pytest.raises(souping.UserError, match=r"'cap' is no model of these .*did you mean cat"):
+        souping.soup(pool, {"cap": 1.0}, out=tmp_path / "none", store=store)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stop_after": "serch"}, "'serch' must be 'select' or 'search'; did you mean search"),
+        ({"limit": 0}, "limit=0 must be at least 1"),
+        ({"selector": "all"}, "selector is 'all'; it takes a Selector"),
+        ({"selector": souping.All}, "selector is the class All: call it; it takes a Selector"),
+        ({"optimiser": souping.All()}, r"optimiser is All\(.*; it takes a Strategy"),
+    ],
+)
+def test_what_a_run_cannot_take_is_told_at_once(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(souping.UserError, match=words):
+        souping.run(pool=["a", "b"], items="items.jsonl", out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_items_that_are_at_hand(family: Path, tmp_path: Path) -> None:

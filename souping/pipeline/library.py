@@ -17,6 +17,7 @@ from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
+from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, Selection, Trial, UserError, entries, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, MergeSettings, RunSettings
@@ -30,6 +31,15 @@ Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
 Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
+KINDS: Mapping[str, type] = {
+    "selector": Selector,
+    "optimiser": Strategy,
+    "objective": Objective,
+    "evaluator": Evaluator,
+    "merge": MergeBackend,
+    "tracker": Tracker,
+}
+"""What an argument of `run` has to be."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class RunResult:
         return part(self.report, "selection")
 
     def __repr__(self) -> str:
-        said = self.verdict.get("sentence") or f"{len(self.trials)} trials, no report"
+        said = self.verdict.get("sentence") or f"{len(self.trials)} soups tried, no report."
         mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
         return f"RunResult({said} Soup: {mixed or 'none'}. Files: {self.report_dir})"
 
@@ -127,11 +137,11 @@ def run(
     Raises:
         UserError: what the command line would refuse, in the same words.
     """
+    given = dict(locals())
     from souping.pipeline.executors import LocalExecutor
-    from souping.pipeline.run import check_settings
-    from souping.pipeline.staged import perform
 
-    called = _call("souping.run", locals())
+    _check_parts(given)
+    _check_words(stop_after, limit)
     objective = objective or Mean()
     folder = Path(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser()
     settings = RunSettings(
@@ -147,16 +157,25 @@ def run(
         limit=limit,
         margin=margin,
         analyses=_analyses() if analyses is None else analyses,
-        command=called,
+        command=_call("souping.run", given),
     )
+    return _perform(settings)
+
+
+def _perform(settings: RunSettings) -> RunResult:
+    from souping.pipeline.run import check_settings
+    from souping.pipeline.staged import perform
+
     check_settings(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with logged(folder, settings.command), ExitStack() as parts:
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    with logged(settings.run_dir, settings.command), ExitStack() as parts:
         parts.callback(settings.evaluator.close)
         parts.callback(settings.merge.close)
         report, won = perform(settings)
     tried = () if won is None else won.trials
-    return RunResult(folder, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None)
+    return RunResult(
+        settings.run_dir, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None
+    )
 
 
 def _call(name: str, arguments: Mapping[str, object]) -> str:
@@ -177,13 +196,15 @@ def _point(trial: Trial) -> Mapping[str, Json]:
 
 def soup(
     models: Models,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
     *,
     out: str | Path,
     merge: MergeBackend | None = None,
     store: str | Path = STORE,
 ) -> Path:
-    """Write the weighted average of models as a complete folder (equal weights without `weights`); returns `out`.
+    """Write the weighted average of models as a complete folder; returns `out`.
+
+    `weights` are one a model, in order, or {model's name: weight}; equal without them.
 
     Raises:
         UserError: the models do not fit each other, or `out` is there already.
@@ -193,8 +214,11 @@ def soup(
 
     folder = Path(out).expanduser()
     free_target(folder)
-    optimiser: Strategy = Uniform() if weights is None else Fixed(weights=list(weights))
+    _check_parts({"merge": merge})
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
+    if isinstance(weights, Mapping):
+        weights = _in_order(weights, [candidate.name for candidate in common["pool"].resolve()])
+    optimiser: Strategy = Uniform() if weights is None else Fixed(weights=list(weights))
     merge_only.merge(MergeSettings(**common, optimiser=optimiser))
     return folder
 
@@ -207,6 +231,35 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     """
     scores = table if isinstance(table, ScoreMatrix) else read_table(Path(table).expanduser())
     return (selector or _soce(Mean())).select(scores)
+
+
+def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    for name in weights:
+        if name not in names:
+            raise UserError(f"weights: {name!r} is no model of these ({listed(names)}){nearest(name, names)}")
+    return [float(weights.get(name, 0.0)) for name in names]
+
+
+def _check_parts(given: Mapping[str, object]) -> None:
+    """Refuse a class in place of a part, a choice's name from the configuration, or another kind of part.
+
+    Raises:
+        UserError: the argument, and what it takes.
+    """
+    for key, kind in KINDS.items():
+        one = given.get(key)
+        if one is not None and kind not in type(one).__mro__:
+            what = f"the class {one.__name__}: call it" if isinstance(one, type) else f"{one!r:.60}"
+            raise UserError(f"{key} is {what}; it takes a {kind.__name__} (docs/python.md names them)")
+
+
+def _check_words(stop_after: str | None, limit: int | None) -> None:
+    if stop_after not in (None, "select", "search"):
+        raise UserError(
+            f"stop_after={stop_after!r} must be 'select' or 'search'{nearest(stop_after, ('select', 'search'))}"
+        )
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} must be at least 1 (items a category and fold)")
 
 
 def _common(
