@@ -12,6 +12,8 @@ from souping.search.surrogate import Surrogate
 
 DRAWS, TINY = 2000, 1e-12
 POINT = 0.01
+WIDTH = 1.0
+"""Standard errors of what is said of a pick, in the posterior's: fitted by benchmarks/search_constants.py."""
 
 
 def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
@@ -102,6 +104,7 @@ class Outlook:
 
 
 def outlook(mean: FloatArray, cov: FloatArray, pick: int) -> Outlook:
+    cov = WIDTH**2 * cov
     sample = mean + draws(cov, DRAWS)
     loss = sample.max(1) - sample[:, pick]
     sd = np.sqrt(np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY))
