@@ -12,7 +12,7 @@ import pytest
 from souping.analysis.surface import AskedFold, ResponseSurface
 from souping.analysis.surface_fit import SurfaceFit, fit_surface
 from souping.core.simplex import grid, uniform, vertices
-from souping.report.analyses.surface import files
+from souping.report.analyses.surface import files, section
 from tests.support.analyses import run_of
 
 POINTS = np.array([uniform(3), *vertices(3), *grid(3, 0.1)])
@@ -104,3 +104,10 @@ def test_files_have_a_line_a_point_and_say_what_was_asked() -> None:
         assert sum(weights) == pytest.approx(1, abs=1e-6)
         assert float(row["objective:low"]) <= float(row["objective:difference"]) <= float(row["objective:high"])
     assert {int(row["items"]) for row in rows} <= {0, 120}
+
+
+def test_bands_are_called_nominal_where_a_soup_was_not_asked() -> None:
+    data = json.loads(json.dumps(ResponseSurface().analyse(run_of(3))))
+    asked = {**data, "items": [data["fold_items"]] * len(data["items"])}
+    assert "with 95 % confidence" in section(asked).lines[0]
+    assert "nominal" in section({**asked, "items": [0, *asked["items"][1:]]}).lines[0]
