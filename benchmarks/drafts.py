@@ -25,6 +25,7 @@ from souping.core.types import Draft, Item, Record
 from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import render
+from souping.pipeline.executors import TOGETHER
 
 TASKS = (
     "Explain in a few paragraphs how {} works.",
@@ -66,7 +67,7 @@ def main() -> None:
         Item(id=f"q{n}", category="c", prompt=({"role": "user", "content": task.format(thing)},), answer="")
         for n, (thing, task) in enumerate(itertools.product(THINGS, TASKS))
     ]
-    evaluator = LocalEvaluator(batch_size=8, max_new_tokens=options.tokens, threads=1, device="cpu")
+    evaluator = LocalEvaluator(batch_size=options.batch, max_new_tokens=options.tokens, threads=1, device="cpu")
     started = time.monotonic()
     names = sorted(folder for folder in options.models.iterdir() if (folder / "tune.json").exists())[:3]
     states = [load_module(folder, evaluator.module_settings()).state_dict() for folder in names]
@@ -74,7 +75,7 @@ def main() -> None:
     points = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), *SOUPS[: options.soups]]
     steps = [("plain", weights) for weights in points[:3]]
     steps += [(kind, weights) for weights in points[3:] for kind in ("drafted", "plain")]
-    steps.insert(5, ("sizes", points[3]))
+    steps += [("sizes", points[3])]
     for kind, weights in steps:
         key = f"{kind} {weights}"
         if key in state["times"] or time.monotonic() - started > options.seconds:
@@ -96,8 +97,9 @@ def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(description=__doc__)
     own.add_argument("--models", type=Path, default=Path("outputs/smollm/models"))
     own.add_argument("--state", type=Path, default=Path("drafts-state.json"))
-    own.add_argument("--items", type=int, default=8)
-    own.add_argument("--tokens", type=int, default=224)
+    own.add_argument("--items", type=int, default=16)
+    own.add_argument("--batch", type=int, default=8)
+    own.add_argument("--tokens", type=int, default=200)
     own.add_argument("--soups", type=int, default=10)
     own.add_argument("--seconds", type=float, default=1e9, help="begin nothing after so long")
     return own
@@ -123,16 +125,20 @@ def near(state: Mapping[str, Any], weights: Sequence[float]) -> list[Mapping[str
 def ask(
     kind: str, soup: Soup, evaluator: LocalEvaluator, items: Sequence[Item], before: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Record], float]:
+    """Records and seconds: plain batches one after another, drafts of up to eight batches at once, as a search does."""
     started, records = time.perf_counter(), []
-    for block in evaluator.batches(items):
-        if kind == "plain":
+    blocks = evaluator.batches(items)
+    if kind == "plain":
+        for block in blocks:
             records += evaluator.evaluate(soup, block)
-            continue
+        return records, time.perf_counter() - started
+    for first in range(0, len(blocks), TOGETHER):
+        together = [item for block in blocks[first : first + TOGETHER] for item in block]
         drafts = [
             list(dict.fromkeys(Draft(tokens=tuple(one[item.id][0]), prompt_key=one[item.id][1]) for one in before))[:6]
-            for item in block
+            for item in together
         ]
-        records += evaluator.verify(soup, block, 0, drafts)
+        records += evaluator.verify(soup, together, 0, drafts)
     return records, time.perf_counter() - started
 
 
@@ -169,7 +175,7 @@ def flips(
 def table(state: Mapping[str, Any], soup: Soup, states: Sequence[Any], items: Sequence[Item]) -> None:
     by_id, times = {item.id: item for item in items}, state["times"]
     ratios, differ, answered = [], [], 0
-    print("\n| soup | plain, batch 8, s | drafted, s | ratio | tokens from drafts | whole answers | differ |")
+    print("\n| soup | plain, s | drafted, s | ratio | tokens from drafts | whole answers | differ |")
     print("|---|---|---|---|---|---|---|")
     for weights in SOUPS:
         plain, drafted = f"plain {weights}", f"drafted {weights}"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,11 +81,16 @@ class WorkerPlan:
         return EvaluatorWorker({side: (one, pool.serving(one)) for side, one in self.evaluators.items()})
 
 
+TOGETHER = 8
+"""Blocks of drafts that are verified at once: an answer that no draft helps takes many passes, which others fill."""
+
+
 class LocalWorkers(Workers):
     """One worker, in this process: tasks are answered one after another, when they are taken."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._tasks = worker, deque[BlockTask]()
+        self._done = deque[tuple[BlockTask, Answered]]()
 
     @property
     def slots(self) -> int:
@@ -95,11 +100,36 @@ class LocalWorkers(Workers):
         self._tasks.append(task)
 
     def take(self) -> tuple[BlockTask, Answered]:
-        task = self._tasks.popleft()
-        return task, self._worker.answer(task)
+        if not self._done:
+            tasks = [self._tasks.popleft()]
+            while self._tasks and len(tasks) < TOGETHER and _verified_together(tasks[0], self._tasks[0]):
+                tasks.append(self._tasks.popleft())
+            self._done.extend(zip(tasks, _answer_together(self._worker, tasks), strict=True))
+        return self._done.popleft()
 
     def close(self) -> None:
         """The driver's own evaluators are closed where they were built."""
+
+
+def _verified_together(one: BlockTask, other: BlockTask) -> bool:
+    """Whether drafts of two blocks are verified at once: those of one soup that is asked in one way."""
+    if one.drafts is None or other.drafts is None or "margins" in (one.wants, other.wants):
+        return False
+    return replace(one, number=other.number, items=other.items, drafts=other.drafts) == other
+
+
+def _answer_together(worker: Worker, tasks: Sequence[BlockTask]) -> Iterator[Answered]:
+    """The answers of each task, which are given as one; its time is shared by items."""
+    if len(tasks) == 1:
+        yield worker.answer(tasks[0])
+        return
+    items = tuple(item for task in tasks for item in task.items)
+    drafts = tuple(own for task in tasks for own in task.drafts or ())
+    whole, start = worker.answer(replace(tasks[0], items=items, drafts=drafts)), 0
+    for task in tasks:
+        end = start + len(task.items)
+        yield Answered(records=whole.records[start:end], seconds=whole.seconds * len(task.items) / len(items))
+        start = end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import pytest
 from souping.core.protocols import Drafts, Served
 from souping.core.types import Draft, Inquiry, Item, Recipe, Record, Reply
 from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.executors import TOGETHER
 from souping.pipeline.store import Store
 from tests.conftest import FakeEvaluator, make_items, recipe
 
@@ -122,14 +123,14 @@ def test_who_is_asked_with_drafts(mode: Drafts, trial: int, choice: int, claim: 
 
 
 def test_a_killed_search_goes_on_with_what_it_had(tmp_path: Path) -> None:
-    items, soup = make_items(10), recipe(0.5, 0.5)
-    first, second = FakeVerifier(SKILL, stop=2), FakeVerifier(SKILL)
+    items, soup = make_items(40), recipe(0.5, 0.5)
+    first, second = FakeVerifier(SKILL, stop=1), FakeVerifier(SKILL)
     with Store(tmp_path / "s") as store, pytest.raises(KeyboardInterrupt):
         ask(evaluation(store, first), soup, items)
     with Store(tmp_path / "s") as store:
         reply = ask(evaluation(store, second), soup, items)
     assert first.asked + second.asked == [item.id for item in items]
-    assert (reply.reused, reply.drafted) == (14, len(items))  # what was drafted before is counted as it was
+    assert (reply.reused, reply.drafted) == (7 * TOGETHER, len(items))  # what was drafted before is counted as it was
 
 
 def test_answers_of_several_numbers_are_drafts_of_their_own_number(tmp_path: Path) -> None:

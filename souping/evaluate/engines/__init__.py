@@ -86,6 +86,9 @@ class Asked(Protocol):
     def decoding(self) -> Decoding: ...
 
     @property
+    def batch_size(self) -> int: ...
+
+    @property
     def workers(self) -> int: ...
 
     @property

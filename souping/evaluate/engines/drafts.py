@@ -2,7 +2,8 @@
 
 A draft that begins as the answer does is proposed as it goes on. Where none fits any more, the longest run of the
 answer's last tokens is looked up in the drafts, the prompt and the answer itself, and what follows it there is proposed
-(prompt look-up; SuffixDecoding, Oliaro et al. 2411.04975, does it over a tree of suffixes).
+(prompt look-up; SuffixDecoding, Oliaro et al. 2411.04975, does it over a tree of suffixes). Where there is none, the
+draft that fitted last is taken up again near its place: short passes have room for guesses.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ PLACES = 24
 """Places of a look-up that are compared, the latest first."""
 APART = -1
 """What stands between two drafts where tokens are looked up."""
-LONE, AGREED, SPLIT, LOOKED_UP = 0, 1, 2, 3
-"""Kinds of a proposed token: of the only draft that fits, one that another draft has too, one where drafts part; those
-of look-ups are 3 to 6, by how much agrees."""
+NEAR = 8
+"""Places around the expected one at which a draft that fits no longer is taken up again."""
+LONE, AGREED, SPLIT = 0, 1, 2
+"""Kinds of a token that a fitting draft proposes: no other fits, another has it too, drafts part here."""
+LOOKED_UP = np.array([3, 4, 5, 6, 6, 6, 7, 7, 7, 8])
+"""Kinds of other proposed tokens, by how many tokens before it agree (the last: or more)."""
+SEEN = np.array([[24.0, 48.0, 2.0, 1.0, 1.0, 1.0, 2.0, 4.0, 12.0], [1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+"""[right or wrong, kind] tokens that count as seen: the first answers neither hope nor despair."""
 START = 32.0
 """Overhead of a pass, in tokens, before any was measured."""
 LEASTS = np.array([1.0, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12, 0.06, 0.03])
@@ -46,18 +52,14 @@ class Proposal:
 
 
 class Survival:
-    """Chance that a proposed token is right if those before it were, by its kind: counted over all answers so far.
-
-    It begins with counts as if a few had been seen, so that the first answers neither hope nor despair.
-    """
+    """Chance that a proposed token is right if those before it were, by its kind: counted over all answers so far."""
 
     def __init__(self) -> None:
-        self._right = np.array([24.0, 48.0, 2.0, 1.0, 2.0, 4.0, 12.0])
-        self._wrong = np.ones(7)
+        self._right, self._wrong = SEEN.copy()
 
     def note(self, proposal: Proposal, accepted: int) -> None:
         """Count a proposal of which the first `accepted` tokens were right, and no more."""
-        self._right += np.bincount(proposal.kinds[:accepted], minlength=7)
+        self._right += np.bincount(proposal.kinds[:accepted], minlength=SEEN.shape[1])
         if accepted < len(proposal.kinds):
             self._wrong[proposal.kinds[accepted]] += 1
 
@@ -90,6 +92,8 @@ class Drafted:
 
     def __post_init__(self) -> None:
         self._fitting = list(self.drafts)
+        self._lost: tuple[int, ...] = ()  # the draft that fitted last
+        self._shift = 0  # how many places further on the answer goes on in it
 
     @property
     def left(self) -> int:
@@ -110,6 +114,7 @@ class Drafted:
         self.accepted += next(wrong, min(len(tokens), len(expected)))
         self.tokens += tokens
         end = len(self.tokens)
+        self._lost = self._fitting[0] if self._fitting else self._lost
         self._fitting = [d for d in self._fitting if len(d) > end and list(d[start:end]) == self.tokens[start:]]
 
     def propose(self) -> Proposal:
@@ -129,21 +134,29 @@ class Drafted:
 
     def _look_up(self) -> Proposal:
         text, size = self._text()
-        if size < GRAM + 1:
-            return Proposal()
-        found = np.ones(size - GRAM, dtype=bool)  # [n]: whether the run that ends before n + GRAM is the last one
+        found = np.ones(max(0, size - GRAM), dtype=bool)  # [n]: whether the run that ends before n + GRAM is the last
         for n in range(GRAM):
-            found &= text[n : size - GRAM + n] == text[size - GRAM + n]
+            found &= text[n : n + len(found)] == text[size - GRAM + n]
         best, place = GRAM - 1, 0
         for end in (np.flatnonzero(found)[-PLACES:] + GRAM).tolist():
             agreed = _agreement(text, end, size)
             if agreed > best:
                 best, place = agreed, end
         if best < GRAM:
-            return Proposal()
+            return self._resume()
         tokens = text[place : min(size, place + self.left)].tolist()
-        until = tokens.index(APART) if APART in tokens else len(tokens)
-        return Proposal(tokens=tokens[:until], kinds=np.full(until, LOOKED_UP + min(3, best // 3)))
+        return _after(tokens[: tokens.index(APART) if APART in tokens else None], best)
+
+    def _resume(self) -> Proposal:
+        """The draft that fitted last, from behind the last token near the expected place; else from that place on, as
+        if one token stood for another."""
+        place = len(self.tokens) + self._shift
+        first, last = max(1, place - NEAR), min(len(self._lost), place + NEAR)
+        near = [n for n in range(first, last + 1) if self._lost[n - 1] == self.tokens[-1]]
+        if near:
+            place = min(near, key=lambda n: abs(n - place))
+            self._shift = place - len(self.tokens)
+        return _after(self._lost[max(0, place) :][: self.left], int(bool(near)))
 
     def _text(self) -> tuple[NDArray[np.int64], int]:
         """The drafts (the likeliest last), the prompt and the answer so far, and how long that is."""
@@ -155,6 +168,12 @@ class Drafted:
         self._known[size - len(self.tokens) + self._own : size] = self.tokens[self._own :]
         self._own = len(self.tokens)
         return self._known, size
+
+
+def _after(tokens: Sequence[int], agreed: int) -> Proposal:
+    """Proposal of tokens before which so many agree: each that comes true is one more."""
+    kinds = LOOKED_UP[np.minimum(agreed + np.arange(len(tokens)), len(LOOKED_UP) - 1)]
+    return Proposal(tokens=tokens, kinds=kinds)
 
 
 def _agreement(text: NDArray[np.int64], end: int, size: int) -> int:
@@ -235,12 +254,12 @@ class Pace:
     blocks: int = 0
     value: float = 0.0
 
-    def note(self, seconds: float, tokens: int) -> None:
-        """Count a block; old ones fade."""
+    def note(self, seconds: float, tokens: int, blocks: int) -> None:
+        """Count blocks; old ones fade."""
         if tokens:
-            share = max(1 / TRIES, 1 / (self.blocks + 1))
+            share = max(min(1.0, blocks / TRIES), blocks / (self.blocks + blocks))
             self.value += share * (seconds / tokens - self.value)
-            self.blocks += 1
+            self.blocks += blocks
 
 
 @dataclass

@@ -43,22 +43,27 @@ class TransformersEngine(Engine):
         """The n-th answers, in the items' order; `asked.workers` threads share the items."""
         return self._verifier.timed(
             False,
+            1,
             lambda: shared(asked.workers, len(items), lambda worker, own: _share(asked, model, items[own], replicate)),
         )
 
     def verify(
         self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
     ) -> list[Answer]:
-        """The n-th answers, as drafts where they come true; plainly where this model takes none, or they do not pay."""
-        verifier = self._verifier
-        if not (verifier.takes(asked, model.module) and verifier.pays()):
-            return self.answer(asked, model, items, replicate)
+        """The n-th answers, as drafts where they come true; plainly where this model takes none, or they do not pay.
+
+        Of more items than a batch, as many as a batch are on their way at a time.
+        """
+        verifier, size = self._verifier, asked.batch_size
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
+        if not (verifier.takes(asked, model.module) and verifier.pays(len(batches))):
+            return [answer for batch in batches for answer in self.answer(asked, model, batch, replicate)]
 
         def share(worker: int, own: slice) -> list[Answer]:
             return verifier.answer(worker, asked, model, items[own], replicate, drafts[own])
 
         with over_rows(model.module):
-            return verifier.timed(True, lambda: shared(asked.workers, len(items), share))
+            return verifier.timed(True, len(batches), lambda: shared(asked.workers, len(items), share))
 
     @property
     def tells_likelihoods(self) -> bool:

@@ -206,23 +206,23 @@ class Verifier:
             self._packed[kind] = packs(module)
         return self._packed[kind]
 
-    def pays(self) -> bool:
-        """Whether the next block is verified: for `PAUSE` blocks none is, once verifying was the slower way."""
+    def pays(self, blocks: int) -> bool:
+        """Whether the next blocks are verified: for `PAUSE` blocks none is, once verifying was the slower way."""
         plain, drafted = self._paces[False], self._paces[True]
-        if self._pause:
-            self._pause -= 1
+        if self._pause > 0:
+            self._pause -= blocks
             return False
         if plain.blocks and drafted.blocks >= self._tries and drafted.value > SLOWER * plain.value:
-            self._pause, self._tries, self._paces[True] = PAUSE, 1, Pace()
+            self._pause, self._tries, self._paces[True] = PAUSE + 1 - blocks, 1, Pace()
             return False
         return True
 
-    def timed(self, drafted: bool, answer: Callable[[], list[Answer]]) -> list[Answer]:
-        """The answers of a block, whose time is noted."""
+    def timed(self, drafted: bool, blocks: int, answer: Callable[[], list[Answer]]) -> list[Answer]:
+        """The answers of so many blocks, whose time is noted."""
         started = time.perf_counter()
         answers = answer()
         tokens = sum(len(one.tokens) for one in answers)
-        self._paces[drafted].note(time.perf_counter() - started, tokens)
+        self._paces[drafted].note(time.perf_counter() - started, tokens, blocks)
         return answers
 
     def answer(
@@ -263,7 +263,8 @@ def verified(
         fitting = [draft.tokens for draft in known if draft.prompt_key == key and draft.tokens]
         rows.append(Drafted(number=number, prompt=prompt, drafts=fitting, limit=free, seed=seed))
     if rows:
-        Verification(model.module, rows, _rules(asked, model), memory, len(rows)).run()
+        slots = -(-asked.batch_size // asked.workers)
+        Verification(model.module, rows, _rules(asked, model), memory, slots).run()
     ends = _ends(model)
     for row in rows:
         whole = answer_of(asked, model, row.prompt, row.tokens, ends, pad_id(model), row.limit)

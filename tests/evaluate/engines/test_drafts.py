@@ -18,7 +18,6 @@ from souping.evaluate.engines import Answer
 from souping.evaluate.engines.drafts import (
     AGREED,
     LONE,
-    LOOKED_UP,
     SPLIT,
     Drafted,
     PassCosts,
@@ -99,7 +98,7 @@ def test_a_verified_answer_is_the_plain_one(
     case: str, python: Any, java: Any, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = replace(LOCAL, **CASES[case], engine=TransformersEngine())
-    monkeypatch.setattr(Verifier, "pays", lambda self: True)
+    monkeypatch.setattr(Verifier, "pays", lambda self, blocks: True)
     for replicate in range(asked.answers):
         own, other = (asked.evaluate(one, items, replicate) for one in (python, java))
         for name, maker in MAKERS.items():
@@ -140,6 +139,14 @@ def test_blocks_after_one_another_learn_and_stay_right(python: Any, java: Any, i
         for block in asked.batches(items):
             told = asked.verify(python, block, 0, [[draft(other[item.id])] for item in block])
             assert bare(told) == [own[item.id] for item in block]
+
+
+def test_more_items_than_a_batch_take_turns(python: Any, java: Any, items: tuple[Item, ...]) -> None:
+    asked = replace(LOCAL, engine=TransformersEngine(), batch_size=3)
+    own, other = (LOCAL.evaluate(one, items) for one in (python, java))
+    told = asked.verify(python, items, 0, [[draft(record)] for record in other])
+    assert bare(told) == own
+    assert any(record.accepted for record in told)
 
 
 def test_the_pass_tells_how_likely_a_whole_draft_is(python: Any, java: Any, items: tuple[Item, ...]) -> None:
@@ -194,16 +201,16 @@ def test_it_pauses_while_verifying_is_the_slower_way() -> None:
     one = [Answer(tokens=(1, 2))]
 
     def block(drafted: bool, seconds: float) -> None:
-        verifier.timed(drafted, lambda: time.sleep(seconds) or one)  # type: ignore[func-returns-value]
+        verifier.timed(drafted, 1, lambda: time.sleep(seconds) or one)  # type: ignore[func-returns-value]
 
     block(False, 0.01)
     for _ in range(3):
-        assert verifier.pays()
+        assert verifier.pays(1)
         block(True, 0.03)
-    assert [verifier.pays() for _ in range(10)] == [False] * 9 + [True]
+    assert [verifier.pays(1) for _ in range(10)] == [False] * 9 + [True]
     for _ in range(6):
         block(True, 0.001)
-        assert verifier.pays()
+        assert verifier.pays(1)
 
 
 def test_who_takes_drafts() -> None:
@@ -227,9 +234,19 @@ class TestProposals:
         row = Drafted(number=0, prompt=[2, 3, 4, 5, 9, 2, 3, 7, 7], drafts=[(1, 2, 3, 8)], limit=9)
         row.take([6, 9, 2, 3], Proposal())
         found = row.propose()
-        assert (list(found.tokens), min(found.kinds) >= LOOKED_UP) == ([7, 7, 6, 9, 2], True)
+        assert (list(found.tokens), found.kinds.tolist()) == ([7, 7, 6, 9, 2], [6, 6, 6, 7, 7])
         row.take([0], found)
         assert list(row.propose().tokens) == []
+
+    def test_a_draft_is_taken_up_again_near_its_place(self) -> None:
+        row = Drafted(number=0, prompt=[1], drafts=[(10, 11, 12, 13, 14, 15, 16, 17)], limit=9)
+        row.take([10, 11, 50], row.propose())  # one token for another
+        found = row.propose()
+        assert (list(found.tokens), found.kinds.tolist()) == ([13, 14, 15, 16, 17], [3, 4, 5, 6, 6])
+        row.take([51], found)
+        row.take([13], row.propose())  # one more than the draft had
+        found = row.propose()
+        assert (list(found.tokens), found.kinds.tolist()) == ([14, 15, 16, 17], [4, 5, 6, 6])
 
     def test_a_token_is_agreed_lone_or_where_drafts_part(self) -> None:
         row = Drafted(number=0, prompt=[1], drafts=[(5, 6, 7, 8, 9), (5, 6, 2), (5, 3)], limit=9)
