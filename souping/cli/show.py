@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from souping.core.text import nearest, positive, safe
-from souping.core.types import Json, UserError, entries, part
-from souping.report.samples import changed, read_samples, show_sample
+from souping.core.types import FOLDS, Json, UserError, entries, part
+from souping.report.samples import changed, read_samples, score_of, show_sample
 from souping.report.tables import Row
 
 FILE = "samples.jsonl.gz"
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
     samples = list(read_samples(run_dir / FILE))
     report = _report(run_dir)
-    fold = options.fold or ("report" if any(sample.get("fold") == "report" for sample in samples) else "search")
+    fold = options.fold or _reached(samples)
     mine = [sample for sample in samples if sample.get("fold") == fold]
     if options.category:
         mine = _of_category(mine, options.category)
@@ -41,6 +41,16 @@ def main(arguments: Sequence[str]) -> int:
         _note(run_dir, options.store, report, mine)
     _show(mine, names, options.limit, what=_what(options, names))
     return 0
+
+
+def _reached(samples: Sequence[Row]) -> str:
+    """The last fold that the run scored; other runs may have left answers to later ones."""
+    scored = {
+        str(sample.get("fold"))
+        for sample in samples
+        if any(score_of(sample, name) is not None for name in part(sample, "models"))
+    }
+    return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--category", metavar="C", help="items of this category")
     parser.add_argument("--item", action="append", default=[], metavar="ID", help="this item; may be given again")
     parser.add_argument("--models", metavar="A,B", help="these models; the last stands for the soup")
-    parser.add_argument("--fold", choices=("select", "search", "report"), help="default: report, where there is one")
+    parser.add_argument("--fold", choices=("select", "search", "report"), help="default: the last one that was scored")
     parser.add_argument("--limit", type=positive, default=10, metavar="N", help="at most so many items (10)")
     parser.add_argument("--store", metavar="FILE", help="the run's results store, where it is not found")
     return parser
