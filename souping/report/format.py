@@ -77,15 +77,6 @@ def brackets(score: Json, sign: bool = False) -> str:
     return f"{middle} [{_limit(score['low'], sign)}, {_limit(score['high'], sign)}]"
 
 
-def with_interval(score: Json, sign: bool = False) -> str:
-    """`78.1 (74.1 to 82.0)` of {mean or difference, low, high}."""
-    if not isinstance(score, Mapping):
-        return percent(score, sign=sign)
-    middle = percent(score.get("mean", score.get("difference")), sign=sign)
-    around = interval(score.get("low"), score.get("high"), sign=sign)
-    return f"{middle} ({around})" if around else middle
-
-
 def rho(value: Json) -> str:
     given = number(value)
     if given is None:
