@@ -134,7 +134,7 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
     [
         (("nowhere",), ("nowhere: no config.yaml", "finished run")),
         ((), ("RUN_DIR",)),
-        (("run", "analysis=[winz]"), ("analysis/winz", "did you mean wins")),
+        (("run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
         (("run", "analysis=wins", "analysis.wins.solvd=1"), ("solvd",)),
         (("run", "analysis=wins", "analysis.wins.solved=yes"), ("analysis.wins.solved", "a number")),
         (("run", "wins"), ("wins is no override",)),
