@@ -212,5 +212,6 @@ def test_kill_minus_nine_loses_no_batch_that_was_committed(
     assert souping(*arguments, "hydra.run.dir=outputs/fam/resumed").code == 0
     assert souping(*arguments, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").code == 0
     resumed, fresh = (report_of(tmp_path / "outputs/fam" / name) for name in ("resumed", "fresh"))
-    assert timeless(resumed) == timeless(fresh)
+    named = json.dumps(timeless(resumed)).replace("outputs/fam/resumed", "outputs/fam/fresh")  # in a command
+    assert json.loads(named) == timeless(fresh)
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
