@@ -12,7 +12,7 @@ from souping.search.surrogate import Surrogate
 
 DRAWS, TINY = 2000, 1e-12
 POINT = 0.01
-WIDTH = 1.0
+WIDTH = 0.9
 """Standard errors of what is said of a pick, in the posterior's: fitted by benchmarks/search_constants.py."""
 
 
