@@ -35,7 +35,8 @@ TASKS = (
 )
 THINGS = (
     "a bicycle", "sorting numbers", "baking bread", "the water cycle", "a library", "growing tomatoes", "a lighthouse",
-    "a chess opening",
+    "a chess opening", "a thermometer", "learning to swim", "a market", "folding paper", "a violin", "bees",
+    "planning a journey", "a volcano",
 )  # fmt: skip
 SOUPS = (
     (0.4, 0.3, 0.3), (0.5, 0.3, 0.2), (0.5, 0.2, 0.3), (0.6, 0.2, 0.2), (0.4, 0.4, 0.2), (0.3, 0.4, 0.3),
@@ -65,7 +66,7 @@ def main() -> None:
     state = json.loads(options.state.read_text()) if options.state.exists() else {"answers": {}, "times": {}}
     items = [
         Item(id=f"q{n}", category="c", prompt=({"role": "user", "content": task.format(thing)},), answer="")
-        for n, (thing, task) in enumerate(itertools.product(THINGS, TASKS))
+        for n, (thing, task) in enumerate(itertools.product(THINGS[: options.things], TASKS))
     ]
     evaluator = LocalEvaluator(batch_size=options.batch, max_new_tokens=options.tokens, threads=1, device="cpu")
     started = time.monotonic()
@@ -98,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--models", type=Path, default=Path("outputs/smollm/models"))
     own.add_argument("--state", type=Path, default=Path("drafts-state.json"))
     own.add_argument("--items", type=int, default=16)
+    own.add_argument("--things", type=int, default=8, help="what the questions are about, four of each")
     own.add_argument("--batch", type=int, default=8)
     own.add_argument("--tokens", type=int, default=200)
     own.add_argument("--soups", type=int, default=10)
