@@ -108,7 +108,10 @@ class TestAgainstRuns:
         (stage,) = (s for s in plan_of(tmp_path / "planned")["stages"] if s["name"].startswith("search"))
         assert souping(*call, "hydra.run.dir=out").code == 0
         trials = (tmp_path / "out" / "trials.csv").read_text().count("\n") - 1
-        assert trials <= stage["models"][1] <= trials + 1  # the greedy soup may end early
+        early = (
+            3 if "budget" in optimiser else 1
+        )  # a search in parts ends where more cannot pay, the greedy soup one early
+        assert trials <= stage["models"][1] <= trials + early
 
     def test_it_loads_nothing_heavy(self, family: Path, tmp_path: Path) -> None:
         words = ["souping", *pool_of(family), "plan=true"]
