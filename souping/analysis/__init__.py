@@ -63,7 +63,6 @@ class RunScores:
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
-    again: str = "python -m souping analyse RUN_DIR"
 
     def single(self, name: str) -> Recipe:
         return self.soups.candidates[name]

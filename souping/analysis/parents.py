@@ -19,6 +19,7 @@ from souping.analysis.correlation import FEWEST_MODELS
 from souping.analysis.stability import GroupSums
 from souping.core import simplex
 from souping.core.scores import ScoreMatrix
+from souping.core.text import ANALYSE
 from souping.core.types import FloatArray, Json, Recipe
 
 TIE = 1e-12
@@ -68,7 +69,7 @@ def too_few(run: RunScores, needed: int) -> str:
         return f"{head}, and the grid of {size} ingredients has no more: optimiser=nevergrad asks others"
     items = max((len(scores.items) for scores in run.search.values()), default=0)
     lacking = items * run.answers * sum(soup.id not in run.search for soup in asked)
-    more = f"{run.again} 'analysis=[consistency,parents]' analysis.consistency.soups={FEWEST_MODELS}"
+    more = f"{ANALYSE} 'analysis=[consistency,parents]' analysis.consistency.soups={FEWEST_MODELS}"
     return f"{head}. {lacking:,} more answers give them: {more}"
 
 

@@ -21,9 +21,10 @@ from yaml import YAMLError
 from souping.cli.config import register, resolved
 from souping.cli.help import folder
 from souping.cli.job import hear_warnings, settings_of
+from souping.core.files import nearby
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import RunSettings, nearby
+from souping.pipeline.settings import RunSettings
 
 KEYS = ("analysis", "shapley")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")

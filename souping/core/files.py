@@ -45,6 +45,12 @@ def near_folder(path: str | Path) -> str:
     return ""
 
 
+def nearby(path: Path) -> str:
+    """A path as it is shortest from here."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.

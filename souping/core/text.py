@@ -25,6 +25,8 @@ Threads = Annotated[int, Interval(ge=1, le=1024)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 """Seed of random numbers, as numpy takes it."""
 TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
+ANALYSE = "python -m souping analyse RUN_DIR"
+"""Command that makes analyses of a finished run: data name no place, so that equal runs have equal ones."""
 LONGEST = 1e7
 Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
 UNSAFE = re.compile(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from shlex import quote
 from typing import NoReturn
 
 import numpy as np
@@ -15,7 +14,7 @@ from souping.analysis.correlation import pearson
 from souping.core.text import first_line, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.settings import RunSettings, nearby
+from souping.pipeline.settings import RunSettings
 
 Asked = Iterable[tuple[Recipe, str]]
 """Models, and the handlers that asked them."""
@@ -54,7 +53,6 @@ class AnalysisInput:
             report=self._reported(),
             answers=self.stored.answers,
             read=self._read,
-            again=f"python -m souping analyse {quote(nearby(self.run.run_dir))}",
         )
 
     def _searched(self, asked: Asked) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from souping.core.files import nearby
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError, elements, entries, number, part, texts
 from souping.pipeline.schedule import Stage
-from souping.pipeline.settings import RunSettings, nearby
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.stages import RunStages
 from souping.pipeline.store import Store
 from souping.report.files import read_trials, write_report

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from souping.core.files import nearby
 from souping.core.protocols import Part
 from souping.core.text import fitted, safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.models import free_target
-from souping.pipeline.settings import MergeSettings, RunSettings, nearby, said
+from souping.pipeline.settings import MergeSettings, RunSettings, said
 from souping.pipeline.upload import Target, check, push
 
 SHOWN = (

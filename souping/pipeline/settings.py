@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from souping.core.files import nearby
 from souping.core.types import Json, UserError, part
 from souping.core.versions import __version__
 from souping.report.format import quoted
@@ -116,12 +117,6 @@ class RunSettings(MergeSettings):
     def with_items(self) -> RunSettings:
         """These settings with the evaluator's own items in place of `benchmark=own` (UserError if it cannot be had)."""
         return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
-
-
-def nearby(path: Path) -> str:
-    """A path as it is shortest from here."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
 def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:

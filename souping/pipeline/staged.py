@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from souping.core.files import put
+from souping.core.files import nearby, put
 from souping.core.types import LateError, Selection, UserError
 from souping.pipeline.checks import complaints, flat_categories, not_measured
 from souping.pipeline.samples import write_samples
-from souping.pipeline.settings import RunSettings, nearby, said
+from souping.pipeline.settings import RunSettings, said
 from souping.pipeline.stages import RunStages, select
 from souping.pipeline.store import Store
 from souping.report.files import as_json, selection_dict, trial_rows, write_report, write_trials

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from souping.core.files import put
+from souping.core.files import nearby, put
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
@@ -23,7 +23,7 @@ from souping.pipeline.requirements import (
 )
 from souping.pipeline.run import check_settings
 from souping.pipeline.schedule import Schedule
-from souping.pipeline.settings import RunSettings, items_of, nearby
+from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.side_benchmarks import SideBenchmark, sides
 from souping.pipeline.store import Store
 from souping.planning.plan import Plan, Speed, speed

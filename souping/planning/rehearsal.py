@@ -14,13 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from souping.core.files import put
+from souping.core.files import nearby, put
 from souping.core.types import Fold, Item, Record, UserError
 from souping.evaluate.folds import first_items
 from souping.evaluate.scoring.own import grades
 from souping.pipeline.run import check_settings
 from souping.pipeline.samples import sample_of
-from souping.pipeline.settings import RunSettings, nearby
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
 from souping.planning.plan import Plan, Speed, seconds
 from souping.planning.planner import make

@@ -11,12 +11,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
-from souping.core.files import put
+from souping.core.files import nearby, put
 from souping.core.scores import ScoreMatrix
+from souping.core.text import ANALYSE
 from souping.core.types import Json, Selection, Trial, number, part, texts
 from souping.report import plots
 from souping.report.drawing import Drawing
@@ -34,16 +37,17 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str = "") -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
-    `made` stands in the footer of the page: command, date, version.
+    `made` stands in the footer of the page: command, date, version. Commands on this run name RUN_DIR in report.json,
+    so that equal runs give equal ones, and its place on the pages.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    drawings = draw(report, trials)
+    drawings, place = draw(report, trials), quote(nearby(run_dir))
     pages = {
         "report.json": as_json(report),
-        "report.md": markdown(report, trials),
-        "report.html": page(report, trials, drawings, made),
+        "report.md": markdown(report, trials).replace(ANALYSE, ANALYSE.replace("RUN_DIR", place)),
+        "report.html": page(report, trials, drawings, made).replace(ANALYSE, ANALYSE.replace("RUN_DIR", escape(place))),
         **files(report),
     }
     paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]

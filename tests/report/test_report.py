@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from souping.core.text import ANALYSE
 from souping.core.types import UserError
 from souping.report.files import as_json, draw, put, write_report, write_selection, write_trials
 from souping.report.format import percent, seconds, short
@@ -127,6 +129,18 @@ def test_two_reports_of_the_same_run_are_the_same_bytes(written: Any, tmp_path: 
     write_report(report, trials, tmp_path)
     for path in paths:
         assert (tmp_path / path.relative_to(run_dir)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_command_on_the_run_names_its_place_on_the_pages_alone(tmp_path: Path) -> None:
+    report, trials = sample(k=3, models=6, columns=4)
+    why = f"2 soups answered all. 480 more answers give them: {ANALYSE} 'analysis=[parents]'"
+    report = {**report, "analyses": {"consistency": {"not_estimable": why}}}
+    place = tmp_path / "my run"
+    place.mkdir()
+    write_report(report, trials, place)
+    assert "analyse RUN_DIR" in (place / "report.json").read_text()
+    assert f"analyse '{place}' " in (place / "report.md").read_text()
+    assert f"analyse '{place}' " in html.unescape((place / "report.html").read_text())
 
 
 @pytest.mark.parametrize(
