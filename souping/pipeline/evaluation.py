@@ -207,7 +207,7 @@ class Evaluation(RecipeEvaluator):
         return [(item.question, block.replicate) for block in blocks for item in block.asked]
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
-        """Scores of one soup on items, in the items' order. Each block is committed before the next begins."""
+        """Scores of one soup on items, in the items' order. What comes is committed before more is asked."""
         return self.all_scores([(recipe, handler)], items)[0]
 
     def all_scores(
@@ -244,8 +244,10 @@ class Evaluation(RecipeEvaluator):
     def collect(self) -> tuple[Inquiry, Reply]:
         """The next inquiry with all of its answers; each block is committed when it comes."""
         while not self._done:
-            task, answered = self._workers.take()
-            self._finish(self._out.pop(task.number), answered)
+            came = [(self._out.pop(task.number), answered) for task, answered in self._workers.take()]
+            kept = [(out, self._keep(out, answered)) for out, answered in came]  # all answers before the first scorer
+            for out, records in kept:
+                self._finish(out, records)
         pending = self._done.popleft()
         return pending.inquiry, pending.reply()
 
@@ -253,7 +255,8 @@ class Evaluation(RecipeEvaluator):
         recipe, asking = pending.inquiry.recipe, pending.asking
         if block.rescored:
             old = {item.id: block.known[item.id] for item in block.rescored}
-            graded = self._commit(recipe, block, block.rescored, list(old.values()))
+            self._store.add(recipe, block.asker, block.settings, block.key, block.rescored, list(old.values()))
+            graded = self._graded(recipe, block, block.rescored, list(old.values()))
             block = replace(block, known={**block.known, **dict(zip(old, graded, strict=True))}, rescored=())
         if not block.asked:
             self._settle(pending, block, {})
@@ -310,21 +313,27 @@ class Evaluation(RecipeEvaluator):
             else:
                 self._settle(pending, block, {})
 
-    def _finish(self, out: BlockOut, answered: Answered) -> None:
-        """Commit a block's answers, and give them to whoever waits for them."""
+    def _keep(self, out: BlockOut, answered: Answered) -> list[Record]:
+        """Commit a block's answers as they came, with their time."""
         block, each = out.block, answered.seconds / len(out.block.asked)
         given = _margins(out, answered) if out.references else answered.records
-        records = self._commit(out.recipe, block, block.asked, [replace(record, seconds=each) for record in given])
+        records = [replace(record, seconds=each) for record in given]
+        self._store.add(out.recipe, block.asker, block.settings, block.key, block.asked, records)
         self._store.add_timing(out.recipe.fingerprint, block.asker, len(block.asked), answered.seconds)
+        return records
+
+    def _finish(self, out: BlockOut, records: list[Record]) -> None:
+        """Score a block's answers, and give them to whoever waits for them."""
+        block = out.block
+        records = self._graded(out.recipe, block, block.asked, records)
         for pending in out.waiting:
             pending.out -= 1
             self._settle(pending, block, {record.item: record for record in records})
             if not pending.out:
                 self._done.append(pending)
 
-    def _commit(self, recipe: Recipe, block: Block, items: Sequence[Item], records: list[Record]) -> list[Record]:
-        """Commit answers and scores; scorers of the user's are called in between, so that no answer is lost by one."""
-        self._store.add(recipe, block.asker, block.settings, block.key, items, records)
+    def _graded(self, recipe: Recipe, block: Block, items: Sequence[Item], records: list[Record]) -> list[Record]:
+        """Records that lie in the store with their scores; those by scorers of the user's are committed."""
         waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
         if not waiting:
             return records

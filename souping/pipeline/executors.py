@@ -86,11 +86,10 @@ TOGETHER = 8
 
 
 class LocalWorkers(Workers):
-    """One worker, in this process: tasks are answered one after another, when they are taken."""
+    """One worker, in this process: tasks are answered when they are taken, those that are verified together at once."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._tasks = worker, deque[BlockTask]()
-        self._done = deque[tuple[BlockTask, Answered]]()
 
     @property
     def slots(self) -> int:
@@ -99,13 +98,11 @@ class LocalWorkers(Workers):
     def put(self, task: BlockTask) -> None:
         self._tasks.append(task)
 
-    def take(self) -> tuple[BlockTask, Answered]:
-        if not self._done:
-            tasks = [self._tasks.popleft()]
-            while self._tasks and len(tasks) < TOGETHER and _verified_together(tasks[0], self._tasks[0]):
-                tasks.append(self._tasks.popleft())
-            self._done.extend(zip(tasks, _answer_together(self._worker, tasks), strict=True))
-        return self._done.popleft()
+    def take(self) -> list[tuple[BlockTask, Answered]]:
+        tasks = [self._tasks.popleft()]
+        while self._tasks and len(tasks) < TOGETHER and _verified_together(tasks[0], self._tasks[0]):
+            tasks.append(self._tasks.popleft())
+        return list(zip(tasks, _answer_together(self._worker, tasks), strict=True))
 
     def close(self) -> None:
         """The driver's own evaluators are closed where they were built."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from souping.core.protocols import Drafts, Served
-from souping.core.types import Draft, Inquiry, Item, Recipe, Record, Reply
+from souping.core.types import Draft, Inquiry, Item, Recipe, Record, Reply, UserError
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.executors import TOGETHER
 from souping.pipeline.store import Store
@@ -120,6 +120,33 @@ def test_who_is_asked_with_drafts(mode: Drafts, trial: int, choice: int, claim: 
             act(recipe(0.1 * (number + 1), 1 - 0.1 * (number + 1)))
             counts.append(len(judge.offered) - before)
         assert counts == [trial, choice, claim]
+
+
+class Unscored(FakeVerifier):
+    """Verifier whose answers are scored by a scorer of the user's."""
+
+    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+        return [replace(record, score=float("nan")) for record in super().evaluate(model, items, replicate)]
+
+    def rescore(self, item: Item, record: Record) -> Record:
+        return replace(record, score=float("nan"))
+
+
+def test_a_scorer_that_fails_loses_no_answer_of_blocks_that_came_together(tmp_path: Path) -> None:
+    items, soup, judge = make_items(40), recipe(0.5, 0.5), Unscored(SKILL)
+
+    def grade(mine: Sequence[Item], outputs: Sequence[str], known: object) -> tuple[list[float], UserError | None]:
+        return [float("nan")] * len(mine), UserError("the scorer is broken")
+
+    with Store(tmp_path / "s") as store:
+        own = Evaluation(store, judge, serve, lambda r: (), lambda n: None, grade=grade)
+        with pytest.raises(UserError, match="the scorer is broken"):
+            ask(own, soup, items)
+        assert len(judge.offered) == 1  # several blocks, verified as one
+        again = Evaluation(
+            store, judge, serve, lambda r: (), lambda n: None, grade=lambda m, o, k: ([1.0] * len(m), None)
+        )
+        assert ask(again, soup, items).reused == TOGETHER * judge.batch_size < len(items)
 
 
 def test_a_killed_search_goes_on_with_what_it_had(tmp_path: Path) -> None:
