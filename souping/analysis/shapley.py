@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Annotated, Literal
 
@@ -223,6 +223,7 @@ class _Values:
     run: RunScores
     empty: FloatArray
     first: ItemScores
+    known: dict[Coalition, FloatArray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunScores, game: _Game) -> _Values:
@@ -239,7 +240,11 @@ class _Values:
 
     def of_coalition(self, coalition: Coalition) -> FloatArray:
         """Scores [I] of a coalition's soup."""
-        return self.run.search[self.game.recipe(coalition).id].values if coalition else self.empty
+        if not coalition:
+            return self.empty
+        if coalition not in self.known:  # a recipe's id is a hash of its text: too dear for every coefficient
+            self.known[coalition] = self.run.search[self.game.recipe(coalition).id].values
+        return self.known[coalition]
 
     def row(self, members: Members) -> dict[str, Json]:
         """A coalition with its soup and value."""
@@ -309,10 +314,8 @@ def _level(game: _Game, values: _Values, size: int) -> _Level:
         errors, orders = dict[Members, float](), 0
     else:
         drawn = game.orders(size)
-        found, errors, orders = {}, {}, len(drawn)
-        for player in players:
-            found[player] = values.combine(drawn_coefficients(player, drawn))
-            errors[player] = _error(player, drawn, values)
+        found, errors = _drawn(players, drawn, values)
+        orders = len(drawn)
     whole = values.objective(values.of_coalition(tuple(players))) - values.objective(values.empty)
     gap = abs(sum(values.objective(own) for own in found.values()) - whole)
     return _Level(size=size, exact=not orders, orders=orders, values=found, errors=errors, gap=gap)
@@ -331,35 +334,36 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
     return shares
 
 
-def drawn_coefficients(player: Members, orders: Sequence[Sequence[Members]]) -> Coefficients:
-    """The same from drawn orders (Castro, Gomez and Tejada 2009): the mean of what the player adds when it comes."""
-    shares: Coefficients = {}
-    for order in orders:
-        place = order.index(player)
-        for upto, sign in ((place + 1, 1.0), (place, -1.0)):
-            coalition = tuple(order[:upto])
-            shares[coalition] = shares.get(coalition, 0.0) + sign / len(orders)
-    return shares
+def _drawn(
+    players: Sequence[Members], orders: Sequence[Sequence[Members]], values: _Values
+) -> tuple[dict[Members, FloatArray], dict[Members, float]]:
+    """Values [I] by item and standard errors from drawn orders (Castro, Gomez and Tejada 2009).
 
-
-def _error(player: Members, orders: Sequence[Sequence[Members]], values: _Values) -> float:
-    """Standard error of a mean over orders."""
+    A value is the mean over orders of what the player adds when it comes. Orders are walked once, by what decides a
+    coalition's soup: the same few soups come again and again.
+    """
+    shares: dict[Members, Coefficients] = {player: {} for player in players}
+    added: dict[Members, list[float]] = {player: [] for player in players}
     worth = _Worth(values)
-    added = []
     for order in orders:
-        place = order.index(player)
-        added.append(worth(tuple(order[: place + 1])) - worth(tuple(order[:place])))
-    return float(np.std(added, ddof=1) / math.sqrt(len(added)))
+        before: Coalition = ()
+        for player in order:
+            after, own = values.game.key((*before, player)), shares[player]
+            own[after] = own.get(after, 0.0) + 1 / len(orders)
+            own[before] = own.get(before, 0.0) - 1 / len(orders)
+            added[player].append(worth(after) - worth(before))
+            before = after
+    found = {player: values.combine(own) for player, own in shares.items()}
+    return found, {player: float(np.std(gains, ddof=1) / math.sqrt(len(orders))) for player, gains in added.items()}
 
 
 class _Worth:
-    """v as a number, computed once a soup."""
+    """v as a number, computed once a soup; soups are told by their coalitions' keys."""
 
     def __init__(self, values: _Values) -> None:
         self._values, self._known = values, dict[Coalition, float]()
 
-    def __call__(self, coalition: Coalition) -> float:
-        key = self._values.game.key(coalition) if coalition else ()
+    def __call__(self, key: Coalition) -> float:
         if key not in self._known:
             self._known[key] = self._values.objective(self._values.of_coalition(key))
         return self._known[key]

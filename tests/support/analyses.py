@@ -18,8 +18,8 @@ Answer = Callable[[Recipe, tuple[Item, ...]], FloatArray]
 
 
 def recipe_of(weights: Mapping[str, float], method: str = "linear") -> Recipe:
-    """Ingredients in the pool's order, the base model last."""
-    names = tuple(name for name in (*NAMES, "base") if weights.get(name))
+    """Ingredients in alphabetical order, which is the pool's; the base model last."""
+    names = tuple(sorted((name for name, share in weights.items() if share), key=lambda name: (name == "base", name)))
     return Recipe(
         ingredients=names,
         fingerprints=tuple(f"f-{name}" for name in names),
