@@ -45,7 +45,7 @@ def forest(report: Report) -> Drawing | None:
     values = [_mean(part(pair, "row").get("objective")) for pair in pairs]
     soup = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
     with canvas():
-        made, axes = figure(8.6, 0.7 + 0.32 * len(pairs))
+        made, axes = figure(8.6, 0.7 + (0.4 if any("\n" in label for label in labels) else 0.32) * len(pairs))
         _whiskers(axes, pairs, colours, "pair")
         _differences_axes(axes, labels, f"soup minus the other, points ({level(pairs[0])} interval)")
         heads = ("score %", "difference", "p")

@@ -37,6 +37,7 @@ th,td{padding:5px 9px;text-align:right;vertical-align:top;border-bottom:1px soli
 th{font-weight:600;vertical-align:bottom;white-space:normal}
 thead th{border-bottom:2px solid var(--line)}
 thead th+th{min-width:4.5em}
+thead th+th.long{min-width:11em}
 td.left,th.left{text-align:left}
 td.left{white-space:normal;min-width:9em;overflow-wrap:break-word}
 tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:7em;max-width:20em;
@@ -50,7 +51,7 @@ figure svg{display:block;width:100%;height:auto;color:var(--ink)}
 figcaption{color:var(--soft);font-size:.85rem}
 .row{display:flex;flex-wrap:wrap;gap:0 16px}
 .row figure{flex:1 1 auto;max-width:100%;min-width:0}
-.row>.scroll{flex:1 1 24em}
+.row>.scroll{flex:1 1 auto}
 .row:not(:has(figure))>.scroll{flex:0 1 auto}
 figure .scroll{margin:0}
 .folds{display:flex;flex-wrap:wrap;gap:0 2em;margin:.4em 0}
@@ -63,6 +64,7 @@ nav ul{display:flex;flex-wrap:wrap;gap:.2em 1.4em;list-style:none;margin:1.2em 0
 a{color:var(--link)}
 pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
 footer{margin-top:2em;color:var(--soft);font-size:.85rem}
+@media (min-width:601px){table:has(thead th:nth-child(9)) tbody th{min-width:13em}}
 @media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
 .print{display:none}
 @media print{section:has(>h2+.folds):not(:has(details[open])){display:none}
@@ -73,6 +75,8 @@ th,td.left,tbody th{min-width:0!important}
 pre{white-space:pre-wrap;overflow-wrap:anywhere}figure svg{min-width:0!important}}
 """.strip()
 
+LONG = 28
+"""Letters of a heading above which its column is made wider."""
 
 FOOT = (
     "Scores are fractions of 1 in report.json and percent here; every key is in docs/report.md."
@@ -156,7 +160,10 @@ def _figure(drawing: Drawing) -> str:
 
 def _html_table(grid: TableGrid) -> str:
     """An HTML table that scrolls sideways by itself, its first column fixed."""
-    head = "".join(f'<th scope="col"{_side(i, grid)}>{_breakable(name)}</th>' for i, name in enumerate(grid.header))
+    head = "".join(
+        f'<th scope="col"{_side(i, grid, len(name) > LONG)}>{_breakable(name)}</th>'
+        for i, name in enumerate(grid.header)
+    )
     rows = "".join(
         f"<tr{' class=strong' if r in grid.strong else ''}>"
         + "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
@@ -173,8 +180,10 @@ def _breakable(text: str) -> str:
     return re.sub(r"(?<=\w)([_/-])(?=\w)", r"\1<wbr>", escape_html(text))
 
 
-def _side(column: int, grid: TableGrid) -> str:
-    return ' class="left"' if column in grid.left else ""
+def _side(column: int, grid: TableGrid, long: bool = False) -> str:
+    """The class of a cell; a `long` heading gets room, or it alone makes the whole head as high as its many lines."""
+    words = " ".join(["left"] * (column in grid.left) + ["long"] * long)
+    return f' class="{words}"' if words else ""
 
 
 def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:

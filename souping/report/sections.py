@@ -240,9 +240,11 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     reached = number(part(report, "objective").get("search"))
     best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
     dropped = sum(number(trial.get("objective")) is None for trial in trials)
+    evaluated = len(trials) - dropped
+    verb = "soup was" if evaluated == 1 else "soups were"
     early = f" {count(dropped)} more were dropped early, after a part of it, and have no score here." if dropped else ""
     lines = (
-        f"{count(len(trials) - dropped)} soups were evaluated on the search fold.{early}{best} "
+        f"{count(evaluated)} {verb} evaluated on the search fold.{early}{best} "
         "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
         " ".join(searched(part(report, "search"))),
     )

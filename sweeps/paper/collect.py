@@ -45,23 +45,24 @@ def categories_table(report: Mapping[str, Json], rows: Sequence[Mapping[str, str
     """The soup's categories beside the paper's soup, where both have them."""
     (paper,) = rows
     soup = next(row for row in entries(report, "rows") if row.get("kind") == "soup")
-    lines = [(clean(name), *beside(float(paper.get(name, "nan")), part(part(soup, "scores"), name))) for name in
-             part(soup, "scores")]  # fmt: skip
+    lines = [
+        (clean(name), *beside(float(paper[name]) if name in paper else None, part(part(soup, "scores"), name)))
+        for name in part(soup, "scores")
+    ]
     return grid(("direction", "SoCE of the paper", "here (95 %)", "the paper's lies"), lines, left=(0, 3))
 
 
 def others_table(report: Mapping[str, Json]) -> TableGrid:
-    """The other benchmarks, a line a model: Table 3's layout; its own rows below."""
+    """The other benchmarks, a line a model: the run's, below them the paper's; a dash where one has no score."""
     measured = entries(report, "also")
     names = dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows"))
-    here = [(name, *(_of(entry, name) for entry in measured)) for name in names]
+    by_name = {clean(entry.get("name")): entry for entry in measured}
     paper = published("table3.csv")
     columns = [key for key in paper[0] if key not in ("model", "bfcl_v3")]
-    header = ("model", *(clean(entry.get("name")) for entry in measured))
-    theirs = [(f"the paper's {row['model']}", *(row[key] for key in columns)) for row in paper]
-    width = len(columns) + 1
-    names_of = [*header[1:], *columns[len(header) - 1 :]]
-    return grid(("model", *names_of), [(*line, *[DASH] * (width - len(line))) for line in (*here, *theirs)])
+    benchmarks = tuple(dict.fromkeys([*(clean(entry.get("name")) for entry in measured), *columns]))
+    theirs = [(f"the paper's {row['model']}", *(row.get(name, DASH) for name in benchmarks)) for row in paper]
+    ours = [(name, *(_of(by_name.get(benchmark, {}), name) for benchmark in benchmarks)) for name in names]
+    return grid(("model", *benchmarks), [*ours, *theirs])
 
 
 def _of(entry: Mapping[str, Json], name: str) -> str:

@@ -16,13 +16,13 @@ overrides=("store.path=$OUT/$experiment${TINY:+-tiny}.sqlite")
 [ -z "${also:-}" ] || [ -n "${TINY:-}" ] || overrides+=("also=$also")
 
 small() { # the experiment's own selection, search and report, on models and items that fit anywhere
-    overrides+=(evaluator=pantry benchmark=pantry server=transformers gate=off optimiser.trials=2 'analysis=[]'
-        evaluator.batch_size=128 evaluator.dtype=null
+    overrides+=(evaluator=pantry benchmark=jsonl server=transformers gate=off optimiser.trials=2 'analysis=[]'
+        evaluator.batch_size=128 evaluator.dtype=null throughput=null
         "pool.candidates=$("$PYTHON" "$here/tiny.py" pool "${models[@]%%=*}")" "${tiny_off[@]/#/\~}")
     local parts=3
     [ ${#models[@]} -gt 0 ] || parts=6 # where no published scores select, items do
-    "$PYTHON" "$here/tiny.py" items "$parts" >"$OUT/tiny.jsonl"
-    overrides+=("benchmark.path=$OUT/tiny.jsonl")
+    "$PYTHON" "$here/tiny.py" items "$parts" >"$OUT/$experiment-tiny.jsonl"
+    overrides+=("benchmark.path=$OUT/$experiment-tiny.jsonl")
     if [ -n "${also:-}" ]; then
         "$PYTHON" "$here/tiny.py" others 1 >"$OUT/others.jsonl"
         overrides+=("also=[$OUT/others.jsonl]")
@@ -55,6 +55,7 @@ collect() { # the newest run: a second one lies in DIR_2
     local report
     report=$(ls -t "$run_dir"/report.json "$run_dir"_*/report.json 2>/dev/null | head -n 1 || true)
     [ -n "$report" ] || { echo "$run_dir: there is no report yet: run first" >&2; exit 2; }
+    [ -z "${TINY:-}" ] || echo "embedded models stand in for the paper's: the table shows its form, its scores compare nothing"
     "$PYTHON" "$here/collect.py" "$report" $table | tee "$(dirname "$report")/table.md"
 }
 

@@ -20,8 +20,8 @@ ROWS = {
     "table1b": ("| soup | 76.50 |", "| ToolACE-2-8B | 68.73 |", "| uniform_selected | 74.01 |"),
     "table2a": ("| soup | 51.70 |", "| MetaMathOctopus-7B | 41.90 |"),
     "table2b": ("| soup | 28.00 |", "| uniform_selected | 27.85 |"),
-    "table3": ("| the paper's 8b-m1 | 78.92 | 51.68 | 44.80 |", "| ToolACE-2-8B |"),
-    "table5": ("| direction | SoCE of the paper |",),
+    "table3": ("| model | others | hellaswag | ifeval | bbh |", "| the paper's 8b-m1 | – | 78.92 | 51.68 | 44.80 |"),
+    "table5": ("| direction | SoCE of the paper |", "| irrelevance | – |"),
 }
 """What the collected tables show: the paper's figures beside the run's."""
 
@@ -41,6 +41,8 @@ def test_it_runs_small(script: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "paper" / f"{script.stem}-tiny"
     table = (folder / "table.md").read_text()
     assert table in done.stdout
+    assert "its scores compare nothing" in done.stdout
+    assert "not the pantry's items" not in done.stderr + done.stdout
     for row in ROWS[script.stem]:
         assert row in table
     assert (folder / "soup" / "model.safetensors").exists()

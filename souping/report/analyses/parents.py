@@ -16,7 +16,7 @@ KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
 def section(data: Row) -> Section:
     soups, categories = entries(data, "soups"), elements(data, "categories")
     head = (
-        f"{count(len(soups))} soups of the search, each against its own parents in {count(len(categories))} categories "
+        f"Each soup of the search ({count(len(soups))}) against its own parents in {count(len(categories))} categories "
         f"of the search fold: {_share(data, 'beats_all')} {KINDS['beats_all']}, {_share(data, 'beats_one')} "
         f"{KINDS['beats_one']}."
     )
@@ -71,7 +71,7 @@ def draw(data: Row) -> Drawing | None:
         axes.grid(axis="x", visible=False)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK)
-    alt = f"Histogram of {len(soups)} soups by the number of categories in which they beat their parents."
+    alt = f"Histogram of the soups ({len(soups)}) by the number of categories in which they beat their parents."
     return Drawing("parents", made, alt)
 
 
