@@ -386,6 +386,11 @@ class Evaluation(RecipeEvaluator):
             return ItemScores(items=(), values=np.zeros(0))
         return item_scores(asking, known, [answers[item.id] for item in known])
 
+    def lacking(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
+        """What an analysis would ask: nothing where all that the store has, parts and drafts too, is the whole fold."""
+        whole = self.found(recipe, items, handler).items == tuple(items)
+        return [] if whole else self.missing(recipe, items, handler)
+
     def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
         """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
         blocks = self._blocks(self._asking(recipe, handler), recipe, items, False)

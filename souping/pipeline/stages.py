@@ -360,9 +360,8 @@ class RunStages:
         )
 
     def _price(self, stage: Stage, recipe: Recipe, handler: str) -> int:
-        """Answers that a soup has to give for an analysis: none where those of a search are whole."""
-        found = self.evaluation.found(recipe, stage.items, handler)
-        return 0 if found.items == stage.items else len(self.evaluation.missing(recipe, stage.items, handler))
+        """Answers that a soup has to give for an analysis."""
+        return len(self.evaluation.lacking(recipe, stage.items, handler))
 
     def _analysed(self) -> AnalysisInput:
         """What the run's analyses see."""

@@ -6,6 +6,7 @@ The pool is opened as a run opens it (headers and tokenizers); nothing is hashed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -150,15 +151,16 @@ class WorkCounter:
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.asks:
-            self._count(stage)
+            self._count(stage, analysis=True)
 
-    def _count(self, stage: Stage, drafts: bool = False) -> None:
+    def _count(self, stage: Stage, drafts: bool = False, analysis: bool = False) -> None:
         evaluation, singles = self.evaluations[stage.side], [(name,) for name in self.pool.names]
         free = evaluation.all_drafted and not stage.claimed and stage.fold != "report"
         todo = 0
         for recipe, handler in stage.asks:
             drafted = free or (drafts and recipe.ingredients not in singles)
-            todo += self._new(recipe, handler, stage.items, evaluation, drafted)
+            if not (analysis and self._is_whole(recipe, handler, stage.items, evaluation)):
+                todo += self._new(recipe, handler, stage.items, evaluation, drafted)
         number, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
         self.stages.append(
             PlannedStage(
@@ -170,6 +172,12 @@ class WorkCounter:
                 side=stage.side,
             )
         )
+
+    def _is_whole(self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation) -> bool:
+        """Whether an analysis has nothing to ask of a soup."""
+        with suppress(UserError):  # an evaluator that this machine lacks a part of
+            return not evaluation.lacking(recipe, items, handler)
+        return False
 
     def _new(
         self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation, drafts: bool = False
