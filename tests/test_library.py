@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import souping
+from souping.core.protocols import Selector
+from souping.core.scores import ScoreMatrix
 from tests.conftest import ROOT
 
 
@@ -149,6 +151,21 @@ def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> Non
 def test_a_table_selects() -> None:
     chosen = souping.select(ROOT / "souping/examples/paper/bfcl_8b.csv")
     assert set(chosen.ingredients) <= set(souping.read_table(ROOT / "souping/examples/paper/bfcl_8b.csv").candidates)
+
+
+class Picks(Selector):
+    """Selector of what is no candidate."""
+
+    def select(self, scores: ScoreMatrix) -> souping.Selection:
+        return souping.Selection(ingredients=("nobody",), selector="picks")
+
+
+def test_what_a_selector_gives_is_looked_at() -> None:
+    table = ROOT / "souping/examples/paper/bfcl_8b.csv"
+    with pytest.raises(souping.UserError, match="selector Picks chose 'nobody', which is no candidate"):
+        souping.select(table, Picks())
+    with pytest.raises(souping.UserError, match="selector is the class Picks: call it"):
+        souping.select(table, Picks)  # type: ignore[arg-type]
 
 
 def test_the_library_needs_no_hydra() -> None:

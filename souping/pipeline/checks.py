@@ -90,13 +90,13 @@ def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:
         )
 
 
-def check_selection(selection: Selection, selector: Selector, candidates: Sequence[str]) -> None:
-    """Refuse what a selector of the user's may give.
+def selected(selector: Selector, scores: ScoreMatrix) -> Selection:
+    """Selection that a selector, which may be the user's, makes of these scores.
 
     Raises:
-        UserError: it is no selection, empty, or holds something that is no candidate, or one twice.
+        UserError: it cannot select; or gave no selection, an empty one, something that is no candidate, or one twice.
     """
-    name = type(selector).__name__
+    selection, candidates, name = selector.select(scores), scores.candidates, type(selector).__name__
     if not isinstance(selection, Selection):
         raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
     for chosen in selection.ingredients:
@@ -104,6 +104,7 @@ def check_selection(selection: Selection, selector: Selector, candidates: Sequen
             raise UserError(f"selector {name} chose {chosen!r}, which is no candidate: {listed(candidates)}")
     if not selection.ingredients or len(set(selection.ingredients)) < len(selection.ingredients):
         raise UserError(f"selector {name} chose {listed(selection.ingredients) or 'nothing'}: each ingredient once")
+    return selection
 
 
 def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:

@@ -227,10 +227,13 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     """Ingredients by a table of scores (a CSV `model,<category>,...`): SoCE with Pearson's correlation by default.
 
     Raises:
-        UserError: the table cannot be read, or has too few models or categories.
+        UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
+    from souping.pipeline.checks import selected
+
+    _check_parts({"selector": selector})
     scores = table if isinstance(table, ScoreMatrix) else read_table(Path(table).expanduser())
-    return (selector or _soce(Mean())).select(scores)
+    return selected(selector or _soce(Mean()), scores)
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:

@@ -20,7 +20,6 @@ from souping.evaluate.folds import Folds
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge
 from souping.pipeline.checks import (
-    check_selection,
     check_soups,
     check_tokenizers,
     complaints,
@@ -28,6 +27,7 @@ from souping.pipeline.checks import (
     flat_categories,
     not_measured,
     run_notes,
+    selected,
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
@@ -439,8 +439,7 @@ def _workers(run: RunSettings, pool: OpenPool, store: Store, evaluators: Mapping
 
 def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Pick the ingredients, say which, with what a reader must know of the choice, and write selection.json."""
-    selection = run.selector.select(scores)
-    check_selection(selection, run.selector, scores.candidates)
+    selection = selected(run.selector, scores)
     few = few_models(len(scores.models)) if selection.correlations is not None else ""
     selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
     progress.say(f"selected {', '.join(selection.ingredients)}")

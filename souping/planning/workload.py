@@ -18,7 +18,7 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, Trial, UserError
 from souping.evaluate.scoring.own import Known
-from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
+from souping.pipeline.checks import check_soups, check_tokenizers, not_measured, selected
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.models import OpenPool
@@ -329,7 +329,7 @@ def choose(
 
 def _from(run: RunSettings, scores: ScoreMatrix, basis: str) -> PlannedSelection:
     try:
-        selection = run.selector.select(scores)
+        selection = selected(run.selector, scores)
     except UserError as error:
         return PlannedSelection(basis=basis, sizes=(), scores=scores, trouble=str(error))
     sizes = (len(selection.ingredients),)
@@ -343,11 +343,11 @@ def steady(selector: Selector, scores: ScoreMatrix) -> tuple[float, float] | Non
     own = selector.cut
     if own is None:
         return None
-    wanted = selector.select(scores).ingredients
+    wanted = selected(selector, scores).ingredients
 
     def same(threshold: float) -> bool:
         try:
-            return selector.with_cut(threshold).select(scores).ingredients == wanted
+            return selected(selector.with_cut(threshold), scores).ingredients == wanted
         except UserError:
             return False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.types import elements, entries, part, texts
@@ -53,7 +53,8 @@ def register(
 ) -> None:
     """Show the analysis of this name so: sections stand by `place`, those to be `folded` away behind all others.
 
-    `draws` are further pictures. `within` names a section of the run that the analysis leads instead of one of its own.
+    `draws` are further pictures. `within` names a section of the run that the analysis leads instead of one of its own,
+    where the run has it.
     """
     DISPLAYS[name] = Display(section, (draw, *draws), files, place, folded, within)
 
@@ -94,33 +95,30 @@ def analysis_sections(report: Report) -> dict[str, Section]:
     return {name: section for name in names if (section := section_of(report, name)) is not None}
 
 
-def leads(report: Report) -> dict[str, str]:
-    """{name: section of the run} of the analyses that lead a section of the run and could be made."""
-    made, shown = displays(), part(report, "analyses")
-    within = {name: made[name].within for name in analysed(report) if name in made}
-    return {name: where for name, where in within.items() if where and not _missing(part(shown, name))}
-
-
-def led(report: Report, run: dict[str, Section | None]) -> dict[str, Section | None]:
-    """Sections of the run, with the first words and the picture of the analyses that lead one; its own are folded."""
-    for name, where in leads(report).items():
-        base, own = run.get(where), section_of(report, name)
-        if base is None or own is None:
+def led(report: Report, run: Mapping[str, Section | None]) -> tuple[dict[str, Section | None], set[str]]:
+    """(sections of the run, names of the analyses that lead one): these give it first words and picture, its own are
+    folded. An analysis whose section the run has not keeps one of its own.
+    """
+    made, sections, placed = displays(), dict(run), set[str]()
+    for name in analysed(report):
+        where = made[name].within if name in made else ""
+        base, own = sections.get(where), section_of(report, name)
+        if base is None or own is None or _missing(part(part(report, "analyses"), name)):
             continue
         asked = Section("The soups that were asked", (), base.picture, base.grids)
         more = known((Section(own.title, own.lines[1:]), asked, *own.folded, *base.folded))
-        run[where] = Section(base.title, (*base.lines, *own.lines[:1]), own.picture, own.grids, more)
-    return run
+        sections[where] = Section(base.title, (*base.lines, *own.lines[:1]), own.picture, own.grids, more)
+        placed.add(name)
+    return sections, placed
 
 
-def shown_sections(report: Report) -> list[Section]:
-    """The same as a page shows them: those that the verdict does not need are folded into one, which says too what was
-    not to be had.
+def shown_sections(report: Report, placed: Collection[str]) -> list[Section]:
+    """The same as a page shows them, without those that were `placed` within the run's: those that the verdict does not
+    need are folded into one, which says too what was not to be had.
     """
     made, shown, away, lines = displays(), list[Section](), list[Section](), list[str]()
-    inside = leads(report)
     for name, section in analysis_sections(report).items():
-        if name in inside:
+        if name in placed:
             continue
         if _missing(part(part(report, "analyses"), name)):
             lines.append(f"{section.title}: {section.lines[0]}")

@@ -99,7 +99,8 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     }
     last = {"gate": _gate(report), "cost": _cost(report), "provenance": _provenance(report)}
     if not leading(report)[0]:
-        return known((*led(report, first).values(), *shown_sections(report), *last.values()))
+        run, placed = led(report, first)
+        return known((*run.values(), *shown_sections(report, placed), *last.values()))
     return _led(report, {**first, **analysis_sections(report), **last})
 
 

@@ -23,35 +23,38 @@ class NoTracker(Tracker):
     def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class GuardedTracker(Tracker):
-    """Another tracker, whose first failure is one warning; after it nothing is tracked. A run never ends by it."""
+    """Another tracker, whose first failure is one warning; after it nothing is logged. A run never ends by it.
+
+    One that could start is asked to finish, once, whatever failed between: it may hold a file or a session.
+    """
 
     inner: Tracker
-    _failures: list[str] = field(default_factory=list)
-
-    @property
-    def hint(self) -> str:
-        return self.inner.hint
+    _started: bool = field(default=False, init=False)
+    _failed: bool = field(default=False, init=False)
 
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
         self._try(lambda: self.inner.start(config, run_dir))
+        self._started = not self._failed
 
     def log(self, trial: Trial) -> None:
-        self._try(lambda: self.inner.log(trial))
+        if not self._failed:
+            self._try(lambda: self.inner.log(trial))
 
     def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
-        self._try(lambda: self.inner.finish(report, run_dir, soup))
+        if self._started:
+            self._started = False
+            self._try(lambda: self.inner.finish(report, run_dir, soup))
 
     def _try(self, action: Callable[[], None]) -> None:
-        if self._failures:
-            return
         try:
             action()
         except Exception as error:  # any failure of a tracker is a warning, by contract
-            self._failures.append(f"{type(error).__name__}: {first_line(error)}")
-            name = type(self.inner).__name__
-            print(f"warning: tracker {name}: {self._failures[0]}; the run goes on without it", file=sys.stderr)
+            if not self._failed:
+                what = f"{type(self.inner).__name__}: {type(error).__name__}: {first_line(error)}"
+                print(f"warning: tracker {what}; the run goes on without it", file=sys.stderr)
+            self._failed = True
 
 
 def point_of(trial: Trial, best: float | None) -> dict[str, Json]:

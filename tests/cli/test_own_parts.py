@@ -136,6 +136,19 @@ def test_what_a_part_gives_is_looked_at(
     assert said in done.err, done.err
 
 
+def test_a_plan_looks_at_what_a_selector_gives(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_parts.py").write_text(PARTS)
+    sys.modules.pop("mine_parts", None)
+    (tmp_path / "table.csv").write_text("model,a,b,c\nant,60,60,60\nbee,50,70,60\ncat,40,50,80\ndog,30,50,70\n")
+    table = ["scores=table", f"scores.path={tmp_path}/table.csv", "plan=true"]
+    done = souping(*pool_of(family), *table, *swapped("selector", "Picks", "+selector.names=[nobody,ant]"))
+    assert "chose 'nobody', which is no candidate: ant" in done.out + done.err
+    assert "Traceback" not in done.err
+
+
 def test_a_tracker_that_falls_ends_no_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,10 @@ from souping.core.text import ANALYSE
 from souping.core.types import UserError
 from souping.report.files import as_json, draw, put, write_report, write_selection, write_trials
 from souping.report.format import percent, seconds, short
+from souping.report.registry import Display, displays
 from souping.report.render import markdown, page
+from souping.report.sections import sections
+from souping.report.tables import Row, Section
 from souping.report.terminal import report_table
 from tests.conftest import ROOT
 from tests.support.html import outline
@@ -157,6 +160,22 @@ def test_every_size_of_soup_renders(k: int, pictures: list[str]) -> None:
     assert [drawing.name for drawing in drawings] == pictures
     outline(page(report, trials, drawings))
     assert markdown(report, trials).count("## ") >= 6
+
+
+@pytest.mark.parametrize("stop", ["", "select"])
+@pytest.mark.parametrize("within", ["landscape", "landscpe"])
+def test_an_analysis_that_leads_a_section_is_on_the_page_once(
+    monkeypatch: pytest.MonkeyPatch, stop: str, within: str
+) -> None:
+    def mine(data: Row) -> Section:
+        return Section("Of mine", ("Words of mine.",))
+
+    monkeypatch.setitem(displays(), "mine", Display(mine, (), lambda data: {}, 9, False, within))
+    report, trials = sample(stop=stop)
+    report["analyses"] = {"mine": {"value": 1}}
+    led = [section.title for section in sections(report, trials) if "Words of mine." in section.lines]
+    assert len(led) == 1
+    assert (led == ["Of mine"]) == (bool(stop) or within != "landscape")
 
 
 @pytest.mark.parametrize(("stop", "headline"), [("select", "ended before the search"), ("search", "was not opened")])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from souping.trackers import GuardedTracker, NoTracker
 from souping.trackers.wandb import WandbTracker, reachable
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type
@@ -18,6 +19,48 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("falls", "asked"),
+    [
+        ("start", ["start"]),
+        ("log", ["start", "log", "finish"]),
+        ("finish", ["start", "log", "log", "finish"]),
+        ("log finish", ["start", "log", "finish"]),
+    ],
+)
+def test_a_guarded_tracker_that_started_is_closed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], falls: str, asked: list[str]
+) -> None:
+    called: list[str] = []
+
+    class Falling(NoTracker):
+        def _call(self, name: str) -> None:
+            called.append(name)
+            if name in falls.split():
+                raise OSError(f"no {name}")
+
+        def start(self, *_: object) -> None:
+            self._call("start")
+
+        def log(self, *_: object) -> None:
+            self._call("log")
+
+        def finish(self, *_: object) -> None:
+            self._call("finish")
+
+    report, trials = sample(columns=2)
+    tracker = GuardedTracker(Falling())
+    tracker.start({}, tmp_path)
+    for entry in trials[:2]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    tracker.finish(report, tmp_path)
+    assert called == asked
+    first = falls.split()[0]
+    said = f"warning: tracker Falling: OSError: no {first}; the run goes on without it"
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 def test_a_failing_wandb_warns_once_and_stops_nothing(
