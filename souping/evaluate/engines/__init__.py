@@ -170,9 +170,11 @@ def answer_of(
     )
 
 
-def own_end(model: Served) -> tuple[int, ...]:
-    end = model.tokenizer.eos_token_id
-    return (int(end),) if isinstance(end, int) else ()
+def ends_of(model: Served) -> tuple[int, ...]:
+    """Tokens that end answers: the soup's, else its tokenizer's, else those that the live module would take itself."""
+    own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
+    end = next((end for end in own if end is not None), ())
+    return model.ends or ((end,) if isinstance(end, int) else tuple(end))
 
 
 def pad_id(model: Served) -> int:

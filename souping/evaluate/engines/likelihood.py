@@ -14,7 +14,7 @@ from souping.core.protocols import Served
 from souping.core.types import Draft, Item
 from souping.evaluate.engines import Asked, pad_id, prompt_key, room
 from souping.evaluate.engines.row_cache import cache_name
-from souping.evaluate.engines.verify import PASS, log_likelihood
+from souping.evaluate.engines.verify import log_likelihood, most_tokens
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def likelihoods(
 
 def _groups(wanted: Sequence[list[Wanted]], lengths: Sequence[int], model: Served) -> Iterator[list[list[Wanted]]]:
     """Items whose prompts are read together."""
-    size = _size(model)
+    size = most_tokens(model.module)
     group: list[list[Wanted]] = []
     for mine in wanted:
         if group and lengths[mine[0][0]] * (len(group) + 1) > size:
@@ -60,11 +60,6 @@ def _groups(wanted: Sequence[list[Wanted]], lengths: Sequence[int], model: Serve
         group.append(mine)
     if group:
         yield group
-
-
-def _size(model: Served) -> int:
-    device = next(model.module.parameters()).device.type
-    return PASS.get(device, PASS["cuda"])
 
 
 def _scored(
@@ -81,7 +76,7 @@ def _scored(
     rows.sort(key=lambda pair: len(pair[1][2]))
     while rows:
         longest = len(rows[-1][1][2])
-        count = max(1, _size(model) // longest)
+        count = max(1, most_tokens(model.module) // longest)
         now, rows = rows[-count:], rows[:-count]
         yield from _behind(model, cache, firsts, mask, now)
 

@@ -17,13 +17,15 @@ from souping.core.types import Json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.cache_utils import DynamicLayer
 
 NAME = "souping_rows"
 """Name of the attention in transformers' register."""
 NARROW = 8
 """Rows with at most so many new tokens are attended together, padded."""
+EXACT, SHORT = 0.003, 0.03
+"""Differences, as shares of the largest logit, that rounding may make in float32 (TF32 too) and in 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,47 +249,57 @@ def cache_name(module: PreTrainedModel) -> str:
 
 
 def croppable(module: PreTrainedModel) -> str:
-    """Why rows of this module's cache cannot go back; empty where they can."""
+    """Why rows of this module's cache cannot go back or stand in one line; empty where they can."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    config = module.config
+    config, text = module.config, module.config.get_text_config(decoder=True)
     if config.is_encoder_decoder:
         return "encoder and decoder"
-    if "logits_to_keep" not in inspect.signature(module.forward).parameters or not config.use_cache:
+    known = "logits_to_keep" in inspect.signature(module.forward).parameters
+    if not known or not getattr(text, "use_cache", False):  # transformers', and not every model has it
         return "no cache that souping knows"
+    if _rope_kinds(text) & {"dynamic", "longrope"}:
+        return "positions that depend on the longest row (dynamic or longrope)"
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     if module._is_stateful or kinds != {DynamicLayer}:
         return "a cache that cannot go back (sliding window, state space or hybrid)"
     return ""
 
 
+def _rope_kinds(config: PreTrainedConfig) -> set[str]:
+    """Kinds of rotary positions, of the model or of each kind of layer."""
+    given = getattr(config, "rope_parameters", None) or {}  # transformers'
+    tables = [given, *(one for one in given.values() if isinstance(one, dict))]
+    return {str(table.get("rope_type")) for table in tables}
+
+
 def packs(module: PreTrainedModel) -> bool:
     """Whether rows in one line get the logits that each gets alone: tried with three short ones."""
     import torch
 
-    texts = torch.arange(1, 25).remainder(int(module.config.get_text_config().vocab_size)).split([11, 9, 4])
-    device = next(module.parameters()).device
+    size = int(module.config.get_text_config(decoder=True).vocab_size)
+    texts = [text.to(module.device) for text in torch.arange(1, 25).remainder(size).split([11, 9, 4])]
     with torch.inference_mode():
-        alone = [module(input_ids=text[None].to(device)).logits[0, -1] for text in texts]
         try:
+            alone = torch.stack([module(input_ids=text[None]).logits[0, -1] for text in texts])
             with over_rows(module):
-                own = _in_two_passes(module, [text.to(device) for text in texts])
+                own = _in_two_passes(module, texts)
         except Exception:  # code of others, which need not know this attention
             return False
-    most = max(float(logits.abs().max()) for logits in alone)
-    return all(float((a - b).abs().max()) <= 0.03 * most for a, b in zip(alone, own, strict=True))  # bfloat16's digits
+    digits = EXACT if alone.dtype == torch.float32 else SHORT
+    return float((alone - own).abs().max()) <= digits * float(alone.abs().max())
 
 
-def _in_two_passes(module: PreTrainedModel, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Logits [V] at the ends of texts, after a pass over all but their last one to nine tokens."""
+def _in_two_passes(module: PreTrainedModel, texts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Logits [3, V] at the ends of texts, after a pass over all but their last one to nine tokens."""
     cache, pasts = RowCache(module, len(texts), 16), [0, 0, 0]
     for ends in ([2, 8, 3], list(map(len, texts))):
         spans = list(zip(pasts, ends, strict=True))
         chunks = [RowSpan(slot=n, past=a, count=b - a) for n, (a, b) in enumerate(spans)]
         ids = [text[a:b] for text, (a, b) in zip(texts, spans, strict=True)]
         logits, pasts = line_logits(module, cache, chunks, ids, [1, 1, 1]), ends
-    return list(logits)
+    return logits
 
 
 def line_logits(

@@ -15,7 +15,7 @@ from souping.core.protocols import Drafts, ModuleSettings, Served
 from souping.core.text import first_line
 from souping.core.types import Draft, Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.engines import Answer, Asked, Engine, answer_of, own_end, pad_id, room, shared
+from souping.evaluate.engines import Answer, Asked, Engine, answer_of, ends_of, pad_id, room, shared
 from souping.evaluate.engines.row_cache import over_rows
 from souping.evaluate.engines.verify import Verifier
 from souping.evaluate.templates import render
@@ -119,7 +119,7 @@ def _generate(
         mask[row, width - len(prompt) :] = 1
     device = next(model.module.parameters()).device
     seq2seq = bool(model.module.config.is_encoder_decoder)
-    ends = model.ends or own_end(model)
+    ends = ends_of(model)
     seeds = [asked.decoding.seed_of(item, replicate) for item in items]
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),

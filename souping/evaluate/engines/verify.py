@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from souping.core.protocols import Served
 from souping.core.types import Draft, Item
 from souping.evaluate.decoding import Decoding, with_noise
-from souping.evaluate.engines import Answer, Asked, answer_of, own_end, pad_id, prompt_key, room
+from souping.evaluate.engines import Answer, Asked, answer_of, ends_of, pad_id, prompt_key, room
 from souping.evaluate.engines.drafts import (
     PAUSE,
     SLOWER,
@@ -74,9 +74,7 @@ class Verification:
         self._module, self._rules = module, rules
         self._survival, self._costs = memory.survival, memory.costs
         self._device = next(module.parameters()).device
-        kind = self._device.type if self._device.type in PASS else "cuda"
-        logits = max(1, LOGITS[kind] // int(module.config.get_text_config().vocab_size))
-        self._most = min(PASS[kind], logits)
+        self._most = most_tokens(module)
         self._waiting, self._rows = deque(rows), list[Drafted]()
         slots = min(slots, len(rows))
         self._free = list(range(slots))
@@ -95,12 +93,12 @@ class Verification:
         self._costs.settle()
 
     def _admit(self) -> None:
-        """Give free slots to the next rows, as far as their prompts and drafts fit into one pass."""
-        used = len(self._rows)
+        """Give free slots to the next rows, as far as their prompts and drafts fit into one pass; one at least."""
+        used = running = len(self._rows)
         while self._free and self._waiting:
             row = self._waiting[0]
             used += len(row.prompt) + (min(len(row.drafts[0]), row.limit) if row.drafts else 0)
-            if used > self._most and self._rows:
+            if used > self._most and len(self._rows) > running:
                 return
             row.slot = self._free.pop(0)
             self._rows.append(self._waiting.popleft())
@@ -172,6 +170,13 @@ class Verification:
         """Take slots back from rows that are done."""
         self._free += sorted(row.slot for row in self._rows if row.done)
         self._rows = [row for row in self._rows if not row.done]
+
+
+def most_tokens(module: PreTrainedModel) -> int:
+    """Tokens of a pass, at most, where each may get logits."""
+    kind = module.device.type if module.device.type in PASS else "cuda"
+    size = int(module.config.get_text_config(decoder=True).vocab_size)
+    return min(PASS[kind], max(1, LOGITS[kind] // size))
 
 
 def log_likelihood(logits: torch.Tensor, tokens: Sequence[int]) -> float:
@@ -265,22 +270,18 @@ def verified(
     if rows:
         slots = -(-asked.batch_size // asked.workers)
         Verification(model.module, rows, _rules(asked, model), memory, slots).run()
-    ends = _ends(model)
+    ends = ends_of(model)
     for row in rows:
         whole = answer_of(asked, model, row.prompt, row.tokens, ends, pad_id(model), row.limit)
         answers[row.number] = replace(whole, accepted=row.accepted, likelihood=row.likelihood)
     return [answers[number] for number in range(len(items))]
 
 
-def _ends(model: Served) -> tuple[int, ...]:
-    return model.ends or own_end(model)
-
-
 def _rules(asked: Asked, model: Served) -> Rules:
     """How this evaluator's answers are decoded and end."""
     stopped, window = (_stop_rule(model, asked.stop)) if asked.stop else (None, 1)
     pick = _draw(asked.decoding) if asked.decoding.samples else _likeliest
-    return Rules(pick=pick, ends=frozenset(_ends(model)), pad=pad_id(model), stopped=stopped, window=window)
+    return Rules(pick=pick, ends=frozenset(ends_of(model)), pad=pad_id(model), stopped=stopped, window=window)
 
 
 def _likeliest(logits: torch.Tensor, seeds: Sequence[int], places: Sequence[int]) -> list[int]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from souping.core.protocols import ModuleSettings
-from souping.core.types import Draft, Item, Record, UserError
-from souping.evaluate.engines import Answer
+from souping.core.types import Draft, Item, Json, Record, UserError
+from souping.evaluate.engines import Answer, verify
 from souping.evaluate.engines.drafts import (
     AGREED,
     LONE,
@@ -25,9 +25,9 @@ from souping.evaluate.engines.drafts import (
     Survival,
     reaches,
 )
-from souping.evaluate.engines.row_cache import packs
+from souping.evaluate.engines.row_cache import LayerRows, croppable, line_logits, packs
 from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
-from souping.evaluate.engines.verify import Verifier
+from souping.evaluate.engines.verify import Verifier, most_tokens
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.examples import pantry
@@ -120,6 +120,18 @@ def test_end_tokens_are_verified_places(python: Any, items: tuple[Item, ...]) ->
     assert bare(LOCAL.verify(ended, items, 0, [[draft(record)] for record in whole])) == plain
 
 
+def test_a_module_may_know_alone_what_ends_an_answer(
+    python: Any, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = LOCAL.evaluate(python, items)
+    twin = SimpleNamespace(**{**vars(python), "tokenizer": load_tokenizer.__wrapped__(python.home)})
+    twin.tokenizer.eos_token = None
+    monkeypatch.setattr(python.module.generation_config, "eos_token_id", [whole[0].tokens[4]])
+    plain = LOCAL.evaluate(twin, items)
+    assert (plain[0].tokens, plain[0].outcome) == (whole[0].tokens[:5], "finished")
+    assert bare(LOCAL.verify(twin, items, 0, [[draft(record)] for record in whole])) == plain
+
+
 def test_chat_items_and_prompts_that_do_not_fit(python: Any, items: tuple[Item, ...]) -> None:
     twin = SimpleNamespace(**{**vars(python), "tokenizer": load_tokenizer.__wrapped__(python.home)})
     twin.tokenizer.chat_template = CHAT
@@ -147,6 +159,28 @@ def test_more_items_than_a_batch_take_turns(python: Any, java: Any, items: tuple
     told = asked.verify(python, items, 0, [[draft(record)] for record in other])
     assert bare(told) == own
     assert any(record.accepted for record in told)
+
+
+def test_a_prompt_longer_than_a_pass_does_not_wait_for_running_answers(
+    python: Any, items: tuple[Item, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, together = LOCAL.evaluate(python, items[:5]), []
+
+    def counted(*given: Any) -> Any:
+        together.append(len(given[2]))
+        return line_logits(*given)
+
+    monkeypatch.setattr(verify, "PASS", {"cpu": 8})
+    monkeypatch.setattr(verify, "line_logits", counted)
+    assert bare(LOCAL.verify(python, items[:5], 0, [[]] * 5)) == own
+    assert together[:5] == [1, 2, 3, 4, 5]
+
+
+def test_a_pass_is_as_short_as_the_vocabulary_is_large(python: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "LOGITS", {"cpu": 10 * python.module.config.vocab_size})
+    assert most_tokens(python.module) == 10
+    monkeypatch.setattr(verify, "LOGITS", {"cpu": 1})
+    assert most_tokens(python.module) == 1
 
 
 def test_the_pass_tells_how_likely_a_whole_draft_is(python: Any, java: Any, items: tuple[Item, ...]) -> None:
@@ -309,6 +343,42 @@ def test_models_whose_rows_are_read_in_one_line(kind: str) -> None:
 
 def test_a_model_with_other_attention_is_not_read_so() -> None:
     assert not packs(random_model("bloom", {}))
+
+
+def test_rows_whose_logits_differ_are_not_read_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = random_model(*KINDS["learned positions"])
+    monkeypatch.setattr(LayerRows, "attend", lambda self, query, scale: query.transpose(1, 2))
+    assert not packs(module)
+
+
+ROPE: dict[str, Json] = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONG: dict[str, Json] = {**ROPE, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "window": ("mistral", {"sliding_window": 8, "num_key_value_heads": 2}, "a cache that cannot go back"),
+    "state space": ("mamba", {}, "a cache that cannot go back"),
+    "dynamic": ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}, "positions that depend on the longest"),
+    "longrope": ("phi3", {"rope_parameters": LONG, "sliding_window": None, "pad_token_id": 0}, "positions that depend"),
+    "no cache": ("mpt", {}, "no cache that souping knows"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_models_that_take_no_drafts(kind: str) -> None:
+    name, more, reason = UNFIT[kind]
+    assert croppable(random_model(name, more)).startswith(reason)
+
+
+def test_a_model_of_text_and_images_is_judged_by_its_text() -> None:
+    import transformers
+
+    full = {**TINY, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "pad_token_id": 0}
+    sees = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+    for layers, reason in (("full_attention", ""), ("sliding_attention", "a cache that cannot go back")):
+        text = {**full, "layer_types": [layers] * 2}
+        config = transformers.AutoConfig.for_model("gemma3", text_config=text, vision_config=sees)
+        module = transformers.AutoModelForCausalLM.from_config(config).eval()
+        assert croppable(module)[:27] == reason
+        assert reason or packs(module)
 
 
 def random_model(name: str, more: Mapping[str, Any]) -> Any:
