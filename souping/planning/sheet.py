@@ -93,6 +93,8 @@ def work_section(plan: Plan) -> Section | None:
         lines.append("The items cannot be read here: they are counted by the benchmark's published sizes, about right.")
     if len(plan.choice.sizes) > 1:
         lines.append("The number of ingredients is open, so least and most are given.")
+    if any(stage.in_parts for stage in plan.stages):
+        lines.append("A search in parts is counted in whole folds: it asks more soups than that, most of them in part.")
     return Section(
         "Work", tuple(lines), grids=(TableGrid(made.header, made.rows, frozenset({len(rows) - 1}), made.left),)
     )
@@ -102,7 +104,7 @@ def _stage(stage: PlannedStage) -> tuple[str, ...]:
     stored = (stage.asked[0] - stage.todo[0], stage.asked[1] - stage.todo[1])
     return (
         stage.name,
-        _span(*stage.models),
+        f"{_span(*stage.models)} folds" if stage.in_parts else _span(*stage.models),
         *(
             (f"{stage.items:,}", _span(*stage.asked), _span(min(stored), max(stored)), _span(*stage.todo))
             if stage.items

@@ -50,7 +50,10 @@ def grade_nothing(items: Sequence[Item], outputs: Sequence[str], known: Known) -
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) where the selection is open."""
+    """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) where the selection is open.
+
+    With `in_parts` nobody knows which soups are asked how much: `models` are the whole folds that the items would fill.
+    """
 
     name: str
     models: tuple[int, int]
@@ -58,6 +61,7 @@ class PlannedStage:
     asked: tuple[int, int]
     todo: tuple[int, int]
     side: str = ""
+    in_parts: bool = False
 
     def as_dict(self) -> dict[str, Json]:
         return asdict(self)
@@ -126,15 +130,19 @@ class WorkCounter:
         walked = self._walked(stage)
         if walked is not None:
             trials, asked = len(walked.trials), (walked.cost.items * answers,) * 2
-            self._add(stage, (trials, trials), asked, (0, 0))
+            self._add(stage, (trials, trials), asked, (0, 0), in_parts=False)
             return PlannedWinner(recipe=walked.recipe, handler=walked.handler)
         asked = (span[0] * answers, span[1] * answers)
-        self._add(stage, (-(-span[0] // items), -(-span[1] // items)), asked, asked)
+        self._add(stage, (-(-span[0] // items), -(-span[1] // items)), asked, asked, in_parts=True)
         uniform = self.pool.uniform(stage.ingredients)
         return PlannedWinner(recipe=_stand_in(uniform, "the soup"), handler=self.evaluations[""].handlers(uniform)[0])
 
-    def _add(self, stage: SearchStage, models: Pair, asked: Pair, todo: Pair) -> None:
-        self.stages.append(PlannedStage(name=stage.name, models=models, items=len(stage.items), asked=asked, todo=todo))
+    def _add(self, stage: SearchStage, models: Pair, asked: Pair, todo: Pair, in_parts: bool) -> None:
+        self.stages.append(
+            PlannedStage(
+                name=stage.name, models=models, items=len(stage.items), asked=asked, todo=todo, in_parts=in_parts
+            )
+        )
 
     def singles(self, stage: Stage) -> str:
         self._count(stage)
@@ -284,7 +292,8 @@ def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     for name in names:
         same = [stage for stages in counted for stage in stages if stage.name == name]
         models, asked = _range([stage.models for stage in same]), _range([stage.asked for stage in same])
-        merged.append(replace(same[0], models=models, asked=asked, todo=_range([stage.todo for stage in same])))
+        todo, in_parts = _range([stage.todo for stage in same]), any(stage.in_parts for stage in same)
+        merged.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=in_parts))
     return merged
 
 

@@ -109,6 +109,8 @@ class TestAgainstRuns:
         (stage,) = (s for s in plan_of(tmp_path / "planned")["stages"] if s["name"].startswith("search"))
         assert souping(*call, "hydra.run.dir=out").code == 0
         rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
+        assert stage["in_parts"] == ("budget" in optimiser)
+        assert ("A search in parts" in (tmp_path / "planned" / "plan.md").read_text()) == stage["in_parts"]
         if "budget" in optimiser:  # parts of the fold: more soups than whole folds, within the same items
             mixed = [row for row in rows if "1.0" not in row.values()]
             assert 0 < sum(int(row["items"]) for row in mixed) <= stage["asked"][1] == 300
