@@ -148,6 +148,20 @@ def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> Non
         souping.run(items=rows, **(settings | {"pool": "runs/a"}))
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_run_leaves_no_folder_that_it_made(family: Path, tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "mine" / "run"
+    if there:
+        out.mkdir(parents=True)
+    with pytest.raises(souping.UserError, match="nowhere"):
+        souping.run(
+            pool=[family / "ant", family / "nowhere"], items=family / "items.jsonl", out=out, selector=souping.All(),
+            store=tmp_path / "store.sqlite",
+        )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.rglob("mine*/**/*")) == (["run", "run.log"] if there else [])
+    assert (tmp_path / "mine").exists() == there
+
+
 def test_a_table_selects() -> None:
     chosen = souping.select(ROOT / "souping/examples/paper/bfcl_8b.csv")
     assert set(chosen.ingredients) <= set(souping.read_table(ROOT / "souping/examples/paper/bfcl_8b.csv").candidates)

@@ -45,7 +45,7 @@ from souping.core.files import expanded, put
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
-from souping.report.run_log import command_line, logged
+from souping.report.run_log import LOG, command_line, logged
 
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
 CLAIM = ".running"
-DRAFTS = (CLAIM, "config.yaml", "selection.json", "run.log")
+DRAFTS = (CLAIM, "config.yaml", "selection.json", LOG)
 """What a run writes before it has results."""
 _TOLD: list[tuple[BaseException, int]] = []
 """Errors of a multirun's jobs, which were told when they came, and their exit status."""

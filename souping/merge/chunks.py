@@ -118,7 +118,7 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
 
 
 def blocks(chunk: Chunk) -> Iterator[Chunk]:
-    """A chunk in pieces small enough to stay in the cache."""
+    """A chunk in pieces of at most BLOCK elements, fewer where many ingredients would hold more than ROWS."""
     size = max(1 << 12, min(BLOCK, ROWS // max(1, len(chunk.sources)) & ~0xFFF))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))

@@ -6,7 +6,7 @@ import html
 import reprlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, Selection, Trial, UserError, entries, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, MergeSettings, RunSettings
-from souping.report.run_log import logged
+from souping.report.run_log import LOG, logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection.selectors import SoCE
@@ -167,15 +167,29 @@ def _perform(settings: RunSettings) -> RunResult:
     from souping.pipeline.staged import perform
 
     check_settings(settings)
+    made = [folder for folder in (settings.run_dir, *settings.run_dir.parents) if not folder.exists()]
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    with logged(settings.run_dir, settings.command), ExitStack() as parts:
-        parts.callback(settings.evaluator.close)
-        parts.callback(settings.merge.close)
-        report, won = perform(settings)
+    try:
+        with logged(settings.run_dir, settings.command), ExitStack() as parts:
+            parts.callback(settings.evaluator.close)
+            parts.callback(settings.merge.close)
+            report, won = perform(settings)
+    except UserError:
+        _discard(made)
+        raise
     tried = () if won is None else won.trials
     return RunResult(
         settings.run_dir, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None
     )
+
+
+def _discard(made: Sequence[Path]) -> None:
+    """Remove folders that a refused run made, innermost first, where they hold nothing but its log."""
+    with suppress(OSError):
+        if made and [path.name for path in made[0].iterdir()] == [LOG]:
+            (made[0] / LOG).unlink()
+            for folder in made:
+                folder.rmdir()
 
 
 def _call(name: str, arguments: Mapping[str, object]) -> str:

@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from souping.core.system import cores
 from souping.core.text import safe
 from souping.core.versions import commit, versions
 
-NAME = "run.log"
+LOG = "run.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 REDRAWN = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
 """What moves the cursor: a display that is drawn again and again is no line of a log."""
@@ -66,7 +67,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
     `command` is what was typed or called, `overrides` what a multirun made of it.
     """
     before = sys.stdout, sys.stderr
-    with (run_dir / NAME).open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+    with (run_dir / LOG).open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
         log.write("\n".join(_head(command, overrides)) + "\n\n")
         lock = threading.Lock()
         sys.stdout, sys.stderr = (Copy(stream, log, lock) for stream in before)
@@ -87,7 +88,7 @@ def _head(command: str, overrides: str) -> Iterator[str]:
     if overrides:
         yield f"overrides  {safe(overrides)}"
     yield f"folder     {safe(os.getcwd())}"
-    yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
     if found := commit():
         yield f"commit     {found}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

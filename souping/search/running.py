@@ -40,7 +40,7 @@ class SearchRules:
     """When a search ends, and whether a guide may help."""
 
     auto: bool = True
-    guide: bool = True
+    guide: bool
     budget: int | None = None
 
 

@@ -132,6 +132,16 @@ def test_experiments_are_flat() -> None:
     assert [str(path) for path in (ROOT / "conf" / "experiment").iterdir() if path.suffix != ".yaml"] == []
 
 
+CHOICES = sorted((ROOT / "conf").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=names_of(CHOICES))
+def test_the_reference_names_every_group_and_choice(path: Path) -> None:
+    rows = [line.split(" | ") for line in (ROOT / "docs/reference.md").read_text().splitlines() if line[:3] == "| `"]
+    row = {cells[0].strip("| `"): " ".join(cells[1:2]) for cells in rows}
+    assert f"`{path.stem}`" in row[path.parent.name]
+
+
 def test_what_is_not_there_is_found() -> None:
     """The checks above can fail."""
     assert exists("souping.core.objectives.Mean")
