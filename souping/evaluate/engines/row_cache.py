@@ -17,7 +17,7 @@ from souping.core.types import Json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
     from transformers.cache_utils import DynamicLayer
 
 NAME = "souping_rows"
@@ -249,7 +249,7 @@ def cache_name(module: PreTrainedModel) -> str:
 
 
 def croppable(module: PreTrainedModel) -> str:
-    """Why rows of this module's cache cannot go back or stand in one line; empty where they can."""
+    """Why rows of this module's cache cannot go back; empty where they can."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -259,19 +259,19 @@ def croppable(module: PreTrainedModel) -> str:
     known = "logits_to_keep" in inspect.signature(module.forward).parameters
     if not known or not getattr(text, "use_cache", False):  # transformers', and not every model has it
         return "no cache that souping knows"
-    if _rope_kinds(text) & {"dynamic", "longrope"}:
-        return "positions that depend on the longest row (dynamic or longrope)"
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
     if module._is_stateful or kinds != {DynamicLayer}:
         return "a cache that cannot go back (sliding window, state space or hybrid)"
     return ""
 
 
-def _rope_kinds(config: PreTrainedConfig) -> set[str]:
-    """Kinds of rotary positions, of the model or of each kind of layer."""
-    given = getattr(config, "rope_parameters", None) or {}  # transformers'
+def steady_length(module: PreTrainedModel) -> int | None:
+    """Tokens of a row beyond which all rows of a pass get other rotary positions (longrope); None where none do."""
+    config = module.config.get_text_config(decoder=True)
+    given = getattr(config, "rope_parameters", None) or {}  # transformers': of the model, or of each kind of layer
     tables = [given, *(one for one in given.values() if isinstance(one, dict))]
-    return {str(table.get("rope_type")) for table in tables}
+    lengths = [t["original_max_position_embeddings"] for t in tables if t.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
 
 
 def packs(module: PreTrainedModel) -> bool:

@@ -56,7 +56,7 @@ class TransformersEngine(Engine):
         """
         verifier, size = self._verifier, asked.batch_size
         batches = [items[start : start + size] for start in range(0, len(items), size)]
-        if not (verifier.takes(asked, model.module) and verifier.pays(len(batches))):
+        if not (verifier.takes(asked, model, items) and verifier.pays(len(batches))):
             return [answer for batch in batches for answer in self.answer(asked, model, batch, replicate)]
 
         def share(worker: int, own: slice) -> list[Answer]:
@@ -75,7 +75,7 @@ class TransformersEngine(Engine):
         """Log-likelihood (nats) of answers to each item, nan where they belong to another prompt."""
         from souping.evaluate.engines.likelihood import likelihoods
 
-        if not self._verifier.takes(asked, model.module):
+        if not self._verifier.takes(asked, model, items):
             return None
         return shared(
             asked.workers, len(items), lambda worker, own: likelihoods(asked, model, items[own], answers[own])

@@ -32,7 +32,7 @@ from souping.evaluate.engines.drafts import (
     Proposal,
     reaches,
 )
-from souping.evaluate.engines.row_cache import RowCache, RowSpan, croppable, line_logits, packs
+from souping.evaluate.engines.row_cache import RowCache, RowSpan, croppable, line_logits, packs, steady_length
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
@@ -197,9 +197,11 @@ class Verifier:
         self._paces = {False: Pace(), True: Pace()}
         self._pause, self._tries = 0, TRIES
 
-    def takes(self, asked: Asked, module: PreTrainedModel) -> bool:
+    def takes(self, asked: Asked, model: Served, items: Sequence[Item]) -> bool:
         """Whether this model and decoding can be verified; why not is said once."""
-        reason = croppable(module) or ("" if self._packs(module) else "attention of its own")
+        reason = croppable(model.module) or ("" if self._packs(model.module) else "attention of its own")
+        if not reason and not _steady(asked, model, items):
+            reason = "other positions where a row is long (longrope), as some are"
         if reason and reason not in self._told:
             self._told.add(reason)
             log.warning("engine.drafts: off for this model, which has %s", reason)
@@ -242,6 +244,16 @@ class Verifier:
         """The n-th answers of a worker, in the items' order."""
         memory = self._memories.setdefault(worker, Memory())
         return verified(asked, model, items, replicate, drafts, memory)
+
+
+def _steady(asked: Asked, model: Served, items: Sequence[Item]) -> bool:
+    """Whether no answer to these items can grow so long that the positions of all rows change."""
+    most = steady_length(model.module)
+    if most is None:
+        return True
+    limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
+    prompts = [render(model.tokenizer, item) for item in items]
+    return all(len(prompt) + room(prompt, asked.max_new_tokens, limit)[0] <= most for prompt in prompts)
 
 
 def verified(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from souping.core.protocols import ModuleSettings
-from souping.core.types import Draft, Item, Json, Record, UserError
+from souping.core.types import Draft, Item, Record, UserError
 from souping.evaluate.engines import Answer, verify
 from souping.evaluate.engines.drafts import (
     AGREED,
@@ -351,13 +351,9 @@ def test_rows_whose_logits_differ_are_not_read_in_one_line(monkeypatch: pytest.M
     assert not packs(module)
 
 
-ROPE: dict[str, Json] = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-LONG: dict[str, Json] = {**ROPE, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
 UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
     "window": ("mistral", {"sliding_window": 8, "num_key_value_heads": 2}, "a cache that cannot go back"),
     "state space": ("mamba", {}, "a cache that cannot go back"),
-    "dynamic": ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}, "positions that depend on the longest"),
-    "longrope": ("phi3", {"rope_parameters": LONG, "sliding_window": None, "pad_token_id": 0}, "positions that depend"),
     "no cache": ("mpt", {}, "no cache that souping knows"),
 }
 
@@ -366,6 +362,23 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_models_that_take_no_drafts(kind: str) -> None:
     name, more, reason = UNFIT[kind]
     assert croppable(random_model(name, more)).startswith(reason)
+
+
+def test_rows_stay_below_the_length_at_which_all_positions_change(
+    python: Any, items: tuple[Item, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    more = {"sliding_window": None, "pad_token_id": 0, "vocab_size": 900, "original_max_position_embeddings": 96}
+    module = random_model("phi3", {**more, "rope_parameters": rope, "max_position_embeddings": 256})
+    twin = SimpleNamespace(**{**vars(python), "module": module})
+    asked = replace(LOCAL, engine=TransformersEngine(), max_new_tokens=12)
+    plain = asked.evaluate(twin, items[:3])
+    drafts = [[draft(record)] for record in plain]
+    assert all(record.accepted for record in asked.verify(twin, items[:3], 0, drafts))
+    long = replace(asked, max_new_tokens=90)
+    assert not any(record.accepted for record in long.verify(twin, items[:3], 0, drafts))
+    assert long.likelihoods(twin, items[:3], drafts) is None
+    assert ["where a row is long (longrope)" in record.message for record in caplog.records] == [True]
 
 
 def test_a_model_of_text_and_images_is_judged_by_its_text() -> None:
@@ -386,5 +399,5 @@ def random_model(name: str, more: Mapping[str, Any]) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(name, **TINY, **more)
+    config = transformers.AutoConfig.for_model(name, **{**TINY, **more})
     return transformers.AutoModelForCausalLM.from_config(config).eval()
