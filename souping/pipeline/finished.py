@@ -52,7 +52,7 @@ def analyse_again(run: RunSettings) -> list[Path]:
     With `plan` only the price is told. Soups that an analysis asks for are evaluated, and their answers stored.
 
     Raises:
-        UserError: the run is not whole, or pool, items or store are not here.
+        UserError: the run is not whole, or pool, items or store are not here, or others than the run's.
     """
     known = FinishedRun.read(run.run_dir)
     if not run.store_path.is_file():
@@ -63,6 +63,7 @@ def analyse_again(run: RunSettings) -> list[Path]:
         progress, store = parts.enter_context(Progress()), parts.enter_context(Store(run.store_path))
         stages = RunStages.open(run.with_items(), store, progress)
         parts.callback(stages.pool.close)
+        _check_items(stages, known)
         asked = _take_up(stages, known)
         if run.plan:
             return []
@@ -70,6 +71,22 @@ def analyse_again(run: RunSettings) -> list[Path]:
             stages.analyse(name, stage)
     report = {**known.report, "analyses": {**part(known.report, "analyses"), **stages.analyses}}
     return write_report(report, known.trials, run.run_dir)
+
+
+def _check_items(stages: RunStages, known: FinishedRun) -> None:
+    """Refuse items that have changed since: the run's numbers and the analyses' would be of different ones.
+
+    Raises:
+        UserError: a fold has more or fewer items than the report counts.
+    """
+    told = part(known.report, "folds")
+    for fold, here in stages.folds.counts().items():
+        there = _float(told.get(fold)) + (_float(told.get("left_out")) if fold == "report" else 0)
+        if here != there:
+            raise UserError(
+                f"{nearby(stages.run.run_dir)}: the items are not those of the run: fold {fold} had {there:,.0f}, now "
+                f"{here:,}; put the run's items back"
+            )
 
 
 def _take_up(stages: RunStages, known: FinishedRun) -> dict[str, Stage]:

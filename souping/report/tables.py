@@ -186,10 +186,10 @@ def _score(score: Json) -> TableCell:
 
 
 def sizes(report: Report) -> TableGrid:
-    """Items of each category on the report fold."""
+    """Items of each category on the report fold; in a dry run they are others'."""
     row = next(iter(entries(report, "rows")), {})
     lines = [(clean(name), count(part(part(row, "scores"), name).get("n"))) for name in categories(report)]
-    return grid(("category", "items on the report fold"), lines)
+    return grid(("category", "items of the dry run" if report.get("limit") else "items on the report fold"), lines)
 
 
 def losses(report: Report) -> TableGrid:

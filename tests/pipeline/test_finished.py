@@ -166,6 +166,18 @@ def test_what_cannot_be_is_told_in_a_line(
     assert (run / "report.json").read_bytes() == report
 
 
+def test_items_that_changed_are_told(family: Path, souping: Cli, tmp_path: Path) -> None:
+    lines = (family / "items.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_text("".join(lines))
+    call = [*pool_of(family), "benchmark.path=mine.jsonl", "selector.threshold=0.9", "hydra.run.dir=run"]
+    done = souping(*call)
+    assert done.code == 0, done.err
+    report = (tmp_path / "run" / "report.json").read_bytes()
+    (tmp_path / "mine.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
+    souping("analyse", "run").refused("the items are not those of the run: fold", "put the run's items back")
+    assert (tmp_path / "run" / "report.json").read_bytes() == report
+
+
 def test_a_run_that_ended_early_is_none(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family), "stop_after=select", "selector=all", "hydra.run.dir=early").code == 0
     souping("analyse", "early").refused("early: no report.json")
