@@ -1,10 +1,10 @@
 """Coverage of the response surface's bands on truth tables: how often they hold the whole truth of the grid.
 
-    python benchmarks/surface.py --table FILE.npz [FILE.npz ..] [--seeds 200] [--items 232] [--asked 1.0]
-        [--out benchmarks/results/surface-DATE.md]
+    python benchmarks/surface.py --table FILE.npz [FILE.npz ..] [--seeds 200] [--items 232]
+        [--asked 1 0.25 search] [--out benchmarks/results/surface-DATE.md]
 
 Tables are those of `search.py`, with weights. Every seed draws a search fold by groups and fits the surface to the
-answers of all soups, or of a share `--asked` of them, each on a random part of the fold, as a search leaves them.
+answers of all soups, of a share of them, each on a random part of the fold, or to what the default search asked.
 Covered is a seed in which the band of the objective, less the uniform soup's, holds the truth at every point at once.
 """
 
@@ -15,10 +15,13 @@ import datetime
 from pathlib import Path
 
 import numpy as np
-from search_tables import TruthTable
+from search_tables import Simulation, TruthTable
 
 from souping.analysis.surface_fit import fit_surface
 from souping.core.types import UserError
+from souping.search.adaptive import Adaptive
+
+SEARCH = "search"
 
 
 def fold(table: TruthTable, rng: np.random.Generator, items: int) -> np.ndarray:
@@ -38,38 +41,63 @@ def uniform(table: TruthTable) -> int:
     return int(rows[0])
 
 
-def one(table: TruthTable, seed: int, items: int, asked: float) -> tuple[bool, float, list[bool]] | None:
-    """(objective covered, mean width, categories covered) of one search; None where nothing can be fitted."""
+def at_random(table: TruthTable, seed: int, items: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """(fold [I], answers [S, I], nan where not asked): a share of all soups, single models too, each on a random part;
+    the uniform soup always. With share 1 all are whole."""
     rng, zero = np.random.default_rng(seed), uniform(table)
     drawn = fold(table, rng, items)
     values = table.ok[:, drawn].copy()
-    if asked < 1:
-        left_out = rng.random(len(values)) > asked
+    if share < 1:
+        left_out = rng.random(len(values)) > share
         left_out[zero] = False
         values[left_out] = np.nan
         values[rng.random(values.shape) > rng.random((len(values), 1))] = np.nan
+    return drawn, values
+
+
+def by_search(table: TruthTable, seed: int, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `optimiser=adaptive` leaves it in a run: single models and the winner whole."""
+    sim = Simulation(table, seed, items)
+    values = np.full((len(table.ok), len(sim.fold)), np.nan)
+    optimiser = Adaptive().over(table.points, sim.space, seed)
+    while (cell := optimiser.ask()) is not None:
+        optimiser.tell(cell, sim.answer(cell))
+        own = slice(None) if cell.items is None else list(cell.items)
+        values[sim.rows[cell.weights], own] = table.ok[sim.rows[cell.weights], sim.fold[own]]
+    whole = [*table.singles, sim.rows[optimiser.best()]]
+    values[whole] = table.ok[np.ix_(whole, sim.fold)]
+    return sim.fold, values
+
+
+def one(table: TruthTable, seed: int, items: int, asked: str) -> tuple[bool, float, list[bool], int]:
+    """(objective covered, mean width, categories covered, soups asked) of one search."""
+    zero = uniform(table)
+    if asked == SEARCH:
+        drawn, values = by_search(table, seed, items)
+    else:
+        drawn, values = at_random(table, seed, items, float(asked))
     groups = np.unique(table.group[drawn], return_inverse=True)[1]
     count = int(table.cat.max()) + 1
     fit = fit_surface(np.array(table.points), values, table.cat[drawn], groups, np.full(count, 1 / count))
-    if fit is None:
-        return None
     truth = np.array([table.ok[:, table.cat == c].mean(1) for c in range(count)])
     truth -= truth[:, zero : zero + 1]
     bands = [fit.objective, *fit.categories]
     held = [bool(((t >= b.low) & (t <= b.high)).all()) for t, b in zip([truth.mean(0), *truth], bands, strict=True)]
-    return held[0], float((fit.objective.high - fit.objective.low).mean()), held[1:]
+    soups = int(np.isfinite(values).any(axis=1).sum())
+    return held[0], float((fit.objective.high - fit.objective.low).mean()), held[1:], soups
 
 
-def row(table: TruthTable, given: argparse.Namespace) -> str:
-    found = [one(table, seed, given.items, given.asked) for seed in range(given.seeds)]
-    fits = [fit for fit in found if fit is not None]
-    if not fits:
-        return f"| {table.name} | 0 of {len(found)} | | | |"
-    covered, widths, categories = zip(*fits, strict=True)
-    return (
-        f"| {table.name} | {len(fits)} of {len(found)} | {100 * np.mean(covered):.1f} | {100 * np.mean(widths):.1f} "
-        f"| {100 * np.mean(categories):.1f} |"
+def row(table: TruthTable, asked: str, given: argparse.Namespace) -> str:
+    found = [one(table, seed, given.items, asked) for seed in range(given.seeds)]
+    covered, widths, categories, soups = zip(*found, strict=True)
+    how = "by a search" if asked == SEARCH else f"{100 * float(asked):g} %"
+    each = 100 * np.mean(categories, axis=0)
+    written = (
+        f"| {table.name} | {how} | {np.mean(soups):.0f} of {len(table.ok)} | {100 * np.mean(covered):.1f} "
+        f"| {100 * np.mean(widths):.1f} | {each.mean():.1f} | {each.min():.1f} |"
     )
+    print(written, flush=True)
+    return written
 
 
 def main() -> None:
@@ -77,18 +105,18 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--items", type=int, default=232)
-    parser.add_argument("--asked", type=float, default=1.0, help="share of the soups that answered, each a part")
+    parser.add_argument("--asked", nargs="+", default=["1", "0.25", SEARCH], help="shares of the soups, or 'search'")
     parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     lines = [
         f"# Coverage of the response surface, {given.date}",
         "",
-        f"{given.seeds} searches a table, folds of {given.items} items, {100 * given.asked:g} % of the soups asked.",
+        f"{given.seeds} searches a table, folds of {given.items} items.",
         "",
-        "| table | fitted | objective covered % | mean width, points | categories covered % |",
-        "|---|---|---|---|---|",
-        *(row(TruthTable.read(path), given) for path in given.table),
+        "| table | asked | soups | objective covered % | mean width, points | categories covered % | least |",
+        "|---|---|---|---|---|---|---|",
+        *(row(TruthTable.read(path), asked, given) for asked in given.asked for path in given.table),
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -14,6 +14,7 @@ Shape legend: T points (soups asked and points shown), K ingredients, I items, G
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ ALONE = 1.96
 """Quantile of one point, the least of any band: where no group moves anything there is nothing to draw."""
 SCALES, LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4), (0.2, 0.4, 0.8)
 """Standard deviations (fractions of 1) and lengths (in L2 distance of weights) that the smooth rest may have."""
+STEPS = (0.0, 0.1, 0.3)
+"""Standard deviations of what a single model lies off the surface of its soups, which often stand above all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +162,14 @@ def _averaged(
     """(covariance of the process [T, T], what a unit of pull moves [T, T]), averaged by marginal likelihood."""
     square = np.square(weights[:, None] - weights[None, :]).sum(axis=2)
     plane, one = weights @ weights.T, np.eye(len(weights))
+    single = np.diag((weights.max(axis=1) > 1 - 1e-9).astype(float))
     made: list[tuple[float, FloatArray, FloatArray]] = []
-    for length in LENGTHS:
-        shape = np.exp(-square / (2 * length**2))
-        for scale in SCALES:
-            prior = 0.09 * plane + scale**2 * shape + 1e-8 * one
-            inner = one + prior @ laplacian / noise
-            gain = np.linalg.solve(inner, prior) / noise
-            fits = 0.5 * float(pulls @ gain @ pulls) / noise - 0.5 * float(np.linalg.slogdet(inner)[1])
-            made.append((fits, prior, gain))
+    for length, scale, step in itertools.product(LENGTHS, SCALES, STEPS):
+        prior = 0.09 * plane + scale**2 * np.exp(-square / (2 * length**2)) + step**2 * single + 1e-8 * one
+        inner = one + prior @ laplacian / noise
+        gain = np.linalg.solve(inner, prior) / noise
+        fits = 0.5 * float(pulls @ gain @ pulls) / noise - 0.5 * float(np.linalg.slogdet(inner)[1])
+        made.append((fits, prior, gain))
     share = np.exp(np.array([fits for fits, _, _ in made]) - max(fits for fits, _, _ in made))
     share /= share.sum()
     prior, gain = (np.einsum("n,nst->st", share, np.array([one[k] for one in made])) for k in (1, 2))
