@@ -143,13 +143,15 @@ def _asked(run: RunScores) -> AskedFold:
     """The ingredients and what the search asked, answers to a part of the fold included.
 
     Raises:
-        NotEstimableError: too few soups were asked.
+        NotEstimableError: too few soups were asked, or an ingredient was not asked alone.
     """
     items = next((scores.items for scores in run.search.values()), ())
     known = {**{key: scores.values for key, scores in run.search.items()}, **run.parts}
     names = run.soups.ingredients
     if len(names) < 2:
         raise NotEstimableError(ALONE)
+    if lone := [name for name in names if run.single(name).id not in known]:
+        raise NotEstimableError(f"{', '.join(lone)} alone did not answer the search fold, and soups do not tell")
     soups = {soup.id: soup for soup in (*map(run.single, names), *run.trials) if soup.id in known}
     given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups.values()]
     if len(soups) <= LEAST or not items:

@@ -1,9 +1,9 @@
 """Surface over the simplex: differences of soups to the uniform soup, with bands that hold at all points at once.
 
-In each category a soup's true mean is a Gaussian process in its weights (a plane and a smooth rest, whose scale and
-length are averaged over by their marginal likelihood). Items answer for several soups, so that each
-has a level of its own and only what soups differ by within items counts; soups that answered few items share in what
-their neighbours know.
+In each category a soup's true mean is a Gaussian process in its weights: a plane, a smooth rest, and a step of its own
+for each single model; the rest's scale and length and the steps' size are averaged over by their marginal likelihood.
+Items answer for several soups, so that each has a level of its own and only what soups differ by within items counts;
+soups that answered few items share in what their neighbours know.
 
 The error has two parts: the draw of the items, from each group's influence on the estimate (groups of items that share
 content, whatever is correlated inside them), and what the process smooths away or has not seen. The band's quantile is

