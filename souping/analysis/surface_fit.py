@@ -162,12 +162,14 @@ def _averaged(
     """(covariance of the process [T, T], what a unit of pull moves [T, T]), averaged by marginal likelihood."""
     square = np.square(weights[:, None] - weights[None, :]).sum(axis=2)
     plane, one = weights @ weights.T, np.eye(len(weights))
+    asked = np.flatnonzero(np.diag(laplacian))
     single = np.diag((weights.max(axis=1) > 1 - 1e-9).astype(float))
     made: list[tuple[float, FloatArray, FloatArray]] = []
     for length, scale, step in itertools.product(LENGTHS, SCALES, STEPS):
         prior = 0.09 * plane + scale**2 * np.exp(-square / (2 * length**2)) + step**2 * single + 1e-8 * one
-        inner = one + prior @ laplacian / noise
-        gain = np.linalg.solve(inner, prior) / noise
+        inner = np.eye(len(asked)) + prior[np.ix_(asked, asked)] @ laplacian[np.ix_(asked, asked)] / noise
+        gain = np.zeros_like(prior)
+        gain[:, asked] = np.linalg.solve(inner, prior[asked]).T / noise  # what was not asked pulls nothing
         fits = 0.5 * float(pulls @ gain @ pulls) / noise - 0.5 * float(np.linalg.slogdet(inner)[1])
         made.append((fits, prior, gain))
     share = np.exp(np.array([fits for fits, _, _ in made]) - max(fits for fits, _, _ in made))
