@@ -220,7 +220,7 @@ class Verifier:
             self._pause -= blocks
             return False
         if plain.blocks and drafted.blocks >= self._tries and drafted.value > SLOWER * plain.value:
-            self._pause, self._tries, self._paces[True] = PAUSE + 1 - blocks, 1, Pace()
+            self._pause, self._tries, self._paces[True] = PAUSE - blocks, 1, Pace()
             return False
         return True
 
