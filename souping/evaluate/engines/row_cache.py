@@ -235,7 +235,9 @@ def over_rows(module: PreTrainedModel) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
-    before = module.config._attn_implementation
+    config = module.config
+    parts = {"": config, **{name: getattr(config, name) for name in config.sub_configs}}  # transformers'
+    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
     module.set_attn_implementation(NAME)
     try:
         yield

@@ -393,7 +393,9 @@ def test_a_model_of_text_and_images_is_judged_by_its_text() -> None:
         config = transformers.AutoConfig.for_model("gemma3", text_config=text, vision_config=sees)
         module = transformers.AutoModelForCausalLM.from_config(config).eval()
         assert croppable(module)[:27] == reason
+        module.set_attn_implementation({"": "sdpa", "text_config": "eager", "vision_config": "sdpa"})
         assert reason or packs(module)
+        assert (config._attn_implementation, config.text_config._attn_implementation) == ("sdpa", "eager")
 
 
 def random_model(name: str, more: Mapping[str, Any]) -> Any:
