@@ -24,25 +24,13 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from souping.analysis import Analysis
-from souping.checkpoints.pool import Pool
 from souping.cli.help import folder
 from souping.cli.values import is_callable, is_part, mismatch
-from souping.core.executor_protocols import Executor
 from souping.core.files import expanded
-from souping.core.merge_protocols import MergeBackend
-from souping.core.protocols import (
-    BenchmarkItems,
-    Correlation,
-    Evaluator,
-    Objective,
-    ScoreSource,
-    Selector,
-    Strategy,
-    Tracker,
-)
 from souping.core.text import Count, Seed, first_line, nearest
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import MODES, expectations
+from souping.pipeline.settings import KINDS
 from souping.pipeline.side_benchmarks import SideEntry, held
 
 PARTS = (
@@ -62,20 +50,6 @@ INNER = ("correlation", "engine", "server")
 GROUPS = (*PARTS, *INNER)
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """What the text of `Json` speaks of, wherever it is read."""
-KINDS: Mapping[str, Any] = {
-    "pool": Pool,
-    "benchmark": BenchmarkItems,
-    "scores": ScoreSource,
-    "selector": Selector,
-    "optimiser": Strategy,
-    "objective": Objective,
-    "evaluator": Evaluator,
-    "merge": MergeBackend,
-    "tracker": Tracker,
-    "executor": Executor,
-    "correlation": Correlation,
-}
-"""What the choices of a group make; the annotations of `RunSettings` are held against it by a test."""
 BOUNDS: Mapping[str, Any] = {
     "seed": Seed,
     "limit": Count | None,

@@ -27,7 +27,6 @@ from souping.analysis import Analysis
 from souping.cli import interrupts_raise
 from souping.cli.config import (
     GROUPS,
-    KINDS,
     PARTS,
     as_yaml,
     build,
@@ -45,6 +44,7 @@ from souping.core.files import expanded, put
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
+from souping.pipeline.settings import KINDS
 from souping.report.run_log import LOG, command_line, logged
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
 from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, Selection, Trial, UserError, entries, part
 from souping.merge.local import LocalMerge
-from souping.pipeline.settings import STORE, MergeSettings, RunSettings
+from souping.pipeline.settings import KINDS, STORE, MergeSettings, RunSettings
 from souping.report.run_log import LOG, logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
@@ -31,15 +31,8 @@ Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
 Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
-KINDS: Mapping[str, type] = {
-    "selector": Selector,
-    "optimiser": Strategy,
-    "objective": Objective,
-    "evaluator": Evaluator,
-    "merge": MergeBackend,
-    "tracker": Tracker,
-}
-"""What an argument of `run` has to be."""
+PARTS = ("selector", "optimiser", "objective", "evaluator", "merge", "tracker")
+"""Arguments that are parts."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +256,8 @@ def _check_parts(given: Mapping[str, object]) -> None:
     Raises:
         UserError: the argument, and what it takes.
     """
-    for key, kind in KINDS.items():
-        one = given.get(key)
+    for key in PARTS:
+        one, kind = given.get(key), KINDS[key]
         if one is not None and kind not in type(one).__mro__:
             what = f"the class {one.__name__}: call it" if isinstance(one, type) else f"{one!r:.60}"
             raise UserError(f"{key} is {what}; it takes a {kind.__name__} (docs/python.md names them)")

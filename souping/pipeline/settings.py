@@ -7,25 +7,48 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from souping.checkpoints.pool import Pool
+from souping.core.executor_protocols import Executor
 from souping.core.files import nearby
+from souping.core.merge_protocols import MergeBackend
+from souping.core.protocols import (
+    BenchmarkItems,
+    Correlation,
+    Evaluator,
+    Objective,
+    ScoreSource,
+    Selector,
+    Strategy,
+    Tracker,
+)
 from souping.core.types import Json, UserError, part
 from souping.core.versions import __version__
 from souping.report.format import quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.checkpoints.pool import Pool
-    from souping.core.executor_protocols import Executor
-    from souping.core.merge_protocols import MergeBackend
-    from souping.core.protocols import BenchmarkItems, Evaluator, Objective, ScoreSource, Selector, Strategy, Tracker
     from souping.pipeline.baseline_gate import Expectation
     from souping.pipeline.side_benchmarks import SideEntry
     from souping.pipeline.upload import Target
 
 STORE = Path("outputs/store.sqlite")
 """Where a rebuild looks for folders if it is not told another store."""
+KINDS: Mapping[str, Any] = {
+    "pool": Pool,
+    "benchmark": BenchmarkItems,
+    "scores": ScoreSource,
+    "selector": Selector,
+    "optimiser": Strategy,
+    "objective": Objective,
+    "evaluator": Evaluator,
+    "merge": MergeBackend,
+    "tracker": Tracker,
+    "executor": Executor,
+    "correlation": Correlation,
+}
+"""{group: what its choices make}; the annotations of `RunSettings` are held against it by a test."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,14 @@ class Falls(Tracker):
 """
 
 
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module of parts of one's own, where Python finds it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_parts.py").write_text(PARTS)
+    sys.modules.pop("mine_parts", None)
+
+
 def swapped(group: str, target: str, *more: str) -> list[str]:
     return [f"~{group}", f"+{group}._target_=mine_parts.{target}", *more]
 
@@ -125,23 +133,13 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
         (swapped("correlation", "small", "+correlation._partial_=true"), "small: rho has shape (1, 1), not (3, 3)"),
     ],
 )
-def test_what_a_part_gives_is_looked_at(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine_parts.py").write_text(PARTS)
-    sys.modules.pop("mine_parts", None)
+def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, words: list[str], said: str) -> None:
     done = souping(*pool_of(family), *words)
     assert done.code == 2
     assert said in done.err, done.err
 
 
-def test_a_plan_looks_at_what_a_selector_gives(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine_parts.py").write_text(PARTS)
-    sys.modules.pop("mine_parts", None)
+def test_a_plan_looks_at_what_a_selector_gives(family: Path, souping: Cli, tmp_path: Path, mine: None) -> None:
     (tmp_path / "table.csv").write_text("model,a,b,c\nant,60,60,60\nbee,50,70,60\ncat,40,50,80\ndog,30,50,70\n")
     table = ["scores=table", f"scores.path={tmp_path}/table.csv", "plan=true"]
     done = souping(*pool_of(family), *table, *swapped("selector", "Picks", "+selector.names=[nobody,ant]"))
@@ -149,12 +147,7 @@ def test_a_plan_looks_at_what_a_selector_gives(
     assert "Traceback" not in done.err
 
 
-def test_a_tracker_that_falls_ends_no_run(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine_parts.py").write_text(PARTS)
-    sys.modules.pop("mine_parts", None)
+def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None) -> None:
     done = souping(
         *pool_of(family), "selector=all", "optimiser=uniform", "stop_after=search", *swapped("tracker", "Falls")
     )
