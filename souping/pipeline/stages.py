@@ -35,7 +35,7 @@ from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
-from souping.pipeline.schedule import Schedule, SearchStage, Stage, Winner, perform
+from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner, perform
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
@@ -343,25 +343,21 @@ class RunStages:
 
     def analyse(self, name: str, stage: Stage) -> None:
         """Ask what an analysis asks for, then take what it says. Whatever goes wrong, the run goes on without it."""
-        if stage.asks:
-            self.tell_price(stage)
+        new = self.tell_price(stage) if stage.asks else ()
         try:
-            self._answers(replace(stage, asks=tuple(ask for ask in stage.asks if self._price(stage, *ask))))
+            self._answers(replace(stage, asks=new))
             self.analyses[name] = analyse(self.run.analyses[name], self._analysed().scores(stage.asks))
         except UserError as error:  # of a part that answers
             self.analyses[name] = {"failed": str(error)}
 
-    def tell_price(self, stage: Stage) -> None:
-        """Say what an analysis will ask before it does."""
-        new = [self._price(stage, recipe, handler) for recipe, handler in stage.asks]
+    def tell_price(self, stage: Stage) -> tuple[Ask, ...]:
+        """Say what an analysis will ask before it does; those that have something to answer."""
+        new = [len(self.evaluation.lacking(recipe, stage.items, handler)) for recipe, handler in stage.asks]
         self.progress.say(
             f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to ask"
         )
-
-    def _price(self, stage: Stage, recipe: Recipe, handler: str) -> int:
-        """Answers that a soup has to give for an analysis."""
-        return len(self.evaluation.lacking(recipe, stage.items, handler))
+        return tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
 
     def _analysed(self) -> AnalysisInput:
         """What the run's analyses see."""
