@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
@@ -89,9 +89,6 @@ class ModelSize:
     adapter: bool = False
     trouble: str = ""
     mends: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:

@@ -99,9 +99,6 @@ class Missing:
     def sentence(self) -> str:
         return f"{self.what}: {self.mends}" if self.mends else self.what
 
-    def as_dict(self) -> dict[str, str]:
-        return {"what": self.what, "mends": self.mends}
-
 
 @dataclass(frozen=True, kw_only=True)
 class OwnScorer:

@@ -1,7 +1,7 @@
 """Digests of files whose bytes pass by while they are averaged, so that nothing is read twice.
 
 A recipe names its ingredients by their content. Where nobody has hashed a file yet, a stand-in takes the digest's place
-until the averaging has read it; the recipe that is written has the digests.
+until the averaging has read it; the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
 """
 
 from __future__ import annotations

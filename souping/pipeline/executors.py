@@ -56,12 +56,12 @@ class EvaluatorWorker(Worker):
 
 @dataclass(kw_only=True)
 class KnownContents:
-    """Digests of files that the driver has taken, for a worker without a store."""
+    """Digests of files alone, for a worker without a store, and for a plan, which leaves no trace in one."""
 
     hashes: MutableMapping[str, str]
 
     def remember_folder(self, fingerprint: str, path: Path) -> None:
-        """The driver remembers."""
+        """The driver remembers, a plan does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ class OpenPool:
         self.pool = supplied.merge.open({**self.folders, **beside}, self._hashes)
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in supplied.candidates)
-        self.late = isinstance(self._hashes, StandIns) and self._hashes.pending
+        self.late = late and isinstance(self._hashes, StandIns) and self._hashes.pending
         self.warnings = [*warnings, *supplied.notes, *_twins({c.name: c.fingerprint for c in self.candidates})]
         for content, folder in self.pool.seen.items() if not self.late else ():
             store.remember_folder(content, folder)

@@ -243,9 +243,6 @@ class Machine:
     available: int
     gpus: tuple[Gpu, ...] = ()
 
-    def as_dict(self) -> dict[str, Json]:
-        return asdict(self)
-
 
 def look() -> Machine:
     """This machine as it is now."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from souping.analysis.intervals import minimal_detectable
 from souping.core.protocols import Evaluator, Objective
-from souping.core.types import Item, Json
+from souping.core.types import Item
 from souping.pipeline.requirements import Machine, on_gpu
 from souping.pipeline.store import Store
 
@@ -93,9 +93,6 @@ class Detectable:
     difference: float
     difference_groups: float
 
-    def as_dict(self) -> dict[str, Json]:
-        return asdict(self)
-
 
 def detectable(plan: Plan) -> Detectable | None:
     """What the report fold can show, by the objective's own weights; None where there is no report."""
@@ -146,9 +143,6 @@ class Speed:
     items_per_second: float
     basis: Literal["stated", "measured", "assumed"]
     reason: str
-
-    def as_dict(self) -> dict[str, Json]:
-        return asdict(self)
 
 
 def speed(

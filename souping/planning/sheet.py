@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from souping.core.types import Json
@@ -24,18 +25,18 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "can_go_on": not plan.reasons,
         "reasons": list(plan.reasons),
         "notes": list(plan.notes),
-        "machine": plan.machine.as_dict(),
-        "models": [model.as_dict() for model in plan.models],
+        "machine": asdict(plan.machine),
+        "models": [asdict(model) for model in plan.models],
         "selection": plan.choice.as_dict(),
         "outlined": plan.outlined,
         "folds": {fold: len(items) for fold, items in plan.folds.items()},
-        "stages": [stage.as_dict() for stage in plan.stages],
+        "stages": [asdict(stage) for stage in plan.stages],
         "evaluations": {"asked": _sum(plan.stages, "asked"), "todo": _sum(plan.stages, "todo")},
-        "speeds": {name or "benchmark": speed.as_dict() for name, speed in plan.speeds.items()},
+        "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": seconds(plan),
-        "detectable": power.as_dict() if power else None,
+        "detectable": asdict(power) if power else None,
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
-        "missing": [one.as_dict() for one in plan.missing],
+        "missing": [asdict(one) for one in plan.missing],
     }
 
 

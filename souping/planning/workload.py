@@ -5,10 +5,9 @@ The pool is opened as a run opens it (headers and tokenizers); nothing is hashed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -18,9 +17,11 @@ from souping.checkpoints.pool import ModelSize
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, Trial, UserError
 from souping.evaluate.scoring.own import Known
+from souping.merge.digests import StandIns
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured, selected
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
+from souping.pipeline.executors import KnownContents
 from souping.pipeline.models import OpenPool
 from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner, perform
 from souping.pipeline.settings import RunSettings
@@ -63,9 +64,6 @@ class PlannedStage:
     side: str = ""
     in_parts: bool = False
 
-    def as_dict(self) -> dict[str, Json]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedWinner:
@@ -107,7 +105,8 @@ class WorkCounter:
         priors = stage.priors(self.pool, self.run.optimiser)
         if priors is not None:
             self._count(priors)
-        own, span, size = self.evaluations[""], self._span(stage), len(stage.ingredients)
+        own, size = self.evaluations[""], len(stage.ingredients)
+        span = self.run.optimiser.workload(size, len(stage.items)) if size > 1 else None
         drafts = verifies(self.run.optimiser, size, own)
         if span is not None:
             winner = self._part_of_fold(stage, span)
@@ -119,28 +118,32 @@ class WorkCounter:
         self._new(winner.recipe, winner.handler, stage.items, own)  # it is one of the trials
         return winner
 
-    def _span(self, stage: SearchStage) -> tuple[int, int] | None:
-        """(expected, most) items of a search that asks parts of the fold."""
-        size, items = len(stage.ingredients), len(stage.items)
-        return self.run.optimiser.workload(size, items) if size > 1 else None
-
     def _part_of_fold(self, stage: SearchStage, span: tuple[int, int]) -> PlannedWinner:
-        """A search that asks parts of the fold: as the store has it to the end, or what is expected and the most."""
+        """A search that asks parts of the fold: as the store has it to the end, or the `span` of (expected, most)
+        items."""
         items, answers = max(1, len(stage.items)), self.evaluations[""].answers
         walked = self._walked(stage)
         if walked is not None:
             trials, asked = len(walked.trials), (walked.cost.items * answers,) * 2
-            self._add(stage, (trials, trials), asked, (0, 0), in_parts=False)
+            self._add(stage, (trials, trials), asked, (0, 0))
             return PlannedWinner(recipe=walked.recipe, handler=walked.handler)
         asked = (span[0] * answers, span[1] * answers)
         self._add(stage, (-(-span[0] // items), -(-span[1] // items)), asked, asked, in_parts=True)
         uniform = self.pool.uniform(stage.ingredients)
         return PlannedWinner(recipe=_stand_in(uniform, "the soup"), handler=self.evaluations[""].handlers(uniform)[0])
 
-    def _add(self, stage: SearchStage, models: Pair, asked: Pair, todo: Pair, in_parts: bool) -> None:
+    def _add(self, stage: Stage | SearchStage, models: Pair, asked: Pair, todo: Pair, in_parts: bool = False) -> None:
+        """`models`, `asked` and `todo` are (least, most)."""
+        side = stage.side if isinstance(stage, Stage) else ""
         self.stages.append(
             PlannedStage(
-                name=stage.name, models=models, items=len(stage.items), asked=asked, todo=todo, in_parts=in_parts
+                name=stage.name,
+                models=models,
+                items=len(stage.items),
+                asked=asked,
+                todo=todo,
+                side=side,
+                in_parts=in_parts,
             )
         )
 
@@ -170,16 +173,7 @@ class WorkCounter:
             if not (analysis and self._is_whole(recipe, handler, stage.items, evaluation)):
                 todo += self._new(recipe, handler, stage.items, evaluation, drafted)
         number, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
-        self.stages.append(
-            PlannedStage(
-                name=stage.name,
-                models=(number, number),
-                items=len(stage.items),
-                asked=(asked, asked),
-                todo=(todo, todo),
-                side=stage.side,
-            )
-        )
+        self._add(stage, (number, number), (asked, asked), (todo, todo))
 
     def _is_whole(self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation) -> bool:
         """Whether an analysis has nothing to ask of a soup."""
@@ -208,9 +202,10 @@ class WorkCounter:
         if len(stage.ingredients) == 1:
             single = self.pool.recipe({stage.ingredients[0]: 1.0})
             return [(single, "")], PlannedWinner(recipe=single, handler=own.handlers(single)[0])
-        walked = self._from_store(stage)
+        walked = self._walked(stage)
         if walked is not None:
-            return walked
+            asks = [(trial.recipe, trial.handler) for trial in walked.trials]
+            return asks, PlannedWinner(recipe=walked.recipe, handler=walked.handler)
         uniform = self.pool.uniform(stage.ingredients)
         ways = own.handlers(uniform)
         limit = trial_limit(self.run.optimiser, len(stage.ingredients), len(ways), len(stage.items))
@@ -228,14 +223,6 @@ class WorkCounter:
             first = strategy.start(space, self.run.seed).ask()
             weights = [first.weights] if first is not None else []
         return [self.pool.recipe(dict(zip(ingredients, point, strict=True))) for point in weights or ()]
-
-    def _from_store(self, stage: SearchStage) -> tuple[list[Ask], PlannedWinner] | None:
-        """The whole search from the store alone, or None where a score is missing."""
-        outcome = self._walked(stage)
-        if outcome is None:
-            return None
-        asks = [(trial.recipe, trial.handler) for trial in outcome.trials]
-        return asks, PlannedWinner(recipe=outcome.recipe, handler=outcome.handler)
 
     def _walked(self, stage: SearchStage) -> SearchResult | None:
         """The whole search as the store answers it, or None where it does not."""
@@ -297,7 +284,7 @@ def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     return merged
 
 
-def _range(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def _range(pairs: Sequence[Pair]) -> Pair:
     return min(least for least, _ in pairs), max(most for _, most in pairs)
 
 
@@ -373,45 +360,6 @@ def steady(selector: Selector, scores: ScoreMatrix) -> tuple[float, float] | Non
     return low, high
 
 
-class KnownDigests(MutableMapping[str, str]):
-    """Digests of files that the store has; any other file gets one that no store holds.
-
-    A file that this store never hashed was never evaluated under it (but for a copy elsewhere), so that a plan counts
-    right without reading gigabytes.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._hashes = store.hashes
-
-    def __contains__(self, file: object) -> bool:
-        return True
-
-    def __getitem__(self, file: str) -> str:
-        return self._hashes.get(file) or f"not hashed: {file}"
-
-    def __setitem__(self, file: str, digest: str) -> None:
-        raise AssertionError("a plan hashes nothing")
-
-    def __delitem__(self, file: str) -> None:
-        raise AssertionError("a plan hashes nothing")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._hashes)
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-
-class ReadOnlyStore:
-    """Store as a pool knows it, that only tells."""
-
-    def __init__(self, store: Store) -> None:
-        self.hashes = KnownDigests(store)
-
-    def remember_folder(self, fingerprint: str, path: Path) -> None:
-        """A plan leaves no trace."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlannedPool:
     """Pool by names; `opened` is None where a model is not here yet, or the pool does not fit (`trouble`)."""
@@ -458,7 +406,7 @@ def open_what_is_here(
         opened = OpenPool(
             [_placed(c, run.merge.allow_pickle) for c in candidates],
             run.merge,
-            ReadOnlyStore(store),
+            KnownContents(hashes=StandIns(store.hashes)),  # what nobody hashed counts as never evaluated
             with_base=run.uses_base,
         )
         check_tokenizers(opened, asked)
