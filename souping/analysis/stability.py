@@ -17,6 +17,7 @@ from souping.analysis.correlation import FEWEST_MODELS, pearson
 from souping.analysis.intervals import IntArray, distinct, resample, stratify
 from souping.core.protocols import Correlation, Selector
 from souping.core.scores import CONSTANT, ScoreMatrix
+from souping.core.text import first_line
 from souping.core.types import Correlations, FloatArray, Json, Selection, UserError
 
 SALT = 0x57AB
@@ -81,11 +82,25 @@ def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Json]]:
 
 def _outcome(selector: Selector, scores: ScoreMatrix) -> dict[str, Json]:
     try:
-        selection = selector.select(scores)
+        selection = _chosen(selector, scores)
     except UserError as error:
         return {"ingredients": None, "low_correlation": None, "error": str(error)}
     low = list(selection.low_correlation)
     return {"ingredients": list(selection.ingredients), "low_correlation": low, "error": None}
+
+
+def _chosen(selector: Selector, scores: ScoreMatrix) -> Selection:
+    """The selection of scores that might have come out.
+
+    Raises:
+        UserError: there is none; also where a selector of the user's fails on scores that it never met in the run.
+    """
+    try:
+        return selector.chosen(scores)
+    except UserError:
+        raise
+    except Exception as error:  # what is counted here ends no run
+        raise UserError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _published() -> dict[str, Json]:
@@ -102,7 +117,7 @@ def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
         try:
             if not np.isfinite(values).all():
                 raise UserError("a category lost all its items")
-            picked.append(selector.select(dataclasses.replace(scores, values=values, items=None)))
+            picked.append(_chosen(selector, dataclasses.replace(scores, values=values, items=None)))
         except UserError as error:
             reasons[_reason(error)] += 1
     head: dict[str, Json] = {"method": "bootstrap over items", "draws": len(tables), "not_estimable": reasons.total()}

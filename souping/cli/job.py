@@ -40,12 +40,12 @@ from souping.cli.config import (
 from souping.cli.errors import EXPECTED, composition, explain, tell
 from souping.cli.help import folder
 from souping.cli.streams import LOST, stop
-from souping.core.files import expanded, put
+from souping.core.files import discard, expanded, missing_folders, put
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.settings import KINDS
-from souping.report.run_log import LOG, command_line, logged
+from souping.report.run_log import DRAFTS, command_line, logged
 
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
 CLAIM = ".running"
-DRAFTS = (CLAIM, "config.yaml", "selection.json", LOG)
-"""What a run writes before it has results."""
 _TOLD: list[tuple[BaseException, int]] = []
 """Errors of a multirun's jobs, which were told when they came, and their exit status."""
 _MADE: set[Path] = set()
@@ -168,7 +166,7 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
 
 def note_missing(path: Path) -> None:
     """Remember which folders of a path are not there yet: only those are this process's to remove."""
-    _MADE.update(folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists())
+    _MADE.update(missing_folders(path))
 
 
 def _explicit(hydra_config: HydraConf) -> bool:
@@ -284,18 +282,8 @@ def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
     Its folder goes while only drafts are in it, and the folders above that this process made. Results, a store, a
     traceback and folders of the user's stay.
     """
-    if not owned or isinstance(error, LateError):
-        return
-    with suppress(OSError):
-        inside = list(run_dir.iterdir())
-        if any(path.name not in DRAFTS or not path.is_file() for path in inside):
-            return
-        for path in inside:
-            path.unlink()
-        for folder in (run_dir.absolute(), *run_dir.absolute().parents):
-            if folder not in _MADE and not _MADE.intersection(folder.parents):
-                return
-            folder.rmdir()
+    if owned and not isinstance(error, LateError):
+        discard(run_dir, _MADE, (CLAIM, *DRAFTS))
 
 
 class SweepEnd(Callback):

@@ -10,7 +10,7 @@ import errno
 import glob
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -64,7 +64,7 @@ def staged(out: Path) -> Iterator[Path]:
     out = Path(os.path.abspath(expanded(out)))
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder: choose another place, or remove it first")
-    made = _missing_parents(out)
+    made = missing_folders(out.parent)
     stage = out.parent / f".{out.name}.part-{os.getpid()}"
     try:
         with _clear_errors(out):
@@ -78,8 +78,7 @@ def staged(out: Path) -> Iterator[Path]:
                 finally:
                     shutil.rmtree(stage, ignore_errors=True)
     except BaseException:
-        for parent in made:
-            _remove_empty(parent)
+        discard(out.parent, made)
         raise
 
 
@@ -120,16 +119,27 @@ def _clear_errors(out: Path) -> Iterator[None]:
         raise UserError(f"{out} was not written ({what}); nothing is left there. Choose a place with room.") from None
 
 
-def _missing_parents(out: Path) -> list[Path]:
-    """Folders above `out` that do not exist yet, deepest first."""
-    return [parent for parent in out.parents if not parent.exists()]
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist yet, deepest first: what is made there is the caller's."""
+    whole = folder.absolute()
+    return [one for one in (whole, *whole.parents) if not one.exists()]
 
 
-def _remove_empty(path: Path) -> None:
-    try:
-        path.rmdir()
-    except OSError:
-        return
+def discard(folder: Path, made: Collection[Path], drafts: Collection[str] = ()) -> None:
+    """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
+    are empty. A folder is the run's where it, or one above it, is among those `made`; all others stay."""
+    whole = folder.absolute()
+    with suppress(OSError):
+        inside = list(whole.iterdir()) if whole.is_dir() else []
+        if any(path.name not in drafts or not path.is_file() for path in inside):
+            return
+        for path in inside:
+            path.unlink()
+        for one in (whole, *whole.parents):
+            if not {one, *one.parents}.intersection(made):
+                return
+            with suppress(FileNotFoundError):
+                one.rmdir()
 
 
 def hold(folder: Path) -> IO[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
+from souping.core.text import listed
 from souping.core.types import (
     Cell,
     Correlations,
@@ -28,6 +29,7 @@ from souping.core.types import (
     SearchSpace,
     Selection,
     Trial,
+    UserError,
     Weights,
     digest,
 )
@@ -68,6 +70,26 @@ class Selector(Protocol):
         return type(self).__name__.lower()
 
     def select(self, scores: ScoreMatrix) -> Selection: ...
+
+    def chosen(self, scores: ScoreMatrix) -> Selection:
+        """What `select`, which may be the user's, makes of these scores, looked at.
+
+        Raises:
+            UserError: it cannot select; or gave no selection, an empty one, something that is no candidate or no
+                category, or one ingredient twice.
+        """
+        selection, name = self.select(scores), type(self).__name__
+        if not isinstance(selection, Selection):
+            raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
+        for one in (*selection.ingredients, *selection.experts.values()):
+            if one not in scores.candidates:
+                raise UserError(f"selector {name} chose {one!r}, which is no candidate: {listed(scores.candidates)}")
+        for one in (*selection.low_correlation, *selection.experts):
+            if one not in scores.categories:
+                raise UserError(f"selector {name} named {one!r}, which is no category: {listed(scores.categories)}")
+        if not selection.ingredients or len(set(selection.ingredients)) < len(selection.ingredients):
+            raise UserError(f"selector {name} chose {listed(selection.ingredients) or 'nothing'}: each ingredient once")
+        return selection
 
     def check(self, models: int, candidates: int, categories: int) -> None:
         """Refuse, before anything is evaluated, what so many rows, candidates and categories cannot give (UserError).

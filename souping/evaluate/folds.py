@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.text import listed
-from souping.core.types import FOLDS, Fold, Item, UserError
+from souping.core.types import FOLDS, Fold, Item, UserError, digest
 
 SALT = "souping folds 4"
 """Never to be changed. Of forty tried it is the first that leaves each fold of the pantry 20 items of every category;
@@ -34,6 +34,11 @@ class Folds:
 
     def counts(self) -> dict[str, int]:
         return {fold: len(self.items[fold]) for fold in FOLDS}
+
+    @property
+    def content(self) -> str:
+        """Digest of which items are in which fold, whatever their order."""
+        return digest([sorted([item.category, item.fingerprint] for item in self.items[fold]) for fold in FOLDS])
 
 
 def position(group: str) -> float:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.scores import CONSTANT
-from souping.core.text import listed, shown
-from souping.core.types import FOLDS, Fold, Item, SearchSpace, Selection, UserError
+from souping.core.text import shown
+from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
@@ -23,7 +23,7 @@ from souping.search.loop import check_budget
 from souping.selection.selectors import check_drop
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, Selector
+    from souping.core.protocols import Evaluator
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
     from souping.pipeline.store import Store
@@ -88,23 +88,6 @@ def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:
         raise UserError(
             f"objective {name}: coefficients are {len(categories)} finite numbers, one a category, in order"
         )
-
-
-def selected(selector: Selector, scores: ScoreMatrix) -> Selection:
-    """Selection that a selector, which may be the user's, makes of these scores.
-
-    Raises:
-        UserError: it cannot select; or gave no selection, an empty one, something that is no candidate, or one twice.
-    """
-    selection, candidates, name = selector.select(scores), scores.candidates, type(selector).__name__
-    if not isinstance(selection, Selection):
-        raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
-    for chosen in selection.ingredients:
-        if chosen not in candidates:
-            raise UserError(f"selector {name} chose {chosen!r}, which is no candidate: {listed(candidates)}")
-    if not selection.ingredients or len(set(selection.ingredients)) < len(selection.ingredients):
-        raise UserError(f"selector {name} chose {listed(selection.ingredients) or 'nothing'}: each ingredient once")
-    return selection
 
 
 def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:

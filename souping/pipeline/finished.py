@@ -77,16 +77,15 @@ def _check_items(stages: RunStages, known: FinishedRun) -> None:
     """Refuse items that have changed since: the run's numbers and the analyses' would be of different ones.
 
     Raises:
-        UserError: a fold has more or fewer items than the report counts.
+        UserError: a fold has more or fewer items than the report counts, or others.
     """
-    told = part(known.report, "folds")
+    told, where = part(known.report, "folds"), f"{nearby(stages.run.run_dir)}: the items are not those of the run:"
     for fold, here in stages.folds.counts().items():
         there = _float(told.get(fold)) + (_float(told.get("left_out")) if fold == "report" else 0)
         if here != there:
-            raise UserError(
-                f"{nearby(stages.run.run_dir)}: the items are not those of the run: fold {fold} had {there:,.0f}, now "
-                f"{here:,}; put the run's items back"
-            )
+            raise UserError(f"{where} fold {fold} had {there:,.0f}, now {here:,}; put the run's items back")
+    if known.report.get("items", stages.folds.content) != stages.folds.content:  # older reports only count
+        raise UserError(f"{where} there are as many, but some are others; put the run's items back")
 
 
 def _take_up(stages: RunStages, known: FinishedRun) -> dict[str, Stage]:

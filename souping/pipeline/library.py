@@ -6,22 +6,23 @@ import html
 import reprlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
+from souping.core.files import discard, missing_folders
 from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
 from souping.core.text import listed, nearest
-from souping.core.types import Item, Json, Selection, Trial, UserError, entries, part
+from souping.core.types import Item, Json, LateError, Selection, Trial, UserError, entries, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import KINDS, STORE, MergeSettings, RunSettings
-from souping.report.run_log import LOG, logged
+from souping.report.run_log import DRAFTS, logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection.selectors import SoCE
@@ -160,29 +161,22 @@ def _perform(settings: RunSettings) -> RunResult:
     from souping.pipeline.staged import perform
 
     check_settings(settings)
-    made = [folder for folder in (settings.run_dir, *settings.run_dir.parents) if not folder.exists()]
+    made = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with logged(settings.run_dir, settings.command), ExitStack() as parts:
             parts.callback(settings.evaluator.close)
             parts.callback(settings.merge.close)
             report, won = perform(settings)
+    except LateError:
+        raise
     except UserError:
-        _discard(made)
+        discard(settings.run_dir, made, DRAFTS if made else ())
         raise
     tried = () if won is None else won.trials
     return RunResult(
         settings.run_dir, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None
     )
-
-
-def _discard(made: Sequence[Path]) -> None:
-    """Remove folders that a refused run made, innermost first, where they hold nothing but its log."""
-    with suppress(OSError):
-        if made and [path.name for path in made[0].iterdir()] == [LOG]:
-            (made[0] / LOG).unlink()
-            for folder in made:
-                folder.rmdir()
 
 
 def _call(name: str, arguments: Mapping[str, object]) -> str:
@@ -236,11 +230,9 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     Raises:
         UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
-    from souping.pipeline.checks import selected
-
     _check_parts({"selector": selector})
     scores = table if isinstance(table, ScoreMatrix) else read_table(Path(table).expanduser())
-    return selected(selector or _soce(Mean()), scores)
+    return (selector or _soce(Mean())).chosen(scores)
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:

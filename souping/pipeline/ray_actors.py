@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from souping.core.executor_protocols import Executor, Worker, Workers
+from souping.core.system import cores
 from souping.core.text import Count, first_line, install
 from souping.core.types import Answered, BlockTask, Missing, UserError
 
@@ -97,7 +98,7 @@ class RayWorkers(Workers):
             return len(self._seats)
         if self._settings.gpus:
             return max(1, int(len(_gpus_here()) / self._settings.gpus))
-        return max(1, int((os.cpu_count() or 1) / self._settings.cpus))
+        return max(1, int(cores() / self._settings.cpus))
 
     @property
     def _cluster(self) -> str | None:

@@ -27,7 +27,6 @@ from souping.pipeline.checks import (
     flat_categories,
     not_measured,
     run_notes,
-    selected,
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
@@ -248,6 +247,7 @@ class RunStages:
             "selection": selection_dict(selection, scores),
             "recipe": outcome.recipe.as_dict(),
             "folds": self.folds.counts(),
+            "items": self.folds.content,
             "warnings": self._warnings(scores),
         }
         if len(selection.ingredients) > 1:
@@ -435,7 +435,7 @@ def _workers(run: RunSettings, pool: OpenPool, store: Store, evaluators: Mapping
 
 def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Pick the ingredients, say which, with what a reader must know of the choice, and write selection.json."""
-    selection = selected(run.selector, scores)
+    selection = run.selector.chosen(scores)
     few = few_models(len(scores.models)) if selection.correlations is not None else ""
     selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
     progress.say(f"selected {', '.join(selection.ingredients)}")

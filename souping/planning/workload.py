@@ -18,7 +18,7 @@ from souping.core.scores import ScoreMatrix
 from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, Trial, UserError
 from souping.evaluate.scoring.own import Known
 from souping.merge.digests import StandIns
-from souping.pipeline.checks import check_soups, check_tokenizers, not_measured, selected
+from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.executors import KnownContents
@@ -325,7 +325,7 @@ def choose(
 
 def _from(run: RunSettings, scores: ScoreMatrix, basis: str) -> PlannedSelection:
     try:
-        selection = selected(run.selector, scores)
+        selection = run.selector.chosen(scores)
     except UserError as error:
         return PlannedSelection(basis=basis, sizes=(), scores=scores, trouble=str(error))
     sizes = (len(selection.ingredients),)
@@ -339,11 +339,11 @@ def steady(selector: Selector, scores: ScoreMatrix) -> tuple[float, float] | Non
     own = selector.cut
     if own is None:
         return None
-    wanted = selected(selector, scores).ingredients
+    wanted = selector.chosen(scores).ingredients
 
     def same(threshold: float) -> bool:
         try:
-            return selected(selector.with_cut(threshold), scores).ingredients == wanted
+            return selector.with_cut(threshold).chosen(scores).ingredients == wanted
         except UserError:
             return False
 

@@ -20,6 +20,8 @@ from souping.core.text import safe
 from souping.core.versions import commit, versions
 
 LOG = "run.log"
+DRAFTS = ("config.yaml", "selection.json", LOG)
+"""Files that a run writes before it has results: one that is refused takes them with it."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 REDRAWN = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
 """What moves the cursor: a display that is drawn again and again is no line of a log."""

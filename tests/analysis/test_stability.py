@@ -214,6 +214,23 @@ def test_other_selectors() -> None:
     assert tau["correlations"][0]["rho"] == pytest.approx(kendall(scores.values).rho[0, 1])
 
 
+class Particular(Selector):
+    """A selector of the user's own that fails on other scores than the run's."""
+
+    def select(self, scores: ScoreMatrix) -> Selection:
+        names = {"m0": scores.values[scores.models.index("m0")].argmax()}
+        return Selection(ingredients=("nobody",) if names["m0"] else scores.candidates[:1])
+
+
+def test_a_selector_that_fails_on_other_scores_is_counted_and_ends_nothing() -> None:
+    drawn = stability(matrix(PLAIN), Particular(), draws=5)
+    assert drawn["ingredients"]["m0"] == 1.0
+    assert drawn["jackknife"][0]["error"] == "ValueError: tuple.index(x): x not in tuple"
+    wrong = stability(matrix(PLAIN[:, [1, 0, 2]]), Particular(), draws=5)
+    assert wrong["not_estimable"] == 5
+    assert wrong["reasons"] == {"selector Particular chose 'nobody', which is no candidate": 5}
+
+
 def test_items_must_be_the_same_for_all() -> None:
     scores = matrix(PLAIN)
     other = matrix(PLAIN, each=10)

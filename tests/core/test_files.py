@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from souping.core import files
-from souping.core.files import expanded, near_folder, staged, write_files
+from souping.core.files import discard, expanded, missing_folders, near_folder, staged, write_files
 from souping.core.types import UserError
 
 
@@ -86,3 +86,23 @@ def test_a_folder_with_nearly_the_name_is_offered(tmp_path: Path, monkeypatch: p
     assert near_folder("runs/modle-a") == "; did you mean runs/model-a?"
     assert near_folder(tmp_path / "runs/mdel-a") == f"; did you mean {tmp_path}/runs/model-a?"
     assert [near_folder(path) for path in ("runs/zzz", "nowhere/model-a", "x/y/z")] == ["", "", ""]
+
+
+def test_a_refused_run_takes_what_it_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    run = Path("there/outputs/run")
+    made = missing_folders(run)
+    assert [path.name for path in made] == ["run", "outputs"]
+    run.mkdir(parents=True)
+    for name in ("log", "result"):
+        (run / name).touch()
+    discard(run, made, ["log"])
+    assert names(run) == ["log", "result"]
+    (run / "result").unlink()
+    discard(run, made, ["log"])
+    assert names(tmp_path) == ["there"]
+    assert names(Path("there")) == []
+    discard(run, made)
+    discard(Path("there"), made)
+    assert Path("there").is_dir()

@@ -175,6 +175,9 @@ def test_items_that_changed_are_told(family: Path, souping: Cli, tmp_path: Path)
     report = (tmp_path / "run" / "report.json").read_bytes()
     (tmp_path / "mine.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
     souping("analyse", "run").refused("the items are not those of the run: fold", "put the run's items back")
+    other = json.dumps({**json.loads(lines[0]), "answer": "another"}) + "\n"
+    (tmp_path / "mine.jsonl").write_text("".join([other, *lines[1:]]))
+    souping("analyse", "run").refused("the items are not those of the run: there are as many, but some are others")
     assert (tmp_path / "run" / "report.json").read_bytes() == report
 
 

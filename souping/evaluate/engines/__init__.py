@@ -47,6 +47,14 @@ NEW = 1024
 """Tokens that an answer may have where the settings leave it open."""
 
 
+def context(model: Served) -> int | None:
+    """Tokens of prompt and answer that a live model was made for, where its config says so: models of text and images
+    say it of their text part."""
+    config = model.module.config.get_text_config(decoder=True)
+    known = getattr(config, "max_position_embeddings", None)  # transformers'
+    return known if isinstance(known, int) and known > 0 else None
+
+
 def room(prompt: Sequence[int], new: int | None, limit: int | None) -> tuple[int, str]:
     """(tokens that an answer may have in a context of `limit`, why it can have none).
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.protocols import Served
 from souping.core.types import Draft, Item
-from souping.evaluate.engines import Asked, pad_id, prompt_key, room
+from souping.evaluate.engines import Asked, context, pad_id, prompt_key, room
 from souping.evaluate.engines.row_cache import cache_name
 from souping.evaluate.engines.verify import log_likelihood, most_tokens
 from souping.evaluate.templates import render
@@ -32,7 +32,7 @@ def likelihoods(
     import torch
 
     torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
-    limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
+    limit = context(model)
     prompts = [render(model.tokenizer, item) for item in items]
     table = [[math.nan] * len(own) for own in answers]
     wanted: list[list[Wanted]] = []

@@ -15,7 +15,7 @@ from souping.core.protocols import Drafts, ModuleSettings, Served
 from souping.core.text import first_line
 from souping.core.types import Draft, Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.engines import Answer, Asked, Engine, answer_of, ends_of, pad_id, room, shared
+from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room, shared
 from souping.evaluate.engines.row_cache import over_rows
 from souping.evaluate.engines.verify import Verifier
 from souping.evaluate.templates import render
@@ -89,7 +89,7 @@ def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -
 
     torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
-    limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
+    limit = context(model)
     answers: dict[int, Answer] = {}
     together: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):

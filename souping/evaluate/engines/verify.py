@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from souping.core.protocols import Served
 from souping.core.types import Draft, Item
 from souping.evaluate.decoding import Decoding, with_noise
-from souping.evaluate.engines import Answer, Asked, answer_of, ends_of, pad_id, prompt_key, room
+from souping.evaluate.engines import Answer, Asked, answer_of, context, ends_of, pad_id, prompt_key, room
 from souping.evaluate.engines.drafts import (
     PAUSE,
     SLOWER,
@@ -251,7 +251,7 @@ def _steady(asked: Asked, model: Served, items: Sequence[Item]) -> bool:
     most = steady_length(model.module)
     if most is None:
         return True
-    limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
+    limit = context(model)
     prompts = [render(model.tokenizer, item) for item in items]
     return all(len(prompt) + room(prompt, asked.max_new_tokens, limit)[0] <= most for prompt in prompts)
 
@@ -269,7 +269,7 @@ def verified(
 
     torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
-    limit = getattr(model.module.config, "max_position_embeddings", None)  # transformers'
+    limit = context(model)
     answers, rows = {}, []
     for number, (item, prompt, known) in enumerate(zip(items, prompts, drafts, strict=True)):
         free, reason = room(prompt, asked.max_new_tokens, limit)

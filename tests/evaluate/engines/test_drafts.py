@@ -14,7 +14,7 @@ import pytest
 
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Draft, Item, Record, UserError
-from souping.evaluate.engines import Answer, verify
+from souping.evaluate.engines import Answer, context, verify
 from souping.evaluate.engines.drafts import (
     AGREED,
     LONE,
@@ -386,13 +386,21 @@ def test_rows_stay_below_the_length_at_which_all_positions_change(
 def test_a_model_of_text_and_images_is_judged_by_its_text() -> None:
     import transformers
 
-    full = {**TINY, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "pad_token_id": 0}
+    full = {
+        **TINY,
+        "max_position_embeddings": 77,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "pad_token_id": 0,
+    }
     sees = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
     for layers, reason in (("full_attention", ""), ("sliding_attention", "a cache that cannot go back")):
         text = {**full, "layer_types": [layers] * 2}
         config = transformers.AutoConfig.for_model("gemma3", text_config=text, vision_config=sees)
         module = transformers.AutoModelForCausalLM.from_config(config).eval()
         assert croppable(module)[:27] == reason
+        assert context(SimpleNamespace(module=module)) == 77  # type: ignore[arg-type]
         module.set_attn_implementation({"": "sdpa", "text_config": "eager", "vision_config": "sdpa"})
         assert reason or packs(module)
         assert (config._attn_implementation, config.text_config._attn_implementation) == ("sdpa", "eager")
