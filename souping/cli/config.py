@@ -223,6 +223,8 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
         elif isinstance(value, Mapping) and "_target_" in value and is_part(hints.get(key, Any)):
             if str(value) not in known_nodes:
                 yield from _problems(f"{where}.{key}", value, hints[key])
+        elif isinstance(value, str) and key in GROUPS and is_part(hints.get(key, Any)):
+            yield f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
         elif message := mismatch(value, hints.get(key, Any)):
             yield f"{where}.{key}={value!r:.60} {message}"
     yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)

@@ -63,7 +63,7 @@ class RayExecutor(Executor):
             raise UserError(f"executor.restarts={self.restarts} must be at least 0")
 
     def needs(self) -> list[Missing]:
-        return [] if find_spec("ray") else [Missing(what="the package ray", mends=install("ray"))]
+        return [] if find_spec("ray") else [Missing(what="the package ray is not installed", mends=install("ray"))]
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
         return RayWorkers(self, here, elsewhere)

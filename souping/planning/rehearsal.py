@@ -96,6 +96,8 @@ def rehearse(whole: Plan) -> Rehearsal:
             print(words, flush=True)
         began = time.monotonic()
         model = pool.serving(evaluator)(pool.recipe({name: 1.0}))
+        if evaluator.host is not None:
+            evaluator.evaluate(model, items[:1])  # engines and servers start, for minutes, when they are first asked
         loaded = time.monotonic()
         answers = {r.item: r for block in evaluator.batches(items) for r in evaluator.evaluate(model, block)}
         done = time.monotonic()

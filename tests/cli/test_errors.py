@@ -262,13 +262,13 @@ def test_the_plan_of_a_merge_lists_what_is_missing(
     from souping.core.types import Missing
     from souping.merge.mergekit import MergekitMerge
 
-    lacks = [Missing(what="the package mergekit", mends=install("mergekit"))]
+    lacks = [Missing(what="the package mergekit is not installed", mends=install("mergekit"))]
     monkeypatch.setattr(MergekitMerge, "needs", lambda self: lacks)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     words = ["+experiment=merge", pool_of(family, "ant", "bee")[0], "optimiser.weights=[0.5,0.5]"]
     done = souping(*words, "merge=mergekit", "merge.method=linear", "upload=me/soup", "plan=true")
     assert done.code == 0, done.err
-    assert f"missing on this machine: the package mergekit: {install('mergekit')}\n" in done.out
+    assert f"missing on this machine: the package mergekit is not installed: {install('mergekit')}\n" in done.out
     assert "missing on this machine: a login to the Hub" in done.out
 
 

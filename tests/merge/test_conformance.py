@@ -303,5 +303,5 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("souping.merge.distributed.backend.find_spec", lambda name: None)
     assert LocalMerge().needs() == []
     assert [one.mends for one in MergekitMerge().needs()] == [install("mergekit")]
-    assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate"]
+    assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate is not installed"]
     assert MergekitMerge(command="there").needs() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.folds import split_folds
+from souping.pipeline.requirements import Gpu
 from tests.conftest import Cli, pool_of
+from tests.support.evaluators import Sink
 
 
 def table(tmp_path: Path) -> dict[str, Any]:
@@ -131,3 +134,30 @@ def test_lm_eval_is_rehearsed_by_its_own_prompts(family: Path, souping: Cli, tmp
     assert done.code == 0, done.err
     assert "as ant answered" in " ".join(done.out.split())
     assert all(sample["arguments"][0][0] for sample in table(tmp_path)["samples"])
+
+
+def test_vllm_is_rehearsed_and_its_start_is_no_answering(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the engine; the whole command before and behind it."""
+    started: list[Sink] = []
+
+    def start(folder: Path, settings: dict[str, Any], transfer: bool) -> Sink:
+        time.sleep(1.0)
+        started.append(Sink(folder))
+        return started[-1]
+
+    monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
+    monkeypatch.setattr("souping.evaluate.engines.vllm.find_spec", lambda name: name)
+    monkeypatch.setattr("souping.pipeline.requirements.gpus", lambda: (Gpu(name="G", total=2**34, free=2**34),))
+    done = souping("check", *pool_of(family), "selector=topk", "engine=vllm", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert "GPU memory" not in done.err
+    assert [sink.closed for sink in started] == [True]
+    assert table(tmp_path)["items_per_second"] > 15  # a second of starting would make it at most 15
+    assert "ant: " in done.out
+
+
+def test_an_engine_is_a_group(family: Path, souping: Cli) -> None:
+    wrong = souping("check", *pool_of(family), "evaluator.engine=vllm")
+    wrong.refused("evaluator.engine=vllm is a choice of the group engine: write engine=vllm")

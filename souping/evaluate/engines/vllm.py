@@ -100,7 +100,7 @@ class VllmEngine(Engine):
 
     def needs(self) -> list[Missing]:
         there = find_spec("vllm") is not None
-        return [] if there else [Missing(what="the package vllm", mends=install("vllm"))]
+        return [] if there else [Missing(what="the package vllm is not installed", mends=install("vllm"))]
 
     def close(self) -> None:
         """End vLLM's processes."""

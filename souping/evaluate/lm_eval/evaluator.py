@@ -219,7 +219,7 @@ class HarnessEvaluator(Evaluator):
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
-        return [] if there else [Missing(what="the package lm_eval", mends=install("lm_eval"))]
+        return [] if there else [Missing(what="the package lm_eval is not installed", mends=install("lm_eval"))]
 
     @property
     def loaded(self) -> dict[str, Loaded]:

@@ -83,7 +83,9 @@ class AccelerateMerge(LocalMerge):
 
     def needs(self) -> list[Missing]:
         there = find_spec("accelerate") is not None
-        return [] if there else [Missing(what="the package accelerate", mends="pip install accelerate")]
+        return (
+            [] if there else [Missing(what="the package accelerate is not installed", mends="pip install accelerate")]
+        )
 
     def close(self) -> None:
         """End the ranks. The next `write` starts others."""

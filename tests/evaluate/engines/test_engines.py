@@ -110,7 +110,7 @@ class TestVersion:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
 def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) -> None:
-    souping(*pool_of(family), "engine=vllm").refused(f"the package vllm: {install('vllm')}")
+    souping(*pool_of(family), "engine=vllm").refused(f"the package vllm is not installed: {install('vllm')}")
     served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None, ends=())
     with pytest.raises(UserError, match=rf"engine=vllm needs vLLM: {re.escape(install('vllm'))}") as told:
         VLLM.evaluate(served, [Item(id="i", category="c", prompt="red:", answer="")])
