@@ -55,10 +55,10 @@ class TruthTable:
         """Objective of every soup over all items: the plain mean of the categories' means [S]."""
         return self.objective(np.arange(len(self.cat)))
 
-    def objective(self, items: np.ndarray) -> np.ndarray:
-        """The same on some items; categories without any are left out."""
-        codes = np.unique(self.cat[items])
-        return np.mean([self.ok[:, items[self.cat[items] == c]].mean(1) for c in codes], axis=0)
+    def objective(self, items: np.ndarray, soups: slice | int = slice(None)) -> np.ndarray:
+        """The same on some items, of some soups; categories without any are left out."""
+        cat, scores = self.cat[items], np.atleast_2d(self.ok[soups])[:, items]
+        return np.mean([scores[:, cat == c].mean(1) for c in np.unique(cat)], axis=0)
 
     @cached_property
     def points(self) -> list[Weights]:
@@ -126,7 +126,7 @@ class Simulation:
         self.spent += len(items)
         values = self.table.ok[soup, items]
         return Result(
-            objective=float(self.table.objective(items)[soup]), categories={}, items=len(items), values=values
+            objective=float(self.table.objective(items, soup)[0]), categories={}, items=len(items), values=values
         )
 
     def whole(self, soup: int) -> float:

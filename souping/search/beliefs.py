@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from souping.core.types import FloatArray, IntArray
 from souping.search.layout import FoldLayout
-from souping.search.surrogate import Surrogate
 
 DRAWS, TINY = 2000, 1e-12
-POINT = 0.01
+POINT, LOOKED = 0.01, 64
+"""What counts as near the best, and how many soups, the likeliest to be better than the pick, are looked at for it."""
 WIDTH = 0.9
 """Standard errors of what is said of a pick, in the posterior's: fitted by benchmarks/search_constants.py."""
 
 
-def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
+class Posterior(Protocol):
+    """What is believed of C categories of S soups and their cells (block, soup), given what was answered."""
+
+    @property
+    def mean(self) -> FloatArray: ...
+
+    def observe(self, category: int, soup: int, block: int, value: float | None = None) -> None: ...
+
+    def copy(self) -> Posterior: ...
+
+    def differences(self, soup: int, weights: FloatArray) -> FloatArray: ...
+
+    def covariance(self, soups: IntArray, weights: FloatArray) -> FloatArray: ...
+
+    def reduction(self, leader: int, rivals: IntArray, weights: FloatArray, block: IntArray) -> FloatArray: ...
+
+    def cells(self, c: int, soups: IntArray, soup: IntArray, block: IntArray) -> tuple[FloatArray, FloatArray]: ...
+
+
+def expected_improvement(posterior: Posterior, weights: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
     """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
     difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
+    mean = weights @ posterior.mean
     leader = int(np.argmax(mean))
-    sd = np.sqrt(np.maximum(np.diag(cov) + cov[leader, leader] - 2 * cov[leader], TINY))
+    sd = np.sqrt(np.maximum(posterior.differences(leader, weights), TINY))
     z = (mean - mean[leader]) / sd
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     improvement = sd * (density + z * normal(z))
@@ -37,7 +58,7 @@ def normal(z: FloatArray) -> FloatArray:
     return np.asarray(np.where(z > 0, 1 - tail, tail))
 
 
-def finishing_gain(surrogate: Surrogate, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray) -> float:
+def finishing_gain(posterior: Posterior, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray) -> float:
     """Expected gain of the pick if leader and rivals answered the rest of the fold (fractions of 1).
 
     The posterior mean will move by a normal of the variance that the answers will take away; the gain is the expected
@@ -46,31 +67,30 @@ def finishing_gain(surrogate: Surrogate, layout: FoldLayout, depth: IntArray, le
     soups = np.array([leader, *rivals])
     change = np.zeros((len(soups), len(soups)))
     for c, weight in enumerate(layout.weights):
-        cells = [s * surrogate.blocks + b for s in soups for b in range(depth[s, c], layout.counts[c])]
-        if cells and weight:
-            joint = np.array([surrogate.between(c, m)[cells] for m in cells])
-            cross = surrogate.cross[c][np.ix_(soups, cells)]
-            joint += 1e-9 * np.eye(len(cells))
-            change += weight**2 * cross @ np.linalg.solve(joint, cross.T)
-    mean, _ = surrogate.objective(layout.weights)
-    moved = mean[soups] + draws(change, 512)
+        cells = np.array([(s, b) for s in soups for b in range(depth[s, c], layout.counts[c])], dtype=int)
+        if len(cells) and weight:
+            cross, joint = posterior.cells(c, soups, *cells.T)
+            change += weight**2 * cross @ np.linalg.solve(joint + 1e-9 * np.eye(len(cells)), cross.T)
+    moved = (layout.weights @ posterior.mean)[soups] + draws(change, 512)
     return float(np.mean(moved.max(1) - moved[:, 0]))
 
 
 def next_items(
-    surrogate: Surrogate, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray, items: int = 100
+    posterior: Posterior, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray, items: int = 100
 ) -> float:
     """Expected gain of the pick from another hundred items on leader and rivals, where they tell most (fractions of 1).
 
     For each rival the cells that take most off the variance of its difference to the leader, as if one by one; the best
     of these gains.
     """
-    mean, cov = surrogate.objective(layout.weights)
-    drop = surrogate.reduction(leader, rivals, layout.weights)
+    mean = layout.weights @ posterior.mean
+    apart = posterior.differences(leader, layout.weights)
+    blocks = [np.full_like(depth, b) for b in range(layout.sizes.shape[1])]
+    drop = np.stack([posterior.reduction(leader, rivals, layout.weights, block) for block in blocks])
     best = 0.0
     for number, rival in enumerate(rivals):
         open_cells = [
-            (float(drop[c, number, s * surrogate.blocks + b]), layout.sizes[c, b])
+            (float(drop[b, c, number, s]), layout.sizes[c, b])
             for s in (leader, int(rival))
             for c in range(len(layout.weights))
             for b in range(depth[s, c], layout.counts[c])
@@ -79,8 +99,7 @@ def next_items(
         for gain, size in sorted(open_cells, key=lambda cell: -cell[0] / cell[1]):
             won += gain * min(1.0, left / size)
             left -= min(left, size)
-        most = cov[rival, rival] + cov[leader, leader] - 2 * cov[leader, rival]
-        sd = np.sqrt(max(min(won, most), TINY))
+        sd = np.sqrt(max(min(won, apart[rival]), TINY))
         z = (mean[rival] - mean[leader]) / sd
         best = max(best, float(sd * (np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) + z * normal(np.array([z]))[0])))
     return best
@@ -103,11 +122,15 @@ class Outlook:
     rivals: tuple[int, ...]
 
 
-def outlook(mean: FloatArray, cov: FloatArray, pick: int) -> Outlook:
-    cov = WIDTH**2 * cov
-    sample = mean + draws(cov, DRAWS)
-    loss = sample.max(1) - sample[:, pick]
-    sd = np.sqrt(np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY))
-    near = np.flatnonzero((np.arange(len(mean)) != pick) & ((mean[pick] - mean) / sd < 1.645))
+def outlook(posterior: Posterior, weights: FloatArray, pick: int) -> Outlook:
+    mean = weights @ posterior.mean
+    sd = WIDTH * np.sqrt(np.maximum(posterior.differences(pick, weights), TINY))
+    lead = (mean[pick] - mean) / sd
+    lead[pick] = -np.inf
+    order = np.argsort(lead, kind="stable")[:LOOKED]
+    cov = WIDTH**2 * posterior.covariance(order, weights)
+    sample = mean[order] + draws(cov, DRAWS)
+    loss = sample.max(1) - sample[:, 0]
+    near = np.flatnonzero(lead < 1.645)
     near = near[np.argsort(-mean[near], kind="stable")]
-    return Outlook(float(np.mean(loss <= POINT)), float(loss.mean()), tuple(int(s) for s in near))
+    return Outlook(float(np.mean(loss <= POINT)), float(loss.mean()), tuple(int(s) for s in near if s != pick))

@@ -146,8 +146,7 @@ class AdaptiveSearch(Optimiser):
     def _next(self, surrogate: Surrogate, depth: IntArray) -> Cell | None:
         """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
         weights, left = self._layout.weights, depth < self._layout.counts
-        mean, cov = surrogate.objective(weights)
-        leader, rivals, urgency = beliefs.expected_improvement(mean, cov, RIVALS)
+        leader, rivals, urgency = beliefs.expected_improvement(surrogate, weights, RIVALS)
         if not left.any():
             self._why = "every soup has answered the whole fold"
         elif self._rules.auto and self._due():
@@ -158,8 +157,7 @@ class AdaptiveSearch(Optimiser):
             return None
         block = np.where(left, depth, 0)
         categories = np.arange(len(weights))
-        drop = np.tensordot(urgency, surrogate.reduction(leader, rivals, weights), (0, 1))
-        worth = drop[categories, np.arange(len(depth))[:, None] * surrogate.blocks + block]
+        worth = np.tensordot(urgency, surrogate.reduction(leader, rivals, weights, block), (0, 1)).T
         size = self._layout.sizes[categories, block]
         soup, chosen = self._choose(np.where(left, worth, 0.0), np.where(left, size, np.inf))
         items = [int(i) for c in chosen for i in self._layout.blocks[c][block[soup, c]]]
@@ -171,8 +169,7 @@ class AdaptiveSearch(Optimiser):
     @property
     def ends(self) -> bool:
         """Whether finishing the fold can no longer pay."""
-        mean, cov = self._surrogate.objective(self._layout.weights)
-        leader, rivals, _ = beliefs.expected_improvement(mean, cov, RIVALS)
+        leader, rivals, _ = beliefs.expected_improvement(self._surrogate, self._layout.weights, RIVALS)
         gain = beliefs.finishing_gain(self._surrogate, self._layout, self._answers.depth, leader, rivals)
         self._why = f"finishing the fold would gain {100 * gain:.2f} points" if gain < ENOUGH else self._why
         return gain < ENOUGH
@@ -200,7 +197,7 @@ class AdaptiveSearch(Optimiser):
 
     def _confirm(self) -> Cell | None:
         """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
-        mean, _ = self._surrogate.objective(self._layout.weights)
+        mean = self._layout.weights @ self._surrogate.mean
         for soup in np.argsort(-mean, kind="stable"):
             rest = self._answers.rest(int(soup))
             if not rest or self._finals >= FINALISTS:
@@ -229,7 +226,7 @@ class AdaptiveSearch(Optimiser):
         """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
         if not self._answers.depth.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
-        mean, _ = self._surrogate.objective(self._layout.weights)
+        mean = self._layout.weights @ self._surrogate.mean
         asked = np.flatnonzero(self._answers.depth.any(1))
         done = self._answers.complete if self._why and len(self._answers.complete) else asked
         size = (self._table[done] > 0).sum(1)
@@ -237,10 +234,9 @@ class AdaptiveSearch(Optimiser):
 
     def summary(self) -> Mapping[str, Json]:
         """What the search says of itself: points are of 100."""
-        mean, cov = self._surrogate.objective(self._layout.weights)
-        pick = self._numbers[self.best()]
-        told = beliefs.outlook(mean, cov, pick)
-        leader, rivals, _ = beliefs.expected_improvement(mean, cov, RIVALS)
+        weights = self._layout.weights
+        told = beliefs.outlook(self._surrogate, weights, self._numbers[self.best()])
+        leader, rivals, _ = beliefs.expected_improvement(self._surrogate, weights, RIVALS)
         gain = beliefs.next_items(self._surrogate, self._layout, self._answers.depth, leader, rivals)
         return {
             "stopped": self._why or "a limit of the run ended it",

@@ -88,46 +88,38 @@ def with_features(
 
 
 class Surrogate:
-    """Posterior of C categories over S soups and S x B cells (soup, block), cell m = s * B + b.
+    """Posterior of C categories over S soups and their cells (block, soup), B blocks.
 
-    `sizes` [C, B] counts the items of a block (0: there is none). `cov` [C, S, S] is the covariance of f, `cross`
-    [C, S, S x B] of f with cells, `spread` [C, S x B] the variance of cells; `evidence` [C] the log-density of all that
-    was observed.
+    `sizes` [C, B] counts the items of a block (0: there is none). A soup's true mean, f, is kept as its score on one
+    block more, which has no end. `means` and `spread` [C, B + 1, S] are means and variances of all these scores; a row
+    of `factor` [C, N, B + 1, S] is an observation's share in them; covariances are made from it where asked for.
     """
 
     def __init__(self, prior: Prior, sizes: FloatArray, known: Sequence[KnownCells] = ()) -> None:
         count, soups, _ = prior.signal.shape
-        self.prior, self.sizes, self.blocks = prior, sizes, sizes.shape[1]
-        self.mean = prior.level.copy()
-        self.cells = np.repeat(self.mean, self.blocks, 1)
-        self.cov = prior.signal.copy()
-        self.cross = np.repeat(prior.signal, self.blocks, 2)
-        own = np.einsum("css->cs", prior.noise)[:, :, None] / np.maximum(sizes, 1)[:, None, :]
-        self.spread = np.repeat(np.einsum("css->cs", prior.signal), self.blocks, 1) + own.reshape(count, -1)
-        self.evidence = np.zeros(count)
+        self.prior, self.blocks = prior, sizes.shape[1]
+        self._each = np.concatenate([1 / np.maximum(sizes, 1), np.zeros((count, 1))], 1)
+        self._means = np.repeat(prior.level[:, None], self.blocks + 1, 1)
+        own = np.einsum("css->cs", prior.noise)[:, None] * self._each[:, :, None]
+        self._spread = np.einsum("css->cs", prior.signal)[:, None] + own
         self._depth = [len(cells.values) for cells in known] or [0] * count
-        self._factor = np.zeros((count, 8 + max(self._depth), soups * self.blocks))
+        self._factor = np.zeros((count, 8 + max(self._depth), self.blocks + 1, soups))
         for category, cells in enumerate(known):
             self._condition(category, cells)
 
     def _condition(self, c: int, known: KnownCells) -> None:
         """All that is known of a category at once."""
-        prior = np.stack([self._prior(c, m) for m in known.cells]) if len(known.cells) else np.zeros((0, 0))
-        if not len(prior):
+        if not len(known.cells):
             return
-        joint = prior[:, known.cells] + JITTER * np.eye(len(prior))
-        lower = np.linalg.cholesky(joint)
-        inverse = np.linalg.inv(lower)
-        factor = inverse @ prior
-        column = inverse @ self.prior.signal[c, known.cells // self.blocks]
-        shift = inverse @ (known.values - self.cells[c, known.cells])
-        self._factor[c, : len(prior)] = factor
-        self.spread[c] -= (factor**2).sum(0)
-        self.cov[c] -= column.T @ column
-        self.cross[c] -= column.T @ factor
-        self.mean[c] += shift @ column
-        self.cells[c] += shift @ factor
-        self.evidence[c] = -(shift @ shift) / 2 - np.log(np.diag(lower)).sum()
+        soup, block = np.divmod(known.cells, self.blocks)
+        prior = self._prior(c, soup, block)
+        at = np.arange(len(soup))
+        lower = np.linalg.cholesky(prior[:, block, soup] + JITTER * np.eye(len(at)))
+        factor = np.linalg.solve(lower, prior.reshape(len(at), -1)).reshape(prior.shape)
+        shift = np.linalg.solve(lower, known.values - self._means[c, block, soup])
+        self._factor[c, at] = factor
+        self._spread[c] -= (factor**2).sum(0)
+        self._means[c] += np.tensordot(shift, factor, 1)
 
     def copy(self) -> Surrogate:
         twin = Surrogate.__new__(Surrogate)
@@ -137,40 +129,60 @@ class Surrogate:
 
     def observe(self, category: int, soup: int, block: int, value: float | None = None) -> None:
         """Condition on the mean score of a soup on a block; without a value on that it will be known."""
-        c, m, n = category, soup * self.blocks + block, self._depth[category]
+        c, n = category, self._depth[category]
         if n == self._factor.shape[1]:
             self._factor = np.concatenate([self._factor, np.zeros_like(self._factor)], 1)
-        variance = max(self.spread[c, m], JITTER)
-        row = self.between(c, m, n) / np.sqrt(variance)
-        column = self.cross[c, :, m] / np.sqrt(variance)
+        deviation = np.sqrt(max(self._spread[c, block, soup], JITTER))
+        before = self._factor[c, :n]
+        row = self._prior(c, np.array([soup]), np.array([block]))[0]
+        row = (row - np.tensordot(before[:, block, soup], before, 1)) / deviation
         self._factor[c, n] = row
         self._depth[c] = n + 1
-        self.spread[c] -= row**2
-        self.cov[c] -= column[:, None] * column
-        self.cross[c] -= column[:, None] * row
+        self._spread[c] -= row**2
         if value is not None:
-            shift = (value - self.cells[c, m]) / np.sqrt(variance)
-            self.mean[c] += shift * column
-            self.cells[c] += shift * row
-            self.evidence[c] -= (shift**2 + np.log(variance)) / 2
+            self._means[c] += (value - self._means[c, block, soup]) / deviation * row
 
-    def between(self, category: int, cell: int, depth: int | None = None) -> FloatArray:
-        """Posterior covariance of a cell with all cells [S x B]."""
-        factor = self._factor[category, : self._depth[category] if depth is None else depth]
-        return np.asarray(self._prior(category, cell) - factor[:, cell] @ factor)
+    def _prior(self, c: int, soup: IntArray, block: IntArray) -> FloatArray:
+        """Prior covariance of cells with all cells [N, B + 1, S]."""
+        found = np.repeat(self.prior.signal[c, soup][:, None], self.blocks + 1, 1)
+        found[np.arange(len(soup)), block] += self.prior.noise[c, soup] * self._each[c, block][:, None]
+        return found
 
-    def _prior(self, category: int, cell: int) -> FloatArray:
-        soup, block = divmod(int(cell), self.blocks)
-        prior = np.repeat(self.prior.signal[category, soup], self.blocks)
-        prior[block :: self.blocks] += self.prior.noise[category, soup] / self.sizes[category, block]
-        return prior
+    @property
+    def mean(self) -> FloatArray:
+        """Posterior means of f [C, S]."""
+        return self._means[:, -1]
 
-    def objective(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Posterior mean [S] and covariance [S, S] of the objective with `weights` [C]."""
-        covariance = np.asarray(np.tensordot(weights**2, self.cov, 1), dtype=float)
-        return weights @ self.mean, covariance
+    def differences(self, soup: int, weights: FloatArray) -> FloatArray:
+        """Variance of the objective's difference of each soup to one of them [S]."""
+        cross = self.prior.signal[:, soup].copy()
+        for c, depth in enumerate(self._depth):
+            told = self._factor[c, :depth, -1]
+            cross[c] -= told[:, soup] @ told
+        own = self._spread[:, -1]
+        return np.asarray(weights**2 @ (own + own[:, [soup]] - 2 * cross))
 
-    def reduction(self, leader: int, rivals: IntArray, weights: FloatArray) -> FloatArray:
-        """How much each cell would take off the variance of rival minus leader, [C, R, S * B]."""
-        change = self.cross[:, rivals] - self.cross[:, [leader]]
-        return np.asarray(change**2 * (weights[:, None] ** 2 / np.maximum(self.spread, JITTER))[:, None])
+    def covariance(self, soups: IntArray, weights: FloatArray) -> FloatArray:
+        """Posterior covariance of the objective [N, N]."""
+        factor = self._factor[:, : max(self._depth), -1, soups]
+        inner = self.prior.signal[:, soups[:, None], soups] - factor.transpose(0, 2, 1) @ factor
+        return np.asarray(np.tensordot(weights**2, inner, 1))
+
+    def reduction(self, leader: int, rivals: IntArray, weights: FloatArray, block: IntArray) -> FloatArray:
+        """How much each soup's answer to a block of its own, `block` [S, C], would take off the variance of rival minus
+        leader [C, R, S]."""
+        place = block.T * len(block) + np.arange(len(block))
+        change = self.prior.signal[:, rivals] - self.prior.signal[:, [leader]]
+        wide = (self.blocks + 1) * len(block)
+        for c, depth in enumerate(self._depth):
+            told = self._factor[c, :depth]
+            apart = told[:, -1, rivals] - told[:, -1, [leader]]
+            change[c] -= apart.T @ np.take(told.reshape(depth, wide), place[c], 1)
+        spread = np.take_along_axis(self._spread.reshape(len(place), -1), place, 1)[:, None]
+        return np.asarray(change**2 * weights[:, None, None] ** 2 / np.maximum(spread, JITTER))
+
+    def cells(self, c: int, soups: IntArray, soup: IntArray, block: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Posterior covariance of f of `soups` with cells [N, M], and of the cells among themselves [M, M]."""
+        factor, prior = self._factor[c, : self._depth[c]], self._prior(c, soup, block)
+        own = factor[:, block, soup]
+        return (prior[:, -1, soups] - own.T @ factor[:, -1, soups]).T, prior[:, block, soup] - own.T @ own

@@ -36,6 +36,7 @@ def brute(category: int, known: list[tuple[int, int]], values: list[float]) -> t
     return 0.6 + gain @ (np.array(values) - 0.6), p.signal[category] - gain @ cross.T
 
 
+EVERY, FIRST = np.arange(4), np.array([1.0, 0.0])
 CELLS, SCORES = [(0, 0), (2, 0), (2, 1), (3, 1)], [0.5, 0.9, 0.8, 0.3]
 
 
@@ -49,23 +50,41 @@ def test_conditioning_one_by_one_or_at_once_is_the_textbooks(at_once: int) -> No
         surrogate.observe(0, soup, block, score)
     mean, cov = brute(0, CELLS, SCORES)
     assert surrogate.mean[0] == pytest.approx(mean, abs=1e-6)
-    assert surrogate.cov[0] == pytest.approx(cov, abs=1e-6)
+    assert surrogate.covariance(EVERY, FIRST) == pytest.approx(cov, abs=1e-6)
+    own = np.diag(cov)
+    assert surrogate.differences(1, FIRST) == pytest.approx(own + own[1] - 2 * cov[1], abs=1e-6)
     assert surrogate.mean[1] == pytest.approx(np.full(4, 0.6))
-    if at_once:
-        before = Surrogate(prior(), SIZES, known)
-        bare, signals = replace(prior(), signal=0 * prior().signal), prior().signal[:1]
-        assert evidence(bare, SIZES, known, signals)[0] == pytest.approx(before.evidence, abs=1e-6)
+
+
+def test_evidence_is_the_density_of_what_is_known_one_after_another() -> None:
+    surrogate, total = Surrogate(prior(), SIZES), 0.0
+    for (soup, block), score in zip(CELLS, SCORES, strict=True):
+        _, joint = surrogate.cells(0, EVERY, np.array([soup]), np.array([block]))
+        left = score - _expected(surrogate, soup, block)
+        total -= (left**2 / joint[0, 0] + np.log(joint[0, 0])) / 2
+        surrogate.observe(0, soup, block, score)
+    places = np.array([2 * s + b for s, b in CELLS])
+    known = [KnownCells(places, np.array(SCORES)), KnownCells(np.zeros(0, dtype=int), np.zeros(0))]
+    bare, signals = replace(prior(), signal=0 * prior().signal), prior().signal[:1]
+    assert evidence(bare, SIZES, known, signals)[0, 0] == pytest.approx(total, abs=1e-6)
+
+
+def _expected(surrogate: Surrogate, soup: int, block: int) -> float:
+    """Score that is expected of a cell: where hearing it would move no mean."""
+    low, high = surrogate.copy(), surrogate.copy()
+    low.observe(0, soup, block, 0.0)
+    high.observe(0, soup, block, 1.0)
+    now, a, b = (float(one.mean[0, soup]) for one in (surrogate, low, high))
+    return (now - a) / (b - a)
 
 
 def test_reductions_are_what_observing_takes_away() -> None:
     surrogate, weights = Surrogate(prior(), SIZES), np.array([0.7, 0.3])
     surrogate.observe(0, 0, 0, 0.5)
-    _, before = surrogate.objective(weights)
-    drop = surrogate.reduction(0, np.array([2]), weights)[0, 0, 2 * 2 + 1]
+    before = surrogate.differences(0, weights)[2]
+    drop = surrogate.reduction(0, np.array([2]), weights, np.ones((4, 2), dtype=int))[0, 0, 2]
     surrogate.observe(0, 2, 1, 0.7)
-    _, after = surrogate.objective(weights)
-    gone = [c[0, 0] + c[2, 2] - 2 * c[0, 2] for c in (before, after)]
-    assert drop == pytest.approx(gone[0] - gone[1], abs=1e-9)
+    assert drop == pytest.approx(before - surrogate.differences(0, weights)[2], abs=1e-9)
 
 
 def test_knowing_that_a_cell_will_be_known_moves_no_mean() -> None:
@@ -74,8 +93,8 @@ def test_knowing_that_a_cell_will_be_known_moves_no_mean() -> None:
     twin = surrogate.copy()
     twin.observe(0, 3, 1)
     assert twin.mean == pytest.approx(surrogate.mean)
-    assert twin.cov[0, 3, 3] < surrogate.cov[0, 3, 3]
-    assert surrogate.cov[0] == pytest.approx(brute(0, [(1, 0)], [0.9])[1], abs=1e-6)
+    assert twin.covariance(EVERY, FIRST)[3, 3] < surrogate.covariance(EVERY, FIRST)[3, 3]
+    assert surrogate.covariance(EVERY, FIRST) == pytest.approx(brute(0, [(1, 0)], [0.9])[1], abs=1e-6)
 
 
 def space(counts: tuple[int, ...], group: int = 1) -> SearchSpace:
@@ -115,14 +134,15 @@ def test_how_alike_soups_answer_is_learned_from_their_answers() -> None:
 
 
 def test_beliefs_of_a_sure_and_of_an_open_race() -> None:
-    mean = np.array([0.70, 0.69, 0.5])
-    sure, open_race = np.eye(3) * 1e-10, np.eye(3) * 0.02**2
-    assert outlook(mean, sure, 0).within == 1.0
-    assert outlook(mean, sure, 2).regret == pytest.approx(0.2, abs=1e-3)
-    told = outlook(mean, open_race, 0)
+    level = np.array([[0.70, 0.69, 0.5]])
+    sure, race = (Surrogate(Prior(np.eye(3)[None] * v, np.eye(3)[None], level), np.ones((1, 1))) for v in (1e-10, 4e-4))
+    one = np.ones(1)
+    assert outlook(sure, one, 0).within == 1.0
+    assert outlook(sure, one, 2).regret == pytest.approx(0.2, abs=1e-3)
+    told = outlook(race, one, 0)
     assert 0.3 < told.within < 0.95
     assert told.rivals == (1,)
-    leader, rivals, urgency = expected_improvement(mean, open_race, 2)
+    leader, rivals, urgency = expected_improvement(race, one, 2)
     assert (leader, rivals.tolist()) == (0, [1, 2])
     assert urgency[0] > urgency[1]
 
