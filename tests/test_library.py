@@ -176,7 +176,10 @@ class Picks(Selector):
 
 def test_what_a_selector_gives_is_looked_at() -> None:
     table = ROOT / "souping/examples/paper/bfcl_8b.csv"
-    with pytest.raises(souping.UserError, match="selector Picks chose 'nobody', which is no candidate"):
+    with pytest.raises(
+        souping.UserError,
+        match=r"selector tests.test_library.Picks \(.*test_library.py:\d+\) chose 'nobody', which is no candidate",
+    ):
         souping.select(table, Picks())
     with pytest.raises(souping.UserError, match="selector is the class Picks: call it"):
         souping.select(table, Picks)  # type: ignore[arg-type]

@@ -154,7 +154,7 @@ def _reason(error: UserError) -> str:
     for word, reason in (("constant", "a category is constant"), ("low-correlation", "no low-correlation category")):
         if word in text:
             return reason
-    return text.split(":")[0]
+    return text.split(": ")[0]
 
 
 def _over_models(

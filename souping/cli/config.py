@@ -27,7 +27,7 @@ from souping.analysis import Analysis
 from souping.cli.help import folder
 from souping.cli.values import is_callable, is_part, mismatch
 from souping.core.files import expanded
-from souping.core.text import Count, Seed, first_line, nearest
+from souping.core.text import Count, Seed, first_line, nearest, place_of
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import MODES, expectations
 from souping.pipeline.settings import KINDS
@@ -252,7 +252,7 @@ def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
         raise UserError(f"_target_={name} is no class or function")
     if made.__module__.split(".")[0] != "souping":
         with suppress(TypeError):
-            THEIRS[inspect.getfile(made)] = _place(made)
+            THEIRS[inspect.getfile(made)] = place_of(made)
     return made
 
 
@@ -347,7 +347,7 @@ def build_part(node: Any, kind: Any = None) -> Any:
     values = {k: build_part(v, hints.get(k)) for k, v in node.items() if k not in ("_target_", "_partial_")}
     made = partial(target, **values) if node.get("_partial_") else _made(target, values)
     if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
-        raise UserError(f"{_place(target)} makes a {type(made).__name__}, no {kind.__name__}")
+        raise UserError(f"{place_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
     return made
 
 
@@ -359,15 +359,7 @@ def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     except Exception as error:
         if target.__module__.split(".")[0] == "souping":
             raise
-        raise UserError(f"{_place(target)}: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _place(target: Callable[..., Any]) -> str:
-    """A part of the user's and the file it is in."""
-    name = f"{target.__module__}.{target.__qualname__}"
-    with suppress(OSError, TypeError):
-        return f"{name} ({inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]})"
-    return name
+        raise UserError(f"{place_of(target)}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
-from souping.core.text import listed
+from souping.core.text import listed, named
 from souping.core.types import (
     Cell,
     Correlations,
@@ -78,7 +78,7 @@ class Selector(Protocol):
             UserError: it cannot select; or gave no selection, an empty one, something that is no candidate or no
                 category, or one ingredient twice.
         """
-        selection, name = self.select(scores), type(self).__name__
+        selection, name = self.select(scores), named(self)
         if not isinstance(selection, Selection):
             raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
         for one in (*selection.ingredients, *selection.experts.values()):
@@ -296,7 +296,11 @@ class Evaluator(Part, Protocol):
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.settings)
+        try:
+            return digest(dict(self.settings))
+        except TypeError as error:
+            plain = "a dict of texts, numbers, lists and dicts"
+            raise UserError(f"evaluator {named(self)}: settings are {plain}: {error}") from None
 
     @property
     def title(self) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from annotated_types import Interval
@@ -77,6 +79,21 @@ def listed(names: Iterable[str], limit: int = 10) -> str:
     every = [shown(name) for name in names]
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(every[:limit]) + more
+
+
+def place_of(target: Callable[..., Any]) -> str:
+    """A class or function of the user's, and the file and line where it begins."""
+    name = f"{target.__module__}.{target.__qualname__}"
+    with suppress(OSError, TypeError):
+        return f"{name} ({inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]})"
+    return name
+
+
+def named(part: object) -> str:
+    """The class of a part, or its function; with its module and place where it is the user's."""
+    target: Any = part.func if isinstance(part, partial) else part
+    kind = target if inspect.isroutine(target) else type(target)
+    return kind.__name__ if kind.__module__.split(".")[0] == "souping" else place_of(kind)
 
 
 def first_line(error: BaseException) -> str:

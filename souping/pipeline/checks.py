@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.scores import CONSTANT
-from souping.core.text import shown
+from souping.core.text import named, shown
 from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
@@ -83,11 +83,15 @@ def check_texts(items: Sequence[Item]) -> None:
 
 
 def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:
-    found, name = run.objective.coefficients(categories), type(run.objective).__name__
-    if np.shape(found) != (len(categories),) or not np.isfinite(found).all():
+    found = run.objective.coefficients(categories)
+    plain = isinstance(found, np.ndarray) and found.dtype.kind in "fiu" and found.shape == (len(categories),)
+    if not (plain and np.isfinite(found).all() and found.min() >= 0 and found.max() > 0):
         raise UserError(
-            f"objective {name}: coefficients are {len(categories)} finite numbers, one a category, in order"
+            f"objective {named(run.objective)}: coefficients are an array of {len(categories)} finite numbers, one a "
+            "category, in order, none negative and one above zero"
         )
+    if not isinstance(run.objective.name, str):
+        raise UserError(f"objective {named(run.objective)}: its name is a text")
 
 
 def _check_selector(run: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:

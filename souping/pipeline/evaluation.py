@@ -28,7 +28,7 @@ from souping.core.types import (
     digest,
 )
 from souping.evaluate.scoring.own import Grade, grades
-from souping.pipeline.executors import EvaluatorWorker, LocalWorkers
+from souping.pipeline.executors import EvaluatorWorker, LocalWorkers, batches_of
 from souping.pipeline.other_answers import References, drafts, margin_settings, references
 from souping.pipeline.store import IMPORTED, Store
 from souping.pipeline.stored_answers import StoredAnswers
@@ -303,7 +303,7 @@ class Evaluation(RecipeEvaluator):
         known = references(self._store, asking, inquiry.authors, inquiry.items)
         table = margin_settings(asking)
         stored, ends = self._store.load(inquiry.recipe.fingerprint, digest(table)), list(self._ends(inquiry.recipe))
-        for members in asking.batches([item for item in inquiry.items if item.id in known], 0):
+        for members in batches_of(asking, [item for item in inquiry.items if item.id in known]):
             texts = [[list(answer.tokens) for answer in known[item.id].answers] for item in members]
             key = digest([[item.question for item in members], texts, ends])
             block = _block(asking, stored, members, 0, ends, key, table)
@@ -409,7 +409,7 @@ class Evaluation(RecipeEvaluator):
         soup, ends = recipe.fingerprint, list(self._ends(recipe))
         stored, verified = self._store.load(soup, asking.fingerprint), None
         for replicate in range(asking.answers):
-            for members in asking.batches(items, replicate):
+            for members in batches_of(asking, items, replicate):
                 block = _block(asking, stored, members, replicate, ends)
                 if block.asked and drafts:
                     table = asking.drafted_settings

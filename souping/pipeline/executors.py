@@ -6,21 +6,72 @@ records back. `executor=local` is one worker in this process.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.executor_protocols import Executor, Worker, Workers
 from souping.core.protocols import Evaluator, Served
-from souping.core.types import Answered, BlockTask, Candidate, Recipe
+from souping.core.text import named
+from souping.core.types import OUTCOMES, Answered, BlockTask, Candidate, Item, Recipe, Record, UserError
 from souping.pipeline.models import OpenPool
 
 if TYPE_CHECKING:
     from souping.core.merge_protocols import MergeBackend
+
+
+def batches_of(asking: Evaluator, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    """The blocks that an evaluator, which may be the user's, cuts these items into, looked at.
+
+    Raises:
+        UserError: an item is in no block, or in two.
+    """
+    batches = [tuple(block) for block in asking.batches(items, replicate) or ()]
+    cut = [item.id for block in batches for item in block]
+    if sorted(cut) != sorted(item.id for item in items):
+        raise UserError(
+            f"evaluator {named(asking)}: its batches have {len(cut)} items of {len(items)}: each once, and no other"
+        )
+    return batches
+
+
+def records_of(asking: Evaluator, items: Sequence[Item], given: Iterable[Record]) -> list[Record]:
+    """The records that an evaluator, which may be the user's, gave of a block, in the items' order, looked at.
+
+    Raises:
+        UserError: one is missing, or is none that can be kept.
+    """
+    name, wanted = f"evaluator {named(asking)}", {item.id for item in items}
+    records = [*given] if isinstance(given, Iterable) else [given]
+    for record in records:
+        if not isinstance(record, Record):
+            raise UserError(f"{name} gave {record!r:.60} where a Record of each item was due")
+        if record.item not in wanted:
+            raise UserError(f"{name} gave a record of item {record.item!r:.60}, which it was not asked")
+    known = {record.item: record for record in records}
+    for lost in (item for item in items if item.id not in known):
+        raise UserError(f"{name} gave no record of item {lost.id!r:.60} ({len(known)} of {len(items)} items)")
+    return [_plain(known[item.id], name) for item in items]
+
+
+def _plain(record: Record, name: str) -> Record:
+    """A record with Python's own numbers: numpy's would be kept as bytes. nan waits for the item's scorer."""
+    where = f"{name}, item {record.item!r:.60}:"
+    numbers = (record.score, *record.statistics)
+    if not all(isinstance(number, Real) for number in numbers):
+        odd = next(number for number in numbers if not isinstance(number, Real))
+        raise UserError(f"{where} {odd!r:.60} is no number")
+    if not (math.isnan(record.score) or record.statistics or 0 <= record.score <= 1):
+        raise UserError(f"{where} score {float(record.score):g} is no fraction of 1")
+    if not isinstance(record.output, str) or record.outcome not in OUTCOMES:
+        raise UserError(f"{where} output is a text, outcome one of {', '.join(OUTCOMES)}")
+    return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
 
 
 class EvaluatorWorker(Worker):
@@ -38,9 +89,10 @@ class EvaluatorWorker(Worker):
             rows = None if told is None else tuple(map(tuple, told))
             return Answered(records=(), seconds=time.monotonic() - started, likelihoods=rows)
         if task.drafts is None:
-            records = asking.evaluate(model, task.items, task.replicate)
+            given = asking.evaluate(model, task.items, task.replicate)
         else:
-            records = asking.verify(model, task.items, task.replicate, task.drafts)
+            given = asking.verify(model, task.items, task.replicate, task.drafts)
+        records = records_of(asking, task.items, given)
         return Answered(records=tuple(records), seconds=time.monotonic() - started)
 
     @property

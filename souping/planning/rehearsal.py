@@ -18,6 +18,7 @@ from souping.core.files import nearby, put
 from souping.core.types import Fold, Item, Record, UserError
 from souping.evaluate.folds import first_items
 from souping.evaluate.scoring.own import grades
+from souping.pipeline.executors import batches_of, records_of
 from souping.pipeline.run import check_settings
 from souping.pipeline.samples import sample_of
 from souping.pipeline.settings import RunSettings
@@ -99,8 +100,9 @@ def rehearse(whole: Plan) -> Rehearsal:
         if evaluator.host is not None:
             evaluator.evaluate(model, items[:1])  # engines and servers start, for minutes, when they are first asked
         loaded = time.monotonic()
-        answers = {r.item: r for block in evaluator.batches(items) for r in evaluator.evaluate(model, block)}
+        blocks = [(block, evaluator.evaluate(model, block)) for block in batches_of(evaluator, items)]
         done = time.monotonic()
+    answers = {r.item: r for block, given in blocks for r in records_of(evaluator, block, given)}
     records = _graded(items, [answers[item.id] for item in items])
     return Rehearsal(
         candidate=name,

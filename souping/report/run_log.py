@@ -51,6 +51,9 @@ class Copy(io.TextIOBase):
     def flush(self) -> None:
         self._stream.flush()
 
+    def close(self) -> None:
+        """The stream stays open, and may be closed before this is forgotten, when a flush would fail."""
+
     def write(self, text: str) -> int:
         self._stream.write(text)
         with self._lock, suppress(OSError, ValueError):  # a full disk, a log that is closed

@@ -14,7 +14,7 @@ import numpy as np
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import ScoreMatrix
-from souping.core.text import Count, listed, minus, nearest
+from souping.core.text import Count, listed, minus, named, nearest
 from souping.core.types import Correlations, FloatArray, Selection, UserError
 
 TIE = 1e-9
@@ -28,10 +28,10 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     """
     found, size = correlation(scores.values), len(scores.categories)
     if not isinstance(found, Correlations):
-        raise UserError(f"correlation {_name(correlation)} gave a {type(found).__name__}, not Correlations")
+        raise UserError(f"correlation {named(correlation)} gave a {type(found).__name__}, not Correlations")
     for key, part in (("rho", found.rho), ("low", found.low), ("high", found.high)):
         if np.shape(part) != (size, size):
-            raise UserError(f"correlation {_name(correlation)}: {key} has shape {np.shape(part)}, not {(size, size)}")
+            raise UserError(f"correlation {named(correlation)}: {key} has shape {np.shape(part)}, not {(size, size)}")
     return found
 
 

@@ -228,7 +228,9 @@ def test_a_selector_that_fails_on_other_scores_is_counted_and_ends_nothing() -> 
     assert drawn["jackknife"][0]["error"] == "ValueError: tuple.index(x): x not in tuple"
     wrong = stability(matrix(PLAIN[:, [1, 0, 2]]), Particular(), draws=5)
     assert wrong["not_estimable"] == 5
-    assert wrong["reasons"] == {"selector Particular chose 'nobody', which is no candidate": 5}
+    ((reason, times),) = wrong["reasons"].items()
+    assert reason.endswith("chose 'nobody', which is no candidate")
+    assert times == 5
 
 
 def test_items_must_be_the_same_for_all() -> None:

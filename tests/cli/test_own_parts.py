@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -119,24 +120,25 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
     ("words", "said"),
     [
         (swapped("selector", "Picks", "+selector.names=[nobody,ant]"), "chose 'nobody', which is no candidate: ant"),
-        (swapped("selector", "Picks", "+selector.names=[]"), "selector Picks chose nothing"),
+        (swapped("selector", "Picks", "+selector.names=[]"), "chose nothing: each ingredient once"),
         (
             swapped("selector", "Picks", "+selector.names=[ant,ant]"),
-            "selector Picks chose ant, ant: each ingredient once",
+            "chose ant, ant: each ingredient once",
         ),
-        (swapped("selector", "Picks", "+selector.names=[none]"), "selector Picks gave a NoneType, not a Selection"),
-        (swapped("objective", "Short"), "objective Short: coefficients are 3 finite numbers, one a category"),
+        (swapped("selector", "Picks", "+selector.names=[none]"), "gave a NoneType, not a Selection"),
+        (swapped("objective", "Short"), "coefficients are an array of 3 finite numbers, one a category"),
         (
             swapped("correlation", "text", "+correlation._partial_=true"),
-            "correlation text gave a str, not",
+            "gave a str, not Correlations",
         ),
-        (swapped("correlation", "small", "+correlation._partial_=true"), "small: rho has shape (1, 1), not (3, 3)"),
+        (swapped("correlation", "small", "+correlation._partial_=true"), ": rho has shape (1, 1), not (3, 3)"),
     ],
 )
 def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, words: list[str], said: str) -> None:
     done = souping(*pool_of(family), *words)
     assert done.code == 2
     assert said in done.err, done.err
+    assert re.search(r"mine_parts\.\w+ \(\S*mine_parts\.py:\d+\)", done.err), done.err
 
 
 def test_a_plan_looks_at_what_a_selector_gives(family: Path, souping: Cli, tmp_path: Path, mine: None) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from souping.core.executor_protocols import Executor, Workers
-from souping.core.types import Answered, BlockTask
-from souping.pipeline.executors import TOGETHER, LocalExecutor, LocalWorkers
+from souping.core.types import Answered, BlockTask, Item, Record, UserError
+from souping.evaluate.generate import LocalEvaluator
+from souping.pipeline.executors import TOGETHER, LocalExecutor, LocalWorkers, batches_of, records_of
 from souping.pipeline.ray_actors import RayExecutor
 from tests.support.actors import Busy, Makes, tasks
 from tests.support.choices import differing, each
@@ -73,3 +78,46 @@ def test_drafts_of_one_soup_are_verified_together(tmp_path: Path) -> None:
     for task, answered in done:
         assert [record.item for record in answered.records] == [item.id for item in task.items]
     assert sum(answered.seconds for _, answered in done) == pytest.approx(4 * worker.seconds)
+
+
+ASKED = [Item(id=name, category="c", prompt=name, answer="") for name in ("a", "b")]
+GIVEN = [Record(item="a", score=1.0), Record(item="b", score=0.0)]
+
+
+class Own(LocalEvaluator):
+    """An evaluator of the user's that loses the last item."""
+
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+        return [tuple(items[:-1])]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "gave None where a Record of each item was due"),
+        ([1.0, 0.0], "gave 1.0 where a Record"),
+        (GIVEN[:1], r"gave no record of item 'b' \(1 of 2 items\)"),
+        ([*GIVEN, Record(item="z", score=1.0)], "a record of item 'z', which it was not asked"),
+        ([GIVEN[0], Record(item="b", score="good")], "item 'b': 'good' is no number"),  # type: ignore[arg-type]
+        ([GIVEN[0], Record(item="b", score=75.0)], "item 'b': score 75 is no fraction of 1"),
+        ([GIVEN[0], Record(item="b", score=1.0, output=None)], "output is a text"),  # type: ignore[arg-type]
+        ([GIVEN[0], Record(item="b", score=1.0, outcome="odd")], "outcome one of finished"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_an_evaluator_gives_is_looked_at(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=rf"evaluator tests.*Own \(.*test_executors.py:\d+\).*{said}"):
+        records_of(Own(), ASKED, given)
+
+
+def test_records_come_in_the_items_order_with_plain_numbers() -> None:
+    odd = [Record(item="b", score=np.float32(0.5), statistics=(np.float32(2),)), replace(GIVEN[0], score=math.nan)]  # type: ignore[arg-type]
+    first, second = records_of(Own(), ASKED, iter(odd))
+    assert (first.item, second.item) == ("a", "b")
+    assert math.isnan(first.score)
+    assert [type(number) for number in (second.score, *second.statistics)] == [float, float]
+
+
+def test_batches_hold_each_item_once() -> None:
+    assert batches_of(LocalEvaluator(batch_size=1), ASKED) == [(ASKED[0],), (ASKED[1],)]
+    with pytest.raises(UserError, match="its batches have 1 items of 2: each once, and no other"):
+        batches_of(Own(), ASKED)

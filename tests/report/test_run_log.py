@@ -65,3 +65,12 @@ def test_the_streams_come_back(tmp_path: Path) -> None:
         raise KeyError("x")
     assert (sys.stdout, sys.stderr) == before
     assert "ended by KeyError" in (tmp_path / "run.log").read_text()
+
+
+def test_a_copy_is_forgotten_after_its_stream_was_closed(tmp_path: Path) -> None:
+    """From Python 3.13 on a flush that fails then would be told."""
+    stream = io.StringIO()
+    with (tmp_path / "log").open("w") as log:
+        copy = Copy(stream, log, threading.Lock())
+        stream.close()
+        copy.close()
