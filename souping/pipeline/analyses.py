@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.correlation import pearson
-from souping.core.text import first_line, safe
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError
+from souping.core.text import first_line, named, safe
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError, elements, entries
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.settings import RunSettings
 
@@ -91,7 +91,9 @@ def unserved(recipe: Recipe) -> NoReturn:
 def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
     """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
     try:
-        return analysis.analyse(scores)
+        data = analysis.analyse(scores)
+        odd = _odd(data)
+        return {"failed": f"{named(analysis)} {odd}"} if odd else data
     except NotEstimableError as error:
         return {"not_estimable": str(error)}
     except UserError as error:
@@ -99,3 +101,17 @@ def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
     except Exception as error:  # a part of the user's may raise anything, and the run's results are worth more
         last = traceback.extract_tb(error.__traceback__)[-1]
         return {"failed": safe(f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})")}
+
+
+def _odd(data: Mapping[str, Json]) -> str:
+    """What could not be kept or shown of what an analysis, which may be the user's, gave; nothing where all can be."""
+    if not isinstance(data, Mapping):
+        return f"gave a {type(data).__name__}, not a mapping"
+    for key in ("sentences", "tables"):
+        if len(elements(data, key)) != len(data.get(key) or ()):  # type: ignore[arg-type]  # a text, a number
+            return f"gave {key} that are no list"
+    for table in entries(data, "tables"):
+        rows, width = elements(table, "rows"), len(elements(table, "header"))
+        if any(not isinstance(row, Sequence) or len(row) != width for row in rows):
+            return f"gave a table of {width} columns with a row of another width"
+    return ""

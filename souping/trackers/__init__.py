@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from souping.core.protocols import Tracker
-from souping.core.text import first_line
+from souping.core.text import first_line, named
 from souping.core.types import Json, Trial
 
 
@@ -52,7 +52,7 @@ class GuardedTracker(Tracker):
             action()
         except Exception as error:  # any failure of a tracker is a warning, by contract
             if not self._failed:
-                what = f"{type(self.inner).__name__}: {type(error).__name__}: {first_line(error)}"
+                what = f"{named(self.inner)}: {type(error).__name__}: {first_line(error)}"
                 print(f"warning: tracker {what}; the run goes on without it", file=sys.stderr)
             self._failed = True
 

@@ -154,7 +154,9 @@ def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None
         *pool_of(family), "selector=all", "optimiser=uniform", "stop_after=search", *swapped("tracker", "Falls")
     )
     assert done.code == 0, done.err
-    assert "warning: tracker Falls: ValueError: no room; the run goes on without it" in done.err
+    assert re.search(
+        r"warning: tracker mine_parts.Falls \(.*\): ValueError: no room; the run goes on without it", done.err
+    )
     assert "never asked" not in done.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -26,8 +27,12 @@ class Count(Analysis):
     """Items of the report fold."""
 
     fails: bool = False
+    gives: str | None = None
 
     def analyse(self, run: RunScores) -> Mapping[str, Json]:
+        if self.gives:
+            tables = [{"header": ["a"], "rows": [[1, 2]]}]
+            return {"none": None, "text": {"sentences": "one"}, "wide": {"tables": tables}}[self.gives]
         if self.fails:
             return {"share": 1 / 0}
         return {"sentences": [f"{len(run.report)} models were reported."]}
@@ -130,7 +135,7 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_count.py").write_text(OWN)
     (tmp_path / "parts" / "analysis").mkdir(parents=True)
-    node = "# @package analysis.count\n_target_: my_count.Count\nfails: false\n"
+    node = "# @package analysis.count\n_target_: my_count.Count\nfails: false\ngives: null\n"
     (tmp_path / "parts" / "analysis" / "count.yaml").write_text(node)
     done = souping("analyse", "run", "--config-dir", "parts", "analysis=[count,wins]")
     assert done.code == 0, done.err
@@ -139,6 +144,11 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
     assert failed.code == 0, failed.err
     assert analyses_of(run)["count"]["failed"].startswith("ZeroDivisionError")
     assert "my_count.py" in (run / "report.md").read_text()
+    odd = {"none": "a NoneType, not a mapping", "text": "sentences that are no list", "wide": "a table of 1 columns"}
+    for word, said in odd.items():
+        gave = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", f"analysis.count.gives={word}")
+        assert gave.code == 0, gave.err
+        assert re.search(rf"my_count.Count \(.*my_count.py:\d+\) gave {said}", analyses_of(run)["count"]["failed"])
 
 
 @pytest.mark.parametrize(
