@@ -21,7 +21,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from souping.analysis import Analysis
 from souping.cli.help import folder
@@ -87,7 +87,7 @@ class RootKeys:
     store: StoreConfig = field(default_factory=StoreConfig)
 
 
-FREE = {"upload": None, "gate": "error", "expected": None, "shapley": None} | dict.fromkeys((*PARTS, *INNER), MISSING)
+FREE = {"upload": None, "gate": "error", "expected": None, "shapley": None} | dict.fromkeys((*PARTS, *INNER))
 """Root keys whose values Hydra cannot check: groups, which `check` holds against their target's signature, and keys
 that take several types."""
 Config = make_dataclass(
@@ -206,6 +206,9 @@ def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()) -> Iterator[str]:
     """What is wrong at and below a node that makes a part of `kind`; nodes that stand elsewhere too are told there."""
+    if node is None:
+        yield f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
+        return
     if not isinstance(node, Mapping) or "_target_" not in node:
         yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         return

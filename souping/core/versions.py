@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -13,14 +16,20 @@ OPTIONAL = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wan
 
 
 def versions() -> dict[str, str]:
-    """{package: its installed version}, souping and Python first; those that are absent are left out."""
-    known = {"souping": __version__, "python": platform.python_version()}
-    for name in (*MAIN, *OPTIONAL):
-        try:
-            known[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return known
+    """{package: its installed version}, souping and Python first; those that are absent are left out.
+
+    By the names of the folders that installers leave beside the packages: reading what stands in them would take every
+    run 0.03 s.
+    """
+    found: dict[str, str] = {}
+    for place in (entry for entry in map(Path, sys.path) if entry.is_dir()):
+        with suppress(OSError):
+            names = (re.fullmatch(r"(.+?)-([^-]+)(?:-py.*)?\.(?:dist|egg)-info", name) for name in os.listdir(place))
+            for name, number in (match.groups() for match in names if match):
+                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), number)
+    named = {name: found.get(re.sub(r"[-_.]+", "-", name).lower()) for name in (*MAIN, *OPTIONAL)}
+    installed = {name: number for name, number in named.items() if number is not None}
+    return {"souping": __version__, "python": platform.python_version(), **installed}
 
 
 def commit() -> str:
@@ -28,13 +37,9 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
-    found = _git(root, "rev-parse", "--short=12", "HEAD")
-    return found + ("+" if found and _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _git(root: Path, *words: str) -> str:
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

@@ -8,6 +8,7 @@ blocks a thread, whatever the size or the number of models.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import resource
@@ -36,6 +37,8 @@ from souping.merge.plan import Ingredient, MergePlan
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold beside a merge's own
+LINE = 64  # bytes of a line of the cache, at which rows begin
+LARGE = 4 << 20  # bytes from which on numpy asks for large pages, in which copies are faster
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
 
@@ -134,10 +137,10 @@ class ShardWriter:
                 view, offset = view[count:], offset + count
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
-        rows = [buffers.row(i, chunk.count * size_of(s.dtype)) for i, s in enumerate(chunk.sources)]
+        *rows, out = buffers.rows([*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes])
         for number, row in enumerate(rows):
             self.read(chunk, number, row)
-        self._write(chunk, mixed(self.plan, chunk, rows, buffers.row(-1, chunk.nbytes), chunk.dtype, self._warned))
+        self._write(chunk, mixed(self.plan, chunk, rows, out, chunk.dtype, self._warned))
         for number in hashed:
             source = chunk.sources[number]
             self._digests[source.ingredient, source.file].feed(source.offset, rows[number])
@@ -193,15 +196,17 @@ def can_hold(count: int) -> bool:
 
 
 class Buffers:
-    """Thread's buffers, made once and reused for every block."""
+    """Thread's memory, made once and cut anew for every block."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, Raw] = {}
+        self._slab: Raw = np.empty(0, np.uint8)
 
-    def row(self, number: int, nbytes: int) -> Raw:
-        if number not in self._rows or len(self._rows[number]) < nbytes:
-            self._rows[number] = np.empty(nbytes, np.uint8)
-        return self._rows[number][:nbytes]
+    def rows(self, sizes: Sequence[int]) -> list[Raw]:
+        """Arrays of so many bytes, one behind the other; those of the block before are gone."""
+        starts = [0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes)]
+        if starts[-1] > len(self._slab):
+            self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
+        return [self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def prepare(plan: MergePlan, folder: Path) -> None:

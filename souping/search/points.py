@@ -14,7 +14,6 @@ from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.text import Count
 from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
-from souping.search.racing import RacedSearch, WatchedSearch, raced_items
 
 
 @dataclass
@@ -98,6 +97,8 @@ class Grid(Strategy):
         return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
 
     def start(self, space: SearchSpace, seed: int) -> Optimiser:
+        from souping.search.racing import RacedSearch, WatchedSearch
+
         points = self.known_points(len(space.ingredients))[: self.trials]
         if self.racing == "halving" and space.parts:
             return RacedSearch(Search(points), space, seed, len(points), self.budget)
@@ -109,6 +110,8 @@ class Grid(Strategy):
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
         """What a race takes; None for whole folds."""
+        from souping.search.racing import raced_items
+
         if self.racing == "none":
             return None
         count = capped(len(self.known_points(size)), self.trials)
