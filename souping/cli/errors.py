@@ -45,7 +45,7 @@ def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return f"out of memory: {first_line(error)}", 2
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, RuntimeError) and frames and Path(frames[-1].filename).name == "pathlib.py":
+    if isinstance(error, RuntimeError) and frames and "pathlib" in Path(frames[-1].filename).with_suffix("").parts:
         *_, own = [
             frame.f_locals["self"] for frame, _ in traceback.walk_tb(error.__traceback__) if "self" in frame.f_locals
         ]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, OwnScorer, UserError
@@ -42,7 +43,7 @@ class Benchmark(BenchmarkItems):
         from souping.evaluate.scoring import SCORERS
         from souping.evaluate.scoring.own import load
 
-        path = Path(self.path).expanduser()
+        path = expanded(self.path, "benchmark.path")
         own = load(self.scorers or {}, SCORERS)
         lines = ((f"{path}:{number}", line) for number, line in enumerate(_lines(path), start=1) if line.strip())
         items = _unique((where, _item(_row(line, where), where, own)) for where, line in lines)
@@ -158,9 +159,11 @@ def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collect
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
-        raise UserError(f"benchmark.path={path}: cannot read the items: {reason}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: cannot read the items: it is not UTF-8 text, save it as such") from error
+    except OSError as error:
+        raise UserError(f"benchmark.path={path}: cannot read the items: {error.strerror}") from error
 
 
 def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
@@ -181,9 +184,10 @@ def _row(line: str, where: str) -> Mapping[str, Json]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object: {error}") from error
+        hint = "; the file holds one object a line, and no list around them" if line.lstrip()[:1] == "[" else ""
+        raise UserError(f"{where}: not a JSON object: {error}{hint}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where}: an item is a JSON object, not {type(row).__name__}")
+        raise UserError(f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}")
     return row
 
 
@@ -224,6 +228,8 @@ def _checked(item: Item, where: str) -> Item:
 
 def _text(row: Mapping[str, Json], key: str, where: str, default: str | None = None) -> str:
     value = row.get(key, default)
+    if value is None and default is None:
+        raise UserError(f"{where}: `{key}` is missing")
     if value is None and default is not None:
         return default
     if isinstance(value, int) and not isinstance(value, bool):
@@ -242,6 +248,8 @@ def _answer(row: Mapping[str, Json], where: str) -> Json:
 def _prompt(row: Mapping[str, Json], where: str) -> str | tuple[Mapping[str, Json], ...]:
     """`prompt` as text or messages; `messages` is read the same way."""
     value = row.get("prompt", row.get("messages"))
+    if value is None:
+        raise UserError(f"{where}: `prompt` is missing")
     if isinstance(value, str) and value:
         return value
     if not isinstance(value, list) or not value:

@@ -13,7 +13,7 @@ from typing import Any
 
 from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
-from souping.core.files import discard, missing_folders
+from souping.core.files import discard, expanded, missing_folders
 from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
@@ -137,7 +137,7 @@ def run(
     _check_parts(given)
     _check_words(stop_after, limit)
     objective = objective or Mean()
-    folder = Path(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser()
+    folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
         **_common(pool, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
         optimiser=optimiser or Adaptive(),
@@ -213,7 +213,7 @@ def soup(
     from souping.pipeline import merge_only
     from souping.pipeline.models import free_target
 
-    folder = Path(out).expanduser()
+    folder = expanded(out, "out")
     free_target(folder)
     _check_parts({"merge": merge})
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
@@ -231,7 +231,7 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
         UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
     _check_parts({"selector": selector})
-    scores = table if isinstance(table, ScoreMatrix) else read_table(Path(table).expanduser())
+    scores = table if isinstance(table, ScoreMatrix) else read_table(expanded(table))
     return (selector or _soce(Mean())).chosen(scores)
 
 
@@ -284,7 +284,7 @@ def _common(
         "tracker": tracker or NoTracker(),
         "name": name,
         "seed": seed,
-        "store_path": store.expanduser(),
+        "store_path": expanded(store, "store"),
         "run_dir": run_dir,
         "out": out,
         "config": {"name": name, "seed": seed},

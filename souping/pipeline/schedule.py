@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from souping.analysis import RunSoups
+from souping.core.protocols import Optimiser
 from souping.core.simplex import vertices
-from souping.core.types import FloatArray, Fold, Item, Recipe, SearchSpace, Selection, Trial
+from souping.core.text import named
+from souping.core.types import FloatArray, Fold, Item, Recipe, SearchSpace, Selection, Trial, UserError, Weights
 from souping.pipeline.evidence import Contender
 from souping.search.loop import SearchResult, SearchRun, result_of
 from souping.selection.selectors import ranking
@@ -142,10 +144,20 @@ def perform(
     priors = stage.priors(pool, run.optimiser)
     known = evaluation.all_scores(priors.asks, stage.items, claimed=False) if priors else []
     singles = [scores.values for scores in known]
+    name = f"optimiser {named(run.optimiser)}"
+    optimiser = run.optimiser.start(search_space(stage, run, pool, evaluation, singles), run.seed)
+    if Optimiser not in type(optimiser).__mro__:
+        raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
+
+    def recipe_of(weights: Weights) -> Recipe:
+        if len(weights) != len(stage.ingredients):
+            raise UserError(f"{name} gave {len(weights)} weights for {len(stage.ingredients)} ingredients")
+        return pool.recipe(dict(zip(stage.ingredients, weights, strict=True)))
+
     return SearchRun(
-        run.optimiser.start(search_space(stage, run, pool, evaluation, singles), run.seed),
+        optimiser,
         run.optimiser,
-        lambda weights: pool.recipe(dict(zip(stage.ingredients, weights, strict=True))),
+        recipe_of,
         evaluation,
         stage.items,
         run.objective,

@@ -12,6 +12,7 @@ from souping.core import simplex
 from souping.core.executor_protocols import RecipeEvaluator
 from souping.core.objectives import value
 from souping.core.protocols import Objective, Optimiser, Strategy
+from souping.core.text import named
 from souping.core.types import (
     Cell,
     FloatArray,
@@ -180,6 +181,7 @@ class SearchRun:
             cell = self._optimiser.ask()
             if cell is None:
                 return
+            _check_cell(cell, self._strategy, len(self._items))
             if not self._admits(cell):
                 self._ended = True
                 return
@@ -315,6 +317,20 @@ class SearchRun:
         entry = self._open.pop(inquiry.number)
         self._cost.add(inquiry, reply)
         self._heard(entry, inquiry, reply)
+
+
+def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
+    """Refuse what no search, which may be the user's, can ask.
+
+    Raises:
+        UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
+    """
+    name = f"optimiser {named(strategy)}"
+    if not isinstance(cell, Cell):
+        raise UserError(f"{name} asked {cell!r:.60}, which is no Cell")
+    simplex.check_weights(cell.weights, f"{name}: weights")
+    if cell.items is not None and not all(0 <= place < items for place in cell.items):
+        raise UserError(f"{name} asked for an item beyond the {items} of the search fold")
 
 
 def confirmed(outcome: SearchResult, scores: ItemScores, objective: Objective) -> SearchResult:

@@ -54,9 +54,19 @@ def test_a_type_error_names_the_part_its_file_and_line(own: Cli, tmp_path: Path)
     assert "this part is not souping's" in said
 
 
-def test_a_part_that_gives_rubbish_is_named(own: Cli) -> None:
-    said = str(own("return 7"))
-    assert "a fault in souping, or in what it got from mine_search.Mine (" in said
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("return 7", "started a int, which is no Optimiser: subclass it"),
+        ("return Search([(0.5, 0.1)])", "sums to 0.6, not 1"),
+        ("return Search([(1.0,)])", "gave 1 weights for "),
+        ("search = Search([]); search.ask = lambda: 3; return search", "asked 3, which is no Cell"),
+    ],
+)
+def test_what_a_search_gives_is_looked_at(own: Cli, body: str, what: str) -> None:
+    said = str(own(body))
+    assert "optimiser mine_search.Mine (" in said
+    assert what in said
 
 
 def test_a_module_that_cannot_be_imported_names_file_and_line(own: Cli, tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         (["{oops"], r"x.jsonl:1: not a JSON object"),
-        ([GOOD, "[1]"], r"x.jsonl:2: an item is a JSON object, not list"),
+        ([GOOD, "[1]"], r"x.jsonl:2: an item is a JSON object on a line of its own, not list"),
+        (["[", GOOD, "]"], "x.jsonl:1: not a JSON object: .*one object a line, and no list around them"),
+        ([{"id": "1", "category": "c", "answer": "a"}], r"x.jsonl:1: `prompt` is missing"),
+        ([{"category": "c", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `id` is missing"),
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
         ([{**GOOD, "category": " "}], r"`category` must be a non-empty text"),
         ([{**GOOD, "prompt": 3}], r"`prompt` must be a text or chat messages"),
@@ -142,7 +145,7 @@ def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"benchmark.path=.*none"):
         Benchmark(path=str(tmp_path / "none")).items()
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match=r"b:1: .*not UTF-8"):
         Benchmark(path=str(tmp_path / "b")).items()
     with pytest.raises(UserError, match=r"benchmark.path is not set"):
         Benchmark().items()
