@@ -104,56 +104,24 @@ class MergeBackend(Part, Protocol):
     and tokenizer the soup gets.
     """
 
-    @property
-    def method(self) -> str:
-        return "linear"
-
-    @property
-    def base(self) -> str | None:
-        """Folder or Hub name of the base model, where there is one."""
-        return None
-
-    @property
-    def dtype(self) -> str | None:
-        """The soup's dtype by torch's name; None for the ingredients' own."""
-        return None
-
-    @property
-    def vocab(self) -> str:
-        return "error"
-
-    @property
-    def nonfinite(self) -> str:
-        return "error"
+    method: str = "linear"
+    base: str | None = None
+    """Folder or Hub name of the base model, where there is one."""
+    dtype: str | None = None
+    """The soup's dtype by torch's name; None for the ingredients' own."""
+    vocab: str = "error"
+    nonfinite: str = "error"
+    allow_pickle: bool = False
+    resident: str = "none"
+    adapters: str | None = None
+    max_shard_size: str | int = "5GB"
+    overrides: Mapping[str, Sequence[float]] | None = None
+    carry: str | None = None
 
     @property
     def hashes_while_reading(self) -> bool:
         """Whether its soups of full models can be written before their ingredients are hashed."""
         return False
-
-    @property
-    def allow_pickle(self) -> bool:
-        return False
-
-    @property
-    def resident(self) -> str:
-        return "none"
-
-    @property
-    def adapters(self) -> str | None:
-        return None
-
-    @property
-    def max_shard_size(self) -> str | int:
-        return "5GB"
-
-    @property
-    def overrides(self) -> Mapping[str, Sequence[float]] | None:
-        return None
-
-    @property
-    def carry(self) -> str | None:
-        return None
 
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
         """This backend with other settings; those that it does not have are left out."""

@@ -48,6 +48,13 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
     return len(piece)
 
 
+def write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    """Write all of `view` at a place of the file."""
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
 def reserve(descriptor: int, size: int) -> None:
     """Make a file so large; a disk that is too full says so here, where the system can.
 

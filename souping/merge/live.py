@@ -26,7 +26,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import TAGS, size_of
 from souping.core.merge_protocols import Pourable
 from souping.core.text import listed
-from souping.core.types import Recipe, UserError, Weights
+from souping.core.types import Recipe, UserError
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
 from souping.merge.kernels.gpu import blend, copied, torch_dtype
 from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
@@ -197,14 +197,9 @@ class Portion:
     def weighed(self, weighing: Weighing) -> Chunk:
         """The piece with a recipe's final weights, which may need statistics of the whole piece."""
         weights = self.chunk.weights if self.kind is None else weighing.mix(self.kind).weights
-        return replace(self.chunk, weights=self._settled(weights))
-
-    def _settled(self, weights: Weights) -> Weights:
-        return self.method.weigh(self._gram, weights) if self._by_statistics else weights
-
-    @property
-    def _by_statistics(self) -> bool:
-        return self.chunk.indivisible and self.method.coefficients is not None
+        if self.chunk.indivisible and self.method.coefficients is not None:
+            weights = self.method.weigh(self._gram, weights)
+        return replace(self.chunk, weights=weights)
 
     @cached_property
     def _gram(self) -> Gram:

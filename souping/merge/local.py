@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from souping.checkpoints.compatibility import VOCAB_RULES
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.merge_protocols import Pourable
 from souping.core.protocols import Progress
-from souping.core.types import Json, Recipe, UserError, Weights
+from souping.core.types import Json, Recipe, UserError
 from souping.merge.methods import get_method, source
 from souping.merge.plan import MergePlan, carried, parse_size
 from souping.merge.planner import Alignment, check_overrides, fitted, plan
@@ -85,36 +85,7 @@ class LocalMerge(ModelMerge[MergePlan]):
         if self.num_processes != 1:
             raise UserError(f"merge.num_processes={self.num_processes} needs merge=accelerate: merge=local has one")
 
-    def recipe(
-        self,
-        ingredients: Sequence[str],
-        weights: Weights,
-        checkpoints: Mapping[str, Checkpoint],
-        fingerprints: Mapping[str, str],
-        base: str | None = None,
-    ) -> Recipe:
-        """The recipe of these weights with all of these settings that decides the soup's numbers.
-
-        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`; `base` is the
-        base model's fingerprint, which is taken from its folder where it is not given. A single
-        ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
-        soups have equal ids.
-
-        Raises:
-            UserError: a list in `overrides` has another length than the pool.
-        """
-        used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
-        lone = len(used) == 1
-        return Recipe(
-            ingredients=tuple(ingredients),
-            fingerprints=tuple(fingerprints[name] for name in ingredients),
-            weights=tuple(float(weight) for weight in weights),
-            dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
-            method="linear" if lone else self.method,
-            settings={} if lone else self._settings(used, tuple(checkpoints), base),
-        )
-
-    def _settings(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
         if own := source(self.method):
             settings["source"] = own
@@ -160,14 +131,6 @@ class LocalMerge(ModelMerge[MergePlan]):
 
         aligned = models if isinstance(models, Alignment) else self.align(models)
         return LiveModule(aligned, module, resident=self.resident, nonfinite=self.nonfinite)
-
-
-def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
-    """The dtype of their soup by torch's name; several joined by `+` where a model itself mixes dtypes."""
-    stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
-    if len(stored) == 1:
-        return stored[0]
-    return "float32" if all("+" not in name for name in stored) else "+".join(sorted(set("+".join(stored).split("+"))))
 
 
 def check_choice(key: str, value: str | int | None, choices: Sequence[str]) -> None:

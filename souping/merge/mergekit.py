@@ -27,8 +27,8 @@ from souping.core.files import staged, write_files
 from souping.core.merge_protocols import CandidatePool, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import Seed, install, shown
-from souping.core.types import Json, Missing, Recipe, UserError, Weights, number, part
-from souping.merge.local import check_choice, common_dtype
+from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.merge.local import check_choice
 from souping.merge.plan import MOST, Ingredient, MergePlan, check_ingredients, is_number
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
@@ -123,30 +123,13 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
         return super().open(folders, cache)
 
-    def recipe(
-        self,
-        ingredients: Sequence[str],
-        weights: Weights,
-        checkpoints: Mapping[str, Checkpoint],
-        fingerprints: Mapping[str, str],
-        base: str | None = None,
-    ) -> Recipe:
-        """The recipe of these weights; a single ingredient is that model, whatever the method."""
-        used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
+    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
         if self.base:
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
-        lone = len(used) == 1
-        return Recipe(
-            ingredients=tuple(ingredients),
-            fingerprints=tuple(fingerprints[name] for name in ingredients),
-            weights=tuple(float(weight) for weight in weights),
-            dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
-            method="linear" if lone else self.method,
-            settings={} if lone else settings,
-        )
+        return settings
 
     def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergekitPlan | MergePlan:
         """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit).
@@ -226,10 +209,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
-    models: list[Json] = [
-        {"model": ingredient.folder, "parameters": {"weight": weight}}
-        for ingredient, weight in zip(ingredients, recipe.weights, strict=False)
-    ]
+    models = _weighted([each.folder for each in ingredients], recipe)
     parameters = dict(part(recipe.settings, "parameters"))
     document: dict[str, Json] = {"merge_method": recipe.method, "models": models, "parameters": parameters}
     document["dtype"] = "float32"
@@ -238,6 +218,11 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = ingredients[-1].folder
     return _dump(document)
+
+
+def _weighted(paths: Sequence[str], recipe: Recipe) -> list[Json]:
+    """The recipe's models with their weights; a base, which is last among the paths, has none."""
+    return [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, recipe.weights, strict=False)]
 
 
 def _dump(document: Mapping[str, Json]) -> str:
@@ -328,9 +313,7 @@ def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str 
 
 
 def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict[str, Json]:
-    weighted: list[Json] = [
-        {"model": p, "parameters": {"weight": w}} for p, w in zip(paths, recipe.weights, strict=True)
-    ]
+    weighted = _weighted(paths, recipe)
     if recipe.method == "slerp" and len(paths) == 2:
         t = recipe.weights[1] / sum(recipe.weights)
         models: list[Json] = [{"model": path} for path in paths]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import listed
-from souping.core.types import Recipe, UserError, Weights
+from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.plan import carried
 from souping.merge.planner import Alignment, Layout
 
@@ -47,10 +47,29 @@ class ModelMerge(MergeBackend, Protocol[P]):
         fingerprints: Mapping[str, str],
         base: str | None = None,
     ) -> Recipe:
-        """The recipe of these weights, with all settings that decide the soup's numbers.
+        """The recipe of these weights with all settings that decide the soup's numbers.
 
-        `base` is the base model's fingerprint; without it, it is taken from the base's folder.
+        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`; `base` is the
+        base model's fingerprint, which is taken from its folder where it is not given. A single
+        ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
+        soups have equal ids.
+
+        Raises:
+            UserError: a list in `overrides` has another length than the pool.
         """
+        used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
+        lone = len(used) == 1
+        return Recipe(
+            ingredients=tuple(ingredients),
+            fingerprints=tuple(fingerprints[name] for name in ingredients),
+            weights=tuple(float(weight) for weight in weights),
+            dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
+            method="linear" if lone else self.method,
+            settings={} if lone else self.settings_of(used, tuple(checkpoints), base),
+        )
+
+    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+        """The settings of a recipe of several ingredients `used` of the pool; `base` as in `recipe`."""
         ...
 
     def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> P: ...
@@ -181,6 +200,14 @@ class FullModelPool(CandidatePool, Generic[P]):
         """Close the backend, which starts again what the next soup needs (a backend of `with_settings` has no other
         owner)."""
         self._merge.close()
+
+
+def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
+    """The dtype of their soup by torch's name; several joined by `+` where a model itself mixes dtypes."""
+    stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
+    if len(stored) == 1:
+        return stored[0]
+    return "float32" if all("+" not in name for name in stored) else "+".join(sorted(set("+".join(stored).split("+"))))
 
 
 def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:

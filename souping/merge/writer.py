@@ -27,8 +27,8 @@ from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import parse_json
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
-from souping.core.system import read_at, reserve, start_writing
-from souping.core.types import UserError
+from souping.core.system import read_at, reserve, start_writing, write_at
+from souping.core.types import Json, Recipe, UserError
 from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank, work_off
 from souping.merge.digests import Digests, Late, passing, with_contents
 from souping.merge.kernels.reference import Raw
@@ -94,9 +94,11 @@ class ShardWriter:
     def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
-            yield from (
-                [chunk] if chunk.indivisible and self.method.whole else blocks(settled(self.method, chunk, self.read))
-            )
+            whole = chunk.indivisible and self.method.whole
+            yield from [chunk] if whole else self._cut(settled(self.method, chunk, self.read))
+
+    def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
+        return blocks(chunk)
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
@@ -146,14 +148,12 @@ class ShardWriter:
             self._digests[source.ingredient, source.file].feed(source.offset, rows[number])
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
-        view, offset = out.data, self._starts[chunk.shard] + chunk.offset
+        offset = self._starts[chunk.shard] + chunk.offset
         window = offset // WINDOW
         with self._outputs[chunk.shard].use() as descriptor:
-            if window != (offset + len(view)) // WINDOW:
+            if window != (offset + len(out)) // WINDOW:
                 start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
-            while len(view):
-                count = os.pwrite(descriptor, view, offset)
-                view, offset = view[count:], offset + count
+            write_at(descriptor, out.data, offset)
 
 
 class OpenFile:
@@ -266,12 +266,16 @@ def write_checkpoint(
 
 
 def _files(plan: MergePlan, extra: Mapping[str, str] | None) -> dict[str, str | bytes]:
-    files: dict[str, str | bytes] = {**companion_files(plan)}
-    for name, text in (extra or {}).items():
-        if name in files or name in plan.shards:
-            raise UserError(f"the extra file {name} would replace a file of the model")
-        files[name] = text
-    return files
+    return with_extra(companion_files(plan), plan.shards, extra)
+
+
+def with_extra(
+    files: Mapping[str, str | bytes], weights: Iterable[str], extra: Mapping[str, str] | None
+) -> dict[str, str | bytes]:
+    """Files beside the weights, and more that must not replace any of them (UserError)."""
+    if own := {*files, *weights} & {*(extra or {})}:
+        raise UserError(f"the extra file {min(own)} would replace a file of the model")
+    return {**files, **(extra or {})}
 
 
 def stamped(plan: MergePlan) -> MergePlan:
@@ -318,7 +322,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
     files |= ending(folder, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]], plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
-    files["recipe.json"] = recipe_text(plan).encode()
+    files["recipe.json"] = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size).encode()
     index = plan.index()
     return {**files, INDEX_NAME: index} if index is not None else files
 
@@ -342,12 +346,13 @@ def ending(folder: Path, ingredients: Iterable[Path], rows: int | None = None) -
     return {GENERATION: (json.dumps(table, indent=2) + "\n").encode()}
 
 
-def recipe_text(plan: MergePlan) -> str:
+def recipe_text(recipe: Recipe, carrier: str, nonfinite: str, max_shard_size: int | None = None) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
-    carrier = plan.ingredients[plan.carry].name
-    table = {**plan.recipe.as_dict(), "carried_from": carrier, "max_shard_size": plan.max_shard_size}
-    if plan.nonfinite != "error":
-        table["nonfinite"] = plan.nonfinite
+    table: dict[str, Json] = {**recipe.as_dict(), "carried_from": carrier}
+    if max_shard_size is not None:
+        table["max_shard_size"] = max_shard_size
+    if nonfinite != "error":
+        table["nonfinite"] = nonfinite
     return json.dumps(table, indent=2) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from souping.core.files import staged, write_files
 from souping.core.merge_protocols import CandidatePool, MergeBackend, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import shown
-from souping.core.types import Json, Recipe, UserError
+from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import (
     Site,
     check_settings,
@@ -34,7 +33,7 @@ from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_s
 from souping.merge.kernels.reference import Raw
 from souping.merge.live import LiveModule, WeightFiles
 from souping.merge.plan import base_name, carried
-from souping.merge.writer import companion_files
+from souping.merge.writer import companion_files, recipe_text, with_extra
 
 if TYPE_CHECKING:
     import torch
@@ -166,11 +165,7 @@ class AdapterPool(CandidatePool):
         with FileReader(self._opened) as read, staged(out) as stage:
             files = (self._write_model if _merged(recipe) else self._write_adapter)(plan, stage, read, guard, progress)
             files |= _side(self.adapters[plan.carrier])
-            for name, text in (extra_files or {}).items():
-                if name in files or (stage / name).exists():
-                    raise UserError(f"the extra file {name} would replace a file of the model")
-                files[name] = text.encode()
-            write_files(stage, files)
+            write_files(stage, with_extra(files, [path.name for path in stage.iterdir()], extra_files))
             self._check_unchanged(recipe)
         return Path(out)
 
@@ -180,7 +175,8 @@ class AdapterPool(CandidatePool):
         shares = self.shares(plan.recipe)
         write_weights(stage / WEIGHTS, shares, TORCH_NAMES[plan.recipe.dtype], read, guard, progress)
         used = {name: self.adapters[name] for name in plan.recipe.ingredients}
-        return {CONFIG: config_text(shares, used, self.base), "recipe.json": self._recipe_text(plan)}
+        text = recipe_text(plan.recipe, plan.carrier, self._merge.nonfinite)
+        return {CONFIG: config_text(shares, used, self.base), "recipe.json": text}
 
     def _write_model(
         self, plan: AdapterPlan, stage: Path, read: Read, guard: Guard, progress: Progress | None
@@ -188,7 +184,8 @@ class AdapterPool(CandidatePool):
         size, nonfinite = self._merge.max_shard_size, self._merge.nonfinite
         full = base_plan(plan.recipe, self._base_name, self.base, size, nonfinite)
         write_model(full, stage, self.sites, self.shares(plan.recipe), read, guard, progress)
-        return {**companion_files(full), "recipe.json": self._recipe_text(plan, full.max_shard_size)}
+        text = recipe_text(plan.recipe, plan.carrier, nonfinite, full.max_shard_size)
+        return {**companion_files(full), "recipe.json": text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `home`), ready to be poured into."""
@@ -222,15 +219,6 @@ class AdapterPool(CandidatePool):
             for module, part in self.adapters[name].parts.items():
                 shares.setdefault(module, []).append((name, part, weight))
         return shares
-
-    def _recipe_text(self, plan: AdapterPlan, max_shard_size: int | None = None) -> str:
-        """recipe.json, with what else decides the bytes of the folder."""
-        table: dict[str, Json] = {**plan.recipe.as_dict(), "carried_from": plan.carrier}
-        if max_shard_size is not None:
-            table["max_shard_size"] = max_shard_size
-        if self._merge.nonfinite != "error":
-            table["nonfinite"] = self._merge.nonfinite
-        return json.dumps(table, indent=2) + "\n"
 
     def close(self) -> None:
         """Close the backend, as a pool of full models does."""

@@ -19,6 +19,7 @@ from souping.checkpoints.dtypes import size_of
 from souping.checkpoints.header import header_bytes
 from souping.checkpoints.lora import Adapter, first_match
 from souping.core.protocols import Progress
+from souping.core.system import write_at
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import Site
@@ -201,12 +202,6 @@ def _write_tensor(
             guard(base, owner, site.tensor)
             out = narrow(made.added(base, first).reshape(-1), tensor.dtype)
             guard.soup(widen(out, tensor.dtype), tensor.name)
-            _pwrite(descriptor, out.data, start + first * columns * size_of(tensor.dtype))
+            write_at(descriptor, out.data, start + first * columns * size_of(tensor.dtype))
     finally:
         os.close(descriptor)
-
-
-def _pwrite(descriptor: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count

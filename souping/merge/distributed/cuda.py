@@ -21,7 +21,7 @@ import numpy as np
 
 from souping.checkpoints.dtypes import size_of
 from souping.core.protocols import Progress
-from souping.merge.chunks import Chunk, check_finite, settled
+from souping.merge.chunks import Chunk, check_finite
 from souping.merge.kernels.gpu import blend
 from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
 from souping.merge.plan import MergePlan
@@ -42,12 +42,11 @@ class CudaShardWriter(ShardWriter):
         super().__init__(plan, folder)
         self._device = device
 
-    def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
-        """As the engine's, in larger blocks: a copy to the device has to be worth its start."""
-        for chunk in work:
-            yield from (
-                [chunk] if chunk.indivisible and self.method.whole else _large(settled(self.method, chunk, self.read))
-            )
+    def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Larger blocks: a copy to the device has to be worth its start."""
+        size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(chunk.sources)) & ~0xFFF))
+        for start in range(0, chunk.count, size):
+            yield chunk.part(start, min(size, chunk.count - start))
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         import torch
@@ -166,9 +165,3 @@ class _Buffer:
         if divisor is not None and self._divisor is None:
             self._divisor = torch.full((1,), divisor, dtype=torch.float32, device=self._device)
         return self._divisor
-
-
-def _large(chunk: Chunk) -> Iterator[Chunk]:
-    size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(chunk.sources)) & ~0xFFF))
-    for start in range(0, chunk.count, size):
-        yield chunk.part(start, min(size, chunk.count - start))
