@@ -129,15 +129,13 @@ def _called(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 def show(rows: Sequence[ImportRow], written: bool) -> None:
     """The table of what was taken, and the lines of what was not."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from souping.report.progress import output_console
     from souping.report.terminal import print_table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=110)
+    console = output_console()
     table = Table(box=SIMPLE_HEAD)
     for name in ("candidate", "task", "adopted" if written else "adoptable", "there already", "skipped"):
         table.add_column(name, justify="right" if name in ("adopted", "adoptable", "there already") else "left")

@@ -142,11 +142,9 @@ def _store(run_dir: Path) -> Path | None:
 
 
 def _show(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
-    from rich.console import Console
+    from souping.report.progress import output_console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=110)
+    console = output_console()
     for sample in islice(samples, limit):
         show_sample(console, sample, names)
     shown = min(limit, len(samples))

@@ -143,13 +143,10 @@ def _hint(run: MergeSettings) -> None:
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from rich.console import Console
-
+    from souping.report.progress import output_console
     from souping.report.terminal import also_table, print_table, report_table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=110)
-    print_table(console, report_table(outcome))
+    out = output_console()
+    print_table(out, report_table(outcome))
     if outcome.get("also"):
-        print_table(console, also_table(outcome))
+        print_table(out, also_table(outcome))

@@ -29,6 +29,7 @@ from souping.planning.sheet import as_dict, time_section, work_section
 from souping.planning.workload import open_what_is_here
 from souping.report import format
 from souping.report.files import as_json
+from souping.report.progress import output_console
 from souping.report.tables import Section, grid
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def check_run(run: RunSettings) -> None:
     Raises:
         UserError: the run cannot go on here, or its items cannot be asked.
     """
-    console = _console()
+    console = output_console(120)
     if run.benchmark.opening:
         print(run.benchmark.opening, flush=True)
     check_settings(run)
@@ -185,10 +186,3 @@ def _answers(rehearsal: Rehearsal) -> Section:
         f"{cut} answers were cut off, {missing} are missing."
     )
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 INK, FAINT, PAPER = "#1f2329", "#d5dae0", "#ffffff"
@@ -128,6 +129,23 @@ def canvas() -> Iterator[None]:
             matplotlib.rc(group, **values)  # type: ignore[arg-type]  # it lists its groups as literals
         warnings.filterwarnings("ignore", message="Glyph")
         yield
+
+
+def scale(low: float, high: float, colours: str) -> ScalarMappable:
+    """Values as the colours of one of matplotlib's maps."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(low, high), colours)
+
+
+def colour_bar(
+    made: Figure, axes: Axes, mappable: ScalarMappable, label: str, pad: float = 0.04, shrink: float = 0.75
+) -> None:
+    """The bar beside axes that says what their colours are."""
+    bar = made.colorbar(mappable, ax=axes, shrink=shrink, pad=pad)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
 
 
 def figure(width: float, height: float) -> tuple[Figure, Axes]:

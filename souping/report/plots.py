@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.types import FloatArray, Json, entries, number, part, texts
-from souping.report.drawing import COLOURS, DARK, FAINT, INK, LIGHT, PAPER, Drawing, canvas, figure
+from souping.report.drawing import (
+    COLOURS,
+    DARK,
+    FAINT,
+    INK,
+    LIGHT,
+    PAPER,
+    Drawing,
+    canvas,
+    colour_bar,
+    figure,
+    scale,
+)
 from souping.report.experts import around, at
 from souping.report.format import (
     clean,
@@ -28,7 +40,6 @@ from souping.report.tables import Report, Row, TableCell, compared, ingredients,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 HOVER_LIMIT = 600
@@ -166,57 +177,48 @@ def correlations(name: str, told: Row, marked: Sequence[str], caption: str) -> D
         made, axes = figure(side + 1.4, side)
         for i, row in enumerate(names):
             for j, column in enumerate(names):
-                _cell(axes, i, j, number(at(matrix, i, j)))
+                heat_cell(axes, (i, j), number(at(matrix, i, j)), f"cell{i}-{j}", 7.5)
                 span = around(at(told.get("low"), i, j), at(told.get("high"), i, j))
-                titles[f"cell{i}-{j}"] = f"{clean(row)} and {clean(column)}: rho {_value(matrix, i, j)}, {span}"
-        _heatmap_axes(axes, names, set(marked))
-        _colourbar(made, axes)
+                titles[f"cell{i}-{j}"] = f"{clean(row)} and {clean(column)}: rho {rho(at(matrix, i, j))}, {span}"
+        labels = [f"{'● ' if name in marked else ''}{short(name, 24)}" for name in names]
+        heat_axes(axes, labels)
+        axes.set_yticks(range(len(names)), labels)
+        _mark_low(axes, names, set(marked))
+        colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models", pad=0.03, shrink=0.7)
     alt = f"Heatmap of the correlation between {len(names)} categories, with every value."
     return Drawing(name, made, alt, caption, titles)
 
 
-def _value(matrix: Json, i: int, j: int) -> str:
-    return rho(at(matrix, i, j))
-
-
-def _shade(value: float | None) -> str | tuple[float, float, float, float]:
+def heat_cell(axes: Axes, place: tuple[int, int], value: float | None, gid: str, size: float) -> None:
+    """A cell (row, column) of a heatmap with its correlation in letters of this size; of size 0, without."""
     from matplotlib import colormaps
-
-    return "#e9ebee" if value is None else colormaps["RdBu_r"]((value + 1) / 2)
-
-
-def _cell(axes: Axes, i: int, j: int, value: float | None) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=_shade(value), edgecolor=PAPER, gid=f"cell{i}-{j}"))
-    ink = LIGHT if value is not None and abs(value) > 0.62 else DARK
-    axes.text(j, i, rho(value), ha="center", va="center", fontsize=7.5, color=ink)
+    row, column = place
+    shade = "#e9ebee" if value is None else colormaps["RdBu_r"]((value + 1) / 2)
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=shade, edgecolor=PAPER, gid=gid))
+    if size:
+        ink = LIGHT if value is not None and abs(value) > 0.62 else DARK
+        axes.text(column, row, rho(value), ha="center", va="center", fontsize=size, color=ink)
 
 
-def _heatmap_axes(axes: Axes, names: Sequence[str], low: set[str]) -> None:
-    labels = [f"{'● ' if name in low else ''}{short(name, 24)}" for name in names]
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+def heat_axes(axes: Axes, labels: Sequence[str]) -> None:
+    """Axes of a heatmap of so many rows and columns, with labels below."""
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_aspect("equal")
-    axes.set_yticks(range(len(names)), labels)
-    axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", rotation_mode="anchor")
-    for name, tick_x, tick_y in zip(names, axes.get_xticklabels(), axes.get_yticklabels(), strict=True):
-        if name in low:
-            tick_x.set_fontweight("bold")
-            tick_y.set_fontweight("bold")
+    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def _colourbar(made: Figure, axes: Axes) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    bar = made.colorbar(ScalarMappable(Normalize(-1, 1), "RdBu_r"), ax=axes, shrink=0.7, pad=0.03)
-    bar.set_label("correlation over models")
-    bar.outline.set_visible(False)
+def _mark_low(axes: Axes, names: Sequence[str], low: set[str]) -> None:
+    for name, tick_x, tick_y in zip(names, axes.get_xticklabels(), axes.get_yticklabels(), strict=True):
+        if name in low:
+            tick_x.set_fontweight("bold")
+            tick_y.set_fontweight("bold")
 
 
 def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
@@ -257,16 +259,6 @@ def _ring(axes: Axes, x: float, y: float, size: float) -> None:
     axes.plot([x], [y], "o", markersize=size + 7, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
 
 
-def _scale(values: FloatArray) -> tuple[FloatArray, ScalarMappable]:
-    """(a colour for each value, the mappable for its bar)."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    low, high = float(values.min()), float(values.max())
-    mappable = ScalarMappable(Normalize(low, high if high > low else low + 1), "viridis")
-    return mappable.to_rgba(values), mappable
-
-
 def _line(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
     made, axes = figure(7.6, 3.2)
     order = np.argsort(weights[:, 0], kind="stable")
@@ -289,9 +281,10 @@ def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> 
     made, axes = figure(7.6, 4.1)
     _frame(axes, CORNERS)
     spots = weights @ CORNERS / weights.sum(axis=1, keepdims=True)
-    colours, mappable = _scale(values)
+    low, high = float(values.min()), float(values.max())
+    mappable = scale(low, high if high > low else low + 1, "viridis")
     size = 12.0 if len(values) <= 80 else 7.0
-    _points(axes, spots[:, 0], spots[:, 1], colours, size)
+    _points(axes, spots[:, 0], spots[:, 1], mappable.to_rgba(values), size)
     best = int(np.argmax(values))
     _ring(axes, spots[best, 0], spots[best, 1], size)
     places = [
@@ -301,9 +294,7 @@ def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> 
     ]
     for name, (x, y, across, along) in zip(names, places, strict=True):
         axes.text(x, y, short(name, 30), ha=across, va=along, fontsize=10, fontweight="bold")
-    bar = made.colorbar(mappable, ax=axes, shrink=0.75, pad=0.04)
-    bar.set_label("search objective, % (ring: best trial)")
-    bar.outline.set_visible(False)
+    colour_bar(made, axes, mappable, "search objective, % (ring: best trial)")
     return made
 
 

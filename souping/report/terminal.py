@@ -9,6 +9,7 @@ from souping.core.text import fitted
 from souping.core.types import elements, part, texts
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
+from souping.report.progress import output_console
 from souping.report.registry import leading
 from souping.report.sections import headline, losses
 from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences
@@ -148,18 +149,15 @@ def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
 
 def show_sheet(sections: Sequence[Section]) -> None:
     """The same on standard output."""
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    out = output_console(120)
     for section in sections:
-        console.print(Text(section.title, style="bold"))
+        out.print(Text(section.title, style="bold"))
         for line in section.lines:
-            console.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
+            out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:
-            print_table(console, plain_table(grid))
+            print_table(out, plain_table(grid))
         if not section.grids:
-            console.print()
+            out.print()

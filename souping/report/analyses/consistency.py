@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from souping.core.types import elements, number, part, texts
-from souping.report.drawing import DARK, LIGHT, PAPER, Drawing, canvas
+from souping.report.drawing import Drawing, canvas
 from souping.report.experts import around, at
 from souping.report.format import clean, count, in_words, percent, rho, short
+from souping.report.plots import heat_axes, heat_cell
 from souping.report.registry import register
 from souping.report.tables import Row, Section, grid
 
@@ -75,28 +76,13 @@ def draw(data: Row) -> Drawing | None:
 
 def _panel(axes: Axes, key: str, names: Sequence[str], told: Row) -> dict[str, str]:
     """One matrix, a cell a pair; what hovering over a cell says."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    titles, small = dict[str, str](), len(names) <= 12
+    titles, size = dict[str, str](), 6.5 if len(names) <= 12 else 0
     for i, row in enumerate(names):
         for j, column in enumerate(names):
-            value = number(at(told.get("matrix"), i, j))
-            shade = "#e9ebee" if value is None else colormaps["RdBu_r"]((value + 1) / 2)
-            gid = f"{key}{i}-{j}"
-            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=shade, edgecolor=PAPER, gid=gid))
-            if small:
-                ink = LIGHT if value is not None and abs(value) > 0.62 else DARK
-                axes.text(j, i, rho(value), ha="center", va="center", fontsize=6.5, color=ink)
+            value, gid = number(at(told.get("matrix"), i, j)), f"{key}{i}-{j}"
+            heat_cell(axes, (i, j), value, gid, size)
             titles[gid] = f"{row} and {column}: rho {rho(value)}"
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_aspect("equal")
-    axes.set_xticks(range(len(names)), [short(n, 24) for n in names], rotation=40, ha="right", rotation_mode="anchor")
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    heat_axes(axes, [short(name, 24) for name in names])
     return titles
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from souping.core.text import minus
 from souping.core.types import FloatArray, Json, elements, number, part, texts
-from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, figure
+from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, colour_bar, figure, scale
 from souping.report.format import clean, count, in_words, interval, percent, short, weight
+from souping.report.plots import CORNERS
 from souping.report.registry import register
 from souping.report.tables import Row, Section, TableGrid, grid
 
@@ -103,29 +103,23 @@ def _band(names: Sequence[str], points: FloatArray, value: FloatArray, low: Floa
 def _triangle(
     names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_], chosen: Sequence[Json]
 ) -> Figure:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     made, axes = figure(7.6, 4.6)
-    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
-    spots = points @ corners
+    spots = points @ CORNERS
     reach = max(float(np.abs(value).max()), 1e-9)
-    shades = ScalarMappable(Normalize(-reach, reach), "RdBu")
-    loop = np.vstack([corners, corners[:1]])
+    shades = scale(-reach, reach, "RdBu")
+    loop = np.vstack([CORNERS, CORNERS[:1]])
     axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0)
     for edge, some in ((FAINT, ~sure), (INK, sure)):
         colours = shades.to_rgba(value[some])
         axes.scatter(spots[some, 0], spots[some, 1], c=colours, s=110, edgecolors=edge, linewidths=1.3, zorder=2)
     if len(chosen) == len(names):
-        x, y = np.array([number(share) or 0.0 for share in chosen]) @ corners
+        x, y = np.array([number(share) or 0.0 for share in chosen]) @ CORNERS
         axes.plot([x], [y], "o", markersize=17, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
-    for name, (x, y), shift in zip(names, corners, ((0, -0.07), (0, -0.07), (0, 0.05)), strict=True):
+    for name, (x, y), shift in zip(names, CORNERS, ((0, -0.07), (0, -0.07), (0, 0.05)), strict=True):
         axes.text(x, y + shift[1], short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
     axes.set_aspect("equal")
     axes.set_axis_off()
-    bar = made.colorbar(shades, ax=axes, shrink=0.75, pad=0.04)
-    bar.set_label("over the uniform soup, points")
-    bar.outline.set_visible(False)
+    colour_bar(made, axes, shades, "over the uniform soup, points")
     return made
 
 
