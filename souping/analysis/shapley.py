@@ -69,13 +69,13 @@ class Shapley(Analysis):
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
-        if not game.playable:
+        if game.trouble:
             return ()
         return tuple({recipe.id: recipe for recipe in game.recipes()}.values())
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         game = _Game(self, run.soups)
-        if not game.playable:
+        if game.trouble:
             raise NotEstimableError(game.trouble)
         values = _Values.of(run, game)
         levels = [_level(game, values, size) for size in game.sizes()]
@@ -124,10 +124,6 @@ class _Game:
                 f"shapley.value=winner is of soups that sum differences to the base, not {self.soups.soup.method} ones"
             )
         return ""
-
-    @property
-    def playable(self) -> bool:
-        return not self.trouble
 
     @property
     def nobody(self) -> str:

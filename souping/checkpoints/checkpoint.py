@@ -141,16 +141,13 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = inside(folder, "config.json")
     if not path.is_file():
-        hint = " It looks like an adapter: pools of adapters need their base." if _is_adapter(folder) else ""
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = " It looks like an adapter: pools of adapters need their base." if adapter else ""
         raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
     config = parse_json(path, small(path))
     if not isinstance(config, dict):
         raise broken(path, "config.json is not a JSON object")
     return config
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
 
 
 def small(path: Path, limit: int = MAX_JSON) -> bytes:
@@ -207,7 +204,8 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
 
 
 def side_files(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() or _is_dead(path))
+    # a link that leads nowhere is a file that is missing
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
     chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
     for name in chosen:
         if inside(folder, name).stat().st_size > MAX_SIDE:
@@ -217,11 +215,6 @@ def side_files(folder: Path) -> tuple[str, ...]:
         extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
         chosen += [name for name in extra if inside(folder, name).is_file()]
     return tuple(chosen)
-
-
-def _is_dead(path: Path) -> bool:
-    """Whether it is a link that leads nowhere, which is a file that is missing."""
-    return path.is_symlink() and not path.exists()
 
 
 def stored_names(folder: Path) -> frozenset[str]:

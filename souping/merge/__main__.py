@@ -85,7 +85,9 @@ def together(job: Callable[[Shares], int], asked: int | None, timeout: float) ->
     except UserError as error:
         return _say(error) if int(os.environ.get("RANK", 0)) == 0 else 0
     try:
-        status = _first(team, job) if team.rank == 0 else _other(team)
+        if team.rank != 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a trace: rank 0 says what is to be said
+        status = _first(team, job) if team.rank == 0 else serve(team)
         team.leave()
         return status
     except LostError as error:
@@ -120,11 +122,6 @@ def _first(team: Team, job: Callable[[Shares], int]) -> int:
         raise
     team.tell({"verb": "end"})
     return status
-
-
-def _other(team: Team) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a trace: rank 0 says what is to be said
-    return serve(team)
 
 
 def _clear(number: int, _: FrameType | None) -> NoReturn:

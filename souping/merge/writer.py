@@ -53,7 +53,10 @@ class ShardWriter:
         self._digests: Digests = digests or {}
         self._hold = can_hold(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
         try:
-            self._inputs = [self._open_all(ingredient) for ingredient in plan.ingredients]
+            self._inputs = [
+                [self._open(Path(each.folder) / name, os.O_RDONLY, size) for name, size in each.files]
+                for each in plan.ingredients
+            ]
             self._outputs = [self._open(folder / name, os.O_RDWR, None) for name in plan.shards]
         except BaseException:
             self._stack.close()
@@ -65,9 +68,6 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _open_all(self, ingredient: Ingredient) -> list[OpenFile]:
-        return [self._open(Path(ingredient.folder) / name, os.O_RDONLY, size) for name, size in ingredient.files]
 
     def _open(self, path: Path, flags: int, size: int | None) -> OpenFile:
         file = OpenFile(path, flags, self._hold)

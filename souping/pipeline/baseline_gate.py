@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from souping.core.protocols import Objective
 from souping.core.text import nearest
-from souping.core.types import Fold, ItemScores, Json, UserError
+from souping.core.types import Fold, ItemScores, UserError
 
 if TYPE_CHECKING:
     from souping.analysis.intervals import Interval
@@ -100,17 +100,13 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
         else:
             pairs.append((str(candidate), None, value))
     for candidate, category, score in pairs:
-        _check_score(candidate, category, score)
+        if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:  # NaN is not
+            where = candidate if category is None else f"{candidate}.{category}"
+            raise UserError(
+                f"expected.{where}={score!r:.40} must be a score from 0 to 1 or 0 to 100, or {{category: score}}"
+            )
     scale = 100.0 if any(score > 1 for _, _, score in pairs) else 1.0
     return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)
-
-
-def _check_score(candidate: str, category: str | None, score: Json) -> None:
-    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:  # NaN is not
-        where = candidate if category is None else f"{candidate}.{category}"
-        raise UserError(
-            f"expected.{where}={score!r:.40} must be a score from 0 to 1 or 0 to 100, or {{category: score}}"
-        )
 
 
 def check_names(expected: Sequence[Expectation], candidates: Sequence[str], categories: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,23 +68,22 @@ class PendingInquiry:
     costs: list[Cost] = field(default_factory=list)
 
     def take(self, block: Block, records: Mapping[str, Record]) -> None:
+        drafted = block.asker != self.asking.fingerprint
         for item in block.items:
-            record = records[item.id]
-            self.costs.append(Cost.of(record, block.asker != self.asking.fingerprint))
-            self.answers[item.id][block.replicate] = replace(
-                record, tokens=(), prompt=""
-            )  # they are in the store, and many
+            one = records[item.id]
+            given, verified = len(one.tokens), drafted and bool(one.tokens)
+            self.costs.append(Cost(one.seconds, given, one.accepted, one.prompt_tokens, verified))
+            self.answers[item.id][block.replicate] = replace(one, tokens=(), prompt="")  # they are in the store
 
     def reply(self) -> Reply:
         items = self.inquiry.items
         if self.inquiry.wants == "margins":
             known = [self.answers[item.id][0] for item in items]
             margins = [math.nan if record is None or record.reason else record.score for record in known]
-            return self._told(ItemScores(items=items, values=np.array(margins)))
-        answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
-        return self._told(item_scores(self.asking, items, answers))
-
-    def _told(self, scores: ItemScores) -> Reply:
+            scores = ItemScores(items=items, values=np.array(margins))
+        else:
+            answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
+            scores = item_scores(self.asking, items, answers)
         return Reply(
             scores=scores,
             seconds=math.fsum(cost.seconds for cost in self.costs),
@@ -97,8 +97,7 @@ class PendingInquiry:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
+class Cost(NamedTuple):
     """What an answer took when it was first given: seconds, tokens given (those drafted among them) and prefilled, and
     whether it was `verified` from drafts, if there were any."""
 
@@ -107,16 +106,6 @@ class Cost:
     drafted: int
     prefilled: int
     verified: bool
-
-    @classmethod
-    def of(cls, record: Record, verified: bool) -> Cost:
-        return cls(
-            seconds=record.seconds,
-            generated=len(record.tokens),
-            drafted=record.accepted,
-            prefilled=record.prompt_tokens,
-            verified=verified and bool(record.tokens),
-        )
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from souping.core.protocols import Evaluator
@@ -22,27 +23,19 @@ def drafts(
 ) -> tuple[tuple[Draft, ...], ...]:
     """Different n-th answers to each item, the likeliest first: by who gave them, and how near those models are."""
     keys = [asking.fingerprint, digest(dict(asking.drafted_settings))]
-    rows = store.answers_of([item.question for item in items], keys, replicate)
-    mine, near = _parts(recipe), dict[str, float]()
-    votes: dict[str, dict[Draft, float]] = {}
-    for question, author, tokens, prompt_key in rows:
+    near: dict[str, float] = {}
+    votes = {item.question: defaultdict[Draft, float](float) for item in items}
+    for question, author, tokens, prompt_key in store.answers_of(list(votes), keys, replicate):
         if author.fingerprint not in near:
-            near[author.fingerprint] = 1 / (1 + _distance(mine, _parts(author)) / NEAR)
-        own = votes.setdefault(question, {})
-        draft = Draft(tokens=tokens, prompt_key=prompt_key)
-        own[draft] = own.get(draft, 0.0) + near[author.fingerprint]
-    return tuple(_ranked(votes.get(item.question, {})) for item in items)
+            near[author.fingerprint] = 1 / (1 + _distance(recipe, author) / NEAR)
+        votes[question][Draft(tokens=tokens, prompt_key=prompt_key)] += near[author.fingerprint]
+    ranked = {key: sorted(own, key=lambda draft: (-own[draft], draft.tokens)) for key, own in votes.items()}
+    return tuple(tuple(ranked[item.question][:MOST]) for item in items)
 
 
-def _ranked(votes: Mapping[Draft, float]) -> tuple[Draft, ...]:
-    return tuple(sorted(votes, key=lambda draft: (-votes[draft], draft.tokens))[:MOST])
-
-
-def _parts(recipe: Recipe) -> dict[str, float]:
-    return dict(zip(recipe.fingerprints, recipe.weights, strict=True))
-
-
-def _distance(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+def _distance(one: Recipe, other: Recipe) -> float:
+    """How much of the weights of two soups is of different models."""
+    a, b = (dict(zip(recipe.fingerprints, recipe.weights, strict=True)) for recipe in (one, other))
     return sum(abs(a.get(name, 0.0) - b.get(name, 0.0)) for name in {*a, *b})
 
 

@@ -195,7 +195,9 @@ class RunStages:
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
         if len(tried) > 1:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
-        self.progress.say(f"best on the search fold: {100 * outcome.result.objective:.1f}, {recipe_line(outcome)}")
+        parts = zip(outcome.recipe.ingredients, outcome.recipe.weights, strict=True)
+        soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
+        self.progress.say(f"best on the search fold: {100 * outcome.result.objective:.1f}, {soup}")
         return outcome
 
     def _remember_search(self, stage: SearchStage, outcome: SearchResult) -> None:
@@ -448,8 +450,3 @@ def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selecti
 
 def _called(recipe: Recipe) -> str:
     return recipe.ingredients[0] if len(recipe.ingredients) == 1 else f"soup {recipe.id}"
-
-
-def recipe_line(outcome: SearchResult) -> str:
-    recipe = outcome.recipe
-    return " + ".join(f"{w:.3g} {n}" for n, w in zip(recipe.ingredients, recipe.weights, strict=True))

@@ -24,6 +24,7 @@ INK, FAINT, PAPER = "#1f2329", "#d5dae0", "#ffffff"
 DARK, LIGHT = "#111214", "#fdfdfd"
 """Text on light and on dark cells, which does not."""
 
+UNDATED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS: Mapping[str, str] = {
     "soup": "#d55e00",
     "uniform_selected": "#009e73",
@@ -70,7 +71,7 @@ class Drawing:
         """An `<svg>` element to stand inside HTML: own ids, the page's text colours, alternative text, hover titles."""
         with canvas():
             stream = io.StringIO()
-            self.figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=_undated())
+            self.figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=UNDATED)
         text = stream.getvalue()
         return self._titled(self._own_ids(_page_colours(text[text.index("<svg") :].rstrip())))
 
@@ -102,10 +103,6 @@ class Drawing:
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         head = f'<svg {spaces} {view[0] if view else ""} role="img" aria-label="{label}"{size}>'
         return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
-
-
-def _undated() -> dict[str, None]:
-    return {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def _page_colours(svg: str) -> str:

@@ -101,17 +101,13 @@ def picks(report: Report) -> TableGrid:
     names = sorted({name for category in drawn for name in part(drawn, category)})
     rows: list[tuple[str | TableCell, ...]] = [
         (
-            _marked(category, chosen.get(category)),
+            TableCell(clean(category), f"chose {clean(chosen[category])}" if chosen.get(category) else ""),
             share(low.get(category)),
             *(share(part(drawn, category).get(name)) for name in names),
         )
         for category in drawn
     ]
     return grid(("category", "is of low correlation", *map(clean, names)), rows)
-
-
-def _marked(category: str, chosen: Json) -> TableCell:
-    return TableCell(clean(category), f"chose {clean(chosen)}" if chosen else "")
 
 
 def shares(report: Report) -> TableGrid:

@@ -159,9 +159,8 @@ def leading(report: Report) -> tuple[str, Row]:
 def _plain(name: str, data: Row) -> Section:
     """An analysis that has no section of its own: its sentences, then its tables."""
     title = clean(data.get("title")) or clean(name).replace("_", " ").capitalize()
-    tables = [grid(texts(table, "header"), _cells(table)) for table in entries(data, "tables")]
+    tables = [
+        grid(texts(table, "header"), [map(clean, row) for row in elements(table, "rows") if isinstance(row, Sequence)])
+        for table in entries(data, "tables")
+    ]
     return Section(title, tuple(clean(line) for line in texts(data, "sentences")), grids=tuple(tables))
-
-
-def _cells(table: Row) -> list[list[str]]:
-    return [[clean(cell) for cell in row] for row in elements(table, "rows") if isinstance(row, Sequence)]

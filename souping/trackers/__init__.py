@@ -57,6 +57,39 @@ class GuardedTracker(Tracker):
             self._failed = True
 
 
+@dataclass
+class TrackerState:
+    """State of a tracker called `of` between its calls. After a first failure nothing more is recorded, and that is
+    said once."""
+
+    of: str
+    failed: bool = False
+    warned: bool = False
+    best: float | None = None
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do it; after a first failure, do nothing."""
+        if self.failed:
+            return
+        try:
+            action()
+        except Exception as error:  # any failure of a tracker is a warning, by contract
+            self.failed = True
+            self.warn(f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
+
+    def warn(self, message: str) -> None:
+        """One line on stderr, once a session."""
+        if not self.warned:
+            self.warned = True
+            print(f"warning: {self.of}: {message}; the run goes on", file=sys.stderr)
+
+    def point(self, trial: Trial) -> dict[str, Json]:
+        """A trial as numbers, the best objective so far among them."""
+        if trial.whole:
+            self.best = max(trial.result.objective, self.best if self.best is not None else trial.result.objective)
+        return point_of(trial, self.best)
+
+
 def point_of(trial: Trial, best: float | None) -> dict[str, Json]:
     """A trial as numbers: objective, best so far, categories, weights.
 

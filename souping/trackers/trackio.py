@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -15,32 +14,26 @@ from typing import TYPE_CHECKING
 from souping.core.protocols import Tracker
 from souping.core.text import install
 from souping.core.types import Json, Missing, Trial, UserError, part
-from souping.trackers import point_of
+from souping.trackers import TrackerState
 
 if TYPE_CHECKING:
     from trackio.run import Run
 
 
 @dataclass
-class TrackioState:
-    """State of a tracker between its calls. After a first failure nothing more is recorded, and that is said once."""
+class TrackioState(TrackerState):
+    """State of a tracker between its calls; what trackio prints is kept back."""
 
+    of: str = "trackio"
     run: Run | None = None
-    failed: bool = False
-    best: float | None = None
     points: int = 0
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do it in silence; a failure is a warning and never the run's end."""
-        if self.failed:
-            return
-        try:
+        def silently() -> None:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 action()
-        except Exception as error:  # any failure of a tracker is a warning, by contract
-            self.failed = True
-            said = (str(error).strip().splitlines() or ["no message"])[0]
-            print(f"warning: trackio: {type(error).__name__}: {said}; the run goes on", file=sys.stderr)
+
+        super().attempt(silently)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +63,7 @@ class TrackioTracker(Tracker):
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
         state = self._state
         self._end()
-        state.failed, state.best, state.points = False, None, 0
+        state.failed, state.warned, state.best, state.points = False, False, None, 0
         name = self.name or f"{config.get('name', 'souping')}-{run_dir.name}"
 
         def action() -> None:
@@ -91,9 +84,7 @@ class TrackioTracker(Tracker):
 
     def log(self, trial: Trial) -> None:
         state = self._state
-        if trial.whole:
-            state.best = max(trial.result.objective, state.best if state.best is not None else trial.result.objective)
-        self._record(point_of(trial, state.best), state.points)
+        self._record(state.point(trial), state.points)
         state.points += 1
 
     def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from souping.core.protocols import Tracker
 from souping.core.text import Seconds, safe
 from souping.core.types import Json, Trial, UserError, entries, number, part, texts
-from souping.trackers import point_of
+from souping.trackers import TrackerState
 
 if TYPE_CHECKING:
     import wandb
@@ -32,13 +32,11 @@ SOUP = ("recipe.json", "README.md")
 
 
 @dataclass
-class WandbRun:
+class WandbRun(TrackerState):
     """State of a tracker between its calls. `run` is wandb's, None while closed; `kept` is the environment before."""
 
+    of: str = "wandb"
     run: wandb.Run | None = None
-    failed: bool = False
-    warned: bool = False
-    best: float | None = None
     hint: str = ""
     trials: list[Mapping[str, Json]] = field(default_factory=list)
     kept: dict[str, str | None] = field(default_factory=dict)
@@ -48,27 +46,11 @@ class WandbRun:
         self.close(exit_code=1)
         self.failed, self.warned, self.best, self.hint, self.trials = False, False, None, "", []
 
-    def attempt(self, action: Callable[[], None]) -> None:
-        """Do it; after a first failure, do nothing."""
-        if self.failed:
-            return
-        try:
-            action()
-        except Exception as error:  # any failure of a tracker is a warning, by contract
-            self.failed = True
-            self.warn(f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
-
     def on_run(self, action: Callable[[wandb.Run], None]) -> None:
         """Do it with the open run; without one, do nothing."""
         run = self.run
         if run is not None:
             self.attempt(lambda: action(run))
-
-    def warn(self, message: str) -> None:
-        """One line on stderr, once a session."""
-        if not self.warned:
-            self.warned = True
-            print(f"warning: wandb: {message}; the run goes on", file=sys.stderr)
 
     def enter(self, run_dir: Path) -> None:
         """Keep wandb quiet and inside the run's directory: it reads these variables, not its settings."""
@@ -149,11 +131,8 @@ class WandbTracker(Tracker):
 
     def log(self, trial: Trial) -> None:
         """One point. The step counts points, as trials may come late."""
-        session, result = self._session, trial.result
-        if trial.whole:
-            session.best = max(result.objective, session.best if session.best is not None else result.objective)
-        point = point_of(trial, session.best)
-        step = len(session.trials)
+        session = self._session
+        point, step = session.point(trial), len(session.trials)
         session.trials.append(point)
         session.on_run(lambda run: run.log(point, step=step))
 
@@ -278,9 +257,10 @@ def _jobs(run: wandb.Run, jobs: Sequence[Mapping[str, Json]]) -> None:
     keys = sorted({key for one in split for key in one})
     columns = ["job", "objective", *keys, "overrides", "run_dir", "refused"]
     ends = [[str(job.get("run_dir")), str(job.get("refused", ""))] for job in jobs]
+    words = [" ".join(f"{key}={value}" if value else key for key, value in one.items()) for one in split]
     lines = [
-        [str(job.get("job")), job.get("objective"), *map(one.get, keys), _joined(one), *end]
-        for job, one, end in zip(jobs, split, ends, strict=True)
+        [str(job.get("job")), job.get("objective"), *map(one.get, keys), said, *end]
+        for job, one, said, end in zip(jobs, split, words, ends, strict=True)
     ]
     run.log({"jobs": _table(columns, lines)})
     reached = [(value, job) for job in jobs if (value := number(job.get("objective"))) is not None]
@@ -294,10 +274,6 @@ def _overrides(job: Mapping[str, Json]) -> dict[str, str]:
     given = job.get("overrides")
     words = given.split() if isinstance(given, str) else texts(job, "overrides")
     return {key: value for key, _, value in (word.partition("=") for word in words)}
-
-
-def _joined(overrides: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={value}" if value else key for key, value in overrides.items())
 
 
 def _summary(report: Mapping[str, Json]) -> dict[str, Json]:

@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,6 +26,7 @@ from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, P
 from souping.checkpoints.header import parse_json
 from souping.checkpoints.hub.client import COMMIT, HubName, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
+from souping.core.files import put
 from souping.core.system import lock
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
@@ -154,11 +154,7 @@ def remember(name: HubName, commit: str) -> None:
     path = storage(name.repo) / "refs" / name.revision
     if name.pinned or (path.is_file() and path.read_text() == commit):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        file.write(commit)
-    os.replace(beside, path)
+    put(path, commit.encode())
 
 
 def snapshot(name: HubName) -> tuple[HubName, Path] | None:

@@ -271,11 +271,6 @@ def _below(path: Path) -> Iterator[Path]:
     yield from there
 
 
-def _date(path: Path) -> str:
-    match = RESULTS.fullmatch(path.name)
-    return match["date"] if match else ""
-
-
 def _results_beside(path: Path, date: str) -> Path:
     for other in sorted(path.parent.glob(f"*{date}.json")):
         if RESULTS.fullmatch(other.name):
@@ -286,7 +281,9 @@ def _results_beside(path: Path, date: str) -> Path:
 
 
 def _samples_beside(path: Path) -> dict[str, Path]:
-    matches = [(SAMPLES.fullmatch(other.name), other) for other in path.parent.glob(f"samples_*_{_date(path)}.jsonl")]
+    results = RESULTS.fullmatch(path.name)
+    date = results["date"] if results else ""
+    matches = [(SAMPLES.fullmatch(other.name), other) for other in path.parent.glob(f"samples_*_{date}.jsonl")]
     return {match["task"]: other for match, other in matches if match}
 
 

@@ -137,16 +137,15 @@ def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own
     Raises:
         UserError: packages are absent, or the interpreter cannot be run.
     """
-    absent = _absent(packages) if interpreter == sys.executable else _absent_there(interpreter, packages)
+    if interpreter == sys.executable:
+        absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    else:
+        absent = _absent_there(interpreter, packages)
     if not absent:
         return
     who = f"server={server}" if interpreter == sys.executable else interpreter
     how = own if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
     raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
-
-
-def _absent(packages: Sequence[str]) -> list[str]:
-    return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
 def _absent_there(interpreter: str, packages: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from souping.core.files import put
 from souping.core.types import Item
 from souping.examples.pantry.tasks import MAKERS, Task
 
@@ -58,10 +59,7 @@ def as_items(tasks: list[Task]) -> list[Item]:
 def write_items(path: Path) -> int:
     """Write the items file and return the number of items; always the same bytes."""
     lines = _lines(make(SEED, PER_CATEGORY))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    put(path, "".join(lines).encode())
     return len(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from souping.analysis.correlation import pearson
 from souping.core import simplex
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FloatArray, Json
+from souping.core.types import FloatArray, texts
 from souping.examples.paper.published import TABLES, leaderboard, published, recipes, results, totals
 from souping.examples.paper.readings import SAME, selections
 
@@ -38,9 +38,6 @@ class Finding:
     note: str = ""
     section: str = ""
     """The page's section that shows it, by name; empty for one of the paper's own."""
-
-    def as_dict(self) -> dict[str, Json]:
-        return asdict(self)
 
 
 def findings(board: ScoreMatrix) -> list[Finding]:
@@ -95,7 +92,7 @@ def _selections() -> Iterator[Finding]:
     for table in TABLES:
         if table.chosen:
             found = selections(table)
-            ours, beside = [str(name) for name in _texts(found["stated"])], str(found["beside"])
+            ours, beside = texts(found, "stated"), str(found["beside"])
             verdict: Verdict = "agrees" if beside == SAME else "differs"
             yield Finding(
                 of=table.title.partition(",")[0],
@@ -105,10 +102,6 @@ def _selections() -> Iterator[Finding]:
                 verdict=verdict,
                 note="" if verdict == "agrees" else f"the stated rule {beside}",
             )
-
-
-def _texts(value: Json) -> Sequence[Json]:
-    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
 def on_grid(weights: Sequence[float]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class PaperFigures(Analysis):
         return {
             "headline": f"{count['agrees']} of {whole} figures of {PAPER} come out of its own published figures again.",
             "sentences": _sentences(),
-            "findings": [one.as_dict() for one in found],
+            "findings": [asdict(one) for one in found],
             "figure1": _figure1(board),
             "selections": [selections(table) for table in TABLES],
             "gains": {of: _gaps(*files) for of, files in GAINS.items()},

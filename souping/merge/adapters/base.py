@@ -18,7 +18,7 @@ from souping.core.merge_protocols import MergeBackend
 from souping.core.text import shown
 from souping.core.types import UserError
 from souping.merge.adapters.factors import FileReader, Rows, blocks_of
-from souping.merge.kernels.reference import widen
+from souping.merge.kernels.reference import Float32, widen
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
@@ -183,15 +183,11 @@ def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
     if {left.dtype, right.dtype} - set(FLOATS):
         return False
     with FileReader({"a": a, "b": b}) as read:
-        return all(np.array_equal(_wide(read, "a", left, rows), _wide(read, "b", right, rows)) for rows in _cut(left))
 
+        def wide(name: str, tensor: Tensor, rows: Rows) -> Float32:
+            return widen(read(name, tensor, *rows), tensor.dtype)
 
-def _cut(tensor: Tensor) -> Iterable[Rows]:
-    return blocks_of(tensor.count, 1)
-
-
-def _wide(read: FileReader, name: str, tensor: Tensor, rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    return widen(read(name, tensor, *rows), tensor.dtype)
+        return all(np.array_equal(wide("a", left, rows), wide("b", right, rows)) for rows in blocks_of(left.count, 1))
 
 
 def check_settings(merge: MergeBackend) -> None:

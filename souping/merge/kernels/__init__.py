@@ -26,17 +26,13 @@ def mix_block(
     the bytes are the same either way.
     """
     if function in DIFFERENCES:
-        kernel = native(DIFFERENCES[function], widest_row(dtypes), dtype, stored, divisor is not None)
+        source = dtypes[0] if len(set(dtypes)) == 1 else "F32"
+        kernel = native(DIFFERENCES[function], source, dtype, stored, divisor is not None)
         if kernel is not None:
             return kernel(alike(rows, dtypes), weights, divisor, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
     total = divide(function(tensors, weights), divisor)
     return store(narrow(total, dtype), dtype, out, stored)
-
-
-def widest_row(dtypes: Sequence[str]) -> str:
-    """The dtype of all rows, or F32 for rows that differ."""
-    return dtypes[0] if len(set(dtypes)) == 1 else "F32"
 
 
 def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
