@@ -170,13 +170,18 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if not pickles:
         raise UserError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
     if not allow_pickle:
-        raise UserError(
-            f"{folder / pickles[0]} holds pickled weights, which can run code when opened. "
-            "Convert them to safetensors, or set merge.allow_pickle=true."
-        )
+        raise pickled(folder / pickles[0])
     if pickles[0] == PICKLED:
         return read_pickled(folder / PICKLED, PICKLED)
     return _read_sharded(folder, PICKLED_INDEX, read_pickled)
+
+
+def pickled(path: Path) -> UserError:
+    """Error of weights that nobody allowed to be read."""
+    return UserError(
+        f"{path} holds pickled weights, which can run code when opened. "
+        "Convert them to safetensors, or set merge.allow_pickle=true."
+    )
 
 
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:

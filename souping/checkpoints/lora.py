@@ -25,6 +25,7 @@ from souping.checkpoints.checkpoint import (
     file_digest,
     fingerprint,
     inside,
+    pickled,
     read_pickled,
     side_files,
     small,
@@ -156,10 +157,7 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if not inside(folder, PICKLED_WEIGHTS).is_file():
         raise UserError(f"{folder} has no weights: {WEIGHTS} is not there.")
     if not allow_pickle:
-        raise UserError(
-            f"{folder / PICKLED_WEIGHTS} holds pickled weights, which can run code when opened. "
-            "Convert them to safetensors, or set merge.allow_pickle=true."
-        )
+        raise pickled(folder / PICKLED_WEIGHTS)
     return read_pickled(folder / PICKLED_WEIGHTS, PICKLED_WEIGHTS)
 
 

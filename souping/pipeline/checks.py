@@ -130,9 +130,9 @@ def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[I
     Raises:
         UserError: a candidate has no tokenizer, or its tokenizer no chat template where items are messages.
     """
-    pool.check_tokenizers()
+    pool.pool.check_tokenizers()
     for name in pool.names:
-        folder = pool.tokenizer_folder(pool.recipe({name: 1.0}))
+        folder = pool.pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in asked:
             evaluator.check_tokenizer(folder, items)
 

@@ -74,7 +74,7 @@ def adopt(pool: OpenPool, store: Store, benchmarks: Sequence[AskedBenchmark], re
             recipe = pool.recipe({name: 1.0})
             asked = replace(benchmark, evaluator=asking(benchmark.evaluator, recipe))
             cast = compare("merge.dtype", facts.dtype, recipe.dtype) if facts.dtype else []
-            tokenizer = pool.tokenizer_folder(recipe)
+            tokenizer = pool.pool.tokenizer_folder(recipe)
             for answers in asked.evaluator.read_results(files, asked.items, facts, tokenizer):
                 measured.append((asked, name, replace(answers, differences=(*cast, *answers.differences))))
     _check(len(strangers) + len(measured), [answers for _, _, answers in measured], request)

@@ -82,10 +82,6 @@ class OpenPool:
         self._live = LiveModel(self.pool)
         self._scratch = ScratchCheckpoint(self.pool)
 
-    def check_tokenizers(self) -> None:
-        """Refuse, before anything is evaluated, a candidate that has no tokenizer to evaluate it with."""
-        self.pool.check_tokenizers()
-
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.candidates)
@@ -98,10 +94,6 @@ class OpenPool:
 
     def uniform(self, names: tuple[str, ...]) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
-
-    def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """Where the tokenizer lies that a soup is evaluated with."""
-        return self.pool.tokenizer_folder(recipe)
 
     def ends(self, recipe: Recipe) -> tuple[int, ...]:
         """Tokens that end the soup's answers."""

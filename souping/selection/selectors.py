@@ -284,9 +284,10 @@ class Greedy(Selector):
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         values = scores.rows(scores.candidates)
         best, chosen = np.zeros(values.shape[1]), list[int]()
+        order = [whole.candidates.index(name) for name in ranking(whole, self.objective)]
         while self.k is None or len(chosen) < self.k:
             gains = (np.maximum(values, best) - best).mean(axis=1).round(12)
-            pick = self._pick(gains, whole)
+            pick = max(order, key=lambda i: gains[i])  # among equal ones the better objective
             if gains[pick] <= 0:
                 break
             chosen.append(pick)
@@ -296,11 +297,6 @@ class Greedy(Selector):
         names = in_pool_order(scores, {scores.candidates[i] for i in chosen})
         experts = _holders(scores, names)
         return Selection(selector=self.label, ingredients=names, experts=experts, categories=scores.categories)
-
-    def _pick(self, gains: FloatArray, scores: ScoreMatrix) -> int:
-        """The largest gain; among equal ones the better objective."""
-        order = [scores.candidates.index(name) for name in ranking(scores, self.objective)]
-        return max(order, key=lambda i: gains[i])
 
 
 @dataclass(frozen=True, kw_only=True)

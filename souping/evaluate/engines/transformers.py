@@ -17,10 +17,11 @@ from souping.core.types import Draft, Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
 from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room, shared
 from souping.evaluate.engines.row_cache import over_rows
-from souping.evaluate.engines.verify import Verifier
+from souping.evaluate.engines.verify import Verifier, verified
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -60,7 +61,7 @@ class TransformersEngine(Engine):
             return [answer for batch in batches for answer in self.answer(asked, model, batch, replicate)]
 
         def share(worker: int, own: slice) -> list[Answer]:
-            return verifier.answer(worker, asked, model, items[own], replicate, drafts[own])
+            return verified(asked, model, items[own], replicate, drafts[own], verifier.memories[worker])
 
         with over_rows(model.module):
             return verifier.timed(True, len(batches), lambda: shared(asked.workers, len(items), share))
@@ -109,14 +110,9 @@ def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -
 def _generate(
     asked: Asked, model: Served, prompts: Sequence[list[int]], items: Sequence[Item], replicate: int, new: int
 ) -> list[Answer]:
-    import torch
-
-    width, pad = max(len(p) for p in prompts), pad_id(model)
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # left padding: every row ends where its answer begins
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+    pad = pad_id(model)
+    ids, mask = left_padded(prompts, pad)
+    width = ids.shape[1]
     device = next(model.module.parameters()).device
     seq2seq = bool(model.module.config.is_encoder_decoder)
     ends = ends_of(model)
@@ -130,6 +126,19 @@ def _generate(
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
     return [answer_of(asked, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [N, T] and their mask; every row ends where its answer begins."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -191,7 +191,7 @@ class Verifier:
     """Live side of an engine that verifies: whether a model can be verified, whether it pays, each worker's memory."""
 
     def __init__(self) -> None:
-        self._memories: dict[int, Memory] = {}
+        self.memories = defaultdict[int, Memory](Memory)
         self._told: set[str] = set()
         self._packed: dict[type, bool] = {}
         self._paces = {False: Pace(), True: Pace()}
@@ -231,19 +231,6 @@ class Verifier:
         tokens = sum(len(one.tokens) for one in answers)
         self._paces[drafted].note(time.perf_counter() - started, tokens, blocks)
         return answers
-
-    def answer(
-        self,
-        worker: int,
-        asked: Asked,
-        model: Served,
-        items: Sequence[Item],
-        replicate: int,
-        drafts: Sequence[Sequence[Draft]],
-    ) -> list[Answer]:
-        """The n-th answers of a worker, in the items' order."""
-        memory = self._memories.setdefault(worker, Memory())
-        return verified(asked, model, items, replicate, drafts, memory)
 
 
 def _steady(asked: Asked, model: Served, items: Sequence[Item]) -> bool:
@@ -292,16 +279,14 @@ def verified(
 def _rules(asked: Asked, model: Served) -> Rules:
     """How this evaluator's answers are decoded and end."""
     stopped, window = (_stop_rule(model, asked.stop)) if asked.stop else (None, 1)
-    pick = _draw(asked.decoding) if asked.decoding.samples else _likeliest
+    pick = _picker(asked.decoding)
     return Rules(pick=pick, ends=frozenset(ends_of(model)), pad=pad_id(model), stopped=stopped, window=window)
 
 
-def _likeliest(logits: torch.Tensor, seeds: Sequence[int], places: Sequence[int]) -> list[int]:
-    return [int(token) for token in logits.argmax(-1).tolist()]
-
-
-def _draw(decoding: Decoding) -> Pick:
-    return lambda logits, seeds, places: with_noise(decoding, logits, seeds, places).argmax(-1).tolist()
+def _picker(decoding: Decoding) -> Pick:
+    if decoding.samples:
+        return lambda logits, seeds, places: with_noise(decoding, logits, seeds, places).argmax(-1).tolist()
+    return lambda logits, seeds, places: logits.argmax(-1).tolist()
 
 
 def _stop_rule(model: Served, stop: Sequence[str]) -> tuple[Stopped, int]:

@@ -182,12 +182,13 @@ class VllmEngine(Engine):
         self._start(folder, trust, transfer=False)
 
     def _start(self, folder: Path, trust: bool, transfer: bool) -> None:
-        names = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")
-        settings = {**{name: getattr(self, name) for name in names}, "trust_remote_code": trust}
+        settings = {**{name: getattr(self, name) for name in PASSED}, "trust_remote_code": trust}
         self.running.engine = Vllm(folder, settings, transfer)
         self.running.config = (folder / "config.json").read_text(encoding="utf-8")
 
 
+PASSED = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")
+"""Settings that `vllm.LLM` takes under the same names."""
 VERSIONS = ((0, 32), (0, 34))
 """First version that fits, first that does not."""
 CHUNK = 1 << 30
@@ -226,13 +227,7 @@ def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) ->
     """The keyword arguments of `vllm.LLM`."""
     arguments: dict[str, Json] = {
         "model": str(folder),
-        "tensor_parallel_size": settings["tensor_parallel_size"],
-        "gpu_memory_utilization": settings["gpu_memory_utilization"],
-        "max_model_len": settings["max_model_len"],
-        "dtype": settings["dtype"],
-        "enforce_eager": settings["enforce_eager"],
-        "seed": settings["seed"],
-        "trust_remote_code": settings["trust_remote_code"],
+        **{name: settings[name] for name in (*PASSED, "trust_remote_code")},
         "disable_log_stats": True,
         "generation_config": "vllm",  # the settings decode, not the folder's own file
     }

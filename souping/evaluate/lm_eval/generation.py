@@ -16,7 +16,7 @@ from souping.core.text import nearest
 from souping.core.types import Item, UserError
 from souping.evaluate.decoding import PENALTIES, SAMPLING, Decoding, check_sampling
 from souping.evaluate.engines import Answer, prompt_key, room
-from souping.evaluate.engines.transformers import draws, neutral_config
+from souping.evaluate.engines.transformers import draws, left_padded, neutral_config
 
 if TYPE_CHECKING:
     import torch
@@ -211,13 +211,9 @@ def _generate(lm: HFLM, jobs: Sequence[Job]) -> tuple[list[list[int]], list[int 
     import torch
     from transformers import StoppingCriteriaList
 
-    width, pad = max(len(job.prompt) for job in jobs), lm.tokenizer.pad_token_id
-    ids = torch.full((len(jobs), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, job in enumerate(jobs):  # left padding: every row ends where its answer begins
-        ids[row, width - len(job.prompt) :] = torch.tensor(job.prompt)
-        mask[row, width - len(job.prompt) :] = 1
-    start = width if lm.backend == "causal" else 1
+    pad = lm.tokenizer.pad_token_id
+    ids, mask = left_padded([job.prompt for job in jobs], pad)
+    start = ids.shape[1] if lm.backend == "causal" else 1
     stops = StopTexts(lm.tokenizer, jobs[0].until, start, len(jobs))
     decoding = jobs[0].decoding
     seeds = [lm.asking.seed(job) for job in jobs] if decoding.samples else []
