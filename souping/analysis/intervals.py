@@ -9,13 +9,15 @@ Shape legend: I items, G groups, C categories, H strata, D draws, R distinct row
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core.types import FloatArray, Json, UserError
+from souping.core.protocols import Objective
+from souping.core.types import FloatArray, Item, Json, UserError
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
 Z95 = 1.959963984540054
@@ -232,6 +234,27 @@ def _student(degrees: int) -> float:
 IntArray = NDArray[np.int64]
 SMALLEST_STRATUM = 5
 FLAT = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemTable:
+    """Items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
+
+    names: tuple[str, ...]
+    categories: IntArray
+    groups: IntArray
+    coefficients: FloatArray
+
+    @classmethod
+    def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
+        names = tuple(dict.fromkeys(item.category for item in items))
+        _, groups = np.unique([item.group for item in items], return_inverse=True)
+        return cls(
+            names=names,
+            categories=np.array([names.index(item.category) for item in items]),
+            groups=groups.astype(np.int64),
+            coefficients=objective.coefficients(names),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.analysis import Analysis, Base, Draws, NotEstimableError, RunScores, RunSoups
-from souping.analysis.intervals import objective_interval
+from souping.analysis.intervals import ItemTable, objective_interval
 from souping.core.text import Seed
 from souping.core.types import FloatArray, ItemScores, Json, Recipe, UserError
 
@@ -266,12 +266,9 @@ class _Values:
 
     def told(self, values: FloatArray) -> dict[str, Json]:
         """Value with its interval over items, and the value of each category."""
-        items = self.first.items
-        names = tuple(dict.fromkeys(item.category for item in items))
-        places = np.array([names.index(item.category) for item in items])
-        groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
-        whole = objective_interval(values, places, groups, self.run.objective.coefficients(names))
-        means = {name: float(values[places == n].mean()) for n, name in enumerate(names)}
+        table = ItemTable.of(self.first.items, self.run.objective)
+        whole = objective_interval(values, table.categories, table.groups, table.coefficients)
+        means = {name: float(values[table.categories == n].mean()) for n, name in enumerate(table.names)}
         return {"value": self.objective(values), "low": whole.low, "high": whole.high, "categories": means}
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
+from souping.analysis.intervals import ItemTable
 from souping.analysis.surface_fit import SurfaceFit, fit_surface
 from souping.core import simplex
-from souping.core.types import FloatArray, Item, Json, UserError
+from souping.core.types import FloatArray, Json, UserError
 
 LEAST = 4
 """Soups beside the uniform one below which nothing is said of a surface."""
@@ -26,15 +27,11 @@ SALT = 0x5EA
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedFold:
-    """Search fold as arrays: weights [S, K], scores [S, I] (nan: not asked), category and group of each item [I]."""
+class AskedFold(ItemTable):
+    """Search fold as arrays, with what was asked: weights [S, K], scores [S, I] (nan: not asked)."""
 
     weights: FloatArray
     scores: FloatArray
-    names: tuple[str, ...]
-    categories: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    coefficients: FloatArray
 
     def at(self, shown: FloatArray, items: NDArray[np.bool_]) -> SurfaceFit:
         """The surface at points [P, K], then at the soups asked, by some of the items."""
@@ -157,17 +154,5 @@ def _asked(run: RunScores) -> AskedFold:
     if len(soups) <= LEAST or not items:
         raise NotEstimableError(f"{len(soups)} soups were asked on the search fold; a surface takes {LEAST + 1}")
     points = np.array([[own.get(name, 0.0) for name in names] for own in given])
-    return _arrays(points, np.array([known[key] for key in soups]), items, run)
-
-
-def _arrays(points: FloatArray, table: FloatArray, items: tuple[Item, ...], run: RunScores) -> AskedFold:
-    names = tuple(dict.fromkeys(item.category for item in items))
-    _, groups = np.unique([item.group for item in items], return_inverse=True)
-    return AskedFold(
-        weights=points,
-        scores=table,
-        names=names,
-        categories=np.array([names.index(item.category) for item in items]),
-        groups=groups.astype(np.int64),
-        coefficients=run.objective.coefficients(names),
-    )
+    scores = np.array([known[key] for key in soups])
+    return AskedFold(weights=points, scores=scores, **vars(ItemTable.of(items, run.objective)))

@@ -155,8 +155,7 @@ def judge(
 
 
 def _interval(scores: ItemScores, category: str | None, objective: Objective) -> Interval:
-    from souping.analysis.intervals import objective_interval, rate
-    from souping.pipeline.evidence import ItemTable
+    from souping.analysis.intervals import ItemTable, objective_interval, rate
 
     design = ItemTable.of(scores.items, objective)
     if category is None:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import design, objective_interval, rate
+from souping.analysis.intervals import ItemTable, design, objective_interval, rate
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, verdict
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, Item, ItemScores, Recipe
+from souping.core.types import FloatArray, ItemScores, Recipe
 
 Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
 WARN, REFUSE = 0.02, 0.2
@@ -28,27 +28,6 @@ class Contender:
     name: str
     kind: Kind
     recipe: Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemTable:
-    """Items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
-
-    names: tuple[str, ...]
-    categories: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    coefficients: FloatArray
-
-    @classmethod
-    def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
-        names = tuple(dict.fromkeys(item.category for item in items))
-        _, groups = np.unique([item.group for item in items], return_inverse=True)
-        return cls(
-            names=names,
-            categories=np.array([names.index(item.category) for item in items]),
-            groups=groups.astype(np.int64),
-            coefficients=objective.coefficients(names),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

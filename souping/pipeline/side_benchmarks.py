@@ -89,7 +89,8 @@ def compare_on(
 
     Holm's correction is over the ingredients for the whole benchmark, and over all pairs of ingredient and category.
     """
-    from souping.pipeline.evidence import Contender, ItemTable, Pair, judged, outcomes, row
+    from souping.analysis.intervals import ItemTable
+    from souping.pipeline.evidence import Contender, Pair, judged, outcomes, row
 
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]

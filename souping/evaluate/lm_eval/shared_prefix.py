@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from souping.evaluate.engines.transformers import left_padded
+
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -161,12 +163,7 @@ def _contexts(lm: HFLM, groups: Sequence[Group]) -> tuple[torch.Tensor, Cache | 
     """(log-probabilities after each context [B, V], its cache, its mask [B, T])."""
     import torch
 
-    width = max(len(g.context) for g in groups)
-    tokens = torch.zeros((len(groups), width), dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, group in enumerate(groups):
-        tokens[row, width - len(group.context) :] = torch.tensor(group.context)
-        mask[row, width - len(group.context) :] = 1
+    tokens, mask = left_padded([group.context for group in groups], 0)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(lm.model.forward).parameters else {}
     out = lm.model(

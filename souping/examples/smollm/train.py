@@ -6,7 +6,6 @@ folder first. Accuracy on development items is to look at while settings are cho
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.text import install
 from souping.core.types import Json, UserError, digest
+from souping.evaluate.engines.row_cache import cache_name
 from souping.evaluate.engines.transformers import quiet
 from souping.examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 
@@ -275,8 +275,7 @@ def likelihoods(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, ite
 
     rows = [encode(tokenizer, item.prompt, choice) for choice in item.choices]
     begin = rows[0][1]
-    cache, taken = DynamicCache(), inspect.signature(model.model.forward).parameters
-    name = "cache" if "cache" in taken else "past_key_values"  # as transformers named it before 5.24
+    cache, name = DynamicCache(), cache_name(model.model)
     model.model(torch.tensor([rows[0][0][: begin - 1]]), **{name: cache})
     cache.batch_repeat_interleave(len(rows))
     width = max(len(ids) for ids, _ in rows)
