@@ -260,14 +260,12 @@ class Served(Protocol):
     """Model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder.
 
     One that wants `either` gets whichever it asks for; `soup` identifies the model, `home` is a complete folder of a
-    model like it.
+    model like it. `ends` are the tokens that end an answer: the union of its ingredients'; none where they name none.
     """
 
-    @property
-    def soup(self) -> str: ...
-
-    @property
-    def home(self) -> Path: ...
+    soup: str
+    home: Path
+    ends: tuple[int, ...]
 
     @property
     def module(self) -> PreTrainedModel: ...
@@ -277,11 +275,6 @@ class Served(Protocol):
 
     @property
     def folder(self) -> Path: ...
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the union of its ingredients'; none where they name none."""
-        ...
 
 
 class Evaluator(Part, Protocol):

@@ -110,7 +110,7 @@ class OpenPool:
         settings = evaluator.module_settings()
         if evaluator.wants == "module":
             return lambda recipe: self._live.serve(settings, recipe)
-        return lambda recipe: LazyModel(self._live, self._scratch, settings, recipe, self.pool.home)
+        return lambda recipe: LazyModel(self.pool, self._live, self._scratch, settings, recipe)
 
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator, and end the ranks that wrote soups."""
@@ -285,16 +285,8 @@ class ServedModel(Served):
         folder: Path | None = None,
         ends: tuple[int, ...] = (),
     ) -> None:
-        self._soup, self._home, self._ends = soup, home, ends
+        self.soup, self.home, self.ends = soup, home, ends
         self._module, self._tokenizer, self._folder = module, tokenizer, folder
-
-    @property
-    def soup(self) -> str:
-        return self._soup
-
-    @property
-    def home(self) -> Path:
-        return self._home
 
     @property
     def module(self) -> PreTrainedModel:
@@ -307,10 +299,6 @@ class ServedModel(Served):
     @property
     def folder(self) -> Path:
         return _had(self._folder, "written to a folder")
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        return self._ends
 
 
 T = TypeVar("T")
@@ -353,10 +341,6 @@ class LiveModel:
         from souping.evaluate.engines.transformers import load_tokenizer
 
         return load_tokenizer(self._pool.tokenizer_folder(recipe))
-
-    def ends(self, recipe: Recipe) -> tuple[int, ...]:
-        """Tokens that end the soup's answers."""
-        return self._pool.ends(recipe)
 
     def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, Pourable]:
         from souping.evaluate.engines.transformers import load_module
@@ -428,25 +412,14 @@ class LazyModel(Served):
     """Soup that is poured or written only when it is asked for, by an engine that knows which it needs."""
 
     def __init__(
-        self, live: LiveModel, scratch: ScratchCheckpoint, settings: ModuleSettings, recipe: Recipe, home: Path
+        self, pool: CandidatePool, live: LiveModel, scratch: ScratchCheckpoint, settings: ModuleSettings, recipe: Recipe
     ) -> None:
-        self._live, self._scratch, self._settings, self._recipe, self._home = live, scratch, settings, recipe, home
-
-    @property
-    def soup(self) -> str:
-        return self._recipe.fingerprint
-
-    @property
-    def home(self) -> Path:
-        return self._home
+        self.soup, self.home, self.ends = recipe.fingerprint, pool.home, pool.ends(recipe)
+        self._live, self._scratch, self._settings, self._recipe = live, scratch, settings, recipe
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._live.tokenizer(self._recipe)
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        return self._live.ends(self._recipe)
 
     @property
     def module(self) -> PreTrainedModel:
