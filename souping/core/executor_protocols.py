@@ -55,24 +55,15 @@ class RecipeEvaluator(Protocol):
     drafts; `scores` never is.
     """
 
-    @property
-    def reused(self) -> int: ...
+    reused: int
+    drafts: bool
+    margins: bool
+    """Whether margins can be had."""
+    block: int
+    """Items that are asked together; fewer at a time are slow."""
 
     @property
     def slots(self) -> int: ...
-
-    @property
-    def drafts(self) -> bool: ...
-
-    @property
-    def margins(self) -> bool:
-        """Whether margins can be had."""
-        ...
-
-    @property
-    def block(self) -> int:
-        """Items that are asked together; fewer at a time are slow."""
-        ...
 
     @property
     def whole_folds(self) -> bool:

@@ -196,7 +196,11 @@ class Objective(Protocol):
 
 
 class BenchmarkItems(Protocol):
-    """Source of items. `title` is its name, `label` and `note` are what reports show."""
+    """Source of items. `title` is its name, `label` and `note` are what reports show; `folds` are shares of the folds
+    that are not the usual ones.
+    """
+
+    folds: Mapping[str, float] | None = None
 
     @property
     def title(self) -> str: ...
@@ -210,11 +214,6 @@ class BenchmarkItems(Protocol):
     @property
     def note(self) -> str:
         return ""
-
-    @property
-    def folds(self) -> Mapping[str, float] | None:
-        """Shares of the folds that are not the usual ones."""
-        return None
 
     @property
     def opening(self) -> str:
@@ -284,6 +283,15 @@ class Evaluator(Part, Protocol):
     `settings` is everything an answer or score depends on beside the model, the item and its block.
     """
 
+    device: str = "cpu"
+    """Where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto."""
+    brings_items: bool = False
+    """Whether it has items of its own and asks no others."""
+    blocks_matter: bool = True
+    """Whether an answer depends, in the last digits, on the items that are asked with it."""
+    reads_results: bool = False
+    """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
+
     @property
     def settings(self) -> Mapping[str, Json]: ...
 
@@ -340,11 +348,6 @@ class Evaluator(Part, Protocol):
         return 1
 
     @property
-    def blocks_matter(self) -> bool:
-        """Whether an answer depends, in the last digits, on the items that are asked with it."""
-        return True
-
-    @property
     def block(self) -> int:
         """Items that it asks together; fewer at a time are slow. 1 where that does not matter."""
         return 1
@@ -389,11 +392,6 @@ class Evaluator(Part, Protocol):
         return ModuleSettings()
 
     @property
-    def brings_items(self) -> bool:
-        """Whether it has items of its own and asks no others."""
-        return False
-
-    @property
     def benchmark(self) -> BenchmarkItems | None:
         """Its own items (UserError where they cannot be had here)."""
         return None
@@ -423,11 +421,6 @@ class Evaluator(Part, Protocol):
         return np.array([np.mean([record.score for record in answers]) for answers in records])
 
     @property
-    def device(self) -> str:
-        """Where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto."""
-        return "cpu"
-
-    @property
     def host(self) -> ModelHost | None:
         """What holds the model in processes of its own, if anything does."""
         return None
@@ -436,11 +429,6 @@ class Evaluator(Part, Protocol):
     def answer_tokens(self) -> int | None:
         """Tokens of an answer at most, where the settings say so."""
         return None
-
-    @property
-    def reads_results(self) -> bool:
-        """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
-        return False
 
     def find_results(self, paths: Sequence[Path]) -> Sequence[ResultFiles]:
         """Measurements that lie at or below these paths, those that count first (UserError where one is broken)."""

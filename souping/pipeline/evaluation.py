@@ -122,9 +122,10 @@ class BlockOut:
 class Evaluation(RecipeEvaluator):
     """Evaluator of recipes, the workers that ask soups, and the store that remembers; this process alone writes to it.
 
-    `evaluated` and `reused` count answers. `serve` is called only for soups with answers that are not in the store,
-    unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a soup's end tokens, which its
-    answers depend on; `grade` calls scorers of the user's.
+    `evaluated` and `reused` count answers, `answers` those to an item. Drafts are verified in trials where there are
+    `drafts`, and wherever nothing is claimed where it is `all_drafted`. `serve` is called only for soups with answers
+    that are not in the store, unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a
+    soup's end tokens, which its answers depend on; `grade` calls scorers of the user's.
     """
 
     def __init__(
@@ -144,41 +145,17 @@ class Evaluation(RecipeEvaluator):
         self._tasks = 0
         self._out: dict[int, BlockOut] = {}
         self._done: deque[PendingInquiry] = deque()
-        self.evaluated = self._reused = 0
-
-    @property
-    def reused(self) -> int:
-        return self._reused
+        self.evaluated = self.reused = 0
+        self.drafts, self.all_drafted = evaluator.drafts != "off", evaluator.drafts == "all"
+        self.margins, self.block, self.answers = evaluator.tells_likelihoods, evaluator.block, evaluator.answers
 
     @property
     def slots(self) -> int:
         return self._workers.slots
 
     @property
-    def drafts(self) -> bool:
-        return self._evaluator.drafts != "off"
-
-    @property
-    def all_drafted(self) -> bool:
-        """Whether drafts are verified wherever nothing is claimed, not in trials alone."""
-        return self._evaluator.drafts == "all"
-
-    @property
-    def margins(self) -> bool:
-        return self._evaluator.tells_likelihoods
-
-    @property
-    def block(self) -> int:
-        return self._evaluator.block
-
-    @property
     def whole_folds(self) -> bool:
         return self._evaluator.whole_folds
-
-    @property
-    def answers(self) -> int:
-        """Answers to an item."""
-        return self._evaluator.answers
 
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
         """The ways in which this soup may be asked, the default first."""
@@ -339,7 +316,7 @@ class Evaluation(RecipeEvaluator):
         pending.take(block, {**block.known, **fresh})
         reused = len(block.items) - len(block.asked)
         self.evaluated += len(block.asked)
-        self._reused += reused
+        self.reused += reused
         pending.reused += reused
         self._advance(len(block.items))
 

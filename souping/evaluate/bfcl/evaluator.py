@@ -85,6 +85,9 @@ class BfclEvaluator(Evaluator):
     answers nothing for `timeout` seconds counts as stuck.
     """
 
+    brings_items = reads_results = True
+    blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
+
     server: Server
     version: Version = "v3"
     categories: list[str] | None = None
@@ -203,10 +206,6 @@ class BfclEvaluator(Evaluator):
                 raise UserError(f"evaluator.handlers: {name!r} is not a candidate ({', '.join(candidates)}){near}")
         check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
 
-    @property
-    def brings_items(self) -> bool:
-        return True
-
     def outline(self) -> tuple[Item, ...]:
         """Items without content, of the categories whose sizes are known."""
         names = chosen(self.version, self.categories)
@@ -243,11 +242,6 @@ class BfclEvaluator(Evaluator):
         twin = replace(self, handler=handler, handlers=None, soup_handlers=[])
         object.__setattr__(twin, "_slot", self._slot)
         return twin
-
-    @property
-    def blocks_matter(self) -> bool:
-        """A server batches as it likes: nothing of an item's neighbours is kept."""
-        return False
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
@@ -298,10 +292,6 @@ class BfclEvaluator(Evaluator):
 
     def close(self) -> None:
         self._slot.close()
-
-    @property
-    def reads_results(self) -> bool:
-        return True
 
     def find_results(self, paths: Sequence[Path]) -> list[BfclFiles]:
         return find_bfcl(paths)

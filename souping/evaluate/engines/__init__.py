@@ -109,14 +109,16 @@ class Asked(Protocol):
 class Engine(Part, Protocol):
     """Settings of an engine, checked at composition. What it holds between two soups, `close` lets go."""
 
+    wants: Wants = "module"
+    """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
+    drafts: Drafts = "off"
+    """Which answers may be drafts that `verify` took."""
+    tells_likelihoods: bool = False
+    """Whether `likelihoods` can tell."""
+
     def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
         ...
-
-    @property
-    def drafts(self) -> Drafts:
-        """Which answers may be drafts that `verify` took."""
-        return "off"
 
     def verify(
         self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
@@ -124,21 +126,11 @@ class Engine(Part, Protocol):
         """The n-th answers, in the items' order, as other models gave them wherever this one does too."""
         return self.answer(asked, model, items, replicate)
 
-    @property
-    def tells_likelihoods(self) -> bool:
-        """Whether `likelihoods` can tell."""
-        return False
-
     def likelihoods(
         self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
     ) -> list[list[float]] | None:
         """Log-likelihood (nats) of answers to each item, nan where they belong to another prompt; None: cannot tell."""
         return None
-
-    @property
-    def wants(self) -> Wants:
-        """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
-        return "module"
 
     @property
     def settings(self) -> Mapping[str, Json] | None:

@@ -33,6 +33,8 @@ class TransformersEngine(Engine):
     `drafts` says which answers may be verified drafts: those of trials (`search`), all but a claim's, or none.
     """
 
+    tells_likelihoods = True
+
     drafts: Drafts = "search"
     _verifier: Verifier = field(default_factory=Verifier, init=False, repr=False, compare=False)
 
@@ -65,10 +67,6 @@ class TransformersEngine(Engine):
 
         with over_rows(model.module):
             return verifier.timed(True, len(batches), lambda: shared(asked.workers, len(items), share))
-
-    @property
-    def tells_likelihoods(self) -> bool:
-        return True
 
     def likelihoods(
         self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]

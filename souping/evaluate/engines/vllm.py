@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
-from souping.core.protocols import ModelHost, ModuleSettings, Served, Wants
+from souping.core.protocols import ModelHost, ModuleSettings, Served
 from souping.core.text import Seed, Threads, first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
@@ -68,6 +68,8 @@ class VllmEngine(Engine):
     weights, so `weights` and the GPU fraction are not part of the fingerprint.
     """
 
+    wants = "either"
+
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: float = 0.85
     max_model_len: int | None = None
@@ -79,10 +81,6 @@ class VllmEngine(Engine):
 
     def __post_init__(self) -> None:
         check_gpu_settings("engine", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
-
-    @property
-    def wants(self) -> Wants:
-        return "either"
 
     @property
     def settings(self) -> dict[str, Json]:

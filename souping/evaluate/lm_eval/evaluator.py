@@ -90,6 +90,8 @@ class HarnessEvaluator(Evaluator):
     is left to each task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
     """
 
+    brings_items = reads_results = True
+
     tasks: list[str | dict[str, Any]]
     include_path: str | list[str] | None = None
     include_defaults: bool | None = None
@@ -229,10 +231,6 @@ class HarnessEvaluator(Evaluator):
         return self._tasks
 
     @property
-    def brings_items(self) -> bool:
-        return True
-
-    @property
     def benchmark(self) -> HarnessBenchmark:
         """The items that the tasks bring."""
         return HarnessBenchmark(evaluator=self)
@@ -359,10 +357,6 @@ class HarnessEvaluator(Evaluator):
     def close(self) -> None:
         """Let go of the harness's model, which all that this evaluator was made into share."""
         self._model.close()
-
-    @property
-    def reads_results(self) -> bool:
-        return True
 
     def find_results(self, paths: Sequence[Path]) -> list[HarnessFiles]:
         return find_samples(paths)
