@@ -62,7 +62,12 @@ class Part(Protocol):
 
 
 class Selector(Protocol):
-    """Rule that picks ingredients from scores. Of the score matrix's rows only `candidates` may be picked."""
+    """Rule that picks ingredients from scores. Of the score matrix's rows only `candidates` may be picked.
+
+    Categories of `drop` have no part in the selection; they stay in the objective.
+    """
+
+    drop: Sequence[str] = ()
 
     @property
     def label(self) -> str:
@@ -103,11 +108,6 @@ class Selector(Protocol):
         return tuple(range(1, candidates + 1))
 
     @property
-    def drop(self) -> Sequence[str]:
-        """Categories that have no part in the selection; they stay in the objective."""
-        return ()
-
-    @property
     def cut(self) -> float | None:
         """Threshold that decides what is picked, if there is one."""
         return None
@@ -146,19 +146,10 @@ class Strategy(Protocol):
     `trials` limits soups, `budget` items that are answered, `tokens` those generated, `seconds` the time of answering.
     """
 
-    @property
-    def trials(self) -> int | None: ...
-
-    @property
-    def budget(self) -> int | None: ...
-
-    @property
-    def tokens(self) -> int | None:
-        return None
-
-    @property
-    def seconds(self) -> float | None:
-        return None
+    trials: int | None
+    budget: int | None
+    tokens: int | None = None
+    seconds: float | None = None
 
     def start(self, space: SearchSpace, seed: int) -> Optimiser: ...
 
@@ -224,8 +215,7 @@ class BenchmarkItems(Protocol):
 class ScoreSource(Protocol):
     """Source of the scores that selection sees: measured ones, or a published table."""
 
-    @property
-    def published(self) -> bool: ...
+    published: bool
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """Score matrix of the candidates; `measure` evaluates them where they have to be measured."""
