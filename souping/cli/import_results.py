@@ -132,8 +132,7 @@ def show(rows: Sequence[ImportRow], written: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from souping.report.progress import output_console
-    from souping.report.terminal import print_table
+    from souping.report.terminal import output_console, print_table
 
     console = output_console()
     table = Table(box=SIMPLE_HEAD)

@@ -142,7 +142,7 @@ def _store(run_dir: Path) -> Path | None:
 
 
 def _show(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
-    from souping.report.progress import output_console
+    from souping.report.terminal import output_console
 
     console = output_console()
     for sample in islice(samples, limit):

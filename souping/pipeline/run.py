@@ -143,8 +143,7 @@ def _hint(run: MergeSettings) -> None:
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.progress import output_console
-    from souping.report.terminal import also_table, print_table, report_table
+    from souping.report.terminal import also_table, output_console, print_table, report_table
 
     out = output_console()
     print_table(out, report_table(outcome))

@@ -29,8 +29,8 @@ from souping.planning.sheet import as_dict, time_section, work_section
 from souping.planning.workload import open_what_is_here
 from souping.report import format
 from souping.report.files import as_json
-from souping.report.progress import output_console
 from souping.report.tables import Section, grid
+from souping.report.terminal import output_console, show_sheet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +128,6 @@ def _graded(items: Sequence[Item], records: Sequence[Record]) -> list[Record]:
 def show(console: Console, whole: Plan, rehearsal: Rehearsal) -> None:
     """Print one item of each category whole, all of them in a table, and the time of the run; save check.json."""
     from souping.report.samples import show_sample
-    from souping.report.terminal import show_sheet
 
     samples = [
         sample_of(number, rehearsal.fold, item, rehearsal.candidate, record)

@@ -243,14 +243,6 @@ def say(line: str) -> None:
     print(safe(line), file=sys.stderr if sys.stderr.isatty() else sys.stdout)
 
 
-def output_console(width: int = 110) -> Console:
-    """Standard output, of this width where it is no terminal."""
-    from rich.console import Console
-
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=width)
-
-
 def side_console() -> Console:
     """Standard error where it is a terminal (a live display may be drawn there), else standard output."""
     from rich.console import Console

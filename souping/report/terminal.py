@@ -9,7 +9,6 @@ from souping.core.text import fitted
 from souping.core.types import elements, part, texts
 from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
-from souping.report.progress import output_console
 from souping.report.registry import leading
 from souping.report.sections import headline, losses
 from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences
@@ -139,6 +138,14 @@ def print_table(console: Console, table: Table, cut: bool = False) -> None:
         told = ", ".join(f"{head}: {cell}" if head else cell for head, cell in zip(heads, row, strict=True) if cell)
         console.print(Text(fitted(f"  {told}", console.width)), soft_wrap=True)
     console.print(table.caption or "")
+
+
+def output_console(width: int = 110) -> Console:
+    """Standard output, of this width where it is no terminal."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=width)
 
 
 def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
