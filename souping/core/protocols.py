@@ -279,6 +279,8 @@ class Evaluator(Part, Protocol):
     """Whether it has items of its own and asks no others."""
     blocks_matter: bool = True
     """Whether an answer depends, in the last digits, on the items that are asked with it."""
+    aggregate: str = ""
+    """How the scores of several answers become an item's, where there is a choice."""
     reads_results: bool = False
     """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
 
@@ -350,7 +352,7 @@ class Evaluator(Part, Protocol):
     @property
     def look(self) -> str:
         """What counts as one way of looking at a fold: the settings, and how answers become an item's score."""
-        return digest([self.fingerprint, self.answers])
+        return digest([self.fingerprint, self.answers, *([self.aggregate] if self.aggregate else [])])
 
     def for_pool(self, home: Path, folders: Mapping[str, Path]) -> Evaluator:
         """This evaluator with what its settings leave to the candidates' files; `home` is a folder of the architecture.

@@ -16,7 +16,7 @@ from souping.checkpoints.compatibility import has_template
 from souping.core.protocols import Drafts, Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.system import cores
 from souping.core.text import Count, Seed, Threads, first_line
-from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, digest, part
+from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
 from souping.evaluate.engines.transformers import TransformersEngine
@@ -124,10 +124,6 @@ class LocalEvaluator(Evaluator):
     @property
     def answers(self) -> int:
         return max(self.samples, self.replicates)
-
-    @property
-    def look(self) -> str:
-        return digest([self.fingerprint, self.answers, self.aggregate])
 
     def for_pool(self, home: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
         """This evaluator with the candidates' own dtype and, with `generation=model`, their own decoding."""

@@ -16,7 +16,7 @@ from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
 from souping.core.text import Count, Seconds, Seed, Threads, nearest
-from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
+from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
     MULTI_TURN,
@@ -152,10 +152,6 @@ class BfclEvaluator(Evaluator):
     @property
     def answers(self) -> int:
         return max(self.samples, self.replicates)
-
-    @property
-    def look(self) -> str:
-        return digest([self.fingerprint, self.answers, self.aggregate])
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and what a server of others may do."""

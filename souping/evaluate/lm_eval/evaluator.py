@@ -17,7 +17,7 @@ from souping.checkpoints.compatibility import has_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import Count, Seed, Threads, TokenId, install
-from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
+from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
@@ -198,10 +198,6 @@ class HarnessEvaluator(Evaluator):
     @property
     def answers(self) -> int:
         return max(self.drawn, self.replicates)
-
-    @property
-    def look(self) -> str:
-        return digest([self.fingerprint, self.answers, self.aggregate])
 
     def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
         """This evaluator with the candidates' own dtype; tasks and the harness's model are the same ones."""

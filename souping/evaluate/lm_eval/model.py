@@ -21,7 +21,7 @@ from souping.evaluate.engines import Answer
 from souping.evaluate.lm_eval.errors import silence, stopped
 from souping.evaluate.lm_eval.generation import CUT, Asking, answer_requests
 from souping.evaluate.lm_eval.shared_prefix import Request, fits, score
-from souping.evaluate.lm_eval.tasks import Document, Loaded
+from souping.evaluate.lm_eval.tasks import Document, Loaded, seed
 from souping.evaluate.templates import check_length, guard_templates, time_limit
 
 if TYPE_CHECKING:
@@ -199,11 +199,9 @@ def _hushed(batch_size: int | str) -> AbstractContextManager[io.StringIO | None]
 
 def _seed(evaluator: HarnessEvaluator) -> None:
     """As simple_evaluate does before each run: tasks that sample answers draw from torch's generator."""
-    import numpy as np
     import torch
 
-    random.seed(evaluator.random_seed)
-    np.random.seed(evaluator.numpy_random_seed)
+    seed(evaluator)
     if evaluator.torch_random_seed is not None:
         torch.manual_seed(evaluator.torch_random_seed)
 

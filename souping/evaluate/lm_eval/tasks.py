@@ -92,7 +92,7 @@ def load(evaluator: HarnessEvaluator) -> dict[str, Loaded]:
         raise UserError("evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'")
     loaded: dict[str, Loaded] = {}
     with silence() as heard:
-        _seed(evaluator)
+        seed(evaluator)
         manager, door = open_index(evaluator), Door(allow=evaluator.allow_code)
         door.watch(manager)
         for entry, spec in _expand(evaluator.tasks, manager):
@@ -120,10 +120,8 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
     return sizes
 
 
-def _seed(evaluator: HarnessEvaluator) -> None:
+def seed(evaluator: HarnessEvaluator) -> None:
     """As simple_evaluate does before it loads tasks, some of which draw at random while they read their data."""
-    import numpy as np
-
     random.seed(evaluator.random_seed)
     np.random.seed(evaluator.numpy_random_seed)
 
@@ -299,7 +297,8 @@ def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Me
     usable = [m for m, kind in kinds.items() if not kind.startswith("!")]
     if metric is None:
         if not usable:
-            raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {_reasons(kinds)}")
+            why = "; ".join(f"{m} {kind[1:]}" for m, kind in kinds.items()) or "it declares none"
+            raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {why}")
         metric = usable[0]
     elif metric not in kinds and not _open(task):
         raise UserError(f"evaluator.metric={metric}: task {name} has {', '.join(kinds)}{nearest(metric, kinds)}")
@@ -367,15 +366,6 @@ def _settings(task: Task, metric: str) -> Mapping[str, Json]:
         if own == metric or getattr(own, "__name__", None) == metric:  # a function of the task's own
             return dict(entry)
     return {}
-
-
-def _reasons(kinds: Mapping[str, str]) -> str:
-    return "; ".join(_lines(kinds)) or "it declares none"
-
-
-def _lines(kinds: Mapping[str, str]) -> Iterator[str]:
-    for metric, kind in kinds.items():
-        yield f"{metric} {kind[1:]}"
 
 
 def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]]:
