@@ -1,7 +1,7 @@
 """Protocols of the exchangeable parts: every member that anybody asks for, with defaults where a part has no opinion.
 
 A part subclasses its protocol and gets the defaults; members without one (they end in `...`) it has to bring. A field
-of a part must not be named like a property below unless it has a default of its own.
+of a part must not be named like a member below unless it has a default of its own.
 """
 
 from __future__ import annotations
