@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from souping.core.text import fitted, safe
@@ -52,7 +53,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
@@ -206,7 +207,7 @@ class Throughput:
             self._told, self._tenth = time.monotonic(), 10 * self._done // total
             self._say(f"{self._done / 1e9:.2f} of {total / 1e9:.2f} GB")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self._done:
