@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from souping.core.types import FloatArray, IntArray
-from souping.search.layout import FoldLayout
+from souping.search.fold import FoldLayout
 
 DRAWS, TINY = 2000, 1e-12
 POINT, LOOKED = 0.01, 64

@@ -20,9 +20,8 @@ import numpy as np
 from souping.core import simplex
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Weights
-from souping.search.kernels import Kernel, distances
-from souping.search.layout import FoldLayout
-from souping.search.surrogate import JITTER, Feature, KnownCells, Prior, joint
+from souping.search.fold import FoldLayout
+from souping.search.surrogate import JITTER, Feature, Kernel, KnownCells, Prior, distances, joint
 
 PREFILLED, JURY, MARGIN = 10, 4, 0.0
 """Soups that read, mixed soups that decide, nats by which the guide must be better."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, Json, Result, SearchSpace, UserError, Weights
-from souping.search.layout import FoldLayout
+from souping.search.fold import FoldLayout
 from souping.search.running import AdaptiveSearch, SearchRules
 
 EVERY = 4

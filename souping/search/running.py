@@ -1,15 +1,16 @@
 """Running adaptive search: the cell (soup, items of some categories) that most sharpens who leads, cell after cell.
 
-A surrogate (a Gaussian process a category) knows what was answered. Its leader is the soup with the highest posterior
-mean of the objective; its rivals are those with the highest expected improvement over the leader. The next cell is the
-one that takes most off the expected improvement of the rivals a price. At the end the leader answers the rest of the
-fold, and the posterior's best of the soups that answered the whole fold wins.
+A surrogate (a Gaussian process a category; a random-effects model where soups have no weights in common) knows what was
+answered. Its leader is the soup with the highest posterior mean of the objective; its rivals are those with the highest
+expected improvement over the leader. The next cell is the one that takes most off the expected improvement of the
+rivals a price. At the end the leader answers the rest of the fold, and the posterior's best of the soups that answered
+the whole fold wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,20 +18,20 @@ from souping.core import simplex
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
 from souping.search import beliefs
-from souping.search.answers import FoldAnswers
+from souping.search.arms import ArmsModel
+from souping.search.fold import FoldAnswers, FoldLayout
 from souping.search.guide import LikelihoodGuide
-from souping.search.kernels import Kernel, agreeing, candidates, distances
-from souping.search.layout import FoldLayout
-from souping.search.surrogate import Feature, KnownCells, Prior, Surrogate, evidence, with_features
+from souping.search.soups import SoupModel
 
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
 """Rivals looked at, soups that may finish the fold at the end, equals that are named."""
-RISE = (0.06, 0.06)
-"""How far soups rise above the plane through single models, times 1 - sum of squared weights: mean and spread."""
-ROUGH = 300
-"""Items a category of the population that a pick is for: its means are rough by chance, as the report fold's are."""
 ENOUGH = 0.001
 """Expected gain from finishing the fold below which a search ends: 0.1 points."""
+CONFIRMED = 4
+"""Folds in a budget below which a pick among models without weights in common is not asked for the rest of the fold:
+the answers are needed to find it."""
+CROWD = 100
+"""Models without weights in common for each one that is asked between two looks at who leads."""
 GROWTH = 1.6
 """The prior is fitted anew when this many times more answers are known."""
 
@@ -52,62 +53,33 @@ class AdaptiveSearch(Optimiser):
         self._points: list[Weights] = [tuple(map(float, p)) for p in points]
         self._numbers = {p: n for n, p in enumerate(self._points)}
         self._table = np.array(self._points)
-        self._apart = distances(self._table)
-        self._signals, self._log_prior = candidates(self._table, self._apart)
-        self._inside = 1 - (self._table**2).sum(1)
-        self._layout = FoldLayout.of(space, seed)
+        arms = bool((self._table.max(1) == 1).all())
+        self._layout = FoldLayout.of(space, seed, merged=arms)
         self._answers = FoldAnswers(self._layout, len(self._points))
         self._open: list[Cell] = []
-        self._spent = self._finals = 0
+        self._planned: list[tuple[int, tuple[int, ...]]] = []
+        self._at_once = max(len(points) // CROWD, 1) if arms else 1
+        self._spent = self._finals = self._leader = 0
         self._why, self._looked = "", 0
-        guided = rules.guide and space.margins
+        guided = rules.guide and space.margins and not arms
         self._guide = LikelihoodGuide(self._points, self._table) if guided else None
         if space.singles is not None:
             for single, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
                     self._answers.hear(self._numbers[vertex], None, single)
-        self._free = set(self._answers.complete.tolist())
-        self._surrogate = Surrogate(self._prior(None), self._layout.sizes)
-        self._refit()
+        self._confirms = rules.budget is None or not arms or rules.budget >= CONFIRMED * self._layout.items
+        self._model = ArmsModel(self._layout) if arms else SoupModel(self._table, self._layout, self._guide)
+        self._fitted = self._answers.told
+        self._surrogate: beliefs.Posterior = self._model.fit(self._answers, None)
 
     # ------------------------------------------------------------ surrogate
 
     def _refit(self) -> None:
-        """The surrogate anew from all that was told, with the prior that explains it best."""
+        """The surrogate anew from all that was told."""
         self._fitted = self._answers.told
-        known, bare = self._answers.known(), self._prior(self._surrogate.mean if self._answers.told else None)
-        rise = Feature(np.repeat(self._inside[None], len(known), 0), *RISE)
-        rough = bare.noise / ROUGH
-        best = self._explaining(bare, known, [rise], rough)
-        if self._guide is not None and self._guide.ready:
-            feature = self._guide.feature(self._layout)
-            other = self._explaining(bare, known, [rise, feature], rough + self._guide.spread(feature))
-            best = self._guide.judge((best, other), self._layout, known, self._answers.depth)
-        self._surrogate = Surrogate(best, self._layout.sizes, known)
+        self._surrogate = self._model.fit(self._answers, self._surrogate.mean)
 
-    def _prior(self, mean: FloatArray | None) -> Prior:
-        """Prior from the answers' own levels and spreads; `mean` [C, S] is what is believed of the scores so far."""
-        residuals = self._answers.residuals()
-        spread = self._answers.deviations(residuals, mean)
-        pooled = agreeing(Kernel(), self._apart, residuals)
-        kernels = [agreeing(pooled, self._apart, residuals[:, items]) for items in self._layout.members]
-        alike = np.stack([kernel.agreement(self._apart) for kernel in kernels]) * self._answers.clustering()
-        level = np.repeat(self._answers.levels()[:, None], len(self._table), 1)
-        signal = np.repeat(Kernel().signal(self._table, self._apart)[None], len(level), 0)
-        return Prior(signal, spread[:, :, None] * spread[:, None] * alike, level)
-
-    def _explaining(
-        self, bare: Prior, known: Sequence[KnownCells], features: Sequence[Feature], extra: FloatArray
-    ) -> Prior:
-        """The prior with features in its level and, category by category, the mean of all candidate signals, weighed by
-        how well each explains what is known; `extra` is added to each signal."""
-        sizes = self._layout.sizes
-        moved, _ = with_features(replace(bare, signal=bare.signal + extra), sizes, known, features)
-        scores = evidence(replace(moved, signal=extra), sizes, known, self._signals) + self._log_prior[:, None]
-        weights = np.exp(scores - scores.max(0))
-        return replace(moved, signal=extra + np.tensordot(weights / weights.sum(0), self._signals, (0, 0)))
-
-    def _believed(self) -> tuple[Surrogate, IntArray]:
+    def _believed(self) -> tuple[beliefs.Posterior, IntArray]:
         """Surrogate and depths with the open cells counted as answered."""
         if not self._open:
             return self._surrogate, self._answers.depth
@@ -143,28 +115,35 @@ class AdaptiveSearch(Optimiser):
             self._spent += self._layout.items if cell.items is None else len(cell.items)
         return cell
 
-    def _next(self, surrogate: Surrogate, depth: IntArray) -> Cell | None:
+    def _next(self, surrogate: beliefs.Posterior, depth: IntArray) -> Cell | None:
         """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
+        if not self._planned:
+            self._planned = self._plan(surrogate, depth)
+        if not self._planned:
+            return None
+        soup, items = self._planned.pop(0)
+        if not self._affords(len(items) + self._confirms * len(self._answers.rest(self._leader, depth))):
+            self._why = "the budget ends"
+            return None
+        return Cell(weights=self._points[soup], items=None if self._space.whole else items)
+
+    def _plan(self, surrogate: beliefs.Posterior, depth: IntArray) -> list[tuple[int, tuple[int, ...]]]:
+        """Soups and items that most sharpen who leads, `_at_once` of them; none, with the reason noted, at the end."""
         weights, left = self._layout.weights, depth < self._layout.counts
-        leader, rivals, urgency = beliefs.expected_improvement(surrogate, weights, RIVALS)
+        self._leader, rivals, urgency = beliefs.expected_improvement(surrogate, weights, RIVALS)
         if not left.any():
             self._why = "every soup has answered the whole fold"
         elif self._rules.auto and self._due():
-            gain = beliefs.finishing_gain(surrogate, self._layout, depth, leader, rivals)
+            gain = beliefs.finishing_gain(surrogate, self._layout, depth, self._leader, rivals)
             if gain < ENOUGH:
                 self._why = f"finishing the fold would gain {100 * gain:.2f} points"
         if self._why:
-            return None
+            return []
         block = np.where(left, depth, 0)
-        categories = np.arange(len(weights))
-        worth = np.tensordot(urgency, surrogate.reduction(leader, rivals, weights, block), (0, 1)).T
-        size = self._layout.sizes[categories, block]
-        soup, chosen = self._choose(np.where(left, worth, 0.0), np.where(left, size, np.inf))
-        items = [int(i) for c in chosen for i in self._layout.blocks[c][block[soup, c]]]
-        if not self._affords(len(items) + len(self._answers.rest(leader, depth))):
-            self._why = "the budget ends"
-            return None
-        return Cell(weights=self._points[soup], items=None if self._space.whole else tuple(items))
+        worth = np.tensordot(urgency, surrogate.reduction(self._leader, rivals, weights, block), (0, 1)).T
+        size = self._layout.sizes[np.arange(len(weights)), block]
+        chosen = self._choose(np.where(left, worth, 0.0), np.where(left, size, np.inf))
+        return [(s, tuple(int(i) for c in row for i in self._layout.blocks[c][block[s, c]])) for s, row in chosen]
 
     @property
     def ends(self) -> bool:
@@ -184,23 +163,25 @@ class AdaptiveSearch(Optimiser):
     def _affords(self, items: int) -> bool:
         return self._rules.budget is None or self._spent + items <= self._rules.budget
 
-    def _choose(self, worth: FloatArray, size: FloatArray) -> tuple[int, list[int]]:
-        """The soup, and its categories, of the best worth a price; never less than a batch unless that pays."""
+    def _choose(self, worth: FloatArray, size: FloatArray) -> list[tuple[int, list[int]]]:
+        """Soups, and categories of each, of the best worth a price; never less than a batch unless that pays."""
         if self._space.whole:
-            return int(np.argmax(np.where(np.isfinite(size).all(1), worth.sum(1), -1.0))), list(range(worth.shape[1]))
+            total = np.where(np.isfinite(size).all(1), worth.sum(1), -1.0)
+            return [(int(np.argmax(total)), list(range(worth.shape[1])))]
         order = np.argsort(-worth / size, 1, kind="stable")
         gain = np.cumsum(np.take_along_axis(worth, order, 1), 1)
         items = np.cumsum(np.take_along_axis(size, order, 1), 1)
         ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.block), -1.0)
-        soup, last = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-        return int(soup), sorted(int(c) for c in order[soup, : last + 1])
+        last = ratio.argmax(1)
+        soups = np.argsort(-ratio.max(1), kind="stable")[: self._at_once]
+        return [(int(s), sorted(int(c) for c in order[s, : last[s] + 1])) for s in soups if ratio[s, last[s]] >= 0]
 
     def _confirm(self) -> Cell | None:
         """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
         mean = self._layout.weights @ self._surrogate.mean
         for soup in np.argsort(-mean, kind="stable"):
             rest = self._answers.rest(int(soup))
-            if not rest or self._finals >= FINALISTS:
+            if not rest or self._finals >= FINALISTS or not self._confirms:
                 return None
             if self._affords(len(rest)):
                 self._finals += 1
@@ -228,7 +209,7 @@ class AdaptiveSearch(Optimiser):
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         mean = self._layout.weights @ self._surrogate.mean
         asked = np.flatnonzero(self._answers.depth.any(1))
-        done = self._answers.complete if self._why and len(self._answers.complete) else asked
+        done = self._answers.complete if self._why and self._confirms and len(self._answers.complete) else asked
         size = (self._table[done] > 0).sum(1)
         return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 

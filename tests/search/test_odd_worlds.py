@@ -81,6 +81,9 @@ def _result(row: FloatArray, seen: np.ndarray, cell: Cell) -> Result:
 
 TABLES = {
     "models without weights": OddTable(soups=100),
+    "models, a twentieth of the items": OddTable(soups=100, items=600, asked=0.05),
+    "models, twelve categories in groups": OddTable(soups=100, items=600, shares=(1 / 12,) * 12, group=4, asked=0.1),
+    "a budget of one fold": OddTable(soups=20, items=600, asked=0.05),
     "five models": OddTable(soups=5, asked=0.4),
     "sixty items": OddTable(items=180, fold=1 / 3),
     "two ingredients": OddTable(size=2),

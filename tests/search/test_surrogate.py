@@ -9,9 +9,8 @@ import pytest
 
 from souping.core.types import FloatArray, SearchSpace
 from souping.search.beliefs import expected_improvement, finishing_gain, normal, outlook
-from souping.search.kernels import Kernel, agreeing, distances
-from souping.search.layout import FoldLayout
-from souping.search.surrogate import KnownCells, Prior, Surrogate, evidence
+from souping.search.fold import FoldLayout
+from souping.search.surrogate import Kernel, KnownCells, Prior, Surrogate, agreeing, distances, evidence
 
 POINTS = np.array([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.0, 1.0]])
 SIZES = np.array([[8.0, 16.0], [5.0, 0.0]])
