@@ -14,6 +14,8 @@ FIRST, MOST = 12, 4
 """Items of a first block at least, and blocks of a category at most; each block doubles what was answered before."""
 FIRST_MERGED = 6
 """The same where categories are one: what little tells poor models apart from good ones."""
+LEAST = 1e-3
+"""Weight of a category in a merged block at least: a block of items that count for nothing has no mean."""
 FLOOR, UNKNOWN = 0.02, 0.2
 """Variance of an item's score: the least, and where nothing is known."""
 CLUSTERED, CLUSTERING = 2.0, 0.5
@@ -203,7 +205,7 @@ def _merged(
     place, shares = np.zeros(len(groups)), np.zeros(len(groups))
     for weight, own in zip(weights, members, strict=True):
         place[own] = (np.arange(len(own)) + 0.5) / len(own)
-        shares[own] = max(weight, 0.0) / len(own)
+        shares[own] = max(weight, LEAST) / len(own)
     means = np.bincount(groups, place) / np.maximum(np.bincount(groups), 1)
     rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")[groups]
     return [np.argsort(rank, kind="stable")], rank, shares
