@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,3 +162,26 @@ def test_a_method_of_ones_own_is_one_function() -> None:
     largest = Method(function=lambda tensors, weights: np.max(np.stack(tensors), axis=0))
     a, b = np.array([1.0, 5.0], np.float32), np.array([3.0, 2.0], np.float32)
     assert largest([a, b], (0.5, 0.5)).tolist() == [3.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(None, "NoneType"), (1.0, "float"), (np.zeros(3, np.float32), r"float32 \(3,\)"), (np.zeros(4, int), "int64")],
+)
+def test_what_a_method_of_the_users_makes_is_looked_at(made: object, said: str) -> None:
+    def mine(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> Any:
+        return made
+
+    rows = [np.ones(4, np.float32).view(np.uint8)] * 2
+    with pytest.raises(UserError, match=rf"merge method tests.*mine \(.*test_kernels.py:\d+\) gave {said}"):
+        mix_block(mine, rows, ["F32", "F32"], [0.5, 0.5], None, "F32", np.empty(16, np.uint8), "F32")
+
+
+def test_a_method_may_reckon_in_double_precision() -> None:
+    def mine(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> Any:
+        return np.median(np.stack(tensors).astype(float), axis=0)
+
+    out = np.empty(16, np.uint8)
+    rows = [np.full(4, value, np.float32).view(np.uint8) for value in (1, 2, 9)]
+    assert mix_block(mine, rows, ["F32"] * 3, [0.2, 0.4, 0.4], None, "F32", out, "F32")
+    assert out.view(np.float32).tolist() == [2.0] * 4

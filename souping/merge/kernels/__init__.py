@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from souping.core.text import named
+from souping.core.types import UserError
 from souping.merge.kernels.compiled import native
-from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, divide, narrow, widen
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Float32, Raw, divide, narrow, widen
 
 
 def mix_block(
@@ -31,8 +33,20 @@ def mix_block(
         if kernel is not None:
             return kernel(alike(rows, dtypes), weights, divisor, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
-    total = divide(function(tensors, weights), divisor)
+    total = divide(_plain(function(tensors, weights), function, tensors[0].shape), divisor)
     return store(narrow(total, dtype), dtype, out, stored)
+
+
+def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
+    """What a method, which may be the user's, made, as fp32.
+
+    Raises:
+        UserError: it is no array of the tensors' shape.
+    """
+    if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
+        made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
+        raise UserError(f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors")
+    return soup.astype(np.float32, copy=False)
 
 
 def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
