@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, Item, Json, UserError
+from souping.core.types import FloatArray, IntArray, Item, Json, UserError
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
 Z95 = 1.959963984540054
@@ -231,7 +231,6 @@ def _student(degrees: int) -> float:
     return float(stdtrit(max(degrees, 1), 1 - TAIL))
 
 
-IntArray = NDArray[np.int64]
 SMALLEST_STRATUM = 5
 FLAT = 1e-12
 

@@ -10,8 +10,8 @@ from math import comb
 
 import numpy as np
 
-from souping.analysis.intervals import SALT, GroupedScores, IntArray, distinct, unseen_margins
-from souping.core.types import FloatArray
+from souping.analysis.intervals import SALT, GroupedScores, distinct, unseen_margins
+from souping.core.types import FloatArray, IntArray
 
 TEST = "studentised sign-flip over groups"
 ALPHA = 0.05

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from souping.analysis.intervals import IntArray, design, span
+from souping.analysis.intervals import design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.text import minus
-from souping.core.types import FloatArray, Json
+from souping.core.types import FloatArray, IntArray, Json
 
 MARGIN = 0.01
 """A gain below it is no reason to soup."""

@@ -19,11 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from souping.core.types import FloatArray, Json
+from souping.core.types import FloatArray, IntArray, Json
 
-IntArray = NDArray[np.int64]
 DRAWS = 2000
 SALT = 0x5F17
 PSEUDO = 6.0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints import hub
+from souping.checkpoints.hub.client import LOGIN
 from souping.core.text import first_line
 from souping.core.types import Json, LateError, UserError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from souping.report.cards import Licence
 
 CARD, RECIPE, REPORT = "README.md", "recipe.json", "report.json"
-LOGIN = "`hf auth login`"
 KEPT = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
 

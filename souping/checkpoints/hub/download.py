@@ -166,7 +166,6 @@ def snapshot(name: HubName) -> tuple[HubName, Path] | None:
 
 
 TEMPLATES = "additional_chat_templates/*.jinja"
-CARD = "README.md"
 
 
 def side_files(names: Iterable[str]) -> list[str]:
