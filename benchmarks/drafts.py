@@ -36,7 +36,9 @@ TASKS = (
 THINGS = (
     "a bicycle", "sorting numbers", "baking bread", "the water cycle", "a library", "growing tomatoes", "a lighthouse",
     "a chess opening", "a thermometer", "learning to swim", "a market", "folding paper", "a violin", "bees",
-    "planning a journey", "a volcano",
+    "planning a journey", "a volcano", "a compass", "making cheese", "the tides", "a printing press", "keeping a diary",
+    "a sundial", "repairing a shoe", "a telescope", "rivers", "a bakery", "riding a horse", "snow", "a bridge",
+    "learning a language", "clay pots", "an orchestra",
 )  # fmt: skip
 SOUPS = (
     (0.4, 0.3, 0.3), (0.5, 0.3, 0.2), (0.5, 0.2, 0.3), (0.6, 0.2, 0.2), (0.4, 0.4, 0.2), (0.3, 0.4, 0.3),

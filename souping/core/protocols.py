@@ -281,6 +281,8 @@ class Evaluator(Part, Protocol):
     """Whether an answer depends, in the last digits, on the items that are asked with it."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice."""
+    length_key: str = ""
+    """Setting that bounds the tokens of an answer, as it is typed: what to raise where answers are cut off."""
     reads_results: bool = False
     """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
 

@@ -60,6 +60,8 @@ class LocalEvaluator(Evaluator):
     engine has settings of its own in place of the last four.
     """
 
+    length_key = "evaluator.max_new_tokens"
+
     batch_size: Count = 64
     max_new_tokens: Count | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -156,7 +158,7 @@ class LocalEvaluator(Evaluator):
 
     def opening(self, home: Path, items: Sequence[Item]) -> str:
         """How long an answer may be, in words."""
-        key, most = "evaluator.max_new_tokens", self.answer_tokens
+        key, most = self.length_key, self.answer_tokens
         context = context_of(home)
         short, long = (by(map(_length, items), default=0) for by in (min, max))
         if context is None or most + 4 * long < context:  # a character is four tokens at most, and mostly a fourth

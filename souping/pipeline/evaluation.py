@@ -147,6 +147,7 @@ class Evaluation(RecipeEvaluator):
         self._done: deque[PendingInquiry] = deque()
         self.evaluated = self.reused = 0
         self.drafts, self.all_drafted = evaluator.drafts != "off", evaluator.drafts == "all"
+        self.length_key = evaluator.length_key
         self.margins, self.block, self.answers = evaluator.tells_likelihoods, evaluator.block, evaluator.answers
 
     @property

@@ -105,11 +105,12 @@ def gather(
     selected: Sequence[str],
     opened: int,
     margin: float = MARGIN,
+    length_key: str = "",
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (fraction of 1)
-    below which a single model is kept.
+    below which a single model is kept; `length_key` the setting to raise where answers were cut off.
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
@@ -127,7 +128,7 @@ def gather(
         recipe=soup.recipe.ingredients,
         opened=opened,
         margin=margin,
-        unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}),
+        unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
     )
     return {
         "rows": [row(c, scores[c.recipe.id], table) for c in contenders],
@@ -187,18 +188,18 @@ def _ends(scores: ItemScores, mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"items": int(mask.sum()), "truncated": cut, "unanswered": missing}
 
 
-def unmeasured(ends: Mapping[str, Mapping[str, Any]]) -> str:
+def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> str:
     """The model with the most answers cut off or missing, where they are too many for a claim; else empty."""
     worst = max(ends, key=lambda name: _lost(ends[name]))
     if _lost(ends[worst]) <= REFUSE:
         return ""
     return (
         f"{_told(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
-        f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst])}."
+        f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
     )
 
 
-def lost_answers(scores: Mapping[str, ItemScores], where: str) -> list[str]:
+def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
     """A warning where 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
     ends = {name: {**_ends(own, _all(own)), "reasons": own.reasons} for name, own in scores.items()}
     hit = [name for name in ends if _lost(ends[name]) >= WARN]
@@ -207,7 +208,7 @@ def lost_answers(scores: Mapping[str, ItemScores], where: str) -> list[str]:
     worst = max(hit, key=lambda name: _lost(ends[name]))
     return [
         f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
-        f"{_told(worst, ends[worst])}: {_remedy(ends[worst])}"
+        f"{_told(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
     ]
 
 
@@ -225,9 +226,9 @@ def _told(name: str, ends: Mapping[str, Any]) -> str:
     )
 
 
-def _remedy(ends: Mapping[str, Any]) -> str:
+def _remedy(ends: Mapping[str, Any], length_key: str) -> str:
     """What to do about the answers of a model that are cut off or missing."""
-    longer = "raise the limit of tokens (evaluator.max_new_tokens)"
+    longer = "raise the limit of tokens" + (f" ({length_key})" if length_key else "")
     look = "see why answers are missing (python -m souping show RUN_DIR): prompts longer than the context leave no room"
     return " and ".join([longer] * (ends["truncated"] > 0) + [look] * (ends["unanswered"] > 0))
 

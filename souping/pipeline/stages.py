@@ -136,7 +136,8 @@ class RunStages:
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
         measured = evaluation.all_scores(stage.asks, stage.items, stage.claimed or stage.fold == "report")
         scores = {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
-        self._note(*lost_answers({_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}, stage.name))
+        ends = {_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}
+        self._note(*lost_answers(ends, stage.name, evaluation.length_key))
         return scores
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
@@ -288,7 +289,9 @@ class RunStages:
         self.rows = tuple((contender.name, contender.recipe) for contender in contenders)
         ingredients = self.selection.ingredients
         margin = self.run.margin / 100
-        self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin)
+        self.evidence = gather(
+            contenders, measured, self.run.objective, ingredients, opened, margin, self.run.evaluator.length_key
+        )
         if dry:
             self.evidence["verdict"] = {**self.evidence["verdict"], **dry_verdict(self.run.limit)}
 

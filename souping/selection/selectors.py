@@ -391,7 +391,7 @@ def _check_spread(whole: ScoreMatrix, kept: ScoreMatrix) -> None:
     """Refuse scores of which constant categories leave too few to correlate, while the names are at hand."""
     if len(kept.categories) >= 2 or not whole.constant:
         return
-    where = "" if whole.published else "; see what they answered (evaluator.max_new_tokens? the items' scorer?)"
+    where = "" if whole.published else "; see what they answered (are they cut off? is the scorer right?)"
     name = whole.constant[0]
     value = 100 * whole.values[0, whole.categories.index(name)]
     raise UserError(

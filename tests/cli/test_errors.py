@@ -55,7 +55,7 @@ from tests.conftest import Cli, pool_of
         (["a(b=c"], ["cannot read the override", "quotes"]),
         (["out=/proc/nothing/soup", "selector=topk"], ["/proc/nothing"]),
         (["store.path=/proc/nothing/s"], ["store.path=/proc/nothing/s"]),
-        (["evaluator.max_new_tokens=125"], ["'red' is constant", "evaluator.max_new_tokens?"]),
+        (["evaluator.max_new_tokens=125"], ["'red' is constant", "are they cut off?"]),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
 )

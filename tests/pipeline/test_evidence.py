@@ -42,7 +42,7 @@ def gathered(soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, 
     rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
     rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
     measured = {SINGLES["a"].id: a or scores(level(0.6)), SINGLES["b"].id: scores(level(0.3)), SOUP.id: soup}
-    return gather(rows, measured, Mean(), ("a", "b"), opened, margin)
+    return gather(rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens")
 
 
 def test_what_was_lost_is_said_under_the_headline() -> None:
@@ -110,8 +110,9 @@ def test_a_warning_comes_from_two_percent_on() -> None:
     assert line.startswith("select: answers of 2 of 3 models are cut off or missing and count as wrong: lost 50.0 %")
     assert "lost 50.0 % missing (no_room: 9): see why" in line
     assert "max_new_tokens" not in line
-    (line,) = lost_answers({"cut": cut}, "select")
-    assert line.endswith("cut 2.0 % cut off: raise the limit of tokens (evaluator.max_new_tokens)")
+    (line,) = lost_answers({"cut": cut}, "select", "evaluator.max_tokens")
+    assert line.endswith("cut 2.0 % cut off: raise the limit of tokens (evaluator.max_tokens)")
+    assert lost_answers({"cut": cut}, "select")[0].endswith("raise the limit of tokens")
     assert gathered(cut)["verdict"]["claim"] != "not_measured"
 
 

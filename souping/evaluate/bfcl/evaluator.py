@@ -86,6 +86,7 @@ class BfclEvaluator(Evaluator):
     """
 
     brings_items = reads_results = True
+    length_key = "evaluator.max_tokens"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
     server: Server

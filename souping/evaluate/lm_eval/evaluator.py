@@ -91,6 +91,7 @@ class HarnessEvaluator(Evaluator):
     """
 
     brings_items = reads_results = True
+    length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
     tasks: list[str | dict[str, Any]]
     include_path: str | list[str] | None = None
