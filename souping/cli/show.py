@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.category:
         mine = _of_category(mine, options.category)
     if options.item:
-        mine = [sample for sample in mine if sample.get("item") in options.item]
+        mine = _of_items(mine, options.item, fold)
     names = _names(options.models, mine, report)
     if options.fixed or options.broke:
         mine = list(_changed(mine, names, options))
@@ -85,6 +85,14 @@ def _of_category(samples: Sequence[Row], name: str) -> list[Row]:
     if name not in known:
         raise UserError(f"--category {name}: the run has {', '.join(known)}{nearest(name, known)}")
     return [sample for sample in samples if sample.get("category") == name]
+
+
+def _of_items(samples: Sequence[Row], wanted: Sequence[str], fold: str) -> list[Row]:
+    known = [str(sample.get("item")) for sample in samples]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--item {name}: fold {fold} has no such item{nearest(name, known)} (--fold names another)")
+    return [sample for sample in samples if sample.get("item") in wanted]
 
 
 def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:

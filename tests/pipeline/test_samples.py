@@ -124,6 +124,7 @@ class TestShow:
         assert "soup: " in said
         souping("show", "runs/one", "--category", "gren").refused("did you mean green?")
         souping("show", "runs/one", "--models", "soup,cow").refused("--models cow", "uniform_all")
+        souping("show", "runs/one", "--item", "cow").refused("--item cow: fold report has no such item")
         souping("show", "runs").refused("no samples.jsonl.gz")
 
     def test_looking_is_noted_and_told_to_the_next_recipe(
