@@ -136,7 +136,7 @@ def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> Non
     assert f"items='{len(rows)} items'" in (tmp_path / "run/run.log").read_text()
     wrong: list[tuple[Any, str]] = [
         ([*rows, rows[0]], rf"items\[{len(rows)}\]: id .* appears twice"),
-        ([{"id": "1"}], r"items\[0\]: `category` must be"),
+        ([{"id": "1"}], r"items\[0\]: `category` is missing"),
         ([3], r"items\[0\]: an item is a souping.Item or a dict"),
         ([souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")], "did you mean 'exact'"),
         ([], "holds no items"),
