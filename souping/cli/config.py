@@ -48,6 +48,7 @@ PARTS = (
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
 GROUPS = (*PARTS, *INNER)
+NONE_CHOSEN = "add {0}=NAME (experiment=merge chooses none: leave it out if there are items)"
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """What the text of `Json` speaks of, wherever it is read."""
 BOUNDS: Mapping[str, Any] = {
@@ -207,7 +208,7 @@ def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
 def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()) -> Iterator[str]:
     """What is wrong at and below a node that makes a part of `kind`; nodes that stand elsewhere too are told there."""
     if node is None:
-        yield f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
+        yield f"no {where} is chosen: {NONE_CHOSEN.format(where)}"
         return
     if not isinstance(node, Mapping) or "_target_" not in node:
         yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
@@ -229,7 +230,8 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
         elif isinstance(value, str) and key in GROUPS and is_part(hints.get(key, Any)):
             yield f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
         elif message := mismatch(value, hints.get(key, Any)):
-            yield f"{where}.{key}={value!r:.60} {message}"
+            none = f"no {key} is chosen: {NONE_CHOSEN.format(key)}" if value is None and key in GROUPS else ""
+            yield none or f"{where}.{key}={value!r:.60} {message}"
     yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)
     called = is_callable(kind) and not inspect.isclass(target)
     if node.get("_partial_", False) is not called:

@@ -1,6 +1,6 @@
 """Protocols of the exchangeable parts: every member that anybody asks for, with defaults where a part has no opinion.
 
-A part subclasses its protocol and gets the defaults; members without one (they end in `...`) it has to bring. A field
+A part subclasses its protocol and gets the defaults; methods without one (they end in `...`) it has to bring. A field
 of a part must not be named like a member below unless it has a default of its own.
 """
 
@@ -146,8 +146,8 @@ class Strategy(Protocol):
     `trials` limits soups, `budget` items that are answered, `tokens` those generated, `seconds` the time of answering.
     """
 
-    trials: int | None
-    budget: int | None
+    trials: int | None = None
+    budget: int | None = None
     tokens: int | None = None
     seconds: float | None = None
 
@@ -215,7 +215,7 @@ class BenchmarkItems(Protocol):
 class ScoreSource(Protocol):
     """Source of the scores that selection sees: measured ones, or a published table."""
 
-    published: bool
+    published: bool = False
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """Score matrix of the candidates; `measure` evaluates them where they have to be measured."""
@@ -281,6 +281,8 @@ class Evaluator(Part, Protocol):
     """Whether an answer depends, in the last digits, on the items that are asked with it."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice."""
+    fractions: bool = True
+    """Whether scores are fractions of 1; where a tool says what they are they may be anything."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: what to raise where answers are cut off."""
     reads_results: bool = False
@@ -291,8 +293,9 @@ class Evaluator(Part, Protocol):
 
     @property
     def fingerprint(self) -> str:
+        settings = self.settings
         try:
-            return digest(dict(self.settings))
+            return digest(dict(settings))
         except TypeError as error:
             plain = "a dict of texts, numbers, lists and dicts"
             raise UserError(f"evaluator {named(self)}: settings are {plain}: {error}") from None

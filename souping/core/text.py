@@ -81,6 +81,7 @@ def listed(names: Iterable[str], limit: int = 10) -> str:
     return ", ".join(every[:limit]) + more
 
 
+@cache
 def place_of(target: Callable[..., Any]) -> str:
     """A class or function of the user's, and the file and line where it begins."""
     name = f"{target.__module__}.{target.__qualname__}"
@@ -92,7 +93,7 @@ def place_of(target: Callable[..., Any]) -> str:
 def named(part: object) -> str:
     """The class of a part, or its function; with its module and place where it is the user's."""
     target: Any = part.func if isinstance(part, partial) else part
-    kind = target if inspect.isroutine(target) else type(target)
+    kind: Any = target if inspect.isroutine(target) else type(target)
     return kind.__name__ if kind.__module__.split(".")[0] == "souping" else place_of(kind)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -12,7 +12,7 @@ import numpy as np
 from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.correlation import pearson
 from souping.core.text import first_line, named, safe
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError, elements, entries
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record, UserError, elements
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.settings import RunSettings
 
@@ -108,10 +108,12 @@ def _odd(data: Mapping[str, Json]) -> str:
     if not isinstance(data, Mapping):
         return f"gave a {type(data).__name__}, not a mapping"
     for key in ("sentences", "tables"):
-        if len(elements(data, key)) != len(data.get(key) or ()):  # type: ignore[arg-type]  # a text, a number
+        if not isinstance(data.get(key, ()), list | tuple):
             return f"gave {key} that are no list"
-    for table in entries(data, "tables"):
-        rows, width = elements(table, "rows"), len(elements(table, "header"))
-        if any(not isinstance(row, Sequence) or len(row) != width for row in rows):
-            return f"gave a table of {width} columns with a row of another width"
+    for table in elements(data, "tables"):
+        header, rows = (table.get(key, ()) if isinstance(table, Mapping) else None for key in ("header", "rows"))
+        if not isinstance(header, list | tuple) or not isinstance(rows, list | tuple):
+            return "gave a table that is no mapping of a header and rows, both lists"
+        if any(not isinstance(row, list | tuple) or len(row) != len(header) for row in rows):
+            return f"gave a table of {len(header)} columns with a row of another width"
     return ""

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from souping.core.merge_protocols import MergeBackend
 
 
+ROUNDING = 1e-9
+"""By which a mean of scores may leave 0 to 1."""
+
+
 def batches_of(asking: Evaluator, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
     """The blocks that an evaluator, which may be the user's, cuts these items into, looked at.
 
@@ -55,19 +59,22 @@ def records_of(asking: Evaluator, items: Sequence[Item], given: Iterable[Record]
         if record.item not in wanted:
             raise UserError(f"{name} gave a record of item {record.item!r:.60}, which it was not asked")
     known = {record.item: record for record in records}
+    if len(known) < len(records):
+        raise UserError(f"{name} gave {len(records)} records of {len(known)} items: one of each")
     for lost in (item for item in items if item.id not in known):
         raise UserError(f"{name} gave no record of item {lost.id!r:.60} ({len(known)} of {len(items)} items)")
-    return [_plain(known[item.id], name) for item in items]
+    return [_plain(known[item.id], name, asking.fractions) for item in items]
 
 
-def _plain(record: Record, name: str) -> Record:
+def _plain(record: Record, name: str, fractions: bool) -> Record:
     """A record with Python's own numbers: numpy's would be kept as bytes. nan waits for the item's scorer."""
     where = f"{name}, item {record.item!r:.60}:"
     numbers = (record.score, *record.statistics)
     if not all(isinstance(number, Real) for number in numbers):
         odd = next(number for number in numbers if not isinstance(number, Real))
         raise UserError(f"{where} {odd!r:.60} is no number")
-    if not (math.isnan(record.score) or record.statistics or 0 <= record.score <= 1):
+    odd_score = not (math.isnan(record.score) or -ROUNDING <= record.score <= 1 + ROUNDING)
+    if odd_score and fractions and not record.statistics:
         raise UserError(f"{where} score {float(record.score):g} is no fraction of 1")
     if not isinstance(record.output, str) or record.outcome not in OUTCOMES:
         raise UserError(f"{where} output is a text, outcome one of {', '.join(OUTCOMES)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.core.types import FloatArray, IntArray, SearchSpace
 from souping.search.surrogate import KnownCells
@@ -15,7 +16,7 @@ FIRST, MOST = 12, 4
 FIRST_MERGED = 6
 """The same where categories are one: what little tells poor models apart from good ones."""
 LEAST = 1e-3
-"""Weight of a category in a merged block at least: a block of items that count for nothing has no mean."""
+"""Share of a category in a merged block at least: a block of items that count for nothing has no mean."""
 FLOOR, UNKNOWN = 0.02, 0.2
 """Variance of an item's score: the least, and where nothing is known."""
 CLUSTERED, CLUSTERING = 2.0, 0.5
@@ -32,11 +33,13 @@ class FoldLayout:
     groups: IntArray
     shares: FloatArray
     """Weights [I] of the items in the mean of their block."""
+    kinds: tuple[IntArray, ...]
+    """Positions of each of the benchmark's categories, where `blocks` have them as one too."""
 
     @classmethod
     def of(cls, space: SearchSpace, seed: int, merged: bool = False) -> FoldLayout:
-        """Layout of a fold; `merged`: the categories as one, each block a sample of all, items weighed as the objective
-        weighs them."""
+        """Layout of a fold; `merged`: the categories as one, each block a sample of all that count, items weighed as
+        the objective weighs them; those that weigh nothing are the last block."""
         names = list(space.coefficients)
         groups = np.unique(np.array(space.groups), return_inverse=True)[1]
         rank = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]
@@ -44,12 +47,15 @@ class FoldLayout:
         categories = np.array(space.categories)[order]
         members = [order[categories == name] for name in names]
         weights = np.array([space.coefficients[name] for name in names], dtype=float)
-        shares, first, most = np.ones(len(order)), FIRST, MOST
+        kinds = tuple(members)
         if merged:
-            members, rank, shares = _merged(members, weights, groups)
-            weights, first, most = np.ones(1), FIRST_MERGED, len(order)
-        cut = (lambda own: (own,)) if space.whole else (lambda own: _cut(own, rank[own], first, most))
-        return cls(tuple(tuple(cut(own)) for own in members), weights, groups, shares)
+            rank, shares, idle = _merged(members, weights, groups)
+            own = np.argsort(rank, kind="stable")
+            told, last = own[~idle[own]], own[idle[own]]
+            parts = [own] if space.whole else [*_cut(told, rank[told], FIRST_MERGED, len(own)), last]
+            return cls((tuple(part for part in parts if len(part)),), np.ones(1), groups, shares, kinds)
+        blocks = [(own,) if space.whole else _cut(own, rank[own], FIRST, MOST) for own in members]
+        return cls(tuple(map(tuple, blocks)), weights, groups, np.ones(len(order)), kinds)
 
     def mean(self, values: FloatArray, block: IntArray) -> FloatArray:
         """Mean score on a block, of values [..., I]."""
@@ -58,10 +64,15 @@ class FoldLayout:
 
     @cached_property
     def effective(self) -> FloatArray:
-        """Items of each block [C, B] that would tell as much if all weighed alike."""
-        width = self.sizes.shape[1]
-        rows = [[self.shares[b].sum() ** 2 / (self.shares[b] ** 2).sum() for b in row] for row in self.blocks]
+        """Items of each block [C, B] that would tell as much if all weighed alike; fewer where a block has less than
+        its part of the weight."""
+        width, usual = self.sizes.shape[1], self.shares.mean()
+        rows = [[self._told(self.shares[block], usual) for block in row] for row in self.blocks]
         return np.array([row + [0.0] * (width - len(row)) for row in rows])
+
+    @staticmethod
+    def _told(shares: FloatArray, usual: float) -> float:
+        return float(shares.sum() ** 2 / (shares**2).sum() * min(1.0, shares.mean() / usual))
 
     @cached_property
     def sizes(self) -> FloatArray:
@@ -155,7 +166,7 @@ class FoldAnswers:
     def residuals(self) -> FloatArray:
         """Scores minus the soup's mean of the category [S, I], scaled to be unbiased; nan where there is none."""
         residuals = np.full_like(self.values, np.nan)
-        for items in self.layout.members:
+        for items in self.layout.kinds:
             scores = self.values[:, items]
             count = np.isfinite(scores).sum(1, keepdims=True)
             mean = np.nansum(scores, 1, keepdims=True) / np.maximum(count, 1)
@@ -168,8 +179,9 @@ class FoldAnswers:
         found = []
         for c, items in enumerate(self.layout.members):
             square = residuals[:, items] ** 2
-            seen = np.isfinite(square).any(1)
-            spread = float(np.nanmean(square)) if seen.any() else UNKNOWN
+            found_in, shares = np.isfinite(square), self.layout.shares[items] ** 2
+            seen = found_in.any(1)
+            spread = float(np.nansum(square * shares) / (found_in @ shares).sum()) if seen.any() else UNKNOWN
             row = np.full(len(residuals), np.sqrt(max(spread, FLOOR)))
             if mean is not None and seen.any():
                 inside = mean[c].clip(0.04, 0.96)
@@ -184,12 +196,12 @@ class FoldAnswers:
         done = self.complete[:8]
         scale = np.zeros(self.layout.items)
         for weight, items in zip(self.layout.weights, self.layout.members, strict=True):
-            scale[items] = weight / len(items)
+            scale[items] = weight * self.layout.shares[items] / self.layout.shares[items].sum()
         shares = []
         for first in range(len(done)):
             for second in range(first):
                 change = self.values[done[first]] - self.values[done[second]]
-                for items in self.layout.members:
+                for items in self.layout.kinds:
                     change[items] -= change[items].mean()
                 single = float(((change * scale) ** 2).sum())
                 if single > 0:
@@ -199,16 +211,16 @@ class FoldAnswers:
 
 def _merged(
     members: list[IntArray], weights: FloatArray, groups: IntArray
-) -> tuple[list[IntArray], IntArray, FloatArray]:
-    """All items as one category whose prefixes hold the same part of each, their groups' ranks in it [I], and their
-    weights in the objective [I]; groups stay together."""
-    place, shares = np.zeros(len(groups)), np.zeros(len(groups))
-    for weight, own in zip(weights, members, strict=True):
-        place[own] = (np.arange(len(own)) + 0.5) / len(own)
+) -> tuple[IntArray, FloatArray, NDArray[np.bool_]]:
+    """Categories as one, for each item [I]: the rank of its group in an order whose prefixes hold the same part of each
+    category, its weight in the objective, and whether its whole group has none."""
+    place, shares, counts = np.zeros(len(groups)), np.zeros(len(groups)), np.zeros(len(groups))
+    for weight, own in zip(weights / weights.sum(), members, strict=True):
+        place[own], counts[own] = (np.arange(len(own)) + 0.5) / len(own), weight > 0
         shares[own] = max(weight, LEAST) / len(own)
     means = np.bincount(groups, place) / np.maximum(np.bincount(groups), 1)
     rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")[groups]
-    return [np.argsort(rank, kind="stable")], rank, shares
+    return rank, shares, (np.bincount(groups, counts) == 0)[groups]
 
 
 def _cut(own: IntArray, rank: IntArray, first: int, most: int) -> list[IntArray]:

@@ -100,6 +100,7 @@ class Own(LocalEvaluator):
         ([*GIVEN, Record(item="z", score=1.0)], "a record of item 'z', which it was not asked"),
         ([GIVEN[0], Record(item="b", score="good")], "item 'b': 'good' is no number"),  # type: ignore[arg-type]
         ([GIVEN[0], Record(item="b", score=75.0)], "item 'b': score 75 is no fraction of 1"),
+        ([*GIVEN, GIVEN[0]], "gave 3 records of 2 items"),
         ([GIVEN[0], Record(item="b", score=1.0, output=None)], "output is a text"),  # type: ignore[arg-type]
         ([GIVEN[0], Record(item="b", score=1.0, outcome="odd")], "outcome one of finished"),  # type: ignore[arg-type]
     ],
@@ -107,6 +108,16 @@ class Own(LocalEvaluator):
 def test_what_an_evaluator_gives_is_looked_at(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=rf"evaluator tests.*Own \(.*test_executors.py:\d+\).*{said}"):
         records_of(Own(), ASKED, given)
+
+
+def test_a_tool_that_says_what_its_scores_are_may_give_others() -> None:
+    class Tool(Own):
+        fractions = False
+
+    odd = [replace(GIVEN[0], score=23.4), replace(GIVEN[1], score=-3.1)]
+    assert [record.score for record in records_of(Tool(), ASKED, odd)] == [23.4, -3.1]
+    over = [replace(GIVEN[0], score=1 + 2**-52), GIVEN[1]]
+    assert records_of(Own(), ASKED, over)[0].score > 1
 
 
 def test_records_come_in_the_items_order_with_plain_numbers() -> None:

@@ -32,7 +32,8 @@ class Count(Analysis):
     def analyse(self, run: RunScores) -> Mapping[str, Json]:
         if self.gives:
             tables = [{"header": ["a"], "rows": [[1, 2]]}]
-            return {"none": None, "text": {"sentences": "one"}, "wide": {"tables": tables}}[self.gives]
+            odd = {"number": {"sentences": 5}, "row": {"tables": [{"header": ["a", "b"], "rows": ["xy"]}]}}
+            return {**odd, "none": None, "text": {"sentences": "one"}, "wide": {"tables": tables}}[self.gives]
         if self.fails:
             return {"share": 1 / 0}
         return {"sentences": [f"{len(run.report)} models were reported."]}
@@ -145,6 +146,7 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
     assert analyses_of(run)["count"]["failed"].startswith("ZeroDivisionError")
     assert "my_count.py" in (run / "report.md").read_text()
     odd = {"none": "a NoneType, not a mapping", "text": "sentences that are no list", "wide": "a table of 1 columns"}
+    odd |= {"number": "sentences that are no list", "row": "a table of 2 columns"}
     for word, said in odd.items():
         gave = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", f"analysis.count.gives={word}")
         assert gave.code == 0, gave.err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from souping.core.types import FloatArray, SearchSpace
 from souping.search.arms import ALIKE, FLOOR, WIDE, ArmsPosterior, alike
-from souping.search.fold import FoldLayout
+from souping.search.fold import FoldAnswers, FoldLayout
 
 SIZES, DEVIATION = np.array([6.0, 6.0, 12.0]), np.array([0.5, 0.4, 0.3, 0.5])
 LEVEL, RISE, LUCK, ONE, EVERY = 0.4, 0.2, 0.3, np.ones(1), np.arange(4)
@@ -98,3 +100,37 @@ def test_merged_categories_have_their_part_in_every_block_and_groups_stay_togeth
     values = np.where(np.arange(120) < 80, 1.0, 0.0)
     assert layout.mean(values, np.arange(120)) == pytest.approx(0.5)
     assert layout.effective.sum() < layout.sizes.sum()
+
+
+def test_what_weighs_nothing_is_the_last_block_and_tells_nothing() -> None:
+    space = SearchSpace(
+        ingredients=("x", "y"), categories=tuple("a" * 40 + "b" * 80), groups=tuple(map(str, range(120))),
+        coefficients={"a": 1.0, "b": 0.0},
+    )  # fmt: skip
+    blocks = FoldLayout.of(space, 3, merged=True).blocks[0]
+    assert all((block < 40).all() for block in blocks[:-1])
+    assert sorted(blocks[-1].tolist()) == list(range(40, 120))
+    assert FoldLayout.of(space, 3, merged=True).effective[0, -1] < 1
+    assert len(FoldLayout.of(replace(space, whole=True), 3, merged=True).blocks[0]) == 1
+    small = replace(space, coefficients={"a": 9e-4, "b": 1e-4})
+    shares = FoldLayout.of(small, 3, merged=True).shares
+    assert shares[:40].sum() / shares.sum() == pytest.approx(0.9)
+
+
+def test_specialists_are_no_noisier_and_no_more_clustered_where_categories_are_one() -> None:
+    """Answers around each category's own mean, groups within a category: merged as by category."""
+    rng, size = np.random.default_rng(1), 300
+    space = SearchSpace(
+        ingredients=("x", "y"), categories=tuple("a" * size + "b" * size),
+        groups=tuple(f"g{i // 10}" for i in range(2 * size)), coefficients={"a": 0.5, "b": 0.5},
+    )  # fmt: skip
+    found = {}
+    truth = [np.r_[rng.random(size) < p, rng.random(size) < 1.2 - p].astype(float) for p in (0.9, 0.3) * 3]
+    for merged in (True, False):
+        answers = FoldAnswers(FoldLayout.of(space, 0, merged), len(truth))
+        for soup, values in enumerate(truth):
+            answers.hear(soup, None, values)
+        deviation = answers.deviations(answers.residuals(), None)
+        found[merged] = (answers.clustering(), float((deviation[:, 0] ** 2).mean()))
+    assert found[True] == pytest.approx(found[False], rel=0.02)
+    assert found[True][1] < 0.17

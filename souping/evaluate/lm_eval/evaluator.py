@@ -91,6 +91,7 @@ class HarnessEvaluator(Evaluator):
     """
 
     brings_items = reads_results = True
+    fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
     tasks: list[str | dict[str, Any]]
