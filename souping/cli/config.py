@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
@@ -48,6 +48,8 @@ PARTS = (
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
 GROUPS = (*PARTS, *INNER)
+MERGED = ("pool", "optimiser", "merge", "tracker")
+"""Parts of a merge."""
 NONE_CHOSEN = "add {0}=NAME (experiment=merge chooses none: leave it out if there are items)"
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """What the text of `Json` speaks of, wherever it is read."""
@@ -128,8 +130,13 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     register()
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         plain = resolved(hydra_compose("config", list(overrides)))
-    check(plain)
+    check(plain, named_in(overrides))
     return plain
+
+
+def named_in(overrides: Iterable[str]) -> set[str]:
+    """Root keys that overrides speak of."""
+    return {re.split(r"[=.@]", word.lstrip("+~"))[0] for word in overrides}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -155,8 +162,10 @@ def _how(key: str) -> str:
     return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
 
 
-def check(config: Mapping[str, Any], groups: Collection[str] = GROUPS) -> None:
-    """Hold every node (of these groups) against the signature that it feeds, before anything is built.
+def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
+    """Hold every node against the signature that it feeds, before anything is built.
+
+    A merge needs few: of the others those are looked at that were `given`.
 
     Raises:
         UserError: unknown keys (nearest named), wrong types or a wrong value of a closed choice; up to three, then a
@@ -170,9 +179,10 @@ def check(config: Mapping[str, Any], groups: Collection[str] = GROUPS) -> None:
     if config["shapley"] is not None and "shapley" not in config["analysis"]:
         raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
     problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
-    nodes = [str(config[group]) for group in GROUPS]
+    merges, nodes = merges_only(config), [str(config[group]) for group in GROUPS]
+    groups = [group for group in GROUPS if not merges or group in MERGED or group in given]
     problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
-    if set(PARTS) <= set(groups):
+    if not merges:
         problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
     problems += [*_root_problems(config)]
     expectations(config["expected"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -27,6 +26,7 @@ from souping.analysis import Analysis
 from souping.cli import interrupts_raise
 from souping.cli.config import (
     GROUPS,
+    MERGED,
     PARTS,
     as_yaml,
     build,
@@ -34,6 +34,7 @@ from souping.cli.config import (
     build_part,
     check,
     merges_only,
+    named_in,
     register,
     resolved,
 )
@@ -50,8 +51,6 @@ from souping.report.run_log import DRAFTS, command_line, logged
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
 
-MERGED = ("pool", "optimiser", "merge", "tracker")
-"""Parts of a merge."""
 CLAIM = ".running"
 _TOLD: list[tuple[BaseException, int]] = []
 """Errors of a multirun's jobs, which were told when they came, and their exit status."""
@@ -209,7 +208,7 @@ def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSetting
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
     words = _raw(HydraConfig.get().overrides)["task"] if HydraConfig.initialized() else GROUPS
-    return settings_of(plain, run_dir, {re.split(r"[=.@]", str(word).lstrip("+~"))[0] for word in words})
+    return settings_of(plain, run_dir, named_in(map(str, words)))
 
 
 def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] = GROUPS) -> MergeSettings:
@@ -217,8 +216,8 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] 
 
     A merge looks at the parts that it needs, and at those that were `given` on the command line.
     """
+    check(plain, given)
     merges = merges_only(plain)
-    check(plain, [group for group in GROUPS if not merges or group in MERGED or group in given])
     for key, what in (("stop_after", "selected or searched"), ("limit", "evaluated")):
         if merges and plain[key] is not None:
             raise UserError(f"{key}={plain[key]}: nothing is {what} without items: leave it out")
