@@ -27,7 +27,7 @@ from souping.analysis import Analysis
 from souping.cli.help import folder
 from souping.cli.values import is_callable, is_part, mismatch
 from souping.core.files import expanded
-from souping.core.text import Count, Seed, first_line, nearest, place_of
+from souping.core.text import Count, Seed, first_line, is_theirs, nearest, place_of
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import MODES, expectations
 from souping.pipeline.settings import KINDS
@@ -50,7 +50,6 @@ INNER = ("correlation", "engine", "server")
 GROUPS = (*PARTS, *INNER)
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
-NONE_CHOSEN = "add {0}=NAME (experiment=merge chooses none: leave it out if there are items)"
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """What the text of `Json` speaks of, wherever it is read."""
 BOUNDS: Mapping[str, Any] = {
@@ -218,7 +217,7 @@ def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
 def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()) -> Iterator[str]:
     """What is wrong at and below a node that makes a part of `kind`; nodes that stand elsewhere too are told there."""
     if node is None:
-        yield f"no {where} is chosen: {NONE_CHOSEN.format(where)}"
+        yield f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
         return
     if not isinstance(node, Mapping) or "_target_" not in node:
         yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
@@ -240,8 +239,8 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
         elif isinstance(value, str) and key in GROUPS and is_part(hints.get(key, Any)):
             yield f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
         elif message := mismatch(value, hints.get(key, Any)):
-            none = f"no {key} is chosen: {NONE_CHOSEN.format(key)}" if value is None and key in GROUPS else ""
-            yield none or f"{where}.{key}={value!r:.60} {message}"
+            absent = value is None and key in GROUPS
+            yield from _problems(key, None, None) if absent else [f"{where}.{key}={value!r:.60} {message}"]
     yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)
     called = is_callable(kind) and not inspect.isclass(target)
     if node.get("_partial_", False) is not called:
@@ -265,7 +264,7 @@ def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
         raise UserError(f"_target_={name!r:.80} is no class or function that can be imported{why}") from None
     if not callable(made):
         raise UserError(f"_target_={name} is no class or function")
-    if made.__module__.split(".")[0] != "souping":
+    if is_theirs(made):
         with suppress(TypeError):
             THEIRS[inspect.getfile(made)] = place_of(made)
     return made
@@ -372,7 +371,7 @@ def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        if target.__module__.split(".")[0] == "souping":
+        if not is_theirs(target):
             raise
         raise UserError(f"{place_of(target)}: {type(error).__name__}: {first_line(error)}") from error
 

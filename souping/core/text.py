@@ -81,6 +81,11 @@ def listed(names: Iterable[str], limit: int = 10) -> str:
     return ", ".join(every[:limit]) + more
 
 
+def is_theirs(target: Callable[..., Any]) -> bool:
+    """Whether a class or function is the user's, and none of this package."""
+    return target.__module__.split(".")[0] != "souping"
+
+
 @cache
 def place_of(target: Callable[..., Any]) -> str:
     """A class or function of the user's, and the file and line where it begins."""
@@ -94,7 +99,7 @@ def named(part: object) -> str:
     """The class of a part, or its function; with its module and place where it is the user's."""
     target: Any = part.func if isinstance(part, partial) else part
     kind: Any = target if inspect.isroutine(target) else type(target)
-    return kind.__name__ if kind.__module__.split(".")[0] == "souping" else place_of(kind)
+    return place_of(kind) if is_theirs(kind) else str(kind.__name__)
 
 
 def first_line(error: BaseException) -> str:

@@ -26,10 +26,15 @@ def versions() -> dict[str, str]:
         with suppress(OSError):
             names = (re.fullmatch(r"(.+?)-([^-]+)(?:-py.*)?\.(?:dist|egg)-info", name) for name in os.listdir(place))
             for name, number in (match.groups() for match in names if match):
-                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), number)
-    named = {name: found.get(re.sub(r"[-_.]+", "-", name).lower()) for name in (*MAIN, *OPTIONAL)}
+                found.setdefault(_normal(name), number)
+    named = {name: found.get(_normal(name)) for name in (*MAIN, *OPTIONAL)}
     installed = {name: number for name, number in named.items() if number is not None}
     return {"souping": __version__, "python": platform.python_version(), **installed}
+
+
+def _normal(name: str) -> str:
+    """A package's name as installers compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def commit() -> str:

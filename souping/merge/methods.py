@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from souping.core.text import is_theirs
 from souping.core.types import UserError, Weights
 from souping.merge.kernels.reference import Combine, Float32, delta, linear
 
@@ -103,7 +104,7 @@ def stock_weights(inner: Gram, weights: Weights) -> Weights:
 def source(name: str) -> str | None:
     """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
     function = get_method(name).function
-    if function.__module__.split(".")[0] == "souping":
+    if not is_theirs(function):
         return None
     return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
 

@@ -4,7 +4,7 @@ A surrogate (a Gaussian process a category; a random-effects model where soups h
 answered. Its leader is the soup with the highest posterior mean of the objective; its rivals are those with the highest
 expected improvement over the leader. The next cell is the one that takes most off the expected improvement of the
 rivals a price. At the end the leader answers the rest of the fold, and the posterior's best of the soups that answered
-the whole fold wins.
+the whole fold wins; where the budget is too small for that, the posterior's best of all.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ class AdaptiveSearch(Optimiser):
         return [(int(s), sorted(int(c) for c in order[s, : last[s] + 1])) for s in soups if ratio[s, last[s]] >= 0]
 
     def _confirm(self) -> Cell | None:
-        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
+        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all, or
+        where nothing is confirmed."""
         mean = self._layout.weights @ self._surrogate.mean
         for soup in np.argsort(-mean, kind="stable"):
             rest = self._answers.rest(int(soup))
@@ -204,7 +205,8 @@ class AdaptiveSearch(Optimiser):
             self._refit()
 
     def best(self) -> Weights:
-        """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
+        """The posterior's best of those that answered the whole fold; of all, where the search was cut short or
+        confirms nothing."""
         if not self._answers.depth.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         mean = self._layout.weights @ self._surrogate.mean
