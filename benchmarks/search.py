@@ -152,7 +152,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         tables = [TruthTable.read(path) for path in given.table]
-    except (UserError, OSError, ValueError) as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     if min(given.budget) <= 0 or given.seeds < 1 or given.items < 1:
         raise SystemExit("error: --budget, --seeds and --items must be above 0")

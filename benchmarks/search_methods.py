@@ -33,6 +33,8 @@ class Outcome:
 
 def _best(sim: Simulation, asked: list[int]) -> Outcome:
     known = [*asked, *sim.table.singles]
+    if not known:
+        raise UserError("the budget is below one soup on the whole fold")
     return Outcome(max(known, key=lambda soup: sim.whole(soup)))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -12,6 +14,10 @@ from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 BATCH = 16
 """Items below which asking would be slow."""
+KEYS = ("ok", "cat", "group", "w", "right", "wrong", "nll")
+"""Arrays of a table; the first three must be there."""
+ROUNDED = 0.005
+"""How far rounding may take the sum of a soup's weights off 1."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,14 @@ class TruthTable:
 
     @classmethod
     def read(cls, path: Path) -> TruthTable:
-        with np.load(path, allow_pickle=False) as data:
-            missing = [key for key in ("ok", "cat", "group") if key not in data]
-            if missing:
-                raise UserError(f"{path} has no array {missing[0]!r}; a table holds ok [S, I], cat [I] and group [I]")
-            arrays = {key: data[key] for key in data.files}
+        """The table in an .npz file.
+
+        Raises:
+            UserError: it holds no table, or one that cannot be searched.
+        """
+        arrays = _arrays(path)
+        _check(path, arrays)
         ok = np.asarray(arrays["ok"], dtype=float)
-        shapes = {key: arrays[key].shape for key in ("nll", "right", "wrong") if key in arrays}
-        if any(shape != ok.shape for shape in shapes.values()) or arrays["cat"].shape != (ok.shape[1],):
-            raise UserError(f"{path}: ok is {ok.shape}, cat {arrays['cat'].shape}, others {shapes}: they must agree")
         codes = {key: np.unique(arrays[key], return_inverse=True)[1].reshape(-1) for key in ("cat", "group")}
         floats = {key: np.asarray(arrays[key], dtype=float) for key in ("w", "right", "wrong", "nll") if key in arrays}
         reference = -floats["nll"] if "nll" in floats else None
@@ -89,6 +94,47 @@ class TruthTable:
         assert self.right is not None
         right = self.right[soup, items]
         return right if self.wrong is None else right - self.wrong[soup, items]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by name, those that are known."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {key: np.asarray(data[key]) for key in KEYS if key in data}
+    except (EOFError, TypeError, ValueError, BadZipFile) as error:
+        raise UserError(f"{path} is no .npz file of plain arrays") from error
+    missing = [key for key in KEYS[:3] if key not in arrays]
+    if missing:
+        raise UserError(f"{path} has no array {missing[0]!r}; a table holds ok [S, I], cat [I] and group [I]")
+    return arrays
+
+
+def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays of other shapes or kinds, scores outside 0..1, and weights among which is no soup."""
+    ok, shape = arrays["ok"], arrays["ok"].shape
+    if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+        raise UserError(f"{path}: ok is {shape}; it must be [S, I], two soups or more and an item or more")
+    wanted = {"cat": shape[1:], "group": shape[1:], "w": shape[:1]}
+    for key, array in arrays.items():
+        has = array.shape[:-1] if key == "w" else array.shape
+        if has != wanted.get(key, shape):
+            raise UserError(f"{path}: {key} is {array.shape} beside ok {shape}; they must agree")
+        if key not in ("cat", "group") and array.dtype.kind not in "biuf":
+            raise UserError(f"{path}: {key} has {array.dtype} where numbers are wanted")
+    for key in ("cat", "group"):
+        if arrays[key].dtype.kind == "f" and np.isnan(arrays[key]).any():
+            raise UserError(f"{path}: {key} has nan; every item needs a category and a group")
+    if not ((ok >= 0) & (ok <= 1)).all():
+        raise UserError(f"{path}: ok must be from 0 to 1 everywhere, without nan: a score of every soup on every item")
+    if "w" in arrays:
+        _check_weights(path, arrays["w"])
+
+
+def _check_weights(path: Path, w: np.ndarray) -> None:
+    if not ((w >= 0).all() and np.allclose(w.sum(1), 1, rtol=0, atol=ROUNDED)):
+        raise UserError(f"{path}: each row of w must be weights from 0 up that sum to 1")
+    if w.max(1).min() > 1 - ROUNDED:
+        raise UserError(f"{path}: w has single models alone, no soup; leave w out to search among models")
 
 
 class Simulation:

@@ -50,7 +50,7 @@ class AdaptiveSearch(Optimiser):
 
     def __init__(self, rules: SearchRules, points: Sequence[Weights], space: SearchSpace, seed: int) -> None:
         self._rules, self._space = rules, space
-        self._points: list[Weights] = [tuple(map(float, p)) for p in points]
+        self._points: list[Weights] = list(dict.fromkeys(tuple(map(float, p)) for p in points))
         self._numbers = {p: n for n, p in enumerate(self._points)}
         self._table = np.array(self._points)
         arms = bool((self._table.max(1) == 1).all())
@@ -58,7 +58,7 @@ class AdaptiveSearch(Optimiser):
         self._answers = FoldAnswers(self._layout, len(self._points))
         self._open: list[Cell] = []
         self._planned: list[tuple[int, tuple[int, ...]]] = []
-        self._at_once = max(len(points) // CROWD, 1) if arms else 1
+        self._at_once = max(len(self._points) // CROWD, 1) if arms else 1
         self._spent = self._finals = self._leader = 0
         self._why, self._looked = "", 0
         guided = rules.guide and space.margins and not arms
