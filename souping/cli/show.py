@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     report = _report(run_dir)
     fold = options.fold or _reached(samples)
     mine = [sample for sample in samples if sample.get("fold") == fold]
-    if options.category:
-        mine = _of_category(mine, options.category)
     if options.item:
         mine = _of_items(mine, options.item, fold)
+    if options.category:
+        mine = _of_category(mine, options.category, "these items have" if options.item else "the run has")
     names = _names(options.models, mine, report)
     if options.fixed or options.broke:
         mine = list(_changed(mine, names, options))
@@ -80,10 +80,10 @@ def _report(run_dir: Path) -> Mapping[str, Json]:
     return report if isinstance(report, dict) else {}
 
 
-def _of_category(samples: Sequence[Row], name: str) -> list[Row]:
+def _of_category(samples: Sequence[Row], name: str, said: str) -> list[Row]:
     known = list(dict.fromkeys(str(sample.get("category")) for sample in samples))
     if name not in known:
-        raise UserError(f"--category {name}: the run has {', '.join(known)}{nearest(name, known)}")
+        raise UserError(f"--category {name}: {said} {', '.join(known)}{nearest(name, known)}")
     return [sample for sample in samples if sample.get("category") == name]
 
 

@@ -157,7 +157,8 @@ def check_finite(plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw],
     first = _first_bad(chunk, rows)
     guilty = None if first is None else chunk.sources[first[0]]
     at = chunk if first is None else chunk.part(first[1], 1)
-    error = complaint(plan, at, "overflow to infinity" if guilty is None else "NaN or infinity", guilty)
+    made = "overflow to infinity, or NaN that merge.method makes,"
+    error = complaint(plan, at, made if guilty is None else "NaN or infinity", guilty)
     if plan.nonfinite == "error":
         raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
     with WARNING:

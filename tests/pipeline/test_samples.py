@@ -125,6 +125,10 @@ class TestShow:
         souping("show", "runs/one", "--category", "gren").refused("did you mean green?")
         souping("show", "runs/one", "--models", "soup,cow").refused("--models cow", "uniform_all")
         souping("show", "runs/one", "--item", "cow").refused("--item cow: fold report has no such item")
+        item = said.split(" (green")[0].split()[-1]
+        souping("show", "runs/one", "--item", item, "--category", "red").refused(
+            "--category red: these items have green"
+        )
         souping("show", "runs").refused("no samples.jsonl.gz")
 
     def test_looking_is_noted_and_told_to_the_next_recipe(
