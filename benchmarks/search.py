@@ -1,7 +1,7 @@
 """Searches beside each other on truth tables: regret against all items of the table, for a share of the grid's items.
 
     python benchmarks/search.py --table FILE.npz [FILE.npz ..] [--budget 0.05 0.1 0.25 0.5] [--seeds 200]
-        [--items 232] [--methods NAME ..] [--keep FOLDER] [--out benchmarks/results/search-DATE.md]
+        [--items 232] [--parts 1] [--methods NAME ..] [--keep FOLDER] [--out benchmarks/results/search-DATE.md]
 
 A table holds `ok` [S, I] (right or wrong), `cat` [I] and `group` [I]; `w` [S, K] (soups' weights; without it, arms
 without structure); where they are known `right` and `wrong` [S, I], mean log-likelihoods of right and wrong answers
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, nargs="+", default=BUDGETS, help="shares of the full grid's items")
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--items", type=int, default=232, help="items of a search fold")
+    parser.add_argument("--parts", type=int, default=1, help="populations of its own that each table is dealt into")
     parser.add_argument("--methods", nargs="*", default=[], help="names of rows; default: all")
     parser.add_argument("--keep", type=Path, help="folder of results so far: what is there is not run again")
     parser.add_argument("--out", type=Path)
@@ -154,12 +155,12 @@ def main() -> None:
         tables = [TruthTable.read(path) for path in given.table]
     except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    if min(given.budget) <= 0 or given.seeds < 1 or given.items < 1:
-        raise SystemExit("error: --budget, --seeds and --items must be above 0")
+    if min(given.budget) <= 0 or min(given.seeds, given.items, given.parts) < 1:
+        raise SystemExit("error: --budget, --seeds, --items and --parts must be above 0")
     if given.keep:
         given.keep.mkdir(parents=True, exist_ok=True)
     lines = [f"# Searches on truth tables, {datetime.date.today()}", ""]
-    for table in tables:
+    for table in (part for whole in tables for part in whole.parts(given.parts)):
         lines += report(table, given)
     text = "\n".join(lines) + "\n"
     print(text)

@@ -89,6 +89,18 @@ class TruthTable:
         """The same with the likelihoods of references that no model wrote, where the table has them."""
         return None if self.rewritten is None else replace(self, right=self.rewritten, wrong=None)
 
+    def parts(self, count: int) -> list[TruthTable]:
+        """Disjoint populations of the same soups: the groups, shuffled, dealt to so many tables."""
+        if count == 1:
+            return [self]
+        owner = np.random.default_rng(count).permutation(self.group.max() + 1)[self.group] % count
+        return [self._only(np.flatnonzero(owner == k), f"{self.name}, part {k + 1} of {count}") for k in range(count)]
+
+    def _only(self, items: np.ndarray, name: str) -> TruthTable:
+        kept = [None if one is None else one[:, items] for one in (self.right, self.wrong, self.rewritten)]
+        codes = [np.unique(one[items], return_inverse=True)[1].reshape(-1) for one in (self.cat, self.group)]
+        return TruthTable(name, self.ok[:, items], codes[0], codes[1], self.w, *kept)
+
     def margins(self, soup: int, items: np.ndarray) -> np.ndarray:
         """How much likelier right answers are than wrong ones; nan where none was written."""
         assert self.right is not None

@@ -93,6 +93,12 @@ class ArmsPosterior:
         spread = np.log(self._rise**2 / self._own).sum() - np.linalg.slogdet(self._shared)[1]
         return float(-(self._fit + spread) / 2)
 
+    @property
+    def surprises(self) -> tuple[float, int]:
+        """Sum of squares of the scores' surprises, one after another, and their number."""
+        self._refresh()
+        return self._fit, int((self._weight > 0).sum())
+
     def copy(self) -> ArmsPosterior:
         twin = ArmsPosterior.__new__(ArmsPosterior)
         twin.__dict__.update(vars(self))

@@ -13,8 +13,8 @@ from souping.search.fold import FoldLayout
 DRAWS, TINY = 2000, 1e-12
 POINT, LOOKED = 0.01, 64
 """What counts as near the best, and how many soups, the likeliest to be better than the pick, are looked at for it."""
-WIDTH = 0.9
-"""Standard errors of what is said of a pick, in the posterior's: fitted by benchmarks/search_constants.py."""
+SURE = 1.0
+"""Answers' worth of trust that surprises are as large as the posterior expects: benchmarks/search_constants.py."""
 
 
 class Posterior(Protocol):
@@ -22,6 +22,12 @@ class Posterior(Protocol):
 
     @property
     def mean(self) -> FloatArray: ...
+
+    @property
+    def surprises(self) -> tuple[float, int]:
+        """Sum of squares of the answers' surprises, each in standard deviations of what was believed before it, and
+        how many there were."""
+        ...
 
     def observe(self, category: int, soup: int, block: int, value: float | None = None) -> None: ...
 
@@ -123,12 +129,15 @@ class Outlook:
 
 
 def outlook(posterior: Posterior, weights: FloatArray, pick: int) -> Outlook:
-    mean = weights @ posterior.mean
-    sd = WIDTH * np.sqrt(np.maximum(posterior.differences(pick, weights), TINY))
+    """Standard errors are as much smaller or larger than the posterior's as its answers surprised it less or more than
+    it expected."""
+    mean, (total, count) = weights @ posterior.mean, posterior.surprises
+    scale = (SURE + total) / (SURE + count)
+    sd = np.sqrt(scale * np.maximum(posterior.differences(pick, weights), TINY))
     lead = (mean[pick] - mean) / sd
     lead[pick] = -np.inf
     order = np.argsort(lead, kind="stable")[:LOOKED]
-    cov = WIDTH**2 * posterior.covariance(order, weights)
+    cov = scale * posterior.covariance(order, weights)
     sample = mean[order] + draws(cov, DRAWS)
     loss = sample.max(1) - sample[:, 0]
     near = np.flatnonzero(lead < 1.645)

@@ -172,6 +172,7 @@ class Surrogate:
         self._means = np.repeat(prior.level[:, None], self.blocks + 1, 1)
         own = np.einsum("css->cs", prior.noise)[:, None] * self._each[:, :, None]
         self._spread = np.einsum("css->cs", prior.signal)[:, None] + own
+        self.surprises = (0.0, 0)
         self._depth = [len(cells.values) for cells in known] or [0] * count
         self._factor = np.zeros((count, 8 + max(self._depth), self.blocks + 1, soups))
         for category, cells in enumerate(known):
@@ -190,6 +191,10 @@ class Surrogate:
         self._factor[c, at] = factor
         self._spread[c] -= (factor**2).sum(0)
         self._means[c] += np.tensordot(shift, factor, 1)
+        self._wonder(shift)
+
+    def _wonder(self, surprise: FloatArray) -> None:
+        self.surprises = self.surprises[0] + float(surprise @ surprise), self.surprises[1] + len(surprise)
 
     def copy(self) -> Surrogate:
         twin = Surrogate.__new__(Surrogate)
@@ -210,7 +215,9 @@ class Surrogate:
         self._depth[c] = n + 1
         self._spread[c] -= row**2
         if value is not None:
-            self._means[c] += (value - self._means[c, block, soup]) / deviation * row
+            surprise = (value - self._means[c, block, soup]) / deviation
+            self._means[c] += surprise * row
+            self._wonder(np.array([surprise]))
 
     def _prior(self, c: int, soup: IntArray, block: IntArray) -> FloatArray:
         """Prior covariance of cells with all cells [N, B + 1, S]."""

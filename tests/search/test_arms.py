@@ -60,6 +60,13 @@ def test_evidence_differs_between_rises_as_densities_do() -> None:
     assert found == pytest.approx(brute(TOLD, 0.05)[2] - brute(TOLD, 0.3)[2], abs=1e-6)
 
 
+def test_surprises_are_the_distance_of_the_scores_from_what_was_expected() -> None:
+    at = [4 + 3 * model + block for model, block in TOLD]
+    shift = np.array(list(TOLD.values())) - LEVEL
+    far = shift @ np.linalg.solve(covariance()[np.ix_(at, at)], shift)
+    assert posterior(TOLD).surprises == (pytest.approx(far, rel=1e-6), len(TOLD))
+
+
 def test_observing_is_conditioning_and_takes_away_what_was_said() -> None:
     found = posterior(TOLD)
     block = np.array([[2], [0], [1], [2]])

@@ -22,8 +22,9 @@ def prior() -> Prior:
     return Prior(signal, 0.2 * np.repeat(Kernel().agreement(apart)[None], 2, 0), np.full((2, 4), 0.6))
 
 
-def brute(category: int, known: list[tuple[int, int]], values: list[float]) -> tuple[FloatArray, FloatArray]:
-    """Mean [S] and covariance [S, S] of f by the formulas of a Gaussian process."""
+def brute(category: int, known: list[tuple[int, int]], values: list[float]) -> tuple[FloatArray, FloatArray, float]:
+    """Mean [S] and covariance [S, S] of f by the formulas of a Gaussian process, and how far the values lie from what
+    was expected (Mahalanobis, squared)."""
     p, n = prior(), len(known)
     joint, cross = np.zeros((n, n)), np.zeros((4, n))
     for i, (s, b) in enumerate(known):
@@ -31,8 +32,8 @@ def brute(category: int, known: list[tuple[int, int]], values: list[float]) -> t
         for j, (t, d) in enumerate(known):
             joint[i, j] = p.signal[category][s, t]
             joint[i, j] += p.noise[category][s, t] / SIZES[category, b] if b == d else 0.0
-    gain = cross @ np.linalg.inv(joint)
-    return 0.6 + gain @ (np.array(values) - 0.6), p.signal[category] - gain @ cross.T
+    gain, shift = cross @ np.linalg.inv(joint), np.array(values) - 0.6
+    return 0.6 + gain @ shift, p.signal[category] - gain @ cross.T, float(shift @ np.linalg.solve(joint, shift))
 
 
 EVERY, FIRST = np.arange(4), np.array([1.0, 0.0])
@@ -47,12 +48,13 @@ def test_conditioning_one_by_one_or_at_once_is_the_textbooks(at_once: int) -> No
     surrogate = Surrogate(prior(), SIZES, known)
     for (soup, block), score in list(zip(CELLS, SCORES, strict=True))[at_once:]:
         surrogate.observe(0, soup, block, score)
-    mean, cov = brute(0, CELLS, SCORES)
+    mean, cov, surprise = brute(0, CELLS, SCORES)
     assert surrogate.mean[0] == pytest.approx(mean, abs=1e-6)
     assert surrogate.covariance(EVERY, FIRST) == pytest.approx(cov, abs=1e-6)
     own = np.diag(cov)
     assert surrogate.differences(1, FIRST) == pytest.approx(own + own[1] - 2 * cov[1], abs=1e-6)
     assert surrogate.mean[1] == pytest.approx(np.full(4, 0.6))
+    assert surrogate.surprises == (pytest.approx(surprise, rel=1e-5), 4)
 
 
 def test_evidence_is_the_density_of_what_is_known_one_after_another() -> None:
@@ -144,6 +146,21 @@ def test_beliefs_of_a_sure_and_of_an_open_race() -> None:
     leader, rivals, urgency = expected_improvement(race, one, 2)
     assert (leader, rivals.tolist()) == (0, [1, 2])
     assert urgency[0] > urgency[1]
+
+
+def test_answers_that_surprise_make_a_search_less_sure() -> None:
+    level, one = np.array([[0.70, 0.69, 0.5]]), np.ones(1)
+    said, indistinct = [], []
+    for seen in (0.70, 0.72, 0.80):
+        race = Surrogate(Prior(np.eye(3)[None] * 4e-4, np.eye(3)[None] * 1e-4, level), np.ones((1, 40)))
+        for block in range(40):
+            race.observe(0, 2, block, 0.5 + (seen - 0.7) * (-1) ** block)
+        told = outlook(race, one, 0)
+        said.append(told.within)
+        indistinct.append(len(told.rivals))
+    assert said[0] > said[1] > said[2]
+    assert indistinct[0] <= indistinct[1] <= indistinct[2]
+    assert said[0] - said[2] > 0.1
 
 
 def test_the_normal_distribution_function() -> None:
