@@ -184,14 +184,16 @@ def _by_stratum(whole: GroupedScores, table: FloatArray) -> FloatArray:
 def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
     """Distances from T to its bootstrap-t limits: quantiles of (T* - T) / se*, turned round, times se.
 
-    Never below the normal 1.96 se: with few wrong items many draws show hardly any.
+    Never below the normal 1.96 se: with few wrong items many draws show hardly any. With many categories of an item or
+    two it may be that no draw has all of them: the normal limits then.
     """
     error = float(np.sqrt(whole.variances()[~whole.flat()].sum()))
     if error == 0:
         return 0.0, 0.0
     totals, errors = bootstrap(whole, draws, np.random.default_rng([SALT, seed]))
     studentised = (totals - whole.objective) / errors
-    low, high = np.nanquantile(studentised, (TAIL, 1 - TAIL))
+    shown = studentised[np.isfinite(studentised)]
+    low, high = np.quantile(shown, (TAIL, 1 - TAIL)) if len(shown) else (-Z95, Z95)
     return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from souping.core.types import Answered, BlockTask, Inquiry, Item, ItemScores, Missing, Recipe, Reply
+from souping.core.protocols import Part
+from souping.core.types import Answered, BlockTask, Inquiry, Item, ItemScores, Recipe, Reply
 
 
 class Worker(Protocol):
@@ -36,12 +37,8 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
-class Executor(Protocol):
+class Executor(Part, Protocol):
     """Settings of where soups are made and asked. The driver alone writes to the store, whatever the choice."""
-
-    def needs(self) -> list[Missing]:
-        """Packages that are not here."""
-        return []
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
         """Workers: the one in this process, or some that `elsewhere`, which can be pickled, makes in theirs."""

@@ -7,8 +7,9 @@ another. What a lost actor had goes to the others, and a new one takes its place
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -63,7 +64,36 @@ class RayExecutor(Executor):
             raise UserError(f"executor.restarts={self.restarts} must be at least 0")
 
     def needs(self) -> list[Missing]:
-        return [] if find_spec("ray") else [Missing(what="the package ray is not installed", mends=install("ray"))]
+        """The package, or what this machine or the cluster that was named lacks."""
+        if not find_spec("ray"):
+            return [Missing(what="the package ray is not installed", mends=install("ray"))]
+        lacks = _unreachable(self.cluster) if self.cluster else self.misfit(_here())
+        return [Missing(what=lacks)] if lacks else []
+
+    @property
+    def cluster(self) -> str | None:
+        return self.address or os.environ.get("RAY_ADDRESS")
+
+    @property
+    def share(self) -> dict[str, float]:
+        """What an actor takes, by Ray's name of it."""
+        return {name: each for name, each in (("GPU", self.gpus), ("CPU", self.cpus)) if each}
+
+    def room(self, held: Mapping[str, float]) -> int:
+        """Actors that fit into what is there."""
+        return min(int(held.get(name, 0) / each + 1e-6) for name, each in self.share.items())
+
+    def misfit(self, held: Mapping[str, float]) -> str:
+        """Why the actors do not fit into what is there; empty where they do."""
+        wanted = self.actors or 1
+        if wanted <= self.room(held):
+            return ""
+        each = " and ".join(f"{number:g} {name}" for name, number in self.share.items())
+        has = ", ".join(f"{held.get(name, 0):g} {name}" for name in self.share)
+        return (
+            f"executor=ray: {wanted} actor{'s' * (wanted > 1)} with {each} each do not fit into {has}; "
+            "set executor.actors, executor.gpus or executor.cpus to what there is"
+        )
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
         return RayWorkers(self, here, elsewhere)
@@ -93,16 +123,10 @@ class RayWorkers(Workers):
 
     def _room(self) -> int:
         """Actors that there is room for, as far as it is known before Ray is started."""
-        if self._cluster:
+        if self._settings.cluster:
             self._begin()
             return len(self._seats)
-        if self._settings.gpus:
-            return max(1, int(len(_gpus_here()) / self._settings.gpus))
-        return max(1, int(cores() / self._settings.cpus))
-
-    @property
-    def _cluster(self) -> str | None:
-        return self._settings.address or os.environ.get("RAY_ADDRESS")
+        return max(1, self._settings.room(_here()))
 
     def put(self, task: BlockTask) -> None:
         """To the actor that has the soup, or to the one with the least to do."""
@@ -136,18 +160,12 @@ class RayWorkers(Workers):
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._own = True
-            _connect(self._cluster)
+            _connect(self._settings.cluster)
         held = ray.cluster_resources()
-        share = [(name, each) for name, each in (("GPU", self._settings.gpus), ("CPU", self._settings.cpus)) if each]
-        most = min(int(held.get(name, 0) / each + 1e-6) for name, each in share)
-        wanted = self._settings.actors or max(1, most)
-        if wanted > most:
-            has = ", ".join(f"{held.get(name, 0):g} {name}" for name, _ in share)
+        if misfit := self._settings.misfit(held):
             self.close()
-            raise UserError(
-                f"executor.actors={wanted} with {' and '.join(f'{each:g} {name}' for name, each in share)} each do not "
-                f"fit: Ray has {has}\nset executor.actors, executor.gpus or executor.cpus to what there is"
-            )
+            raise UserError(misfit)
+        wanted = self._settings.actors or self._settings.room(held)
         self._seats = [Seat(actor) for actor in [self._actor() for _ in range(wanted)]]
         self._check()
 
@@ -217,6 +235,7 @@ def _connect(address: str | None) -> None:
             # "local", since None would join whatever cluster was started last on this machine, dead or another's
             address=address or "local",
             include_dashboard=None if address else False,
+            num_cpus=None if address else cores(),
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
@@ -236,6 +255,23 @@ def _told(error: RayTaskError) -> UserError:
 def _why(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200]
+
+
+def _unreachable(address: str) -> str:
+    """Why a cluster's address cannot be right; Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return ""
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        return f"nothing answers at executor.address={address} ({first_line(error)})"
+    return ""
+
+
+def _here() -> dict[str, float]:
+    """What this machine has, by Ray's names."""
+    return {"GPU": len(_gpus_here()), "CPU": cores()}
 
 
 def _gpus_here() -> list[str]:

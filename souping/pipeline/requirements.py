@@ -331,7 +331,7 @@ def check_installed(run: MergeSettings, evaluators: Sequence[Evaluator]) -> None
 
 
 def _packages(run: MergeSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
-    parts: list[Part] = [*evaluators, run.merge]
+    parts: list[Part] = [*evaluators, *run.parts]
     return [one for part in parts for one in part.needs()]
 
 

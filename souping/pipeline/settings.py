@@ -18,6 +18,7 @@ from souping.core.protocols import (
     Correlation,
     Evaluator,
     Objective,
+    Part,
     ScoreSource,
     Selector,
     Strategy,
@@ -70,6 +71,11 @@ class MergeSettings:
     config: Mapping[str, Json]
     command: str = ""
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Parts that may lack something here, beside evaluators and the tracker."""
+        return [self.merge]
 
     @property
     def made(self) -> str:
@@ -125,6 +131,10 @@ class RunSettings(MergeSettings):
     expected: tuple[Expectation, ...] = ()
     also: tuple[SideEntry, ...] = ()
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Part]:
+        return [self.merge, self.executor]
 
     @property
     def uses_base(self) -> bool:

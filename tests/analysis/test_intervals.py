@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,6 +75,16 @@ def test_objective_interval_has_width(n: int, width: int, level: float, seed: in
     assert interval.high - interval.low > 1e-4
     assert interval == objective_interval(values, categories, groups, weights)
     assert 1 <= interval.effective_n <= interval.n
+
+
+def test_where_no_draw_has_all_categories_the_normal_limits_are_given() -> None:
+    """Sixty categories of two items share a stratum: hardly a draw has all of them."""
+    codes, values = np.repeat(np.arange(60), 2), (np.arange(120) % 3 == 0).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interval = objective_interval(values, codes, np.arange(120), np.full(60, 1 / 60), draws=50)
+    assert interval.low < interval.mean < interval.high
+    assert interval.high - interval.mean == pytest.approx(interval.mean - interval.low)
 
 
 def test_all_right_everywhere_has_jeffreys_limit() -> None:

@@ -49,6 +49,23 @@ def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path
         assert {record.score for record in answered.records} == {task.recipe.weights[0]}
 
 
+@pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray")
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        (RayExecutor(gpus=999), "1 actor with 999 GPU and 1 CPU each do not fit"),
+        (RayExecutor(actors=9999), "9999 actors with 1 CPU each do not fit"),
+        (RayExecutor(address="127.0.0.1:1"), "nothing answers at executor.address=127.0.0.1:1"),
+    ],
+)
+def test_what_the_machine_or_the_cluster_lacks_is_told_before_work(executor: Executor, said: str) -> None:
+    assert said in executor.needs()[0].sentence()
+
+
+def test_a_cluster_is_not_measured_by_this_machine() -> None:
+    assert not [one for one in RayExecutor(gpus=999, address="auto").needs() if "fit" in one.what]
+
+
 class Counting(Busy):
     """Worker that knows how many items it was asked at once."""
 

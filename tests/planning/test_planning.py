@@ -18,6 +18,7 @@ from souping.core.types import Candidate, Item, Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
+from souping.pipeline.executors import LocalExecutor
 from souping.pipeline.requirements import Gpu, Machine, Requirement, requirements_of, soup_bytes
 from souping.pipeline.store import Store
 from souping.planning.plan import speed, worth
@@ -286,7 +287,8 @@ class TestWeights:
 
 def run(**changes: Any) -> SimpleNamespace:
     settings = {"out": Path("soup"), "merge": LocalMerge(), "stop_after": None, "throughput": None, "upload": None}
-    return SimpleNamespace(**{**settings, "tracker": NoTracker(), **changes})
+    made = {**settings, "executor": LocalExecutor(), "tracker": NoTracker(), **changes}
+    return SimpleNamespace(**made, parts=[made["merge"], made["executor"]])
 
 
 EIGHT = ModelSize(name="m", path="org/m", basis="Hub", nbytes=16 * GB, parameters=8 * GB, download=17 * GB)
@@ -391,6 +393,15 @@ class TestMissing:
                 return [Missing(what="a spoon", mends="pip install spoon")]
 
         assert requirements.missing(run(tracker=Lacking()), [], LAPTOP, []) == Lacking().needs()
+
+    def test_an_executor_is_asked_too(self) -> None:
+        class Lacking(LocalExecutor):
+            def needs(self) -> list[Missing]:
+                return [Missing(what="a second spoon")]
+
+        assert requirements.missing(run(executor=Lacking()), [], LAPTOP, []) == Lacking().needs()
+        with pytest.raises(UserError, match="cannot go on here: a second spoon"):
+            requirements.check_installed(run(executor=Lacking()), [])
 
 
 class TestSpeed:
