@@ -26,6 +26,16 @@ ENOUGH = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupMove:
+    """Group of a category with so many `groups`, given by a fold that has most to one that had none."""
+
+    category: str
+    groups: int
+    donor: Fold
+    fold: Fold
+
+
+@dataclass(frozen=True, kw_only=True)
 class Folds:
     """Items of each fold, in the benchmark's order; `notes` says what a reader must know."""
 
@@ -86,11 +96,12 @@ def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, 
     members: dict[str, list[str]] = {}
     for item in items:
         members.setdefault(item.category, []).append(item.group)
-    notes = [
-        note
+    moves = [
+        move
         for category, groups in members.items()
-        for note in _fill(category, list(dict.fromkeys(groups)), fold_of, needed)
+        for move in _fill(category, list(dict.fromkeys(groups)), fold_of, needed)
     ]
+    notes = _moved(moves)
     folds = {fold: tuple(item for item in items if fold_of[item.group] == fold) for fold in FOLDS}
     for fold in needed:
         _check_present(fold, folds[fold], list(members))
@@ -134,9 +145,9 @@ def first_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
     return tuple(items if limit is None else _first(items, limit))
 
 
-def _fill(category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[str]:
+def _fill(category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[GroupMove]:
     """Give a small category a group in each fold that the hash left empty, taken where it has most."""
-    notes = []
+    moves = []
     for fold in needed:
         counts = Counter(fold_of[g] for g in groups)
         if counts[fold] or len(groups) < len(needed):
@@ -144,8 +155,19 @@ def _fill(category: str, groups: list[str], fold_of: dict[str, Fold], needed: Se
         donor = max(needed, key=lambda f: counts[f])
         moved = min((g for g in groups if fold_of[g] == donor), key=position)
         fold_of[moved] = fold
-        notes.append(f"category {category} has few groups ({len(groups)}): one was moved from {donor} to {fold}")
-    return notes
+        moves.append(GroupMove(category=category, groups=len(groups), donor=donor, fold=fold))
+    return moves
+
+
+def _moved(moves: Sequence[GroupMove]) -> list[str]:
+    """The moves, in a line."""
+    few = [f"{name} ({groups})" for name, groups in {move.category: move.groups for move in moves}.items()]
+    if len(few) > 1:
+        listing = f"{len(few)} categories have few groups: {listed(few)}"
+        return [f"{listing}: {len(moves)} were moved to folds that had none of their category"]
+    return [
+        f"category {m.category} has few groups ({m.groups}): one was moved from {m.donor} to {m.fold}" for m in moves
+    ]
 
 
 def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str]) -> None:
@@ -161,7 +183,7 @@ def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str])
 def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
     counts = Counter(item.category for item in items)
     small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH]
-    return [f"fold {fold}: fewer than {ENOUGH} items in {', '.join(small)}: their rates are rough"] if small else []
+    return [f"fold {fold}: fewer than {ENOUGH} items in {listed(small)}: their rates are rough"] if small else []
 
 
 Node = tuple[str, str]

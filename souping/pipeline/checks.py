@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.scores import CONSTANT
-from souping.core.text import named, shown
+from souping.core.text import listed, named, shown
 from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
@@ -185,11 +185,19 @@ def not_measured() -> ScoreMatrix:
 
 def flat_categories(scores: ScoreMatrix) -> list[str]:
     """Warnings of categories in which all models score the same: nothing can be chosen by them."""
-    return [
-        f"category {name}: {_all_alike(float(scores.values[0, scores.categories.index(name)]), len(scores.models))}, "
-        "which tells no model from another: it is left out of the selection and stays in the objective"
-        for name in scores.constant
-    ]
+    alike: dict[str, list[str]] = {}
+    for name in scores.constant:
+        value = float(scores.values[0, scores.categories.index(name)])
+        alike.setdefault(_all_alike(value, len(scores.models)), []).append(name)
+    return [_flat(how, names) for how, names in alike.items()]
+
+
+def _flat(how: str, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        told = "which tells no model from another: it is left out of the selection and stays in the objective"
+        return f"category {names[0]}: {how}, {told}"
+    told = "which tells no model from another: they are left out of the selection and stay in the objective"
+    return f"{len(names)} categories, {listed(names)}: {how}, {told}"
 
 
 def _all_alike(value: float, models: int) -> str:

@@ -198,7 +198,7 @@ class RunStages:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
         parts = zip(outcome.recipe.ingredients, outcome.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
-        self.progress.say(f"best on the search fold: {100 * outcome.result.objective:.1f}, {soup}")
+        self.progress.say(f"chosen: {soup}, {100 * outcome.result.objective:.1f} % on the search fold")
         return outcome
 
     def _remember_search(self, stage: SearchStage, outcome: SearchResult) -> None:
@@ -220,7 +220,7 @@ class RunStages:
             self.progress.say(power)
         ways = len(self.evaluation.handlers(self.pool.uniform(stage.ingredients)))
         by = f", by each of {ways} handlers" if ways > 1 else ""
-        self.progress.say(f"search: {strategy.describe(size)}, {items} items each{by}")
+        self.progress.say(f"search: {strategy.describe(size)}, a fold of {items:,} items{by}")
         count = trial_limit(strategy, size, ways, items)
         self.progress.stage(stage.name, items=count * items * self.evaluation.answers if count else None, trials=count)
 

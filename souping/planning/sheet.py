@@ -96,6 +96,8 @@ def work_section(plan: Plan) -> Section | None:
         lines.append("The number of ingredients is open, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):
         lines.append("A search in parts is counted in whole folds: it asks more soups than that, most of them in part.")
+        if any(stage.in_parts and stage.asked[0] < stage.asked[1] for stage in plan.stages):
+            lines.append("The lesser of its figures is what such searches usually take: it may end before that.")
     return Section(
         "Work", tuple(lines), grids=(TableGrid(made.header, made.rows, frozenset({len(rows) - 1}), made.left),)
     )

@@ -79,6 +79,19 @@ def test_a_small_category_is_dealt_into_each_fold_and_said_so() -> None:
     assert any("rare" in note for note in folds.notes)
 
 
+def test_many_small_categories_are_one_note() -> None:
+    rare = [
+        Item(id=f"{n}/{k}", category=f"rare{n:02d}", group=f"{n}/{k}", prompt="p", answer="a")
+        for n in range(30)
+        for k in range(4)
+    ]
+    notes = split_folds([*make_items(300), *rare]).notes
+    assert len(notes) == 4
+    assert " categories have few groups: rare" in notes[0]
+    assert " more: " in notes[0]
+    assert all(note.startswith("fold ") and note.endswith(" and 20 more: their rates are rough") for note in notes[1:])
+
+
 def test_a_category_with_too_few_groups_is_refused() -> None:
     lonely = Item(id="x", category="lonely", prompt="p", answer="a")
     with pytest.raises(UserError, match=r"category 'lonely' has no items in fold"):
