@@ -221,7 +221,8 @@ class RunStages:
         ways = len(self.evaluation.handlers(self.pool.uniform(stage.ingredients)))
         by = f", by each of {ways} handlers" if ways > 1 else ""
         self.progress.say(f"search: {strategy.describe(size)}, a fold of {items:,} items{by}")
-        count = trial_limit(strategy, size, ways, items)
+        in_parts = strategy.workload(size, items) is not None  # how many soups answer how much is not known
+        count = None if in_parts else trial_limit(strategy, size, ways, items)
         self.progress.stage(stage.name, items=count * items * self.evaluation.answers if count else None, trials=count)
 
     def _tell(self, trial: Trial) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 PAUSE = 20.0
-"""Seconds between two lines of a transfer."""
+"""Seconds between two lines of a transfer, or of a stage of which nobody knows how long it is."""
 
 
 class Progress:
@@ -108,11 +108,13 @@ class Progress:
         return bool(self._total) and self._done >= (self._total or 0) and all_trials
 
     def _begin(self, total: int | None) -> None:
-        self._total, self._done, self._fresh, self._started, self._told = total, 0, 0, time.monotonic(), 0
+        self._total, self._done, self._fresh, self._told = total, 0, 0, 0
+        self._started = self._said = time.monotonic()
         self._ended = False
 
     def _show(self) -> None:
-        """Redraw the display; without a terminal, a line each tenth of the way and no more than one each advance."""
+        """Redraw the display; without a terminal, a line each tenth of the way and no more than one each advance; where
+        nobody knows how long the way is, a line each `PAUSE`."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, state=self._state(short=True))
             return
@@ -120,9 +122,11 @@ class Progress:
             self._end_stage()
             self._ended = True
             return
-        tenth = self._tenth()
-        if self._bar is None and tenth > self._told and tenth < 10:
-            self._told = tenth
+        tenth, open_end = self._tenth(), not self._total and not self.total_trials
+        if self._bar is not None or tenth >= 10:
+            return
+        if tenth > self._told or (open_end and time.monotonic() - self._said > PAUSE):
+            self._told, self._said = tenth, time.monotonic()
             self.say(self._state())
 
     def _tenth(self) -> int:
@@ -142,7 +146,7 @@ class Progress:
         seconds = time.monotonic() - self._started
         rate = self._fresh / seconds if seconds > 0.2 else 0.0
         if rate:
-            parts.append(f"{rate:,.0f} items/s")
+            parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
         left = (self._total or 0) - self._done
         if rate and left > 0:
             parts.append(f"{format.seconds(left / rate)} left")

@@ -13,7 +13,7 @@ from souping.core import simplex
 from souping.core.protocols import Strategy
 from souping.core.text import Count
 from souping.core.types import FloatArray, SearchSpace, UserError, Weights
-from souping.search.points import Grid, anchors, check_limits
+from souping.search.points import Grid, anchors, check_limits, endings
 from souping.search.running import AdaptiveSearch, SearchRules
 
 POINTS = 240
@@ -89,7 +89,5 @@ class Adaptive(Strategy):
         return min(expected, most), most
 
     def describe(self, size: int) -> str:
-        limits = {"soups": self.trials, "items": self.budget, "tokens": self.tokens, "seconds": self.seconds}
-        said = [f"at most {value:g} {name}" for name, value in limits.items() if value is not None]
-        ends = ["until more cannot pay"] if self.stop == "auto" else []
-        return f"adaptive over {len(self._points(size))} soups: {', '.join([*ends, *said]) or 'the whole grid'}"
+        ends = ", ".join(endings(self, stop=self.stop)) or "the whole grid"
+        return f"adaptive over {len(self._points(size))} soups: {ends}"

@@ -16,7 +16,7 @@ from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.text import Count, first_line
 from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
-from souping.search.points import Grid, Search, anchors, check_limits, check_manner
+from souping.search.points import Grid, Search, anchors, check_limits, check_manner, endings
 from souping.search.racing import RacedSearch, WatchedSearch
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class Nevergrad(Strategy):
         return self.trials
 
     def describe(self, size: int) -> str:
-        limit = f"{self.trials} soups" if self.trials else f"{self.budget} items"
-        return f"nevergrad {self.name}, {self.parametrisation}: at most {limit}"
+        return f"nevergrad {self.name}, {self.parametrisation}: {', '.join(endings(self, self.racing, self.stop))}"
 
 
 def _registered(name: str) -> Callable[..., Optimizer]:

@@ -121,8 +121,8 @@ class Grid(Strategy):
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
         on_grid = len(simplex.grid(size, *self.bounds))
-        cut = f", cut at {self.trials} trials" if self.trials and self.trials < count else ""
-        return f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles){cut}"
+        made = f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
+        return ", ".join([made, *endings(self, self.racing, self.stop)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +202,14 @@ def check_limits(strategy: Strategy) -> None:
             raise UserError(f"optimiser.{name}={limit} must be at least 1 (or null for no limit)")
     if strategy.seconds is not None and not 0 < strategy.seconds < float("inf"):
         raise UserError(f"optimiser.seconds={strategy.seconds} must be above 0 (or null for no limit)")
+
+
+def endings(strategy: Strategy, racing: str = "none", stop: str = "never") -> list[str]:
+    """What ends a search, in words."""
+    limits = {"soup": strategy.trials, "item": strategy.budget, "token": strategy.tokens, "second": strategy.seconds}
+    said = [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
+    race = ["the better half of each round goes on"] if racing == "halving" else []
+    return [*race, *(["until more cannot pay"] if stop == "auto" else []), *said]
 
 
 def check_manner(racing: str, stop: str) -> None:

@@ -63,6 +63,22 @@ def test_time_left_and_speed_come_from_what_was_really_evaluated(monkeypatch: py
     assert "score, 500 of 1,000 items, 20 items/s, 25.0 s left" in text_of(console)
 
 
+def test_a_stage_without_an_end_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("souping.report.progress.time.monotonic", lambda: clock[0])
+    console = plain()
+    with Progress(console=console) as progress:
+        progress.stage("search")
+        for clock[0] in (1.0, 19.0, 21.0, 40.0, 42.0):
+            progress.advance(4)
+    assert text_of(console).splitlines() == [
+        "search",
+        "search, 12 items, 0.57 items/s",
+        "search, 20 items, 0.48 items/s",
+        "search, 20 items, 0.48 items/s",
+    ]
+
+
 def test_a_terminal_gets_one_live_display() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, force_interactive=True)
     with Progress(console=console) as progress:
