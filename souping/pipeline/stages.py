@@ -41,6 +41,7 @@ from souping.pipeline.store import Store
 from souping.report.cards import card
 from souping.report.files import selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
+from souping.report.sections import ended
 from souping.report.terminal import gate_table
 from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit, verifies
 
@@ -198,7 +199,10 @@ class RunStages:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
         parts = zip(outcome.recipe.ingredients, outcome.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
+        self.progress.end_stage()
         self.progress.say(f"chosen: {soup}, {100 * outcome.result.objective:.1f} % on the search fold")
+        if said := ended(outcome.summary):
+            self.progress.say(said)
         return outcome
 
     def _remember_search(self, stage: SearchStage, outcome: SearchResult) -> None:

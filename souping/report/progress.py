@@ -42,7 +42,7 @@ class Progress:
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.best: float | None = None
         self.trials = 0
-        self._name = ""
+        self._name, self._ended = "", False
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._begin(total_items)
@@ -57,12 +57,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
-            self._end_stage()
+            self.end_stage()
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
         """Begin a stage of `items` item evaluations (the constructor's totals where nothing is given)."""
-        if self._bar is None:
-            self._end_stage()
+        self.end_stage()
         self._name, self.trials, self.best = format.clean(name), 0, None
         self.total_trials = trials if trials is not None else self._given
         self._begin(items if items is not None else self.total_items)
@@ -97,10 +96,11 @@ class Progress:
         self.best = best
         self._show()
 
-    def _end_stage(self) -> None:
-        """The last line of a stage that had something to count."""
-        if self._name and (self._done or self.trials) and not self._ended:
+    def end_stage(self) -> None:
+        """The last line of a stage that had something to count, once; a live display keeps its own."""
+        if self._bar is None and self._name and (self._done or self.trials) and not self._ended:
             self.say(self._state())
+            self._ended = True
 
     def _whole(self) -> bool:
         """Nothing of the stage is left."""
@@ -119,8 +119,7 @@ class Progress:
             self._bar.update(self._task, completed=self._done, state=self._state(short=True))
             return
         if self._bar is None and self._whole():
-            self._end_stage()
-            self._ended = True
+            self.end_stage()
             return
         tenth, open_end = self._tenth(), not self._total and not self.total_trials
         if self._bar is not None or tenth >= 10:

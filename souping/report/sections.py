@@ -243,7 +243,9 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     dropped = sum(number(trial.get("objective")) is None for trial in trials)
     evaluated = len(trials) - dropped
     verb = "soup was" if evaluated == 1 else "soups were"
-    early = f" {count(dropped)} more were dropped early, after a part of it, and have no score here." if dropped else ""
+    was, has = ("was", "has") if dropped == 1 else ("were", "have")
+    gone = f" {count(dropped)} more {was} dropped early, after a part of it, and {has} no score here."
+    early = gone if dropped else ""
     lines = (
         f"{count(evaluated)} {verb} evaluated on the search fold.{early}{best} "
         "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
@@ -277,6 +279,21 @@ def _provenance(report: Report) -> Section | None:
     return Section("Provenance", (f"{line} {again}",), code=command, folded=folded)
 
 
+def ended(told: Row) -> str:
+    """Why a search ended and how sure it is, in a line; empty where it says nothing."""
+    if not told.get("stopped"):
+        return ""
+    within = number(told.get("within_1_point"))
+    sure = f"; within 1 point of the best with probability {within:.2f}" if within is not None else ""
+    return f"the search ended: {clean(told.get('stopped'))}{sure}"
+
+
+def _alike(told: Row) -> str:
+    """How many other soups are as good, as far as a search can tell."""
+    others = number(told.get("indistinguishable_count")) or 0
+    return f"{count(others)} other soup{'s' * (others != 1)}" if others else "no other soup"
+
+
 def searched(told: Row) -> list[str]:
     """What a search says of itself."""
     lines = []
@@ -284,8 +301,7 @@ def searched(told: Row) -> list[str]:
     if within is not None and regret is not None:
         lines.append(
             f"By the search's own reckoning the chosen weights are within 1 point of the best with probability "
-            f"{within:.2f} and lose {regret:.2f} points on average; "
-            f"{count(told.get('indistinguishable_count'))} other weights cannot be told from them."
+            f"{within:.2f} and lose {regret:.2f} points on average; {_alike(told)} cannot be told from them."
         )
     gain = number(told.get("next_100_items_gain"))
     if gain is not None:

@@ -222,7 +222,7 @@ class AdaptiveSearch(Optimiser):
         leader, rivals, _ = beliefs.expected_improvement(self._surrogate, weights, RIVALS)
         gain = beliefs.next_items(self._surrogate, self._layout, self._answers.depth, leader, rivals)
         return {
-            "stopped": self._why or "a limit of the run ended it",
+            "stopped": self._why or "a limit of the run",
             "within_1_point": round(told.within, 3),
             "expected_regret": round(100 * told.regret, 3),
             "indistinguishable": [list(self._points[s]) for s in told.rivals[:SHOWN]],

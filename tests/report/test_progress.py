@@ -63,6 +63,17 @@ def test_time_left_and_speed_come_from_what_was_really_evaluated(monkeypatch: py
     assert "score, 500 of 1,000 items, 20 items/s, 25.0 s left" in text_of(console)
 
 
+def test_a_stage_that_is_ended_by_hand_has_one_last_line() -> None:
+    console = plain()
+    with Progress(console=console) as progress:
+        progress.stage("search")
+        progress.advance(3)
+        progress.end_stage()
+        progress.say("chosen")
+        progress.stage("report")
+    assert text_of(console).splitlines() == ["search", "search, 3 items", "chosen", "report"]
+
+
 def test_a_stage_without_an_end_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("souping.report.progress.time.monotonic", lambda: clock[0])
