@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,19 +40,23 @@ STEPS = (0.0, 0.1, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceBand:
-    """Differences to the uniform soup at points [T], standard errors [T], and how many of them the band is wide."""
+    """Differences to the uniform soup at points [T], standard errors [T], and how many of them the band is wide; `most`
+    is the largest difference that there can be."""
 
     difference: FloatArray
     error: FloatArray
     quantile: float
+    most: float = np.inf
 
     @property
     def low(self) -> FloatArray:
-        return self.difference - self.quantile * self.error
+        low = np.maximum(self.difference - self.quantile * self.error, -self.most)
+        return np.asarray(np.minimum(low, self.difference))
 
     @property
     def high(self) -> FloatArray:
-        return self.difference + self.quantile * self.error
+        high = np.minimum(self.difference + self.quantile * self.error, self.most)
+        return np.asarray(np.maximum(high, self.difference))
 
     def at(self, points: int) -> Mapping[str, Json]:
         """The first `points` points as plain numbers."""
@@ -110,7 +114,12 @@ def fit_surface(
         _band(fit.difference, fit.influence, variance + one * other, fit.smoothing, fit.groups)
         for fit, variance, one in zip(fits, mixed, rare, strict=True)
     ]
-    return SurfaceFit(objective=objective, categories=tuple(bands))
+    known = values[np.isfinite(values)]
+    most = 1.0 if ((known >= 0) & (known <= 1)).all() else np.inf
+    return SurfaceFit(
+        objective=replace(objective, most=most * float(coefficients.sum())),
+        categories=tuple(replace(band, most=most) for band in bands),
+    )
 
 
 def _effective(variances: FloatArray, groups: FloatArray) -> float:

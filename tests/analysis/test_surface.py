@@ -129,3 +129,20 @@ def test_files_have_a_line_a_point_and_say_what_was_asked() -> None:
         assert sum(weights) == pytest.approx(1, abs=1e-6)
         assert float(row["objective:low"]) <= float(row["objective:difference"]) <= float(row["objective:high"])
     assert {int(row["items"]) for row in rows} <= {0, 120}
+
+
+def test_a_band_ends_where_no_difference_can_be() -> None:
+    """A category of two items among many: what is not known of it is more than it can be."""
+    rng, categories = np.random.default_rng(2), np.array([0] * 60 + [1] * 2)
+    values = (rng.random((len(POINTS), 62)) < 0.7).astype(float)
+    values[:, 60:] = rng.random((len(POINTS), 2)) < 0.5
+    fit = fit_surface(POINTS, values, categories, np.arange(62), np.array([0.5, 0.5]))
+    small = fit.categories[1]
+    assert (small.quantile * small.error).max() > 1
+    for band in (fit.objective, *fit.categories):
+        assert band.low.min() >= -1
+        assert band.high.max() <= 1
+        assert (band.low <= band.difference).all()
+        assert (band.difference <= band.high).all()
+    wider = fit_surface(POINTS, 100 * values, categories, np.arange(62), np.array([0.5, 0.5])).categories[1]
+    assert wider.high.max() > 1
