@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
 
 
+PATIENCE = 20.0
+"""Seconds without an answer after which it is looked whether Ray still has a machine: an actor that waits for one waits
+for ever."""
+
+
 class PoolActor:
     """What runs in an actor's process."""
 
@@ -141,7 +146,11 @@ class RayWorkers(Workers):
 
         while True:
             refs = [ref for seat in self._seats for ref in seat.tasks]
-            (ready,), _ = ray.wait(refs, num_returns=1)
+            done, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE)
+            if not done:
+                _check_nodes()
+                continue
+            ready = done[0]
             seat = next(seat for seat in self._seats if ready in seat.tasks)
             try:
                 answered = ray.get(ready)
@@ -243,6 +252,17 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"executor.address={address}" if address else "executor=ray"
         raise UserError(f"{where}: Ray cannot be reached: {first_line(error)}") from error
+
+
+def _check_nodes() -> None:
+    """Refuse to wait for actors that have nowhere to run."""
+    import ray
+
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise UserError(
+            "executor=ray: Ray has no living node left (its log says why)\nwhat was answered is in the store, the same "
+            "command goes on"
+        )
 
 
 def _told(error: RayTaskError) -> UserError:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import Answered, BlockTask, UserError
+from souping.pipeline import ray_actors
 from souping.pipeline.ray_actors import RayExecutor, RayWorkers
 from tests.conftest import ROOT, Cli, pool_of
 from tests.pipeline.test_run import report_of, rows_in, timeless
@@ -53,6 +54,16 @@ def test_actors_take_cells_and_a_lost_ones_go_back(two: RayWorkers, tmp_path: Pa
         assert [record.item for record in answer.records] == [item.id for item in task.items]
     assert len(pids(tmp_path)) == 3  # another took its place
     assert two.slots == 2
+
+
+def test_a_ray_that_lost_its_last_node_is_not_waited_for(two: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    two.put(tasks(1)[0])
+    monkeypatch.setattr(ray_actors, "PATIENCE", 0.05)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}])
+    with pytest.raises(UserError, match="no living node left"):
+        two.take()
 
 
 def test_the_blocks_of_one_soup_go_to_one_actor(two: RayWorkers, tmp_path: Path) -> None:
