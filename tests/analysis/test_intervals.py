@@ -120,5 +120,25 @@ def test_groups_widen_the_objectives_interval() -> None:
     assert effective_size(values, where, np.arange(300) // 5, weights) == pytest.approx(60, rel=0.05)
 
 
+@pytest.mark.parametrize(("sizes", "before"), [([1] * 60, 0.4), ([1, 50, 50, 50], 0.3), ([1] * 5 + [40] * 3, 0.9)])
+def test_categories_of_an_item_or_two_vary_around_their_stratum(sizes: list[int], before: float) -> None:
+    """Coverage over worlds whose categories differ: around its own mean a lone item has no variance (`before`)."""
+    rng, held, worlds = np.random.default_rng(5), 0, 60
+    categories, weights = np.repeat(np.arange(len(sizes)), sizes), np.full(len(sizes), 1 / len(sizes))
+    for world in range(worlds):
+        truth = rng.beta(2.0, 1.5, len(sizes))
+        values = (rng.random(len(categories)) < truth[categories]).astype(float)
+        found = objective_interval(values, categories, np.arange(len(values)), weights, draws=199, seed=world)
+        held += found.low <= truth.mean() <= found.high
+    assert held / worlds > max(0.75, before)
+
+
+def test_sixty_lone_items_are_known_as_well_as_sixty_of_one_category() -> None:
+    values, weights = np.tile([1.0, 0.0, 1.0], 20), np.full(60, 1 / 60)
+    found = objective_interval(values, np.arange(60), np.arange(60), weights)
+    margin = 1.96 * np.sqrt(2 / 9 / 59)
+    assert (found.low, found.high) == pytest.approx((2 / 3 - margin, 2 / 3 + margin), abs=1e-3)
+
+
 def test_json_form() -> None:
     assert set(rate(np.ones(4), np.arange(4)).as_dict()) == {"mean", "low", "high", "n", "groups", "effective_n"}
