@@ -58,7 +58,8 @@ def _units(step: float, minimum: float, maximum: float) -> tuple[int, int, int]:
         raise UserError(f"optimiser.minimum={minimum} and maximum={maximum} must be ordered, above 0 and at most 1")
     counts = [value / step for value in (1.0, minimum, maximum)]
     if any(abs(c - round(c)) > 1e-6 for c in counts):
-        raise UserError(f"optimiser.step={step} must divide 1, minimum={minimum} and maximum={maximum}")
+        ends = "" if abs(counts[0] - round(counts[0])) > 1e-6 else f", minimum={minimum} and maximum={maximum}"
+        raise UserError(f"optimiser.step={step} must divide 1{ends}")
     return round(counts[0]), round(counts[1]), round(counts[2])
 
 
