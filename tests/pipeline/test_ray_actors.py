@@ -109,7 +109,7 @@ def test_without_an_address_no_other_cluster_is_joined(tmp_path: Path, monkeypat
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     many = RayExecutor(actors=1000).start(Busy(tmp_path), Makes(tmp_path))
-    with pytest.raises(UserError, match=r"executor\.actors=1000 .* do not fit"):
+    with pytest.raises(UserError, match=r"1000 actors with 1 CPU each do not fit into .* set executor\.actors"):
         many.put(tasks(1)[0])
     other = RayExecutor(actors=1).start(Busy(tmp_path, mark="cpu"), Makes(tmp_path, mark="cuda"))
     with pytest.raises(UserError, match=r"set evaluator\.device"):
