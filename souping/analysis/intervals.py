@@ -210,7 +210,7 @@ def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tup
     sums, counts = (np.einsum("dr,cr->dc", drawn, part) for part in (columns[:width], columns[width:]))
     with np.errstate(divide="ignore", invalid="ignore"):
         means, scale = sums / counts, whole.weights / counts
-        centres = _centres(whole, means, drawn, rows, stratum)
+        centres = whole.centres(means, drawn, stratum, *np.hsplit(rows, [width]))
         pull = np.einsum("dc,cr->dr", scale, columns[:width]) - np.einsum("dc,cr->dr", scale * centres, columns[width:])
     floor, flat, variance = _floor(whole), whole.flat(), np.zeros(draws)
     for h in np.flatnonzero(~flat):
@@ -219,20 +219,6 @@ def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tup
         spread = ((k * u**2).sum(axis=1) - (k * u).sum(axis=1) ** 2 / n) * n / max(n - 1, 1)
         variance += np.where(spread <= 1e-9 * floor[h], floor[h], spread)
     return (whole.weights * means).sum(axis=1), np.sqrt(variance)
-
-
-def _centres(
-    whole: GroupedScores, means: FloatArray, drawn: FloatArray, rows: FloatArray, stratum: IntArray
-) -> FloatArray:
-    """What categories vary around in each draw, [D, C]: their means [D, C], small ones the mean of their stratum."""
-    if not whole.small.any():
-        return means
-    inside = np.isin(stratum, whole.stratum[whole.shared])
-    width = len(whole.weights)
-    sums, counts = (
-        np.einsum("dr,r->d", drawn[:, inside], part[inside].sum(axis=1)) for part in np.hsplit(rows, [width])
-    )
-    return np.where(whole.small, (sums / counts)[:, None], means)
 
 
 def _floor(whole: GroupedScores) -> FloatArray:
@@ -304,26 +290,25 @@ class GroupedScores:
         """Groups per stratum, [H]."""
         return np.bincount(self.stratum, minlength=self.strata).astype(float)
 
-    @property
-    def small(self) -> NDArray[np.bool_]:
-        """Categories of too few groups to vary around a mean of their own, [C]; all those groups are in one stratum."""
-        return np.asarray((self.counts > 0).sum(axis=0) < SMALLEST_STRATUM)
+    def centres(
+        self, means: FloatArray, drawn: FloatArray, stratum: IntArray, sums: FloatArray, counts: FloatArray
+    ) -> FloatArray:
+        """What categories vary around, [D, C], where rows (`sums`, `counts` [R, C], `stratum` [R]) are `drawn` [D, R].
 
-    @property
-    def shared(self) -> NDArray[np.bool_]:
-        """Groups of the stratum in which the small categories are, [G]; none where no category is small."""
-        inside = self.stratum[(self.counts[:, self.small] > 0).any(axis=1)]
-        return np.asarray(np.isin(self.stratum, inside))
+        Their means [D, C]; small ones, of fewer than five groups, the mean of the stratum in which all of those are. A
+        lone item has no distance from its own mean (strata of one unit, collapsed: Cochran 1977, section 5A.12).
+        """
+        small = (self.counts > 0).sum(axis=0) < SMALLEST_STRATUM
+        if not small.any():
+            return means
+        inside = np.isin(stratum, self.stratum[(self.counts[:, small] > 0).any(axis=1)])
+        total, number = (np.einsum("dr,r->d", drawn[:, inside], part[inside].sum(axis=1)) for part in (sums, counts))
+        return np.where(small, (total / number)[:, None], means)
 
     def influence(self) -> FloatArray:
-        """Each group's pull on T, linearised because category means are ratios over groups, [G].
-
-        A small category varies around the mean of its stratum: its only item has no distance from its own mean (strata
-        of one unit, collapsed: Cochran 1977, section 5A.12).
-        """
-        centres, shared = self.means, self.shared
-        if self.small.any():
-            centres = np.where(self.small, self.sums[shared].sum() / self.counts[shared].sum(), centres)
+        """Each group's pull on T, linearised because category means are ratios over groups, [G]."""
+        once = np.ones((1, len(self.sums)))
+        centres = self.centres(self.means[None], once, self.stratum, self.sums, self.counts)
         return np.asarray((self.weights * (self.sums - self.counts * centres) / self.counts.sum(axis=0)).sum(axis=1))
 
     def variances(self) -> FloatArray:
