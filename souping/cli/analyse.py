@@ -1,6 +1,7 @@
 """`python -m souping analyse RUN_DIR [OVERRIDE...]`: analyses of a finished run, added to its report.
 
-RUN_DIR is the directory of a run that ended with a report. The overrides say which analyses (analysis=[wins,shapley])
+RUN_DIR is the directory of a run that ended with a report. Its config.yaml may name only what souping ships; add
+allow_code=true if it names code of your own. The overrides say which analyses (analysis=[wins,shapley])
 and set what they take (shapley.value=winner); without `analysis=` it is the run's own. Others (store.path=FILE,
 pool.candidates=[...]) replace the run's settings. plan=true tells the price and stops. Start it where the run was
 started.
@@ -21,6 +22,7 @@ from yaml import YAMLError
 from souping.cli.config import register, resolved
 from souping.cli.help import folder
 from souping.cli.job import hear_warnings, settings_of
+from souping.cli.run_config import read_config, refuse_code
 from souping.core.files import nearby
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
@@ -69,12 +71,8 @@ def configuration(run_dir: Path, overrides: Sequence[str], config_dir: str | Non
     odd = [word for word in overrides if "=" not in word]
     if odd:
         raise UserError(f"{odd[0]} is no override: write KEY=VALUE")
-    try:
-        before = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
-    if not isinstance(before, DictConfig):
-        raise UserError(f"{path}: is no configuration of a run")
+    before = read_config(path)
+    refuse_code(before, path, overrides)
     own = [word for word in overrides if OWN.match(word)]
     fresh = _composed(before, own, config_dir)
     whole = {**fresh, **_raw(before)}

@@ -82,6 +82,7 @@ class RootKeys:
     recipe: str | None = None
     plan: bool = False
     check: bool = False
+    allow_code: bool = False
     limit: int | None = None
     throughput: float | None = None
     margin: float = 1.0

@@ -7,14 +7,15 @@ frozen, which a run's end is; that they were looked at is noted in the ledger of
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from souping.core.files import expanded
 from souping.core.text import nearest, positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
+from souping.report.files import read_report
 from souping.report.samples import changed, read_samples, score_of, show_sample
 from souping.report.tables import Row
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     given = [Path(folder).expanduser() for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
     samples = list(read_samples(run_dir / FILE))
-    report = _report(run_dir)
+    report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
     fold = options.fold or _reached(samples)
     mine = [sample for sample in samples if sample.get("fold") == fold]
     if options.item:
@@ -70,14 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=positive, default=10, metavar="N", help="at most so many items (10)")
     parser.add_argument("--store", metavar="FILE", help="the run's results store, where it is not found")
     return parser
-
-
-def _report(run_dir: Path) -> Mapping[str, Json]:
-    try:
-        report = json.loads((run_dir / "report.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
 
 
 def _of_category(samples: Sequence[Row], name: str, said: str) -> list[Row]:
@@ -139,12 +132,13 @@ def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples:
 def _store(run_dir: Path) -> Path | None:
     """The run's store: where its configuration says, seen from here or from a folder above the run's."""
     from omegaconf import OmegaConf
-    from yaml import YAMLError
 
-    try:
-        path = Path(str(OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "store.path"))).expanduser()
-    except (OSError, YAMLError):
+    from souping.cli.run_config import read_config
+
+    config = run_dir / "config.yaml"
+    if not config.is_file():
         return None
+    path = expanded(str(OmegaConf.select(read_config(config), "store.path")), f"{config}: store.path")
     places = [path, *(folder / path for folder in run_dir.absolute().parents)]
     return next((place for place in places if place.is_file()), None)
 

@@ -21,7 +21,7 @@ from souping.evaluate.decoding import Decoding, check_sampling, combined, common
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
 from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.scoring import reading, score
-from souping.evaluate.templates import as_seen, no_template
+from souping.evaluate.templates import PROCESS, as_seen, no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -284,8 +284,9 @@ class LocalEvaluator(Evaluator):
         return scores[said.index(most)]
 
     def close(self) -> None:
-        """Let go of what the engine holds."""
+        """Let go of what the engine holds, and of the process that renders templates."""
         self.engine.close()
+        PROCESS.close()
 
 
 def _score(item: Item, output: str) -> float:

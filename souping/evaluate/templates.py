@@ -1,84 +1,148 @@
-"""Prompts as token ids, and the guard of chat templates: code of a candidate's, in jinja's sandbox, that neither fills
-memory nor runs forever.
+"""Prompts as token ids, and the process that renders templates: they are code of a candidate or of a task file, which
+must neither fill the memory nor run forever.
 """
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import atexit
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from souping.core.text import first_line
-from souping.core.types import Item, UserError
+from souping.core.types import Item, Json, UserError
+from souping.evaluate.rendering import BYTES, MEMORY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LONGEST = 50_000_000
-"""Characters, or entries of a list, that a product in a template may have."""
-SECONDS = 30.0
+SECONDS = 20.0
 """Time that a template has for one item."""
+WATCH = 200
+"""Milliseconds between two looks at the memory of a process that has not answered yet."""
+PASSED = ("PATH", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""Environment variables that the process gets: it needs no keys or tokens."""
+THREADS = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy sets memory aside for each thread."""
+ENDINGS = {MEMORY: "it takes more than 1 GB of memory", -signal.SIGALRM: f"it did not end in {SECONDS:g} s"}
+"""What the exit status of the process says of the template."""
 
 
 class TemplateStoppedError(Exception):
-    """A template went on for too long, or made too much."""
-
-    def __init__(self, message: str = f"it did not end in {SECONDS:g} s") -> None:
-        super().__init__(message)
+    """A template took too long or too much memory, or failed by other means than jinja's own errors."""
 
 
-def check_length(text: str) -> None:
-    """Refuse a text that no tokenizer ends with."""
-    if len(text) > LONGEST:
-        raise TemplateStoppedError(f"it makes a text of {len(text):.0e} characters")
-
-
-@lru_cache(maxsize=1)
-def guard_templates() -> None:
-    """Let jinja's sandbox, which chat templates run in, ask before it multiplies: a text times 3e9 fills the memory.
-
-    For this process, once: transformers makes the environment itself, and the sandbox has no other door.
+class TemplateProcess:
+    """Process that renders all templates of a run. It starts with the first one; after a template that had to be
+    stopped, a new one starts. It has a session of its own, so that a Ctrl-C on the terminal is for the run alone.
     """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment as Sandbox
 
-    plain = Sandbox.call_binop
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = Lock()
 
-    def careful(self: Sandbox, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(side) if isinstance(side, str | list | tuple) else side for side in (left, right)]
-        whole = all(isinstance(size, int) for size in sizes)
-        if operator == "*" and whole and sizes != [left, right] and sizes[0] * sizes[1] > LONGEST:
-            raise TemplateStoppedError(f"it makes a text of {sizes[0] * sizes[1]:.0e} characters")
-        if operator == "**" and whole and abs(sizes[0]) > 1 and sizes[1] > 1000:
-            raise TemplateStoppedError("it makes a number of thousands of digits")
-        return plain(self, context, operator, left, right)
+    def render(self, kind: str, *arguments: object) -> str:
+        """The text that a template makes of its arguments.
 
-    Sandbox.call_binop = careful  # type: ignore[method-assign,assignment]
-    Sandbox.intercepted_binops = Sandbox.intercepted_binops | {"*", "**"}
+        Raises:
+            TemplateStoppedError: it takes too long or too much memory, or fails.
+            jinja2.TemplateError: the template refuses what it is given.
+        """
+        request = pickle.dumps((kind, SECONDS, arguments))
+        with self._lock:
+            if self._process is None:
+                self._process = _start()
+            try:
+                reply = _exchange(self._process, request)
+            except BaseException:  # an interrupt too: the reply would be taken for that of the next request
+                self._end()
+                raise
+        if "text" in reply:
+            return str(reply["text"])
+        from jinja2 import TemplateError
+
+        raise (TemplateError if reply["refused"] else TemplateStoppedError)(str(reply["error"]))
+
+    def close(self) -> None:
+        """End the process; a later template starts another."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with suppress(OSError), process:  # what is still to be written to it
+                pass
 
 
-@contextmanager
-def time_limit() -> Iterator[None]:
-    """Raise TemplateStoppedError in this thread once it was in here for `SECONDS`."""
-    thread, lock, done = threading.get_ident(), threading.Lock(), False
+def _start() -> subprocess.Popen[bytes]:
+    """The process, with the import path of this one: it starts without the environment that may have set it."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(Path(__file__).with_name("rendering.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name in PASSED} | THREADS,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    pickle.dump(sys.path, process.stdin)
+    return process
 
-    def stop() -> None:
-        with lock:
-            if not done:
-                raised = ctypes.py_object(TemplateStoppedError)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
 
-    timer = threading.Timer(SECONDS, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            done = True
-        timer.cancel()
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Json]:
+    """The reply to a request.
+
+    Raises:
+        TemplateStoppedError: the process ended, or has grown too large on a system that sets it no limit.
+    """
+    import psutil
+
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(request)
+        process.stdin.flush()
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    while not poll.poll(WATCH):
+        with suppress(psutil.Error):  # it may have ended since
+            if psutil.Process(process.pid).memory_info().rss > BYTES:
+                raise TemplateStoppedError(ENDINGS[MEMORY])
+    line = process.stdout.readline()
+    if not line:
+        status = process.wait()
+        raise TemplateStoppedError(ENDINGS.get(status, f"the process that renders it ended with status {status}"))
+    reply: dict[str, Json] = json.loads(line)
+    return reply
+
+
+PROCESS = TemplateProcess()
+atexit.register(PROCESS.close)
+
+
+def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Any, **options: Any) -> str:
+    """What the tokenizer's own `apply_chat_template` gives, rendered elsewhere.
+
+    Raises:
+        TemplateStoppedError: the template takes too long or too much memory, or fails.
+        jinja2.TemplateError: the template refuses the messages.
+    """
+    from transformers import PreTrainedTokenizerBase as Base
+
+    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with a format of its own
+        return str(tokenizer.apply_chat_template(messages, **options))
+    return PROCESS.render("chat", tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
@@ -120,11 +184,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
         raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
     messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
     tools = [dict(tool) for tool in item.tools] or None
-    guard_templates()
     try:
-        with time_limit():
-            text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]  # a list of dictionaries
-        check_length(str(text))
+        return apply_chat_template(tokenizer, messages, tools=tools, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is code of the candidate's
         raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
-    return str(text)

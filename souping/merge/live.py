@@ -406,7 +406,12 @@ def _load(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> torch.nn
     logging.set_verbosity_error()
     try:
         loaded: Any = type(module).from_pretrained(
-            None, config=module.config, state_dict=dict(soup), dtype=module.dtype, output_loading_info=True
+            None,
+            config=module.config,
+            state_dict=dict(soup),
+            dtype=module.dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"the soup does not fit the live module: {str(error).splitlines()[0][:150]}") from None

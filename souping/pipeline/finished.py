@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from souping.pipeline.schedule import Stage
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.stages import RunStages
 from souping.pipeline.store import Store
-from souping.report.files import read_trials, write_report
+from souping.report.files import read_report, read_trials, write_report
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
@@ -33,15 +32,11 @@ class FinishedRun:
         Raises:
             UserError: there is no whole run.
         """
-        try:
-            report = json.loads((run_dir / "report.json").read_text())
-            trials = read_trials(run_dir / "trials.csv")
-        except FileNotFoundError as error:
-            name = Path(str(error.filename)).name
-            raise UserError(f"{run_dir}: no {name}: name the directory of a finished run") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{run_dir}: its report cannot be read: {error}") from error
-        if not isinstance(report, dict) or not part(report, "recipe") or not entries(report, "rows"):
+        for name in ("report.json", "trials.csv"):
+            if not (run_dir / name).is_file():
+                raise UserError(f"{run_dir}: no {name}: name the directory of a finished run")
+        report, trials = read_report(run_dir / "report.json"), read_trials(run_dir / "trials.csv")
+        if not part(report, "recipe") or not entries(report, "rows"):
             raise UserError(f"{run_dir}: its report.json is none of a whole run: name the directory of a finished one")
         return cls(report=report, trials=trials)
 
@@ -92,7 +87,7 @@ def _take_up(stages: RunStages, known: FinishedRun) -> dict[str, Stage]:
     """Put the stages where the run's end left them; {analysis: what it asks}, whose price is told."""
     ingredients = tuple(texts(part(known.report, "selection"), "ingredients"))
     recipe = part(known.report, "recipe")
-    weights = dict(zip(texts(recipe, "ingredients"), map(_float, elements(recipe, "weights")), strict=True))
+    weights = dict(zip(texts(recipe, "ingredients"), map(_float, elements(recipe, "weights")), strict=False))
     soup = _recipe(stages, weights, recipe.get("id"))
     trials = tuple(_trial(stages, row) for row in known.trials)
     own = [trial for trial in trials if trial.recipe.id == soup.id]

@@ -328,7 +328,7 @@ class LiveModel:
             self._served = None
             module, live = self._loaded
             live.pour(recipe)
-            tokenizer, ends = self.tokenizer(recipe), self._pool.ends(recipe)
+            tokenizer, ends = self.tokenizer(settings, recipe), self._pool.ends(recipe)
             if ends:  # for whoever generates with the module's own config
                 module.generation_config.eos_token_id = list(ends)
             self._served = ServedModel(
@@ -336,11 +336,11 @@ class LiveModel:
             )
         return self._served
 
-    def tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
+    def tokenizer(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedTokenizerBase:
         """The soup's tokenizer."""
         from souping.evaluate.engines.transformers import load_tokenizer
 
-        return load_tokenizer(self._pool.tokenizer_folder(recipe))
+        return load_tokenizer(self._pool.tokenizer_folder(recipe), settings.trust_remote_code)
 
     def _load(self, settings: ModuleSettings) -> tuple[PreTrainedModel, Pourable]:
         from souping.evaluate.engines.transformers import load_module
@@ -419,7 +419,7 @@ class LazyModel(Served):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self._live.tokenizer(self._recipe)
+        return self._live.tokenizer(self._settings, self._recipe)
 
     @property
     def module(self) -> PreTrainedModel:

@@ -19,8 +19,8 @@ import numpy as np
 
 from souping.core.files import nearby, put
 from souping.core.scores import ScoreMatrix
-from souping.core.text import ANALYSE
-from souping.core.types import Json, Selection, Trial, number, part, texts
+from souping.core.text import ANALYSE, first_line
+from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
 from souping.report.drawing import Drawing
 from souping.report.format import clean
@@ -95,14 +95,35 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     return put(path, stream.getvalue().encode("utf-8", "replace"))
 
 
+def read_report(path: Path) -> dict[str, Json]:
+    """A report.json.
+
+    Raises:
+        UserError: it is none, or cannot be read.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+    if not isinstance(report, dict):
+        raise UserError(f"{path}: cannot be read: it holds no JSON object")
+    return report
+
+
 def read_trials(path: Path) -> list[dict[str, Json]]:
     """The rows of a trials.csv, as `write_trials` got them.
 
     Raises:
-        ValueError: it is no such table.
+        UserError: it is no such table; a spreadsheet may have saved it in another form.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_trial_row(line) for line in csv.DictReader(file, strict=True)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *lines = csv.reader(file, strict=True)
+        if "recipe_id" not in head:
+            raise ValueError("it has no column recipe_id")
+        return [_trial_row(dict(zip(head, line, strict=True))) for line in lines]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not the table that a run wrote: {first_line(error)}") from error
 
 
 def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:

@@ -11,6 +11,8 @@ from souping.report.outcomes import warnings
 from souping.report.sections import figures, kicker, opening, sections
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
 --warm:#fff4ea;--link:#005a99}
@@ -99,6 +101,7 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
     )

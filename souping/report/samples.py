@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from souping.core.text import first_line
 from souping.core.types import Json, UserError, elements, number, part, texts
 from souping.report.format import clean, percent
 from souping.report.tables import Row
@@ -37,8 +38,8 @@ def read_samples(path: Path) -> Iterator[Row]:
         raise UserError(
             f"{path.parent}: no {path.name}: name the directory of a run that evaluated something"
         ) from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def changed(samples: Iterable[Row], base: str, soup: str, better: bool) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Decoding: the settings' and nothing else; sampled answers that know no neighbours; templates that are stopped."""
+"""Decoding: the settings' and nothing else; sampled answers that know no neighbours."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from souping.core.types import Candidate, Item, Record, UserError
-from souping.evaluate import templates
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.decoding import Decoding, keep_likely, sampler
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.templates import render
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
@@ -197,30 +195,3 @@ def test_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu(family: Path
     gpu = replace(LOCAL, device="cuda").for_pool(family / "ant", folders)
     assert gpu.module_settings().dtype == "bfloat16"
     assert replace(LOCAL, device="cuda", dtype="float16").for_pool(family, folders).module_settings().dtype == "float16"
-
-
-TEMPLATES = (
-    "{{ 'x' * 3000000000 }}",
-    "{{ 3000000000 * 'x' }}",
-    "{% set x = ['a'] * 60000000 %}",
-    "{{ 10 ** 1000000000 }}",
-    "{{ 'x'.ljust(60000000) }}",
-    "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a %}{% endfor %}{% endfor %}",
-)
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_that_never_ends_is_stopped(
-    served: SimpleNamespace, template: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    item = Item(id="i", category="c", prompt=({"role": "user", "content": "x"},), answer="x")
-    monkeypatch.setattr(templates, "SECONDS", 0.3)
-    monkeypatch.setattr(served.tokenizer, "chat_template", template, raising=False)
-    with pytest.raises(UserError, match=r"item i: the chat template refuses its messages: it (makes|did not end)"):
-        render(served.tokenizer, item)
-
-
-def test_honest_templates_multiply(served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    item = Item(id="i", category="c", prompt=({"role": "user", "content": "x"},), answer="x")
-    monkeypatch.setattr(served.tokenizer, "chat_template", "{{ '-' * 3 }}{{ 2 * 3 }}{{ 2 ** 3 }}", raising=False)
-    assert served.tokenizer.decode(render(served.tokenizer, item)) == "---68"

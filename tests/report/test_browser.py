@@ -70,6 +70,17 @@ def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[
     assert chromium.evaluate(AXE) == []
 
 
+def test_what_is_put_into_the_page_loads_and_runs_nothing(
+    chromium: Browser, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    page = tmp_path / "changed.html"
+    added = "<script>document.title = 'ran'</script><img src='https://localhost/x.png' onerror='document.title = 1'>"
+    page.write_text(pages["three"].read_text().replace("</main>", f"{added}</main>"))
+    chromium.open(page)
+    assert chromium.evaluate("document.title").startswith("souping")
+    assert any("Content Security Policy" in message for message in chromium.messages)
+
+
 def test_the_page_is_short_and_small(chromium: Browser, pages: dict[str, Path]) -> None:
     chromium.open(pages["three"])
     assert 1000 < chromium.height() <= 4000

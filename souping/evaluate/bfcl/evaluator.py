@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from souping.checkpoints.compatibility import has_template
+from souping.checkpoints.header import parse_json
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
 from souping.core.text import Count, Seconds, Seed, Threads, nearest
@@ -305,5 +305,6 @@ def _check_code(folder: Path, trusted: bool) -> None:
     """bfcl-eval runs the code of a folder's tokenizer unasked; here it is asked first."""
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
-        if not trusted and path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("auto_map"):
+        table = parse_json(path, path.read_bytes()) if path.is_file() else {}
+        if not trusted and isinstance(table, dict) and table.get("auto_map"):
             raise UserError(f"{path} names code of its own, which bfcl-eval would run: server.trust_remote_code=true")

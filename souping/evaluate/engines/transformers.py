@@ -193,14 +193,23 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        kernels = {str(config._attn_implementation), str(config._experts_implementation)}
+        if not trust and any("/" in name for name in kernels):  # compiled code, which transformers would fetch and run
+            raise ValueError(f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code")
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         own = settings.dtype in (None, "auto")
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
         module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
-        raise UserError(f"{folder}: transformers cannot load this model: {first_line(error)}") from error
+        raise UserError(f"{folder}: transformers cannot load this model: {_why(error)}") from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
+
+
+def _why(error: Exception) -> str:
+    """The reason of an error of transformers, with our name of the setting that it may want."""
+    hint = "; evaluator.trust_remote_code=true if you trust it" if "trust_remote_code" in str(error) else ""
+    return first_line(error) + hint
 
 
 def _neutral(module: PreTrainedModel) -> GenerationConfig:
@@ -213,8 +222,8 @@ def _neutral(module: PreTrainedModel) -> GenerationConfig:
 
 
 @lru_cache(maxsize=64)
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer.
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; code that it brings is refused unless it is trusted.
 
     Raises:
         UserError: there is none, or transformers cannot read it.
@@ -223,6 +232,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     quiet()
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare ones for a file of a newer release
-        raise UserError(f"{folder}: transformers cannot load the tokenizer: {first_line(error)}") from error
+        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_why(error)}") from error

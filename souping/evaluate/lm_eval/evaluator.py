@@ -26,6 +26,7 @@ from souping.evaluate.lm_eval.import_results import HarnessFiles, find_samples, 
 from souping.evaluate.lm_eval.items import HarnessItem, items_of
 from souping.evaluate.lm_eval.model import HarnessModelCache, filtered, run
 from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
+from souping.evaluate.templates import PROCESS
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
@@ -353,8 +354,10 @@ class HarnessEvaluator(Evaluator):
         return [told[n] for n in range(len(items))]
 
     def close(self) -> None:
-        """Let go of the harness's model, which all that this evaluator was made into share."""
+        """Let go of the harness's model, which all that this evaluator was made into share, and of the templates'
+        process."""
         self._model.close()
+        PROCESS.close()
 
     def find_results(self, paths: Sequence[Path]) -> list[HarnessFiles]:
         return find_samples(paths)

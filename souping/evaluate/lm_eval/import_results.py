@@ -349,7 +349,7 @@ def model_of(folder: Path, tokenizer: Path, evaluator: HarnessEvaluator) -> HFLM
             )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read its configuration: {first_line(error)}") from error
-    return build(module, load_tokenizer(tokenizer), evaluator)
+    return build(module, load_tokenizer(tokenizer, evaluator.trust_remote_code), evaluator)
 
 
 class Replay:

