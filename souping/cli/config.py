@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from souping.analysis import Analysis
 from souping.cli.help import folder
+from souping.cli.overlays import drop_settings_of_replaced_choices
 from souping.cli.values import is_callable, is_part, mismatch
 from souping.core.files import expanded
 from souping.core.text import Count, Seed, first_line, is_theirs, nearest, place_of
@@ -113,6 +114,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 def register() -> None:
     """Make the schema known to Hydra, and the resolvers `pantry` and `data` (files that travel with the package)."""
     THEIRS.clear()
+    drop_settings_of_replaced_choices(GROUPS)
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("pantry", _pantry, replace=True)
     OmegaConf.register_new_resolver("data", lambda name: str(EXAMPLES / name), replace=True)

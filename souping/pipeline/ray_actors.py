@@ -6,6 +6,7 @@ another. What a lost actor had goes to the others, and a new one takes its place
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import deque
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
 
 
+log = logging.getLogger(__name__)
 PATIENCE = 20.0
 """Seconds without an answer after which it is looked whether Ray still has a machine: an actor that waits for one waits
 for ever."""
@@ -122,6 +124,10 @@ class RayWorkers(Workers):
         self._lost = 0
 
     @property
+    def lost(self) -> int:
+        return self._lost
+
+    @property
     def slots(self) -> int:
         """Inquiries that may be open: one an actor."""
         return len(self._seats) or self._settings.actors or self._room()
@@ -215,6 +221,7 @@ class RayWorkers(Workers):
                 f"executor=ray: {self._lost} actors were lost, the last: {_why(error)}\nwhat was answered is in "
                 "the store, the same command goes on (executor.restarts allows more)"
             ) from error
+        log.warning("executor=ray: an actor was lost (%s); another takes over its work", _why(error))
         tasks, seat.tasks = deque(seat.tasks.values()), {}
         seat.actor = self._actor()
         while tasks:
@@ -235,8 +242,6 @@ class RayWorkers(Workers):
 
 
 def _connect(address: str | None) -> None:
-    import logging
-
     import ray
 
     try:

@@ -117,8 +117,12 @@ def _likenesses(run: RunScores) -> Iterator[Finding]:
 
 def _consistency(run: RunScores) -> tuple[str, str]:
     told = Consistency().analyse(run)
-    before, after, null = (number(part(told, key).get("mean")) or 0.0 for key in ("before", "after", "null"))
-    return f"{before:.2f} before, {after:.2f} after", f"mere mixing of the parents' scores gives {null:.2f}"
+    before, after = (number(part(told, key).get("mean")) or 0.0 for key in ("before", "after"))
+    drawn, shared, exact = (
+        number(part(part(told, "nulls"), key).get("mean")) or 0.0 for key in ("independent", "shared", "exact")
+    )
+    note = f"mixing alone gives {drawn:.2f} (independent draws), {shared:.2f} (one draw per group) or {exact:.2f} (exact)"
+    return f"{before:.2f} before, {after:.2f} after", note
 
 
 def _categories(run: RunScores) -> tuple[str, str]:
