@@ -2,7 +2,8 @@
 
 Figure 2 of arXiv 2511.13254 shows the correlation of every two categories over the candidates and over a population of
 soups: it rises. But soups of few parents correlate by themselves: their scores move along the few directions in which
-the parents differ. So the population is held against three nulls of linear mixing, soups that know nothing of their own:
+the parents differ. So the population is held against three nulls of linear
+mixing, soups that know nothing of their own:
 
 - `shared`: each group of items is answered by one parent, drawn by the soup's weights. One random number per group
   serves all soups, so soups of similar weights answer alike, as real ones do.
@@ -79,14 +80,22 @@ class Consistency(Analysis):
         seen: float,
     ) -> dict[str, Json]:
         """{null: mean |rho| with its interval}; `above` is the share of drawn populations that reach what was seen."""
-        weights = np.array([[dict(zip(s.ingredients, s.weights, strict=True)).get(n, 0.0) for n in parents] for s in soups])
+        weights = np.array(
+            [[dict(zip(s.ingredients, s.weights, strict=True)).get(n, 0.0) for n in parents] for s in soups]
+        )
         weights /= weights.sum(axis=1, keepdims=True)
         sums, nulls = GroupSums.of(ScoreMatrix.from_items(parents)), dict[str, Json]()
         for name in ("shared", "independent"):
             drawn = _mixed(sums, weights, kept, correlation, self.mixtures, shared=name == "shared")
             low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
             above = float(np.nanmean(drawn >= seen - TIE))
-            nulls[name] = {"draws": len(drawn), "mean": float(np.nanmean(drawn)), "low": low, "high": high, "above": above}
+            nulls[name] = {
+                "draws": len(drawn),
+                "mean": float(np.nanmean(drawn)),
+                "low": low,
+                "high": high,
+                "above": above,
+            }
         told = _told(_exact(parents, weights), kept, correlation, self.draws)
         return {**nulls, "exact": {key: told[key] for key in ("mean", "low", "high")}}
 
@@ -94,7 +103,9 @@ class Consistency(Analysis):
 def _exact(parents: Mapping[str, ItemScores], weights: FloatArray) -> ScoreMatrix:
     """Soups whose score on each item is the weighted mean of their parents' scores."""
     items, values = next(iter(parents.values())).items, np.array([scores.values for scores in parents.values()])
-    return ScoreMatrix.from_items({str(n): ItemScores(items=items, values=row @ values) for n, row in enumerate(weights)})
+    return ScoreMatrix.from_items(
+        {str(n): ItemScores(items=items, values=row @ values) for n, row in enumerate(weights)}
+    )
 
 
 def _varying(values: FloatArray) -> NDArray[np.bool_]:

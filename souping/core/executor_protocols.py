@@ -28,6 +28,11 @@ class Workers(Protocol):
     @property
     def slots(self) -> int: ...
 
+    @property
+    def lost(self) -> int:
+        """Workers that died during the run and were replaced."""
+        return 0
+
     def put(self, task: BlockTask) -> None: ...
 
     def take(self) -> list[tuple[BlockTask, Answered]]:

@@ -103,7 +103,7 @@ class TestSwappedChoices:
 
     @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
     def test_every_experiment_takes_every_choice_of_every_group(self, path: Path) -> None:
-        """All groups are swapped at once, as often as the largest has choices: a composition takes a fifth of a second."""
+        """All groups are swapped at once, as often as the largest group has choices."""
         for number in range(max(len(choices(group)) for group in SWAPPED)):
             swapped(path.stem, *(swap(group, number) for group in SWAPPED))
 
@@ -116,7 +116,9 @@ class TestSwappedChoices:
     def test_a_choice_that_the_experiment_names_keeps_its_settings(self) -> None:
         assert swapped("bfcl_70b", "server=vllm")["server"]["tensor_parallel_size"] == 4
         assert swapped("mgsm", "selector=soce")["selector"]["sign"] == "signed"
-        assert swapped("bfcl_8b", "objective=bfcl", "selector=topk")["selector"]["objective"]["_target_"].endswith("Mean")
+        assert swapped("bfcl_8b", "objective=bfcl", "selector=topk")["selector"]["objective"]["_target_"].endswith(
+            "Mean"
+        )
 
     def test_values_that_the_new_choice_brings_win(self) -> None:
         candidates = swapped("mgsm", "pool=pantry")["pool"]["candidates"]

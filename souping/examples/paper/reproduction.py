@@ -121,7 +121,9 @@ def _consistency(run: RunScores) -> tuple[str, str]:
     drawn, shared, exact = (
         number(part(part(told, "nulls"), key).get("mean")) or 0.0 for key in ("independent", "shared", "exact")
     )
-    note = f"mixing alone gives {drawn:.2f} (independent draws), {shared:.2f} (one draw per group) or {exact:.2f} (exact)"
+    note = (
+        f"mixing alone gives {drawn:.2f} (independent draws), {shared:.2f} (one draw per group) or {exact:.2f} (exact)"
+    )
     return f"{before:.2f} before, {after:.2f} after", note
 
 

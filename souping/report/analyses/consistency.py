@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from souping.core.types import elements, number, part, texts
 from souping.report.drawing import Drawing, canvas
 from souping.report.experts import around, at
-from souping.report.format import clean, count, in_words, percent, rho, short
+from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import heat_axes, heat_cell
 from souping.report.registry import register
 from souping.report.tables import Row, Section, grid
@@ -46,7 +46,9 @@ def section(data: Row) -> Section:
              for key, (name, _) in NULLS.items()]  # fmt: skip
     table = grid(("population", "models", "mean |rho|", "95 %"), rows)
     means = tuple(f"{name[0].upper()}{name[1:]}: {meaning}." for name, meaning in NULLS.values())
-    return Section("Do categories move together?", (head, against, *means, *filter(None, notes)), "consistency", (table,))
+    return Section(
+        "Do categories move together?", (head, against, *means, *filter(None, notes)), "consistency", (table,)
+    )
 
 
 def _place(value: float | None, null: Row) -> str:
