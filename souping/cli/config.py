@@ -156,7 +156,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _how(key: str) -> str:
     examples = {
-        "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]'",
+        "pool.candidates": "try +experiment=demo, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
+from souping.cli.commands import COMMANDS
 from souping.core.text import nearest
 from souping.core.types import UserError
 from souping.core.versions import __version__
 
 FLAGS = ("--help", "-h")
+COMPLETION = ("-sc", "--shell-completion")
 
 
 def folder() -> Path:
@@ -19,19 +23,33 @@ def folder() -> Path:
 
 
 def answered(words: Sequence[str]) -> bool:
-    """Print what `--version`, `--help` or `--help GROUP...` ask for; False where the words are something else.
+    """Print what `--version`, `help`, `--help` or `help NAME...` ask for; False where the words are something else.
 
     Raises:
-        UserError: there is no such group.
+        UserError: there is no such group or command, or a person types what a shell asks for.
     """
+    if "COMP_LINE" not in os.environ and any(word.startswith("query=") for word in words if {*words} & {*COMPLETION}):
+        raise UserError('-sc query=SHELL is for the shell alone: type eval "$(souping -sc install=bash)" once')
     if "--version" in words:
         print(f"souping {__version__}")
         return True
-    asked = [word for word in words if word not in FLAGS]
+    asked = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
     if len(asked) == len(words) or not all(word.isidentifier() for word in asked):
         return False
-    print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
+    if asked and asked[0] in COMMANDS:
+        command_help(asked[0])
+    else:
+        print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
     return True
+
+
+def command_help(name: str) -> None:
+    """Print the help of a command: its module's own, or for a run with overrides what it does."""
+    command = COMMANDS[name]
+    if command.module:
+        import_module(command.module).main([FLAGS[0]])
+    else:
+        print(f"usage: python -m souping {name} OVERRIDE...\n\n{command.does}\n\nOVERRIDE: as for the run itself")
 
 
 def overview() -> str:
@@ -54,7 +72,8 @@ def choices(group: str) -> list[str]:
 def keys(group: str) -> Iterator[str]:
     """The choices of a group, and their keys with defaults and remarks as their files have them."""
     if group not in groups():
-        raise UserError(f"--help {group}: there is no such group{nearest(group, groups())} ({', '.join(groups())})")
+        known = [*groups(), *COMMANDS]
+        raise UserError(f"help {group}: no such group or command{nearest(group, known)} ({', '.join(known)})")
     sign = "+" if group == "experiment" else ""
     for name in choices(group):
         yield f"{sign}{group}={name}"
