@@ -60,6 +60,7 @@ class Consistency(Analysis):
         if len(singles) < 3 or kept.sum() < 2:
             raise NotEstimableError(_too_flat(len(singles), before.categories, kept))
         parents = {name: scores for name, scores in singles.items() if any(name in soup.ingredients for soup in soups)}
+        nulls = self._nulls(soups, parents, kept, run)
         told = [_told(scores, kept, run.correlation, self.draws) for scores in (before, after)]
         return {
             "fold": "search",
@@ -68,44 +69,26 @@ class Consistency(Analysis):
             "left_out": [name for name, use in zip(before.categories, kept, strict=True) if not use],
             "before": {"models": len(singles), "note": few_models(len(singles)), **told[0]},
             "after": {"models": len(soups), **told[1]},
-            "nulls": self._nulls(soups, parents, kept, run.correlation, _strength(run.correlation, after.values, kept)),
+            "nulls": {name: _spread(null) for name, null in nulls.items()},
         }
 
     def _nulls(
-        self,
-        soups: Sequence[Recipe],
-        parents: Mapping[str, ItemScores],
-        kept: NDArray[np.bool_],
-        correlation: Correlation,
-        seen: float,
-    ) -> dict[str, Json]:
-        """{null: mean |rho| with its interval}; `above` is the share of drawn populations that reach what was seen."""
-        weights = np.array(
-            [[dict(zip(s.ingredients, s.weights, strict=True)).get(n, 0.0) for n in parents] for s in soups]
-        )
-        weights /= weights.sum(axis=1, keepdims=True)
-        sums, nulls = GroupSums.of(ScoreMatrix.from_items(parents)), dict[str, Json]()
-        for name in ("shared", "independent"):
-            drawn = _mixed(sums, weights, kept, correlation, self.mixtures, shared=name == "shared")
-            low, high = np.nanquantile(drawn, (0.025, 0.975)).tolist()
-            above = float(np.nanmean(drawn >= seen - TIE))
-            nulls[name] = {
-                "draws": len(drawn),
-                "mean": float(np.nanmean(drawn)),
-                "low": low,
-                "high": high,
-                "above": above,
-            }
-        told = _told(_exact(parents, weights), kept, correlation, self.draws)
-        return {**nulls, "exact": {key: told[key] for key in ("mean", "low", "high")}}
+        self, soups: Sequence[Recipe], parents: Mapping[str, ItemScores], kept: NDArray[np.bool_], run: RunScores
+    ) -> dict[str, FloatArray]:
+        """{null: mean |rho| of each of its populations}; `exact` has one."""
+        given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups]
+        weights = np.array([[own.get(name, 0.0) / sum(own.values()) for name in parents] for own in given])
+        sums = GroupSums.of(ScoreMatrix.from_items(parents))
+        exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
+        sizes = {"shared": len(sums.sums), "independent": (len(soups), len(sums.sums))}
+        drawn = {k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size) for k, size in sizes.items()}
+        return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 
 
-def _exact(parents: Mapping[str, ItemScores], weights: FloatArray) -> ScoreMatrix:
-    """Soups whose score on each item is the weighted mean of their parents' scores."""
-    items, values = next(iter(parents.values())).items, np.array([scores.values for scores in parents.values()])
-    return ScoreMatrix.from_items(
-        {str(n): ItemScores(items=items, values=row @ values) for n, row in enumerate(weights)}
-    )
+def _spread(null: FloatArray) -> dict[str, Json]:
+    """Mean and central 95 % of a null."""
+    low, high = np.nanquantile(null, (0.025, 0.975)).tolist()
+    return {"mean": float(np.nanmean(null)), "low": low, "high": high}
 
 
 def _varying(values: FloatArray) -> NDArray[np.bool_]:
@@ -161,15 +144,14 @@ def _mixed(
     kept: NDArray[np.bool_],
     correlation: Correlation,
     draws: int,
-    *,
-    shared: bool,
+    size: int | tuple[int, int],
 ) -> FloatArray:
     """Mean |rho| over populations of soups that answer, group by group, as a parent drawn by weights [S, P], [D].
 
-    The order of the parents is drawn anew each time, so that none is always the neighbour of another.
+    `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the parents is
+    drawn anew each time, so that none is always the neighbour of another.
     """
     rng, totals, out = np.random.default_rng([SALT, 1]), sums.counts.sum(axis=0), np.empty(draws)
-    size = len(sums.sums) if shared else (len(weights), len(sums.sums))
     for number in range(draws):
         order = rng.permutation(weights.shape[1])
         edges, place = weights[:, order].cumsum(axis=1), rng.random(size)

@@ -13,7 +13,6 @@ from souping.core.types import UserError
 from souping.core.versions import __version__
 
 FLAGS = ("--help", "-h")
-COMPLETION = ("-sc", "--shell-completion")
 
 
 def folder() -> Path:
@@ -28,7 +27,9 @@ def answered(words: Sequence[str]) -> bool:
     Raises:
         UserError: there is no such group or command, or a person types what a shell asks for.
     """
-    if "COMP_LINE" not in os.environ and any(word.startswith("query=") for word in words if {*words} & {*COMPLETION}):
+    if "COMP_LINE" not in os.environ and any(
+        word.startswith("query=") for word in words if {*words} & {"-sc", "--shell-completion"}
+    ):
         raise UserError('-sc query=SHELL is for the shell alone: type eval "$(souping -sc install=bash)" once')
     if "--version" in words:
         print(f"souping {__version__}")
@@ -36,20 +37,10 @@ def answered(words: Sequence[str]) -> bool:
     asked = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
     if len(asked) == len(words) or not all(word.isidentifier() for word in asked):
         return False
-    if asked and asked[0] in COMMANDS:
-        command_help(asked[0])
-    else:
-        print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
-    return True
-
-
-def command_help(name: str) -> None:
-    """Print the help of a command: its module's own, or for a run with overrides what it does."""
-    command = COMMANDS[name]
-    if command.module:
+    if asked and (command := COMMANDS.get(asked[0])) and command.module:
         import_module(command.module).main([FLAGS[0]])
-    else:
-        print(f"usage: python -m souping {name} OVERRIDE...\n\n{command.does}\n\nOVERRIDE: as for the run itself")
+    print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
+    return True
 
 
 def overview() -> str:
@@ -70,7 +61,10 @@ def choices(group: str) -> list[str]:
 
 
 def keys(group: str) -> Iterator[str]:
-    """The choices of a group, and their keys with defaults and remarks as their files have them."""
+    """The choices of a group, and their keys with defaults and remarks as their files have them; or what a command does."""
+    if group in COMMANDS:
+        yield f"usage: python -m souping {group} OVERRIDE...\n\n{COMMANDS[group].does}"
+        return
     if group not in groups():
         known = [*groups(), *COMMANDS]
         raise UserError(f"help {group}: no such group or command{nearest(group, known)} ({', '.join(known)})")

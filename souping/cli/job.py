@@ -65,7 +65,7 @@ def start() -> None:
     """Compose what the command line says and run it, once or, with `-m`, for each combination."""
     register()
     _compose_once()
-    _raise_quietly()
+    setattr(JobReturn, "return_value", property(_outcome, JobReturn.return_value.fset))  # noqa: B010
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
@@ -83,16 +83,11 @@ def _compose_once() -> None:
     setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
-def _raise_quietly() -> None:
-    """Keep Hydra from announcing a failed job with its raw overrides: the job printed its own message."""
-    announced = JobReturn.return_value
-
-    def return_value(job: JobReturn) -> Any:
-        if job.status == JobStatus.FAILED:
-            raise job._return_value
-        return job._return_value
-
-    setattr(JobReturn, "return_value", property(return_value, announced.fset))  # noqa: B010
+def _outcome(job: JobReturn) -> Any:
+    """What a job returned. Hydra's own getter announces a failed one with its raw overrides: ours has said why."""
+    if job.status == JobStatus.FAILED:
+        raise job._return_value
+    return job._return_value
 
 
 def told(error: Exception) -> tuple[str, int]:

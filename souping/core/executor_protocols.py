@@ -28,10 +28,8 @@ class Workers(Protocol):
     @property
     def slots(self) -> int: ...
 
-    @property
-    def lost(self) -> int:
-        """Workers that died during the run and were replaced."""
-        return 0
+    # workers that died during the run and were replaced
+    lost: int = 0
 
     def put(self, task: BlockTask) -> None: ...
 

@@ -40,8 +40,7 @@ class PidGuard:
             start_new_session=True,  # a Ctrl-C on the terminal is for the run
         )
         assert self._process.stdout is not None
-        with self._process.stdout as out:
-            out.readline()  # it knows their children: from here nothing is lost
+        self._process.stdout.readline()  # it knows their children: from here nothing is lost
 
     def stop(self) -> None:
         """End them now; returns when they are gone."""

@@ -121,11 +121,6 @@ class RayWorkers(Workers):
         self._settings, self._here, self._elsewhere = settings, here, elsewhere
         self._seats: list[Seat] = []
         self._own = False
-        self._lost = 0
-
-    @property
-    def lost(self) -> int:
-        return self._lost
 
     @property
     def slots(self) -> int:
@@ -215,10 +210,10 @@ class RayWorkers(Workers):
 
     def _replace(self, seat: Seat, error: Exception) -> None:
         """Give a lost actor's tasks back, oldest first, and put another in its place."""
-        self._lost += 1
-        if self._lost > self._settings.restarts:
+        self.lost += 1
+        if self.lost > self._settings.restarts:
             raise UserError(
-                f"executor=ray: {self._lost} actors were lost, the last: {_why(error)}\nwhat was answered is in "
+                f"executor=ray: {self.lost} actors were lost, the last: {_why(error)}\nwhat was answered is in "
                 "the store, the same command goes on (executor.restarts allows more)"
             ) from error
         log.warning("executor=ray: an actor was lost (%s); another takes over its work", _why(error))

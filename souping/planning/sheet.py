@@ -92,12 +92,8 @@ def work_section(plan: Plan) -> Section | None:
     lines = [f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."]
     if plan.outlined:
         lines.append("The items cannot be read here: they are counted by the benchmark's published sizes, about right.")
-        items = [item for fold in plan.folds.values() for item in fold]
-        if len({item.group for item in items}) == len(items):
-            lines.append(
-                "Every item counts as its own group here. If the data groups them, as questions on one text, the folds "
-                "will be less even and the report will show less than stated."
-            )
+        if len({item.group for fold in plan.folds.values() for item in fold}) == sum(map(len, plan.folds.values())):
+            lines.append("Every item counts as its own group: if the data groups them, the report shows less.")
     if len(plan.choice.sizes) > 1:
         lines.append("The number of ingredients is open, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):

@@ -117,14 +117,13 @@ def _likenesses(run: RunScores) -> Iterator[Finding]:
 
 def _consistency(run: RunScores) -> tuple[str, str]:
     told = Consistency().analyse(run)
-    before, after = (number(part(told, key).get("mean")) or 0.0 for key in ("before", "after"))
-    drawn, shared, exact = (
-        number(part(part(told, "nulls"), key).get("mean")) or 0.0 for key in ("independent", "shared", "exact")
+    means = {**part(told, "nulls"), **told}
+    before, after, drawn, shared, exact = (
+        f"{number(part(means, key).get('mean')) or 0.0:.2f}"
+        for key in ("before", "after", "independent", "shared", "exact")
     )
-    note = (
-        f"mixing alone gives {drawn:.2f} (independent draws), {shared:.2f} (one draw per group) or {exact:.2f} (exact)"
-    )
-    return f"{before:.2f} before, {after:.2f} after", note
+    note = f"mixing alone gives {drawn} (independent draws), {shared} (one draw per group) or {exact} (exact)"
+    return f"{before} before, {after} after", note
 
 
 def _categories(run: RunScores) -> tuple[str, str]:

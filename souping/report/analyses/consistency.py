@@ -40,22 +40,19 @@ def section(data: Row) -> Section:
     notes = [clean(part(data, "before").get("note"))]
     if left_out:
         notes.append(f"Left out, as all candidates or all soups score the same: {in_words(left_out)}.")
-    rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)))
+    rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)), "")
             for key, name in POPULATIONS.items()]  # fmt: skip
-    rows += [(name, count(after.get("models")), rho(part(nulls, key).get("mean")), _limits(part(nulls, key)))
-             for key, (name, _) in NULLS.items()]  # fmt: skip
-    table = grid(("population", "models", "mean |rho|", "95 %"), rows)
-    means = tuple(f"{name[0].upper()}{name[1:]}: {meaning}." for name, meaning in NULLS.values())
-    return Section(
-        "Do categories move together?", (head, against, *means, *filter(None, notes)), "consistency", (table,)
-    )
+    rows += [(name, count(after.get("models")), rho(part(nulls, key).get("mean")), _limits(part(nulls, key)), meaning)
+             for key, (name, meaning) in NULLS.items()]  # fmt: skip
+    table = grid(("population", "models", "mean |rho|", "95 %", "what it is"), rows, left=(0, 4))
+    return Section("Do categories move together?", (head, against, *filter(None, notes)), "consistency", (table,))
 
 
 def _place(value: float | None, null: Row) -> str:
     low, high = number(null.get("low")), number(null.get("high"))
     if value is None or low is None or high is None:
         return "not comparable to"
-    return "above" if value > high else "below" if value < low else "within"
+    return "above" if value > high + 1e-9 else "below" if value < low - 1e-9 else "within"
 
 
 def _mean(told: Row) -> str:
