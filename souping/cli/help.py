@@ -61,7 +61,7 @@ def choices(group: str) -> list[str]:
 
 
 def keys(group: str) -> Iterator[str]:
-    """The choices of a group, and their keys with defaults and remarks as their files have them; or what a command does."""
+    """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
     if group in COMMANDS:
         yield f"usage: python -m souping {group} OVERRIDE...\n\n{COMMANDS[group].does}"
         return

@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.default_element import GroupDefault, ResultDefault
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
 OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
@@ -28,7 +28,7 @@ def drop_settings_of_replaced_choices(groups: Collection[str]) -> None:
         replaced = _chosen(parts) - _named(defaults, repo)
         plain = merge_defaults(loader, parts, repo) if replaced else {}
         for group in {group for group, _ in replaced}:
-            merged, own = (OmegaConf.to_container(whole[group], resolve=False) for whole in (config, plain))
+            merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (config, plain))
             config[group] = {key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()}
         return config
 
