@@ -36,7 +36,6 @@ DEV = [
     "ipykernel>=6",
     "twine>=5",
 ]
-DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name
 SERVING = ["transformers[serving]>=5.6,<6"]  # from 5.6 on it serves one folder and answers /v1/completions
 VLLM = ["vllm>=0.32,<0.34"]  # its weight transfer changes with versions: souping/evaluate/engines/vllm.py
@@ -73,7 +72,6 @@ setup(
     install_requires=CORE,
     extras_require={
         "dev": DEV,
-        "docs": DOCS,
         "peft": ["peft>=0.18"],
         "mergekit": ["mergekit>=0.1.4,<0.2"],
         "lm_eval": LM_EVAL,

@@ -14,7 +14,6 @@ declare -A proof=(
     [vllm]='import importlib.metadata as m; m.version("vllm")'
     [ray]='import ray'
     [smollm]='import gguf'
-    [docs]='import mkdocs, mkdocstrings'
     [dev]='import pytest, ruff'
 )
 extras=("$@")

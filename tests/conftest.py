@@ -18,8 +18,12 @@ from souping.core.protocols import Evaluator, Served
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Item, Json, Recipe, Record
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest in a shell's background: processes of tests hear Ctrl-C
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]
+"""What a shell's background or nohup ignores. Processes of tests would inherit that; a handler they do not inherit."""
+if "PYTEST_XDIST_WORKER" in os.environ:
+    IGNORED.append(signal.SIGHUP)  # ignored in the process that started this one, as far as nohup goes
+for _number in IGNORED:
+    signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -2,8 +2,13 @@
 
 Figure 2 of arXiv 2511.13254 shows the correlation of every two categories over the candidates and over a population of
 soups: it rises. But soups of few parents correlate by themselves: their scores move along the few directions in which
-the parents differ. So the population is held against a null of linear mixing, soups that know nothing of their own: for
-every group of items one parent is drawn by the soup's weights, and the soup answers as that parent does.
+the parents differ. So the population is held against three nulls of linear
+mixing, soups that know nothing of their own:
+
+- `shared`: each group of items is answered by one parent, drawn by the soup's weights. One random number per group
+  serves all soups, so soups of similar weights answer alike, as real ones do.
+- `independent`: the same, but every soup draws for itself. The noise of its draws lowers the correlations.
+- `exact`: every item scores the weighted mean of its parents' scores. No noise at all: the correlations are highest.
 """
 
 from __future__ import annotations
@@ -33,32 +38,30 @@ class Consistency(Analysis):
     """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
 
     Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `draws` bootstrap
-    draws of the search fold's groups, the models and soups as they are. The null is drawn `mixtures` times. A search
-    that left few soups with the whole fold answered is completed to `soups` of them.
+    draws of the search fold's groups, the models and soups as they are. The nulls that draw are drawn `mixtures` times.
+    A search that left few soups with the whole fold answered is completed to `soups` of them.
     """
 
-    draws: Draws = 200
-    mixtures: Draws = 200
+    draws: Draws = 1000
+    mixtures: Draws = 500
     soups: Annotated[int, Interval(ge=0, le=1000)] = 0
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         return population(soups, self.soups) if self.soups else ()
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
-        soups = run.mixtures(self.asks(run.soups))
+        soups = sorted(run.mixtures(self.asks(run.soups)), key=lambda soup: soup.id)  # the draws follow this order
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
-        singles = {name: run.search[r.id] for name, r in run.soups.candidates.items() if r.id in run.search}
+        singles = {name: run.search[r.id] for name, r in sorted(run.soups.candidates.items()) if r.id in run.search}
         before = ScoreMatrix.from_items(singles)
         after = ScoreMatrix.from_items({soup.id: run.search[soup.id] for soup in soups})
         kept = _varying(before.values) & _varying(after.values)
         if len(singles) < 3 or kept.sum() < 2:
             raise NotEstimableError(_too_flat(len(singles), before.categories, kept))
-        parents = {name: singles[name] for soup in soups for name in soup.ingredients}
-        null = _mixed(soups, parents, kept, run.correlation, self.mixtures)
-        low, high = np.nanquantile(null, (0.025, 0.975)).tolist()
+        parents = {name: scores for name, scores in singles.items() if any(name in soup.ingredients for soup in soups)}
+        nulls = self._nulls(soups, parents, kept, run)
         told = [_told(scores, kept, run.correlation, self.draws) for scores in (before, after)]
-        above = np.nanmean(null >= _strength(run.correlation, after.values, kept) - TIE)
         return {
             "fold": "search",
             "metric": run.metric,
@@ -66,14 +69,26 @@ class Consistency(Analysis):
             "left_out": [name for name, use in zip(before.categories, kept, strict=True) if not use],
             "before": {"models": len(singles), "note": few_models(len(singles)), **told[0]},
             "after": {"models": len(soups), **told[1]},
-            "null": {
-                "draws": len(null),
-                "mean": float(np.nanmean(null)),
-                "low": low,
-                "high": high,
-                "above": float(above),
-            },
+            "nulls": {name: _spread(null) for name, null in nulls.items()},
         }
+
+    def _nulls(
+        self, soups: Sequence[Recipe], parents: Mapping[str, ItemScores], kept: NDArray[np.bool_], run: RunScores
+    ) -> dict[str, FloatArray]:
+        """{null: mean |rho| of each of its populations}; `exact` has one."""
+        given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups]
+        weights = np.array([[own.get(name, 0.0) / sum(own.values()) for name in parents] for own in given])
+        sums = GroupSums.of(ScoreMatrix.from_items(parents))
+        exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
+        sizes = {"shared": len(sums.sums), "independent": (len(soups), len(sums.sums))}
+        drawn = {k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size) for k, size in sizes.items()}
+        return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
+
+
+def _spread(null: FloatArray) -> dict[str, Json]:
+    """Mean and central 95 % of a null."""
+    low, high = np.nanquantile(null, (0.025, 0.975)).tolist()
+    return {"mean": float(np.nanmean(null)), "low": low, "high": high}
 
 
 def _varying(values: FloatArray) -> NDArray[np.bool_]:
@@ -124,26 +139,23 @@ def _told(scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation
 
 
 def _mixed(
-    soups: Sequence[Recipe],
-    parents: Mapping[str, ItemScores],
+    sums: GroupSums,
+    weights: FloatArray,
     kept: NDArray[np.bool_],
     correlation: Correlation,
     draws: int,
+    size: int | tuple[int, int],
 ) -> FloatArray:
-    """Mean |rho| over populations of soups that answer, group by group, as a parent drawn by their weights, [D].
+    """Mean |rho| over populations of soups that answer, group by group, as a parent drawn by weights [S, P], [D].
 
-    One uniform number a group serves all soups of a draw, so that soups of near weights answer nearly alike, as real
-    ones do; the order of the parents is drawn anew, so that none is the neighbour of another in all draws.
+    `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the parents is
+    drawn anew each time, so that none is always the neighbour of another.
     """
-    sums = GroupSums.of(ScoreMatrix.from_items(parents))
-    names, rng = list(parents), np.random.default_rng([SALT, 1])
-    weights = np.array([[dict(zip(s.ingredients, s.weights, strict=True)).get(n, 0.0) for n in names] for s in soups])
-    weights /= weights.sum(axis=1, keepdims=True)
-    totals, out = sums.counts.sum(axis=0), np.empty(draws)
+    rng, totals, out = np.random.default_rng([SALT, 1]), sums.counts.sum(axis=0), np.empty(draws)
     for number in range(draws):
-        order = rng.permutation(len(names))
-        edges, place = weights[:, order].cumsum(axis=1), rng.random(len(sums.sums))
-        means = np.zeros((len(soups), len(totals)))
+        order = rng.permutation(weights.shape[1])
+        edges, place = weights[:, order].cumsum(axis=1), rng.random(size)
+        means = np.zeros((len(weights), len(totals)))
         for rank, parent in enumerate(order):
             below = edges[:, [rank - 1]] if rank else 0.0
             chosen = (place >= below) & ((place < edges[:, [rank]]) | (rank == len(order) - 1))

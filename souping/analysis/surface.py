@@ -94,10 +94,10 @@ class ResponseSurface(Analysis):
         return _merged(points, np.zeros((len(points), 0)))[0]
 
     def _checked(self, asked: AskedFold, shown: FloatArray) -> Mapping[str, Json]:
-        """Soups' differences to the uniform one on groups that were held out, against the bands of the others."""
+        """Soups' differences to the uniform one on held-out groups, against the bands of the others, or why not."""
         uniform = np.flatnonzero(np.abs(asked.weights - 1 / asked.weights.shape[1]).max(axis=1) < 1e-9)
         if not len(uniform):
-            return {}
+            return {"not_estimable": "the search did not evaluate the uniform soup, from which differences are taken"}
         place = np.random.default_rng(SALT).permutation(int(asked.groups.max()) + 1) % self.parts
         points, _ = _merged(np.vstack([shown, asked.weights]), np.zeros((len(shown) + len(asked.weights), 0)))
         inside, outside = 0, list[float]()
@@ -114,7 +114,9 @@ class ResponseSurface(Analysis):
             errors = np.abs(seen_there[:, 0] - told.difference[rows]) / np.hypot(told.error[rows], seen_there[:, 1])
             outside.append(float(errors.max()))
             inside += int(errors.max() <= told.quantile)
-        return {"parts": len(outside), "inside": inside, "largest": max(outside)} if outside else {}
+        if not outside:
+            return {"not_estimable": "no soup answered items of every category both within and outside a held-out part"}
+        return {"parts": len(outside), "inside": inside, "largest": max(outside)}
 
 
 def _seen(asked: AskedFold, held: NDArray[np.bool_], uniform: int) -> dict[int, tuple[float, float]]:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from souping.analysis import Analysis
 from souping.cli.help import folder
+from souping.cli.overlays import drop_settings_of_replaced_choices
 from souping.cli.values import is_callable, is_part, mismatch
 from souping.core.files import expanded
 from souping.core.text import Count, Seed, first_line, is_theirs, nearest, place_of
@@ -114,6 +115,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 def register() -> None:
     """Make the schema known to Hydra, and the resolvers `pantry` and `data` (files that travel with the package)."""
     THEIRS.clear()
+    drop_settings_of_replaced_choices(GROUPS)
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("pantry", _pantry, replace=True)
     OmegaConf.register_new_resolver("data", lambda name: str(EXAMPLES / name), replace=True)
@@ -155,7 +157,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _how(key: str) -> str:
     examples = {
-        "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]'",
+        "pool.candidates": "try +experiment=demo, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }

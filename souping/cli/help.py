@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
+from souping.cli.commands import COMMANDS
 from souping.core.text import nearest
 from souping.core.types import UserError
 from souping.core.versions import __version__
@@ -19,17 +22,23 @@ def folder() -> Path:
 
 
 def answered(words: Sequence[str]) -> bool:
-    """Print what `--version`, `--help` or `--help GROUP...` ask for; False where the words are something else.
+    """Print what `--version`, `help`, `--help` or `help NAME...` ask for; False where the words are something else.
 
     Raises:
-        UserError: there is no such group.
+        UserError: there is no such group or command, or a person types what a shell asks for.
     """
+    if "COMP_LINE" not in os.environ and any(
+        word.startswith("query=") for word in words if {*words} & {"-sc", "--shell-completion"}
+    ):
+        raise UserError('-sc query=SHELL is for the shell alone: type eval "$(souping -sc install=bash)" once')
     if "--version" in words:
         print(f"souping {__version__}")
         return True
-    asked = [word for word in words if word not in FLAGS]
+    asked = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
     if len(asked) == len(words) or not all(word.isidentifier() for word in asked):
         return False
+    if asked and (command := COMMANDS.get(asked[0])) and command.module:
+        import_module(command.module).main([FLAGS[0]])
     print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
     return True
 
@@ -52,9 +61,13 @@ def choices(group: str) -> list[str]:
 
 
 def keys(group: str) -> Iterator[str]:
-    """The choices of a group, and their keys with defaults and remarks as their files have them."""
+    """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
+    if group in COMMANDS:
+        yield f"usage: python -m souping {group} OVERRIDE...\n\n{COMMANDS[group].does}"
+        return
     if group not in groups():
-        raise UserError(f"--help {group}: there is no such group{nearest(group, groups())} ({', '.join(groups())})")
+        known = [*groups(), *COMMANDS]
+        raise UserError(f"help {group}: no such group or command{nearest(group, known)} ({', '.join(known)})")
     sign = "+" if group == "experiment" else ""
     for name in choices(group):
         yield f"{sign}{group}={name}"

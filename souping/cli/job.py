@@ -18,6 +18,7 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -64,6 +65,7 @@ def start() -> None:
     """Compose what the command line says and run it, once or, with `-m`, for each combination."""
     register()
     _compose_once()
+    setattr(JobReturn, "return_value", property(_outcome, JobReturn.return_value.fset))  # noqa: B010
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
@@ -79,6 +81,13 @@ def _compose_once() -> None:
         return None
 
     setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
+
+
+def _outcome(job: JobReturn) -> Any:
+    """What a job returned. Hydra's own getter announces a failed one with its raw overrides: ours has said why."""
+    if job.status == JobStatus.FAILED:
+        raise job._return_value
+    return job._return_value
 
 
 def told(error: Exception) -> tuple[str, int]:
@@ -334,6 +343,8 @@ def _sweep_table(sweep_dir: Path) -> None:
     _track(sweep_dir, jobs)
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join(sweep_lines(jobs)))
+    if refused := [str(job["job"]) for job in jobs if job["refused"]]:
+        print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
     for job in jobs:
         place = sweep_dir / str(job["run_dir"])
         if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now

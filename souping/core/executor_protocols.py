@@ -28,6 +28,9 @@ class Workers(Protocol):
     @property
     def slots(self) -> int: ...
 
+    # workers that died during the run and were replaced
+    lost: int = 0
+
     def put(self, task: BlockTask) -> None: ...
 
     def take(self) -> list[tuple[BlockTask, Answered]]:

@@ -35,10 +35,12 @@ class PidGuard:
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(GRACE), "watch", *map(str, pids)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C on the terminal is for the run
         )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it knows their children: from here nothing is lost
 
     def stop(self) -> None:
         """End them now; returns when they are gone."""
@@ -90,6 +92,7 @@ def watch(pids: Sequence[int], grace: float) -> None:
         with suppress(psutil.NoSuchProcess):
             roots.append(psutil.Process(pid))
             children += roots[-1].children(recursive=True)  # they are nobody's children once it is gone
+    print("watching", flush=True)
     while os.read(0, 1):
         pass
     _end_each([*roots, *children], grace)

@@ -202,8 +202,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return [program]
         if importlib.util.find_spec("mergekit") is None:
             raise UserError(
-                f"merge=mergekit needs mergekit: {install('mergekit')}, or set merge.command to the mergekit-yaml of "
-                "another environment"
+                f"mergekit is not installed: {install('mergekit')}, or name the mergekit-yaml of another environment: "
+                "merge=mergekit merge.command=PATH"
             )
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 

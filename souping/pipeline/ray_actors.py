@@ -6,6 +6,7 @@ another. What a lost actor had goes to the others, and a new one takes its place
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import deque
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray.exceptions import RayTaskError
 
 
+log = logging.getLogger(__name__)
 PATIENCE = 20.0
 """Seconds without an answer after which it is looked whether Ray still has a machine: an actor that waits for one waits
 for ever."""
@@ -119,7 +121,6 @@ class RayWorkers(Workers):
         self._settings, self._here, self._elsewhere = settings, here, elsewhere
         self._seats: list[Seat] = []
         self._own = False
-        self._lost = 0
 
     @property
     def slots(self) -> int:
@@ -209,12 +210,13 @@ class RayWorkers(Workers):
 
     def _replace(self, seat: Seat, error: Exception) -> None:
         """Give a lost actor's tasks back, oldest first, and put another in its place."""
-        self._lost += 1
-        if self._lost > self._settings.restarts:
+        self.lost += 1
+        if self.lost > self._settings.restarts:
             raise UserError(
-                f"executor=ray: {self._lost} actors were lost, the last: {_why(error)}\nwhat was answered is in "
+                f"executor=ray: {self.lost} actors were lost, the last: {_why(error)}\nwhat was answered is in "
                 "the store, the same command goes on (executor.restarts allows more)"
             ) from error
+        log.warning("executor=ray: an actor was lost (%s); another takes over its work", _why(error))
         tasks, seat.tasks = deque(seat.tasks.values()), {}
         seat.actor = self._actor()
         while tasks:
@@ -235,8 +237,6 @@ class RayWorkers(Workers):
 
 
 def _connect(address: str | None) -> None:
-    import logging
-
     import ray
 
     try:

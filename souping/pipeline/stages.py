@@ -411,6 +411,7 @@ class RunStages:
             "reused_items": sum(evaluation.reused for evaluation in evaluations),
             "trials": trials,
             "seconds": round(time.monotonic() - self.run.started, 3),
+            **({"lost_workers": self.workers.lost} if self.workers.lost else {}),
             **self._search_cost(),
         }
 

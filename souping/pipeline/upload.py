@@ -157,10 +157,10 @@ def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store:
     licence = licence_of(recipe, store)
     written = _json(report or folder.absolute().parent / REPORT) or {}
     if (written.get("recipe") or {}).get("id") == recipe.get("id"):
-        return card({key: value for key, value in written.items() if key != "rebuild"}, licence)
+        return card(written, licence)
     own = folder / CARD
     try:
-        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence, recipe)
+        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{own}: cannot be read as a model card: {reason}: mend it, or delete it") from error

@@ -92,6 +92,8 @@ def work_section(plan: Plan) -> Section | None:
     lines = [f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."]
     if plan.outlined:
         lines.append("The items cannot be read here: they are counted by the benchmark's published sizes, about right.")
+        if len({item.group for fold in plan.folds.values() for item in fold}) == sum(map(len, plan.folds.values())):
+            lines.append("Every item counts as its own group: if the data groups them, the report shows less.")
     if len(plan.choice.sizes) > 1:
         lines.append("The number of ingredients is open, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):

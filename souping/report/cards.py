@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
+"""Overrides of a rebuild that hold on every machine."""
 PERMISSIVE = (
     "cc0-1.0", "unlicense", "wtfpl", "pddl", "mit", "isc", "zlib", "bsl-1.0", "ncsa", "postgresql", "bsd",
     "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "ecl-2.0", "afl-3.0", "apache-2.0",
@@ -67,7 +70,7 @@ def card(parts: Report, licence: Licence | None = None) -> str:
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. Numbers are the report
     fold's and nothing else's: before there is a report the card has none. No date and no timing enters, and of a
-    path-like name its last part alone; the rebuild command is `rebuild`, where the soup lies beside its run.
+    path-like name its last part alone.
     """
     known = named(parts)
     blocks = [*head(known), *_evidence(known), *_usage(known), *rebuild(known), *_licence(licence)]
@@ -133,17 +136,16 @@ def _why(parts: Report) -> str:
 
 
 def rebuild(parts: Report) -> list[str]:
-    """How the soup is made again: where its run was started, or from the folder that this card lies in."""
-    command = clean(parts.get("rebuild"))
-    if command:
-        return ["## Rebuild", f"Run it where the run was started. {sections.REBUILD}", fenced(command)]
+    """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
     recipe = part(parts, "recipe")
     absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
     text = f"Run it in this folder. {sections.REBUILD}"
     if absent:
         names = escape_markdown(in_words(absent))
         text += f" The folder of {names} has to be given: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-    return ["## Rebuild", text, fenced("python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt")]
+    own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
+    command = shlex.join(["python", "-m", "souping", "+experiment=rebuild", "recipe=recipe.json", "out=rebuilt", *own])
+    return ["## Rebuild", text, fenced(command)]
 
 
 def _usage(parts: Report) -> list[str]:
@@ -166,8 +168,8 @@ def _method(parts: Report) -> str:
     return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
 
 
-def relicensed(text: str, licence: Licence, recipe: Row | None = None) -> str:
-    """A card that lies beside a soup, with the licence changed and the rebuild command one for its folder.
+def relicensed(text: str, licence: Licence) -> str:
+    """The card beside a soup, with the licence changed.
 
     Raises:
         ValueError: its front matter cannot be read.
@@ -183,9 +185,6 @@ def relicensed(text: str, licence: Licence, recipe: Row | None = None) -> str:
         setattr(made.data, key, value)
     notes = "\n\n".join(_licence(licence))
     body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", made.text, flags=re.DOTALL).strip()
-    if recipe is not None:
-        again = "\n" + "\n\n".join(rebuild(named({"recipe": recipe}))) + "\n"
-        body = re.sub(r"\n## Rebuild\n.*?(?=\n## |\Z)", lambda _: again, f"{body}\n", flags=re.DOTALL).strip()
     return f"---\n{made.data.to_yaml()}\n---\n\n{body}{f'{chr(10) * 2}{notes}' if notes else ''}\n"
 
 

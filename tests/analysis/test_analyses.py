@@ -83,6 +83,15 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
         picks = [min(int(np.searchsorted(edges, places[order[i.group]])), len(edges) - 1) for i in items]
         return np.array([table[recipe.ingredients[p]][n] for n, p in enumerate(picks)])
 
+    def apart(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
+        """The independent null itself: the soup draws a parent for every group."""
+        if len(recipe.ingredients) == 1:
+            return np.asarray(skills(items)[recipe.ingredients[0]])
+        table, order = skills(items), {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))}
+        dice = np.random.default_rng(int(recipe.id, 16) % 2**32)
+        picks = dice.choice(len(recipe.weights), len(order), p=np.array(recipe.weights) / sum(recipe.weights))
+        return np.array([table[recipe.ingredients[picks[order[i.group]]]][n] for n, i in enumerate(items)])
+
     def together(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         """All categories rise and fall with one number of the soup's."""
         if len(recipe.ingredients) == 1:
@@ -90,14 +99,30 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
         skill = int(recipe.id, 16) % 25
         return np.array([float(int(str(item.answer)) < skill + 3) for item in items])
 
-    null: dict[str, Any] = Consistency(draws=40).analyse(run_of(answer=drawn))
-    assert null["null"]["low"] <= null["after"]["mean"] <= null["null"]["high"]
-    factor: dict[str, Any] = Consistency(draws=40).analyse(run_of(answer=together))
+    quick = Consistency(draws=40, mixtures=100)
+    shared: dict[str, Any] = quick.analyse(run_of(answer=drawn))
+    assert shared["nulls"]["shared"]["low"] <= shared["after"]["mean"] <= shared["nulls"]["shared"]["high"]
+    exact: dict[str, Any] = quick.analyse(run_of(answer=mixed))
+    assert exact["nulls"]["exact"]["mean"] == pytest.approx(exact["after"]["mean"])
+    alone: dict[str, Any] = quick.analyse(run_of(answer=apart))
+    assert alone["nulls"]["independent"]["low"] <= alone["after"]["mean"] <= alone["nulls"]["independent"]["high"]
+    for data in (shared, exact, alone):  # the answers of the soups do not enter the nulls
+        assert data["nulls"]["independent"]["mean"] < data["nulls"]["shared"]["mean"] < data["nulls"]["exact"]["mean"]
+        assert data["nulls"]["exact"] == exact["nulls"]["exact"]
+    factor: dict[str, Any] = quick.analyse(run_of(answer=together))
     assert factor["after"]["mean"] == pytest.approx(1.0)
-    assert factor["after"]["mean"] > factor["null"]["high"]
-    assert factor["null"]["above"] == 0
-    assert factor["before"]["mean"] == null["before"]["mean"]
+    assert factor["after"]["mean"] > factor["nulls"]["shared"]["high"]
+    assert factor["before"]["mean"] == shared["before"]["mean"]
     assert "not estimable" in factor["before"]["note"]  # four candidates
+
+
+def test_the_intervals_do_not_depend_on_the_order_of_soups_and_candidates() -> None:
+    run = run_of(answer=mixed)
+    names = reversed(run.soups.candidates)
+    soups = replace(run.soups, candidates={name: run.soups.candidates[name] for name in names})
+    shuffled = replace(run, trials=run.trials[::-1], soups=soups)
+    quick = Consistency(draws=20, mixtures=20)
+    assert quick.analyse(shuffled) == quick.analyse(run)
 
 
 def test_a_population_that_a_search_left_small_is_completed_when_asked() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from souping.analysis.surface import AskedFold, ResponseSurface
 from souping.analysis.surface_fit import SurfaceFit, fit_surface
 from souping.core.simplex import grid, uniform, vertices
 from souping.report.analyses.surface import files
+from souping.report.files import as_json
+from souping.report.registry import section_of
 from tests.support.analyses import run_of
 
 POINTS = np.array([uniform(3), *vertices(3), *grid(3, 0.1)])
@@ -114,7 +117,18 @@ def test_a_part_that_holds_all_of_a_category_is_not_checked() -> None:
         names=("few", "many"), categories=categories, groups=np.arange(13), coefficients=np.array([0.5, 0.5]),
     )  # fmt: skip
     with np.errstate(all="raise", under="ignore"):
-        assert ResponseSurface(parts=2)._checked(asked, POINTS) == {}  # one part has "few", the other cannot fit it
+        found = ResponseSurface(parts=2)._checked(asked, POINTS)
+    assert set(found) == {"not_estimable"}  # one part has "few", the other cannot fit it
+
+
+def test_a_surface_that_was_not_checked_says_so() -> None:
+    run = run_of()
+    mixed = tuple(soup for soup in run.trials if len(set(soup.weights)) > 1)  # all but the uniform one
+    data = json.loads(as_json(ResponseSurface().analyse(replace(run, trials=mixed))))
+    assert "uniform" in data["held_out"]["not_estimable"]
+    section = section_of({"analyses": {"surface": data}}, "surface")
+    assert section is not None
+    assert any("uniform soup" in line for line in section.lines if "held-out" in line)
 
 
 def test_files_have_a_line_a_point_and_say_what_was_asked() -> None:

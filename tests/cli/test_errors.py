@@ -225,7 +225,10 @@ def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
     family: Path, souping: Cli, tmp_path: Path, sizes: str, ran: int
 ) -> None:
     words = ["selector=topk", f"selector.k={sizes}", "optimiser=uniform", "stop_after=search", "hydra.sweep.dir=sweep"]
-    assert souping("-m", *pool_of(family), *words).code == 2
+    done = souping("-m", *pool_of(family), *words)
+    assert done.code == 2
+    assert "Error executing job" not in done.err  # Hydra's own line, with the whole list of overrides
+    assert done.err.splitlines()[-1].endswith("see sweep.csv")
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
     assert [row["job"] for row in rows] == [str(number) for number in range(len(sizes.split(",")))]
     assert [bool(row["objective"]) for row in rows].count(True) == ran

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from souping.cli import config
+from souping.cli.help import choices, groups
 from souping.core.scores import read_table
 from tests.conftest import PAPER, ROOT, Cli
 from tests.support.experiments import LANGUAGES, NOVEL, checkpoints, flores, flores_module, infinitebench, mgsm, pool
@@ -69,6 +70,80 @@ class TestComposition:
         names = [c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in plain["pool"]["candidates"]]
         assert plain["expected"] == {candidate: printed[candidate] for candidate in names}
         assert set(names) == set(read_table(Path(plain["scores"]["path"])).models)
+
+
+OPEN_KEYS = {
+    "optimiser=fixed": "optimiser.weights=[1]",
+    "evaluator=lm_eval": "evaluator.tasks=[mgsm]",
+    "scores=table": "scores.path=scores.csv",
+    "objective=tree": "objective.tree={all:[x]}",
+    "objective=weighted": "objective.weights={x:1}",
+    "pool=folders": "pool.candidates=[a,b]",
+}
+"""What a choice leaves to the user."""
+SWAPPED = [group for group in groups() if group != "experiment"]
+
+
+def swapped(name: str, *swaps: str) -> dict[str, Any]:
+    """An experiment with other choices, composed and checked."""
+    words = [*swaps, *(OPEN_KEYS[word] for word in swaps if word in OPEN_KEYS)]
+    replaced = {word.partition("=")[0] for word in swaps}
+    rest = [word for word in REST.get(name, []) if word.partition(".")[0] not in replaced]
+    return config.compose([f"+experiment={name}", *rest, *words])
+
+
+def swap(group: str, number: int) -> str:
+    """The override that takes a choice of a group; numbers beyond the last choice begin again."""
+    choice = choices(group)[number % len(choices(group))]
+    return f"analysis=[{choice}]" if group == "analysis" else f"{group}={choice}"
+
+
+class TestSwappedChoices:
+    """What an experiment sets for a choice goes with that choice."""
+
+    @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+    def test_every_experiment_takes_every_choice_of_every_group(self, path: Path) -> None:
+        """All groups are swapped at once, as often as the largest group has choices."""
+        for number in range(max(len(choices(group)) for group in SWAPPED)):
+            swapped(path.stem, *(swap(group, number) for group in SWAPPED))
+
+    @pytest.mark.parametrize("name", ["soce_cluster", "topk", "greedy"])
+    def test_settings_of_the_replaced_choice_are_left_out(self, name: str) -> None:
+        selector = swapped("mgsm", f"selector={name}")["selector"]
+        assert not {"sign", "ties"} & set(selector)
+        assert selector["objective"]["_target_"].endswith("Mean")
+
+    def test_a_choice_that_the_experiment_names_keeps_its_settings(self) -> None:
+        assert swapped("bfcl_70b", "server=vllm")["server"]["tensor_parallel_size"] == 4
+        assert swapped("mgsm", "selector=soce")["selector"]["sign"] == "signed"
+        assert swapped("bfcl_8b", "objective=bfcl", "selector=topk")["selector"]["objective"]["_target_"].endswith(
+            "Mean"
+        )
+
+    def test_values_that_the_new_choice_brings_win(self) -> None:
+        candidates = swapped("mgsm", "pool=pantry")["pool"]["candidates"]
+        assert candidates == composed("bfcl")["pool"]["candidates"]
+        assert swapped("smollm_tools", "optimiser=grid")["optimiser"]["trials"] == 12  # which grid leaves open
+
+    def test_what_the_user_types_is_refused_with_its_near_miss(self, souping: Cli) -> None:
+        souping("+experiment=mgsm", "selector=topk", "selector.sign=signed").refused("selector.sign")
+        souping("+experiment=mgsm", "selector=topk", "selector.dorp=[x]").refused("selector.dorp", "drop")
+
+    def test_a_typo_in_an_experiment_is_refused(self, souping: Cli, tmp_path: Path) -> None:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        own = "# @package _global_\ndefaults:\n  - override /selector: topk\nselector: {kk: 2}\n"
+        (tmp_path / "own" / "experiment" / "mine.yaml").write_text(own)
+        words = ("--config-dir", str(tmp_path / "own"), "+experiment=mine", "pool.candidates=[a,b]")
+        souping(*words).refused("selector.kk")
+        souping(*words, "selector=topk").refused("selector.kk")
+
+    def test_an_experiment_on_top_of_another_expects_its_choices(self, souping: Cli, tmp_path: Path) -> None:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        own = "# @package _global_\ndefaults:\n  - mgsm\n  - _self_\noptimiser: {minimum: 0.2}\n"
+        (tmp_path / "own" / "experiment" / "mine.yaml").write_text(own)
+        words = ("--config-dir", str(tmp_path / "own"), "+experiment=mine", "--cfg", "job", "--package", "optimiser")
+        assert "minimum: 0.2" in souping(*words).out
+        assert "minimum" not in souping(*words, "optimiser=nevergrad").out
 
 
 class TestSelection:

@@ -38,7 +38,9 @@ def pids(folder: Path) -> list[int]:
     return sorted({int(path.name.split("-")[0]) for path in folder.iterdir()})
 
 
-def test_actors_take_cells_and_a_lost_ones_go_back(two: RayWorkers, tmp_path: Path) -> None:
+def test_actors_take_cells_and_a_lost_ones_go_back(
+    two: RayWorkers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = tasks(6)
     assert two.slots == 2
     for task in asked:
@@ -53,7 +55,8 @@ def test_actors_take_cells_and_a_lost_ones_go_back(two: RayWorkers, tmp_path: Pa
         assert [record.score for record in answer.records] == [task.recipe.weights[0]] * 2
         assert [record.item for record in answer.records] == [item.id for item in task.items]
     assert len(pids(tmp_path)) == 3  # another took its place
-    assert two.slots == 2
+    assert (two.slots, two.lost) == (2, 1)
+    assert "an actor was lost" in caplog.text
 
 
 def test_a_ray_that_lost_its_last_node_is_not_waited_for(two: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:

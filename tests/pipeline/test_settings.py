@@ -41,7 +41,7 @@ def shell(command: str, where: Path, more: Mapping[str, str] | None = None) -> N
     """Run a line in a shell whose `python` is this one."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, **(more or {})}
-    done = subprocess.run(command, shell=True, cwd=where, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, shell=True, cwd=where, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 

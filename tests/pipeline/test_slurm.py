@@ -52,7 +52,7 @@ def test_a_search_runs_on_the_nodes_of_a_job(family: Path, tmp_path: Path) -> No
     call = [*pool_of(family), "selector=topk", "selector.k=2", "executor.actors=1", "optimiser=uniform"]
     done = subprocess.run(
         ["bash", str(ROOT / "sweeps/slurm_search.sh"), *call, "hydra.run.dir=out"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert report_of(tmp_path / "out")["rows"]

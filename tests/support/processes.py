@@ -21,14 +21,14 @@ def members(group: int) -> list[int]:
     return found
 
 
-def gone(group: int, seconds: float = 20.0) -> bool:
+def gone(group: int, seconds: float = 300.0) -> bool:
     end = time.monotonic() + seconds
     while members(group) and time.monotonic() < end:
         time.sleep(0.05)
     return not members(group)
 
 
-def wait_for(path: Path, seconds: float = 60.0) -> str:
+def wait_for(path: Path, seconds: float = 600.0) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if path.exists() and path.read_text().endswith("\n"):

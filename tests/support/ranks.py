@@ -67,7 +67,7 @@ def audible() -> None:
             logger.disabled = False
 
 
-def gone(numbers: list[int], seconds: float = 15.0) -> bool:
+def gone(numbers: list[int], seconds: float = 300.0) -> bool:
     """Whether these processes end within that time."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
@@ -91,9 +91,9 @@ class Threaded(Team):
     def gather(self, mine: Any) -> list[Any]:
         try:
             self.group.slots[self.rank] = mine
-            self.group.barrier.wait(20)
+            self.group.barrier.wait(600)
             found = list(self.group.slots)
-            self.group.barrier.wait(20)
+            self.group.barrier.wait(600)
             return found
         except threading.BrokenBarrierError:
             raise LostError("the ranks lost each other: closed") from None

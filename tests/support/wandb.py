@@ -26,7 +26,7 @@ def log_of(run_dir: Path) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=600,
     )
     return [json.loads(line) for line in shown.stdout.splitlines()]
 

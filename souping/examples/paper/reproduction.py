@@ -117,8 +117,13 @@ def _likenesses(run: RunScores) -> Iterator[Finding]:
 
 def _consistency(run: RunScores) -> tuple[str, str]:
     told = Consistency().analyse(run)
-    before, after, null = (number(part(told, key).get("mean")) or 0.0 for key in ("before", "after", "null"))
-    return f"{before:.2f} before, {after:.2f} after", f"mere mixing of the parents' scores gives {null:.2f}"
+    means = {**part(told, "nulls"), **told}
+    before, after, drawn, shared, exact = (
+        f"{number(part(means, key).get('mean')) or 0.0:.2f}"
+        for key in ("before", "after", "independent", "shared", "exact")
+    )
+    note = f"mixing alone gives {drawn} (independent draws), {shared} (one draw per group) or {exact} (exact)"
+    return f"{before} before, {after} after", note
 
 
 def _categories(run: RunScores) -> tuple[str, str]:

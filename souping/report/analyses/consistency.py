@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from souping.core.types import elements, number, part, texts
 from souping.report.drawing import Drawing, canvas
 from souping.report.experts import around, at
-from souping.report.format import clean, count, in_words, percent, rho, short
+from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import heat_axes, heat_cell
 from souping.report.registry import register
 from souping.report.tables import Row, Section, grid
@@ -17,33 +17,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 POPULATIONS = {"before": "candidates", "after": "soups of the search"}
+NULLS = {
+    "independent": ("mixtures, independent draws", "every soup draws a parent for each group of items by itself"),
+    "shared": ("mixtures, one draw per group", "one random number per group of items decides the parent for all soups"),
+    "exact": ("exact mixtures", "every item scores the weighted mean of its parents' scores"),
+}
+"""{null: (its name, what a soup is under it)}, the weakest correlation first."""
 
 
 def section(data: Row) -> Section:
-    null, after = part(data, "null"), part(data, "after")
-    place = _place(number(after.get("mean")), number(null.get("low")), number(null.get("high")))
+    after, nulls = part(data, "after"), part(data, "nulls")
+    places = {key: _place(number(after.get("mean")), part(nulls, key)) for key in NULLS}
     head = (
         f"Mean |{clean(data.get('metric'))} rho| of two categories: {_mean(part(data, 'before'))} over "
         f"{count(part(data, 'before').get('models'))} candidates, {_mean(after)} over {count(after.get('models'))} "
-        f"soups of the search. Soups of few parents correlate mechanically: mere mixtures of the parents' answers have "
-        f"{_mean(null)}, so that the soups are {place} what mixing alone makes "
-        f"({percent(null.get('above'), 0)} % of mixed populations reach as much)."
+        "soups of the search."
     )
+    told = in_words([f"{places[key]} {name} ({rho(part(nulls, key).get('mean'))})" for key, (name, _) in NULLS.items()])
+    agree = "" if len(set(places.values())) == 1 else " The answer depends on which mixture is meant."
+    against = f"Soups of few parents correlate by mixing alone. The soups are {told}.{agree}"
     left_out = texts(data, "left_out")
     notes = [clean(part(data, "before").get("note"))]
     if left_out:
         notes.append(f"Left out, as all candidates or all soups score the same: {in_words(left_out)}.")
-    rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)))
+    rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)), "")
             for key, name in POPULATIONS.items()]  # fmt: skip
-    rows.append(("mixtures of parents", count(after.get("models")), rho(null.get("mean")), _limits(null)))
-    table = grid(("population", "models", "mean |rho|", "95 %"), rows)
-    return Section("Do categories move together?", (head, *filter(None, notes)), "consistency", (table,))
+    rows += [(name, count(after.get("models")), rho(part(nulls, key).get("mean")), _limits(part(nulls, key)), meaning)
+             for key, (name, meaning) in NULLS.items()]  # fmt: skip
+    table = grid(("population", "models", "mean |rho|", "95 %", "what it is"), rows, left=(0, 4))
+    return Section("Do categories move together?", (head, against, *filter(None, notes)), "consistency", (table,))
 
 
-def _place(value: float | None, low: float | None, high: float | None) -> str:
+def _place(value: float | None, null: Row) -> str:
+    low, high = number(null.get("low")), number(null.get("high"))
     if value is None or low is None or high is None:
         return "not comparable to"
-    return "above" if value > high else "below" if value < low else "within"
+    return "above" if value > high + 1e-9 else "below" if value < low - 1e-9 else "within"
 
 
 def _mean(told: Row) -> str:

@@ -34,7 +34,9 @@ def section(data: Row) -> Section:
         "search fold; the report fold was not touched. All points are in surface.csv and surface.json.",
     ]
     held = part(data, "held_out")
-    if held:
+    if why := held.get("not_estimable"):
+        lines.append(f"Not checked on held-out groups: {clean(why)}.")
+    else:
         lines.append(
             f"Checked on groups that were held out: in {count(held.get('inside'))} of {count(held.get('parts'))} parts "
             "all soups lay inside the bands of the others."

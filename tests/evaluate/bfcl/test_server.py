@@ -249,7 +249,7 @@ def test_nothing_outlives_the_run(server: Server, items: tuple[Item, ...], numbe
     children = psutil.Process(run.pid).children(recursive=True)
     assert any("runner.py" in " ".join(child.cmdline()) for child in children)
     run.send_signal(number)
-    run.wait(60)
+    run.wait(600)
     _until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
 
 

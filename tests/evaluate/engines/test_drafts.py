@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -231,12 +230,18 @@ def test_where_drafts_are_of_no_use_answers_are_plain(
     assert asked.likelihoods(python, items[:4], drafts) is None
 
 
-def test_it_pauses_while_verifying_is_the_slower_way() -> None:
+def test_it_pauses_while_verifying_is_the_slower_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("souping.evaluate.engines.verify.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     verifier = Verifier()
     one = [Answer(tokens=(1, 2))]
 
     def block(drafted: bool, seconds: float) -> None:
-        verifier.timed(drafted, 1, lambda: time.sleep(seconds) or one)  # type: ignore[func-returns-value]
+        def answers() -> list[Answer]:
+            clock[0] += seconds
+            return one
+
+        verifier.timed(drafted, 1, answers)
 
     block(False, 0.01)
     for _ in range(3):

@@ -334,7 +334,6 @@ def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None,
         while not Path(f"/proc/{{child.pid}}/task/{{child.pid}}/children").read_text().strip():
             time.sleep(0.02)
         guard = PidGuard([child.pid])
-        time.sleep(1)
         Path("group").write_text(f"{{child.pid}}\\n")
         {"time.sleep(600)" if how else "guard.stop()"}
     """
@@ -345,5 +344,5 @@ def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None,
     if how is not None:
         assert len(members(group)) == 2
         run.send_signal(how)
-    run.wait(60)
+    run.wait(600)
     assert gone(group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -65,9 +64,7 @@ def test_a_pattern_is_found_anywhere_and_never_for_long() -> None:
     assert right("regex", r"\b4[02]\b", "so 42 it is")
     assert right("regex", ["x", "(?i)yes"], "YES")
     assert not right("regex", r"^42$", "so 42 it is")
-    began = time.monotonic()
-    assert not right("regex", "(a+)+$", "a" * 40 + "b")
-    assert time.monotonic() - began < 20
+    assert not right("regex", "(a+)+$", "a" * 60 + "b")  # would take until the sun is gone
     with pytest.raises(UserError, match=r"item 1: '\(' is no regular expression"):
         check(item("regex", "("))
 
