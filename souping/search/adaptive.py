@@ -21,9 +21,9 @@ POINTS = 240
 LISTED, MANY, FADING = 5000, 6, 0.85
 """Points up to which a grid is listed; ingredients from which soups of a few of them join it, and by how much the odds
 of a single model fade with each rank."""
-USUAL = 1.8
-"""Whole folds an ingredient after which searches usually end: on the truth tables 14 and 15 % of the grid's items with
-three, 8 % with four, 7 % with five (benchmarks/results); in the main job 12 %."""
+USUAL, LONGEST = 1.7, 2
+"""Whole folds an ingredient after which searches usually end, and how many times that the longest of them take:
+benchmarks/search_sizes.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,11 @@ class Adaptive(Strategy):
         return None
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """Expected: after how many items searches of this size ended."""
-        most = len(self._points(size)) * items
-        most = most if self.budget is None else min(most, self.budget)
-        expected = most if self.stop == "never" else round(USUAL * size * items)
-        return min(expected, most), most
+        """Expected: after how many items searches of this size ended. Most: hardly any of them took more."""
+        limit = len(self._points(size)) * items
+        limit = limit if self.budget is None else min(limit, self.budget)
+        expected = limit if self.stop == "never" else round(USUAL * size * items)
+        return min(expected, limit), min(LONGEST * expected, limit)
 
     def describe(self, size: int) -> str:
         ends = ", ".join(endings(self, stop=self.stop)) or "the whole grid"
