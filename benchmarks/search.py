@@ -189,15 +189,15 @@ def note(table: TableWorlds, name: str, share: float | None, found: dict[str, np
     stated = ""
     if np.isfinite(found["within"]).all():
         stated = (
-            f", stated {found['within'].mean():.2f} (error of the difference {table.error(near - found['within']):.2f}); "
-            f"expected regret stated {found['expected'].mean():.2f}"
+            f", stated {found['within'].mean():.2f} (error of the difference "
+            f"{table.error(near - found['within']):.2f}); expected regret stated {found['expected'].mean():.2f}"
         )
     trust = f", guide trusted {100 * found['guided'].mean():.0f} %, {found['prefilled'].mean():.1f} soups prefilled"
     early = f" (below 25 % in {100 * (found['cost'] < 0.25).mean():.0f} % of searches)" if share is None else ""
     where = f"at {100 * share:g} %" if share else "where it stops"
     return [
-        f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks within "
-        f"1 point of the best{stated}; {np.median(found['seconds']):.3f} s a search"
+        f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks "
+        f"within 1 point of the best{stated}; {np.median(found['seconds']):.3f} s a search"
         + (trust if "guide" in name else "")
     ]
 
@@ -246,7 +246,7 @@ def main() -> None:
         f"`{given.search or 'adaptive'}` beside the full grid: regret of the full grid on items outside the fold, and "
         "the difference of the search to it (standard error).",
         "",
-        f"| table | full grid | {shares} | stops by itself | its cost | picks within 1 point of the best there (stated /) |",
+        f"| table | full grid | {shares} | stops by itself | its cost | picks within 1 point there (stated /) |",
         "|---|" + "---|" * (len(given.budget) + 4),
         *(brief for _, brief in found if brief is not None),
         "",
