@@ -21,9 +21,9 @@ POINTS = 240
 LISTED, MANY, FADING = 5000, 6, 0.85
 """Points up to which a grid is listed; ingredients from which soups of a few of them join it, and by how much the odds
 of a single model fade with each rank."""
-USUAL, LONGEST = 1.7, 2
-"""Whole folds an ingredient after which searches usually end, and how many times that the longest of them take:
-benchmarks/search_sizes.py."""
+USUAL, LONGEST = (7.0, 0.75, 0.8), 2
+"""Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items, and hardly ever twice
+as many: benchmarks/search_sizes.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,8 @@ class Adaptive(Strategy):
         """Expected: after how many items searches of this size ended. Most: hardly any of them took more."""
         limit = len(self._points(size)) * items
         limit = limit if self.budget is None else min(limit, self.budget)
-        expected = limit if self.stop == "never" else round(USUAL * size * items)
+        factor, by_size, by_items = USUAL
+        expected = limit if self.stop == "never" else round(factor * size**by_size * items**by_items)
         return min(expected, limit), min(LONGEST * expected, limit)
 
     def describe(self, size: int) -> str:
