@@ -43,7 +43,9 @@ def shape(size: int, fold: int) -> float:
 
 
 def fitted(rows: list[tuple[str, int, int, list[int]]]) -> float:
-    """a: the median over rows of all searches, each row with the same weight."""
+    """a: the median over rows of all searches, each row with the same weight; nan without any."""
+    if not rows:
+        return float("nan")
     ratios = [np.quantile(row[3], np.linspace(0.05, 0.95, 10)) / shape(row[1], row[2]) for row in rows]
     return float(np.median(np.concatenate(ratios)))
 
