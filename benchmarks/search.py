@@ -1,15 +1,22 @@
-"""Searches beside each other on truth tables: regret against all items of the table, for a share of the grid's items.
+"""Searches beside each other on truth tables: what a search picks, scored on items that it never saw.
 
-    python benchmarks/search.py --table FILE.npz [FILE.npz ..] [--budget 0.05 0.1 0.25 0.5] [--seeds 200]
-        [--items 232] [--parts 1] [--methods NAME ..] [--keep FOLDER] [--out benchmarks/results/search-DATE.md]
+    python benchmarks/search.py [--table FILE.npz ..] [--budget 0.05 0.1 0.25] [--seeds 90] [--items 232]
+        [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--keep FOLDER] [--out FILE.md]
 
 A table holds `ok` [S, I] (right or wrong), `cat` [I] and `group` [I]; `w` [S, K] (soups' weights; without it, arms
 without structure); where they are known `right` and `wrong` [S, I], mean log-likelihoods of right and wrong answers
 that the candidates wrote, or `nll` [S, I] of a right answer. Beside `right`, `nll` is that of rewritten references.
+In place of `ok` it may hold `bits` [W, I, S / 8]: answers in W worlds, each with other models behind the same weights.
 
-Every seed draws a search fold of `--items` items by groups and searches it by every method. Regret is the objective
-(plain mean of the categories' means over all items) of the best soup minus that of the pick, in points. Cost counts the
-items that were generated, single models excepted, over those of the full grid. `stop` is adaptive that ends by itself.
+Seed after seed draws a search fold of `--items` items by groups from the next of the table's worlds, and every method
+searches it. **Regret** is the objective (plain mean of the categories' means) of the best soup minus that of the pick,
+in points, both on the items *outside* the fold. The best soup is the best on those items, its luck included, so even
+a pick that is truly the best has some regret where the items are few. **Cost** counts the items that were generated,
+single models excepted, over those of the full grid. `stop` is a search that ends by itself. A large table is dealt
+into `--parts` populations of at least 1,000 items, which share the soups and nothing else, each a world.
+
+`--search FILE.py:NAME` adds a search of your own: NAME(points, space, seed, auto, budget) returns an object with `ask`,
+`tell`, `best` and `summary` as in `souping.core.protocols.Optimiser`.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ import argparse
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +35,10 @@ from search_tables import Simulation, TruthTable
 from souping.core.types import UserError
 from souping.search.adaptive import Adaptive
 
-Rows = np.ndarray
-BUDGETS = (0.05, 0.1, 0.15, 0.25, 0.5)
+BUDGETS = (0.05, 0.1, 0.25)
+TABLES = Path(__file__).parent / "tables"
+LEAST, MANY = 1000, 10
+"""Items of a part at least; worlds from which errors are those of the means of worlds."""
 METHODS: dict[str, ways.Method] = {
     "grid on fewer items": ways.grid_on_fewer,
     "random soups": ways.random_soups,
@@ -36,132 +46,212 @@ METHODS: dict[str, ways.Method] = {
     "Optuna TPE": ways.tpe,
     "GLM": ways.glm,
     "halving": ways.halving,
-    "adaptive": ways.adaptive(Adaptive(stop="never", guide="none")),
-    "adaptive + guide": ways.adaptive(Adaptive(stop="never", guide="likelihood")),
+    "adaptive": ways.adaptive(Adaptive()),
+    "adaptive + guide": ways.adaptive(Adaptive(guide="likelihood")),
 }
+STOPS = ("adaptive", "adaptive + guide")
+"""Methods that can end by themselves; so must a search of `--search`."""
 TRICKS: dict[str, Callable[[TruthTable, int], TruthTable | None]] = {
     "guide, shuffled": lambda table, seed: table.shuffled(seed),
     "guide, rewritten": lambda table, seed: table.with_rewritten(),
 }
 """Adaptive with a guide that is wrong: likelihoods shuffled among soups, references rewritten."""
+COLUMNS = ("regret", "cost", "prefilled", "seconds", "within", "expected", "guided")
 
 
-def simulate(table: TruthTable, name: str, method: ways.Method, share: float | None, given: argparse.Namespace) -> Rows:
-    """[seeds, 7]: regret, cost, prefilled soups, seconds, stated probability, stated regret, trust; read again from
-    `--keep` where they were made before."""
-    kept = given.keep / f"{table.name} {name} {share or 'stop'} {given.items} {given.seeds}.npy" if given.keep else None
-    if kept and kept.exists():
-        return np.asarray(np.load(kept))
-    rows = []
-    for seed in range(given.seeds):
-        sim = Simulation(table, seed, given.items)
+@dataclass(frozen=True)
+class TableWorlds:
+    """One table: its worlds, and the searches on it so far, by (method, share)."""
+
+    name: str
+    worlds: Sequence[TruthTable]
+    given: argparse.Namespace
+
+    def sims(self) -> list[Simulation]:
+        return [self.sim(seed) for seed in range(self.given.seeds)]
+
+    def sim(self, seed: int) -> Simulation:
+        return Simulation(self.worlds[seed % len(self.worlds)], seed, self.given.items)
+
+    def grid(self) -> np.ndarray:
+        """Regret of the full grid [seeds]."""
+        return np.array([sim.regret(int(np.argmax(sim.grid))) for sim in self.sims()])
+
+    def searches(self, name: str, method: ways.Method, share: float | None) -> dict[str, np.ndarray]:
+        """{column: [seeds]}; read again from `--keep` where they were made before."""
+        given = self.given
+        label = f"{self.name} {len(self.worlds)} {name} {share or 'stop'} {given.items} {given.seeds}.npy"
+        kept = given.keep / label.replace("/", "_") if given.keep else None
+        if kept and kept.exists():
+            rows = np.asarray(np.load(kept))
+        else:
+            rows = np.array([self._one(seed, method, share) for seed in range(given.seeds)], dtype=float)
+            if kept:
+                np.save(kept, rows)
+        return dict(zip(COLUMNS, rows.T, strict=True))
+
+    def _one(self, seed: int, method: ways.Method, share: float | None) -> list[float]:
+        sim = self.sim(seed)
         started = time.process_time()
         found = method(sim, int(share * sim.full) if share else 0)
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
-        rows.append([sim.regret(found.pick), cost, sim.prefilled, seconds, found.within, found.regret, found.guided])
-    if kept:
-        np.save(kept, np.array(rows, dtype=float))
-    return np.array(rows, dtype=float)
+        return [sim.regret(found.pick), cost, sim.prefilled, seconds, found.within, found.regret, found.guided]
+
+    def error(self, values: np.ndarray) -> float:
+        """Standard error of the mean of values [seeds]: over worlds where there are many, else over folds, which leaves
+        out that all folds share the luck of a world."""
+        count = len(self.worlds)
+        if MANY <= count <= len(values):
+            values = np.array([values[n::count].mean() for n in range(count)])
+        return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
-def full_grid(table: TruthTable, seeds: int, items: int) -> np.ndarray:
-    sims = [Simulation(table, seed, items) for seed in range(seeds)]
-    return np.array([sim.regret(int(np.argmax(sim.grid))) for sim in sims])
+def report(table: TableWorlds) -> tuple[list[str], str | None]:
+    """Lines of one table, and its line in the summary."""
+    given, grid, probe = table.given, table.grid(), table.sim(0)
+    rise = np.array([world.rise for world in table.worlds])
+    kind = "arms" if probe.table.w is None else f"K = {probe.table.w.shape[1]}"
+    lines = [
+        f"## {table.name}: {kind}, {len(probe.table.ok)} soups, {len(table.worlds)} worlds of "
+        f"{len(probe.table.cat)} items, folds of {len(probe.fold)}, scored on about {len(probe.outside)} others",
+        "",
+        f"Soups lie {rise.mean():.1f} points ({rise.min():.1f} to {rise.max():.1f}) above the plane through their "
+        "parents (per 1 - sum of squared weights).",
+        "",
+        f"Full grid, 100 % of the cost: {figures(grid)} ({table.error(grid):.2f}) (regret in points: mean/median/90 % "
+        f"quantile over {given.seeds} folds, with the standard error of the mean; in the cells the same and the "
+        "difference of the mean to the full grid on the same folds with its error).",
+        "",
+        "| | " + " | ".join(f"{100 * b:g} %" for b in given.budget) + " | stops by itself |",
+        "|---|" + "---|" * (len(given.budget) + 1),
+    ]
+    notes: list[str] = []
+    brief = None
+    for name, method, trick in methods(table, given):
+        source = table if trick is None else TableWorlds(f"{table.name} {name}", trick, given)
+        cells = []
+        for share in (*given.budget, None):
+            if share is None and name in METHODS and name not in STOPS:
+                cells.append("-")
+                continue
+            try:
+                found = source.searches(name, method, share)
+            except UserError as error:
+                cells.append(f"- ({error})")
+                continue
+            cells.append(f"{figures(found['regret'])} {beside(table, found, grid)}")
+            notes += note(table, name, share, found)
+            if share is None and name == (given.search or "adaptive"):
+                brief = summary(table, cells, found, grid)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    return [*lines, "", *notes, ""], brief
 
 
 def figures(regret: np.ndarray) -> str:
     return f"{regret.mean():.2f}/{np.median(regret):.2f}/{np.quantile(regret, 0.9):.2f}"
 
 
-def report(table: TruthTable, given: argparse.Namespace) -> list[str]:
-    """Lines of one table."""
-    kind = "arms" if table.w is None else f"K = {table.w.shape[1]}"
-    probe = Simulation(table, 0, given.items)
-    lines = [
-        f"## {table.name}: {kind}, {len(table.ok)} soups x {len(table.cat)} items, folds of {len(probe.fold)}",
-        "",
-        f"Full grid, 100 % of the cost: {figures(full_grid(table, given.seeds, given.items))} "
-        f"(regret in points: mean/median/90 % quantile over {given.seeds} folds).",
-        "",
-        "| | " + " | ".join(f"{100 * b:g} %" for b in given.budget) + " |",
-        "|---|" + "---|" * len(given.budget),
-    ]
-    notes: list[str] = []
-    for name, method, source in _methods(table, given.methods):
-        cells = []
-        for share in given.budget:
-            try:
-                found = simulate(source, name, method, share, given)
-            except UserError as error:
-                cells.append(f"- ({error})")
-                continue
-            cells.append(figures(found[:, 0]))
-            notes += _note(name, share, found)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
-    return [*lines, "", *notes, *_stop(table, given), ""]
+def beside(table: TableWorlds, found: dict[str, np.ndarray], grid: np.ndarray) -> str:
+    """Difference to the full grid, with its standard error."""
+    change = found["regret"] - grid
+    return f"{change.mean():+.2f} ({table.error(change):.2f})"
 
 
-def _methods(table: TruthTable, wanted: Sequence[str]) -> list[tuple[str, ways.Method, TruthTable]]:
-    guided = table.right is not None and table.w is not None
-    rows = [(name, method, table) for name, method in METHODS.items() if guided or "guide" not in name]
+def summary(table: TableWorlds, cells: Sequence[str], found: dict[str, np.ndarray], grid: np.ndarray) -> str:
+    near = (found["regret"] <= 1).astype(float)
+    stated = f"{found['within'].mean():.2f} / " if np.isfinite(found["within"]).all() else ""
+    changes = [cell.split(" ", 1)[1] for cell in cells]
+    return (
+        f"| {table.name} | {grid.mean():.2f} | {' | '.join(changes)} | {100 * found['cost'].mean():.1f} % "
+        f"| {stated}{near.mean():.2f} ({table.error(near - (found['within'] if stated else 0)):.2f}) |"
+    )
+
+
+def methods(
+    table: TableWorlds, given: argparse.Namespace
+) -> list[tuple[str, ways.Method, Sequence[TruthTable] | None]]:
+    """Rows of a table: a name, its method, and worlds of their own where the guide is led astray."""
+    guided = table.worlds[0].right is not None and table.worlds[0].w is not None
+    rows: list[tuple[str, ways.Method, Sequence[TruthTable] | None]]
+    rows = [(name, method, None) for name, method in METHODS.items() if guided or "guide" not in name]
     for name, trick in TRICKS.items() if guided else ():
-        for_tricks = trick(table, 0)
-        if for_tricks is not None:
-            rows.append((name, METHODS["adaptive + guide"], for_tricks))
-    return [row for row in rows if not wanted or row[0] in wanted]
+        worlds = [changed for world in table.worlds if (changed := trick(world, 0)) is not None]
+        rows += [(name, METHODS["adaptive + guide"], worlds)] if worlds else []
+    own = [(given.search, ways.from_file(given.search), None)] if given.search else []
+    return [*(row for row in rows if not given.methods or row[0] in given.methods), *own]
 
 
-def _note(name: str, share: float, found: np.ndarray) -> list[str]:
-    if not np.isfinite(found[:, 4]).all():
-        return []
-    trust = f", guide trusted {100 * found[:, 6].mean():.0f} %, {found[:, 2].mean():.1f} soups prefilled"
+def note(table: TableWorlds, name: str, share: float | None, found: dict[str, np.ndarray]) -> list[str]:
+    """How often a pick is near the best, how sure of that the search was where it says so, and its time."""
+    near = (found["regret"] <= 1).astype(float)
+    stated = ""
+    if np.isfinite(found["within"]).all():
+        stated = (
+            f", stated {found['within'].mean():.2f} (error of the difference "
+            f"{table.error(near - found['within']):.2f}); expected regret stated {found['expected'].mean():.2f}"
+        )
+    trust = f", guide trusted {100 * found['guided'].mean():.0f} %, {found['prefilled'].mean():.1f} soups prefilled"
+    early = f" (below 25 % in {100 * (found['cost'] < 0.25).mean():.0f} % of searches)" if share is None else ""
+    where = f"at {100 * share:g} %" if share else "where it stops"
     return [
-        f"- {name} at {100 * share:g} %: cost {100 * found[:, 1].mean():.1f} %, within 1 point stated "
-        f"{found[:, 4].mean():.2f}, realised {(found[:, 0] <= 1).mean():.2f}; expected regret stated "
-        f"{found[:, 5].mean():.2f}, realised {found[:, 0].mean():.2f}; {np.median(found[:, 3]):.3f} s a search"
+        f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks "
+        f"within 1 point of the best{stated}; {np.median(found['seconds']):.3f} s a search"
         + (trust if "guide" in name else "")
     ]
 
 
-def _stop(table: TruthTable, given: argparse.Namespace) -> list[str]:
-    """What `stop=auto` costs and gives, without and with the guide."""
-    lines = []
-    guides = ("none", "likelihood") if table.right is not None and table.w is not None else ("none",)
-    for guide in guides:
-        found = simulate(table, f"stop {guide}", ways.adaptive(Adaptive(guide=guide)), None, given)
-        early = (found[:, 1] < 0.25).mean()
-        lines.append(
-            f"- stop=auto, guide={guide}: cost {100 * found[:, 1].mean():.1f} % (below 25 % in {100 * early:.0f} % of "
-            f"searches), regret {figures(found[:, 0])}, within 1 point stated {found[:, 4].mean():.2f}, realised "
-            f"{(found[:, 0] <= 1).mean():.2f}; {np.median(found[:, 3]):.3f} s a search"
-        )
-    return lines
+def opened(given: argparse.Namespace) -> list[TableWorlds]:
+    """The tables, each with its worlds."""
+    tables = []
+    for path in given.table:
+        worlds = TruthTable.read(path)
+        parts = min(given.parts, len(worlds[0].cat) // LEAST) if len(worlds) == 1 else 1
+        worlds = [part for world in worlds for part in world.parts(max(parts, 1))]
+        tables.append(TableWorlds(path.stem, worlds, given))
+    return tables
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, nargs="+", required=True)
+    parser.add_argument("--table", type=Path, nargs="+", default=sorted(TABLES.glob("*.npz")), help="default: all")
     parser.add_argument("--budget", type=float, nargs="+", default=BUDGETS, help="shares of the full grid's items")
-    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=90, help="folds a table, dealt to its worlds")
     parser.add_argument("--items", type=int, default=232, help="items of a search fold")
-    parser.add_argument("--parts", type=int, default=1, help="populations of its own that each table is dealt into")
+    parser.add_argument("--parts", type=int, default=3, help="populations that a large table is dealt into")
     parser.add_argument("--methods", nargs="*", default=[], help="names of rows; default: all")
+    parser.add_argument("--search", metavar="FILE.py:NAME", help="a search of your own as one more row")
     parser.add_argument("--keep", type=Path, help="folder of results so far: what is there is not run again")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    try:
-        tables = [TruthTable.read(path) for path in given.table]
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
     if min(given.budget) <= 0 or min(given.seeds, given.items, given.parts) < 1:
         raise SystemExit("error: --budget, --seeds, --items and --parts must be above 0")
     if given.keep:
         given.keep.mkdir(parents=True, exist_ok=True)
-    lines = [f"# Searches on truth tables, {datetime.date.today()}", ""]
-    for table in (part for whole in tables for part in whole.parts(given.parts)):
-        lines += report(table, given)
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    try:
+        tables = opened(given)
+        found = [report(table) for table in tables]
+    except (UserError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    shares = " | ".join(f"{100 * share:g} %" for share in given.budget)
+    lines = [
+        f"# Searches on truth tables, {datetime.date.today()}",
+        "",
+        f"`{given.search or 'adaptive'}` beside the full grid: regret of the full grid on items outside the fold, and "
+        "the difference of the search to it (standard error).",
+        "",
+        f"| table | full grid | {shares} | stops by itself | its cost | picks within 1 point there (stated /) |",
+        "|---|" + "---|" * (len(given.budget) + 4),
+        *(brief for _, brief in found if brief is not None),
+        "",
+        *(line for lines, _ in found for line in lines),
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
     if given.out:

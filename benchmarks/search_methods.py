@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from search_tables import Simulation, TruthTable
 
+from souping.core.protocols import Optimiser
 from souping.core.simplex import spread
-from souping.core.types import UserError
+from souping.core.types import SearchSpace, UserError, Weights
 from souping.search.adaptive import Adaptive
 from souping.search.points import Search
 from souping.search.racing import RacedSearch
 
 Method = Callable[[Simulation, int], "Outcome"]
+Start = Callable[[Sequence[Weights], SearchSpace, int, bool, int | None], Optimiser]
+"""Opens a search over points of a space: (points, space, seed, whether it may end by itself, budget of items)."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +182,37 @@ def _snap(table: TruthTable, vector: np.ndarray) -> int:
 def adaptive(settings: Adaptive) -> Method:
     """`optimiser=adaptive` as a run would use it."""
 
+    def start(points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None) -> Optimiser:
+        return replace(settings, stop="auto" if auto else "never", budget=budget).over(points, space, seed)
+
+    return driven(start)
+
+
+def driven(start: Start) -> Method:
+    """Any search that asks and tells as the product's do; without a budget it ends by itself."""
+
     def search(sim: Simulation, budget: int) -> Outcome:
-        limited = replace(settings, budget=budget) if budget else settings
-        optimiser = limited.over(sim.table.points, sim.space, sim.seed)
+        optimiser = start(sim.table.points, sim.space, sim.seed, not budget, budget or None)
         while (cell := optimiser.ask()) is not None:
             optimiser.tell(cell, sim.answer(cell))
-        said = optimiser.summary()
-        within, regret = said["within_1_point"], said["expected_regret"]
-        guided = str(said["guide"]).startswith("trusted")
-        return Outcome(sim.rows[optimiser.best()], float(str(within)), float(str(regret)), guided)
+        told = optimiser.summary()
+        within, regret = (float(str(told.get(key, "nan"))) for key in ("within_1_point", "expected_regret"))
+        guided = str(told.get("guide", "none")).startswith("trusted")
+        return Outcome(sim.rows[optimiser.best()], within, regret, guided)
 
     return search
+
+
+def from_file(named: str) -> Method:
+    """The search `NAME` of FILE, from `FILE.py:NAME`: called as a `Start`."""
+    file, _, name = named.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--search {named} must be FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise UserError(f"--search {named}: {file} has no {name}")
+    start: Start = getattr(module, name)
+    return driven(start)

@@ -1,4 +1,8 @@
-"""Truth tables, and searches simulated on them: a fold drawn from the table's items, answers read from its rows."""
+"""Truth tables, and searches simulated on them.
+
+A fold is drawn from the items of a table and its answers are read from the rows. What a search picked is scored on the
+items outside the fold, which it never saw: a table's mean over all items contains the fold, and flatters the pick.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 BATCH = 16
 """Items below which asking would be slow."""
-KEYS = ("ok", "cat", "group", "w", "right", "wrong", "nll")
-"""Arrays of a table; the first three must be there."""
+KEYS = ("ok", "cat", "group", "w", "right", "wrong", "nll", "bits")
+"""Arrays of a table; the first three must be there, or `bits` [W, I, S / 8] in place of `ok`: W worlds, packed."""
 ROUNDED = 0.005
 """How far rounding may take the sum of a soup's weights off 1."""
 
@@ -37,13 +41,26 @@ class TruthTable:
     rewritten: np.ndarray | None = None
 
     @classmethod
-    def read(cls, path: Path) -> TruthTable:
-        """The table in an .npz file.
+    def read(cls, path: Path) -> list[TruthTable]:
+        """The table in an .npz file, one for each of its worlds.
 
         Raises:
             UserError: it holds no table, or one that cannot be searched.
         """
         arrays = _arrays(path)
+        bits = arrays.pop("bits", None)
+        if bits is None:
+            return [cls._of(path, arrays)]
+        soups = len(arrays["w"])
+        if bits.dtype != np.uint8 or bits.ndim != 3 or not len(bits) or bits.shape[2] != -(-soups // 8):
+            raise UserError(
+                f"{path}: bits is {bits.dtype} {bits.shape}; it must be uint8 [W, I, {-(-soups // 8)}], packed along "
+                f"the {soups} soups of w"
+            )
+        return [cls._of(path, {**arrays, "ok": np.unpackbits(world, axis=1, count=soups).T}) for world in bits]
+
+    @classmethod
+    def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> TruthTable:
         _check(path, arrays)
         ok = np.asarray(arrays["ok"], dtype=float)
         codes = {key: np.unique(arrays[key], return_inverse=True)[1].reshape(-1) for key in ("cat", "group")}
@@ -78,6 +95,17 @@ class TruthTable:
             return []
         rows = [np.flatnonzero(np.isclose(self.w[:, k], 1)) for k in range(self.w.shape[1])]
         return [int(row[0]) for row in rows] if all(len(row) for row in rows) else []
+
+    @property
+    def rise(self) -> float:
+        """How far soups lie above the plane through their parents, in points per 1 - sum of squared weights, the mean
+        over soups; nan where there are no weights or a single model is missing."""
+        if self.w is None or not self.singles:
+            return float("nan")
+        inside = 1 - (self.w**2).sum(1)
+        mixed = inside > ROUNDED
+        above = self.truth - self.w @ self.truth[self.singles]
+        return float(100 * np.mean(above[mixed] / inside[mixed]))
 
     def shuffled(self, seed: int) -> TruthTable:
         """The same with the likelihoods of the soups exchanged at random."""
@@ -115,7 +143,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: np.asarray(data[key]) for key in KEYS if key in data}
     except (EOFError, TypeError, ValueError, BadZipFile) as error:
         raise UserError(f"{path} is no .npz file of plain arrays") from error
-    missing = [key for key in KEYS[:3] if key not in arrays]
+    missing = [key for key in ("w" if "bits" in arrays else "ok", "cat", "group") if key not in arrays]
     if missing:
         raise UserError(f"{path} has no array {missing[0]!r}; a table holds ok [S, I], cat [I] and group [I]")
     return arrays
@@ -159,6 +187,7 @@ class Simulation:
         self.spent = self.prefilled = 0
         self.asked: set[int] = set()
         self.rows = {point: number for number, point in enumerate(table.points)}
+        self.outside = np.flatnonzero(~np.isin(table.group, table.group[self.fold]))
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -204,9 +233,14 @@ class Simulation:
         """Items of the full grid."""
         return len(self.table.ok) * len(self.fold)
 
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """Objective of every soup on the items whose groups have no item in the fold [S]."""
+        return self.table.objective(self.outside)
+
     def regret(self, pick: int) -> float:
-        """In points, against the population."""
-        return float(100 * (self.table.truth.max() - self.table.truth[pick]))
+        """In points, on the items outside the fold."""
+        return float(100 * (self.truth.max() - self.truth[pick]))
 
 
 def _draw(table: TruthTable, rng: np.random.Generator, items: int) -> np.ndarray:

@@ -53,7 +53,8 @@ def grade_nothing(items: Sequence[Item], outputs: Sequence[str], known: Known) -
 class PlannedStage:
     """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) where the selection is open.
 
-    With `in_parts` nobody knows which soups are asked how much: `models` are the whole folds that the items would fill.
+    With `in_parts` the search decides which soups answer how many items: the pairs are (expected, most), and `models`
+    are the whole folds that the items would fill.
     """
 
     name: str
@@ -278,14 +279,18 @@ def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     merged = []
     for name in names:
         same = [stage for stages in counted for stage in stages if stage.name == name]
-        models, asked = _range([stage.models for stage in same]), _range([stage.asked for stage in same])
-        todo, in_parts = _range([stage.todo for stage in same]), any(stage.in_parts for stage in same)
+        in_parts = any(stage.in_parts for stage in same)
+        models, asked, todo = (
+            _range(pairs, in_parts) for pairs in zip(*((s.models, s.asked, s.todo) for s in same), strict=True)
+        )
         merged.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=in_parts))
     return merged
 
 
-def _range(pairs: Sequence[Pair]) -> Pair:
-    return min(least for least, _ in pairs), max(most for _, most in pairs)
+def _range(pairs: Sequence[Pair], in_parts: bool) -> Pair:
+    """Least and most; of a search in parts what is expected for the middle number of ingredients, and most."""
+    first = sorted(least for least, _ in pairs)
+    return first[(len(first) - 1) // 2 if in_parts else 0], max(most for _, most in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,29 +280,16 @@ def _provenance(report: Report) -> Section | None:
 
 
 def ended(told: Row) -> str:
-    """Why a search ended and how sure it is, in a line; empty where it says nothing."""
-    if not told.get("stopped"):
-        return ""
-    within = number(told.get("within_1_point"))
-    sure = f"; within 1 point of the best with probability {within:.2f}" if within is not None else ""
-    return f"the search ended: {clean(told.get('stopped'))}{sure}"
-
-
-def _alike(told: Row) -> str:
-    """How many other soups are as good, as far as a search can tell."""
-    others = number(told.get("indistinguishable_count")) or 0
-    return f"{count(others)} other soup{'s' * (others != 1)}" if others else "no other soup"
+    """Why a search ended, in a line; empty where it says nothing."""
+    return f"the search ended: {clean(told.get('stopped'))}" if told.get("stopped") else ""
 
 
 def searched(told: Row) -> list[str]:
     """What a search says of itself."""
     lines = []
-    within, regret = number(told.get("within_1_point")), number(told.get("expected_regret"))
-    if within is not None and regret is not None:
-        lines.append(
-            f"By the search's own reckoning the chosen weights are within 1 point of the best with probability "
-            f"{within:.2f} and lose {regret:.2f} points on average; {_alike(told)} cannot be told from them."
-        )
+    others = number(told.get("indistinguishable_count"))
+    if others is not None:
+        lines.append(f"Other soups that may be as good, judging by the items the search evaluated: {count(others)}.")
     gain = number(told.get("next_100_items_gain"))
     if gain is not None:
         lines.append(f"It ended: {clean(told.get('stopped'))}. Another 100 items would buy {gain:.2f} points.")

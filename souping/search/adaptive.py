@@ -21,9 +21,9 @@ POINTS = 240
 LISTED, MANY, FADING = 5000, 6, 0.85
 """Points up to which a grid is listed; ingredients from which soups of a few of them join it, and by how much the odds
 of a single model fade with each rank."""
-USUAL = 1.8
-"""Whole folds an ingredient after which searches usually end: on the truth tables 14 and 15 % of the grid's items with
-three, 8 % with four, 7 % with five (benchmarks/results); in the main job 12 %."""
+USUAL, LONGEST = (7.0, 0.75, 0.8), 2
+"""Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items, and hardly ever twice
+as many: benchmarks/search_sizes.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,12 @@ class Adaptive(Strategy):
         return None
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """Expected: after how many items searches of this size ended."""
-        most = len(self._points(size)) * items
-        most = most if self.budget is None else min(most, self.budget)
-        expected = most if self.stop == "never" else round(USUAL * size * items)
-        return min(expected, most), most
+        """Expected: after how many items searches of this size ended. Most: hardly any of them took more."""
+        limit = len(self._points(size)) * items
+        limit = limit if self.budget is None else min(limit, self.budget)
+        factor, by_size, by_items = USUAL
+        expected = limit if self.stop == "never" else round(factor * size**by_size * items**by_items)
+        return min(expected, limit), min(LONGEST * expected, limit)
 
     def describe(self, size: int) -> str:
         ends = ", ".join(endings(self, stop=self.stop)) or "the whole grid"

@@ -1,8 +1,7 @@
-"""What a posterior says of a search: who may still beat the leader, what more items would bring, how good a pick is."""
+"""What a posterior says of a search: who may still beat the leader, and what more items would bring."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,11 +9,9 @@ import numpy as np
 from souping.core.types import FloatArray, IntArray
 from souping.search.fold import FoldLayout
 
-DRAWS, TINY = 2000, 1e-12
-POINT, LOOKED = 0.01, 64
-"""What counts as near the best, and how many soups, the likeliest to be better than the pick, are looked at for it."""
+TINY = 1e-12
 SURE = 1.0
-"""Answers' worth of trust that surprises are as large as the posterior expects: benchmarks/search_constants.py."""
+"""Answers' worth of trust that surprises are as large as the posterior expects."""
 
 
 class Posterior(Protocol):
@@ -118,28 +115,15 @@ def draws(cov: FloatArray, count: int) -> FloatArray:
     return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """Belief in a pick: probability of being within one point of the best, expected distance to it, soups that it
-    cannot be told from."""
+def indistinguishable(posterior: Posterior, weights: FloatArray, pick: int) -> tuple[int, ...]:
+    """Soups that may be as good as a pick (one-sided 95 %), the best first.
 
-    within: float
-    regret: float
-    rivals: tuple[int, ...]
-
-
-def outlook(posterior: Posterior, weights: FloatArray, pick: int) -> Outlook:
-    """Standard errors are as much smaller or larger than the posterior's as its answers surprised it less or more than
-    it expected."""
+    Standard errors are as much smaller or larger than the posterior's as its answers surprised it less or more than
+    it expected.
+    """
     mean, (total, count) = weights @ posterior.mean, posterior.surprises
     scale = (SURE + total) / (SURE + count)
     sd = np.sqrt(scale * np.maximum(posterior.differences(pick, weights), TINY))
-    lead = (mean[pick] - mean) / sd
-    lead[pick] = -np.inf
-    order = np.argsort(lead, kind="stable")[:LOOKED]
-    cov = scale * posterior.covariance(order, weights)
-    sample = mean[order] + draws(cov, DRAWS)
-    loss = sample.max(1) - sample[:, 0]
-    near = np.flatnonzero(lead < 1.645)
+    near = np.flatnonzero(mean[pick] - mean < 1.645 * sd)
     near = near[np.argsort(-mean[near], kind="stable")]
-    return Outlook(float(np.mean(loss <= POINT)), float(loss.mean()), tuple(int(s) for s in near if s != pick))
+    return tuple(int(s) for s in near if s != pick)

@@ -218,15 +218,13 @@ class AdaptiveSearch(Optimiser):
     def summary(self) -> Mapping[str, Json]:
         """What the search says of itself: points are of 100."""
         weights = self._layout.weights
-        told = beliefs.outlook(self._surrogate, weights, self._numbers[self.best()])
+        alike = beliefs.indistinguishable(self._surrogate, weights, self._numbers[self.best()])
         leader, rivals, _ = beliefs.expected_improvement(self._surrogate, weights, RIVALS)
         gain = beliefs.next_items(self._surrogate, self._layout, self._answers.depth, leader, rivals)
         return {
             "stopped": self._why or "a limit of the run",
-            "within_1_point": round(told.within, 3),
-            "expected_regret": round(100 * told.regret, 3),
-            "indistinguishable": [list(self._points[s]) for s in told.rivals[:SHOWN]],
-            "indistinguishable_count": len(told.rivals),
+            "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
+            "indistinguishable_count": len(alike),
             "next_100_items_gain": round(100 * gain, 3),
             "guide": self._guide.verdict if self._guide is not None else "none",
         }

@@ -22,6 +22,7 @@ from souping.pipeline.executors import LocalExecutor
 from souping.pipeline.requirements import Gpu, Machine, Requirement, requirements_of, soup_bytes
 from souping.pipeline.store import Store
 from souping.planning.plan import speed, worth
+from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
 
@@ -96,6 +97,16 @@ class TestAgainstRuns:
         least, most = before["evaluations"]["todo"]
         assert least <= report_of(tmp_path / "out")["cost"]["evaluated_items"] <= most
 
+    def test_an_adaptive_search_is_expected_for_the_middle_number_of_ingredients(
+        self, family: Path, souping: Cli, tmp_path: Path
+    ) -> None:
+        assert souping(*pool_of(family), "selector.threshold=0.9", "plan=true", "hydra.run.dir=planned").code == 0
+        plan = plan_of(tmp_path / "planned")
+        assert plan["selection"]["sizes"] == [1, 2, 3, 4]
+        (search,) = (stage for stage in plan["stages"] if stage["in_parts"])
+        spans = [Adaptive().workload(size, search["items"]) for size in (2, 4)]
+        assert search["todo"] == [spans[0][0], spans[1][1]]
+
     def test_a_search_that_was_cut_is_taken_up(self, family: Path, souping: Cli, tmp_path: Path) -> None:
         call = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid", "stop_after=search"]
         assert souping(*call, "optimiser.trials=4", "hydra.run.dir=out").code == 0
@@ -111,7 +122,6 @@ class TestAgainstRuns:
         assert souping(*call, "hydra.run.dir=out").code == 0
         rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
         assert stage["in_parts"] == ("budget" in optimiser)
-        assert ("A search in parts" in (tmp_path / "planned" / "plan.md").read_text()) == stage["in_parts"]
         if "budget" in optimiser:  # parts of the fold: more soups than whole folds, within the same items
             mixed = [row for row in rows if "1.0" not in row.values()]
             assert 0 < sum(int(row["items"]) for row in mixed) <= stage["asked"][1] == 300

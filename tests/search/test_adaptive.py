@@ -69,8 +69,7 @@ def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     said = search.summary()
     assert price(asked, of) < 0.5 * of.ok.size
     assert "finishing the fold would gain" in str(said["stopped"])
-    assert 0 <= float(str(said["within_1_point"])) <= 1
-    assert float(str(said["expected_regret"])) >= 0
+    assert 0 <= int(str(said["indistinguishable_count"])) < len(of.points)
     assert float(str(said["next_100_items_gain"])) >= 0
 
 
@@ -133,7 +132,6 @@ def test_scores_that_are_all_equal_are_searched_too() -> None:
     space = replace(of.space, singles=np.ones((3, 120)))
     search = Adaptive().start(space, 0)
     searched(search, of)
-    assert float(str(search.summary()["expected_regret"])) < 5
     assert search.best() in of.points
 
 

@@ -54,7 +54,7 @@ class OddTable:
             search.tell(cell, _result(row, seen, cell))
         truth = np.mean([values[:, categories == c].mean(1) for c in range(len(self.shares))], 0)
         said = search.summary()
-        assert 0 <= float(str(said["within_1_point"])) <= 1
+        assert 0 <= int(str(said["indistinguishable_count"])) < len(self.points)
         return spent / budget, float(truth.max() - truth[rows[search.best()]]), float((truth.max() - truth).mean())
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, FloatArray, FloatArray]:

@@ -25,7 +25,7 @@ SOUND = {"ok": OK, "cat": np.arange(90) % 3, "group": np.arange(90), "w": W}
 def table(folder: Path, **arrays: np.ndarray | None) -> TruthTable:
     path = folder / "t.npz"
     np.savez(path, **{key: array for key, array in {**SOUND, **arrays}.items() if array is not None})
-    return TruthTable.read(path)
+    return TruthTable.read(path)[0]
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,57 @@ def test_points_that_come_twice_are_one() -> None:
     twice = Adaptive(stop="never", budget=60).over([*points, *points], space, 0)
     once = Adaptive(stop="never", budget=60).over(points, space, 0)
     assert [twice.ask() for _ in range(5)] == [once.ask() for _ in range(5)]
+
+
+WORLDS = np.random.default_rng(1).integers(0, 2, (2, 90, len(W)))
+PACKED = np.packbits(WORLDS.astype(bool), axis=2)
+
+
+def test_a_packed_table_is_one_table_a_world(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    np.savez(path, bits=PACKED, cat=SOUND["cat"], group=SOUND["group"], w=W)
+    read = TruthTable.read(path)
+    assert [world.ok.T.tolist() for world in read] == WORLDS.tolist()
+
+
+@pytest.mark.parametrize("bits", [PACKED[0], PACKED[..., :0], PACKED[:0], PACKED.astype(int)])
+def test_a_table_that_is_packed_otherwise_is_refused(bits: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    np.savez(path, bits=bits, cat=SOUND["cat"], group=SOUND["group"], w=W)
+    with pytest.raises(UserError, match="bits"):
+        TruthTable.read(path)
+
+
+def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
+    of = TruthTable("t", OK.astype(float), SOUND["cat"], np.arange(90) // 4, W)
+    sim = Simulation(of, 3, 30)
+    assert not set(of.group[sim.fold]) & set(of.group[sim.outside])
+    assert set(of.group[sim.fold]) | set(of.group[sim.outside]) == set(of.group)
+    means = np.mean([OK[:, sim.outside[of.cat[sim.outside] == c]].mean(1) for c in range(3)], axis=0)
+    assert sim.regret(int(means.argmax())) == 0
+    assert sim.regret(4) == pytest.approx(100 * (means.max() - means[4]))
+
+
+def test_any_search_that_asks_and_tells_can_be_measured(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from souping.core.types import Cell\n\n\nclass Third:\n"
+        "    def __init__(self, points, space, seed, auto, budget):\n        self.cells = [Cell(weights=points[2])]\n\n"
+        "    def ask(self):\n        return self.cells.pop() if self.cells else None\n\n"
+        "    def tell(self, cell, result):\n        self.pick = cell.weights\n\n"
+        "    def best(self):\n        return self.pick\n\n"
+        "    def summary(self):\n        return {}\n"
+    )
+    sim = Simulation(TruthTable("t", OK.astype(float), SOUND["cat"], SOUND["group"], W), 0, 30)
+    assert ways.from_file(f"{file}:Third")(sim, 0).pick == 2
+    with pytest.raises(UserError, match="Fourth"):
+        ways.from_file(f"{file}:Fourth")
+
+
+@pytest.mark.parametrize(("name", "size", "rises"), [("nets6", 6, True), ("nets8", 8, True), ("flat4", 4, False)])
+def test_the_tables_have_many_ingredients_and_a_family_without_rise(name: str, size: int, rises: bool) -> None:
+    worlds = TruthTable.read(ROOT / "benchmarks" / "tables" / f"{name}.npz")
+    assert len(worlds) >= 20
+    assert all(len(world.points[0]) == size == len(world.singles) for world in worlds)
+    rise = np.mean([world.rise for world in worlds])
+    assert rise > 3 if rises else rise < 1
