@@ -26,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     given = [Path(folder).expanduser() for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
+    if len(given) > 1:
+        print(f"{run_dir}: the last of {len(given)} folders that has answers")
     samples = list(read_samples(run_dir / FILE))
     report = _report(run_dir)
     fold = options.fold or _reached(samples)
