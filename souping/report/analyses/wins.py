@@ -15,8 +15,8 @@ def section(data: Row) -> Section:
     kept = [f"{_share(row.get('kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
     again = (_flips(data),)
     absent = bool(part(data, "again").get("not_estimable"))
-    lines = (f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}",)
-    lines += () if absent else again
+    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}"
+    lines = (head,) if absent else (head, *again)
     examples = tuple(_example(example) for example in entries(data, "examples"))
     folded = [
         Section("By ingredient", again if absent else (), grids=(_kept(data),)),
