@@ -62,11 +62,17 @@ def test_a_run_a_merge_and_a_selection(family: Path, tmp_path: Path) -> None:
     assert (done.report_dir / "report.html").is_file()
     assert done.weights == pytest.approx(dict.fromkeys(pool, 1 / 3))
     assert len(done.trials) == 1
-    assert {"soup", "best_single"} <= {str(row["kind"]) for row in done.rows}
+    assert {"soup", "best_single"} <= {row.kind for row in done.rows}
     assert done.comparisons
     assert sorted(done.report["analyses"]) == ["consistency", "parents", "surface", "wins"]
     assert done.selection["ingredients"] == list(pool)
-    assert str(done.verdict["sentence"]) in repr(done)
+    assert done.verdict.sentence in repr(done)
+    assert done.verdict.claim == done.report["verdict"]["claim"]
+    (soup,) = [row for row in done.rows if row.kind == "soup"]
+    assert soup.objective.low < soup.objective.mean < soup.objective.high
+    assert set(soup.scores) == {"red", "green", "blue"}
+    assert done.trials[0].weights == pytest.approx(done.weights)
+    assert 0 <= done.trials[0].objective <= 1
     assert done._repr_html_().count("<tr>") == len(done.rows) + 1
     log = (done.report_dir / "run.log").read_text()
     for needle in (
@@ -120,7 +126,7 @@ def test_items_that_are_at_hand(family: Path, tmp_path: Path) -> None:
         evaluator=souping.LocalEvaluator(max_new_tokens=4, threads=1), store=tmp_path / "store.sqlite",
     )  # fmt: skip
     assert done.selection["ingredients"]
-    assert (done.soup, done.trials, dict(done.verdict)) == (None, (), {})
+    assert (done.soup, done.trials, done.verdict.claim) == (None, (), "")
 
 
 def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> None:

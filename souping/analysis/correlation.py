@@ -26,8 +26,8 @@ def few_models(models: int) -> str:
     if models >= FEWEST_MODELS:
         return ""
     return (
-        f"correlations over {models} models are not estimable (it takes {FEWEST_MODELS}): which categories count as "
-        "weakly correlated is largely chance"
+        f"correlations over {models} models are largely chance (at least {FEWEST_MODELS} needed); selectors without "
+        "correlations: selector=greedy, selector=all"
     )
 
 

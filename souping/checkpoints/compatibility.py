@@ -389,7 +389,7 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
             f"{owner} has a chat template, {other} has none: souping models of different training stages "
             "(base with instruct) is not advised"
         ]
-    return [f"chat templates of {a} and {b} differ: the soup carries one of them"]
+    return [f"the chat template of {b} differs from that of {a}: a soup carries one of them (merge.carry=NAME)"]
 
 
 def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
@@ -404,14 +404,14 @@ def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None
     return value.strip() if isinstance(value, str) else (json.dumps(value, sort_keys=True) if value else None)
 
 
-def has_template(folder: Path) -> bool:
-    """Whether the tokenizer in the folder of a model or an adapter has a chat template.
+def chat_template(folder: Path) -> str | None:
+    """The chat template of the tokenizer in the folder of a model or an adapter; several named ones as JSON.
 
     Raises:
         UserError: a file of it is not JSON.
     """
     bare = Checkpoint(folder=folder, tensors={}, config={}, files=(), side=side_files(folder))
-    return bool(_template(bare, _json(bare, "tokenizer_config.json")))
+    return _template(bare, _json(bare, "tokenizer_config.json"))
 
 
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:

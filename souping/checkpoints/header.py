@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from souping.checkpoints.dtypes import BITS
-from souping.core.text import shown
+from souping.core.text import check_pointer, shown
 from souping.core.types import Json, UserError
 
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -85,6 +85,8 @@ def _raw_header(path: Path) -> tuple[int, bytes]:
             head = file.read(8)
             if len(head) < 8:
                 raise broken(path, f"truncated: {size} bytes are too few for a safetensors file")
+            check_pointer(path, head + file.read(32))
+            file.seek(8)
             length = struct.unpack("<Q", head)[0]
             if length > MAX_HEADER or length > size - 8:
                 raise broken(path, f"its header claims {length} bytes, the file has {size}")
@@ -108,6 +110,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_json(path: Path, raw: bytes) -> Any:
     """JSON from an untrusted file, duplicate keys refused; every failure is one UserError that names the file."""
+    check_pointer(path, raw[:40])
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:

@@ -180,7 +180,7 @@ def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
         raise UserError(f"analysis={config['analysis']!r:.60} must be a list of analyses: analysis=[wins,parents]")
     if config["shapley"] is not None and "shapley" not in config["analysis"]:
         raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
-    problems = [f"{key} is not a key{nearest(key, known)}" for key in config if key not in known]
+    problems = [f"{key} is not a key{near_key(key, config, known)}" for key in config if key not in known]
     merges, nodes = merges_only(config), [str(config[group]) for group in GROUPS]
     groups = [group for group in GROUPS if not merges or group in MERGED or group in given]
     problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
@@ -191,6 +191,12 @@ def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
     if problems:
         more = f"\n(and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)
+
+
+def near_key(key: str, config: Mapping[str, Any], known: Iterable[str]) -> str:
+    """`; did you mean GROUP.KEY?` where a group has a key of this name, else the nearest of the root's."""
+    inner = [f"{group}.{key}" for group in GROUPS if key in (config.get(group) or ())]
+    return f"; did you mean {inner[0]}?" if inner else nearest(key, known)
 
 
 def kind_of(group: str) -> Any:

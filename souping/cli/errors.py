@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.config import PARTS, THEIRS
+from souping.cli.config import PARTS, THEIRS, near_key
 from souping.cli.help import choices, groups
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import UserError
@@ -107,7 +107,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read the override {error.override}\n"
-            "values that hold ( ) , = or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+            "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
@@ -130,7 +130,7 @@ def _nearest_key(error: BaseException) -> str:
         match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
         if node is not None and match and OmegaConf.is_dict(node):
             keys = [str(k) for k in node if not str(k).startswith("_")]
-            return nearest(match.group(1), keys) or f"; known keys: {', '.join(keys) or 'none'}"
+            return near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
         cause = cause.__cause__
     return ""
 

@@ -47,4 +47,13 @@ def _do() -> None:
         stop("", status)
     from souping.cli.job import start
 
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     start()
+
+
+def _at_home(word: str) -> str:
+    """An override with each bare `~/` written out: neither a shell nor Hydra's grammar takes one inside a value."""
+    home = os.path.expanduser("~")
+    if re.search("[\"']", word) or not re.fullmatch(r"[\w./@+-]+", home):
+        return word
+    return re.sub(r"(?<=[=,:\[ ])~(?=/)", home, word)

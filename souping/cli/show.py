@@ -27,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     given = [Path(folder).expanduser() for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
+    if len(given) > 1:
+        print(f"{run_dir}: the last of {len(given)} folders that has answers")
     samples = list(read_samples(run_dir / FILE))
     report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
     fold = options.fold or _reached(samples)

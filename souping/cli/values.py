@@ -46,7 +46,7 @@ def mismatch(value: Json, hint: Hint) -> str | None:
         return None if value is None and type(None) in get_args(hint) else "must be one of its group's choices"
     if not _fits(value, hint):
         return f"must be {_words(hint)}"
-    return "is empty: leave it out, or say what it is" if value == "" else unsound(value)
+    return "is empty (an unset shell variable?): leave it out, or say what it is" if value == "" else unsound(value)
 
 
 def _fits(value: Json, hint: Hint) -> bool:

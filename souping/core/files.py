@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -36,13 +37,22 @@ def expanded(path: str | Path, key: str = "") -> Path:
 
 
 def near_folder(path: str | Path) -> str:
-    """`; did you mean FOLDER?` where a folder beside the one that is not there has nearly its name."""
+    """`; did you mean FOLDER?` where a folder beside the one that is not there has nearly its name, or what became of
+    its `$NAME`."""
     wanted = Path(path)
+    if hint := unexpanded(path):
+        return hint
     with suppress(OSError, RuntimeError):
         there = [folder.name for folder in wanted.expanduser().parent.iterdir() if folder.is_dir()]
         near = get_close_matches(wanted.name, there, n=1)
         return f"; did you mean {wanted.with_name(near[0])}?" if near else ""
     return ""
+
+
+def unexpanded(path: str | Path) -> str:
+    """What to do about a `$NAME` in a path, which only a shell replaces; empty where there is none."""
+    name = re.search(r"\$\{?(\w+)", str(path))
+    return f"; ${name[1]} was not replaced: set it, and write it in double quotes or none" if name else ""
 
 
 def nearby(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.protocols import Objective
+from souping.core.text import nearest
 from souping.core.types import FloatArray, Json, UserError
 
 
@@ -83,4 +84,5 @@ class Tree(Objective):
 def _check_known(names: Mapping[str, float], categories: Sequence[str]) -> None:
     unknown = [n for n in names if n not in categories]
     if unknown:
-        raise UserError(f"objective names category {unknown[0]!r}; the benchmark has {', '.join(categories)}")
+        hint = nearest(unknown[0], categories)
+        raise UserError(f"objective names category {unknown[0]!r}; the benchmark has {', '.join(categories)}{hint}")

@@ -375,6 +375,10 @@ class Evaluator(Part, Protocol):
         """What a reader of the report must know of how these candidates are asked."""
         return []
 
+    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """What is likely wrong with how the tokenizer in `folder` shows these items to a model."""
+        return []
+
     def rescore(self, item: Item, answer: Record) -> Record | None:
         """The score of an answer that was given before; None where only asking anew gives one."""
         return None

@@ -18,6 +18,10 @@ CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 
 
+CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
+"""What to look at where every model fails."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreMatrix:
     """Scores of models on categories, fractions of 1.

@@ -102,5 +102,7 @@ def check_weights(weights: Sequence[float], where: str = "optimiser.weights") ->
     if not values or not all(np.isfinite(values)) or min(values) < 0:
         raise UserError(f"{where}={list(values)} must be finite and not negative")
     if abs(sum(values) - 1) > TOLERANCE:
-        raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: scale the weights to sum to one")
+        scaled = ",".join(f"{value / sum(values):.6g}" for value in values) if sum(values) else ""
+        hint = f"give {where}='[{scaled}]'" if scaled else "one must be above 0"
+        raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")
     return values

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from annotated_types import Interval
 
-from souping.core.types import Json, part
+from souping.core.types import Json, UserError, part
 
 Count = Annotated[int, Interval(ge=1, le=10**9)]
 """Setting that counts something."""
@@ -66,6 +66,13 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """`; did you mean NAME?` for the end of an error's line, nothing where no option is near."""
     near = get_close_matches(name, list(options), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_pointer(where: str | Path, start: str | bytes) -> None:
+    """Refuse what Git LFS leaves in a file's place, by how the file begins (UserError)."""
+    text = start.decode("latin-1") if isinstance(start, bytes) else start
+    if text.startswith("version https://git-lfs"):
+        raise UserError(f"{where}: a Git LFS pointer in place of the file: run `git lfs pull` where it was cloned")
 
 
 def shown(name: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from souping.core.files import expanded
+from souping.core.files import expanded, unexpanded
 from souping.core.protocols import BenchmarkItems
-from souping.core.text import listed, nearest
+from souping.core.text import check_pointer, listed, nearest
 from souping.core.types import Item, Json, OwnScorer, UserError
 
 
@@ -163,7 +164,7 @@ def _lines(path: Path) -> list[str]:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: cannot read the items: it is not UTF-8 text, save it as such") from error
     except OSError as error:
-        raise UserError(f"benchmark.path={path}: cannot read the items: {error.strerror}") from error
+        raise UserError(f"benchmark.path={path}: cannot read the items: {error.strerror}{unexpanded(path)}") from error
 
 
 def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
@@ -184,7 +185,10 @@ def _row(line: str, where: str) -> Mapping[str, Json]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        hint = "; the file holds one object a line, and no list around them" if line.lstrip()[:1] == "[" else ""
+        check_pointer(where, line)
+        hint = "; the file holds one object per line, and no list around them" if line.lstrip()[:1] == "[" else ""
+        if "{" not in line and re.search("[,;\t]", line):
+            hint = "; this looks like CSV: write one JSON object per line, with id, category, prompt and answer"
         raise UserError(f"{where}: not a JSON object: {error}{hint}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}")

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.core.text import listed
+from souping.core.text import listed, nearest
 from souping.core.types import FOLDS, Fold, Item, UserError, digest
 
 SALT = "souping folds 4"
@@ -177,6 +177,7 @@ def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str])
         raise UserError(
             f"category {empty[0]!r} has no items in fold {fold}: it needs at least one group in each fold; "
             "add items (20 in a fold make a usable rate) or leave the category out"
+            f"{nearest(empty[0], [name for name in categories if name != empty[0]])}"
         )
 
 

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.compatibility import has_template
+from souping.checkpoints.compatibility import chat_template
+from souping.checkpoints.pool import measured
 from souping.core.protocols import Drafts, Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.system import cores
-from souping.core.text import Count, Seed, Threads, first_line
+from souping.core.text import Count, Seed, Threads, first_line, listed
 from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
@@ -27,16 +28,20 @@ VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 NOT_ASKED = ("engine", "temperature", "top_p", "top_k", "samples", "sampling_seed", "aggregate", "replicates", "_files")
 """Fields that are in the settings under another name, or that no single answer depends on."""
+ROLES = ("system", "user", "assistant", "tool")
+SMALL = 50_000_000
+"""Parameters below which one thread is the default."""
 MACHINE = ("dtype", "device", "threads", "workers")
 """Settings of this process, which an engine that computes elsewhere has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromFiles:
-    """What an evaluator's settings leave to the candidates' files."""
+    """What an evaluator's settings leave to the candidates' files; `small` models gain nothing by a second thread."""
 
     decoding: Decoding | None = None
     dtype: str = "auto"
+    small: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +136,9 @@ class LocalEvaluator(Evaluator):
         """This evaluator with the candidates' own dtype and, with `generation=model`, their own decoding."""
         own = common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
-        known = FromFiles(decoding=own, dtype="float32" if on_cpu else compute_dtype(home))
+        model = Checkpoint.open(home, allow_pickle=True)  # only headers; the pool has opened it already
+        small = measured("", model).parameters < SMALL
+        known = FromFiles(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
         twin = replace(self)
         object.__setattr__(twin, "_files", known)
         return twin
@@ -157,7 +164,10 @@ class LocalEvaluator(Evaluator):
         return self.max_new_tokens or NEW
 
     def opening(self, home: Path, items: Sequence[Item]) -> str:
-        """How long an answer may be, in words."""
+        """How long an answer may be, and how many threads compute it."""
+        return "\n".join(filter(None, (self._length_line(home, items), self.threads_line)))
+
+    def _length_line(self, home: Path, items: Sequence[Item]) -> str:
         key, most = self.length_key, self.answer_tokens
         context = context_of(home)
         short, long = (by(map(_length, items), default=0) for by in (min, max))
@@ -180,12 +190,22 @@ class LocalEvaluator(Evaluator):
             UserError: the message names the first such item.
         """
         chat = next((item for item in items if not isinstance(item.prompt, str)), None)
-        if chat is not None and not has_template(folder):
+        if chat is not None and not chat_template(folder):
             raise no_template(chat)
 
     @property
     def resolved_threads(self) -> int:
-        return self.threads or min(cores(), 8)
+        return self.threads or (1 if self._files.small else min(cores(), 8))
+
+    @property
+    def threads_line(self) -> str:
+        """How many threads compute answers, where that happens on a CPU in this process; else empty."""
+        if self.engine.settings is not None or self.resolved_device != "cpu":
+            return ""
+        count = self.resolved_threads
+        why = " (one is fastest for small models)" if count == 1 and not self.threads else ""
+        what = f"{count} thread{'s' * (count > 1)}{why}"
+        return f"answers are computed with {what}: evaluator.threads=N changes that, OMP_NUM_THREADS is not read"
 
     @property
     def resolved_device(self) -> str:
@@ -203,6 +223,21 @@ class LocalEvaluator(Evaluator):
         if self.generation == "model":
             return [f"answers are decoded as the candidates' generation_config asks: {self.decoding.told}"]
         return generation_notes(folders)
+
+    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Prompts that bypass the tokenizer's chat template, and roles that it does not know."""
+        template = chat_template(folder)
+        if not template:
+            return []
+        plain = sum(isinstance(item.prompt, str) for item in items)
+        told = (
+            f"{plain} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
+            'need messages, "prompt": [{"role": "user", "content": "..."}]'
+        )
+        given = [m["role"] for item in items if not isinstance(item.prompt, str) for m in item.prompt]
+        unknown = [str(role) for role in dict.fromkeys(given) if not knows_role(template, str(role))]
+        lost = f"the chat template does not know the role {listed(unknown)}: see the prompts that check shows"
+        return [told] * bool(plain) + [lost] * bool(unknown)
 
     @property
     def block(self) -> int:
@@ -330,13 +365,19 @@ def prompt_tokens(folder: Path, item: Item) -> int:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
+def knows_role(template: str, role: str) -> bool:
+    """Whether a chat template names a role, or writes out whichever usual role a message has."""
+    writes_any = re.search(r"\{\{[^}]*\brole\b", template) is not None
+    return re.search(rf"\b{re.escape(role)}\b", template) is not None or (writes_any and role in ROLES)
+
+
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:
     """A decoding as settings; a greedy one has no seed."""
     table: dict[str, Json] = asdict(decoding)
     return table if decoding.samples else {"temperature": 0.0, "penalties": dict(decoding.penalties)}
 
 
-def compute_dtype(home: Path) -> str:
+def compute_dtype(model: Checkpoint) -> str:
     """The checkpoint's own dtype by torch's name; the narrowest of several, float32 of none that torch computes in."""
-    own = [name for name in Checkpoint.open(home).dtype.split("+") if name in ("float32", "bfloat16", "float16")]
+    own = [name for name in model.dtype.split("+") if name in ("float32", "bfloat16", "float16")]
     return own[-1] if own else "float32"

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.scores import CONSTANT
+from souping.checkpoints import hub
+from souping.core.files import near_folder
+from souping.core.scores import CAUSES, CONSTANT
 from souping.core.text import listed, named, shown
-from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
+from souping.core.types import FOLDS, Candidate, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.import_results import adopted_notes
@@ -56,6 +58,8 @@ def _checks(
     yield partial(_check_selector, run, names, categories)
     yield partial(_check_search, run, len(names))
     yield partial(_check_analyses, run)
+    if run.scores.published and run.stop_after != "select":
+        yield partial(_check_folders, run.pool.resolve())
     for evaluator, _ in asked:
         yield partial(evaluator.check, names)
 
@@ -112,6 +116,16 @@ def _check_search(run: RunSettings, candidates: int) -> None:
         run.optimiser.describe(sizes[0])
 
 
+def _check_folders(candidates: Sequence[Candidate]) -> None:
+    """Refuse names of a published table in place of models: whoever has no weights wants the selection alone."""
+    for candidate in candidates:
+        if not candidate.path.is_dir() and hub.parse(candidate.path) is None:
+            raise UserError(
+                f"candidate {candidate.name}: {candidate.path} is not a folder{near_folder(candidate.path)}; "
+                "without weights, stop_after=select selects from the table alone"
+            )
+
+
 def _check_analyses(run: RunSettings) -> None:
     """Refuse an analysis that is nothing without a base model, where there is none."""
     for name, analysis in run.analyses.items():
@@ -134,7 +148,10 @@ def check_tokenizers(pool: OpenPool, asked: Sequence[tuple[Evaluator, Sequence[I
     for name in pool.names:
         folder = pool.pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in asked:
-            evaluator.check_tokenizer(folder, items)
+            try:
+                evaluator.check_tokenizer(folder, items)
+            except UserError as error:
+                raise UserError(f"candidate {name}: {error}") from error
 
 
 def check_soups(run: RunSettings, pool: OpenPool) -> None:
@@ -176,6 +193,9 @@ def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, stor
         notes += [*folds.notes, *run.objective.notes(categories)]
     if pool is not None:
         notes += run.evaluator.pool_notes(pool.folders)
+        items = [item for fold in FOLDS for item in folds.items[fold]] if folds is not None else []
+        folder = pool.pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
+        notes += run.evaluator.prompt_notes(folder, items)
     return [*notes, *adopted_notes(pool, store, run.evaluator)] if pool is not None else notes
 
 
@@ -188,7 +208,7 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        alike.setdefault(_all_alike(value, len(scores.models)), []).append(name)
+        alike.setdefault(_all_alike(value, scores), []).append(name)
     return [_flat(how, names) for how, names in alike.items()]
 
 
@@ -200,7 +220,8 @@ def _flat(how: str, names: Sequence[str]) -> str:
     return f"{len(names)} categories, {listed(names)}: {how}, {told}"
 
 
-def _all_alike(value: float, models: int) -> str:
+def _all_alike(value: float, scores: ScoreMatrix) -> str:
     if value <= CONSTANT:
-        return "every model fails all of it"
-    return "every model solves all of it" if value >= 1 - CONSTANT else f"all {models} models score {100 * value:.1f} %"
+        return f"every model fails all of it{'' if scores.published else f' ({CAUSES})'}"
+    every = f"all {len(scores.models)} models score {100 * value:.1f} %"
+    return "every model solves all of it" if value >= 1 - CONSTANT else every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import reprlib
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
 from souping.core.text import listed, nearest
-from souping.core.types import Item, Json, LateError, Selection, Trial, UserError, entries, part
+from souping.core.types import Item, Json, LateError, Selection, Trial, UserError, entries, number, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import KINDS, STORE, MergeSettings, RunSettings
 from souping.report.run_log import DRAFTS, logged
@@ -36,6 +37,42 @@ PARTS = ("selector", "optimiser", "objective", "evaluator", "merge", "tracker")
 """Arguments that are parts."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunVerdict:
+    """What may be claimed: `claim` for programs, `sentence` for people; both empty without a report."""
+
+    claim: str = ""
+    sentence: str = ""
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScore:
+    """Score as a fraction of 1 with its 95 % interval."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """Model of the report with its objective and its score in each category."""
+
+    name: str
+    kind: str
+    objective: RunScore
+    scores: Mapping[str, RunScore]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTrial:
+    """Soup of the search with its objective on the search fold, which may be of a part of it."""
+
+    weights: Mapping[str, float]
+    objective: float
+
+
 @dataclass(frozen=True)
 class RunResult:
     """What a run came to. `report` is report.json's content, as far as the run went; `trials` the soups it tried.
@@ -45,13 +82,14 @@ class RunResult:
 
     report_dir: Path
     report: Mapping[str, Json]
-    trials: tuple[Mapping[str, Json], ...]
+    trials: tuple[RunTrial, ...]
     soup: Path | None
 
     @property
-    def verdict(self) -> Mapping[str, Json]:
-        """`claim`, `sentence` and `p_value`, empty without a report."""
-        return part(self.report, "verdict")
+    def verdict(self) -> RunVerdict:
+        told = part(self.report, "verdict")
+        claim, sentence = (str(told.get(key) or "") for key in ("claim", "sentence"))
+        return RunVerdict(claim=claim, sentence=sentence, p_value=number(told.get("p_value")))
 
     @property
     def recipe(self) -> Mapping[str, Json]:
@@ -65,9 +103,9 @@ class RunResult:
         return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
 
     @property
-    def rows(self) -> Sequence[Mapping[str, Json]]:
-        """A model each: `name`, `kind`, `objective` and `scores` by category with intervals."""
-        return entries(self.report, "rows")
+    def rows(self) -> tuple[RunRow, ...]:
+        """The models of the report, the soup last."""
+        return tuple(map(_row, entries(self.report, "rows")))
 
     @property
     def comparisons(self) -> Sequence[Mapping[str, Json]]:
@@ -80,7 +118,7 @@ class RunResult:
         return part(self.report, "selection")
 
     def __repr__(self) -> str:
-        said = self.verdict.get("sentence") or f"{len(self.trials)} soups tried, no report."
+        said = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
         mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
         return f"RunResult({said} Soup: {mixed or 'none'}. Files: {self.report_dir})"
 
@@ -88,17 +126,27 @@ class RunResult:
         """A table for notebooks: a model a line, its score on the report fold in percent."""
         lines = []
         for row in self.rows:
-            score = part(row, "objective")
-            cells = [str(row.get("name")), *(_percent(score.get(key)) for key in ("mean", "low", "high"))]
+            score = row.objective
+            cells = [row.name, *map(_percent, (score.mean, score.low, score.high))]
             lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
         head = "<tr><th>model</th><th>score %</th><th>low</th><th>high</th></tr>"
         body = "".join(f"<tr>{line}</tr>" for line in lines)
-        said = html.escape(str(self.verdict.get("sentence") or repr(self)))
+        said = html.escape(self.verdict.sentence or repr(self))
         return f"<p>{said}</p><table>{head}{body}</table>" if lines else f"<p>{said}</p>"
 
 
-def _percent(value: Json) -> str:
-    return f"{100 * value:.1f}" if isinstance(value, int | float) else ""
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _row(row: Mapping[str, Json]) -> RunRow:
+    scores = {name: _score(part(part(row, "scores"), name)) for name in part(row, "scores")}
+    return RunRow(name=str(row["name"]), kind=str(row["kind"]), objective=_score(part(row, "objective")), scores=scores)
+
+
+def _score(told: Mapping[str, Json]) -> RunScore:
+    mean, low, high = (number(told.get(key)) for key in ("mean", "low", "high"))
+    return RunScore(mean=math.nan if mean is None else mean, low=low, high=high)
 
 
 def run(
@@ -157,6 +205,7 @@ def run(
 
 
 def _perform(settings: RunSettings) -> RunResult:
+    from souping.pipeline.kept_soup import written_soup
     from souping.pipeline.run import check_settings
     from souping.pipeline.staged import perform
 
@@ -174,9 +223,7 @@ def _perform(settings: RunSettings) -> RunResult:
         discard(settings.run_dir, made, DRAFTS if made else ())
         raise
     tried = () if won is None else won.trials
-    return RunResult(
-        settings.run_dir, report, tuple(map(_point, tried)), settings.out if settings.out.exists() else None
-    )
+    return RunResult(settings.run_dir, report, tuple(map(_point, tried)), written_soup(settings, report))
 
 
 def _call(name: str, arguments: Mapping[str, object]) -> str:
@@ -191,8 +238,9 @@ def _call(name: str, arguments: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{key}={short.repr(value)}' for key, value in said.items())})"
 
 
-def _point(trial: Trial) -> Mapping[str, Json]:
-    return {"recipe": trial.recipe.as_dict(), "objective": trial.result.objective}
+def _point(trial: Trial) -> RunTrial:
+    weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+    return RunTrial(weights=weights, objective=trial.result.objective)
 
 
 def soup(

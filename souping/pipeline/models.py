@@ -19,7 +19,7 @@ from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings
-from souping.core.files import LOCK, hold, near_folder, sweep
+from souping.core.files import LOCK, expanded, hold, near_folder, sweep
 from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
 from souping.core.protocols import (
     Evaluator,
@@ -221,7 +221,7 @@ def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullc
     base = merge.base
     name = hub.parse(base) if base else _base_of_adapters(folders)
     if name is None:
-        return merge
+        return merge.with_settings({"base": str(expanded(base, "merge.base"))}) if str(base).startswith("~") else merge
     try:
         folder = folder_of(name, merge.allow_pickle, aside)
     except UserError as error:

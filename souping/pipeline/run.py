@@ -7,13 +7,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from souping.core.files import nearby
 from souping.core.protocols import Part
 from souping.core.text import fitted, safe
 from souping.core.types import LateError, UserError
-from souping.pipeline.models import free_target
+from souping.pipeline.kept_soup import check_target, written_soup
 from souping.pipeline.settings import MergeSettings, RunSettings, said
 from souping.pipeline.upload import Target, check, push
 
@@ -45,9 +46,14 @@ def cook(run: MergeSettings) -> float | None:
             parts.callback(part.close)  # servers and ranks wait for the next soup until then
         outcome, objective = _made(run)
     with _results_stay():
-        _show(run, outcome)
+        try:
+            soup = written_soup(run, outcome)
+        except LateError:
+            _show(run, outcome, None)
+            raise
+        _show(run, outcome, soup)
         if run.upload is not None and not run.plan:
-            _upload(run, run.upload)
+            _upload(run, run.upload, soup)
     return objective
 
 
@@ -77,7 +83,7 @@ def check_settings(run: MergeSettings) -> None:
     Raises:
         UserError: the key and what to do.
     """
-    free_target(run.out)
+    check_target(run)
     if not isinstance(run, RunSettings):
         return
     from souping.evaluate.benchmark import OwnBenchmark
@@ -104,24 +110,24 @@ def _results_stay() -> Iterator[None]:
         raise LateError(said(error)) from error
 
 
-def _upload(run: MergeSettings, goal: Target) -> None:
-    if not run.out.exists():  # one expert for everything: no soup was written
+def _upload(run: MergeSettings, goal: Target, soup: Path | None) -> None:
+    if soup is None:  # one expert for everything: no soup was written
         print(f"  {'upload':16} nothing to send: there is no soup")
         return
-    url = push(goal, run.out, run.run_dir / "report.json", run.store_path)
+    url = push(goal, soup, run.run_dir / "report.json", run.store_path)
     print(f"  {'upload':16} {url}")
 
 
-def _show(run: MergeSettings, outcome: dict[str, Any]) -> None:
+def _show(run: MergeSettings, outcome: dict[str, Any], soup: Path | None) -> None:
     """The end of a run on standard output: the rows, and where everything lies."""
     if "soup" not in outcome:
         _tables(outcome)
     for name in SHOWN:
         if (run.run_dir / name).exists():
             print(f"  {name:16} {safe(nearby(run.run_dir / name))}")
-    if run.out.exists():
-        print(f"  {'soup':16} {safe(nearby(run.out))}")
-        if (run.out / "recipe.json").exists():
+    if soup is not None:
+        print(f"  {'soup':16} {safe(nearby(soup))}")
+        if (soup / "recipe.json").exists():
             _command("rebuild", run.rebuild_command)
     if run.tracker.hint:
         print(f"  {'tracker':16} {safe(run.tracker.hint)}")

@@ -31,6 +31,7 @@ from souping.pipeline.checks import (
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
 from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
+from souping.pipeline.kept_soup import RECIPE, check_kept, soup_in, verify
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
@@ -39,7 +40,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.side_benchmarks import SideBenchmark, compare_on, sides
 from souping.pipeline.store import Store
 from souping.report.cards import card
-from souping.report.files import selection_dict, trial_rows, write_selection
+from souping.report.files import as_json, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.sections import ended
 from souping.report.terminal import gate_table
@@ -68,6 +69,7 @@ class RunStages:
     parts: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     frozen: Path | None = None
+    first_card: str = ""
     left_out: int = 0
     contenders: tuple[Recipe, ...] = ()
     on_report: tuple[Item, ...] = ()
@@ -93,6 +95,7 @@ class RunStages:
         pool = OpenPool(run.pool.resolve(), run.merge, store, progress.aside, with_base=run.uses_base)
         check_tokenizers(pool, asked)
         check_soups(run, pool)
+        check_kept(run, pool)
         run = replace(run, evaluator=pool.bound(run.evaluator))
         beside = tuple(replace(side, evaluator=pool.bound(side.evaluator)) for side in beside)
         workers = _workers(run, pool, store, {"": run.evaluator, **{side.name: side.evaluator for side in beside}})
@@ -175,8 +178,6 @@ class RunStages:
     def select(self, scores: ScoreMatrix | None) -> Selection:
         assert scores is not None
         self.selection = select(self.run, scores, self.progress)
-        if self.selection.correlations is not None and few_models(len(scores.models)):
-            self.notes.append(few_models(len(scores.models)))
         return self.selection
 
     def search(self, stage: SearchStage) -> SearchResult:
@@ -258,14 +259,27 @@ class RunStages:
             "items": self.folds.content,
             "warnings": self._warnings(scores),
         }
-        if len(selection.ingredients) > 1:
+        there = soup_in(run.out)
+        if there is not None and there.fingerprint != outcome.recipe.fingerprint:
+            put(run.run_dir / RECIPE, as_json(outcome.recipe.as_dict()).encode())
+            self._note(f"out={run.out} holds another soup, {there.id}, which stays; this run's recipe is in {RECIPE}")
+        elif len(selection.ingredients) > 1:
             self.parts["rebuild"] = run.rebuild_command
-            self.progress.stage("writing the soup")
-            self.pool.write(outcome.recipe, run.out, {"README.md": card(self.parts)})
-            self.frozen = run.out
+            self.first_card = card(self.parts)
+            self._write_soup(outcome.recipe, there)
             self.progress.say("the recipe is frozen: what follows measures the soup and changes nothing")
         if self.checked is not None:
             self.parts["gate"] = self.checked.as_dict()
+
+    def _write_soup(self, recipe: Recipe, there: Recipe | None) -> None:
+        """Write the soup, or verify the one that an earlier run left."""
+        if there is None:
+            self.progress.stage("writing the soup")
+            self.pool.write(recipe, self.run.out, {"README.md": self.first_card})
+        else:
+            self.progress.stage("verifying the soup that is there")
+            verify(self.pool, recipe, self.run.out)
+        self.frozen = self.run.out
 
     def _objective(self, outcome: SearchResult) -> dict[str, Any]:
         names = list(outcome.result.categories)
@@ -400,9 +414,12 @@ class RunStages:
         return {**self.parts, **self.evidence, **more, "analyses": self.analyses}, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
-        """Put the report's verdict and numbers on the card of the soup."""
-        if self.frozen is not None and self.frozen.is_dir():
-            put(self.frozen / "README.md", card(report).encode())
+        """Put the report's verdict and numbers on the card of the soup, unless it has some or was edited."""
+        if self.frozen is None or not self.frozen.is_dir():
+            return
+        path = self.frozen / "README.md"
+        if not path.exists() or path.read_bytes() == self.first_card.encode():
+            put(path, card(report).encode())
 
     def _cost(self, trials: int) -> dict[str, Any]:
         evaluations = [self.evaluation, *(evaluation for _, evaluation in self.sides.values())]

@@ -231,8 +231,10 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
     values = np.array([100 * (number(t["objective"]) or 0.0) for t in tried])
     titles = {f"trial{i}": _title(t, names, w) for i, (t, w) in enumerate(zip(tried, weights, strict=True))}
     draw = {2: _line, 3: _triangle}.get(len(names), _curves)
+    own = part(report, "recipe").get("id")
+    chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == own), int(np.argmax(values)))
     with canvas():
-        made = draw(names, weights, values)
+        made = draw(names, weights, values, chosen)
         if len(names) == 3:
             _dropped(made.axes[0], names, trials)
     alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: "
@@ -255,17 +257,17 @@ def _points(axes: Axes, x: FloatArray, y: FloatArray, colours: Sequence[str] | F
         )  # fmt: skip
 
 
-def _ring(axes: Axes, x: float, y: float, size: float) -> None:
+def ring(axes: Axes, x: float, y: float, size: float) -> None:
+    """Mark the chosen soup."""
     axes.plot([x], [y], "o", markersize=size + 7, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
 
 
-def _line(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
+def _line(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
     made, axes = figure(7.6, 3.2)
     order = np.argsort(weights[:, 0], kind="stable")
     axes.plot(weights[order, 0], values[order], color=COLOURS["ingredient"], linewidth=1.0, zorder=1)
     _points(axes, weights[:, 0], values, [COLOURS["best_single"]] * len(values), 6.5)
-    best = int(np.argmax(values))
-    _ring(axes, weights[best, 0], values[best], 6.5)
+    ring(axes, weights[chosen, 0], values[chosen], 6.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})")
     axes.set_ylabel("search objective, %")
@@ -276,8 +278,8 @@ CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 """Places of the three ingredients."""
 
 
-def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
-    """Barycentric plot: corners are the ingredients, the colour is the objective, the ring is the best trial."""
+def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
+    """Barycentric plot: corners are the ingredients, the colour is the objective, the ring is the chosen soup."""
     made, axes = figure(7.6, 4.1)
     _frame(axes, CORNERS)
     spots = weights @ CORNERS / weights.sum(axis=1, keepdims=True)
@@ -285,8 +287,7 @@ def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> 
     mappable = scale(low, high if high > low else low + 1, "viridis")
     size = 12.0 if len(values) <= 80 else 7.0
     _points(axes, spots[:, 0], spots[:, 1], mappable.to_rgba(values), size)
-    best = int(np.argmax(values))
-    _ring(axes, spots[best, 0], spots[best, 1], size)
+    ring(axes, spots[chosen, 0], spots[chosen, 1], size)
     places = [
         (-0.03, -0.06, "left", "top"),
         (1.03, -0.06, "right", "top"),
@@ -294,7 +295,7 @@ def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray) -> 
     ]
     for name, (x, y, across, along) in zip(names, places, strict=True):
         axes.text(x, y, short(name, 30), ha=across, va=along, fontsize=10, fontweight="bold")
-    colour_bar(made, axes, mappable, "search objective, % (ring: best trial)")
+    colour_bar(made, axes, mappable, "search objective, % (ring: chosen soup)")
     return made
 
 
@@ -319,22 +320,21 @@ def _frame(axes: Axes, corners: FloatArray) -> None:
     axes.set_axis_off()
 
 
-def _curves(names: Sequence[str], weights: FloatArray, values: FloatArray) -> Figure:
-    """More than three ingredients: best so far by trial, and the objective against the distance from the best."""
+def _curves(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
+    """More than three ingredients: best so far by trial, and the objective by distance from the chosen soup."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(9.2, 3.8))
     left, right = made.subplots(1, 2, sharey=True)
     steps = np.arange(1, len(values) + 1)
-    best = int(np.argmax(values))
-    distance = np.abs(weights - weights[best]).sum(axis=1) / 2
+    distance = np.abs(weights - weights[chosen]).sum(axis=1) / 2
     left.plot(steps, values, "o", color=COLOURS["ingredient"], markersize=4)
     left.step(steps, np.maximum.accumulate(values), where="post", color=COLOURS["soup"], linewidth=2.0)
     left.set_xlabel("trial (line: best so far)")
     left.set_ylabel("search objective, %")
     left.xaxis.get_major_locator().set_params(integer=True)
     _points(right, distance, values, [COLOURS["best_single"]] * len(values), 5.5)
-    _ring(right, 0.0, values[best], 5.5)
-    right.set_xlabel(f"share of the {len(names)} weights moved from the best trial's")
+    ring(right, 0.0, values[chosen], 5.5)
+    right.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
     made.subplots_adjust(wspace=0.08)
     return made

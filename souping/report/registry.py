@@ -116,15 +116,13 @@ def shown_sections(report: Report, placed: Collection[str]) -> list[Section]:
     """The same as a page shows them, without those that were `placed` within the run's: those that the verdict does not
     need are folded into one, which says too what was not to be had.
     """
-    made, shown, away, lines = displays(), list[Section](), list[Section](), list[str]()
+    made, shown, away = displays(), list[Section](), list[Section]()
     for name, section in analysis_sections(report).items():
         if name in placed:
             continue
-        if _missing(part(part(report, "analyses"), name)):
-            lines.append(f"{section.title}: {section.lines[0]}")
-        else:
-            (away if name in made and made[name].folded else shown).append(section)
-    return [*shown, Section(MORE, tuple(lines), folded=tuple(away))] if away or lines else shown
+        hidden = _missing(part(part(report, "analyses"), name)) or (name in made and made[name].folded)
+        (away if hidden else shown).append(section)
+    return [*shown, Section(MORE, folded=tuple(away))] if away else shown
 
 
 def drawings(report: Report) -> list[Drawing]:

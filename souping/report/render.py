@@ -50,6 +50,7 @@ td small,th small{display:block;color:var(--soft);font-size:.78rem;font-weight:4
 tr.strong>*{background:var(--warm);font-weight:650}
 figure{margin:.5em 0}
 figure svg{display:block;width:100%;height:auto;color:var(--ink)}
+figure.wide::before{content:"Scroll sideways to see the whole chart.";display:none;color:var(--soft);font-size:.85rem}
 figcaption{color:var(--soft);font-size:.85rem}
 .row{display:flex;flex-wrap:wrap;gap:0 16px}
 .row figure{flex:1 1 auto;max-width:100%;min-width:0}
@@ -67,6 +68,7 @@ a{color:var(--link)}
 pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
 footer{margin-top:2em;color:var(--soft);font-size:.85rem}
 @media (min-width:601px){table:has(thead th:nth-child(9)) tbody th{min-width:13em}}
+@media (max-width:660px){figure.wide::before{display:block}}
 @media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
 .print{display:none}
 @media print{section:has(>h2+.folds):not(:has(details[open])){display:none}
@@ -77,6 +79,8 @@ th,td.left,tbody th{min-width:0!important}
 pre{white-space:pre-wrap;overflow-wrap:anywhere}figure svg{min-width:0!important}}
 """.strip()
 
+NARROW = 3.7
+"""Inches of a figure that a telephone's screen holds."""
 LONG = 28
 """Letters of a heading above which its column is made wider."""
 
@@ -158,7 +162,8 @@ def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
 
 def _figure(drawing: Drawing) -> str:
     caption = f"<figcaption>{escape_html(drawing.caption)}</figcaption>" if drawing.caption else ""
-    return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
+    wide = ' class="wide"' if drawing.figure.get_figwidth() > NARROW else ""
+    return f'<figure{wide}><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
 def _html_table(grid: TableGrid) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from souping.core.types import elements, entries, number, part, texts
 from souping.report import outcomes, tables
 from souping.report.experts import why
-from souping.report.format import clean, count, in_words, interval, limits, p_of, percent
+from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
 from souping.report.registry import analysis_sections, leading, led, section_of, shown_sections
 from souping.report.tables import (
     Report,
@@ -47,7 +48,26 @@ def headline(report: Report) -> str:
 def opening(report: Report) -> tuple[str, list[str]]:
     """The page's headline and what stands below it: the verdict with the losses, or what the leading analysis says."""
     told = leading(report)[1]
-    return (clean(told["headline"]), []) if told else (headline(report), losses(report))
+    return (clean(told["headline"]), []) if told else (headline(report), [*losses(report), *_result(report)])
+
+
+def _result(report: Report) -> list[str]:
+    """What a score is; the soup's weights, where it is, and how it is loaded."""
+    scores = next((part(row, "scores") for row in entries(report, "rows") if row.get("kind") == "soup"), {})
+    lines, recipe = list[str](), part(report, "recipe")
+    if scores:
+        even = len(set(part(part(report, "objective"), "coefficients").values())) < 2
+        items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
+        lines.append(
+            f"The score is the {'mean' if even else 'weighted mean'} over {count(len(scores))} categories of percent "
+            f"correct, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
+        )
+    if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
+        pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)
+        mixed = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
+        kind = "AutoPeftModel" if part(recipe, "settings").get("adapters") == "keep" else "AutoModel"
+        lines.append(f'The soup is in {place[1]}: {mixed}. Load it: {kind}ForCausalLM.from_pretrained("{place[1]}")')
+    return lines
 
 
 def benchmark(report: Report) -> str:

@@ -279,7 +279,7 @@ def search_cost(report: Report) -> TableGrid:
 
 
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
-    """The best trials of the search, by objective on the search fold."""
+    """The best trials of the search, by objective on the search fold; the chosen soup is stressed."""
     names = ingredients(report, tried)
     tried = [trial for trial in tried if number(trial.get("objective")) is not None]
     best = sorted(tried, key=lambda t: -(number(t.get("objective")) or 0.0))[:limit]
@@ -291,7 +291,8 @@ def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
         )
         for trial in best
     ]
-    return grid(("best trials", "objective %", *(clean(n) for n in names)), lines, left=())
+    chosen = where(best, "recipe_id", str(part(report, "recipe").get("id")))
+    return grid(("best trials", "objective %", *(clean(n) for n in names)), lines, left=(), strong=chosen)
 
 
 def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:

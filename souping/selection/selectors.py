@@ -13,7 +13,7 @@ import numpy as np
 
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
-from souping.core.scores import ScoreMatrix
+from souping.core.scores import CAUSES, ScoreMatrix
 from souping.core.text import Count, listed, minus, named, nearest
 from souping.core.types import Correlations, FloatArray, Selection, UserError
 
@@ -391,7 +391,7 @@ def _check_spread(whole: ScoreMatrix, kept: ScoreMatrix) -> None:
     """Refuse scores of which constant categories leave too few to correlate, while the names are at hand."""
     if len(kept.categories) >= 2 or not whole.constant:
         return
-    where = "" if whole.published else "; see what they answered (are they cut off? is the scorer right?)"
+    where = "" if whole.published else f"; see what they answered: {CAUSES}"
     name = whole.constant[0]
     value = 100 * whole.values[0, whole.categories.index(name)]
     raise UserError(

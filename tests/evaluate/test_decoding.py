@@ -194,4 +194,5 @@ def test_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu(family: Path
     assert LOCAL.for_pool(family / "ant", folders).settings["dtype"] == "float32"  # type: ignore[attr-defined]
     gpu = replace(LOCAL, device="cuda").for_pool(family / "ant", folders)
     assert gpu.module_settings().dtype == "bfloat16"
-    assert replace(LOCAL, device="cuda", dtype="float16").for_pool(family, folders).module_settings().dtype == "float16"
+    half = replace(LOCAL, device="cuda", dtype="float16").for_pool(family / "ant", folders)
+    assert half.module_settings().dtype == "float16"

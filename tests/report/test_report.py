@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from souping.core.simplex import grid
 from souping.core.text import ANALYSE
 from souping.core.types import UserError
 from souping.report.files import as_json, draw, put, write_report, write_selection, write_trials
 from souping.report.format import percent, seconds, short
+from souping.report.plots import landscape
 from souping.report.registry import Display, displays
 from souping.report.render import markdown, page
 from souping.report.sections import ended, searched, sections
@@ -303,3 +305,51 @@ def test_a_search_says_why_it_ended_in_whole_sentences() -> None:
     for others in (0, 1, 2):
         assert f"evaluated: {others}." in searched({"stopped": "x", "indistinguishable_count": others})[0]
     assert searched({"stopped": "x"}) == []
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_the_landscape_rings_the_chosen_soup(k: int) -> None:
+    report, trials = sample(k=k)
+    worst = min(trials, key=lambda trial: trial["objective"])
+    own = {**report, "recipe": {**report["recipe"], "id": worst["recipe_id"]}}
+    rings = [_ring_of(told, trials) for told in (report, own)]
+    assert rings[0] != rings[1]
+
+
+def _ring_of(report: dict[str, Any], trials: list[dict[str, Any]]) -> tuple[float, float]:
+    drawing = landscape(report, trials)
+    assert drawing is not None
+    (ring,) = [line for axes in drawing.figure.axes for line in axes.lines if line.get_fillstyle() == "none"]
+    return float(ring.get_xdata()[0]), float(ring.get_ydata()[0])
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_the_surface_rings_the_chosen_soup(k: int) -> None:
+    from souping.report.analyses.surface import draw as surface
+
+    points = [*grid(k, 0.1, 0.1, 0.9)][:30]
+    band = {
+        key: [0.01 * n + shift for n in range(len(points))]
+        for key, shift in (("difference", 0), ("low", -1), ("high", 1))
+    }
+    drawing = surface({"ingredients": list("abcd"[:k]), "weights": points, "objective": band, "chosen": points[2]})
+    assert drawing is not None
+    rings = [line for line in drawing.figure.axes[0].lines if line.get_fillstyle() == "none"]
+    assert len(rings) == 1
+
+
+def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() -> None:
+    report, trials = sample()
+    own = {**report, "rebuild": "python -m souping +experiment=rebuild recipe=a/soup/recipe.json out=rebuilt"}
+    first = html.unescape(page(own, trials, []).split("<section>")[0])
+    assert f"{len(report['rows'][0]['scores'])} categories" in first
+    assert 'from_pretrained("a/soup")' in first
+    for name in report["recipe"]["ingredients"]:
+        assert name in first
+
+
+def test_what_is_not_estimable_is_folded() -> None:
+    report, trials = sample()
+    text = page({**report, "analyses": {"parents": {"not_estimable": "too few soups"}}}, trials, [])
+    assert "too few soups" in text
+    assert "too few soups" not in re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)

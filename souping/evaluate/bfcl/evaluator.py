@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from souping.checkpoints.compatibility import has_template
+from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
@@ -222,7 +222,7 @@ class BfclEvaluator(Evaluator):
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without chat template where a handler needs one (UserError)."""
         asked = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
-        if asked == {CHAT_TEMPLATE} and not has_template(folder):
+        if asked == {CHAT_TEMPLATE} and not chat_template(folder):
             raise UserError(
                 f"handler {CHAT_TEMPLATE}: the tokenizer in {folder} has no chat template; "
                 "evaluator.handler=plain needs none"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.checkpoints.compatibility import has_template
+from souping.checkpoints.compatibility import chat_template
 from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import Count, Seed, Threads, TokenId, install
@@ -208,6 +208,9 @@ class HarnessEvaluator(Evaluator):
         vars(twin)["_machine"] = self._machine.for_pool(home, folders)
         return twin
 
+    def opening(self, home: Path, items: Sequence[Item]) -> str:
+        return self._machine.threads_line
+
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
         code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
@@ -307,7 +310,7 @@ class HarnessEvaluator(Evaluator):
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without chat template where prompts go through one (UserError)."""
-        if self.apply_chat_template and not has_template(folder):
+        if self.apply_chat_template and not chat_template(folder):
             raise UserError(f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template")
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:

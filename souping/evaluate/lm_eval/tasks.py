@@ -13,6 +13,7 @@ import fnmatch
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -191,7 +192,7 @@ def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code: 
         entry=entry,
         task=task,
         docs=docs,
-        ids=_ids(evaluator, name, len(docs)),
+        ids=_ids(evaluator, name, docs),
         shots=_shots(task, docs, evaluator.fewshot_random_seed),
         metric=choose(name, task, _of(evaluator.metric, name, entry), _of(evaluator.filter, name, entry)),
         code=code,
@@ -209,8 +210,9 @@ def _prepare(task: Task, evaluator: HarnessEvaluator) -> None:
         task.set_config(key="num_fewshot", value=0)
 
 
-def _ids(evaluator: HarnessEvaluator, name: str, count: int) -> Sequence[int]:
-    """The documents in use: all, the first `limit`, or those that `samples` lists."""
+def _ids(evaluator: HarnessEvaluator, name: str, docs: Sequence[Document]) -> Sequence[int]:
+    """The documents in use: all, those that `samples` lists, or `limit` of them: the first of each category in turn."""
+    count = len(docs)
     if evaluator.documents is not None:
         ids = sorted(set(evaluator.documents.get(name, [])))
         if ids and not 0 <= ids[0] <= ids[-1] < count:
@@ -219,7 +221,12 @@ def _ids(evaluator: HarnessEvaluator, name: str, count: int) -> Sequence[int]:
     if evaluator.limit is None:
         return range(count)
     first = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
-    return range(min(count, first))
+    column, turns, seen = evaluator.category.removeprefix("column:"), list[tuple[int, int]](), Counter[str]()
+    for number, doc in enumerate(docs):
+        category = str(doc.get(column)) if column != evaluator.category else ""
+        turns.append((seen[category], number))
+        seen[category] += 1
+    return sorted(number for _, number in sorted(turns)[:first])
 
 
 def _shots(task: Task, docs: Sequence[Document], seed: int | None) -> Sequence[Sequence[Document]]:

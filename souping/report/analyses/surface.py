@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from souping.core.text import minus
 from souping.core.types import FloatArray, Json, elements, number, part, texts
 from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, colour_bar, figure, scale
-from souping.report.format import clean, count, in_words, interval, percent, short, weight
-from souping.report.plots import CORNERS
+from souping.report.format import clean, count, in_words, percent, short, weight
+from souping.report.plots import CORNERS, ring
 from souping.report.registry import register
-from souping.report.tables import Row, Section, TableGrid, grid
+from souping.report.tables import Row, Section
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -41,7 +42,7 @@ def section(data: Row) -> Section:
             f"Checked on groups that were held out: in {count(held.get('inside'))} of {count(held.get('parts'))} parts "
             "all soups lay inside the bands of the others."
         )
-    return Section("Response surface", tuple(lines), "surface", (_best(data),))
+    return Section("Response surface", tuple(lines), "surface")
 
 
 def _row(band: Row, key: str) -> FloatArray:
@@ -53,17 +54,6 @@ def _weights(data: Row) -> FloatArray:
     return np.array([[number(value) or 0.0 for value in row] for row in rows])
 
 
-def _best(data: Row, limit: int = 5) -> TableGrid:
-    band, points = part(data, "objective"), _weights(data)
-    value, low, high = (_row(band, key) for key in ("difference", "low", "high"))
-    rows = [
-        (percent(value[n], sign=True), interval(low[n], high[n], sign=True), *(weight(w) for w in points[n]))
-        for n in np.argsort(-value, kind="stable")[:limit]
-    ]
-    head = ("over the uniform soup", "95 % band", *map(clean, texts(data, "ingredients")))
-    return grid(head, rows, left=())
-
-
 def draw(data: Row) -> Drawing | None:
     """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
     points, band = _weights(data), part(data, "objective")
@@ -73,9 +63,10 @@ def draw(data: Row) -> Drawing | None:
     names = texts(data, "ingredients")
     with canvas():
         if len(names) == 3:
-            made = _triangle(names, points, value, (low > 0) | (high < 0), elements(data, "chosen"))
+            made = _triangle(names, points, value, (low > 0) | (high < 0), _shares(data))
         else:
             made = _band(names, points, value, low, high)
+            _ring(made.axes[0], names, points, value, _shares(data))
     best = int(value.argmax())
     least, most = (minus(f"{end:.1f}") for end in (value.min(), value.max()))
     top = " / ".join(weight(w) for w in points[best])
@@ -83,7 +74,7 @@ def draw(data: Row) -> Drawing | None:
         f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} points, "
         f"most at {top}."
     )
-    caption = "Ring: the chosen weights. Dark rim: the band leaves 0 out." if len(names) == 3 else ""
+    caption = "Ring: the chosen weights." + (" Dark rim: the band leaves 0 out." if len(names) == 3 else "")
     return Drawing("surface", made, alt, caption)
 
 
@@ -102,8 +93,22 @@ def _band(names: Sequence[str], points: FloatArray, value: FloatArray, low: Floa
     return made
 
 
+def _shares(data: Row) -> FloatArray:
+    """The chosen weights."""
+    return np.array([number(share) or 0.0 for share in elements(data, "chosen")])
+
+
+def _ring(axes: Axes, names: Sequence[str], points: FloatArray, value: FloatArray, chosen: FloatArray) -> None:
+    """Mark the point of the band that is nearest to the chosen weights."""
+    if len(chosen) == len(names):
+        near = int(np.abs(points - chosen).sum(axis=1).argmin())
+        order = np.argsort(points[:, 0] if len(names) == 2 else value, kind="stable")
+        x = points[near, 0] if len(names) == 2 else float(np.flatnonzero(order == near)[0]) + 1
+        ring(axes, x, value[near], 6.5)
+
+
 def _triangle(
-    names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_], chosen: Sequence[Json]
+    names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_], chosen: FloatArray
 ) -> Figure:
     made, axes = figure(7.6, 4.6)
     spots = points @ CORNERS
@@ -115,8 +120,8 @@ def _triangle(
         colours = shades.to_rgba(value[some])
         axes.scatter(spots[some, 0], spots[some, 1], c=colours, s=110, edgecolors=edge, linewidths=1.3, zorder=2)
     if len(chosen) == len(names):
-        x, y = np.array([number(share) or 0.0 for share in chosen]) @ CORNERS
-        axes.plot([x], [y], "o", markersize=17, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
+        x, y = chosen @ CORNERS
+        ring(axes, x, y, 10)
     for name, (x, y), shift in zip(names, CORNERS, ((0, -0.07), (0, -0.07), (0, 0.05)), strict=True):
         axes.text(x, y + shift[1], short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
     axes.set_aspect("equal")

@@ -13,10 +13,13 @@ from souping.report.tables import Row, Section, TableCell, TableGrid, grid
 def section(data: Row) -> Section:
     """A few sentences; the tables and examples are folded away."""
     kept = [f"{_share(row.get('kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
-    lines = (f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}", _flips(data))
+    again = (_flips(data),)
+    absent = bool(part(data, "again").get("not_estimable"))
+    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}"
+    lines = (head,) if absent else (head, *again)
     examples = tuple(_example(example) for example in entries(data, "examples"))
     folded = [
-        Section("By ingredient", grids=(_kept(data),)),
+        Section("By ingredient", again if absent else (), grids=(_kept(data),)),
         Section("By how many ingredients fail", grids=(_failures(data),)),
     ]
     if examples:

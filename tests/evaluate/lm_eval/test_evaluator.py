@@ -270,6 +270,12 @@ class TestItems:
         some = replace(evaluator, tasks=["pick", "write"], samples={"pick": [5, 2]})
         assert [i.id for i in some.benchmark.items()] == ["pick/2", "pick/5"]
 
+    def test_a_limit_takes_every_category_of_a_column(self, tmp_path: Path) -> None:
+        data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
+        lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
+        own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7)
+        assert [item.category for item in own.benchmark.items()] == list("aabbcde")
+
     def test_what_changes_an_answer_makes_a_new_item(self, folder: Path, tmp_path: Path) -> None:
         def prints(**settings: Any) -> dict[str, str]:
             own = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings)

@@ -1,0 +1,177 @@
+"""What a new user meets: the same command twice, prompts without a template, near misses, own models end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core.types import Item
+from souping.evaluate.generate import LocalEvaluator
+from tests.conftest import Cli, pool_of
+from tests.support.own_family import TEMPLATE, make
+
+QUICK = ("selector=all", "optimiser=uniform", "analysis=[]", "out=soup")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/*/*/report.json"))]
+    return sorted(found, key=lambda report: report["cost"]["evaluated_items"] == 0)
+
+
+@pytest.mark.slow
+def test_own_models_from_check_to_show(souping: Cli, tmp_path: Path) -> None:
+    make(tmp_path)
+    own = ("pool.candidates=[neighbours,cases,places]", "benchmark.path=items.jsonl")
+    checked = souping("check", *own)
+    assert checked.code == 0, checked.err
+    assert "evaluator.threads" in checked.out
+    assert "bypass" not in checked.out
+    command = (*own, "name=mine", "out=soup", "selector=all", "optimiser=grid", "optimiser.step=0.5")
+    assert souping(*command).code == 0
+    before = contents(tmp_path / "soup")
+    again = souping(*command)
+    assert again.code == 0, again.err
+    assert contents(tmp_path / "soup") == before
+    first, second = reports(tmp_path)
+    assert second["cost"]["evaluated_items"] == 0
+    assert second["rows"] == first["rows"]
+    shown = souping("show", *map(str, sorted(tmp_path.glob("outputs/mine/*"))), "--limit", "1")
+    assert shown.code == 0
+    assert str(sorted(tmp_path.glob("outputs/mine/*"))[-1]) in shown.out.splitlines()[0]
+
+
+def test_the_same_command_keeps_its_soup(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("souping.pipeline.stages.RunStages.report", interrupt)
+        assert souping(*pool_of(family), *QUICK).code == 130
+    before = contents(tmp_path / "soup")
+    done = souping(*pool_of(family), *QUICK)
+    assert done.code == 0, done.err
+    after = contents(tmp_path / "soup")
+    assert {name for name in before if before[name] != after[name]} == {"README.md"}
+    (report,) = reports(tmp_path)
+    assert report["verdict"]["sentence"].split(":")[0] in (tmp_path / "soup/README.md").read_text()
+    (tmp_path / "soup/README.md").write_text("mine")
+    (tmp_path / "soup/notes.txt").write_text("mine")
+    assert souping(*pool_of(family), *QUICK).code == 0
+    assert contents(tmp_path / "soup") == {**after, "README.md": b"mine", "notes.txt": b"mine"}
+
+
+def test_another_soup_in_the_target_stays_and_the_report_is_written(family: Path, souping: Cli, tmp_path: Path) -> None:
+    assert souping(*pool_of(family), *QUICK).code == 0
+    before = contents(tmp_path / "soup")
+    weights = ("optimiser=fixed", "optimiser.weights=[0.7,0.1,0.1,0.1]")
+    other = souping(*pool_of(family), *QUICK, *weights, "name=other")
+    assert other.code == 2
+    assert "out=soup" in other.err
+    assert contents(tmp_path / "soup") == before
+    (place,) = tmp_path.glob("outputs/other/*")
+    report = json.loads((place / "report.json").read_text())
+    assert report["recipe"]["weights"] == [0.7, 0.1, 0.1, 0.1]
+    assert "rebuild" not in report
+    assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
+
+
+def test_a_target_that_cannot_be_this_runs_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
+    assert souping(*pool_of(family), *QUICK).code == 0
+    souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")
+    souping(*pool_of(family), *QUICK, "merge.dtype=float32").refused("out=soup")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/recipe.json").write_text("{}")
+    souping(*pool_of(family), *QUICK, "out=foreign").refused("out=foreign")
+    weights = tmp_path / "soup/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
+    souping(*pool_of(family), *QUICK).refused("out=soup", "model.safetensors")
+    assert len(reports(tmp_path)) == 1
+
+
+def test_small_models_use_one_thread(family: Path) -> None:
+    folders = {"ant": family / "ant"}
+    bound = LocalEvaluator().for_pool(family / "ant", folders)
+    assert bound.settings["threads"] == 1
+    assert LocalEvaluator(threads=3).for_pool(family / "ant", folders).settings["threads"] == 3
+
+
+def prompts(template: str, *given: Any, folder: Path) -> list[str]:
+    (folder / "chat_template.jinja").write_text(template)
+    items = [Item(id=str(n), category="c", prompt=prompt, answer="x") for n, prompt in enumerate(given)]
+    return LocalEvaluator().prompt_notes(folder, items)
+
+
+def test_prompts_that_a_chat_model_is_not_meant_to_see_are_noted(tmp_path: Path) -> None:
+    user, human = ({"role": "user", "content": "x"},), ({"role": "human", "content": "x"},)
+    generic = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert prompts("", "plain", folder=tmp_path) == []
+    assert prompts(TEMPLATE, user, folder=tmp_path) == prompts(generic, user, folder=tmp_path) == []
+    (note,) = prompts(TEMPLATE, "plain", user, folder=tmp_path)
+    assert "1 of 2" in note
+    for template in (TEMPLATE, generic):
+        (note,) = prompts(template, human, folder=tmp_path)
+        assert "human" in note
+    assert prompts(TEMPLATE.replace("system", "other"), ({"role": "system", "content": "x"},), folder=tmp_path)
+
+
+def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(family / name, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").write_text(TEMPLATE)
+    own = (*pool_of(tmp_path, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}")
+    for words in (("plan=true",), ("check=true",)):
+        assert "180 of 180 prompts are plain texts" in " ".join(souping(*own, *words).out.split())
+    (tmp_path / "cat/chat_template.jinja").unlink()
+    chat = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    rows = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in chat]
+    (tmp_path / "chat.jsonl").write_text("\n".join(rows))
+    souping(*own, "benchmark.path=chat.jsonl").refused("candidate cat", "chat template")
+
+
+@pytest.mark.parametrize(
+    ("words", "needles"),
+    [
+        (["temperature=0.5"], ["evaluator.temperature"]),
+        (["+temperature=0.5"], ["evaluator.temperature"]),
+        (["objective=weighted", "objective.weights={gren: 1}"], ["did you mean green"]),
+        (["optimiser=fixed", "selector=all", "optimiser.weights=[1,1,1,1]"], ["[0.25,0.25,0.25,0.25]"]),
+        (["benchmark.path=$NOWHERE/items.jsonl"], ["benchmark.path", "$NOWHERE"]),
+        (["selector=all", "pool.candidates=[$NOWHERE/a,$NOWHERE/b]"], ["$NOWHERE"]),
+        (["benchmark.path=table.csv"], ["table.csv:1", "CSV"]),
+        (["benchmark.path=pointer"], ["pointer:1", "git lfs pull"]),
+        (["scores=table", "scores.path=table.csv", "pool.candidates=[m1,m2,m3]"], ["m1", "stop_after=select"]),
+        (["selector=all", "pool.candidates=[~/m1,~/m2]"], ["candidate m1", "home/m1"]),
+        (["merge.base='~/m1'", "merge.method=task_arithmetic"], ["home/m1"]),
+    ],
+)
+def test_near_misses_are_told_as_what_they_are(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], needles: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "table.csv").write_text("model,a,b,c\nm1,1,.5,.2\nm2,.5,.6,.7\nm3,.2,.3,.9\n")
+    (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    souping(*pool_of(family), *words).refused(*needles)
+
+
+def test_weights_that_are_a_pointer_are_told(family: Path, souping: Cli, tmp_path: Path) -> None:
+    shutil.copytree(family / "ant", tmp_path / "ant")
+    (tmp_path / "ant/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    own = (f"pool.candidates=[ant,{family / 'bee'},{family / 'cat'}]", *pool_of(family)[1:])
+    souping(*own).refused(f"ant{os.sep}model.safetensors", "git lfs pull")
+
+
+def test_a_category_that_is_misspelt_is_told(family: Path, souping: Cli, tmp_path: Path) -> None:
+    row = {"id": "odd", "category": "gren", "prompt": "gren 1:", "answer": "x"}
+    (tmp_path / "items.jsonl").write_text((family / "items.jsonl").read_text() + json.dumps(row))
+    souping(*pool_of(family), "benchmark.path=items.jsonl").refused("'gren'", "did you mean green")
