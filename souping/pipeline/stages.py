@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from souping.analysis.correlation import few_models
-from souping.analysis.intervals import minimal_detectable
+from souping.analysis.intervals import ItemTable, minimal_detectable
+from souping.analysis.significance import penalty
 from souping.analysis.stability import stability
 from souping.core.executor_protocols import Workers
 from souping.core.files import put
 from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
+from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, Selection, Trial, UserError, digest
 from souping.evaluate.folds import Folds
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge
@@ -31,7 +34,7 @@ from souping.pipeline.checks import (
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
 from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
 from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner, perform
@@ -44,6 +47,8 @@ from souping.report.progress import Progress
 from souping.report.sections import ended
 from souping.report.terminal import gate_table
 from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit, verifies
+
+FREE = "compare settings with stop_after=search, which leaves the report fold closed"
 
 
 @dataclass(kw_only=True)
@@ -112,6 +117,7 @@ class RunStages:
             sides={side.name: (side, evaluation(side.evaluator, side.name)) for side in beside},
         )
         stages._note(*run_notes(run, pool, folds, store))
+        stages._announce_looks()
         if opening := run.evaluator.opening(pool.pool.home, items):
             progress.say(opening)
         return stages
@@ -130,6 +136,15 @@ class RunStages:
         self.notes += notes
         for note in notes:
             self.progress.say(f"note: {note}")
+
+    def _announce_looks(self) -> None:
+        """Say, while it can still be avoided, that this run may open a report fold that was open before."""
+        opens = self.run.limit is None and self.run.stop_after is None
+        if count := Ledger(self.store).claims(self.folds.items["report"]) if opens else 0:
+            self.progress.say(
+                f"the items of the report fold were reported on {_times(count)} before: a report that is not one of "
+                f"those is look {count + 1} or later, {_price(count + 1)}; {FREE}"
+            )
 
     def _answers(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage."""
@@ -166,6 +181,7 @@ class RunStages:
         if stage is None:
             scores = self.run.scores.matrix(self.pool.names, not_measured)
         else:
+            self._remember_choice("select")
             answers = self._by_candidate(stage)
             scores = self.run.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
         self._note(*flat_categories(scores))
@@ -181,6 +197,7 @@ class RunStages:
 
     def search(self, stage: SearchStage) -> SearchResult:
         """The best weights of the ingredients on the search fold. One ingredient needs no search."""
+        self._remember_choice("search")
         if len(stage.ingredients) == 1:
             self.progress.say(f"one expert for everything: {stage.ingredients[0]}; there is nothing to soup")
         else:
@@ -193,7 +210,6 @@ class RunStages:
             again = self._answers(stage.confirmation(outcome))
             outcome = confirmed(outcome, again[outcome.recipe.id], self.run.objective)
         self.outcome = outcome
-        self._remember_search(stage, outcome)
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
         if len(tried) > 1:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
@@ -205,12 +221,23 @@ class RunStages:
             self.progress.say(said)
         return outcome
 
-    def _remember_search(self, stage: SearchStage, outcome: SearchResult) -> None:
-        """No recipe of this search may ever be reported on what it was chosen on."""
-        published = self.run.scores.published
-        chosen_on = [*(() if published else self.folds.items["select"]), *stage.items]
-        recipes = {trial.recipe.fingerprint for trial in outcome.trials} | {outcome.recipe.fingerprint}
-        Ledger(self.store).note_search(sorted(recipes), chosen_on)
+    def _remember_choice(self, fold: Fold) -> None:
+        """Write to the ledger, before any score is shown, that candidates and their soups compete on this fold."""
+        fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
+        Ledger(self.store).note_search(fingerprints, self.folds.items[fold])
+
+    def tried(self) -> dict[str, Json]:
+        """What each group of the search fold adds to the score of each soup that was tried on all of it."""
+        assert self.outcome is not None
+        outcome, items = self.outcome, self.folds.items["search"]
+        asks = {trial.recipe.id: (trial.recipe, trial.handler) for trial in outcome.trials if trial.whole}
+        asks |= {outcome.recipe.id: (outcome.recipe, outcome.handler)}
+        table = ItemTable.of(items, self.run.objective)
+        share = (table.coefficients / np.bincount(table.categories))[table.categories]
+        scores = {name: self.evaluation.found(recipe, items, handler) for name, (recipe, handler) in asks.items()}
+        sums = {n: np.bincount(table.groups, share * s.values) for n, s in scores.items() if len(s.items) == len(items)}
+        fold = digest([[[i.fingerprint, i.group] for i in items], table.coefficients.tolist()])
+        return {"fold": fold, "winner": outcome.recipe.id, "soups": {n: s.round(6).tolist() for n, s in sums.items()}}
 
     def _announce(self, stage: SearchStage) -> None:
         """Say what the report can show, and what the search will ask."""
@@ -289,6 +316,7 @@ class RunStages:
         dry = self.run.limit is not None
         items = self.unseen(stage.items)
         opened = 1 if dry else self._opened(items)
+        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), items)
         measured = self._answers(replace(stage, items=items))
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
         self.rows = tuple((contender.name, contender.recipe) for contender in contenders)
@@ -303,18 +331,32 @@ class RunStages:
     def _opened(self, items: Sequence[Item]) -> int:
         """The number of looks at these items, this one included, which is written to the ledger first."""
         assert self.outcome is not None
-        ledger, recipe = Ledger(self.store), self.outcome.recipe
-        if len(recipe.ingredients) == 1:  # nothing is claimed of it: it is no look
-            return max(1, ledger.looks(items))
-        if viewed := ledger.viewed(recipe.fingerprint, items):
+        ledger, run, recipe = Ledger(self.store), self.run, self.outcome.recipe
+        look = ledger.open_report(
+            Claim(
+                soup=recipe,
+                candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
+                evaluator=run.evaluator.look,
+                objective=run.objective,
+                margin=run.margin,
+                items=tuple(items),
+            )
+        )
+        if deleted := ledger.deleted():
+            self._note(f"{deleted} rows of the ledger in {run.store_path} were deleted: each counts as a report")
+        if look.first and (viewed := ledger.viewed(recipe.id, items)):
             self._note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
                 "report: what was chosen since then has seen them"
             )
-        return ledger.open_report(recipe.fingerprint, self.run.evaluator.look, items)
+        if look.number > 1:
+            many = f"this soup was one of {look.shown} whose scores on the report items were known before"
+            what = many if look.shown else f"these items were reported on {_times(look.number - 1)} before"
+            self._note(f"{what}: this is look {look.number}, {_price(look.number)}; {FREE}")
+        return look.number
 
     def unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
-        """The items of the report fold that neither this recipe nor a search that found it was chosen on.
+        """The items of the report fold that no run chose on among this recipe's ingredients.
 
         Raises:
             UserError: a category has none left.
@@ -322,20 +364,21 @@ class RunStages:
         assert self.outcome is not None
         if self.run.limit is not None:  # none of them is the report fold's
             return items
-        chosen_on = Ledger(self.store).searched(self.outcome.recipe.fingerprint)
+        chosen_on = Ledger(self.store).chosen_on(self.outcome.recipe)
         left = tuple(item for item in items if item.identity not in chosen_on)
         if len(left) == len(items):
             return items
         gone = {item.category for item in items} - {item.category for item in left}
         if gone:
             raise UserError(
-                f"category {min(gone)}: this recipe was chosen on all of its report items, by an earlier run on other "
-                "folds: nothing can be reported of it; add items that no run has seen"
+                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
+                "report items, so nothing can be reported on them: add items that no run has seen"
             )
         self.left_out = len(items) - len(left)
         self.parts["folds"] = {**self.folds.counts(), "report": len(left), "left_out": self.left_out}
         self._note(
-            f"{self.left_out} of {len(items)} report items are left out: an earlier run chose this recipe on them"
+            f"{self.left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
+            "these ingredients on them"
         )
         return left
 
@@ -343,6 +386,7 @@ class RunStages:
         """The frozen soup and its ingredients on all items of another benchmark."""
         assert self.outcome is not None
         assert self.selection is not None
+        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), stage.items)
         measured = self._answers(stage)
         ingredients = {name: self.pool.recipe({name: 1.0}) for name in self.selection.ingredients}
         asked = {str(item.prompt) for fold in FOLDS for item in self.folds.items[fold]}
@@ -454,6 +498,14 @@ def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selecti
     limit = {} if run.limit is None else {"limit": run.limit}
     write_selection(selection_dict(selection, scores) | limit, run.run_dir / "selection.json")
     return selection
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _price(look: int) -> str:
+    return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k)"
 
 
 def _called(recipe: Recipe) -> str:

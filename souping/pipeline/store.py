@@ -51,20 +51,23 @@ CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT UN
 CREATE TABLE IF NOT EXISTS item_sets (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
     PRIMARY KEY (content, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS looks (recipe TEXT NOT NULL, evaluator TEXT NOT NULL, item_set INTEGER NOT NULL,
-    PRIMARY KEY (recipe, evaluator, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS searches (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
-    PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS looks (id INTEGER PRIMARY KEY AUTOINCREMENT, claim TEXT UNIQUE NOT NULL,
+    number INTEGER NOT NULL, shown INTEGER NOT NULL, item_set INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS shown (id INTEGER PRIMARY KEY AUTOINCREMENT, soup TEXT NOT NULL, item_set INTEGER NOT NULL,
+    UNIQUE (soup, item_set));
+CREATE TABLE IF NOT EXISTS searches (id INTEGER PRIMARY KEY AUTOINCREMENT, ingredients TEXT NOT NULL,
+    item_set INTEGER NOT NULL, UNIQUE (ingredients, item_set));
 CREATE TABLE IF NOT EXISTS views (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
     PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL, weights TEXT NOT NULL,
+    soup TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 3
+VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
 OLD = {"soups", "evaluators", "items", "scores"}
@@ -76,6 +79,7 @@ PARTS = {
     "costs": ("answer",),
     "members": ("item_set", "content"),
     "looks": ("item_set",),
+    "shown": ("item_set",),
     "searches": ("item_set",),
     "views": ("item_set",),
 }
@@ -89,7 +93,7 @@ class ContentMemory(Protocol):
     @property
     def hashes(self) -> MutableMapping[str, str]: ...
 
-    def remember_folder(self, fingerprint: str, path: Path) -> None: ...
+    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None: ...
 
 
 class Store:
@@ -120,8 +124,8 @@ class Store:
         if 0 < layout < VERSION:
             old = shlex.join(["mv", str(self.path), f"{self.path}.old"])
             raise UserError(
-                f"store.path={self.path} was written by an earlier version (layout {layout}), whose answers and folds "
-                f"are not those of today\nname another file, or move it away: {old}"
+                f"store.path={self.path} was written by an earlier version of souping (layout {layout}, now "
+                f"{VERSION}): use another file, or move this one away: {old}"
             )
         if layout > VERSION:
             raise UserError(f"store.path={self.path} is of a later version (layout {layout}): use another file")
@@ -149,7 +153,7 @@ class Store:
         """Take away a file that was not there before, while no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            results = ("answers", "adoptions", "looks", "searches")
+            results = ("answers", "adoptions", "looks")
             held = any(self._db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in results)
             if not held and not self._gone() and self._alone():
                 self.path.unlink()
@@ -323,10 +327,18 @@ class Store:
             seconds = sum(row[1] for row in rows)
             return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
-    def remember_folder(self, fingerprint: str, path: Path) -> None:
-        """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""
+    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
+        """Remember where a checkpoint is, so that a rebuild finds it, and what the ledger needs to recognise it.
+
+        `weights` is the digest of its weight files; `soup` is {fingerprint of an ingredient: weight} as JSON if it is a
+        soup. The first recipe of a content stays, so that deleting or editing a recipe.json later hides nothing.
+        """
         with self.writing() as db:
-            db.execute("INSERT OR REPLACE INTO folders VALUES (?, ?)", (fingerprint, str(path.resolve())))
+            db.execute(
+                "INSERT INTO folders VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET path = excluded.path, "
+                "weights = excluded.weights, soup = CASE soup WHEN '' THEN excluded.soup ELSE soup END",
+                (fingerprint, str(path.resolve()), weights, soup),
+            )
 
     def folder_of(self, fingerprint: str) -> str | None:
         """Where a checkpoint of this content was seen last."""
@@ -355,7 +367,8 @@ def _author(text: str) -> Recipe:
 
 def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
     """{table: its columns}."""
-    tables = [str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = [str(row[0]) for row in db.execute(query)]
     return {name: {str(row[1]) for row in db.execute("SELECT * FROM pragma_table_info(?)", (name,))} for name in tables}
 
 
