@@ -13,11 +13,11 @@ import json
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from souping.core.protocols import Objective
-from souping.core.types import Item, Recipe, digest
+from souping.core.types import Item, Json, Recipe, digest
 from souping.pipeline.store import Store, intern
 
 NEAR = 0.05
@@ -26,6 +26,8 @@ DEEP = 20
 """Levels of soups of soups that are followed; more than anybody makes, and an edited recipe.json may go in a circle."""
 Mixture = dict[str, float]
 """Shares of a model by ingredient; a single model is one ingredient."""
+Values = dict[str, str | int]
+"""A row to be written, by column."""
 
 
 def parts_of(recipe: Recipe) -> Mixture:
@@ -57,9 +59,9 @@ class Claim:
         soup, names = self.soup, list(dict.fromkeys(item.category for item in self.items))
         sizes = Counter(item.category for item in self.items)
         share = dict(zip(names, self.objective.coefficients(names).tolist(), strict=True))
-        items = [[i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12)] for i in self.items]
-        mixed = sorted([name, round(weight, 3)] for name, weight in zip(soup.fingerprints, soup.weights, strict=True))
-        content = [mixed, soup.dtype, soup.method, dict(soup.settings)]
+        items = [(i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12)) for i in self.items]
+        mixed = sorted((name, round(weight, 3)) for name, weight in zip(soup.fingerprints, soup.weights, strict=True))
+        content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
         return digest([content, sorted(self.candidates), self.evaluator, self.margin, sorted(items)])
 
 
@@ -99,7 +101,7 @@ class Ledger:
             claims, shown = _claims(db, item_set), _Mixtures(db).shown_beside(parts_of(claim.soup), item_set)
             number = 1 + max(claims, shown) + _deleted(db)
             shown = shown if shown > claims else 0
-            values = {"claim": key, "number": number, "shown": shown, "item_set": item_set}
+            values: Values = {"claim": key, "number": number, "shown": shown, "item_set": item_set}
             _insert(db, "looks", values, unique=("claim",))
             return Look(number, shown, first=True)
 
@@ -114,7 +116,7 @@ class Ledger:
             mixtures, item_set = _Mixtures(db), _item_set(db, [item.identity for item in items])
             for parts in map(parts_of, recipes):
                 if len(mixtures.of(parts)) > 1:
-                    values = {"soup": json.dumps(parts, sort_keys=True), "item_set": item_set}
+                    values: Values = {"soup": json.dumps(parts, sort_keys=True), "item_set": item_set}
                     _insert(db, "shown", values, unique=tuple(values))
 
     def deleted(self) -> int:
@@ -128,7 +130,7 @@ class Ledger:
         """Remember that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
             item_set = _item_set(db, [item.identity for item in items])
-            values = {"ingredients": json.dumps(sorted(set(candidates))), "item_set": item_set}
+            values: Values = {"ingredients": json.dumps(sorted(set(candidates))), "item_set": item_set}
             _insert(db, "searches", values, unique=tuple(values))
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
@@ -219,7 +221,7 @@ def _deleted(db: sqlite3.Connection) -> int:
     return given - sum(int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]) for table in tables)
 
 
-def _insert(db: sqlite3.Connection, table: str, values: Mapping[str, str | int], unique: Sequence[str]) -> None:
+def _insert(db: sqlite3.Connection, table: str, values: Values, unique: Sequence[str]) -> None:
     """Write a row unless one with its key exists. `INSERT OR IGNORE` would use up a number even then."""
     names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
     same = " AND ".join(f"{name} = :{name}" for name in unique)
