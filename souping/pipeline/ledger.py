@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from souping.analysis.significance import penalty
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
 from souping.pipeline.store import Store, intern
@@ -77,6 +78,13 @@ class Look:
     shown: int
     first: bool
 
+    def sentence(self) -> str:
+        """Why it is not the first look, and what that costs."""
+        what = f"this soup was one of {self.shown} whose scores on the report items were known before"
+        if not self.shown:
+            what = f"these items were reported on {_times(self.number - 1)} before"
+        return f"{what}: this is look {self.number}, {_price(self.number)}"
+
 
 class Ledger:
     """Record of claims, shown soups, searches and views in a store."""
@@ -109,6 +117,13 @@ class Ledger:
         """The most claims that were made on one of these items."""
         with self._store.writing() as db:
             return _claims(db, _item_set(db, [item.identity for item in items]))
+
+    def announcement(self, items: Sequence[Item]) -> str:
+        """What a report on these items will cost if there were others before; empty if it is the first."""
+        if not (count := self.claims(items)):
+            return ""
+        what = f"the items of the report fold were reported on {_times(count)} before"
+        return f"{what}: a report that is not one of those is look {count + 1} or later, {_price(count + 1)}"
 
     def note_shown(self, recipes: Iterable[Recipe], items: Sequence[Item]) -> None:
         """Remember that the scores of these models on these items were shown. Only soups matter, single models not."""
@@ -196,6 +211,15 @@ class _Mixtures:
         if not any(_near(own, soup) for soup in shown):
             return 0
         return len({tuple(sorted((name, round(share, 3)) for name, share in soup.items())) for soup in shown})
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _price(look: int) -> str:
+    free = "compare settings with stop_after=search, which leaves the report fold closed"
+    return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k); {free}"
 
 
 def _near(a: Mixture, b: Mixture) -> bool:

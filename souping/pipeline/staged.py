@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import shrunken
 from souping.core.files import nearby, put
-from souping.core.types import Json, LateError, Selection, UserError, number, texts
+from souping.core.types import Json, LateError, Selection, UserError, digest, number, texts
 from souping.pipeline.checks import complaints, flat_categories, not_measured
 from souping.pipeline.samples import write_samples
 from souping.pipeline.settings import RunSettings, said
@@ -49,7 +50,7 @@ def _walk(stages: RunStages) -> tuple[dict[str, Any], SearchResult | None]:
             return {"selection": selection_dict(stages.selection, stages.scores)}, None
         if run.stop_after == "search":
             write_samples(stages)
-            return write_search(run, stages.outcome, stages.selection, stages.tried()), stages.outcome
+            return write_search(run, stages.outcome, stages.selection, _tried(stages)), stages.outcome
         report, trials = stages.whole_report()
         write_trials(trials, report, run.run_dir / "trials.csv")
         write_report(report, trials, run.run_dir, run.made)
@@ -75,6 +76,20 @@ def write_search(
     put(run.run_dir / "recipe.json", as_json(parts["recipe"]).encode())
     put(run.run_dir / TRIED, as_json(tried).encode())
     return parts
+
+
+def _tried(stages: RunStages) -> dict[str, Json]:
+    """What each group of the search fold adds to the score of each soup that was tried on all of it."""
+    assert stages.outcome is not None
+    outcome, items = stages.outcome, stages.folds.items["search"]
+    asks = {trial.recipe.id: (trial.recipe, trial.handler) for trial in outcome.trials if trial.whole}
+    asks |= {outcome.recipe.id: (outcome.recipe, outcome.handler)}
+    table = ItemTable.of(items, stages.run.objective)
+    share = (table.coefficients / np.bincount(table.categories))[table.categories]
+    scores = {name: stages.evaluation.found(recipe, items, handler) for name, (recipe, handler) in asks.items()}
+    sums = {n: np.bincount(table.groups, share * s.values) for n, s in scores.items() if len(s.items) == len(items)}
+    fold = digest([[[i.fingerprint, i.group] for i in items], table.coefficients.tolist()])
+    return {"fold": fold, "winner": outcome.recipe.id, "soups": {n: s.round(6).tolist() for n, s in sums.items()}}
 
 
 def finish_lines(sweep_dir: Path, jobs: Sequence[Mapping[str, Json]], flags: Sequence[str]) -> list[str]:

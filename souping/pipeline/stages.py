@@ -8,17 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from souping.analysis.correlation import few_models
-from souping.analysis.intervals import ItemTable, minimal_detectable
-from souping.analysis.significance import penalty
+from souping.analysis.intervals import minimal_detectable
 from souping.analysis.stability import stability
 from souping.core.executor_protocols import Workers
 from souping.core.files import put
 from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, Selection, Trial, UserError, digest
+from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge
@@ -47,8 +44,6 @@ from souping.report.progress import Progress
 from souping.report.sections import ended
 from souping.report.terminal import gate_table
 from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit, verifies
-
-FREE = "compare settings with stop_after=search, which leaves the report fold closed"
 
 
 @dataclass(kw_only=True)
@@ -140,11 +135,8 @@ class RunStages:
     def _announce_looks(self) -> None:
         """Say, while it can still be avoided, that this run may open a report fold that was open before."""
         opens = self.run.limit is None and self.run.stop_after is None
-        if count := Ledger(self.store).claims(self.folds.items["report"]) if opens else 0:
-            self.progress.say(
-                f"the items of the report fold were reported on {_times(count)} before: a report that is not one of "
-                f"those is look {count + 1} or later, {_price(count + 1)}; {FREE}"
-            )
+        if note := Ledger(self.store).announcement(self.folds.items["report"]) if opens else "":
+            self.progress.say(note)
 
     def _answers(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage."""
@@ -225,19 +217,6 @@ class RunStages:
         """Write to the ledger, before any score is shown, that candidates and their soups compete on this fold."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
         Ledger(self.store).note_search(fingerprints, self.folds.items[fold])
-
-    def tried(self) -> dict[str, Json]:
-        """What each group of the search fold adds to the score of each soup that was tried on all of it."""
-        assert self.outcome is not None
-        outcome, items = self.outcome, self.folds.items["search"]
-        asks = {trial.recipe.id: (trial.recipe, trial.handler) for trial in outcome.trials if trial.whole}
-        asks |= {outcome.recipe.id: (outcome.recipe, outcome.handler)}
-        table = ItemTable.of(items, self.run.objective)
-        share = (table.coefficients / np.bincount(table.categories))[table.categories]
-        scores = {name: self.evaluation.found(recipe, items, handler) for name, (recipe, handler) in asks.items()}
-        sums = {n: np.bincount(table.groups, share * s.values) for n, s in scores.items() if len(s.items) == len(items)}
-        fold = digest([[[i.fingerprint, i.group] for i in items], table.coefficients.tolist()])
-        return {"fold": fold, "winner": outcome.recipe.id, "soups": {n: s.round(6).tolist() for n, s in sums.items()}}
 
     def _announce(self, stage: SearchStage) -> None:
         """Say what the report can show, and what the search will ask."""
@@ -350,9 +329,7 @@ class RunStages:
                 "report: what was chosen since then has seen them"
             )
         if look.number > 1:
-            many = f"this soup was one of {look.shown} whose scores on the report items were known before"
-            what = many if look.shown else f"these items were reported on {_times(look.number - 1)} before"
-            self._note(f"{what}: this is look {look.number}, {_price(look.number)}; {FREE}")
+            self._note(look.sentence())
         return look.number
 
     def unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
@@ -498,14 +475,6 @@ def select(run: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selecti
     limit = {} if run.limit is None else {"limit": run.limit}
     write_selection(selection_dict(selection, scores) | limit, run.run_dir / "selection.json")
     return selection
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
-
-
-def _price(look: int) -> str:
-    return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k)"
 
 
 def _called(recipe: Recipe) -> str:

@@ -1,10 +1,8 @@
 """Results store: every answer of every soup ever evaluated, its scores, and the ledger of looks, in one SQLite file.
 
 An answer's key is content: the soup, the evaluator, the question, the block in which it was asked and the number of the
-answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A block is one transaction, so a killed
-run loses at most the block in flight. Other processes may share the file (WAL, first writer wins; equal keys hold equal
-results). The view `scores` shows every score beside its answer.
-
+answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A block is one transaction. Other
+processes may share the file (WAL; the first writer wins). The view `scores` shows every score beside its answer.
 `python -m souping.pipeline.store DAMAGED NEW` saves what can be read of a damaged store into a new one.
 """
 
@@ -71,6 +69,7 @@ VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
 OLD = {"soups", "evaluators", "items", "scores"}
+RESULTS = ("answers", "adoptions", "looks")
 IMPORTED = "imported"
 """Block of answers that were measured elsewhere, in batches that nobody knows: it stands for any."""
 PARTS = {
@@ -122,11 +121,8 @@ class Store:
                     f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
                 )
         if 0 < layout < VERSION:
-            old = shlex.join(["mv", str(self.path), f"{self.path}.old"])
-            raise UserError(
-                f"store.path={self.path} was written by an earlier version of souping (layout {layout}, now "
-                f"{VERSION}): use another file, or move this one away: {old}"
-            )
+            move = f"use another file, or move this one away: {shlex.join(['mv', str(self.path), f'{self.path}.old'])}"
+            raise UserError(f"store.path={self.path} was written by an earlier version (layout {layout}): {move}")
         if layout > VERSION:
             raise UserError(f"store.path={self.path} is of a later version (layout {layout}): use another file")
 
@@ -153,8 +149,7 @@ class Store:
         """Take away a file that was not there before, while no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            results = ("answers", "adoptions", "looks")
-            held = any(self._db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in results)
+            held = any(self._db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in RESULTS)
             if not held and not self._gone() and self._alone():
                 self.path.unlink()
                 for folder in self._made[1:]:
@@ -178,8 +173,7 @@ class Store:
         return self._inode() != self._file
 
     def _removed(self) -> str:
-        what = "the results store was removed or replaced during the run; what was evaluated is not kept"
-        return f"store.path={self.path}: {what}"
+        return f"store.path={self.path}: the results store was removed or replaced during the run: its results are lost"
 
     def _failed(self, verb: str, error: Exception) -> UserError:
         """An error of the file in words, with what saves the rest where its content is damaged."""
@@ -306,8 +300,8 @@ class Store:
 
     def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
         """The origins of this soup's adopted rows under an evaluator, oldest first."""
-        query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
         with self.reading() as db:
+            query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
             return [json.loads(origin) for (origin,) in db.execute(query, (soup, evaluator))]
 
     def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
@@ -328,11 +322,8 @@ class Store:
             return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
     def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
-        """Remember where a checkpoint is, so that a rebuild finds it, and what the ledger needs to recognise it.
-
-        `weights` is the digest of its weight files; `soup` is {fingerprint of an ingredient: weight} as JSON if it is a
-        soup. The first recipe of a content stays, so that deleting or editing a recipe.json later hides nothing.
-        """
+        """Remember where a checkpoint is for rebuilds, the digest of its `weights` for the ledger, and what it mixes if
+        it is a `soup`, {fingerprint: weight} as JSON. The first recipe stays: editing it later hides nothing."""
         with self.writing() as db:
             db.execute(
                 "INSERT INTO folders VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET path = excluded.path, "
@@ -453,7 +444,9 @@ def save(damaged: Path, new: Path) -> dict[str, int]:
         raise UserError(f"{new} exists: name a new file" if new.exists() else f"{damaged}: there is no such file")
     counts = {}
     with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
-        there = _columns(old)
+        there = dict[str, set[str]]()
+        with suppress(sqlite3.Error):  # the table of tables itself may be what is damaged
+            there = _columns(old)
         with store.writing() as db:
             for table, columns in _known_columns().items():
                 _copy(old, db, table, sorted(columns & there.get(table, set())))
