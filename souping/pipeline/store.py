@@ -55,11 +55,9 @@ CREATE TABLE IF NOT EXISTS shown (id INTEGER PRIMARY KEY AUTOINCREMENT, soup TEX
     UNIQUE (soup, item_set));
 CREATE TABLE IF NOT EXISTS searches (id INTEGER PRIMARY KEY AUTOINCREMENT, ingredients TEXT NOT NULL,
     item_set INTEGER NOT NULL, UNIQUE (ingredients, item_set));
-CREATE TABLE IF NOT EXISTS views (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
-    PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS views (recipe TEXT, item_set INTEGER, PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL, weights TEXT NOT NULL,
-    soup TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT, weights TEXT, soup TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
@@ -69,7 +67,6 @@ VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
 OLD = {"soups", "evaluators", "items", "scores"}
-RESULTS = ("answers", "adoptions", "looks")
 IMPORTED = "imported"
 """Block of answers that were measured elsewhere, in batches that nobody knows: it stands for any."""
 PARTS = {
@@ -149,7 +146,8 @@ class Store:
         """Take away a file that was not there before, while no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            held = any(self._db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in RESULTS)
+            tables = ("answers", "adoptions", "looks")
+            held = any(self._db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables)
             if not held and not self._gone() and self._alone():
                 self.path.unlink()
                 for folder in self._made[1:]:
@@ -184,8 +182,7 @@ class Store:
         told = f"store.path={self.path}: cannot {verb} the results store: {error}{hint}"
         if not damaged:
             return UserError(told)
-        new = self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}")
-        words = shlex.join([str(self.path), str(new)])
+        words = shlex.join([str(self.path), str(self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}"))])
         return UserError(f"{told}\nthe file is damaged; save the rest: python -m souping.pipeline.store {words}")
 
     @contextmanager
@@ -446,7 +443,7 @@ def save(damaged: Path, new: Path) -> dict[str, int]:
     with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
         there = dict[str, set[str]]()
         with suppress(sqlite3.Error):  # the table of tables itself may be what is damaged
-            there = _columns(old)
+            there |= _columns(old)
         with store.writing() as db:
             for table, columns in _known_columns().items():
                 _copy(old, db, table, sorted(columns & there.get(table, set())))

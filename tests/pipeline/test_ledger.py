@@ -255,7 +255,7 @@ class TestAttacks:
     def test_another_objective_or_margin(self, runs: Runs, change: Sequence[str]) -> None:
         report = runs.report(SOUP, *change)
         assert report["verdict"]["opened"] == ALL
-        assert any(f"look {ALL}" in warning and "x " not in warning for warning in report["warnings"])
+        assert any(f"look {ALL}" in warning for warning in report["warnings"])
 
     def test_another_answer_key(self, runs: Runs) -> None:
         assert runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"})) == ALL
