@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core.protocols import Evaluator, Served
+from souping.core.objectives import Mean
+from souping.core.protocols import Evaluator, Objective, Served
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Item, Json, Recipe, Record
+from souping.pipeline.ledger import Claim
 
 IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]
 """What a shell's background or nohup ignores. Processes of tests would inherit that; a handler they do not inherit."""
@@ -49,6 +51,24 @@ def make_items(per_category: int = 40, categories: Sequence[str] = ("w", "x"), s
 
 def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
     return Recipe(ingredients=names, fingerprints=tuple(f"f-{n}" for n in names), weights=weights, dtype="BF16")
+
+
+def claim(
+    soup: Recipe,
+    items: Sequence[Item],
+    objective: Objective | None = None,
+    margin: float = 1.0,
+    candidates: Sequence[str] = ("f-a", "f-b"),
+) -> Claim:
+    """What a report says of a soup of `recipe`; by default on the mean, with the usual margin."""
+    return Claim(
+        soup=soup,
+        candidates=tuple(candidates),
+        evaluator="evaluator",
+        objective=objective or Mean(),
+        margin=margin,
+        items=tuple(items),
+    )
 
 
 @dataclass

@@ -136,6 +136,17 @@ def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = N
     return fingerprint(folder, cache, allow_pickle)
 
 
+def weights_digest(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
+    """SHA-256 (hex) over the weight files of a model or adapter folder alone, whatever they are called.
+
+    Raises:
+        UserError: as Adapter.open, or as Checkpoint.open.
+    """
+    adapter = is_adapter(folder)
+    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
+    return digest(sorted(file_digest(opened.folder / name, cache) for name in opened.files))
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is a PEFT adapter.
 

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +218,7 @@ def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSetting
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
     words = _raw(HydraConfig.get().overrides)["task"] if HydraConfig.initialized() else GROUPS
-    return settings_of(plain, run_dir, named_in(map(str, words)))
+    return replace(settings_of(plain, run_dir, named_in(map(str, words))), sweep=group is not None)
 
 
 def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] = GROUPS) -> MergeSettings:
@@ -335,6 +336,7 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
+    from souping.pipeline.staged import finish_lines
     from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)
@@ -342,7 +344,7 @@ def _sweep_table(sweep_dir: Path) -> None:
         return
     _track(sweep_dir, jobs)
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
-    print("\n".join(sweep_lines(jobs)))
+    print("\n".join([*sweep_lines(jobs), *map(safe, finish_lines(sweep_dir, jobs, _flags()))]))
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
         print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
     for job in jobs:
@@ -350,6 +352,13 @@ def _sweep_table(sweep_dir: Path) -> None:
         if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now
             (place / JOB).unlink()
             place.rmdir()
+
+
+def _flags() -> list[str]:
+    """What the command line has beside overrides (`--config-dir parts`), for one of a multirun's jobs alone."""
+    words = [word for word in sys.argv[1:] if word.startswith("-") or ("=" not in word and word[:1] != "~")]
+    single = [word for word in words if word not in ("-m", "--multirun")]
+    return single if len(single) < len(words) else [*single, "hydra.mode=RUN"]
 
 
 def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:

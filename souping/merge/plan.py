@@ -25,6 +25,8 @@ VERSION = 1
 HUGE = 1e30  # no weight is larger; fp32 holds its products
 MOST = 1000
 """Ingredients of one soup at most."""
+MAX_RECIPE = 10_000_000
+"""Bytes of a recipe.json at most."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Operation = Literal["mix", "linear", "copy", "same"]
 SHARD = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")

@@ -119,7 +119,7 @@ class KnownContents:
 
     hashes: MutableMapping[str, str]
 
-    def remember_folder(self, fingerprint: str, path: Path) -> None:
+    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
         """The driver remembers, a plan does not."""
 
 

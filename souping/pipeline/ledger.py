@@ -1,49 +1,168 @@
-"""Ledger: on which items a recipe was reported, and on which the search that found it chose.
+"""Ledger of the report fold: what was claimed and shown on its items, and on which items searches chose.
 
-It lies in the results store and goes by what an item shows the model (`Item.identity`): neither the name of a file or a
-group nor other settings of a run begin it anew.
+It is part of the results store and goes by content: items by what they show the model (`Item.identity`), models by
+their weights. Other names, files, groups or settings do not start it anew.
+
+The tables `looks`, `shown` and `searches` number their rows by AUTOINCREMENT. SQLite keeps the highest number of each
+in another table, so rows that somebody deleted are noticed.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from souping.core.types import Item, digest
+from souping.analysis.significance import penalty
+from souping.core.protocols import Objective
+from souping.core.types import Item, Json, Recipe, digest
 from souping.pipeline.store import Store, intern
+
+NEAR = 0.05
+"""Two soups are one to the ledger if no weight differs by more."""
+DEEP = 20
+"""Levels of soups of soups that are followed; more than anybody makes, and an edited recipe.json may go in a circle."""
+Mixture = dict[str, float]
+"""Shares of a model by ingredient; a single model is one ingredient."""
+Values = dict[str, str | int]
+"""A row to be written, by column."""
+
+
+def parts_of(recipe: Recipe) -> Mixture:
+    """{fingerprint: weight}; copies of one model under two names add up."""
+    parts = dict.fromkeys(recipe.fingerprints, 0.0)
+    for name, weight in zip(recipe.fingerprints, recipe.weights, strict=True):
+        parts[name] += weight
+    return parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a report is about to say of a frozen soup. `candidates` are fingerprints, `margin` is in points."""
+
+    soup: Recipe
+    candidates: tuple[str, ...]
+    evaluator: str
+    objective: Objective
+    margin: float
+    items: tuple[Item, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that the claim is about, names and order left out.
+
+        An item counts with its weight in the objective. That holds the coefficients too, whatever the categories are
+        called. The soup's weights are rounded, since a change in the last digits makes no other soup.
+        """
+        soup, names = self.soup, list(dict.fromkeys(item.category for item in self.items))
+        sizes = Counter(item.category for item in self.items)
+        share = dict(zip(names, self.objective.coefficients(names).tolist(), strict=True))
+        items = [(i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12)) for i in self.items]
+        mixed = sorted((name, round(weight, 3)) for name, weight in zip(soup.fingerprints, soup.weights, strict=True))
+        content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
+        return digest([content, sorted(self.candidates), self.evaluator, self.margin, sorted(items)])
+
+
+@dataclass(frozen=True)
+class Look:
+    """A claim's look: its number k, and whether this run is the first to make the claim.
+
+    `shown` counts the soups whose scores on these items were known before the claim, if it is them that the look is
+    paid for because its own soup was one of them; else it is 0.
+    """
+
+    number: int
+    shown: int
+    first: bool
+
+    def sentence(self) -> str:
+        """Why it is not the first look, and what that costs."""
+        what = f"this soup was one of {self.shown} whose scores on the report items were known before"
+        if not self.shown:
+            what = f"these items were reported on {_times(self.number - 1)} before"
+        return f"{what}: this is look {self.number}, {_price(self.number)}"
 
 
 class Ledger:
-    """Record of looks and searches in a store."""
+    """Record of claims, shown soups, searches and views in a store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def note_search(self, recipes: Iterable[str], items: Sequence[Item]) -> None:
-        """Remember that these recipes were found by choosing on these items."""
-        with self._store.writing() as db:
-            chosen_on = _item_set(db, [item.identity for item in items])
-            db.executemany("INSERT OR IGNORE INTO searches VALUES (?, ?)", [(recipe, chosen_on) for recipe in recipes])
+    # ------------------------------------------------------------ looks
 
-    def searched(self, recipe: str) -> set[str]:
-        """Identities of the items that this recipe, or a search that found it, was ever chosen on."""
-        query = (
-            "SELECT fingerprint FROM contents WHERE id IN "
-            "(SELECT content FROM members JOIN searches USING (item_set) WHERE recipe = ?)"
-        )
-        with self._store.reading() as db:
-            return {str(name) for (name,) in db.execute(query, (recipe,))}
+    def open_report(self, claim: Claim) -> Look:
+        """Write a claim to the ledger before the report fold opens, and return its look.
 
-    def open_report(self, recipe: str, evaluator: str, items: Sequence[Item]) -> int:
-        """Write a frozen recipe to the ledger of these items; its number of looks.
-
-        That is the largest number, over the items, of pairs of a recipe and an evaluator that were ever reported on
-        one: looking twice with one pair is one look, under whatever file, name or order.
+        The number is fixed when the claim is first written, so a run that is repeated has the look that it had. It is
+        one more than the most other claims that any of the items has seen. Whoever picked the soup among soups that
+        were shown pays for all of them, and rows that were deleted count as claims.
         """
         with self._store.writing() as db:
-            shown = _item_set(db, [item.identity for item in items])
-            db.execute("INSERT OR IGNORE INTO looks VALUES (?, ?, ?)", (recipe, evaluator, shown))
-        return max(1, self.looks(items))
+            key, item_set = claim.fingerprint, _item_set(db, [item.identity for item in claim.items])
+            row = db.execute("SELECT number, shown FROM looks WHERE claim = ?", (key,)).fetchone()
+            if row:
+                return Look(int(row[0]), int(row[1]), first=False)
+            claims, shown = _claims(db, item_set), _Mixtures(db).shown_beside(parts_of(claim.soup), item_set)
+            number = 1 + max(claims, shown) + _deleted(db)
+            shown = shown if shown > claims else 0
+            values: Values = {"claim": key, "number": number, "shown": shown, "item_set": item_set}
+            _insert(db, "looks", values, unique=("claim",))
+            return Look(number, shown, first=True)
+
+    def claims(self, items: Sequence[Item]) -> int:
+        """The most claims that were made on one of these items."""
+        with self._store.writing() as db:
+            return _claims(db, _item_set(db, [item.identity for item in items]))
+
+    def announcement(self, items: Sequence[Item]) -> str:
+        """What a report on these items will cost if there were others before; empty if it is the first."""
+        if not (count := self.claims(items)):
+            return ""
+        what = f"the items of the report fold were reported on {_times(count)} before"
+        return f"{what}: a report that is not one of those is look {count + 1} or later, {_price(count + 1)}"
+
+    def note_shown(self, recipes: Iterable[Recipe], items: Sequence[Item]) -> None:
+        """Remember that the scores of these models on these items were shown. Only soups matter, single models not."""
+        with self._store.writing() as db:
+            mixtures, item_set = _Mixtures(db), _item_set(db, [item.identity for item in items])
+            for parts in map(parts_of, recipes):
+                if len(mixtures.of(parts)) > 1:
+                    values: Values = {"soup": json.dumps(parts, sort_keys=True), "item_set": item_set}
+                    _insert(db, "shown", values, unique=tuple(values))
+
+    def deleted(self) -> int:
+        """Rows of the ledger that were deleted."""
+        with self._store.reading() as db:
+            return _deleted(db)
+
+    # ------------------------------------------------------------ searches
+
+    def note_search(self, candidates: Iterable[str], items: Sequence[Item]) -> None:
+        """Remember that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
+        with self._store.writing() as db:
+            item_set = _item_set(db, [item.identity for item in items])
+            values: Values = {"ingredients": json.dumps(sorted(set(candidates))), "item_set": item_set}
+            _insert(db, "searches", values, unique=tuple(values))
+
+    def chosen_on(self, recipe: Recipe) -> set[str]:
+        """Identities of the items that any run chose on among models with an ingredient of this recipe.
+
+        Weights, order, dtype and side files do not matter: whoever has seen how a mixture of A and B does on an item
+        knows how its neighbours do.
+        """
+        query = "SELECT fingerprint FROM contents JOIN members ON content = contents.id WHERE item_set = ?"
+        with self._store.reading() as db:
+            mixtures = _Mixtures(db)
+            own = mixtures.of(parts_of(recipe)).keys()
+            searches = db.execute("SELECT item_set, ingredients FROM searches").fetchall()
+            sets = {n for n, names in searches if own & mixtures.of(dict.fromkeys(json.loads(names), 1.0)).keys()}
+            return {str(name) for number in sets for (name,) in db.execute(query, (number,))}
+
+    # ------------------------------------------------------------ views
 
     def note_view(self, recipe: str, identities: Iterable[str]) -> None:
         """Remember that somebody looked at the answers to these items of the report of a frozen recipe (its id)."""
@@ -52,30 +171,86 @@ class Ledger:
             db.execute("INSERT OR IGNORE INTO views VALUES (?, ?)", (recipe, shown))
 
     def viewed(self, recipe: str, items: Sequence[Item]) -> int:
-        """Number of these items whose answers were looked at in the report of another recipe, before this one was
-        frozen: none where this one was reported already."""
+        """Number of these items whose answers were looked at in the report of another recipe than this one (its id)."""
         query = (
             "SELECT DISTINCT fingerprint FROM contents JOIN members ON content = contents.id "
             "JOIN views USING (item_set) WHERE views.recipe != ?"
         )
         with self._store.reading() as db:
-            if db.execute("SELECT 1 FROM looks WHERE recipe = ? LIMIT 1", (recipe,)).fetchone():
-                return 0
-            seen = {str(name) for (name,) in db.execute(query, (recipe[:12],))}
+            seen = {str(name) for (name,) in db.execute(query, (recipe,))}
         return sum(item.identity in seen for item in items)
 
-    def looks(self, items: Sequence[Item]) -> int:
-        """The largest number of pairs of recipe and evaluator that were reported on one of these items."""
-        with self._store.reading() as db:
-            db.execute("CREATE TEMP TABLE IF NOT EXISTS asked (fingerprint TEXT PRIMARY KEY) WITHOUT ROWID")
-            db.execute("DELETE FROM asked")
-            db.executemany("INSERT OR IGNORE INTO asked VALUES (?)", [(item.identity,) for item in items])
-            row = db.execute(
-                "SELECT MAX(pairs) FROM (SELECT COUNT(DISTINCT recipe || ' ' || evaluator) AS pairs FROM asked "
-                "JOIN contents USING (fingerprint) JOIN members ON content = contents.id JOIN looks USING (item_set) "
-                "GROUP BY content)"
-            ).fetchone()
-            return int(row[0] or 0)
+
+class _Mixtures:
+    """Models as mixtures of ingredients, which are known by their weights alone.
+
+    Rows hold fingerprints as recipes have them. They become weights here, on reading, because the store may meet an
+    ingredient after a soup of it. A candidate that is a soup stands for its own ingredients.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        rows = db.execute("SELECT fingerprint, weights, soup FROM folders")
+        self._db, self._known = db, {str(name): (str(weights), str(soup)) for name, weights, soup in rows}
+
+    def of(self, parts: Mixture, depth: int = DEEP) -> Mixture:
+        """{ingredient: share} of {fingerprint: weight}; the shares sum to 1."""
+        mixed: Mixture = {}
+        total = math.fsum(parts.values()) or 1.0
+        for name, weight in parts.items():
+            weights, soup = self._known.get(name, ("", ""))
+            inner = self.of(json.loads(soup), depth - 1) if soup and depth else {weights or name: 1.0}
+            for ingredient, share in inner.items():
+                mixed[ingredient] = mixed.get(ingredient, 0.0) + share * weight / total
+        return {name: share for name, share in mixed.items() if share}
+
+    def shown_beside(self, parts: Mixture, item_set: int) -> int:
+        """Number of different soups that were shown on one of these items, if this one is near one of them; else 0."""
+        query = f"SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set {_SHARED})"
+        shown = [self.of(json.loads(text)) for (text,) in self._db.execute(query, (item_set,))]
+        own = self.of(parts)
+        if not any(_near(own, soup) for soup in shown):
+            return 0
+        return len({tuple(sorted((name, round(share, 3)) for name, share in soup.items())) for soup in shown})
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _price(look: int) -> str:
+    free = "compare settings with stop_after=search, which leaves the report fold closed"
+    return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k); {free}"
+
+
+def _near(a: Mixture, b: Mixture) -> bool:
+    """Whether no weight differs by more than NEAR."""
+    return all(round(abs(a.get(name, 0.0) - b.get(name, 0.0)), 9) <= NEAR for name in a | b)
+
+
+_SHARED = "FROM members AS own JOIN members AS other USING (content) WHERE own.item_set = ?"
+"""Sets that share an item with this one, a row for each shared item."""
+
+
+def _claims(db: sqlite3.Connection, item_set: int) -> int:
+    """The most claims that were made on one item of the set."""
+    joined = _SHARED.replace("WHERE", "JOIN looks ON looks.item_set = other.item_set WHERE")
+    query = f"SELECT MAX(claims) FROM (SELECT COUNT(*) AS claims {joined} GROUP BY content)"
+    return int(db.execute(query, (item_set,)).fetchone()[0] or 0)
+
+
+def _deleted(db: sqlite3.Connection) -> int:
+    """Rows that the numbered tables once had and have no longer."""
+    given = int(db.execute("SELECT COALESCE(SUM(seq), 0) FROM sqlite_sequence").fetchone()[0])
+    tables = ("looks", "shown", "searches")
+    return given - sum(int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]) for table in tables)
+
+
+def _insert(db: sqlite3.Connection, table: str, values: Values, unique: Sequence[str]) -> None:
+    """Write a row unless one with its key exists. `INSERT OR IGNORE` would use up a number even then."""
+    names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
+    same = " AND ".join(f"{name} = :{name}" for name in unique)
+    query = f"INSERT INTO {table} ({names}) SELECT {marks} WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})"
+    db.execute(query, values)
 
 
 def _item_set(db: sqlite3.Connection, shown: Iterable[str]) -> int:

@@ -19,7 +19,7 @@ from souping.core.text import first_line, safe, shown
 from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
 from souping.merge.local import CHOICES, LocalMerge
 from souping.merge.methods import METHODS, source
-from souping.merge.plan import MOST, is_number, recipe_from_dict
+from souping.merge.plan import MAX_RECIPE, MOST, is_number, recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.settings import MergeSettings
 from souping.pipeline.store import Store
@@ -247,7 +247,6 @@ def _is_whole(value: Json) -> bool:
 
 
 Test = Callable[[Json], bool]
-MAX_RECIPE = 10_000_000  # bytes
 RECIPE: Mapping[str, Test] = {
     "id": _is_text,
     "ingredients": _is_names,

@@ -6,6 +6,8 @@ poured into one live module, or as a complete folder.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,9 +18,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from souping.checkpoints import hub
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.checkpoint import Checkpoint, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
-from souping.checkpoints.lora import is_adapter, read_settings
+from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.files import LOCK, expanded, hold, near_folder, sweep
 from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
 from souping.core.protocols import (
@@ -31,6 +33,8 @@ from souping.core.system import SHARED_MEMORY
 from souping.core.text import nearest
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge.digests import Late, StandIns
+from souping.merge.plan import MAX_RECIPE, recipe_from_dict
+from souping.pipeline.ledger import parts_of
 from souping.pipeline.store import ContentMemory
 from souping.report.progress import Throughput
 
@@ -77,8 +81,9 @@ class OpenPool:
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in supplied.candidates)
         self.late = late and isinstance(self._hashes, StandIns) and self._hashes.pending
         self.warnings = [*warnings, *supplied.notes, *_twins({c.name: c.fingerprint for c in self.candidates})]
-        for content, folder in self.pool.seen.items() if not self.late else ():
-            store.remember_folder(content, folder)
+        self._pickles = supplied.merge.allow_pickle
+        if not self.late:
+            self._remember(self.pool.seen)
         self._live = LiveModel(self.pool)
         self._scratch = ScratchCheckpoint(self.pool)
 
@@ -140,9 +145,23 @@ class OpenPool:
 
         written = write_checkpoint(plan, out, progress=progress, late=Late(self._store.hashes, final))
         prints = dict(zip(made[-1].ingredients, made[-1].fingerprints, strict=True))
-        for name, content in prints.items():
-            self._store.remember_folder(content, self.folders[name])
+        self._remember({content: self.folders[name] for name, content in prints.items()})
         return written, _twins(prints)
+
+    def _remember(self, seen: Mapping[str, Path]) -> None:
+        """Tell the store where checkpoints {fingerprint: folder} are, and what they are made of."""
+        for content, folder in seen.items():
+            weights = weights_digest(folder, self._store.hashes, self._pickles)
+            self._store.remember_folder(content, folder, weights, _mixture(folder))
+
+
+def _mixture(folder: Path) -> str:
+    """{fingerprint of an ingredient: weight} as JSON of a folder with a soup's recipe.json; else empty."""
+    try:
+        parts = parts_of(recipe_from_dict(json.loads(small(folder / "recipe.json", MAX_RECIPE))))
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        return ""
+    return json.dumps(parts) if all(map(math.isfinite, parts.values())) else ""
 
 
 def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[str, Path]]:

@@ -142,7 +142,7 @@ def _command(what: str, command: str) -> None:
 
 def _hint(run: MergeSettings) -> None:
     """What to do next: the last line."""
-    if isinstance(run, RunSettings) and run.stop_after == "search" and run.command:
+    if isinstance(run, RunSettings) and run.stop_after == "search" and run.command and not run.sweep:
         _command("finish", run.finish_command)
     elif (run.run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run.run_dir / 'report.html')))}")

@@ -54,7 +54,10 @@ KINDS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSettings:
-    """Parts and root settings of a merge by given weights, or of a recipe: nothing is evaluated."""
+    """Parts and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
+
+    `sweep` says that the run is one job of a multirun.
+    """
 
     pool: Pool
     optimiser: Strategy
@@ -70,6 +73,7 @@ class MergeSettings:
     run_dir: Path
     config: Mapping[str, Json]
     command: str = ""
+    sweep: bool = False
     started: float = field(default_factory=time.monotonic)
 
     @property

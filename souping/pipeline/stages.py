@@ -15,7 +15,7 @@ from souping.core.executor_protocols import Workers
 from souping.core.files import put
 from souping.core.protocols import Evaluator
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
+from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge
@@ -32,7 +32,7 @@ from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
 from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.kept_soup import RECIPE, check_kept, soup_in, verify
-from souping.pipeline.ledger import Ledger
+from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_installed, check_room
 from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner, perform
@@ -115,6 +115,7 @@ class RunStages:
             sides={side.name: (side, evaluation(side.evaluator, side.name)) for side in beside},
         )
         stages._note(*run_notes(run, pool, folds, store))
+        stages._announce_looks()
         if opening := run.evaluator.opening(pool.pool.home, items):
             progress.say(opening)
         return stages
@@ -133,6 +134,12 @@ class RunStages:
         self.notes += notes
         for note in notes:
             self.progress.say(f"note: {note}")
+
+    def _announce_looks(self) -> None:
+        """Say, while it can still be avoided, that this run may open a report fold that was open before."""
+        opens = self.run.limit is None and self.run.stop_after is None
+        if note := Ledger(self.store).announcement(self.folds.items["report"]) if opens else "":
+            self.progress.say(note)
 
     def _answers(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage."""
@@ -169,6 +176,7 @@ class RunStages:
         if stage is None:
             scores = self.run.scores.matrix(self.pool.names, not_measured)
         else:
+            self._remember_choice("select")
             answers = self._by_candidate(stage)
             scores = self.run.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
         self._note(*flat_categories(scores))
@@ -182,6 +190,7 @@ class RunStages:
 
     def search(self, stage: SearchStage) -> SearchResult:
         """The best weights of the ingredients on the search fold. One ingredient needs no search."""
+        self._remember_choice("search")
         if len(stage.ingredients) == 1:
             self.progress.say(f"one expert for everything: {stage.ingredients[0]}; there is nothing to soup")
         else:
@@ -194,7 +203,6 @@ class RunStages:
             again = self._answers(stage.confirmation(outcome))
             outcome = confirmed(outcome, again[outcome.recipe.id], self.run.objective)
         self.outcome = outcome
-        self._remember_search(stage, outcome)
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
         if len(tried) > 1:
             self._note(f"the soup is asked by handler {outcome.handler}; tried on the search fold: {', '.join(tried)}")
@@ -206,12 +214,10 @@ class RunStages:
             self.progress.say(said)
         return outcome
 
-    def _remember_search(self, stage: SearchStage, outcome: SearchResult) -> None:
-        """No recipe of this search may ever be reported on what it was chosen on."""
-        published = self.run.scores.published
-        chosen_on = [*(() if published else self.folds.items["select"]), *stage.items]
-        recipes = {trial.recipe.fingerprint for trial in outcome.trials} | {outcome.recipe.fingerprint}
-        Ledger(self.store).note_search(sorted(recipes), chosen_on)
+    def _remember_choice(self, fold: Fold) -> None:
+        """Write to the ledger, before any score is shown, that candidates and their soups compete on this fold."""
+        fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
+        Ledger(self.store).note_search(fingerprints, self.folds.items[fold])
 
     def _announce(self, stage: SearchStage) -> None:
         """Say what the report can show, and what the search will ask."""
@@ -303,6 +309,7 @@ class RunStages:
         dry = self.run.limit is not None
         items = self.unseen(stage.items)
         opened = 1 if dry else self._opened(items)
+        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), items)
         measured = self._answers(replace(stage, items=items))
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
         self.rows = tuple((contender.name, contender.recipe) for contender in contenders)
@@ -317,18 +324,30 @@ class RunStages:
     def _opened(self, items: Sequence[Item]) -> int:
         """The number of looks at these items, this one included, which is written to the ledger first."""
         assert self.outcome is not None
-        ledger, recipe = Ledger(self.store), self.outcome.recipe
-        if len(recipe.ingredients) == 1:  # nothing is claimed of it: it is no look
-            return max(1, ledger.looks(items))
-        if viewed := ledger.viewed(recipe.fingerprint, items):
+        ledger, run, recipe = Ledger(self.store), self.run, self.outcome.recipe
+        look = ledger.open_report(
+            Claim(
+                soup=recipe,
+                candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
+                evaluator=run.evaluator.look,
+                objective=run.objective,
+                margin=run.margin,
+                items=tuple(items),
+            )
+        )
+        if deleted := ledger.deleted():
+            self._note(f"{deleted} rows of the ledger in {run.store_path} were deleted: each counts as a report")
+        if look.first and (viewed := ledger.viewed(recipe.id, items)):
             self._note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
                 "report: what was chosen since then has seen them"
             )
-        return ledger.open_report(recipe.fingerprint, self.run.evaluator.look, items)
+        if look.number > 1:
+            self._note(look.sentence())
+        return look.number
 
     def unseen(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
-        """The items of the report fold that neither this recipe nor a search that found it was chosen on.
+        """The items of the report fold that no run chose on among this recipe's ingredients.
 
         Raises:
             UserError: a category has none left.
@@ -336,20 +355,21 @@ class RunStages:
         assert self.outcome is not None
         if self.run.limit is not None:  # none of them is the report fold's
             return items
-        chosen_on = Ledger(self.store).searched(self.outcome.recipe.fingerprint)
+        chosen_on = Ledger(self.store).chosen_on(self.outcome.recipe)
         left = tuple(item for item in items if item.identity not in chosen_on)
         if len(left) == len(items):
             return items
         gone = {item.category for item in items} - {item.category for item in left}
         if gone:
             raise UserError(
-                f"category {min(gone)}: this recipe was chosen on all of its report items, by an earlier run on other "
-                "folds: nothing can be reported of it; add items that no run has seen"
+                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
+                "report items, so nothing can be reported on them: add items that no run has seen"
             )
         self.left_out = len(items) - len(left)
         self.parts["folds"] = {**self.folds.counts(), "report": len(left), "left_out": self.left_out}
         self._note(
-            f"{self.left_out} of {len(items)} report items are left out: an earlier run chose this recipe on them"
+            f"{self.left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
+            "these ingredients on them"
         )
         return left
 
@@ -357,6 +377,7 @@ class RunStages:
         """The frozen soup and its ingredients on all items of another benchmark."""
         assert self.outcome is not None
         assert self.selection is not None
+        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), stage.items)
         measured = self._answers(stage)
         ingredients = {name: self.pool.recipe({name: 1.0}) for name in self.selection.ingredients}
         asked = {str(item.prompt) for fold in FOLDS for item in self.folds.items[fold]}

@@ -1,10 +1,8 @@
 """Results store: every answer of every soup ever evaluated, its scores, and the ledger of looks, in one SQLite file.
 
 An answer's key is content: the soup, the evaluator, the question, the block in which it was asked and the number of the
-answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A block is one transaction, so a killed
-run loses at most the block in flight. Other processes may share the file (WAL, first writer wins; equal keys hold equal
-results). The view `scores` shows every score beside its answer.
-
+answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A block is one transaction. Other
+processes may share the file (WAL; the first writer wins). The view `scores` shows every score beside its answer.
 `python -m souping.pipeline.store DAMAGED NEW` saves what can be read of a damaged store into a new one.
 """
 
@@ -51,20 +49,21 @@ CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT UN
 CREATE TABLE IF NOT EXISTS item_sets (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
     PRIMARY KEY (content, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS looks (recipe TEXT NOT NULL, evaluator TEXT NOT NULL, item_set INTEGER NOT NULL,
-    PRIMARY KEY (recipe, evaluator, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS searches (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
-    PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS views (recipe TEXT NOT NULL, item_set INTEGER NOT NULL,
-    PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS looks (id INTEGER PRIMARY KEY AUTOINCREMENT, claim TEXT UNIQUE NOT NULL,
+    number INTEGER NOT NULL, shown INTEGER NOT NULL, item_set INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS shown (id INTEGER PRIMARY KEY AUTOINCREMENT, soup TEXT NOT NULL, item_set INTEGER NOT NULL,
+    UNIQUE (soup, item_set));
+CREATE TABLE IF NOT EXISTS searches (id INTEGER PRIMARY KEY AUTOINCREMENT, ingredients TEXT NOT NULL,
+    item_set INTEGER NOT NULL, UNIQUE (ingredients, item_set));
+CREATE TABLE IF NOT EXISTS views (recipe TEXT, item_set INTEGER, PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT, weights TEXT, soup TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 3
+VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
 OLD = {"soups", "evaluators", "items", "scores"}
@@ -76,6 +75,7 @@ PARTS = {
     "costs": ("answer",),
     "members": ("item_set", "content"),
     "looks": ("item_set",),
+    "shown": ("item_set",),
     "searches": ("item_set",),
     "views": ("item_set",),
 }
@@ -89,7 +89,7 @@ class ContentMemory(Protocol):
     @property
     def hashes(self) -> MutableMapping[str, str]: ...
 
-    def remember_folder(self, fingerprint: str, path: Path) -> None: ...
+    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None: ...
 
 
 class Store:
@@ -118,11 +118,8 @@ class Store:
                     f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
                 )
         if 0 < layout < VERSION:
-            old = shlex.join(["mv", str(self.path), f"{self.path}.old"])
-            raise UserError(
-                f"store.path={self.path} was written by an earlier version (layout {layout}), whose answers and folds "
-                f"are not those of today\nname another file, or move it away: {old}"
-            )
+            move = f"use another file, or move this one away: {shlex.join(['mv', str(self.path), f'{self.path}.old'])}"
+            raise UserError(f"store.path={self.path} was written by an earlier version (layout {layout}): {move}")
         if layout > VERSION:
             raise UserError(f"store.path={self.path} is of a later version (layout {layout}): use another file")
 
@@ -149,8 +146,8 @@ class Store:
         """Take away a file that was not there before, while no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            results = ("answers", "adoptions", "looks", "searches")
-            held = any(self._db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in results)
+            tables = ("answers", "adoptions", "looks")
+            held = any(self._db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables)
             if not held and not self._gone() and self._alone():
                 self.path.unlink()
                 for folder in self._made[1:]:
@@ -174,8 +171,7 @@ class Store:
         return self._inode() != self._file
 
     def _removed(self) -> str:
-        what = "the results store was removed or replaced during the run; what was evaluated is not kept"
-        return f"store.path={self.path}: {what}"
+        return f"store.path={self.path}: the results store was removed or replaced during the run: its results are lost"
 
     def _failed(self, verb: str, error: Exception) -> UserError:
         """An error of the file in words, with what saves the rest where its content is damaged."""
@@ -186,8 +182,7 @@ class Store:
         told = f"store.path={self.path}: cannot {verb} the results store: {error}{hint}"
         if not damaged:
             return UserError(told)
-        new = self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}")
-        words = shlex.join([str(self.path), str(new)])
+        words = shlex.join([str(self.path), str(self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}"))])
         return UserError(f"{told}\nthe file is damaged; save the rest: python -m souping.pipeline.store {words}")
 
     @contextmanager
@@ -302,8 +297,8 @@ class Store:
 
     def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
         """The origins of this soup's adopted rows under an evaluator, oldest first."""
-        query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
         with self.reading() as db:
+            query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
             return [json.loads(origin) for (origin,) in db.execute(query, (soup, evaluator))]
 
     def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
@@ -323,10 +318,15 @@ class Store:
             seconds = sum(row[1] for row in rows)
             return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
-    def remember_folder(self, fingerprint: str, path: Path) -> None:
-        """Remember where a checkpoint of this content lies, so that a recipe finds its ingredients again."""
+    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
+        """Remember where a checkpoint is for rebuilds, the digest of its `weights` for the ledger, and what it mixes if
+        it is a `soup`, {fingerprint: weight} as JSON. The first recipe stays: editing it later hides nothing."""
         with self.writing() as db:
-            db.execute("INSERT OR REPLACE INTO folders VALUES (?, ?)", (fingerprint, str(path.resolve())))
+            db.execute(
+                "INSERT INTO folders VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET path = excluded.path, "
+                "weights = excluded.weights, soup = CASE soup WHEN '' THEN excluded.soup ELSE soup END",
+                (fingerprint, str(path.resolve()), weights, soup),
+            )
 
     def folder_of(self, fingerprint: str) -> str | None:
         """Where a checkpoint of this content was seen last."""
@@ -355,7 +355,8 @@ def _author(text: str) -> Recipe:
 
 def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
     """{table: its columns}."""
-    tables = [str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = [str(row[0]) for row in db.execute(query)]
     return {name: {str(row[1]) for row in db.execute("SELECT * FROM pragma_table_info(?)", (name,))} for name in tables}
 
 
@@ -440,7 +441,9 @@ def save(damaged: Path, new: Path) -> dict[str, int]:
         raise UserError(f"{new} exists: name a new file" if new.exists() else f"{damaged}: there is no such file")
     counts = {}
     with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
-        there = _columns(old)
+        there = dict[str, set[str]]()
+        with suppress(sqlite3.Error):  # the table of tables itself may be what is damaged
+            there |= _columns(old)
         with store.writing() as db:
             for table, columns in _known_columns().items():
                 _copy(old, db, table, sorted(columns & there.get(table, set())))

@@ -29,6 +29,8 @@ REBUILD = (
     "recipe, and refuses where an ingredient's content differs."
 )
 
+LOOKS = "Looks are counted in the run's store by exact prompt: another store, or the same items reworded, escape it."
+
 
 def headline(report: Report) -> str:
     """The verdict's sentence, or what can be said of a run that ended before the report fold."""
@@ -160,7 +162,8 @@ def _verdict(report: Report) -> Section | None:
         f"Every model answered the same items{where}, so differences are paired; items that share content "
         f"are one group. {tables.tested(report)}".strip()
     )
-    return Section("Is the soup better?", (paired,), "forest", folded=known(folded))
+    looks = "" if report.get("limit") else LOOKS
+    return Section("Is the soup better?", tuple(filter(None, (paired, looks))), "forest", folded=known(folded))
 
 
 def _gains(report: Report) -> Section | None:

@@ -1,55 +1,335 @@
-"""Ledger of looks and searches: by item, whatever file, name or setting."""
+"""Ledger of the report fold. Each way to look twice and pay once, with the look that it is told to be."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from souping.core.objectives import Weighted
+from souping.core.types import Recipe
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import Store
-from tests.conftest import make_items
+from tests.conftest import claim, make_items, recipe
 
-ITEMS = make_items(4, categories=("c",))
-
-
-def test_looks_are_the_most_pairs_that_any_item_has_seen(tmp_path: Path) -> None:
-    with Store(tmp_path / "s") as store:
-        ledger = Ledger(store)
-        assert ledger.looks(ITEMS) == 0
-        assert [ledger.open_report(r, "j", ITEMS) for r in ("r1", "r2", "r1", "r3")] == [1, 2, 2, 3]
-        assert ledger.open_report("r3", "another template", ITEMS) == 4  # ten templates are ten looks
-        assert ledger.open_report("r9", "j", ITEMS[:1]) == 5
-        assert ledger.looks(ITEMS[1:]) == 4
-        assert ledger.open_report("r9", "j", make_items(9, categories=("c",))[4:]) == 1
+ITEMS = make_items(4)
+HALF, OTHER = recipe(0.5, 0.5), recipe(0.3, 0.7)
 
 
-def test_names_and_additions_begin_no_ledger_anew(tmp_path: Path) -> None:
-    renamed = [replace(i, id=f"x{i.id}", category="d", group="g", answer="other") for i in ITEMS]
-    with Store(tmp_path / "s") as store:
-        ledger = Ledger(store)
-        ledger.open_report("r1", "j", ITEMS)
-        assert ledger.looks(renamed) == 1
-        assert ledger.open_report("r2", "j", make_items(9, categories=("e",))) == 2
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    with Store(tmp_path / "s") as one:
+        yield one
 
 
-def test_what_a_search_chose_on_is_known_of_each_of_its_recipes(tmp_path: Path) -> None:
-    with Store(tmp_path / "s") as store:
-        ledger = Ledger(store)
-        ledger.note_search(["r1", "r2"], ITEMS[:2])
-        ledger.note_search(["r1"], ITEMS[1:3])
-    with Store(tmp_path / "s") as store:
-        ledger = Ledger(store)
-        assert ledger.searched("r1") == {item.identity for item in ITEMS[:3]}
-        assert ledger.searched("r2") == {item.identity for item in ITEMS[:2]}
-        assert ledger.searched("r3") == set()
+@pytest.fixture
+def ledger(store: Store) -> Ledger:
+    return Ledger(store)
 
 
-@pytest.mark.parametrize("count", [3])
-def test_one_set_of_items_is_written_once(tmp_path: Path, count: int) -> None:
-    with Store(tmp_path / "s") as store:
-        for number in range(count):
-            Ledger(store).note_search([f"r{number}"], ITEMS[::-1] if number else ITEMS)
+class TestClaims:
+    """What is another claim on the same items; soups that were not shown before."""
+
+    def test_a_claim_that_is_made_again_keeps_its_look(self, ledger: Ledger) -> None:
+        soups = (HALF, OTHER, HALF, OTHER, recipe(0.8, 0.2), OTHER)
+        assert [ledger.open_report(claim(soup, ITEMS)).number for soup in soups] == [1, 2, 1, 2, 3, 2]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            claim(HALF, ITEMS, Weighted(weights={"w": 2.0, "x": 1.0})),
+            claim(HALF, ITEMS, margin=2.0),
+            claim(HALF, [replace(item, answer="another") for item in ITEMS]),
+            claim(HALF, ITEMS, candidates=("f-a", "f-b", "f-c")),
+            claim(HALF, ITEMS[:-1]),
+            claim(HALF, [item for item in ITEMS if item.category == "x"]),
+            replace(claim(HALF, ITEMS), evaluator="another template"),
+            claim(recipe(1.0, 0.0), ITEMS),
+            claim(replace(HALF, dtype="F32"), ITEMS),
+        ],
+        ids=["objective", "margin", "key", "candidate", "item", "category", "evaluator", "single", "dtype"],
+    )
+    def test_whatever_a_claim_rests_on_makes_it_another(self, ledger: Ledger, other: Any) -> None:
+        assert [ledger.open_report(one).number for one in (claim(HALF, ITEMS), other, other)] == [1, 2, 2]
+
+    def test_names_order_and_rounding_make_no_other_claim(self, ledger: Ledger) -> None:
+        renamed = [replace(item, id=f"x{item.id}", category=f"c {item.category}", group="g") for item in ITEMS[::-1]]
+        names = Recipe(ingredients=("y", "x"), fingerprints=("f-b", "f-a"), weights=(0.5, 0.5 + 4e-4), dtype="BF16")
+        for one in (claim(HALF, ITEMS), claim(HALF, renamed), claim(names, ITEMS, candidates=("f-b", "f-a"))):
+            assert ledger.open_report(one).number == 1
+
+    def test_claims_are_counted_by_item(self, ledger: Ledger) -> None:
+        one, two = make_items(4, ("w",)), make_items(8, ("w",))
+        assert ledger.open_report(claim(HALF, one)).number == 1
+        assert ledger.open_report(claim(HALF, two[4:])).number == 1
+        assert ledger.open_report(claim(OTHER, two)).number == 2
+        assert (ledger.claims(one), ledger.claims(two[4:]), ledger.claims(make_items(9, ("z",))[8:])) == (2, 2, 0)
+
+    def test_deleted_rows_count_as_claims(self, ledger: Ledger, store: Store) -> None:
+        ledger.open_report(claim(HALF, ITEMS))
+        ledger.open_report(claim(HALF, ITEMS))
+        ledger.note_search(["f-a"], ITEMS)
+        ledger.note_search(["f-a"], ITEMS)
+        assert ledger.deleted() == 0
+        with store.writing() as db:
+            db.execute("DELETE FROM looks")
+        assert ledger.deleted() == 1
+        assert ledger.open_report(claim(HALF, ITEMS)).number == 2
+        assert ledger.open_report(claim(OTHER, make_items(20)[-1:])).number == 2
+
+
+class TestShown:
+    """A soup that was picked among soups whose scores were known pays for all of them."""
+
+    def test_only_the_pick_pays_for_them(self, ledger: Ledger) -> None:
+        ledger.note_shown([recipe(w, 1 - w) for w in (0.2, 0.4, 0.6, 0.4, 1.0)], ITEMS)
+        unseen = ledger.open_report(claim(recipe(0.5, 0.5, names=("a", "c")), ITEMS))
+        assert (unseen.number, unseen.shown) == (1, 0)
+        picked = ledger.open_report(claim(recipe(0.6, 0.4), ITEMS))
+        assert (picked.number, picked.shown) == (4, 3)
+
+    @pytest.mark.parametrize(("weight", "number"), [(0.55, 2), (0.549, 2), (0.56, 1), (0.45, 2)])
+    def test_a_near_soup_is_the_same(self, ledger: Ledger, weight: float, number: int) -> None:
+        ledger.note_shown([HALF], ITEMS)
+        soup = replace(recipe(weight, 1 - weight), dtype="F32", method="slerp")
+        assert ledger.open_report(claim(soup, ITEMS)).number == number
+
+    def test_other_items_show_nothing_of_these(self, ledger: Ledger) -> None:
+        ledger.note_shown([HALF], make_items(8)[4:5])
+        assert ledger.open_report(claim(HALF, make_items(4)[:2])).number == 1
+
+    def test_a_claim_that_is_made_again_does_not_pay_for_its_own_rows(self, ledger: Ledger) -> None:
+        for _ in range(2):
+            assert ledger.open_report(claim(HALF, ITEMS)).number == 1
+            ledger.note_shown([HALF, OTHER], ITEMS)
+
+    def test_soups_of_soups_are_their_ingredients(self, ledger: Ledger, store: Store, tmp_path: Path) -> None:
+        store.remember_folder("f-s", tmp_path, "s", json.dumps({"f-a": 0.5, "f-b": 0.5}))
+        store.remember_folder("f-t", tmp_path, "t", json.dumps({"f-s": 0.5, "f-t": 0.5}))  # edited: it names itself
+        store.remember_folder("f-s", tmp_path, "s", "")  # its recipe.json was deleted
+        ledger.note_shown([recipe(1.0, names=("s",)), recipe(1.0, names=("t",))], ITEMS)
+        assert ledger.open_report(claim(recipe(0.75, 0.25), ITEMS)).number == 1
+        assert ledger.open_report(claim(recipe(0.5, 0.5, names=("a", "s")), ITEMS)).number == 2
+        assert ledger.open_report(claim(HALF, ITEMS)).number == 3
+
+
+class TestSearches:
+    def test_a_search_over_one_of_the_ingredients_is_enough(self, ledger: Ledger) -> None:
+        ledger.note_search(["f-a", "f-b"], ITEMS[:2])
+        ledger.note_search(["f-b", "f-c"], ITEMS[1:3])
+        identities = [item.identity for item in ITEMS]
+        assert ledger.chosen_on(recipe(0.5, 0.5, names=("a", "d"))) == set(identities[:2])
+        assert ledger.chosen_on(recipe(0.1, 0.9)) == set(identities[:3])
+        assert ledger.chosen_on(recipe(1.0, names=("d",))) == set()
+
+    def test_a_copy_with_other_side_files_is_the_same_ingredient(
+        self, ledger: Ledger, store: Store, tmp_path: Path
+    ) -> None:
+        ledger.note_search(["f-a"], ITEMS)
+        assert ledger.chosen_on(recipe(1.0, names=("copy",))) == set()
+        for name in ("f-a", "f-copy"):
+            store.remember_folder(name, tmp_path, "the same weights")
+        assert len(ledger.chosen_on(recipe(1.0, names=("copy",)))) == len({item.identity for item in ITEMS})
+
+    def test_one_set_of_items_is_written_once(self, ledger: Ledger, store: Store) -> None:
+        for number in range(3):
+            ledger.note_search([f"r{number}"], ITEMS[::-1] if number else ITEMS)
         with store.reading() as db:
-            assert db.execute("SELECT COUNT(*) FROM members").fetchone() == (len(ITEMS),)
+            (count,) = db.execute("SELECT COUNT(*) FROM members").fetchone()
+        assert count == len({item.identity for item in ITEMS})
+
+
+# ------------------------------------------------------------ whole runs
+
+
+@dataclass
+class Runs:
+    """Runs one after another in one folder with one store, on the tiny family."""
+
+    family: Path
+    place: Path
+    out: str = ""
+
+    def __call__(self, *arguments: str, pool: Sequence[str | Path] = ("ant", "bee", "cat"), items: str = "") -> None:
+        from souping.cli.main import main
+
+        folders = ",".join(str(self.family / name) for name in pool)
+        base = [f"pool.candidates=[{folders}]", "evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam"]
+        base += [
+            f"benchmark.path={self.place / (items or 'items.jsonl')}",
+            "selector=all",
+            "optimiser=fixed",
+            "analysis=[]",
+        ]
+        flags = [word for word in arguments if word.startswith("-")]
+        rest = [word for word in arguments if word not in flags]
+        self.main(main, [*flags, *base, *rest])
+
+    def main(self, main: Callable[[], Any], words: Sequence[str]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.place)
+            patch.setattr(sys, "argv", ["souping", *words])
+            main()
+
+    def report(self, *arguments: str, **where: Any) -> Mapping[str, Any]:
+        run_dir = f"runs/{len(list(self.place.glob('runs/*')))}"
+        self(*arguments, f"hydra.run.dir={run_dir}", **where)
+        report: Mapping[str, Any] = json.loads((self.place / run_dir / "report.json").read_text())
+        return report
+
+    def look(self, *arguments: str, **where: Any) -> int:
+        return int(self.report(*arguments, **where)["verdict"]["opened"])
+
+    def rewrite(self, name: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
+        rows = [json.loads(line) for line in (self.place / "items.jsonl").read_text().splitlines()]
+        kept = [row for row in map(change, rows) if row]
+        (self.place / name).write_text("\n".join(map(json.dumps, kept)))
+        return name
+
+
+SOUP = "optimiser.weights=[0.5,0.2,0.3]"
+
+
+@pytest.fixture(scope="module")
+def first(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which one soup was reported: look 1. Shown were that soup and the uniform one."""
+    place = tmp_path_factory.mktemp("first")
+    lines = (family / "items.jsonl").read_text().splitlines()
+    (place / "items.jsonl").write_text("\n".join(lines[:30] + lines[60:90] + lines[120:150]))
+    assert Runs(family, place).look(SOUP) == 1
+    return place
+
+
+@pytest.fixture
+def runs(family: Path, first: Path, tmp_path: Path) -> Runs:
+    """Runs after the first one."""
+    shutil.copytree(first, tmp_path / "w")
+    return Runs(family, tmp_path / "w")
+
+
+@pytest.fixture
+def fresh(family: Path, first: Path, tmp_path: Path) -> Runs:
+    """Runs on a store in which nothing was reported."""
+    (tmp_path / "w").mkdir()
+    shutil.copy(first / "items.jsonl", tmp_path / "w")
+    return Runs(family, tmp_path / "w")
+
+
+ALL = 1 + 2
+"""The look of another claim on the first run's soup: it pays for the two soups that were shown."""
+
+
+class TestTheFirstLookIsFree:
+    def test_again_renamed_and_in_another_order(self, runs: Runs) -> None:
+        renamed = runs.rewrite("renamed.jsonl", lambda row: {**row, "id": f"new {row['id']}"})
+        assert runs.look(SOUP) == runs.look(SOUP, items=renamed) == 1
+        assert runs.look("optimiser.weights=[0.3,0.5,0.2]", pool=("cat", "ant", "bee")) == 1
+
+    def test_settings_compared_on_the_search_fold(self, fresh: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+        weights = "optimiser.weights=[0.5,0.2,0.3],[0.2,0.2,0.6],[0.2,0.6,0.2]"
+        fresh("-m", weights, "stop_after=search", "hydra.sweep.dir=sweep")
+        lines = [line for line in capfd.readouterr().out.splitlines() if line.split()[:1] == ["finish"]]
+        assert len(lines) == 1
+        jobs = [json.loads(path.read_text()) for path in sorted(fresh.place.glob("sweep/*/job.json"))]
+        best = max(jobs, key=lambda job: job["objective"])
+        assert next(word for word in best["overrides"] if "weights" in word) in lines[0]
+        assert "stop_after" not in lines[0]
+        assert "-m " not in lines[0].split("souping", 1)[1]
+        assert fresh.look(next(word for word in best["overrides"] if "weights" in word)) == 1
+
+
+class TestAttacks:
+    """Every second look at the same items, however it is dressed up."""
+
+    @pytest.mark.parametrize(
+        "change", [("objective=weighted", "objective.weights={red:2,green:1,blue:1}"), ("margin=2",)], ids=str
+    )
+    def test_another_objective_or_margin(self, runs: Runs, change: Sequence[str]) -> None:
+        report = runs.report(SOUP, *change)
+        assert report["verdict"]["opened"] == ALL
+        assert any(f"look {ALL}" in warning for warning in report["warnings"])
+
+    def test_another_answer_key(self, runs: Runs) -> None:
+        assert runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"})) == ALL
+
+    def test_a_candidate_taken_out_or_added(self, runs: Runs) -> None:
+        assert runs.look("optimiser.weights=[0.7,0.3]", pool=("ant", "cat")) == 2
+        more = ("ant", "bee", "cat", "dog")
+        assert runs.look("optimiser.weights=[0.5,0.2,0.3,0]", pool=more) == 1 + 4  # two of either run
+
+    def test_items_or_a_category_left_out(self, runs: Runs) -> None:
+        fewer = runs.rewrite("fewer.jsonl", lambda row: None if row["id"].endswith(("7", "8", "9")) else row)
+        assert runs.look(SOUP, items=fewer) == ALL
+        assert runs.look(SOUP, "benchmark.exclude=[blue]") == ALL
+
+    def test_a_single_model_is_a_claim(self, runs: Runs) -> None:
+        assert runs.look("optimiser.weights=[1,0,0]") == 2
+        assert runs.look("optimiser.weights=[0.2,0.7,0.1]") == 3
+
+    def test_uniform_and_top_k_rows_of_other_pools(self, fresh: Runs) -> None:
+        pools = {"ant": ("ant", "bee", "cat"), "bee": ("bee", "cat", "dog")}
+        for number, names in enumerate(pools.values(), start=1):
+            top = ("selector=topk", "selector.k=2", "optimiser.weights=[1,0]")
+            assert fresh.look(*top, pool=names) == number
+        with closing(sqlite3.connect(fresh.place / "outputs/store.sqlite")) as db:
+            shown = int(db.execute("SELECT COUNT(*) FROM shown").fetchone()[0])
+        assert shown >= 3
+        assert fresh.look("optimiser=uniform", pool=pools["bee"]) == 1 + shown
+
+    def test_report_items_as_an_extra_benchmark(self, fresh: Runs) -> None:
+        fresh.rewrite("other.jsonl", lambda row: {**row, "prompt": f"{row['prompt']} again"})
+        assert fresh.look(SOUP, f"also=[{fresh.place / 'items.jsonl'}]", items="other.jsonl") == 1
+        assert fresh.look(SOUP) == 2
+        assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
+
+    def test_soups_written_by_a_merge_as_candidates(self, fresh: Runs) -> None:
+        from souping.cli.main import main
+
+        pool = f"pool.candidates=[{fresh.family / 'ant'},{fresh.family / 'bee'}]"
+        soups = [fresh.place / f"soup{number}" for number in range(3)]
+        for soup, weights in zip(soups, ("0.2,0.8", "0.4,0.6", "0.7,0.3"), strict=True):
+            words = ["+experiment=merge", pool, f"optimiser.weights=[{weights}]", f"out={soup}"]
+            fresh.main(main, words)
+        assert fresh.look("optimiser.weights=[1,0,0,0]", pool=("cat", *soups)) == 1
+        assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 1 + 4  # three and the uniform one
+
+    def test_a_search_on_the_report_items_under_other_shares(self, fresh: Runs) -> None:
+        fresh("optimiser.weights=[0.5,0.2,0.3]", "benchmark.folds={search:0.5}", "stop_after=search")
+        spaced = fresh.place / "ant"
+        shutil.copytree(fresh.family / "ant", spaced)
+        config = spaced / "config.json"
+        config.write_text(config.read_text() + " ")
+        left = [
+            fresh.report(SOUP)["folds"]["left_out"],
+            fresh.report("optimiser.weights=[0.501,0.199,0.3]")["folds"]["left_out"],
+            fresh.report("optimiser.weights=[0.3,0.2,0.5]", pool=("cat", "bee", "ant"))["folds"]["left_out"],
+            fresh.report(SOUP, "merge.dtype=float32")["folds"]["left_out"],
+            fresh.report("optimiser.weights=[0.5,0.5]", pool=(spaced, "dog"))["folds"]["left_out"],
+        ]
+        assert len(set(left)) == 1
+        assert left[0] > 0
+
+    def test_rows_that_were_deleted(self, runs: Runs) -> None:
+        with closing(sqlite3.connect(runs.place / "outputs/store.sqlite")) as db:
+            db.execute("DELETE FROM looks")
+            db.execute("DELETE FROM shown")
+            db.commit()
+        report = runs.report(SOUP)
+        assert report["verdict"]["opened"] == 1 + 3
+        assert any("were deleted" in warning for warning in report["warnings"])
+
+
+def test_a_second_look_is_announced_with_its_price(runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+    report = runs.report("optimiser.weights=[0.2,0.2,0.6]")
+    told = " ".join(capfd.readouterr().out.split())
+    assert told.count("multiplied by 6 (k (k + 1)") == 2  # before the models load, and before the fold opens
+    assert told.index("multiplied by 6") < told.index("selected")
+    assert any("look 2" in warning and "stop_after=search" in warning for warning in report["warnings"])

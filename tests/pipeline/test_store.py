@@ -13,7 +13,7 @@ from souping.core.types import Item, Recipe, Record, UserError
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import MARK, Store, save
 from souping.pipeline.stored_answers import StoredAnswers
-from tests.conftest import make_items, recipe
+from tests.conftest import claim, make_items, recipe
 
 
 def test_a_vertex_is_the_single_model() -> None:
@@ -145,7 +145,7 @@ def test_a_marked_file_of_another_program_is_refused_although_its_tables_are_our
         Store(tmp_path / "s")
 
 
-@pytest.mark.parametrize("layout", [1, 2])
+@pytest.mark.parametrize("layout", [1, 2, 3])
 @pytest.mark.parametrize("mark", [0, MARK])
 def test_a_store_of_an_earlier_layout_is_refused_with_what_to_do(tmp_path: Path, layout: int, mark: int) -> None:
     with sqlite3.connect(tmp_path / "s") as db:
@@ -154,7 +154,7 @@ def test_a_store_of_an_earlier_layout_is_refused_with_what_to_do(tmp_path: Path,
         db.execute(f"PRAGMA application_id={mark}")
         db.execute(f"PRAGMA user_version={layout}")
     db.close()
-    with pytest.raises(UserError, match=r"earlier version \(layout \d\)[^\n]*\n.*: mv "):
+    with pytest.raises(UserError, match=r"^store\.path=\S+s was [^\n]*layout \d[^\n]*: mv [^\n]*$"):
         Store(tmp_path / "s")
     assert list(tmp_path.iterdir()) == [tmp_path / "s"]
 
@@ -169,7 +169,7 @@ def full(path: Path) -> list[Item]:
         store.hashes["x"] = "1"
         store.remember_folder("f-a", path)
         store.note_adoption("s", "j", {"from": "there"})
-        Ledger(store).open_report("r", "j", items)
+        Ledger(store).open_report(claim(recipe(0.5, 0.5), items))
     return items
 
 
@@ -177,7 +177,7 @@ def read_all(path: Path) -> int:
     with Store(path) as store:
         count = len(store.load(recipe(0.5, 0.5).fingerprint, "j"))
         store.folder_of("f-a"), store.adoptions("s", "j"), store.throughput(["s"], "j")
-        dict(store.hashes), len(store.hashes), Ledger(store).open_report("r", "j", make_items(1))
+        dict(store.hashes), len(store.hashes), Ledger(store).open_report(claim(recipe(0.5, 0.5), make_items(1)))
     return count
 
 
