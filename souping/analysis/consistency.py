@@ -80,7 +80,10 @@ class Consistency(Analysis):
         weights = np.array([[own.get(name, 0.0) / sum(own.values()) for name in parents] for own in given])
         sums = GroupSums.of(ScoreMatrix.from_items(parents))
         exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
-        sizes = {"shared": len(sums.sums), "independent": (len(soups), len(sums.sums))}
+        sizes: dict[str, int | tuple[int, int]] = {
+            "shared": len(sums.sums),
+            "independent": (len(soups), len(sums.sums)),
+        }
         drawn = {k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size) for k, size in sizes.items()}
         return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 

@@ -66,7 +66,7 @@ def start() -> None:
     """Compose what the command line says and run it, once or, with `-m`, for each combination."""
     register()
     _compose_once()
-    setattr(JobReturn, "return_value", property(_outcome, JobReturn.return_value.fset))  # noqa: B010
+    setattr(JobReturn, "return_value", property(_outcome, vars(JobReturn)["return_value"].fset))  # noqa: B010
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
