@@ -15,7 +15,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache, partial
 from types import SimpleNamespace
@@ -68,10 +68,13 @@ def renderer(kind: str) -> Callable[..., str]:
     if kind == "chat":
         from transformers import PreTrainedTokenizerBase as Base
 
-        def chat(template: Any, special_tokens: Any, messages: Any, options: Any) -> str:
-            tokenizer: Any = SimpleNamespace(chat_template=template, special_tokens_map=special_tokens)
-            tokenizer.get_chat_template = partial(Base.get_chat_template, tokenizer)
-            return str(Base.apply_chat_template(tokenizer, messages, **options))
+        choose: Callable[..., str] = Base.get_chat_template
+        apply: Callable[..., object] = Base.apply_chat_template
+
+        def chat(template: str, special_tokens: Mapping[str, str], messages: list[str], options: dict[str, str]) -> str:
+            tokenizer = SimpleNamespace(chat_template=template, special_tokens_map=special_tokens)
+            tokenizer.get_chat_template = partial(choose, tokenizer)
+            return str(apply(tokenizer, messages, **options))
 
         return chat
     from jinja2 import BaseLoader, StrictUndefined

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -131,8 +132,10 @@ PROCESS = TemplateProcess()
 atexit.register(PROCESS.close)
 
 
-def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Any, **options: Any) -> str:
-    """What the tokenizer's own `apply_chat_template` gives, rendered elsewhere.
+def apply_chat_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Json]], options: Mapping[str, Any]
+) -> str:
+    """What `tokenizer.apply_chat_template(messages, **options)` gives, rendered by the process for templates.
 
     Raises:
         TemplateStoppedError: the template takes too long or too much memory, or fails.
@@ -141,7 +144,7 @@ def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Any, **opt
     from transformers import PreTrainedTokenizerBase as Base
 
     if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with a format of its own
-        return str(tokenizer.apply_chat_template(messages, **options))
+        return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
     return PROCESS.render("chat", tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
 
 
@@ -184,7 +187,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
         raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
     messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
     tools = [dict(tool) for tool in item.tools] or None
+    options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
     try:
-        return apply_chat_template(tokenizer, messages, tools=tools, add_generation_prompt=True, tokenize=False)
+        return apply_chat_template(tokenizer, messages, options)
     except Exception as error:  # a template is code of the candidate's
         raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error

@@ -75,18 +75,18 @@ def test_a_template_gives_what_the_tokenizer_gives(tokenizer: Any, name: str, to
     options = {"tools": tools, "tokenize": False, "add_generation_prompt": True}
     if name in ("tools", "several templates") and tools is None:
         options["tools"] = list(TOOLS)
-    assert apply_chat_template(tokenizer, list(CHAT), **options) == tokenizer.apply_chat_template(CHAT, **options)
+    assert apply_chat_template(tokenizer, CHAT, options) == tokenizer.apply_chat_template(CHAT, **options)
 
 
 def test_a_final_message_is_continued_and_variables_are_passed(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{{ style }}"
     options = {"tokenize": False, "continue_final_message": True, "style": "short"}
-    assert apply_chat_template(tokenizer, list(CHAT), **options) == tokenizer.apply_chat_template(CHAT, **options)
+    assert apply_chat_template(tokenizer, CHAT, options) == tokenizer.apply_chat_template(CHAT, **options)
 
 
 def test_half_a_character_passes(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert apply_chat_template(tokenizer, [{"role": "user", "content": "\ud800"}], tokenize=False) == "\ud800"
+    assert apply_chat_template(tokenizer, [{"role": "user", "content": "\ud800"}], {"tokenize": False}) == "\ud800"
 
 
 def test_a_tokenizer_with_a_format_of_its_own_keeps_it(tokenizer: Any) -> None:
@@ -95,7 +95,7 @@ def test_a_tokenizer_with_a_format_of_its_own_keeps_it(tokenizer: Any) -> None:
             return "own"
 
     own = Own.__new__(Own)
-    assert apply_chat_template(own, list(CHAT), tokenize=False) == "own"
+    assert apply_chat_template(own, CHAT, {"tokenize": False}) == "own"
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)

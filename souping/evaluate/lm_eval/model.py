@@ -11,7 +11,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -368,7 +368,9 @@ def live_class() -> type[HFLM]:
             options = dict(self.chat_template_args)
             if self.tools is not None:
                 options["tools"] = self.tools
-            tokenizer = SimpleNamespace(apply_chat_template=partial(apply_chat_template, self.tokenizer))
+            tokenizer = SimpleNamespace(
+                apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
+            )
             standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
             return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
 
