@@ -12,15 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from souping.analysis.intervals import design, span
+from souping.analysis.intervals import NORMAL, design, span
+from souping.analysis.power import POWER, items_in_words, points_in_words, rounded_up
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Json
 
 MARGIN = 0.01
 """A gain below it is no reason to soup."""
-ABSURD = 100_000
-"""More items than anybody would write for one comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +57,14 @@ def compare(
     coefficients: FloatArray,
     *,
     looks: int = 1,
+    tests: float = 1.0,
     draws: int = DRAWS,
     seed: int = 0,
     same_model: bool = False,
 ) -> Comparison:
     """Compare a with b on T = sum_c w_c * mean over items of c of (a_i - b_i), at the `looks`-th look at these items.
+
+    With several `tests` the level of the interval is divided by their number.
 
     a, b [I] are scores, categories and groups [I] integers (a group may span categories), coefficients [C] with
     w_c >= 0. The p-value is that of T = 0 by the sign-flip test, the interval holds the differences that the same test
@@ -76,7 +78,7 @@ def compare(
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     whole = design(deltas, categories, groups, coefficients)
     scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
-    alpha, same = ALPHA / penalty(looks), (0.0, 0.0, 1.0)
+    alpha, same = ALPHA / penalty(looks) / tests, (0.0, 0.0, 1.0)
     low, high, p_value = same if same_model else invert(whole, scale, alpha=alpha, draws=draws, seed=seed)
     return Comparison(
         a=a_name,
@@ -136,20 +138,15 @@ def over_looks(p_value: float, looks: int) -> float:
     return min(1.0, p_value * penalty(looks))
 
 
-def items_to_decide(comparison: Comparison, margin: float = MARGIN) -> int:
-    """Items that would bring the interval off 0, or below the margin, if the difference is the one observed.
+def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
+    """Items on which a true difference of the margin has 80 % power, by the width of the interval.
 
-    The interval's half-width shrinks with the root of the number of items; two digits are all that this can be known.
+    The difference that was observed plays no part: power for it says nothing that its p-value does not.
     """
-    half, difference = (comparison.high - comparison.low) / 2, comparison.difference
-    room = max(difference, margin - difference)
-    if not math.isfinite(half) or room <= 0:
-        return ABSURD + 1
-    needed = max(comparison.n + 1.0, comparison.n * (half / room) ** 2)
-    if needed > ABSURD:
-        return ABSURD + 1
-    unit = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
-    return math.ceil(needed / unit) * unit
+    quantile = NORMAL.inv_cdf((1 + comparison.level) / 2)
+    error = (comparison.high - comparison.low) / 2 / quantile
+    ratio = (quantile + NORMAL.inv_cdf(POWER)) * error / margin if margin > 0 else math.inf
+    return rounded_up(comparison.n * ratio**2)
 
 
 Claim = Literal[
@@ -187,19 +184,21 @@ def verdict(
     opened: int = 1,
     margin: float = MARGIN,
     unmeasured: str = "",
+    mixture: Comparison | None = None,
 ) -> Verdict:
     """The strongest claim that holds, in this order.
 
     1. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
     2. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
-    3. `keep_single` by the search: the winning recipe is a single model. A decision, no test.
+    3. `keep_single` by the search: the winning recipe is a single model. A decision, no test; it is shown with the
+       interval of the best `mixture` minus that model on the search fold.
     4. `better_than_every_candidate`: the soup is above every candidate and the largest of the p-values, corrected for
        the looks, is below 0.05 (intersection-union, `better_than_every`).
     5. `better_than_best_single`: as 4, but only against the candidate that the search fold would have had deployed. It
        is a weaker claim: that candidate need not be the best one.
     6. `keep_single`: the upper limit of soup minus that same candidate is below the margin, so that no gain worth a
        soup is left (non-inferiority turned round).
-    7. `no_difference_shown`, with the number of items that would decide.
+    7. `no_difference_shown`, with the number of items that the margin needs.
 
     `comparisons` hold the soup (a) against every candidate (b) on the report fold; others are ignored. `best_single`
     was chosen on the search fold, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
@@ -214,8 +213,11 @@ def verdict(
     if unmeasured:
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
-        text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it, so there is nothing to test."
-        return Verdict(claim="keep_single", sentence=text)
+        text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
+        tried = (
+            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n:,} search items" if mixture else ""
+        )
+        return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
     against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
     if missing:
@@ -244,19 +246,13 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
 def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
     if single.high < margin:
-        text = f"Keep {single.b}, what the search would have chosen: a soup better by {_size(margin)} is ruled out"
-        return Verdict(claim="keep_single", sentence=f"{text}; soup minus {single.b} is {_points(single)}.")
+        text = f"Keep {single.b}, what the search would have chosen: a soup better by {points_in_words(margin)}"
+        return Verdict(claim="keep_single", sentence=f"{text} is ruled out; soup minus it is {_points(single)}.")
     p_value = over_looks(single.p_value, opened)
-    needed = items_to_decide(single, margin)
-    items = f"more than {ABSURD:,}" if needed > ABSURD else f"about {needed:,}"
     text = f"No difference shown: the soup against {single.b}, the model you would have deployed, "
-    rest = f"{_figures(single, p_value, opened)}. It would take {items} report items to decide; there are {single.n:,}."
+    needed = f"A true gain of {points_in_words(margin)} takes {items_in_words(items_for(single, margin))} report items"
+    rest = f"{_figures(single, p_value, opened)}. {needed} (80 % power); there are {single.n:,}."
     return Verdict(claim="no_difference_shown", sentence=text + rest, p_value=p_value)
-
-
-def _size(margin: float) -> str:
-    points = f"{100 * margin:.4g}"
-    return f"{points} point" if points == "1" else f"{points} points"
 
 
 def _points(c: Comparison, more: str = "") -> str:
