@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from souping.analysis.intervals import NORMAL, ItemTable, design
 from souping.analysis.sign_flip import ALPHA
 from souping.core.protocols import Objective
 from souping.core.scores import ScoreMatrix
-from souping.core.types import FloatArray, Item, ItemScores, Json
+from souping.core.types import FloatArray, Item, ItemScores
 
 DRAWS, POWER = 4000, 0.8
 DISCORDANCE = 0.1
@@ -35,16 +35,9 @@ class Power:
     needed: int
     assumed: bool
 
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `plan.json` and `report.json`."""
-        return asdict(self)
-
     def sentence(self) -> str:
-        basis = (
-            f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
-            if self.assumed
-            else "estimated from the candidates' answers on the select fold"
-        )
+        assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
+        basis = assumption if self.assumed else "estimated from the candidates' answers on the select fold"
         return (
             f"{self.items:,} report items: a soup that is truly {100 * self.gain:.1f} points better than the best "
             f"candidate has an 80 % chance to be shown better than every candidate ({basis}); for a gain of "
@@ -53,10 +46,15 @@ class Power:
 
 
 def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float) -> Power | None:
-    """Power on the `report` items, by what selection knows of the candidates."""
-    if scores.items is None:
-        return assumed_power(len(scores.candidates), report, objective, margin)
-    return measured_power({name: scores.items[name] for name in scores.candidates}, report, objective, margin)
+    """Power on the `report` items, by what selection knows of the candidates.
+
+    Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items.
+    """
+    known, count = scores.items, len(scores.candidates)
+    if known is not None:
+        return measured_power({name: known[name] for name in scores.candidates}, report, objective, margin)
+    covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
+    return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
 
 
 def measured_power(
@@ -80,23 +78,11 @@ def measured_power(
     chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))  # a spread of equal candidates that is not rare
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
     scale = _worth(table) / _worth(ItemTable.of(report, objective))
-    return _power(levels, covariance, reliable, scale, len(report), margin)
-
-
-def assumed_power(candidates: int, report: Sequence[Item], objective: Objective, margin: float) -> Power:
-    """Power on the `report` items before any answer is known: equal candidates, DISCORDANCE between any two models."""
-    covariance = np.eye(candidates) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
-    return _power(np.zeros(candidates), covariance, 0.0, 1.0, len(report), margin, assumed=True)
+    return _power(levels, covariance, reliable, scale, len(report), margin, assumed=False)
 
 
 def _power(
-    levels: FloatArray,
-    covariance: FloatArray,
-    reliable: float,
-    scale: float,
-    items: int,
-    margin: float,
-    assumed: bool = False,
+    levels: FloatArray, covariance: FloatArray, reliable: float, scale: float, items: int, margin: float, assumed: bool
 ) -> Power:
     """Power by simulation: `levels` [M] have errors of this `covariance`, those of the report fold's are `scale` times
     it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
@@ -135,10 +121,8 @@ def _worth(table: ItemTable) -> float:
 
 def rounded_up(items: float) -> int:
     """To two digits, which is all that can be known of a number of items that is needed; above ABSURD, just that."""
-    if not items <= ABSURD:
-        return ABSURD + 1
-    unit = int(10 ** max(0, math.floor(math.log10(max(items, 1))) - 1))
-    return math.ceil(items / unit) * unit
+    unit = int(10 ** max(0, math.floor(math.log10(max(items, 1))) - 1)) if items <= ABSURD else 0
+    return math.ceil(items / unit) * unit if unit else ABSURD + 1
 
 
 def points_in_words(fraction: float) -> str:

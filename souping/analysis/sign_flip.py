@@ -67,11 +67,11 @@ def invert(
 @dataclass(frozen=True, kw_only=True)
 class MaxT:
     """Correction of several tests for their number: the `largest` |T*| / se* of all of them in each sign pattern [D],
-    sorted (Westfall and Young 1993). `errors` [F] are standard errors of the differences, `sizes` [F] count groups."""
+    sorted (Westfall and Young 1993). `errors` [F] are standard errors of the differences, `items` [F] their items."""
 
     largest: FloatArray
     errors: FloatArray
-    sizes: FloatArray
+    items: FloatArray
     alpha: float
 
     @classmethod
@@ -79,16 +79,17 @@ class MaxT:
         """Differences of one category each; `members[f]` number their groups, which have one sign in all of them."""
         _, number = np.unique(np.concatenate(members), return_inverse=True)
         sizes = np.array([len(m) for m in members])
+        items = np.array([whole.counts.sum() for whole in wholes])
         pull = np.zeros((int(number.max()) + 1, len(wholes)))
         for f, place in enumerate(np.split(number, np.cumsum(sizes)[:-1])):
-            pull[place, f] = wholes[f].sums[:, 0] / wholes[f].counts.sum()
+            pull[place, f] = wholes[f].sums[:, 0] / items[f]
         rows, stratum, count = distinct(pull, np.zeros(len(pull), dtype=np.int64))
         sums = _drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
         squares, own = (pull**2).sum(axis=0), pull.sum(axis=0)
         variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
         ratio = np.abs(sums) / np.sqrt(np.maximum(variance, np.maximum(1e-12 * squares, 1e-30)))
         errors = np.sqrt(np.maximum(squares - own**2 / sizes, 0.0) * sizes / np.maximum(sizes - 1, 1))
-        return cls(largest=np.sort(ratio.max(axis=1)), errors=errors, sizes=sizes, alpha=alpha)
+        return cls(largest=np.sort(ratio.max(axis=1)), errors=errors, items=items, alpha=alpha)
 
     @property
     def critical(self) -> float:
@@ -107,8 +108,9 @@ class MaxT:
 
     @property
     def least(self) -> FloatArray:
-        """Smallest difference that would have been beyond chance [F]: q se, or q^2 / n where all of n groups agree."""
-        return np.asarray(np.maximum(self.critical * self.errors, self.critical**2 / self.sizes))
+        """Smallest difference that would have been beyond chance [F]: q se, and at least q^2 of the items, all of which
+        would have to differ in one direction."""
+        return np.asarray(np.maximum(self.critical * self.errors, self.critical**2 / self.items))
 
 
 @dataclass(frozen=True, kw_only=True)

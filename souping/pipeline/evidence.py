@@ -175,9 +175,9 @@ def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Object
     best = max(mixed, key=lambda trial: (trial.result.items, trial.result.objective))
     place = np.flatnonzero(np.isfinite(best.result.values))
     table = ItemTable.of([items[n] for n in place], objective)
-    kept = outcome.recipe.ingredients[0]
     ours, theirs = best.result.values[place], outcome.result.values[place]
-    return compare("the best mixture", kept, ours, theirs, table.categories, table.groups, table.coefficients)
+    names = ("the best mixture", outcome.recipe.ingredients[0])
+    return compare(*names, ours, theirs, table.categories, table.groups, table.coefficients)
 
 
 def dry_verdict(limit: int | None) -> dict[str, Any]:

@@ -178,10 +178,9 @@ class RunStages:
         self.selection = select(self.run, scores, self.progress)
         if self.selection.correlations is not None and few_models(len(scores.models)):
             self.notes.append(few_models(len(scores.models)))
-        if self.run.limit is None and (items := self.folds.items["report"]):
-            self.power = power_of(scores, items, self.run.objective, self.run.margin / 100)
-        if self.power is not None:
-            self.progress.say(self.power.sentence())
+        if self.run.limit is None:
+            self.power = power_of(scores, self.folds.items["report"], self.run.objective, self.run.margin / 100)
+            self.progress.say(self.power.sentence() if self.power else "the candidates all gave the same answers")
         return self.selection
 
     def search(self, stage: SearchStage) -> SearchResult:
@@ -255,7 +254,7 @@ class RunStages:
             "folds": self.folds.counts(),
             "items": self.folds.content,
             "warnings": self._warnings(scores),
-            **({} if self.power is None else {"power": self.power.as_dict()}),
+            **({} if self.power is None else {"power": asdict(self.power)}),
         }
         if len(selection.ingredients) > 1:
             self.parts["rebuild"] = run.rebuild_command

@@ -34,7 +34,7 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "evaluations": {"asked": _sum(plan.stages, "asked"), "todo": _sum(plan.stages, "todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": seconds(plan),
-        "power": shown.as_dict() if shown else None,
+        "power": asdict(shown) if shown else None,
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(one) for one in plan.missing],
     }

@@ -184,26 +184,18 @@ def tested(report: Report) -> str:
 
 def widened(report: Report) -> str:
     """Why an interval nearly touches 0 beside a small p-value, where one does; else empty."""
-    near = [
-        f"{clean(part(pair, 'row').get('name'))} (p = {p_value(pair.get('p_value'))})"
-        for pair in compared(report)
-        if _is_near(pair)
-    ]
-    if not near:
-        return ""
-    return (
-        f"The interval against {in_words(near)} comes nearer to 0 than its p-value suggests: the interval, but not the "
-        "test, is widened for categories in which few or no items were answered differently."
-    )
+    names = [named(part(pair, "row")).text for pair in compared(report) if _is_near(pair)]
+    why = "the interval, but not the test, is widened for categories in which few or no items were answered differently"
+    told = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
+    return told if names else ""
 
 
 def _is_near(pair: Row) -> bool:
     """Whether the limit next to 0 has less than half the distance that the p-value would give it (normal theory)."""
     difference, low, high, p = (number(pair.get(key)) or 0.0 for key in ("difference", "low", "high", "p_value"))
     rest = 1 - (number(pair.get("level")) or 0.95)
-    if low * high <= 0 or not 0 < p < rest / 2:
-        return False
-    plain = 1 - NORMAL.inv_cdf(1 - rest / 2) / NORMAL.inv_cdf(1 - p / 2)
+    beyond = low * high > 0 and 0 < p < rest / 2
+    plain = 1 - NORMAL.inv_cdf(rest / 2) / NORMAL.inv_cdf(p / 2) if beyond else 0.0
     return min(abs(low), abs(high)) < plain * abs(difference) / 2
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from souping.analysis.intervals import ItemTable, design
-from souping.analysis.power import Power, assumed_power, measured_power, power_of
+from souping.analysis.power import Power, measured_power, power_of
 from souping.analysis.sign_flip import ALPHA, sign_flip
 from souping.core.objectives import Mean, Weighted
 from souping.core.scores import ScoreMatrix
@@ -87,12 +87,14 @@ def test_copies_tell_nothing() -> None:
 
 
 def test_published_scores_need_an_assumption() -> None:
-    report = make_items(300)
     published = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.full((2, 2), 0.5), published=True)
-    power = power_of(published, report, Mean(), 0.01)
-    assert power is not None
-    assert power.assumed
-    assert power.gain > 2.8 * np.sqrt(0.1 / 600)  # what one pair needs
-    few = assumed_power(2, [*make_items(290, ("w",)), *make_items(10, ("x",))], Mean(), 0.01)
-    alone = assumed_power(2, make_items(290, ("w",)), Weighted(weights={"w": 1}), 0.01)
-    assert few.gain > 2 * alone.gain
+
+    def gain(items: Sequence[Item], objective: Mean | Weighted) -> float:
+        power = power_of(published, items, objective, 0.01)
+        assert power is not None
+        assert power.assumed
+        return power.gain
+
+    assert gain(make_items(300), Mean()) > 2.8 * np.sqrt(0.1 / 600)  # what one pair needs
+    few = gain([*make_items(290, ("w",)), *make_items(10, ("x",))], Mean())
+    assert few > 2 * gain(make_items(290, ("w",)), Weighted(weights={"w": 1}))
