@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from souping.analysis.intervals import ItemTable
-from souping.analysis.power import measured_power
-from souping.analysis.significance import MARGIN, Comparison, compare, verdict
+from souping.analysis.significance import MARGIN, Comparison, compare, measured_power, verdict
 from souping.core.executor_protocols import RecipeEvaluator
 from souping.core.objectives import Mean, Weighted
 from souping.core.protocols import Objective, Selector

@@ -93,8 +93,10 @@ class MaxT:
 
     @property
     def critical(self) -> float:
-        """Size of |T| / se above which a difference is beyond chance in any of the tests."""
-        return float(self.largest[-max(1, math.ceil(self.alpha * (1 + len(self.largest)) - 1 - TIE))])
+        """Size of |T| / se above which a difference is beyond chance in any of the tests, at most Bonferroni's: in a
+        category of few groups many patterns have all groups on one side, and no error."""
+        rank = max(1, math.ceil(self.alpha * (1 + len(self.largest)) - 1 - TIE))
+        return min(float(self.largest[-rank]), -NORMAL.inv_cdf(self.alpha / 2 / len(self.errors)))
 
     @property
     def tests(self) -> float:
@@ -104,7 +106,7 @@ class MaxT:
     def p_value(self, single: float) -> float:
         """p-value for all tests of one whose own is `single`: below alpha just where that is below alpha / `tests`."""
         reached = len(self.largest) - np.searchsorted(self.largest, -NORMAL.inv_cdf(single / 2))
-        return float((1 + reached) / (1 + len(self.largest)))
+        return min(float((1 + reached) / (1 + len(self.largest))), len(self.errors) * single, 1.0)
 
     @property
     def least(self) -> FloatArray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis.correlation import few_models
-from souping.analysis.power import Power, power_of
+from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
 from souping.core.executor_protocols import Workers
 from souping.core.files import put

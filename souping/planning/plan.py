@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from souping.analysis.power import Power, power_of
+from souping.analysis.significance import Power, power_of
 from souping.core.protocols import Evaluator
 from souping.core.types import Item
 from souping.pipeline.requirements import Machine, on_gpu

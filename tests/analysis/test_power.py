@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from souping.analysis.intervals import ItemTable, design
-from souping.analysis.power import Power, measured_power, power_of
 from souping.analysis.sign_flip import ALPHA, sign_flip
+from souping.analysis.significance import Power, measured_power, power_of
 from souping.core.objectives import Mean, Weighted
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, Item, ItemScores

@@ -219,3 +219,14 @@ def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None
     assert found.low < found.difference == pytest.approx(np.nanmean(partial - kept), abs=0.02)
     assert best_mixture(replace(single, recipe=SOUP), ITEMS, Mean()) is None
     assert best_mixture(replace(single, trials=tuple(trials[:1])), ITEMS, Mean()) is None
+
+
+def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
+    """All of its few groups lie on one side in half of the patterns, where they have no standard error."""
+    items = tuple(make_items(80, ("w", "x"))) + tuple(make_items(2, ("y",)))
+    table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
+    ours = np.array([item.category == "w" or number % 2 == 0 for number, item in enumerate(items)], dtype=float)
+    theirs = np.array([item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float)
+    found = by_category([Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)])
+    assert [told["verdict"] for told in found] == ["higher", "no difference shown", "no difference shown"]
+    assert found[0]["p_value"] < 0.05
