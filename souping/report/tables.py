@@ -218,8 +218,8 @@ def losses(report: Report) -> TableGrid:
         (clean(pair.get("category")), *_figures(pair)[:3], percent(pair.get("least")), clean(pair.get("verdict")))
         for pair in found
     ]
-    header = ("category", "difference", f"{level(next(iter(found), {}))} interval, all at once", "p, corrected")
-    header += ("smallest difference beyond chance", "the soup is")
+    around = f"{level(next(iter(found), {}))} interval, all at once"
+    header = ("category", "difference", around, "p, corrected", "smallest difference beyond chance", "the soup is")
     return grid(header, lines, (0, 5), where(found, "verdict", "lower"))
 
 
