@@ -5,15 +5,18 @@ Shape legend: G groups, C categories, H strata, R distinct rows, D sign patterns
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
 import numpy as np
 
-from souping.analysis.intervals import SALT, GroupedScores, distinct, unseen_margins
+from souping.analysis.intervals import NORMAL, SALT, GroupedScores, distinct, unseen_margins
 from souping.core.types import FloatArray, IntArray
 
 TEST = "studentised sign-flip over groups"
+MAX_T = "max-T of studentised sign flips over groups"
 ALPHA = 0.05
 DRAWS, MOST_DRAWS = 9_999, 99_999
 EXACT_STATES = 20_000
@@ -59,6 +62,57 @@ def invert(
     low = low if shown and wide <= 0 else wide
     high = min(scale, total + float(np.hypot(high - total, above)))
     return (-high, -low, p_value) if pulls.turned else (low, high, p_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxT:
+    """Correction of several tests for their number: the `largest` |T*| / se* of all of them in each sign pattern [D],
+    sorted (Westfall and Young 1993). `errors` [F] are standard errors of the differences, `items` [F] their items."""
+
+    largest: FloatArray
+    errors: FloatArray
+    items: FloatArray
+    alpha: float
+
+    @classmethod
+    def of(cls, wholes: Sequence[GroupedScores], members: Sequence[IntArray], alpha: float, draws: int = DRAWS) -> MaxT:
+        """Differences of one category each; `members[f]` number their groups, which have one sign in all of them."""
+        _, number = np.unique(np.concatenate(members), return_inverse=True)
+        sizes = np.array([len(m) for m in members])
+        items = np.array([whole.counts.sum() for whole in wholes])
+        pull = np.zeros((int(number.max()) + 1, len(wholes)))
+        for f, place in enumerate(np.split(number, np.cumsum(sizes)[:-1])):
+            pull[place, f] = wholes[f].sums[:, 0] / items[f]
+        rows, stratum, count = distinct(pull, np.zeros(len(pull), dtype=np.int64))
+        sums = _drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
+        squares, own = (pull**2).sum(axis=0), pull.sum(axis=0)
+        variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
+        ratio = np.abs(sums) / np.sqrt(np.maximum(variance, np.maximum(1e-12 * squares, 1e-30)))
+        errors = np.sqrt(np.maximum(squares - own**2 / sizes, 0.0) * sizes / np.maximum(sizes - 1, 1))
+        return cls(largest=np.sort(ratio.max(axis=1)), errors=errors, items=items, alpha=alpha)
+
+    @property
+    def critical(self) -> float:
+        """Size of |T| / se above which a difference is beyond chance in any of the tests, at most Bonferroni's: in a
+        category of few groups many patterns have all groups on one side, and no error."""
+        rank = max(1, math.ceil(self.alpha * (1 + len(self.largest)) - 1 - TIE))
+        return min(float(self.largest[-rank]), -NORMAL.inv_cdf(self.alpha / 2 / len(self.errors)))
+
+    @property
+    def tests(self) -> float:
+        """Number of independent tests that would need the same correction."""
+        return self.alpha / (2 * NORMAL.cdf(-self.critical))
+
+    def p_value(self, single: float) -> float:
+        """p-value for all tests of one whose own is `single`: below alpha just where that is below alpha / `tests`."""
+        reached = len(self.largest) - np.searchsorted(self.largest, -NORMAL.inv_cdf(single / 2))
+        return min(float((1 + reached) / (1 + len(self.largest))), len(self.errors) * single, 1.0)
+
+    @property
+    def least(self) -> FloatArray:
+        """Smallest difference that would have been beyond chance [F]: q se, and at least q^2 of the items, all of which
+        would have to differ in one direction."""
+        return np.asarray(np.maximum(self.critical * self.errors, self.critical**2 / self.items))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Paired comparison of two models on the same items, several p-values, and the strongest claim that holds.
+"""Paired comparison of two models on the same items, several p-values, the strongest claim that holds, and its power.
 
 All p-values are two-sided; a claim "better" also needs the difference above zero.
 """
@@ -6,21 +6,21 @@ All p-values are two-sided; a claim "better" also needs the difference above zer
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 
-from souping.analysis.intervals import design, span
+from souping.analysis.intervals import NORMAL, ItemTable, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
+from souping.core.protocols import Objective
+from souping.core.scores import ScoreMatrix
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Json
+from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json
 
 MARGIN = 0.01
 """A gain below it is no reason to soup."""
-ABSURD = 100_000
-"""More items than anybody would write for one comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,14 @@ def compare(
     coefficients: FloatArray,
     *,
     looks: int = 1,
+    tests: float = 1.0,
     draws: int = DRAWS,
     seed: int = 0,
     same_model: bool = False,
 ) -> Comparison:
     """Compare a with b on T = sum_c w_c * mean over items of c of (a_i - b_i), at the `looks`-th look at these items.
+
+    With several `tests` the level of the interval is divided by their number.
 
     a, b [I] are scores, categories and groups [I] integers (a group may span categories), coefficients [C] with
     w_c >= 0. The p-value is that of T = 0 by the sign-flip test, the interval holds the differences that the same test
@@ -76,7 +79,7 @@ def compare(
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     whole = design(deltas, categories, groups, coefficients)
     scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
-    alpha, same = ALPHA / penalty(looks), (0.0, 0.0, 1.0)
+    alpha, same = ALPHA / penalty(looks) / tests, (0.0, 0.0, 1.0)
     low, high, p_value = same if same_model else invert(whole, scale, alpha=alpha, draws=draws, seed=seed)
     return Comparison(
         a=a_name,
@@ -151,20 +154,15 @@ def shrunken(parts: FloatArray, chosen: int) -> float:
     return float(scores.mean() + kept * (scores[chosen] - scores.mean()))
 
 
-def items_to_decide(comparison: Comparison, margin: float = MARGIN) -> int:
-    """Items that would bring the interval off 0, or below the margin, if the difference is the one observed.
+def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
+    """Items on which a true difference of the margin has 80 % power, by the width of the interval.
 
-    The interval's half-width shrinks with the root of the number of items; two digits are all that this can be known.
+    The difference that was observed plays no part: power for it says nothing that its p-value does not.
     """
-    half, difference = (comparison.high - comparison.low) / 2, comparison.difference
-    room = max(difference, margin - difference)
-    if not math.isfinite(half) or room <= 0:
-        return ABSURD + 1
-    needed = max(comparison.n + 1.0, comparison.n * (half / room) ** 2)
-    if needed > ABSURD:
-        return ABSURD + 1
-    unit = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
-    return math.ceil(needed / unit) * unit
+    quantile = NORMAL.inv_cdf((1 + comparison.level) / 2)
+    error = (comparison.high - comparison.low) / 2 / quantile
+    ratio = (quantile + NORMAL.inv_cdf(POWER)) * error / margin if margin > 0 else math.inf
+    return rounded_up(comparison.n * ratio**2)
 
 
 Claim = Literal[
@@ -202,19 +200,21 @@ def verdict(
     opened: int = 1,
     margin: float = MARGIN,
     unmeasured: str = "",
+    mixture: Comparison | None = None,
 ) -> Verdict:
     """The strongest claim that holds, in this order.
 
     1. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
     2. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
-    3. `keep_single` by the search: the winning recipe is a single model. A decision, no test.
+    3. `keep_single` by the search: the winning recipe is a single model. A decision, no test; it is shown with the
+       interval of the best `mixture` minus that model on the search fold.
     4. `better_than_every_candidate`: the soup is above every candidate and the largest of the p-values, corrected for
        the looks, is below 0.05 (intersection-union, `better_than_every`).
     5. `better_than_best_single`: as 4, but only against the candidate that the search fold would have had deployed. It
        is a weaker claim: that candidate need not be the best one.
     6. `keep_single`: the upper limit of soup minus that same candidate is below the margin, so that no gain worth a
        soup is left (non-inferiority turned round).
-    7. `no_difference_shown`, with the number of items that would decide.
+    7. `no_difference_shown`, with the number of items that the margin needs.
 
     `comparisons` hold the soup (a) against every candidate (b) on the report fold; others are ignored. `best_single`
     was chosen on the search fold, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
@@ -229,8 +229,11 @@ def verdict(
     if unmeasured:
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
-        text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it, so there is nothing to test."
-        return Verdict(claim="keep_single", sentence=text)
+        text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
+        tried = (
+            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n:,} search items" if mixture else ""
+        )
+        return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
     against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
     if missing:
@@ -259,19 +262,13 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
 def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
     if single.high < margin:
-        text = f"Keep {single.b}, what the search would have chosen: a soup better by {_size(margin)} is ruled out"
-        return Verdict(claim="keep_single", sentence=f"{text}; soup minus {single.b} is {_points(single)}.")
+        text = f"Keep {single.b}, what the search would have chosen: a soup better by {points_in_words(margin)}"
+        return Verdict(claim="keep_single", sentence=f"{text} is ruled out; soup minus it is {_points(single)}.")
     p_value = over_looks(single.p_value, opened)
-    needed = items_to_decide(single, margin)
-    items = f"more than {ABSURD:,}" if needed > ABSURD else f"about {needed:,}"
     text = f"No difference shown: the soup against {single.b}, the model you would have deployed, "
-    rest = f"{_figures(single, p_value, opened)}. It would take {items} report items to decide; there are {single.n:,}."
+    needed = f"A true gain of {points_in_words(margin)} takes {items_in_words(items_for(single, margin))} report items"
+    rest = f"{_figures(single, p_value, opened)}. {needed} (80 % power); there are {single.n:,}."
     return Verdict(claim="no_difference_shown", sentence=text + rest, p_value=p_value)
-
-
-def _size(margin: float) -> str:
-    points = f"{100 * margin:.4g}"
-    return f"{points} point" if points == "1" else f"{points} points"
 
 
 def _points(c: Comparison, more: str = "") -> str:
@@ -288,3 +285,120 @@ def _figures(c: Comparison, p_value: float, opened: int) -> str:
 
 def _p(value: float) -> str:
     return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"
+
+
+POWER, FUTURES = 0.8, 4000
+DISCORDANCE = 0.1
+"""Assumed share of the items on which two models differ, if no answers of the candidates are known."""
+ABSURD = 100_000
+"""More items than anybody would write for one comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """True `gain` over the best candidate (fraction of 1) that is called better than every candidate in 80 % of runs
+    on `items` report items, and the items `needed` for a gain of `margin`."""
+
+    gain: float
+    items: int
+    margin: float
+    needed: int
+    assumed: bool
+
+    def sentence(self) -> str:
+        assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
+        basis = assumption if self.assumed else "estimated from the candidates' answers on the select fold"
+        return (
+            f"{self.items:,} report items: a soup that is truly {100 * self.gain:.1f} points better than the best "
+            f"candidate has an 80 % chance to be shown better than every candidate ({basis}); for a gain of "
+            f"{points_in_words(self.margin)}, the margin, it takes {items_in_words(self.needed)} items"
+        )
+
+
+def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float) -> Power | None:
+    """Power on the `report` items, by what selection knows of the candidates.
+
+    Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items.
+    """
+    known, count = scores.items, len(scores.candidates)
+    if known is not None:
+        return measured_power({name: known[name] for name in scores.candidates}, report, objective, margin)
+    covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
+    return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
+
+
+def measured_power(
+    scores: Mapping[str, ItemScores], report: Sequence[Item], objective: Objective, margin: float
+) -> Power | None:
+    """Power on the `report` items from the candidates' scores on other items; None if all candidates answer alike.
+
+    The candidates' errors keep their covariance over groups, scaled to the size of the report fold. The soup is assumed
+    to differ from each candidate as much as the candidates differ from each other.
+    """
+    table = ItemTable.of(next(iter(scores.values())).items, objective)
+    wholes = [design(s.values, table.categories, table.groups, table.coefficients) for s in scores.values()]
+    pull, sizes, stratum = np.stack([w.influence() for w in wholes]), wholes[0].sizes, wholes[0].stratum
+    means = np.stack([np.bincount(stratum, row) / sizes for row in pull])
+    apart = (pull - means[:, stratum]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[stratum]
+    covariance = apart @ apart.T
+    pair = _pair_variance(covariance)
+    if len(wholes) < 2 or pair <= 0:
+        return None
+    levels = np.array([w.objective for w in wholes])
+    chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))  # a spread of equal candidates that is not rare
+    reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
+    scale = _worth(table) / _worth(ItemTable.of(report, objective))
+    return _power(levels, covariance, reliable, scale, len(report), margin, assumed=False)
+
+
+def _power(
+    levels: FloatArray, covariance: FloatArray, reliable: float, scale: float, items: int, margin: float, assumed: bool
+) -> Power:
+    """Power by simulation: `levels` [M] have errors of this `covariance`, those of the report fold's are `scale` times
+    it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
+    rng, count = np.random.default_rng(0), len(levels)
+    root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
+    true = levels.mean() + reliable * (levels - levels.mean())
+    true = true + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
+    own = math.sqrt(scale * _pair_variance(covariance) * (count + 1) / (2 * count))  # of the soup, around the mean
+    error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
+    error += own * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
+    wanted = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error
+    gaps = true.max(axis=1, keepdims=True) - true
+
+    def gain(more: float) -> float:
+        """Gain with 80 % power on `more` times the items: what the hardest of the candidates demands."""
+        return float(np.quantile((wanted / math.sqrt(more) - gaps).max(axis=1), POWER))
+
+    few, many = math.log(20 / items), math.log(2 * ABSURD / items)
+    for _ in range(20):
+        middle = (few + many) / 2
+        few, many = (few, middle) if gain(math.exp(middle)) <= margin else (middle, many)
+    return Power(gain=gain(1.0), items=items, margin=margin, needed=rounded_up(items * math.exp(many)), assumed=assumed)
+
+
+def _pair_variance(covariance: FloatArray) -> float:
+    """Mean variance of the difference of two models."""
+    count = len(covariance)
+    return float(2 * (covariance.trace() - covariance.sum() / count) / max(count - 1, 1))
+
+
+def _worth(table: ItemTable) -> float:
+    """Independent items of equal weight that would tell as much of the objective."""
+    counts = np.bincount(table.categories, minlength=len(table.names))
+    return float(1 / (table.coefficients**2 / counts).sum())
+
+
+def rounded_up(items: float) -> int:
+    """To two digits, which is all that can be known of a number of items that is needed; above ABSURD, just that."""
+    unit = int(10 ** max(0, math.floor(math.log10(max(items, 1))) - 1)) if items <= ABSURD else 0
+    return math.ceil(items / unit) * unit if unit else ABSURD + 1
+
+
+def points_in_words(fraction: float) -> str:
+    points = f"{100 * fraction:.4g}"
+    return f"{points} point" if points == "1" else f"{points} points"
+
+
+def items_in_words(needed: int) -> str:
+    return f"more than {ABSURD:,}" if needed > ABSURD else f"about {needed:,}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.intervals import ItemTable, design, objective_interval, rate
-from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, verdict
+from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
+from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, penalty, verdict
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, ItemScores, Recipe
+from souping.core.types import FloatArray, Item, ItemScores, Recipe
+from souping.search.loop import SearchResult
 
+UNDECIDED = "no difference shown"
 Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
 WARN, REFUSE = 0.02, 0.2
 """Shares of a model's answers that are cut off or missing: from the first it is said, above the second nothing is
@@ -53,18 +55,37 @@ class Pair:
 
     def whole(self) -> Comparison:
         table = self.table
-        return self._compare(np.ones(len(self.ours), dtype=bool), table.categories, table.coefficients)
-
-    def category(self, name: str) -> Comparison:
-        mask = self.table.categories == self.table.names.index(name)
-        return self._compare(mask, np.zeros(int(mask.sum()), dtype=np.int64), np.ones(1))
-
-    def _compare(self, mask: NDArray[np.bool_], categories: NDArray[np.int64], coefficients: FloatArray) -> Comparison:
-        ours, theirs, groups = self.ours[mask], self.theirs[mask], self.table.groups[mask]
         return compare(
-            self.soup, self.other, ours, theirs, categories, groups, coefficients,
+            self.soup, self.other, self.ours, self.theirs, table.categories, table.groups, table.coefficients,
             looks=self.looks, same_model=self.same,
         )  # fmt: skip
+
+
+def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Every pair of two models in every category as JSON, with limits and p-values that hold for all at once (max-T).
+
+    `verdict` is what they allow to be said of the soup, `least` the smallest difference that is beyond chance.
+    """
+    cells = [
+        (pair, name, np.flatnonzero(pair.table.categories == number))
+        for pair in pairs
+        for number, name in enumerate(pair.table.names)
+        if not pair.same
+    ]
+    if not cells:
+        return []
+    alpha, one = ALPHA / penalty(pairs[0].looks), np.ones(1)
+    groups = [pair.table.groups[place] for pair, _, place in cells]
+    models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
+    wholes = [design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)]
+    family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
+    tables = []
+    for (pair, name, _), (a, b), g, least in zip(cells, models, groups, family.least, strict=True):
+        found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
+        shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
+        found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
+        tables.append({"category": name, **found.as_dict(), "least": float(least), "verdict": shown})
+    return tables
 
 
 def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
@@ -75,7 +96,7 @@ def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, 
         {
             **c.as_dict(),
             "p_holm": p,
-            "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else "no difference shown",
+            "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else UNDECIDED,
         }
         for c, p in zip(comparisons, adjusted, strict=True)
     ]
@@ -106,11 +127,13 @@ def gather(
     opened: int,
     margin: float = MARGIN,
     length_key: str = "",
+    mixture: Comparison | None = None,
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (fraction of 1)
-    below which a single model is kept; `length_key` the setting to raise where answers were cut off.
+    below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
+    comparison of the best mixture with a single model that the search keeps.
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
@@ -129,6 +152,7 @@ def gather(
         opened=opened,
         margin=margin,
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
+        mixture=mixture,
     )
     return {
         "rows": [row(c, scores[c.recipe.id], table) for c in contenders],
@@ -138,6 +162,22 @@ def gather(
         "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
         "verdict": {**result.as_dict(), "opened": opened, "margin": margin},
     }
+
+
+def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Objective) -> Comparison | None:
+    """The best mixture minus the single model that the search keeps, on the search items that the mixture answered.
+
+    Of the mixtures that answered most; None if a mixture won, or none answered items of every category.
+    """
+    mixed = [t for t in outcome.trials if len(t.recipe.ingredients) > 1 and np.isfinite(t.result.objective)]
+    if len(outcome.recipe.ingredients) > 1 or not mixed:
+        return None
+    best = max(mixed, key=lambda trial: (trial.result.items, trial.result.objective))
+    place = np.flatnonzero(np.isfinite(best.result.values))
+    table = ItemTable.of([items[n] for n in place], objective)
+    ours, theirs = best.result.values[place], outcome.result.values[place]
+    names = ("the best mixture", outcome.recipe.ingredients[0])
+    return compare(*names, ours, theirs, table.categories, table.groups, table.coefficients)
 
 
 def dry_verdict(limit: int | None) -> dict[str, Any]:
@@ -162,8 +202,7 @@ def losses(pair: Pair) -> dict[str, Any] | None:
     """The soup against the best single by category; None where they are one model, or there is one category."""
     if pair.same or len(pair.table.names) < 2:
         return None
-    judgements = judged([pair.category(name) for name in pair.table.names], pair.looks)
-    tables = [{"category": name, **table} for name, table in zip(pair.table.names, judgements, strict=True)]
+    tables = by_category([pair])
     signs = [int(np.sign(round(table["difference"], 12))) for table in tables]
     counts = {"above": signs.count(1), "below": signs.count(-1), "level": signs.count(0)}
     return {"against": pair.other, **counts, "categories": tables}

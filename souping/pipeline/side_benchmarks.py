@@ -87,17 +87,16 @@ def compare_on(
 
     `measured` is {recipe id: scores}.
 
-    Holm's correction is over the ingredients for the whole benchmark, and over all pairs of ingredient and category.
+    Holm's correction is over the ingredients for the whole benchmark; limits and p-values of single categories hold for
+    all pairs of ingredient and category at once.
     """
     from souping.analysis.intervals import ItemTable
-    from souping.pipeline.evidence import Contender, Pair, judged, outcomes, row
+    from souping.pipeline.evidence import Contender, Pair, by_category, judged, outcomes, row
 
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     design = ItemTable.of(side.items, side.objective)
     pairs = [Pair.of(rows[-1], c, measured, design) for c in singles]
-    parts = [(name, pair.category(name)) for pair in pairs for name in design.names]
-    judgements = zip(parts, judged([comparison for _, comparison in parts]), strict=True)
     return {
         "name": side.name,
         "evaluator": side.evaluator.title,
@@ -107,5 +106,5 @@ def compare_on(
         "rows": [row(c, measured[c.recipe.id], design) for c in rows],
         "outcomes": {c.name: outcomes(measured[c.recipe.id], design) for c in rows},
         "comparisons": judged([pair.whole() for pair in pairs]),
-        "categories": [{"category": name, **table} for (name, _), table in judgements],
+        "categories": by_category(pairs),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis.correlation import few_models
-from souping.analysis.intervals import minimal_detectable
+from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
 from souping.core.executor_protocols import Workers
 from souping.core.files import put
@@ -29,7 +29,7 @@ from souping.pipeline.checks import (
     run_notes,
 )
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import Contender, dry_verdict, gather, lost_answers
+from souping.pipeline.evidence import Contender, best_mixture, dry_verdict, gather, lost_answers
 from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.kept_soup import RECIPE, check_kept, soup_in, verify
 from souping.pipeline.ledger import Claim, Ledger
@@ -64,6 +64,7 @@ class RunStages:
     checked: Gate | None = None
     scores: ScoreMatrix | None = None
     selection: Selection | None = None
+    power: Power | None = None
     outcome: SearchResult | None = None
     on_search_fold: dict[str, float] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
@@ -186,6 +187,9 @@ class RunStages:
     def select(self, scores: ScoreMatrix | None) -> Selection:
         assert scores is not None
         self.selection = select(self.run, scores, self.progress)
+        if self.run.limit is None:
+            self.power = power_of(scores, self.folds.items["report"], self.run.objective, self.run.margin / 100)
+            self.progress.say(self.power.sentence() if self.power else "the candidates all gave the same answers")
         return self.selection
 
     def search(self, stage: SearchStage) -> SearchResult:
@@ -220,15 +224,8 @@ class RunStages:
         Ledger(self.store).note_search(fingerprints, self.folds.items[fold])
 
     def _announce(self, stage: SearchStage) -> None:
-        """Say what the report can show, and what the search will ask."""
+        """Say what the search will ask."""
         strategy, size, items = self.run.optimiser, len(stage.ingredients), len(stage.items)
-        report = len(self.folds.items["report"])
-        power = (
-            f"{report} report items can show a true difference of about {100 * minimal_detectable(report):.1f} points "
-            "(80 % power, where two models differ on 10 % of the items)"
-        )
-        if self.run.limit is None:
-            self.progress.say(power)
         ways = len(self.evaluation.handlers(self.pool.uniform(stage.ingredients)))
         by = f", by each of {ways} handlers" if ways > 1 else ""
         self.progress.say(f"search: {strategy.describe(size)}, a fold of {items:,} items{by}")
@@ -264,6 +261,7 @@ class RunStages:
             "folds": self.folds.counts(),
             "items": self.folds.content,
             "warnings": self._warnings(scores),
+            **({} if self.power is None else {"power": asdict(self.power)}),
         }
         there = soup_in(run.out)
         if there is not None and there.fingerprint != outcome.recipe.fingerprint:
@@ -314,10 +312,12 @@ class RunStages:
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
         self.rows = tuple((contender.name, contender.recipe) for contender in contenders)
         ingredients = self.selection.ingredients
-        margin = self.run.margin / 100
-        self.evidence = gather(
-            contenders, measured, self.run.objective, ingredients, opened, margin, self.run.evaluator.length_key
+        margin, mixture = (
+            self.run.margin / 100,
+            best_mixture(self.outcome, self.folds.items["search"], self.run.objective),
         )
+        key = self.run.evaluator.length_key
+        self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin, key, mixture)
         if dry:
             self.evidence["verdict"] = {**self.evidence["verdict"], **dry_verdict(self.run.limit)}
 

@@ -5,13 +5,12 @@ A rate is one that was stated, one that this store has seen, or an assumption th
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from souping.analysis.intervals import minimal_detectable
-from souping.core.protocols import Evaluator, Objective
+from souping.analysis.significance import Power, power_of
+from souping.core.protocols import Evaluator
 from souping.core.types import Item
 from souping.pipeline.requirements import Machine, on_gpu
 from souping.pipeline.store import Store
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from souping.pipeline.settings import RunSettings
     from souping.planning.workload import PlannedPool, PlannedSelection, PlannedStage
 
-DISCORDANCE = 0.1
-"""Share of items on which two models differ: what a difference is judged against before anything is known."""
 Range = tuple[float, float]
 
 
@@ -78,50 +75,16 @@ def _pair(least: float, most: float) -> Range:
     return least, most
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detectable:
-    """Smallest difference (fraction of 1) that the report fold shows with 80 % power.
-
-    `worth` counts independent items of equal weight that would tell as much; with `_groups`, as if the items of a group
-    always answered alike.
-    """
-
-    items: int
-    groups: int
-    worth: float
-    worth_groups: float
-    difference: float
-    difference_groups: float
+def has_report(plan: Plan) -> bool:
+    """Whether the run that is planned will end in a report that claims something."""
+    return bool(plan.folds.get("report")) and not (plan.run.stop_after or plan.run.limit or plan.faults)
 
 
-def detectable(plan: Plan) -> Detectable | None:
-    """What the report fold can show, by the objective's own weights; None where there is no report."""
-    items = plan.folds.get("report", ())
-    if not items or plan.run.stop_after or plan.run.limit or plan.faults:
+def power(plan: Plan) -> Power | None:
+    """What the report can show; None if there is none, or if that is known after selection only."""
+    if plan.choice.scores is None or not has_report(plan):
         return None
-    single, grouped = (worth(items, plan.run.objective, by_group=by_group) for by_group in (False, True))
-    return Detectable(
-        items=len(items),
-        groups=len({item.group for item in items}),
-        worth=single,
-        worth_groups=grouped,
-        difference=minimal_detectable(max(1, int(single)), DISCORDANCE),
-        difference_groups=minimal_detectable(max(1, int(grouped)), DISCORDANCE),
-    )
-
-
-def worth(items: Sequence[Item], objective: Objective, by_group: bool) -> float:
-    """Independent items of equal weight that would tell as much of the objective.
-
-    1 / sum_u (sum of w_c / n_c over the items of u)^2, with n_c items in category c; the units u are items, or groups
-    as if the items of a group always answered alike.
-    """
-    sizes = Counter(item.category for item in items)
-    weights = dict(zip(sizes, objective.coefficients(list(sizes)), strict=True))
-    pull: dict[str, float] = defaultdict(float)
-    for item in items:
-        pull[item.group if by_group else item.id] += float(weights[item.category]) / sizes[item.category]
-    return 1 / sum(value**2 for value in pull.values())
+    return power_of(plan.choice.scores, plan.folds["report"], plan.run.objective, plan.run.margin / 100)
 
 
 CORE, GPU = 2e10, 5e13

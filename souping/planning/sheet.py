@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from souping.core.types import Json
 from souping.merge.plan import human
-from souping.planning.plan import FETCH, POUR, detectable, seconds
+from souping.planning.plan import FETCH, POUR, has_report, power, seconds
 from souping.planning.workload import PlannedStage
 from souping.report import format
 from souping.report.tables import Section, TableGrid, grid
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def as_dict(plan: Plan) -> dict[str, Json]:
     """Content of plan.json."""
-    power = detectable(plan)
+    shown = power(plan)
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
@@ -34,7 +34,7 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "evaluations": {"asked": _sum(plan.stages, "asked"), "todo": _sum(plan.stages, "todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": seconds(plan),
-        "detectable": asdict(power) if power else None,
+        "power": asdict(shown) if shown else None,
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(one) for one in plan.missing],
     }
@@ -150,18 +150,13 @@ def time_section(plan: Plan) -> Section | None:
 
 
 def _report(plan: Plan) -> Section | None:
-    power = detectable(plan)
-    if power is None:
+    if not has_report(plan):
         return None
-    lines = [
-        f"{power.items:,} items in {power.groups:,} groups; under the objective they tell as much as "
-        f"{power.worth:,.0f} items of equal weight.",
-        f"A true difference of {100 * power.difference:.1f} points is shown with 80 % power, where two models "
-        "differ on 10 % of the items.",
-    ]
-    if power.difference_groups > power.difference + 5e-4:
-        lines.append(f"If the items of a group answer alike, {100 * power.difference_groups:.1f} points.")
-    return Section("What the report can show", tuple(lines))
+    shown = power(plan)
+    line = (
+        f"{shown.sentence()}." if shown else "Known after selection, from the candidates' answers on the select fold."
+    )
+    return Section("What the report can show", (line,))
 
 
 def _models(plan: Plan) -> Section:

@@ -144,8 +144,8 @@ def categories(report: Report) -> Drawing | None:
     titles = {f"category{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
     alt = f"Differences of the soup to {against} in {len(pairs)} categories: " + "; ".join(titles.values())
     caption = (
-        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance by Holm over all categories; "
-        f"whiskers are {level(pairs[0])} intervals of a category by itself."
+        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; "
+        f"whiskers are {level(pairs[0])} intervals that hold for all categories at once."
     )
     return Drawing("categories", made, alt, caption, titles)
 

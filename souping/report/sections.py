@@ -163,7 +163,8 @@ def _verdict(report: Report) -> Section | None:
         f"are one group. {tables.tested(report)}".strip()
     )
     looks = "" if report.get("limit") else LOOKS
-    return Section("Is the soup better?", tuple(filter(None, (paired, looks))), "forest", folded=known(folded))
+    lines = tuple(filter(None, (paired, tables.widened(report), looks)))
+    return Section("Is the soup better?", lines, "forest", folded=known(folded))
 
 
 def _gains(report: Report) -> Section | None:
@@ -183,7 +184,19 @@ def _beyond(report: Report, found: Sequence[Row]) -> str:
     ]
     what = " and ".join(parts) or "neither gained nor lost a category"
     against = clean(part(report, "losses").get("against"))
-    return f"Against {against}, the soup {what} beyond chance, by Holm over {count(len(found))} categories."
+    return (
+        f"Against {against}, the soup {what} beyond chance. Intervals and p-values hold for all {count(len(found))} "
+        f"categories at once (max-T). {_least(found)}".strip()
+    )
+
+
+def _least(found: Sequence[Row]) -> str:
+    """How large a loss must be to be seen, from the category where least is enough to that where most is needed."""
+    sizes = [(size, clean(pair.get("category"))) for pair in found if (size := number(pair.get("least"))) is not None]
+    if not sizes:
+        return ""
+    low, high = (f"{percent(size)} points ({name})" for size, name in (min(sizes), max(sizes)))
+    return f"The smallest loss that these items can tell from chance is {low} to {high}."
 
 
 def _gap(pair: Row) -> str:
@@ -201,12 +214,13 @@ def losses(report: Report) -> list[str]:
     head = f"Against {clean(told.get('against'))}, the best single, the soup is {where}."
     worst = min(found, key=lambda pair: number(pair.get("difference")) or 0.0)
     if not number(told.get("below")):
-        return [head]
+        return [f"{head} {_least(found)}".strip()]
     beyond = [pair.get("category") for pair in found if pair.get("verdict") == "lower"]
     lost = f"It lost {in_words(beyond)} beyond chance" if beyond else "No loss is beyond chance"
     size = f"{percent(worst.get('difference'), sign=True)} points ({limits(worst)})"
     largest = f"the largest is {clean(worst.get('category'))}, {size}"
-    return [f"{head} {lost} (Holm over {count(len(found))} categories); {largest}."]
+    at_once = f"with limits for {count(len(found))} categories at once"
+    return [f"{head} {lost}, {at_once}; {largest}. {_least(found)}".strip()]
 
 
 def _outcomes(report: Report) -> Section | None:

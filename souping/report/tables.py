@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from souping.core.text import minus
 from souping.core.types import Json, elements, entries, number, part, texts
@@ -25,6 +26,7 @@ from souping.report.format import (
     weight,
 )
 
+NORMAL = NormalDist()
 Report = Mapping[str, Json]
 """`report.json`, or what is known of it so far."""
 Row = Mapping[str, Json]
@@ -180,6 +182,23 @@ def tested(report: Report) -> str:
     return f"Test: {in_words(names)}, {sizes[0][0]} items in {sizes[0][1]} groups."
 
 
+def widened(report: Report) -> str:
+    """Why an interval nearly touches 0 beside a small p-value, where one does; else empty."""
+    names = [named(part(pair, "row")).text for pair in compared(report) if _is_near(pair)]
+    why = "the interval, but not the test, is widened for categories in which few or no items were answered differently"
+    told = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
+    return told if names else ""
+
+
+def _is_near(pair: Row) -> bool:
+    """Whether the limit next to 0 has less than half the distance that the p-value would give it (normal theory)."""
+    difference, low, high, p = (number(pair.get(key)) or 0.0 for key in ("difference", "low", "high", "p_value"))
+    rest = 1 - (number(pair.get("level")) or 0.95)
+    beyond = low * high > 0 and 0 < p < rest / 2
+    plain = 1 - NORMAL.inv_cdf(rest / 2) / NORMAL.inv_cdf(p / 2) if beyond else 0.0
+    return min(abs(low), abs(high)) < plain * abs(difference) / 2
+
+
 def _score(score: Json) -> TableCell:
     given = score if isinstance(score, Mapping) else {"mean": score}
     return TableCell(percent(given.get("mean")), interval(given.get("low"), given.get("high")))
@@ -195,11 +214,13 @@ def sizes(report: Report) -> TableGrid:
 def losses(report: Report) -> TableGrid:
     """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
     found = entries(part(report, "losses"), "categories")
-    lines = [(clean(pair.get("category")), *_figures(pair), clean(pair.get("verdict"))) for pair in found]
-    around = f"{level(next(iter(found), {}))} interval"
-    return grid(
-        ("category", FIGURES[0], around, *FIGURES[2:], "the soup is"), lines, (0, 5), where(found, "verdict", "lower")
-    )
+    lines = [
+        (clean(pair.get("category")), *_figures(pair)[:3], percent(pair.get("least")), clean(pair.get("verdict")))
+        for pair in found
+    ]
+    around = f"{level(next(iter(found), {}))} interval, all at once"
+    header = ("category", "difference", around, "p, corrected", "smallest difference beyond chance", "the soup is")
+    return grid(header, lines, (0, 5), where(found, "verdict", "lower"))
 
 
 def recipe(report: Report) -> TableGrid:

@@ -11,7 +11,7 @@ from souping.report import render
 from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
 from souping.report.registry import leading
 from souping.report.sections import headline, losses
-from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences
+from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences, widened
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
@@ -35,7 +35,7 @@ def report_table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    told = [headline(report), *losses(report), clean(leading(report)[1].get("headline"))]
+    told = [headline(report), *losses(report), widened(report), clean(leading(report)[1].get("headline"))]
     caption = Text("\n").join(Text(line, style="" if i else "bold") for i, line in enumerate(filter(None, told)))
     made = Table(box=SIMPLE_HEAD, caption=caption, caption_style="", caption_justify="left")
     rows = once(report)

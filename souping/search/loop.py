@@ -291,7 +291,7 @@ class SearchRun:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
         objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
-        return Result(objective=objective, categories=categories, items=len(known))
+        return Result(objective=objective, categories=categories, items=len(known), values=values)
 
     def _winner(self) -> Trial:
         """The soup that the optimiser holds for the best, on the whole fold.

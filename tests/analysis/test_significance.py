@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,18 +12,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from souping.analysis import sign_flip as module
-from souping.analysis.intervals import IntArray, design, minimal_detectable, power
+from souping.analysis.intervals import IntArray, design
 from souping.analysis.sign_flip import sign_flip
 from souping.analysis.significance import (
     Comparison,
     better_than_every,
     compare,
     holm,
-    items_to_decide,
+    items_for,
     over_looks,
     penalty,
+    verdict,
 )
-from souping.core.types import FloatArray, UserError
+from souping.core.types import FloatArray
 
 Data = tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]
 
@@ -256,36 +258,23 @@ def test_the_first_look_costs_nothing_and_all_of_them_together_half_the_level() 
         penalty(0)
 
 
-def test_items_that_would_decide() -> None:
-    """The half-width of 2 points on 600 items has to shrink below the difference, or below the margin less it."""
-    assert items_to_decide(against("x", 0.01, 0.3)) == 2400
-    assert items_to_decide(against("x", 0.0, 1.0)) == 2400
-    assert items_to_decide(against("x", 0.005, 0.5)) == 9600
-    assert items_to_decide(against("x", -0.03, 0.01)) == 610
-    assert items_to_decide(against("x", 0.0005, 0.9), margin=0.001) > 100_000
+def test_items_for_the_margin_do_not_depend_on_the_difference_seen() -> None:
+    """Standard error 2 / 1.96 points on 600 items, which has to shrink to 1 / (1.96 + 0.84) of a point."""
+    needed = 600 * (2 / 1.96 * (1.96 + 0.8416)) ** 2
+    for difference in (0.0, 0.005, 0.01, -0.03):
+        assert items_for(against("x", difference, 0.5)) == pytest.approx(needed, rel=0.05)
+    assert items_for(against("x", 0.0, 0.9), margin=0.02) == pytest.approx(needed / 4, rel=0.1)
+    assert items_for(against("x", 0.0, 0.9), margin=0.001) > 100_000
+    assert items_for(against("x", 0.0, 0.9), margin=0.0) > 100_000
 
 
-def test_power_of_the_report_fold() -> None:
-    assert minimal_detectable(1000) <= 0.03
-    assert power(1000, 0.03) >= 0.80
-    assert round(power(500, 0.03), 2) == 0.57
-    assert minimal_detectable(500) > 0.03
-
-
-@given(items=st.integers(100, 20_000), discordance=st.floats(0.02, 1.0), wanted=st.floats(0.3, 0.99))
-def test_minimal_detectable_inverts_power(items: int, discordance: float, wanted: float) -> None:
-    difference = minimal_detectable(items, discordance, wanted)
-    if difference < discordance:
-        assert power(items, difference, discordance) == pytest.approx(wanted, abs=0.01)
-
-
-def test_power_refuses_nonsense() -> None:
-    with pytest.raises(UserError, match="items=0"):
-        power(0, 0.03)
-    with pytest.raises(UserError, match=r"difference=0\.2"):
-        power(100, 0.2, 0.1)
-    with pytest.raises(UserError, match=r"power=1\.0"):
-        minimal_detectable(100, power=1.0)
+def test_the_best_mixture_is_told_where_the_search_keeps_a_single() -> None:
+    kept = verdict(
+        "soup", [], candidates=["x"], best_single="x", selected=["x", "y"], recipe=["x"],
+        mixture=replace(against("x", -0.012, 0.3), a="the best mixture"),
+    )  # fmt: skip
+    assert kept.claim == "keep_single"
+    assert "−1.2 points (95 % interval −3.2 to +0.8)" in kept.sentence
 
 
 @pytest.mark.parametrize("number", [1, 1000, 1001, 20_000])

@@ -105,7 +105,7 @@ def test_a_plan_counts_the_few(arguments: list[str], souping: Cli, tmp_path: Pat
     assert souping(*arguments, "plan=true").code == 0
     plan = json.loads((tmp_path / "run/plan.json").read_text())
     assert plan["folds"] == {"select": 6, "search": 6, "report": 6}
-    assert plan["detectable"] is None
+    assert plan["power"] is None
 
 
 def test_what_a_dry_run_cannot_be_is_refused(family: Path, arguments: list[str], souping: Cli) -> None:

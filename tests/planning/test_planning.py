@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in, weigh
-from souping.core.objectives import Mean, Weighted
-from souping.core.types import Candidate, Item, Missing, UserError
+from souping.core.types import Candidate, Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
 from souping.pipeline.executors import LocalExecutor
 from souping.pipeline.requirements import Gpu, Machine, Requirement, requirements_of, soup_bytes
 from souping.pipeline.store import Store
-from souping.planning.plan import speed, worth
+from souping.planning.plan import speed
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
@@ -240,7 +239,8 @@ class TestOutlines:
         assert sum(found["folds"].values()) == 4441
         assert found["selection"]["selection"]["ingredients"] == BEST
         assert found["evaluations"]["todo"][0] > 90_000
-        assert 0 < found["detectable"]["difference"] < 0.03
+        assert 0 < found["power"]["gain"] < 0.03
+        assert found["power"]["assumed"]
         lacking = {one["mends"] for one in found["missing"]}
         assert "python -m souping.evaluate.bfcl install --full" in lacking
         assert "published sizes" in done.out
@@ -444,23 +444,3 @@ class TestSpeed:
     def test_nothing_known_nothing_said(self, tmp_path: Path) -> None:
         with Store(tmp_path / "s.sqlite") as store:
             assert speed(run(), LocalEvaluator(threads=1, device="cpu"), [], 1, LAPTOP, store, []) is None
-
-
-class TestWorth:
-    def test_the_mean_over_even_categories_is_worth_its_items(self) -> None:
-        assert worth(make_items(40), Mean(), by_group=False) == pytest.approx(80)
-        assert worth(make_items(40), Mean(), by_group=True) == pytest.approx(40)
-
-    def test_groups_that_span_categories_are_one_each(self) -> None:
-        items = [
-            Item(id=f"{c}-{i}", category=c, group=str(i), prompt="p", answer="a")
-            for c in ("de", "en")
-            for i in range(30)
-        ]
-        assert worth(items, Mean(), by_group=False) == pytest.approx(60)
-        assert worth(items, Mean(), by_group=True) == pytest.approx(30)
-
-    def test_a_small_category_with_much_weight_costs(self) -> None:
-        items: list[Item] = [*make_items(90, ("w",)), *make_items(10, ("x",))]
-        assert worth(items, Mean(), by_group=False) == pytest.approx(1 / (0.25 / 90 + 0.25 / 10))
-        assert worth(items, Weighted(weights={"w": 1}), by_group=False) == pytest.approx(90)

@@ -88,7 +88,7 @@ def losses(found: list[dict[str, Any]], categories: list[str]) -> dict[str, Any]
     for category in categories:
         gap = found[-1]["scores"][category]["mean"] - found[0]["scores"][category]["mean"]
         words = "lower" if gap < -0.08 else "no difference shown"
-        limits = {"low": gap - 0.06, "high": gap + 0.06, "level": 0.95, "p_value": 0.2, "p_holm": 0.4}
+        limits = {"low": gap - 0.06, "high": gap + 0.06, "level": 0.95, "p_value": 0.2, "least": 0.07}
         pairs.append({"category": category, "b": found[0]["name"], "difference": gap, **limits, "verdict": words})
     above = sum(pair["difference"] > 0 for pair in pairs)
     counts = {"above": above, "below": len(pairs) - above, "level": 0}
