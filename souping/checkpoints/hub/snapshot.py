@@ -10,33 +10,41 @@ from __future__ import annotations
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from souping.checkpoints.header import MAX_HEADER
-from souping.checkpoints.hub.client import HubName, not_cached, offline, parse, told, unreachable
+from souping.checkpoints.hub.client import HubName, endpoint, not_cached, offline, parse, told, unreachable
 from souping.checkpoints.hub.download import (
+    PATIENCE,
+    SLOWEST,
     WORKERS,
+    Job,
     Listing,
     RemoteFile,
     Report,
     download,
+    held,
     here,
     look,
-    missing_bytes,
     side_files,
     snapshot,
     storage,
     weight_files,
     without_adapter,
 )
+from souping.core.child import MEMORY, call
 from souping.core.types import UserError
 
 Check = Callable[[Mapping[str, Path]], None]
+T = TypeVar("T")
 SPARE = 100_000_000  # bytes left free beside a download
+PREPARE = 600.0
+"""Seconds in which the Hub must have sent all listings, small files and headers of a pool."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,16 @@ class Fetched:
 
 @dataclass(frozen=True)
 class FetchOrder:
-    """Files that are needed of a repository: `side` lies here already, `weights` may not."""
+    """Files that are needed of a repository: `side` lies here already, `weights` may not; `sketch` is a hollow copy."""
 
     name: HubName
     side: tuple[RemoteFile, ...]
     weights: tuple[RemoteFile, ...]
+    sketch: Path | None = None
+
+    @property
+    def missing(self) -> list[Job]:
+        return [(self.name, file) for file in self.weights if not here(self.name, file)]
 
     @property
     def folder(self) -> Path:
@@ -75,21 +88,21 @@ def fetch(
 
     Raises:
         UserError: a model is missing, private, gated, has no such revision or no weights that souping reads, the Hub
-            cannot be reached, HF_HUB_OFFLINE=1 and it is not cached, the disk is too small, or `check` refused.
+            cannot be reached or is too slow, HF_HUB_OFFLINE=1 and it is not cached, the disk is too small, or `check`
+            refused.
     """
-    with ThreadPoolExecutor(WORKERS) as pool:
-        known = dict(
-            zip(names, pool.map(lambda name: _cached_or_listing(name, allow_pickle), names.values()), strict=True)
-        )
-    ready = {key: value for key, value in known.items() if isinstance(value, Fetched)}
-    orders = {key: order(value, allow_pickle) for key, value in known.items() if isinstance(value, Listing)}
-    jobs = [(o.name, file) for o in orders.values() for file in o.weights if not here(o.name, file)]
+    with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:
+        known = _prepared(names, allow_pickle, None if check is None else Path(scratch))
+        orders = {key: value for key, value in known.items() if isinstance(value, FetchOrder)}
+        jobs = [job for order in orders.values() for job in order.missing]
+        if jobs:
+            _check_disk(sum(max(0, file.size - held(name, file)) for name, file in jobs))
+            if check is not None and all(order.sketch for order in orders.values()):
+                _rehearse(known, check)
     if jobs:
-        _check_disk(missing_bytes(jobs))
-        if check is not None and not any(o.pickled for o in orders.values()):
-            _rehearse(orders, ready, check)
-        download(jobs, report)
-    return {key: ready.get(key) or Fetched(orders[key].name, orders[key].folder) for key in names}
+        longest = PATIENCE + sum(file.size for _, file in jobs) / SLOWEST
+        ask(download, jobs, seconds=longest + PATIENCE, report=report)
+    return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
 
 
 def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None = None) -> Fetched:
@@ -97,14 +110,62 @@ def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None =
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
-def order(listing: Listing, allow_pickle: bool = False, side_too: bool = True) -> FetchOrder:
-    """What of a listing is needed. Fetches the side files, which are small, and reads the index among them.
+def ask(function: Callable[..., T], *arguments: object, seconds: float = PREPARE, report: Report | None = None) -> T:
+    """The result of a function that talks to the Hub, run in a child process.
 
-    Without `side_too`, of all files the index alone is fetched.
+    Raises:
+        UserError: of the function, or its answer takes too long or too much memory.
     """
+    from huggingface_hub import constants
+
+    settings = {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    settings |= {"HF_TOKEN_PATH": constants.HF_TOKEN_PATH, "HF_HUB_OFFLINE": str(int(constants.HF_HUB_OFFLINE))}
+    try:
+        return call(function, *arguments, seconds=seconds, environment=settings, report=report)
+    except TimeoutError:
+        raise UserError(
+            f"the Hub ({endpoint()}) did not finish its answer within {seconds:.0f} s: try again later"
+        ) from None
+    except MemoryError:
+        raise UserError(
+            f"reading the answer of the Hub ({endpoint()}) took over {MEMORY >> 30} GiB of memory: check HF_ENDPOINT"
+        ) from None
+
+
+def _prepared(
+    names: Mapping[str, HubName], allow_pickle: bool, scratch: Path | None = None, side_too: bool = True
+) -> dict[str, Fetched | FetchOrder]:
+    """For each model what lies here whole, where the Hub need not be asked (a commit, offline), else `prepare`."""
+    known = {key: _local(name, allow_pickle) for key, name in names.items()}
+    unknown = [name for key, name in names.items() if known[key] is None]
+    prepared = iter(ask(prepare, unknown, allow_pickle, scratch, side_too) if unknown else ())
+    return {key: local or next(prepared) for key, local in known.items()}
+
+
+def prepare(
+    names: Sequence[HubName], allow_pickle: bool, scratch: Path | None, side_too: bool
+) -> list[Fetched | FetchOrder]:
+    """What is needed of each model, or a whole copy in the cache if the Hub cannot be reached.
+
+    Fetches the small files (without `side_too`, only indexes of shards) and, given a folder for `scratch`, the headers
+    of the weights.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        listed = list(pool.map(lambda name: _listing(name, allow_pickle), names))
+    known = [order(one, allow_pickle, side_too) if isinstance(one, Listing) else one for one in listed]
+    orders = [one for one in known if isinstance(one, FetchOrder)]
+    if scratch is None or any(one.pickled for one in orders) or not any(one.missing for one in orders):
+        return list(known)
+    with suppress(OSError):  # a file system that keeps no holes: the check after the download has to do
+        return [sketch(one, scratch / str(n)) if isinstance(one, FetchOrder) else one for n, one in enumerate(known)]
+    return list(known)
+
+
+def order(listing: Listing, allow_pickle: bool, side_too: bool) -> FetchOrder:
     main, index = listing.main_weights(allow_pickle)
     side = listing.side(main)
-    download([(listing.name, file) for file in side if side_too or (index and file.path == main)])
+    small = [(listing.name, file) for file in side if side_too or (index and file.path == main)]
+    download([job for job in small if not here(*job)])
     folder = storage(listing.name.repo) / "snapshots" / listing.name.revision
     weights = listing.shards(folder / main) if index else [listing.files[main]]
     return FetchOrder(listing.name, tuple(side), tuple(weights))
@@ -117,11 +178,10 @@ def sizes(name: HubName | str, allow_pickle: bool = False) -> dict[str, int]:
     Raises:
         UserError: as `fetch`.
     """
-    source = _cached_or_listing(_named(name), allow_pickle)
+    source = _prepared({"": _named(name)}, allow_pickle, side_too=False)[""]
     if isinstance(source, Fetched):
         return {file: (source.folder / file).stat().st_size for file in _local_files(source.folder, allow_pickle)}
-    wish = order(source, allow_pickle, side_too=False)
-    return {file.path: file.size for file in (*wish.side, *wish.weights)}
+    return {file.path: file.size for file in (*source.side, *source.weights)}
 
 
 def cached(name: HubName | str, allow_pickle: bool = False) -> Path | None:
@@ -137,24 +197,26 @@ def _named(name: HubName | str) -> HubName:
     return parsed
 
 
-def _cached_or_listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
-    """What lies here whole, where the Hub need not (a commit) or cannot be asked; else what the Hub says."""
-    held = snapshot(name)
-    files = _local_files(held[1], allow_pickle) if held else []
-    whole = bool(files)
+def _local(name: HubName, allow_pickle: bool) -> Fetched | None:
+    found = snapshot(name)
+    files = _local_files(found[1], allow_pickle) if found else []
     complete = name.pinned and any(file.startswith(("tokenizer", "vocab", "spiece")) for file in files)
-    if held is not None and whole and (complete or offline()):
-        return Fetched(held[0], held[1])
+    if found is not None and files and (complete or offline()):
+        return Fetched(*found)
     if offline():
-        raise not_cached(name, "only in part" if held else "")
+        raise not_cached(name, "only in part" if found else "")
+    return None
+
+
+def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     try:
         return look(name)
     except UserError as error:
-        cause = error.__context__
-        if held is None or not whole or cause is None or not unreachable(cause):
+        found, cause = snapshot(name), error.__context__
+        if not found or not _local_files(found[1], allow_pickle) or cause is None or not unreachable(cause):
             raise
-        note = f"{held[0].repo} is taken from the cache at {held[0].revision[:12]}: the Hub cannot be reached"
-        return Fetched(held[0], held[1], note)
+        note = f"{found[0].repo} is taken from the cache at {found[0].revision[:12]}: the Hub cannot be reached"
+        return Fetched(*found, note)
 
 
 def _local_files(folder: Path, allow_pickle: bool) -> list[str]:
@@ -185,42 +247,31 @@ def _check_disk(need: int) -> None:
         )
 
 
-def _rehearse(orders: Mapping[str, FetchOrder], ready: Mapping[str, Fetched], check: Check) -> None:
+def _rehearse(known: Mapping[str, Fetched | FetchOrder], check: Check) -> None:
     """Let `check` judge hollow copies of the models; what it says names the models, not the copies."""
-    shown: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:
-        folders = {key: value.folder for key, value in ready.items()}
-        for number, (key, wish) in enumerate(orders.items()):
-            out = Path(scratch) / str(number) / wish.name.name
-            out.mkdir(parents=True)
-            shown[str(out)] = str(wish.name)
-            try:
-                folders[key] = sketch(wish.name, wish.folder, wish.side, wish.weights, out)
-            except OSError:  # a file system that keeps no holes: the check after the download has to do
-                return
-        try:
-            check(folders)
-        except UserError as error:
-            text = str(error)
-            for path, name in shown.items():
-                text = text.replace(path, name)
-            raise UserError(text) from None
-
-
-__all__ = ["Fetched", "cached", "fetch", "fetch_one", "order", "sizes"]
+    try:
+        check({key: one.folder if isinstance(one, Fetched) else one.sketch or one.folder for key, one in known.items()})
+    except UserError as error:
+        text = str(error)
+        for one in known.values():
+            if isinstance(one, FetchOrder):
+                text = text.replace(str(one.sketch), str(one.name))
+        raise UserError(text) from None
 
 
 FIRST = 100_000  # bytes of the first read: most headers fit
 
 
-def sketch(name: HubName, snapshot: Path, side: Iterable[RemoteFile], weights: Iterable[RemoteFile], out: Path) -> Path:
-    """The folder `out` with the side files of a snapshot and a hollow copy of each weight file."""
-    for file in side:
+def sketch(order: FetchOrder, place: Path) -> FetchOrder:
+    """The order with a folder in `place` that has the side files, and a hollow copy of each weight file."""
+    out = place / order.name.name
+    out.mkdir(parents=True)
+    for file in order.side:
         (out / file.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(snapshot / file.path, out / file.path)
+        shutil.copyfile(order.folder / file.path, out / file.path)
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(lambda file: _hollow(name, snapshot, file, out / file.path), weights))
-    return out
+        list(pool.map(lambda file: _hollow(order.name, order.folder, file, out / file.path), order.weights))
+    return replace(order, sketch=out)
 
 
 def _hollow(name: HubName, snapshot: Path, file: RemoteFile, path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from souping.core.protocols import Progress
+from souping.core.system import package_environment
 from souping.core.text import Seconds, Threads
 from souping.core.types import Missing, UserError
 from souping.merge.distributed.messages import diagnosis, line, parse, unpack
@@ -237,9 +238,7 @@ def command(count: int, port: int, timeout: float) -> list[str]:
 
 def environment() -> dict[str, str]:
     """This process's, with this very package importable and no trace of another group it may itself belong to."""
-    kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
-    paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    return {key: value for key, value in package_environment().items() if key not in FOREIGN}
 
 
 def _listen(stream: IO[bytes], messages: queue.Queue[dict[str, Any] | None]) -> None:
