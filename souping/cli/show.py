@@ -7,13 +7,13 @@ frozen, which a run's end is; that they were looked at is noted in the ledger of
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from souping.core.text import nearest, positive, safe
+from souping.core.files import expanded
+from souping.core.text import nearest, positive, read_json, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.report.samples import changed, read_samples, score_of, show_sample
 from souping.report.tables import Row
@@ -24,7 +24,7 @@ FILE = "samples.jsonl.gz"
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; what is refused is told where commands are dispatched."""
     options = _parser().parse_args(arguments)
-    given = [Path(folder).expanduser() for folder in options.run_dir]
+    given = [expanded(folder) for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
     samples = list(read_samples(run_dir / FILE))
     report = _report(run_dir)
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(run_dir: Path) -> Mapping[str, Json]:
     try:
-        report = json.loads((run_dir / "report.json").read_text())
+        report = read_json((run_dir / "report.json").read_text())
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}
@@ -142,7 +142,7 @@ def _store(run_dir: Path) -> Path | None:
     from yaml import YAMLError
 
     try:
-        path = Path(str(OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "store.path"))).expanduser()
+        path = expanded(str(OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "store.path")))
     except (OSError, YAMLError):
         return None
     places = [path, *(folder / path for folder in run_dir.absolute().parents)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
-from souping.core.text import listed, nearest
+from souping.core.text import listed, nearest, read_json
 from souping.core.types import Item, Json, OwnScorer, UserError
 
 
@@ -182,8 +181,8 @@ def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
 
 def _row(line: str, where: str) -> Mapping[str, Json]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = read_json(line)
+    except ValueError as error:
         hint = "; the file holds one object a line, and no list around them" if line.lstrip()[:1] == "[" else ""
         raise UserError(f"{where}: not a JSON object: {error}{hint}") from error
     if not isinstance(row, dict):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.files import nearby
+from souping.core.text import read_json
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError, elements, entries, number, part, texts
 from souping.pipeline.schedule import Stage
 from souping.pipeline.settings import RunSettings
@@ -34,7 +34,7 @@ class FinishedRun:
             UserError: there is no whole run.
         """
         try:
-            report = json.loads((run_dir / "report.json").read_text())
+            report = read_json((run_dir / "report.json").read_text())
             trials = read_trials(run_dir / "trials.csv")
         except FileNotFoundError as error:
             name = Path(str(error.filename)).name

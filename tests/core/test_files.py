@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from souping.core import files
-from souping.core.files import discard, expanded, missing_folders, near_folder, staged, write_files
+from souping.core.files import MARK, discard, expanded, missing_folders, near_folder, staged, write_files
 from souping.core.types import UserError
 
 
@@ -38,6 +38,7 @@ def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(tmp_path: Path, m
 def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
     (tmp_path / ".soup.part-1").mkdir()
     (tmp_path / ".soup.part-1" / "model").touch()
+    (tmp_path / ".soup.part-1" / MARK).touch()
     (tmp_path / ".soup.lock").touch()
     (tmp_path / ".other.part-1").mkdir()
     with staged(tmp_path / "soup") as stage:

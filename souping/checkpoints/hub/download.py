@@ -23,7 +23,7 @@ from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, P
 from souping.checkpoints.header import parse_json
 from souping.checkpoints.hub.client import COMMIT, HubName, endpoint, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
-from souping.core.files import put
+from souping.core.files import expanded, put
 from souping.core.text import first_line, shown
 from souping.core.types import UserError, digest
 
@@ -149,7 +149,7 @@ def storage(repo: str) -> Path:
     """The folder of a repository in the Hub's cache, which every tool that uses the Hub shares."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+    return expanded(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def remember(name: HubName, commit: str) -> None:

@@ -38,6 +38,7 @@ from souping.checkpoints.hub.download import (
     without_adapter,
 )
 from souping.core.child import MEMORY, call
+from souping.core.files import expanded
 from souping.core.types import UserError
 
 Check = Callable[[Mapping[str, Path]], None]
@@ -237,7 +238,7 @@ def _local_files(folder: Path, allow_pickle: bool) -> list[str]:
 def _check_disk(need: int) -> None:
     from huggingface_hub import constants
 
-    place = Path(constants.HF_HUB_CACHE).expanduser().absolute()
+    place = expanded(constants.HF_HUB_CACHE).absolute()
     parent = next(p for p in (place, *place.parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if need + SPARE > free:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
@@ -123,8 +124,9 @@ FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"
 class Ranks:
     """`count` ranks that wait for plans; `fill` makes them write one, `close` ends them.
 
-    They end too when this process does, however it does: they read its end of a pipe. `port` is the ranks' meeting
-    point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and without a sign of life.
+    They end too when this process does, however it does: the launcher watches it, and they watch the launcher. `port` is
+    the ranks' meeting point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and
+    without a sign of life.
 
     Raises:
         UserError: they did not start, or fewer than asked for did.
@@ -207,16 +209,22 @@ class Ranks:
                 return message.get("failed")
 
     def _hear(self, seconds: float, complaint: str) -> dict[str, Any]:
-        try:
-            message = self._messages.get(timeout=seconds)
-        except queue.Empty:
-            raise UserError(
-                f"merge=accelerate: {complaint} within {seconds:g} s; they were ended and nothing was written. "
-                "Where that is too short, raise merge.start_timeout or merge.timeout."
-            ) from None
-        if message is None:
-            raise self._death()
-        return message
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                message = self._messages.get(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                if self._process.poll() is not None:  # its ranks still hold the pipe
+                    raise self._death() from None
+                if time.monotonic() < end:
+                    continue
+                raise UserError(
+                    f"merge=accelerate: {complaint} within {seconds:g} s; they were ended and nothing was written. "
+                    "Where that is too short, raise merge.start_timeout or merge.timeout."
+                ) from None
+            if message is None:
+                raise self._death()
+            return message
 
     def _death(self) -> UserError:
         """Why the launcher ended."""
@@ -231,7 +239,8 @@ def command(count: int, port: int, timeout: float) -> list[str]:
     """The command line that starts `count` ranks of this Python on this machine, whatever the user's own settings."""
     flags = ["--multi_gpu", "--gpu_ids", "all"] if count > 1 else []  # without GPUs it starts gloo ranks on the CPU
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags, *fixed]
+    watched = [sys.executable, "-m", "souping.merge.distributed.watched", str(os.getpid())]
+    launch = [*watched, "accelerate.commands.launch", *flags, *fixed]
     where = ["--num_processes", str(count), "--main_process_port", str(port)]
     return [*launch, *where, "-m", WORKER, "--ranks", str(count), "--timeout", str(timeout)]
 

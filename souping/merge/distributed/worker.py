@@ -26,6 +26,7 @@ from souping.core.protocols import Progress
 from souping.core.system import cores
 from souping.core.types import UserError
 from souping.merge.distributed.messages import Failure, LostError, line, overheard, pack, parse, unpack
+from souping.merge.distributed.watched import LAUNCHER, end_with
 from souping.merge.plan import MergePlan
 from souping.merge.writer import THREADS, ShardWriter
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--timeout", type=float, required=True)
     options = parser.parse_args(arguments)
+    if LAUNCHER in os.environ:
+        end_with(int(os.environ[LAUNCHER]))
     send = claim_stdout()
     try:
         team = Team.join(options.ranks, options.timeout)
