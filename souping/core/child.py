@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from souping.core.system import limit_memory, package_environment
 from souping.core.types import UserError
@@ -59,51 +59,39 @@ def call(
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    end = time.monotonic() + seconds
+    messages: queue.Queue[tuple[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
     try:
-        with suppress(BrokenPipeError):
-            pickle.dump((function, arguments, report is not None), process.stdin)
-            process.stdin.flush()
-        messages: queue.Queue[tuple[str, Any]] = queue.Queue()
-        threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
-        return _outcome(messages, time.monotonic() + seconds, report)
+        pickle.dump((function, arguments, report is not None), process.stdin)
+        process.stdin.flush()
+        while True:
+            kind, value = messages.get(timeout=max(0.0, end - time.monotonic()))
+            if kind == "raise":
+                raise value
+            if kind == "result" or report is None:
+                return cast(T, value)
+            report(*value)
+    except queue.Empty:
+        raise TimeoutError from None
     finally:
-        with suppress(BrokenPipeError):
-            process.stdin.close()
         try:
-            process.wait(GRACE)
+            process.communicate(timeout=GRACE)  # closes its standard input
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
-    with suppress(EOFError, pickle.UnpicklingError):
+    with suppress(EOFError, pickle.UnpicklingError, ValueError):
         while True:
             messages.put(pickle.load(stream))
-    messages.put(("memory", None))
-
-
-def _outcome(messages: queue.Queue[tuple[str, Any]], end: float, report: Report | None) -> Any:
-    while True:
-        try:
-            kind, value = messages.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
-            raise TimeoutError from None
-        if kind == "result":
-            return value
-        if kind == "report" and report is not None:
-            report(*value)
-        elif kind == "user":
-            raise UserError(value)
-        elif kind == "memory":
-            raise MemoryError
-        elif kind == "fault":
-            raise RuntimeError(value)
+    messages.put(("raise", MemoryError()))
 
 
 def main() -> None:
     """The child: one request on standard input, messages on what was standard output."""
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     function, arguments, reports = pickle.load(sys.stdin.buffer)
@@ -111,18 +99,17 @@ def main() -> None:
     limit_memory(MEMORY)
 
     def send(kind: str, value: object) -> None:
-        view = memoryview(pickle.dumps((kind, value)))
-        while view:
-            view = view[out.write(view) :]
+        pickle.dump((kind, value), out)
+        out.flush()
 
     options = {"report": lambda *counts: send("report", counts)} if reports else {}
     try:
         send("result", function(*arguments, **options))
     except UserError as error:
-        send("user", str(error))
+        send("raise", UserError(str(error)))
     except Exception as error:
         full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        send("memory" if full else "fault", traceback.format_exc())
+        send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
     except KeyboardInterrupt:
         pass
     os._exit(0)  # whatever threads still wait for

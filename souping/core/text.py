@@ -14,13 +14,14 @@ from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from annotated_types import Interval
 
 from souping.core.types import Json, part
 
+T = TypeVar("T")
 Count = Annotated[int, Interval(ge=1, le=10**9)]
 """Setting that counts something."""
 Threads = Annotated[int, Interval(ge=1, le=1024)]
@@ -54,7 +55,7 @@ def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] |
             float can hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_float=_finite, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number(float), parse_int=_number(int))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     layer, depth = [value], 0
@@ -67,17 +68,13 @@ def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] |
     return value
 
 
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"the number {shown(digits)} is too large")
-    return value
+def _number(kind: Callable[[str], T]) -> Callable[[str], T]:
+    def read(digits: str) -> T:
+        if math.isinf(float(digits)):
+            raise ValueError(f"the number {shown(digits)} is too large")
+        return kind(digits)
 
-
-def _whole(digits: str) -> int:
-    if len(digits) > 300:
-        raise ValueError(f"the number {shown(digits)} is too large")
-    return int(digits)
+    return read
 
 
 def minus(text: str) -> str:

@@ -251,22 +251,21 @@ def download(jobs: Sequence[Job], report: Report | None = None) -> None:
     """
     total, start = sum(file.size for _, file in jobs), time.monotonic()
     pool = ThreadPoolExecutor(WORKERS)
-    with _quiet():
-        running = {pool.submit(_one, name, file) for name, file in jobs}
-        try:
-            left = running
-            while left:
-                over, left = wait(left, POLL, FIRST_EXCEPTION)
-                for future in over:
-                    future.result()
-                done = _progress(jobs, time.monotonic() - start)
-                if report is not None:
-                    report(min(done, total), total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for job in jobs:
-                part_of(*job).unlink(missing_ok=True)
-            raise
+    running = {pool.submit(_one, name, file) for name, file in jobs}
+    try:
+        left = running
+        while left:
+            over, left = wait(left, POLL, FIRST_EXCEPTION)
+            for future in over:
+                future.result()
+            done = _progress(jobs, time.monotonic() - start)
+            if report is not None:
+                report(min(done, total), total)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for job in jobs:
+            part_of(*job).unlink(missing_ok=True)
+        raise
 
 
 def _progress(jobs: Sequence[Job], seconds: float) -> int:
@@ -355,22 +354,3 @@ def _disk(name: HubName) -> Iterator[None]:
         if error.errno is None:  # a length that is not the promised one
             raise UserError(f"{name}: {first_line(error)}: run this again") from error
         raise UserError(f"{name}: cannot write to the Hub's cache: {error.strerror}: {error.filename or ''}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no advice of huggingface_hub between ours."""
-    import logging as levels
-
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
-
-    loud, level = not are_progress_bars_disabled(), logging.get_verbosity()
-    logging.set_verbosity(levels.ERROR)
-    if loud:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if loud:
-            enable_progress_bars()

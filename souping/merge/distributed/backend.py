@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -124,9 +123,9 @@ FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"
 class Ranks:
     """`count` ranks that wait for plans; `fill` makes them write one, `close` ends them.
 
-    They end too when this process does, however it does: the launcher watches it, and they watch the launcher. `port` is
-    the ranks' meeting point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and
-    without a sign of life.
+    They end too when this process does, however it does: they watch the launcher, which watches it. `port` is the
+    ranks' meeting point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and without
+    a sign of life.
 
     Raises:
         UserError: they did not start, or fewer than asked for did.
@@ -145,7 +144,7 @@ class Ranks:
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
         os.close(hear)
-        self._kept = weakref.finalize(self, _end, self._process, self._orders, self.pids, True)
+        self._kept = weakref.finalize(self, _end, self._process, self._orders, True)
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._said: deque[str] = deque(maxlen=2000)
         assert self._process.stdout is not None
@@ -182,7 +181,7 @@ class Ranks:
 
     def _kill(self) -> None:
         if self._kept.detach() is not None:
-            _end(self._process, self._orders, self.pids, False)
+            _end(self._process, self._orders, False)
 
     def _meet(self, count: int, seconds: float) -> None:
         try:
@@ -271,7 +270,7 @@ def _write(stream: FileIO, text: bytes) -> None:
             view = view[stream.write(view) :]
 
 
-def _end(process: subprocess.Popen[bytes], orders: FileIO, pids: list[int], polite: bool) -> None:
+def _end(process: subprocess.Popen[bytes], orders: FileIO, polite: bool) -> None:
     """End of input ends ranks that listen; a launcher that is told to ends those that do not; the rest is killed."""
     orders.close()
     if polite and _ended(process, PATIENCE):
@@ -280,10 +279,6 @@ def _end(process: subprocess.Popen[bytes], orders: FileIO, pids: list[int], poli
     if not _ended(process, LAST):
         process.kill()
         process.wait()
-    if process.returncode == -signal.SIGKILL:  # a launcher that was killed has left its ranks behind
-        for pid in pids:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
