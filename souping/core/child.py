@@ -1,6 +1,6 @@
-"""Function call in a child process with a total deadline and a memory limit.
+"""Child processes that end with their parent, and function calls in one with a total deadline and a memory limit.
 
-Use it for work on data that somebody else controls, such as a server's answers: whatever the data does to the child,
+Use `call` for work on data that somebody else controls, such as a server's answers: whatever the data does to the child,
 the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The child also ends when the caller
 is killed, because it watches its standard input.
 """
@@ -11,6 +11,7 @@ import errno
 import os
 import pickle
 import queue
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypeVar
 
 from souping.core.system import limit_memory, package_environment
 from souping.core.types import UserError
@@ -33,7 +34,8 @@ MEMORY = 2 << 30
 
 def call(
     function: Callable[..., T],
-    *arguments: object,
+    arguments: tuple[object, ...],
+    *,
     seconds: float,
     environment: Mapping[str, str] | None = None,
     report: Report | None = None,
@@ -70,7 +72,8 @@ def call(
             if kind == "raise":
                 raise value
             if kind == "result" or report is None:
-                return cast(T, value)
+                result: T = value
+                return result
             report(*value)
     except queue.Empty:
         raise TimeoutError from None
@@ -89,6 +92,31 @@ def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
     messages.put(("raise", MemoryError()))
 
 
+LAUNCHER = "SOUPING_LAUNCHER"
+"""Variable that names the process number of a launcher to the processes that it starts."""
+BEAT = 0.3
+
+
+def end_with(parent: int) -> None:
+    """Make this process end once its parent is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(BEAT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher ends its ranks, and clears up
+        time.sleep(2 * GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def launch(parent: int) -> None:
+    """Run the module and arguments on the command line as a launcher that ends with its parent."""
+    end_with(parent)
+    os.environ[LAUNCHER] = str(os.getpid())
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
 def main() -> None:
     """The child: one request on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
@@ -98,8 +126,8 @@ def main() -> None:
     threading.Thread(target=_watch, daemon=True).start()
     limit_memory(MEMORY)
 
-    def send(kind: str, value: object) -> None:
-        pickle.dump((kind, value), out)
+    def send(*message: str | T) -> None:
+        pickle.dump(message, out)
         out.flush()
 
     options = {"report": lambda *counts: send("report", counts)} if reports else {}
@@ -125,4 +153,8 @@ def _watch() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 2:  # PARENT MODULE ARGUMENTS...
+        sys.argv, number = sys.argv[2:], int(sys.argv[1])
+        launch(number)
+    else:
+        main()

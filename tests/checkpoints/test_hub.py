@@ -17,7 +17,6 @@ import pytest
 
 from souping.checkpoints import hub as online
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
-from souping.checkpoints.hub import snapshot
 from souping.checkpoints.hub.client import HubName, parse
 from souping.checkpoints.hub.download import RemoteFile, download, storage
 from souping.core.types import UserError
@@ -222,7 +221,7 @@ class TestSlow:
     def test_a_listing_that_never_ends(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
         hub.drip = True
         with pytest.raises(UserError, match=hub.url):
-            snapshot.ask(snapshot.prepare, [HubName("org/ant")], False, None, True, seconds=3.0)
+            online.ask(online.prepare, ([HubName("org/ant")], False, None, True), seconds=3.0)
 
     @pytest.mark.slow
     def test_a_listing_that_fills_the_memory(self, hub: Hub, ant: dict[str, bytes]) -> None:

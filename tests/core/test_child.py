@@ -26,29 +26,29 @@ def counting(limit: int, report: Callable[[int, int], None]) -> str:
 
 def test_a_result_and_reports_come_back() -> None:
     seen: list[tuple[int, int]] = []
-    assert call(counting, 3, seconds=600, report=lambda *counts: seen.append(counts)) == "counted"
+    assert call(counting, (3,), seconds=600, report=lambda *counts: seen.append(counts)) == "counted"
     assert seen == [(0, 3), (1, 3), (2, 3)]
-    assert call(math.hypot, 3, 4, seconds=600) == 5.0
+    assert call(math.hypot, (3, 4), seconds=600) == 5.0
 
 
 def test_errors_come_back_by_their_kind() -> None:
     with pytest.raises(UserError, match="~nosuchuser"):
-        call(expanded, "~nosuchuser/x", seconds=600)
+        call(expanded, ("~nosuchuser/x",), seconds=600)
     with pytest.raises(RuntimeError, match="math domain error"):
-        call(math.sqrt, -1, seconds=600)
+        call(math.sqrt, (-1,), seconds=600)
     with pytest.raises(MemoryError):
-        call(bytearray, 1 << 40, seconds=600)
+        call(bytearray, (1 << 40,), seconds=600)
     with pytest.raises(MemoryError):  # the child is gone without a word
-        call(os._exit, 9, seconds=600)
+        call(os._exit, (9,), seconds=600)
 
 
 def test_one_that_does_not_end_is_ended() -> None:
     with pytest.raises(TimeoutError):
-        call(time.sleep, 3600, seconds=0.1)
+        call(time.sleep, (3600,), seconds=0.1)
 
 
 def test_a_child_ends_with_its_caller() -> None:
-    code = "import time; from souping.core.child import call; call(time.sleep, 3600, seconds=3600)"
+    code = "import time; from souping.core.child import call; call(time.sleep, (3600,), seconds=3600)"
     caller = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
     while not (children := psutil.Process(caller.pid).children()):
         time.sleep(0.02)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from string import Template
 
 from souping.core.types import Item, Json, UserError, digest, entries, part
-from souping.evaluate.http import ServerError, ask, parsed
+from souping.evaluate.servers.process import ServerError, ask, parsed
 
 VERSION = 1
 """Raise when the same settings would give other verdicts."""

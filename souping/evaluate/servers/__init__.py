@@ -16,8 +16,7 @@ from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import Seconds
 from souping.core.types import Json, Missing, UserError
-from souping.evaluate.http import ServerError
-from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, base, launch, models_at
+from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,8 @@ from souping.core.protocols import ModelHost
 from souping.core.text import Seed, Threads, install
 from souping.core.types import Json, UserError
 from souping.evaluate.engines import check_gpu_settings
-from souping.evaluate.http import ServerError, ask, parsed
 from souping.evaluate.servers import Server, check_packages
-from souping.evaluate.servers.process import RunningServer, host_and_port, models_at, served
+from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, parsed, served
 
 VLLM_VERSION = TRANSFORMERS_VERSION = 2
 """Raise when the same settings would give other answers."""

@@ -238,7 +238,7 @@ def command(count: int, port: int, timeout: float) -> list[str]:
     """The command line that starts `count` ranks of this Python on this machine, whatever the user's own settings."""
     flags = ["--multi_gpu", "--gpu_ids", "all"] if count > 1 else []  # without GPUs it starts gloo ranks on the CPU
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    watched = [sys.executable, "-m", "souping.merge.distributed.watched", str(os.getpid())]
+    watched = [sys.executable, "-m", "souping.core.child", str(os.getpid())]
     launch = [*watched, "accelerate.commands.launch", *flags, *fixed]
     where = ["--num_processes", str(count), "--main_process_port", str(port)]
     return [*launch, *where, "-m", WORKER, "--ranks", str(count), "--timeout", str(timeout)]

@@ -22,11 +22,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from souping.core.child import LAUNCHER, end_with
 from souping.core.protocols import Progress
 from souping.core.system import cores
 from souping.core.types import UserError
 from souping.merge.distributed.messages import Failure, LostError, line, overheard, pack, parse, unpack
-from souping.merge.distributed.watched import LAUNCHER, end_with
 from souping.merge.plan import MergePlan
 from souping.merge.writer import THREADS, ShardWriter
 

@@ -261,7 +261,7 @@ class TestJudge:
         endpoint.trickles = False
 
     def test_an_answer_that_is_too_long_is_not_read(self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("souping.evaluate.http.LONGEST", 1000)
+        monkeypatch.setattr("souping.evaluate.servers.process.LONGEST", 1000)
         endpoint.reply = "x" * 70_000
         with pytest.raises(UserError, match="longer than"):
             judge(endpoint, retries=0)(QUESTION, "right")

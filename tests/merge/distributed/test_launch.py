@@ -127,10 +127,10 @@ def test_a_launcher_that_is_killed_ends_the_wait_for_its_ranks(monkeypatch: pyte
 
 def test_a_launcher_and_its_ranks_end_with_the_run_before_they_have_met(tmp_path: Path) -> None:
     """The launched module starts a rank that is still at its imports."""
-    rank = "import os, time; from souping.merge.distributed.watched import *; end_with(int(os.environ[LAUNCHER]))"
+    rank = "import os, time; from souping.core.child import *; end_with(int(os.environ[LAUNCHER]))"
     start = f"[sys.executable, '-c', {rank + '; time.sleep(3600)'!r}]"
     (tmp_path / "idle.py").write_text(f"import subprocess, sys\np = subprocess.Popen({start})\nprint(p.pid)\np.wait()")
-    run = "import os, subprocess, sys; m = 'souping.merge.distributed.watched'\n"
+    run = "import os, subprocess, sys; m = 'souping.core.child'\n"
     run += "p = subprocess.Popen([sys.executable, '-u', '-m', m, str(os.getpid()), 'idle']); print(p.pid); p.wait()"
     paths = f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}"
     parent = subprocess.Popen(
