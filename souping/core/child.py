@@ -1,8 +1,8 @@
 """Child processes that end with their parent, and function calls in one with a total deadline and a memory limit.
 
-Use `call` for work on data that somebody else controls, such as a server's answers: whatever the data does to the child,
-the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The child also ends when the caller
-is killed, because it watches its standard input.
+Use `call` for work on data that somebody else controls, such as a server's answers: whatever the data does to the
+child, the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The child also ends when the
+caller is killed, because it watches its standard input.
 """
 
 from __future__ import annotations
