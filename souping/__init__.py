@@ -7,6 +7,11 @@ The names below are the library's; each is imported from its room when it is fir
 import sys
 from importlib import import_module
 
+if sys.argv[:1] == ["-m"] and "souping" in sys.orig_argv:  # `python -m souping` begins: an interrupt just ends it
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.platform == "win32":
     raise ImportError("souping runs on Linux and macOS: on Windows, install it inside WSL (wsl --install)")
 

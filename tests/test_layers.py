@@ -145,6 +145,12 @@ def test_a_planted_circle_is_found() -> None:
     assert "souping.merge.plan" in circle({**MODULES, "souping.merge.plan": back})
 
 
+def test_paths_are_expanded_in_one_place() -> None:
+    """`Path.expanduser` raises a RuntimeError that nobody expects: `core.files.expanded` names the path and its key."""
+    there = [p.name for p in PACKAGE.rglob("*.py") if ".expanduser()" in p.read_text()]
+    assert sorted(there) == ["files.py", "flores36.py"]  # the latter is a task of lm_eval and imports nothing of ours
+
+
 def test_the_tree_is_small() -> None:
     entries = [path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "conf")]
     assert len(entries) <= 16, entries

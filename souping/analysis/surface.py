@@ -59,7 +59,7 @@ class ResponseSurface(Analysis):
     parts: int = 5
 
     def __post_init__(self) -> None:
-        simplex.grid_size(2, self.step, self.step, 1 - self.step)
+        simplex.check_step(self.step, "analysis.surface.step")
         if self.parts < 2:
             raise UserError(f"analysis.surface.parts={self.parts} must be at least 2")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints.dtypes import TAGS, TORCH_NAMES
 from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.core.files import expanded
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
 
@@ -66,7 +67,7 @@ class Checkpoint:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that were not asked
                 for, a name or symlink leaves it, or a header cannot be trusted.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         try:

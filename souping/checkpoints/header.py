@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from souping.checkpoints.dtypes import BITS
-from souping.core.text import check_pointer, shown
+from souping.core.text import check_pointer, read_json, shown
 from souping.core.types import Json, UserError
 
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -112,10 +112,9 @@ def parse_json(path: Path, raw: bytes) -> Any:
     """JSON from an untrusted file, duplicate keys refused; every failure is one UserError that names the file."""
     check_pointer(path, raw[:40])
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise broken(path, f"not valid JSON ({shown(reason)})") from None
+        return read_json(raw.decode("utf-8"), unique_keys)
+    except ValueError as error:
+        raise broken(path, f"not valid JSON ({shown(str(error))})") from None
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints.checkpoint import (
     INDEX,
@@ -34,8 +35,12 @@ from souping.checkpoints.checkpoint import (
 )
 from souping.checkpoints.dtypes import FLOATS
 from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
+
+if TYPE_CHECKING:
+    from regex import Pattern
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -87,7 +92,7 @@ class Adapter:
         Raises:
             UserError: it is missing or broken, pickled without leave, or no plain LoRA; what it is is named.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         settings = read_settings(folder)
         before = stamps_in(folder)
         tensors = _read_weights(folder, allow_pickle)
@@ -153,7 +158,7 @@ def is_adapter(folder: Path) -> bool:
     Raises:
         UserError: it holds a full model's weights too, so that nobody knows which is meant.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if not (folder / CONFIG).is_file():
         return False
     full = [name for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX) if (folder / name).is_file()]
@@ -187,7 +192,12 @@ def _sort(
             whole[_whole_module(folder, key, name)] = tensor
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
-    return {module: _part(folder, module, pair, settings) for module, pair in sorted(sides.items())}, whole
+    end = time.monotonic() + MATCHING
+    try:
+        return {module: _part(folder, module, pair, settings, end) for module, pair in sorted(sides.items())}, whole
+    except TimeoutError:
+        what = f"rank_pattern and alpha_pattern take more than {MATCHING:g} s to match: name the modules in full"
+        raise broken(folder / CONFIG, what) from None
 
 
 def _whole_module(folder: Path, key: str, name: str) -> str:
@@ -199,7 +209,7 @@ def _whole_module(folder: Path, key: str, name: str) -> str:
     return name.removesuffix(".weight").removesuffix(".base_layer")
 
 
-def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings) -> FactorPair:
+def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings, end: float) -> FactorPair:
     """A and B of one module, which have to fit each other and the config."""
     path = folder / WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
@@ -218,10 +228,10 @@ def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Adapt
         raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} do not fit each other", module)
     if {a.dtype, b.dtype} - set(FLOATS):
         raise broken(path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module)
-    rank = settings.rank_of(module)
+    rank, scaling = settings.scaling_of(module, end)
     if a.shape[0] != rank:
         raise broken(path, f"its rank is {a.shape[0]}, but {CONFIG} says {rank}", module)
-    return FactorPair(module, embedding, a, b, settings.scaling_of(module))
+    return FactorPair(module, embedding, a, b, scaling)
 
 
 CONFIG = "adapter_config.json"
@@ -244,6 +254,8 @@ REASONS = {
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
 MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 8
+MATCHING = 20.0
+"""Seconds for all patterns on all names of an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,24 +273,33 @@ class AdapterSettings:
     task_type: str | None
     auto_mapping: Json
 
-    def rank_of(self, module: str) -> int:
-        return self.rank_pattern.get(first_match(self.rank_pattern, module), self.rank)
-
-    def scaling_of(self, module: str) -> float:
-        """What PEFT multiplies the product B*A of this module with."""
-        alpha = self.alpha_pattern.get(first_match(self.alpha_pattern, module), self.alpha)
-        rank = self.rank_of(module)
-        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+    def scaling_of(self, module: str, end: float) -> tuple[int, float]:
+        """(rank, what PEFT multiplies the product B*A with) of a module; `end` as in `first_match`."""
+        rank = self.rank_pattern.get(first_match(self.rank_pattern, module, end), self.rank)
+        alpha = self.alpha_pattern.get(first_match(self.alpha_pattern, module, end), self.alpha)
+        return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def first_match(patterns: Iterable[str], module: str) -> str:
-    """The first pattern that matches a module's name, or that name itself, as PEFT's get_pattern_key."""
-    return next((key for key in patterns if _compiled(key).match(module)), module)
+def first_match(patterns: Iterable[str], module: str, end: float = math.inf) -> str:
+    """The first pattern that matches a module's name, or that name itself, as PEFT's get_pattern_key.
+
+    Raises:
+        TimeoutError: it is not found by `end` (time.monotonic): patterns may backtrack for years.
+    """
+    for key in patterns:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if _compiled(key).match(module, timeout=min(left, MATCHING)):
+            return key
+    return module
 
 
 @lru_cache(maxsize=2 * MAX_PATTERNS)
-def _compiled(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
+def _compiled(key: str) -> Pattern[str]:
+    import regex
+
+    return regex.compile(rf"(.*\.)?({key})$")
 
 
 def read_settings(folder: Path) -> AdapterSettings:
@@ -294,7 +315,7 @@ def read_settings(folder: Path) -> AdapterSettings:
     _refuse(folder, config)
     try:
         return _settings(path, config)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise broken(path, f"a setting has a wrong type ({shown(str(error))})") from None
 
 
@@ -360,16 +381,20 @@ def _number(key: str, value: Json) -> float:
 
 
 def _patterns(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A table of regular expressions, each small enough that no name makes it run for long."""
+    """A table of regular expressions: none fills the memory, or means something else to `regex` than to PEFT."""
+    import regex
+
     table = config.get(key) or {}
     if not isinstance(table, dict) or len(table) > MAX_PATTERNS:
         raise ValueError(key)
     for pattern in table:
         wild, optional = len(re.findall(r"[*+{]", pattern)), pattern.count("?")
-        if len(pattern) > MAX_PATTERN or wild > MAX_WILD or optional > MAX_OPTIONAL or re.search(r"\)[*+{]", pattern):
+        nested = re.search(r"\)[*+{]|\{\D", pattern)
+        if len(pattern) > MAX_PATTERN or wild > MAX_WILD or optional > MAX_OPTIONAL or nested:
             raise broken(path, f"the pattern {shown(pattern)} of {key} is too complex to be tried on names")
         try:
+            re.compile(rf"(.*\.)?({pattern})$")  # what PEFT compiles
             _compiled(pattern)
-        except (re.error, RecursionError, OverflowError):
+        except (re.error, regex.error, RecursionError, OverflowError):
             raise broken(path, f"the pattern {shown(pattern)} of {key} is no regular expression") from None
     return table

@@ -13,7 +13,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import FLOATS, ITEM
 from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
-from souping.core.files import near_folder
+from souping.core.files import expanded, near_folder
 from souping.core.types import Candidate, UserError
 
 
@@ -60,10 +60,10 @@ def _candidate(entry: str | dict[str, str], number: int) -> Candidate:
     if isinstance(entry, dict):
         if set(entry) != {"name", "path"} or not all(isinstance(v, str) and v for v in entry.values()):
             raise UserError(f"pool.candidates[{number}] must be a path or {{name: NAME, path: PATH}}, not {entry}")
-        return Candidate(name=entry["name"], path=Path(entry["path"]).expanduser())
+        return Candidate(name=entry["name"], path=expanded(entry["path"], f"pool.candidates[{number}]"))
     if not isinstance(entry, str) or not entry.strip():
         raise UserError(f"pool.candidates[{number}] must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
-    path = Path(entry).expanduser()
+    path = expanded(entry, f"pool.candidates[{number}]")
     online = parse(entry)
     name = online.name if online else path.name or path.resolve().name
     return Candidate(name=name.split("@")[0], path=path)

@@ -20,7 +20,7 @@ def leave(signum: int, frame: FrameType | None) -> None:
 
 def interrupts_end() -> None:
     """Leave at an interrupt; one that the caller ignores stays ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, leave)
 
 

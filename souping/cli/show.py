@@ -25,7 +25,7 @@ FILE = "samples.jsonl.gz"
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; what is refused is told where commands are dispatched."""
     options = _parser().parse_args(arguments)
-    given = [Path(folder).expanduser() for folder in options.run_dir]
+    given = [expanded(folder) for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
     if len(given) > 1:
         print(f"{run_dir}: the last of {len(given)} folders that has answers")

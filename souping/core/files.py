@@ -18,22 +18,37 @@ from pathlib import Path
 from typing import IO
 
 from souping.core.system import lock
+from souping.core.text import shown
 from souping.core.types import UserError
 
 LOCK = ".lock"
+MARK = ".souping"
+"""File in a stage by which what a killed run left is told from a user's folder of that name."""
 
 
 def expanded(path: str | Path, key: str = "") -> Path:
     """The path with its `~` written out.
 
     Raises:
-        UserError: nobody of that name has a home here; `key` is where the path was given.
+        UserError: nobody of that name has a home here, or no path can hold such characters; `key` is where the path
+            was given.
     """
+    where = f"{key}={shown(str(path))}" if key else shown(str(path))
     try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError
         return Path(path).expanduser()
+    except ValueError:
+        raise UserError(f"{where}: a path cannot contain NUL or half of a surrogate pair") from None
     except RuntimeError:
-        where = f"{key}={path}" if key else str(path)
         raise UserError(f"{where}: there is no home folder here for that ~: write the whole path") from None
+
+
+def folder_at(text: str | None) -> Path | None:
+    """The folder that a text from somebody else names, resolved; None for any other text, whatever it holds."""
+    with suppress(UserError, OSError, RuntimeError):  # links in a circle are a RuntimeError
+        return expanded(text).resolve() if text and expanded(text).is_dir() else None
+    return None
 
 
 def near_folder(path: str | Path) -> str:
@@ -42,8 +57,8 @@ def near_folder(path: str | Path) -> str:
     wanted = Path(path)
     if hint := unexpanded(path):
         return hint
-    with suppress(OSError, RuntimeError):
-        there = [folder.name for folder in wanted.expanduser().parent.iterdir() if folder.is_dir()]
+    with suppress(OSError, UserError):
+        there = [folder.name for folder in expanded(wanted).parent.iterdir() if folder.is_dir()]
         near = get_close_matches(wanted.name, there, n=1)
         return f"; did you mean {wanted.with_name(near[0])}?" if near else ""
     return ""
@@ -80,8 +95,10 @@ def staged(out: Path) -> Iterator[Path]:
         with _clear_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             with _alone(out):
-                sweep(out.parent.glob(f".{glob.escape(out.name)}.part-*"))
+                for left in out.parent.glob(f".{glob.escape(out.name)}.part-*/{MARK}"):
+                    shutil.rmtree(left.parent, ignore_errors=True)
                 stage.mkdir()
+                (stage / MARK).touch()
                 try:
                     yield stage
                     _finish(stage, out)
@@ -103,6 +120,8 @@ def _alone(out: Path) -> Iterator[None]:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
+        if os.fstat(file.fileno()).st_size:
+            raise UserError(f"{place} is not souping's lock: choose another place for the soup, or move that file")
         try:
             yield
         finally:
@@ -173,6 +192,7 @@ def _finish(stage: Path, out: Path) -> None:
     folders = [stage, *(path for path in stage.rglob("*") if path.is_dir())]
     for path in [*(path for path in stage.rglob("*") if path.is_file()), *folders]:
         _sync(path)
+    (stage / MARK).unlink()
     os.rename(stage, out)
     with suppress(OSError):  # it is there, whatever the folder above says
         _sync(out.parent)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from souping.core.files import expanded
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, ItemScores, UserError
 
@@ -93,7 +94,7 @@ class TableScores(ScoreSource):
         Raises:
             UserError: the table cannot be read, or a candidate has no row (the nearest is named).
         """
-        path = Path(self.path).expanduser()
+        path = expanded(self.path)
         scores = read_table(path)
         for name in candidates:
             if name not in scores.models:

@@ -50,16 +50,20 @@ def grid_size(size: int, step: float = 0.1, minimum: float = 0.1, maximum: float
     return comb(shifted - 1, size - 1) if shifted >= size else 0
 
 
+def check_step(step: float, key: str = "optimiser.step") -> None:
+    """Raises UserError unless `step` divides 1 into 2 to 10,000 parts."""
+    if not 1e-4 <= step <= 0.5 or abs(1 / step - round(1 / step)) > 1e-6:
+        raise UserError(f"{key}={step} must divide 1, and be from 0.0001 to 0.5")
+
+
 def _units(step: float, minimum: float, maximum: float) -> tuple[int, int, int]:
     """(steps in 1, steps in minimum, steps in maximum); a step that does not divide them is the user's error."""
-    if not 0 < step <= 0.5:
-        raise UserError(f"optimiser.step={step} must be above 0 and at most 0.5")
+    check_step(step)
     if not 0 < minimum <= maximum <= 1:
         raise UserError(f"optimiser.minimum={minimum} and maximum={maximum} must be ordered, above 0 and at most 1")
     counts = [value / step for value in (1.0, minimum, maximum)]
     if any(abs(c - round(c)) > 1e-6 for c in counts):
-        ends = "" if abs(counts[0] - round(counts[0])) > 1e-6 else f", minimum={minimum} and maximum={maximum}"
-        raise UserError(f"optimiser.step={step} must divide 1{ends}")
+        raise UserError(f"optimiser.step={step} must divide 1, minimum={minimum} and maximum={maximum}")
     return round(counts[0]), round(counts[1]), round(counts[2])
 
 

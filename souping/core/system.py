@@ -12,8 +12,9 @@ from pathlib import Path
 
 try:
     import fcntl
+    import resource
 except ImportError:
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 SHARED_MEMORY = Path("/dev/shm")
 """A file system in memory: what is written there is read at the speed of memory. Absent on macOS."""
@@ -25,6 +26,21 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # the system's
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def package_environment() -> dict[str, str]:
+    """This process's environment for a child that runs a module of this very package, from whatever folder."""
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def limit_memory(nbytes: int) -> None:
+    """Limit this process's address space: more raises MemoryError. macOS does not enforce it."""
+    if resource is not None:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def lock(descriptor: int, wait: bool = True) -> bool:

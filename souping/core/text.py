@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +14,14 @@ from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from annotated_types import Interval
 
 from souping.core.types import Json, UserError, part
 
+T = TypeVar("T")
 Count = Annotated[int, Interval(ge=1, le=10**9)]
 """Setting that counts something."""
 Threads = Annotated[int, Interval(ge=1, le=1024)]
@@ -30,6 +32,8 @@ TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
 ANALYSE = "python -m souping analyse RUN_DIR"
 """Command that makes analyses of a finished run: data name no place, so that equal runs have equal ones."""
 LONGEST = 1e7
+MAX_DEPTH = 100
+"""Levels of lists and objects in JSON; no config, item or recipe has so many."""
 Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
@@ -41,6 +45,36 @@ UNSAFE = re.compile(
 def safe(text: str) -> str:
     """A text as it can be shown anywhere: what would command a terminal is written out."""
     return UNSAFE.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text)
+
+
+def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
+
+    Raises:
+        ValueError: it is none, nests deeper than `MAX_DEPTH` (code that walks it would fail), or holds a number that no
+            float can hold.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number(float), parse_int=_number(int))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    layer, depth = [value], 0
+    while layer:
+        depth += 1
+        parts = [part.values() if isinstance(part, dict) else part for part in layer if isinstance(part, dict | list)]
+        layer = [child for part in parts for child in part]
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+    return value
+
+
+def _number(kind: Callable[[str], T]) -> Callable[[str], T]:
+    def read(digits: str) -> T:
+        if math.isinf(float(digits)):
+            raise ValueError(f"the number {shown(digits)} is too large")
+        return kind(digits)
+
+    return read
 
 
 def minus(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from souping.core.files import expanded, unexpanded
 from souping.core.protocols import BenchmarkItems
-from souping.core.text import check_pointer, listed, nearest
+from souping.core.text import check_pointer, listed, nearest, read_json
 from souping.core.types import Item, Json, OwnScorer, UserError
 
 
@@ -183,8 +182,8 @@ def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
 
 def _row(line: str, where: str) -> Mapping[str, Json]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = read_json(line)
+    except ValueError as error:
         check_pointer(where, line)
         hint = "; the file holds one object per line, and no list around them" if line.lstrip()[:1] == "[" else ""
         if "{" not in line and re.search("[,;\t]", line):

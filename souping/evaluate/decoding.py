@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from souping.core.text import read_json
 from souping.core.types import Item, Json, UserError
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ def read_generation(folder: Path) -> dict[str, Json]:
     if not path.is_file():
         return {}
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error!s:.200}") from error
     if not isinstance(table, dict):
         raise UserError(f"{path}: must hold a JSON object, not {type(table).__name__}")

@@ -17,7 +17,7 @@ from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, i
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
 from souping.checkpoints.header import MAX_RANK, header_bytes
 from souping.core.merge_protocols import SoupPlan
-from souping.core.text import safe, shown
+from souping.core.text import read_json, safe, shown
 from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge.methods import check_count, check_shares, get_method
 
@@ -158,7 +158,7 @@ class MergePlan(SoupPlan):
             UserError: the text is not a plan of this version.
         """
         try:
-            plan = _load(json.loads(text))
+            plan = _load(read_json(text))
             check_plan(plan)
             return plan
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
@@ -229,7 +229,7 @@ def recipe_from_dict(table: dict[str, Any]) -> Recipe:
         dtype=str(table["dtype"]),
         method=str(table.get("method", "linear")),
         settings=dict(table.get("settings", {})),
-        sources={str(name): str(source) for name, source in table.get("sources", {}).items()},
+        sources={str(name): str(source) for name, source in (table.get("sources") or {}).items()},
     )
 
 

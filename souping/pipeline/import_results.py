@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from souping.checkpoints.checkpoint import Checkpoint
+from souping.core.files import folder_at
 from souping.core.imported import CandidateFacts, Difference, ImportedAnswers, compare
 from souping.core.protocols import Evaluator
 from souping.core.text import nearest
@@ -94,18 +95,10 @@ def whose(model: str, candidates: Sequence[Candidate], called: Mapping[str, str]
         return None
     for c in candidates:
         repo = c.source.split("@")[0]
-        if model in (c.source, repo, repo.replace("/", "_")) or _lies_at(model, c.path):
+        if model in (c.source, repo, repo.replace("/", "_")) or folder_at(model) == c.path.resolve():
             return c.name
     own = [c.name for c in candidates if {Path(model).name, model.partition("_")[2]} & {c.name, c.path.name}]
     return own[0] if len(own) == 1 else None
-
-
-def _lies_at(model: str, folder: Path) -> bool:
-    """Whether a name out of a file, which may be anything, is the place of this folder."""
-    try:
-        return Path(model).expanduser().resolve() == folder.resolve()
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a user who is not here
-        return False
 
 
 def facts_of(candidate: Candidate) -> CandidateFacts:

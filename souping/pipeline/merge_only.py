@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from souping.checkpoints.lora import content
 from souping.checkpoints.pool import Pool
 from souping.core.files import put
 from souping.core.merge_protocols import CandidatePool, MergeBackend
-from souping.core.text import first_line, safe, shown
+from souping.core.text import first_line, read_json, safe, shown
 from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
 from souping.merge.local import CHOICES, LocalMerge
 from souping.merge.methods import METHODS, source
@@ -184,8 +183,8 @@ def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
     if path.is_file() and path.stat().st_size > MAX_RECIPE:
         raise UserError(f"recipe={path}: larger than {MAX_RECIPE} bytes, which no recipe is")
     try:
-        table = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+        table = read_json(_text(path))
+    except ValueError as error:
         raise UserError(f"recipe={path}: not JSON: {first_line(error)}") from error
     wrong = [k for k, test in RECIPE.items() if not isinstance(table, dict) or not test(table.get(k))]
     if wrong:

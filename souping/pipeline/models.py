@@ -21,7 +21,7 @@ from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
-from souping.core.files import LOCK, expanded, hold, near_folder, sweep
+from souping.core.files import LOCK, expanded, folder_at, hold, near_folder, sweep
 from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
 from souping.core.protocols import (
     Evaluator,
@@ -30,7 +30,7 @@ from souping.core.protocols import (
     Served,
 )
 from souping.core.system import SHARED_MEMORY
-from souping.core.text import nearest
+from souping.core.text import nearest, read_json
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
@@ -158,8 +158,8 @@ class OpenPool:
 def _mixture(folder: Path) -> str:
     """{fingerprint of an ingredient: weight} as JSON of a folder with a soup's recipe.json; else empty."""
     try:
-        parts = parts_of(recipe_from_dict(json.loads(small(folder / "recipe.json", MAX_RECIPE))))
-    except (UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        parts = parts_of(recipe_from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return ""
     return json.dumps(parts) if all(map(math.isfinite, parts.values())) else ""
 
@@ -168,7 +168,7 @@ def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[st
     """(name of the base model in recipes, its folder where it is no candidate). Adapters alone are none of its kind."""
     if base is None or any(is_adapter(folder) for folder in folders.values()):
         return "", {}
-    place = Path(base).expanduser()
+    place = expanded(base, "merge.base")
     known = [name for name, folder in folders.items() if folder.resolve() == place.resolve()]
     if known:
         return known[0], {}
@@ -284,11 +284,9 @@ def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
     if first is None:
         return None
     settings = read_settings(first)
-    return hub.parse(f"{settings.base}@{settings.revision or 'main'}") if not _folder(settings.base) else None
-
-
-def _folder(path: str | None) -> bool:
-    return path is None or "\0" in path or Path(path).expanduser().exists()
+    if settings.base is None or folder_at(settings.base) is not None:
+        return None
+    return hub.parse(f"{settings.base}@{settings.revision or 'main'}")
 
 
 class ServedModel(Served):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.dtypes import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
+from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.types import Candidate, Json, Missing, UserError
@@ -306,7 +307,7 @@ def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:
 
 def disk_space(path: Path) -> tuple[int, int]:
     """(bytes free where `path` is or will be, the number of that file system)."""
-    there = path.expanduser().absolute()
+    there = expanded(path).absolute()
     there = next(p for p in (there, *there.parents) if p.exists())
     return shutil.disk_usage(there).free, there.stat().st_dev
 

@@ -96,6 +96,8 @@ class Store:
     """Open a store with `Store(path)`; close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
+        if str(path).startswith("file:") or str(path) == ":memory:":
+            raise UserError(f"store.path={path} must be a file's path; SQLite's own notations are not supported")
         self.path = path
         self._made = [place for place in (path.absolute(), *path.absolute().parents) if not place.exists()]
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.checkpoints import hub
 from souping.checkpoints.hub.client import LOGIN
-from souping.core.text import first_line
+from souping.core.text import first_line, read_json
 from souping.core.types import Json, LateError, UserError
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ def _licence(source: str) -> str:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = read_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return table if isinstance(table, dict) else None

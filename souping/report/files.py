@@ -19,7 +19,7 @@ import numpy as np
 
 from souping.core.files import nearby, put
 from souping.core.scores import ScoreMatrix
-from souping.core.text import ANALYSE, first_line
+from souping.core.text import ANALYSE, first_line, read_json
 from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
 from souping.report.drawing import Drawing
@@ -102,8 +102,8 @@ def read_report(path: Path) -> dict[str, Json]:
         UserError: it is none, or cannot be read.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        report = read_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
     if not isinstance(report, dict):
         raise UserError(f"{path}: cannot be read: it holds no JSON object")

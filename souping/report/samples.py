@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.text import first_line
+from souping.core.text import first_line, read_json
 from souping.core.types import Json, UserError, elements, number, part, texts
 from souping.report.format import clean, percent
 from souping.report.tables import Row
@@ -30,7 +30,7 @@ def read_samples(path: Path) -> Iterator[Row]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
-                row = json.loads(line)
+                row = read_json(line)
                 if not isinstance(row, dict):
                     raise ValueError("a line is no object")
                 yield row
@@ -38,7 +38,7 @@ def read_samples(path: Path) -> Iterator[Row]:
         raise UserError(
             f"{path.parent}: no {path.name}: name the directory of a run that evaluated something"
         ) from None
-    except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 

@@ -51,8 +51,7 @@ class Nevergrad(Strategy):
     def __post_init__(self) -> None:
         check_limits(self)
         check_manner(self.racing, self.stop)
-        if not 0 < self.step <= 0.5 or abs(1 / self.step - round(1 / self.step)) > 1e-6:
-            raise UserError(f"optimiser.step={self.step} must be above 0, at most 0.5 and divide 1")
+        simplex.check_step(self.step)
         if self.parametrisation not in ("softmax", "normalise", "lattice"):
             raise UserError(f"optimiser.parametrisation={self.parametrisation} must be softmax, normalise or lattice")
         if self.trials is None and self.budget is None:

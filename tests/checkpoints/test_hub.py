@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ import pytest
 from souping.checkpoints import hub as online
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
 from souping.checkpoints.hub.client import HubName, parse
-from souping.checkpoints.hub.download import Listing, download, look, missing_bytes, part_of, storage
+from souping.checkpoints.hub.download import RemoteFile, download, storage
 from souping.core.types import UserError
 from tests.conftest import ROOT
 from tests.support.hub import LARGE, Hub, User, files_of, serving
@@ -123,7 +125,7 @@ class TestFetch:
         hub.log.clear()
         fetch()
         assert not hub.bodies()
-        assert len(hub.log) == 1
+        assert len([path for _, path, _ in hub.log if path.startswith("/api/models/")]) == 1
 
     def test_pickles_come_where_they_are_allowed(self, hub: Hub) -> None:
         hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": b"p" * LARGE})
@@ -150,105 +152,58 @@ class TestFetch:
         assert told[-1] == (size, size)
 
 
-class TestResume:
-    def test_a_download_that_was_cut_off_goes_on_where_it_stopped(self, hub: Hub) -> None:
-        data = bytes(range(256)) * 4096  # 1 MiB
-        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
-        listing = online_listing("org/big")
-        job = (listing.name, listing.files[SINGLE])
-        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
-        part.parent.mkdir(parents=True)
-        part.write_bytes(data[:600_000])
-        assert missing_bytes([job]) == len(data) - 600_000
-        told: list[tuple[int, int]] = []
-        download([job], lambda done, total: told.append((done, total)))
-        assert hub.ranges_of(SINGLE) == ["bytes=600000-"]
-        assert told[-1] == (len(data), len(data))
-        assert not part.exists()
+class TestBrokenOff:
+    """A download that ends early leaves whole files and no others."""
 
-    def test_kill_minus_nine_keeps_what_had_come(self, hub: Hub, tmp_path: Path) -> None:
-        data = bytes(range(256)) * 131072  # 32 MiB; huggingface_hub hands 10 MB on at a time
-        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
+    DATA = bytes(range(256)) * 131072  # 32 MiB; huggingface_hub hands 10 MB on at a time
+
+    def started(self, hub: Hub, tmp_path: Path) -> subprocess.Popen[bytes]:
+        """A process that downloads org/big, whose weights stop coming in the middle."""
+        hub.add("org/big", {"config.json": b"{}", SINGLE: self.DATA})
         hub.stall = 25_000_000
         code = "from souping.checkpoints import hub; hub.fetch_one(hub.parse('org/big'))"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         environment |= {
             "HF_HUB_CACHE": str(tmp_path / "hub"),
             "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "600",
         }
-        victim = subprocess.Popen([sys.executable, "-c", code], env=environment)
-        parts = storage("org/big") / "blobs"
-        while victim.poll() is None and sum(p.stat().st_size for p in parts.glob("*.incomplete")) < 20_000_000:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        while process.poll() is None and sum(p.stat().st_size for p in self.parts()) < 20_000_000:
             time.sleep(0.02)
-        victim.kill()
-        victim.wait()
+        assert process.poll() is None
+        return process
+
+    def parts(self) -> list[Path]:
+        return list((storage("org/big") / "blobs").glob("*.incomplete"))
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    def test_an_end_by_a_signal_leaves_no_part(self, hub: Hub, tmp_path: Path, number: int) -> None:
+        process = self.started(hub, tmp_path)
+        process.send_signal(number)
+        process.wait()
+        while self.parts():  # a killed run cannot wait for its child, which notices it
+            time.sleep(0.02)
         hub.stall = None
         hub.awake.set()
-        hub.log.clear()
-        assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == data
-        (asked,) = [asked for asked in hub.ranges_of(SINGLE) if not asked.startswith("bytes=0-")]
-        assert 20_000_000 <= int(asked.removeprefix("bytes=").removesuffix("-")) < len(data)
+        assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == self.DATA
 
-    def test_an_interrupt_leaves_what_had_come(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)
-        data = bytes(range(256)) * 4096
-        hub.add("org/big", {"config.json": b"{}", SINGLE: data})
-        listing = online_listing("org/big")
-        job = (listing.name, listing.files[SINGLE])
-
-        def interrupt(done: int, total: int) -> None:
-            if done > total // 2:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            download([job], interrupt)
-        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
-        held = part.stat().st_size
-        assert len(data) // 2 < held < len(data)
-        hub.log.clear()
-        download([job])
-        assert hub.ranges_of(SINGLE) == [f"bytes={held}-"]
-        assert blob_at(listing.name).read_bytes() == data
-
-    def test_a_line_that_goes_dead_is_one_line(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 65536)
+    def test_a_line_that_goes_dead_is_one_line(self, hub: Hub) -> None:
         data = bytes(range(256)) * 4096
         hub.add("org/big", {"config.json": b"{}", SINGLE: data})
         hub.cut = 655_360
-        with pytest.raises(UserError, match=r"the download stopped .* the same command goes on from there"):
+        with pytest.raises(UserError, match=r"the download stopped .* run this again"):
             fetch("org/big")
+        assert not self.parts()
         hub.cut = None
-        hub.log.clear()
         assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == data
-        assert "bytes=655360-" in hub.ranges_of(SINGLE)
 
-    def test_a_wrong_beginning_is_found_out(self, hub: Hub) -> None:
-        hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
-        listing = online_listing("org/big")
-        job = (listing.name, listing.files[SINGLE])
-        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
-        part.parent.mkdir(parents=True)
-        part.write_bytes(b"w" * 50_000)
-        with pytest.raises(UserError, match="not what the Hub promised"):
-            download([job])
-        download([job])
-        assert (storage("org/big") / "snapshots" / listing.name.revision / SINGLE).read_bytes() == b"r" * 100_000
-
-    def test_a_server_without_ranges_sends_all_again(self, hub: Hub) -> None:
-        hub.ranges = False
-        hub.add("org/big", {"config.json": b"{}", SINGLE: b"r" * 100_000})
-        listing = online_listing("org/big")
-        job = (listing.name, listing.files[SINGLE])
-        part = part_of(storage("org/big") / "blobs" / str(job[1].sha256))
-        part.parent.mkdir(parents=True)
-        part.write_bytes(b"r" * 50_000)
-        told: list[int] = []
-        download([job], lambda done, total: told.append(done))
-        assert told[-1] == 100_000
-
-    def test_two_at_once_send_a_file_once(self, hub: Hub, ant: dict[str, bytes]) -> None:
+    def test_two_at_once_get_the_same(self, hub: Hub, ant: dict[str, bytes]) -> None:
         threads = [threading.Thread(target=fetch) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -256,15 +211,35 @@ class TestResume:
             thread.join()
         assert files_of(fetch().folder) == ant
 
+    def test_two_files_with_the_same_bytes(self, hub: Hub) -> None:
+        files = {"config.json": b"{}", "added_tokens.json": b"{}", SINGLE: b"r" * LARGE}
+        hub.add("org/twins", files)
+        assert files_of(fetch("org/twins").folder) == files
 
-def blob_at(name: HubName) -> Path:
-    return storage(name.repo) / "snapshots" / name.revision / SINGLE
 
+class TestSlow:
+    def test_a_listing_that_never_ends(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.drip = True
+        with pytest.raises(UserError, match=hub.url):
+            online.ask(online.prepare, ([HubName("org/ant")], False, None, True), seconds=3.0)
 
-def online_listing(name: str) -> Listing:
-    found = parse(name)
-    assert found is not None
-    return look(found)
+    @pytest.mark.slow
+    def test_a_listing_that_fills_the_memory(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        hub.flood = True
+        with pytest.raises(UserError, match=f"{hub.url}.* memory"):
+            fetch()
+
+    def test_a_download_below_the_slowest_rate(
+        self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In this process, as if it had begun an hour ago."""
+        monkeypatch.setattr("souping.checkpoints.hub.download.PATIENCE", -3600.0)
+        name = HubName("org/ant", hub.repos["org/ant"].refs["main"])
+        hub.stall = 2
+        file = RemoteFile(SINGLE, len(ant[SINGLE]), hashlib.sha256(ant[SINGLE]).hexdigest())
+        with pytest.raises(UserError, match="too long"):
+            download([(name, file)])
+        hub.awake.set()
 
 
 class TestRefusals:
@@ -327,6 +302,7 @@ class TestRefusals:
             ({}, "no safetensors weights"),
             ({INDEX: b'{"weight_map": {"a": "gone.safetensors"}}'}, "lists gone.safetensors"),
             ({INDEX: b'{"weight_map": {"a": "../../x"}}'}, "lists ../../x"),
+            ({INDEX: b'{"weight_map": {"a": "evil.py"}}', "evil.py": b"import os"}, "lists evil.py"),
             ({INDEX: b"[1"}, "not valid JSON"),
         ],
     )
@@ -369,7 +345,7 @@ class TestHostile:
         path = "../../../../evil"
         lfs = {"lfs": {"sha256": path, "size": 10, "pointerSize": 1}} if name == SINGLE else {}
         evil.lies[name] = {"blobId": path, **lfs}
-        self.refused("names no hash")
+        self.refused("no hash")
         assert self.outside(tmp_path / "hub") == []
 
     @pytest.mark.parametrize("name", ["config.json", SINGLE])
@@ -383,7 +359,7 @@ class TestHostile:
 
     def test_bodies_that_never_end(self, evil: Hub, tmp_path: Path) -> None:
         evil.endless = True
-        self.refused("sends more than the .* bytes that it named")
+        self.refused("sends more than the .* bytes that it listed")
         assert sum(path.stat().st_size for path in (tmp_path / "hub").rglob("*") if path.is_file()) < 100_000
 
     @pytest.mark.parametrize(
@@ -401,7 +377,7 @@ class TestHostile:
         evil.garbage = listing
         self.refused("org/evil")
 
-    @pytest.mark.parametrize("size", [-1, "many", 1 << 80, [1]])
+    @pytest.mark.parametrize("size", [-1, "many", 1 << 80, [1], float("inf"), float("nan")])
     def test_sizes_that_are_none(self, evil: Hub, size: object) -> None:
         evil.lies[SINGLE] = {"size": size}
         self.refused("cannot be understood|GB free")

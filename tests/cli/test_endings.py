@@ -226,6 +226,28 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) ->
     assert (done.returncode, len(done.stderr.splitlines())) == (130, 1), done.stderr
 
 
+@pytest.mark.parametrize("module", ["souping.cli", "souping.cli.main", "hydra"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str, number: int) -> None:
+    """The child sends it to itself when it looks for that module: nothing waits for a clock."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nclass Finder:\n    @staticmethod\n    def find_spec(name, *_):\n"
+        f"        if name == {module!r}:\n            os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "souping", "+experiment=merge"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert done.returncode in (130, -number)
+    assert len(done.stderr.splitlines()) <= 1
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_run_that_is_ended_from_outside_clears_up(family: Path, tmp_path: Path, number: int, code: int) -> None:
     """The child ends itself at its first batch: nothing waits for a clock."""

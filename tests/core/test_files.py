@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from souping.core import files
-from souping.core.files import discard, expanded, missing_folders, near_folder, staged, write_files
+from souping.core.files import MARK, discard, expanded, folder_at, missing_folders, near_folder, staged, write_files
 from souping.core.types import UserError
 
 
@@ -38,6 +38,7 @@ def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(tmp_path: Path, m
 def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
     (tmp_path / ".soup.part-1").mkdir()
     (tmp_path / ".soup.part-1" / "model").touch()
+    (tmp_path / ".soup.part-1" / MARK).touch()
     (tmp_path / ".soup.lock").touch()
     (tmp_path / ".other.part-1").mkdir()
     with staged(tmp_path / "soup") as stage:
@@ -106,3 +107,29 @@ def test_a_refused_run_takes_what_it_made_and_nothing_else(tmp_path: Path, monke
     discard(run, made)
     discard(Path("there"), made)
     assert Path("there").is_dir()
+
+
+def test_a_users_files_beside_a_soup_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".soup.part-mine").mkdir()
+    (tmp_path / ".soup.part-mine" / "thesis").touch()
+    with staged(tmp_path / "soup") as stage:
+        write_files(stage, {"a": "1"})
+    assert names(tmp_path) == [".soup.part-mine", "soup"]
+    assert names(tmp_path / "soup") == ["a"]
+    (tmp_path / ".other.lock").write_text("mine")
+    with pytest.raises(UserError, match=r"\.other\.lock"), staged(tmp_path / "other"):
+        pytest.fail("written beside a lock that is not ours")
+    assert (tmp_path / ".other.lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800", "~nosuchuser/x", "~/\0"])
+def test_texts_that_are_no_paths(text: str) -> None:
+    with pytest.raises(UserError, match=r"^out="):
+        expanded(text, "out")
+    assert folder_at(text) is None
+
+
+def test_what_folder_a_text_names(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert folder_at(f"{tmp_path}/../{tmp_path.name}") == tmp_path.resolve()
+    assert folder_at(None) is folder_at("") is folder_at(str(tmp_path / "loop")) is folder_at("x" * 5000) is None

@@ -70,3 +70,9 @@ def test_a_grid_that_cannot_be_is_refused(step: float, low: float, high: float) 
 def test_uniform_and_vertices() -> None:
     assert simplex.uniform(4) == (0.25,) * 4
     assert simplex.vertices(2) == [(1.0, 0.0), (0.0, 1.0)]
+
+
+@pytest.mark.parametrize("step", [1e-320, 1e-9, 0.3, 0.7, -0.1, float("nan"), float("inf")])
+def test_a_step_that_divides_nothing_is_refused(step: float) -> None:
+    with pytest.raises(UserError, match=r"^analysis\.surface\.step="):
+        simplex.check_step(step, "analysis.surface.step")

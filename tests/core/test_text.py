@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from souping.core.text import _requirement, fitted, install, safe
+from souping.core.text import _requirement, fitted, install, read_json, safe
 from souping.core.types import Missing, UserError
 from tests.conftest import ROOT
 
@@ -46,3 +46,19 @@ def test_lines_end_between_words_and_keep_their_inset() -> None:
     assert fitted("  a line of words", 9) == "  a line\n    of\n    words"
     assert fitted("cannot-be-cut-anywhere", 5) == "cannot-be-cut-anywhere"
     assert fitted("python -m souping out=x", 12, " \\").split() == ["python", "-m", "\\", "souping", "\\", "out=x"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, "[" * 100_000, "[1e400]", f"[{'1' * 400}]", "[1", ""],
+    ids=lambda text: text[:8],
+)
+def test_json_that_no_code_can_bear(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        read_json(text)
+
+
+def test_json_that_can_be_read() -> None:
+    assert read_json('{"a": [1, 2.5, "x", null, {"b": []}]}') == {"a": [1, 2.5, "x", None, {"b": []}]}
+    assert read_json("[" * 100 + "]" * 100)
+    assert read_json("[0.0, Infinity]") == [0.0, float("inf")]  # as the configs of some state-space models have it

@@ -278,6 +278,8 @@ def test_a_soup_of_pickles_is_rebuilt_where_they_are_allowed(souping: Cli, famil
         {"carried_from": ["a"]},
         {"nonfinite": "never"},
         {"sources": ["a"]},
+        {"sources": {"a": None}},
+        {"settings": {"t": json.loads("[" * 300 + "]" * 300)}},
         {"id": 5},
         {"settings": []},
         {"settings": {"overrides": [1]}},

@@ -229,3 +229,11 @@ def test_a_store_that_is_removed_or_replaced_while_it_is_open_is_told(
         with pytest.raises(UserError, match="was removed or replaced"):
             store.hashes["x"] = "1"
     assert ["was removed or replaced" in line for line in said] == [True]
+
+
+@pytest.mark.parametrize("path", ["file:x", "file:x?mode=memory", ":memory:"])
+def test_sqlites_own_notations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^store\.path="):
+        Store(Path(path))
+    assert not list(tmp_path.iterdir())

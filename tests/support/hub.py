@@ -8,7 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,7 +61,8 @@ class Hub:
 
     With `stall` a body stops at that byte until `awake` is set, with `cut` the line is closed there.
     `down` answers 503; without `ranges` it sends all. What a hostile one does: `lies` replaces what is listed of a
-    path, `garbage` the whole listing, `swapped` the bytes of a path; `endless` bodies never end; files are sent from
+    path, `garbage` the whole listing, `swapped` the bytes of a path; `endless` bodies never end, nor do
+    listings that `drip` or `flood`; files are sent from
     `elsewhere`. `tokens` are those that were shown to it.
     """
 
@@ -79,6 +80,7 @@ class Hub:
         self.garbage: Any = None
         self.swapped: dict[str, bytes] = {}
         self.endless = False
+        self.drip = self.flood = False
         self.elsewhere = ""
         self.tokens: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -223,6 +225,17 @@ class _Plumbing(BaseHTTPRequestHandler):
         except ConnectionError:  # the client has seen enough
             self.close_connection = True
 
+    def never_end(self, piece: bytes) -> None:
+        """JSON without an end, until the client hangs up: 20 pieces a second, or as many as it takes."""
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):
+            while True:
+                self.wfile.write(piece)
+                self.wfile.flush()
+                self.server_hub.awake.wait(0.05 if len(piece) == 1 else 0)
+
     def pour_out(self, headers: dict[str, str]) -> None:
         """A body without an end, until the client hangs up."""
         self.send_response(200)
@@ -277,6 +290,8 @@ class _Answers(_Plumbing):
         oid = "0" * 40 if new else self._commit_of(repo, revision)
         if repo is None or oid is None:
             return
+        if self.server_hub.drip or self.server_hub.flood:
+            return self.never_end(b" " if self.server_hub.drip else b" " * (1 << 20))
         if self.server_hub.garbage is not None:
             return self.send(200, self.server_hub.garbage)
         files = repo.commits.get(oid, {})

@@ -1,40 +1,33 @@
 """Files that souping needs of a repository at one commit, and their download into the Hub's cache.
 
-Needed are weights as safetensors, config, tokenizer and chat template; never code. Nothing that a server says is
-believed: a file has the size and the hash of the listing (SHA-256 of large files, git's hash of small ones), or it is
-none. A file that was cut off goes on at its last byte: huggingface_hub keeps nothing of a download that was killed, so
-files come through its own HTTP function into a part file beside their place, which survives; whatever finds the
-finished blob there, huggingface_hub included, uses it as its own.
+Needed are weights as safetensors, config, tokenizer and chat template; never code. What a server sends is not trusted:
+a file must have the size and the hash of the listing (SHA-256 for large files, git's hash for small ones). `look` and
+`download` use the network and run in a child process (`hub.ask`).
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
-import io
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, PICKLED_INDEX, SIDE_FILES, SINGLE, small
 from souping.checkpoints.header import parse_json
-from souping.checkpoints.hub.client import COMMIT, HubName, told, unreachable
+from souping.checkpoints.hub.client import COMMIT, HubName, endpoint, told, unreachable
 from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS
-from souping.core.files import put
-from souping.core.system import lock
+from souping.core.files import expanded, put
 from souping.core.text import first_line, shown
-from souping.core.types import UserError
+from souping.core.types import UserError, digest
 
 if TYPE_CHECKING:
-    from hashlib import _Hash as Hasher
-
-    from _typeshed import ReadableBuffer
     from huggingface_hub.hf_api import RepoSibling
 
 
@@ -52,9 +45,11 @@ class RemoteFile:
         """The name of its bytes in the cache, empty where the Hub told no hash."""
         return self.sha256 or self.git or ""
 
-    def hasher(self) -> Hasher:
-        """The empty hash whose end is `blob`."""
-        return hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+    def check(self, path: Path) -> bool:
+        """Whether the file at `path` has the listed hash."""
+        start = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: start).hexdigest() == self.blob
 
 
 @dataclass(frozen=True)
@@ -91,10 +86,11 @@ class Listing:
         table = parse_json(index, small(index))
         places = table.get("weight_map") if isinstance(table, dict) else None
         names = sorted({str(v) for v in places.values()}) if isinstance(places, dict) else []
-        lost = next((name for name in names if name not in self.files), None)
+        ending = Path(index.name.removesuffix(".index.json")).suffix
+        lost = next((name for name in names if name not in self.files or not name.endswith(ending)), None)
         if not names or lost is not None:
             raise UserError(
-                f"{self.name}: {index.name} lists {shown(lost or 'nothing')}, which the repository does not have"
+                f"{self.name}: {index.name} lists {shown(lost or 'nothing')}, which is no weight file of the repository"
             )
         return [self.files[name] for name in names]
 
@@ -114,7 +110,14 @@ def look(name: HubName) -> Listing:
             if info.gated:
                 api.auth_check(name.repo)
         files = {s.rfilename: _file(s) for s in info.siblings or [] if _safe(s.rfilename)}
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of what the server said
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:  # of what the server said
         raise UserError(f"{name}: the Hub's answer cannot be understood: {shown(first_line(error))}") from None
     if not COMMIT.fullmatch(str(info.sha)):
         raise UserError(f"{name}: the Hub names no commit for it")
@@ -146,7 +149,7 @@ def storage(repo: str) -> Path:
     """The folder of a repository in the Hub's cache, which every tool that uses the Hub shares."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+    return expanded(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def remember(name: HubName, commit: str) -> None:
@@ -206,60 +209,13 @@ def foreign(names: Iterable[str]) -> str:
 
 WORKERS = 8  # huggingface_hub's own number of files at a time
 LARGEST = 50_000_000_000  # bytes of a file that the Hub serves over plain HTTP
-CHUNK = 1 << 24
+PATIENCE = 120.0
+"""Seconds that a download may take to get going."""
+SLOWEST = 50_000
+"""Bytes per second below which a download is given up."""
+POLL = 0.2
 Report = Callable[[int, int], None]
 Job = tuple[HubName, RemoteFile]
-
-
-class Stopped(Exception):
-    """Another download failed or the user interrupted: this one ends where it is."""
-
-
-class Tally:
-    """Bytes of several downloads together, told to `report(done, total)`; `stop` ends them all."""
-
-    def __init__(self, total: int, report: Report | None) -> None:
-        self.stop = threading.Event()
-        self._total, self._done, self._report, self._lock = total, 0, report, threading.Lock()
-
-    def add(self, count: int) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        with self._lock:
-            self._done += count
-            if self._report is not None:
-                self._report(self._done, self._total)
-
-
-class Proven(io.FileIO):
-    """File that hashes what is appended to it, and what it held already; it takes no byte more than was promised."""
-
-    def __init__(self, path: Path, file: RemoteFile, tally: Tally) -> None:
-        super().__init__(path, "a+b")
-        lock(self.fileno())
-        self.digest, self._file, self._tally = file.hasher(), file, tally
-        self.seek(0)
-        while block := self.read(CHUNK):
-            self.digest.update(block)
-            tally.add(len(block))
-        self.held = self.tell()
-
-    def write(self, data: ReadableBuffer) -> int:
-        view = memoryview(data)
-        if os.fstat(self.fileno()).st_size + len(view) > self._file.size:
-            raise UserError(f"{self._file.path}: the server sends more than the {self._file.size} bytes that it named")
-        done = 0
-        while done < len(view):
-            done += super().write(view[done:]) or 0
-        self.digest.update(view)
-        self._tally.add(len(view))
-        return done
-
-    def truncate(self, size: int | None = None) -> int:
-        """The server began again: so does the hash."""
-        self._tally.add(-os.fstat(self.fileno()).st_size)
-        self.digest, self.held = self._file.hasher(), 0
-        return super().truncate(size)
 
 
 def here(name: HubName, file: RemoteFile) -> bool:
@@ -268,57 +224,76 @@ def here(name: HubName, file: RemoteFile) -> bool:
     return path.is_file() and (file.sha256 is None or path.stat().st_size == file.size)
 
 
-def missing_bytes(jobs: Iterable[Job]) -> int:
-    """Bytes that these downloads still have to write."""
-    return sum(max(0, file.size - _held(name, file)) for name, file in jobs)
+def blob_of(name: HubName, file: RemoteFile) -> Path:
+    return storage(name.repo) / "blobs" / file.blob
 
 
-def _held(name: HubName, file: RemoteFile) -> int:
-    if not file.blob:
-        return 0
-    blob = storage(name.repo) / "blobs" / file.blob
-    return next((path.stat().st_size for path in (blob, part_of(blob)) if path.is_file()), 0)
+def part_of(name: HubName, file: RemoteFile) -> Path:
+    """Where this process writes a file until it is whole."""
+    mark = f"{os.getpid()}-{digest(file.path)[:8]}"  # two files of a repository may have the same bytes
+    return storage(name.repo) / "blobs" / f"{file.blob}.{mark}.souping.incomplete"
 
 
-def part_of(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.souping.incomplete")
+def held(name: HubName, file: RemoteFile) -> int:
+    """Bytes of a file that are in the cache so far."""
+    paths = (blob_of(name, file), part_of(name, file)) if file.blob else ()
+    for path in paths:
+        with suppress(FileNotFoundError):
+            return path.stat().st_size
+    return 0
 
 
-def download(jobs: Iterable[Job], report: Report | None = None) -> None:
+def download(jobs: Sequence[Job], report: Report | None = None) -> None:
     """Fetch files of pinned names, several at a time.
 
     Raises:
-        UserError: one could not be had. What came of the others stays and is not fetched again.
+        UserError: one could not be had. Files that are whole stay and are not fetched again.
     """
-    todo = [job for job in jobs if not here(*job)]
-    tally = Tally(sum(file.size for _, file in todo), report)
-    with _quiet(), ThreadPoolExecutor(WORKERS) as pool:
-        running = [pool.submit(_one, name, file, tally) for name, file in todo]
-        try:
-            for future in as_completed(running):
+    total, start = sum(file.size for _, file in jobs), time.monotonic()
+    pool = ThreadPoolExecutor(WORKERS)
+    running = {pool.submit(_one, name, file) for name, file in jobs}
+    try:
+        left = running
+        while left:
+            over, left = wait(left, POLL, FIRST_EXCEPTION)
+            for future in over:
                 future.result()
-        except BaseException:
-            tally.stop.set()
-            for future in running:
-                future.cancel()
-            raise
+            done = _progress(jobs, time.monotonic() - start)
+            if report is not None:
+                report(min(done, total), total)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for job in jobs:
+            part_of(*job).unlink(missing_ok=True)
+        raise
 
 
-def _one(name: HubName, file: RemoteFile, tally: Tally) -> None:
+def _progress(jobs: Sequence[Job], seconds: float) -> int:
+    """Bytes that have come; refuses a server that sends more than it listed, or next to nothing."""
+    sizes = [held(name, file) for name, file in jobs]
+    for (name, file), size in zip(jobs, sizes, strict=True):
+        if size > file.size:
+            raise UserError(f"{name}, {file.path}: the server sends more than the {file.size} bytes that it listed")
+    if sum(sizes) < (seconds - PATIENCE) * SLOWEST:
+        raise UserError(
+            f"the Hub ({endpoint()}) sent {sum(sizes) / 1e6:.1f} MB in {seconds:.0f} s, which would take too long: "
+            "try again later; files that are whole are kept"
+        )
+    return sum(sizes)
+
+
+def _one(name: HubName, file: RemoteFile) -> None:
     """One file: its blob, then its place in the snapshot; what plain HTTP does not bring is left to huggingface_hub."""
     from huggingface_hub import hf_hub_download
 
-    if tally.stop.is_set():
-        raise Stopped
     if not file.blob:
-        raise UserError(f"{name}, {file.path}: the Hub names no hash that its bytes could be proven by")
+        raise UserError(f"{name}, {file.path}: the Hub lists no hash to check its bytes against")
     with told(name), _line(name), _disk(name):
         if file.sha256 is None or (file.size <= LARGEST and not os.environ.get("HF_XET_HIGH_PERFORMANCE")):
-            _blob(name, file, tally)
+            _blob(name, file)
             _place(storage(name.repo), name.revision, file)
         else:
             hf_hub_download(name.repo, file.path, revision=name.revision)
-            tally.add(file.size)
 
 
 def _place(home: Path, commit: str, file: RemoteFile) -> None:
@@ -335,31 +310,25 @@ def _place(home: Path, commit: str, file: RemoteFile) -> None:
         os.replace(blob, place)
 
 
-def _blob(name: HubName, file: RemoteFile, tally: Tally) -> None:
-    """`blobs/<hash>`, gone on with where it was cut off; nobody else writes it meanwhile."""
+def _blob(name: HubName, file: RemoteFile) -> None:
+    """`blobs/<hash>`, which gets this name once its bytes are checked."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    blob = storage(name.repo) / "blobs" / file.blob
-    blob.parent.mkdir(parents=True, exist_ok=True)
+    blob, part = blob_of(name, file), part_of(name, file)
     if blob.exists():
-        return tally.add(file.size)
-    part = part_of(blob)
-    with Proven(part, file, tally) as target:
-        if blob.exists():  # another process finished it while this one waited
-            part.unlink(missing_ok=True)
-            return
-        if target.held > file.size:
-            target.truncate(0)
-        url = hf_hub_url(name.repo, file.path, revision=name.revision)
-        http_get(url, target, resume_size=target.held, headers=build_hf_headers(), expected_size=file.size)
-        length = os.fstat(target.fileno()).st_size  # longer where a file system's locks hold nobody off
-        if target.digest.hexdigest() != file.blob or length != file.size:
-            part.unlink()
-            raise UserError(f"{name}, {file.path}: what came is not what the Hub promised (its hash); run this again")
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    url = hf_hub_url(name.repo, file.path, revision=name.revision)
+    with part.open("wb") as target:
+        http_get(url, target, headers=build_hf_headers(), expected_size=file.size)
+        target.flush()
         os.fsync(target.fileno())
-        os.replace(part, blob)
+    if not file.check(part):
+        part.unlink()
+        raise UserError(f"{name}, {file.path}: what came is not what the Hub promised (its hash); run this again")
+    os.replace(part, blob)
 
 
 @contextmanager
@@ -371,7 +340,7 @@ def _line(name: HubName) -> Iterator[None]:
         if not unreachable(error):
             raise
         raise UserError(
-            f"{name}: the download stopped ({first_line(error)}); what came stays, the same command goes on from there"
+            f"{name}: the download stopped ({first_line(error)}): run this again; files that are whole are kept"
         ) from error
 
 
@@ -383,24 +352,5 @@ def _disk(name: HubName) -> Iterator[None]:
         if error.errno is None and type(error) is not OSError:
             raise
         if error.errno is None:  # a length that is not the promised one
-            raise UserError(f"{name}: {str(error).splitlines()[0]} Run this again: it goes on from there") from error
+            raise UserError(f"{name}: {first_line(error)}: run this again") from error
         raise UserError(f"{name}: cannot write to the Hub's cache: {error.strerror}: {error.filename or ''}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no advice of huggingface_hub between ours."""
-    import logging as levels
-
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
-
-    loud, level = not are_progress_bars_disabled(), logging.get_verbosity()
-    logging.set_verbosity(levels.ERROR)
-    if loud:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if loud:
-            enable_progress_bars()

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from souping.core.protocols import BenchmarkItems, Objective
-from souping.core.text import nearest
+from souping.core.text import nearest, read_json
 from souping.core.types import FloatArray, Item, Json, UserError
 from souping.evaluate import folds
 from souping.evaluate.bfcl.environment import Environment
@@ -95,7 +95,7 @@ def _file_of(category: str) -> str:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines if line.strip())
+        yield from (read_json(line) for line in lines if line.strip())
 
 
 def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:

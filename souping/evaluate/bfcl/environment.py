@@ -30,6 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from souping.core.files import expanded
 from souping.core.text import nearest, safe
 from souping.core.types import Item, Json, Record, UserError
 from souping.evaluate.servers.process import Process
@@ -71,9 +72,9 @@ def place_of(folder: str | Path | None = None) -> Path:
     """Where environments are kept: the folder that was named, $SOUPING_BFCL, or a folder of the user's cache."""
     named = folder or os.environ.get("SOUPING_BFCL")
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "souping" / "bfcl"
+    return expanded(cache) / "souping" / "bfcl"
 
 
 def requirements(level: Level) -> Path:

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from souping.core.files import expanded
 from souping.core.text import first_line
 from souping.core.types import Json, UserError
 from souping.evaluate.templates import PROCESS
@@ -42,7 +43,7 @@ def open_index(evaluator: HarnessEvaluator) -> TaskManager:
     from lm_eval.tasks import TaskManager
 
     paths = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
-    folders = [Path(path).expanduser() for path in paths]
+    folders = [expanded(path) for path in paths]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task YAML files")
@@ -62,7 +63,7 @@ def _closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset
         if isinstance(name, dict) or name in within:
             continue
         if name not in index:
-            if not Path(name).expanduser().is_file() and not fnmatch.filter(index, name):
+            if not expanded(name).is_file() and not fnmatch.filter(index, name):
                 return False
             continue
         members = (index[name].cfg or {}).get("task")
@@ -122,7 +123,7 @@ class Door:
 
 def code_in(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
     """`FILE: KEY: CODE` of all that a task file and those that it includes name as code, but for our own files."""
-    path = path.expanduser().resolve()
+    path = expanded(path).resolve()
     if path in seen or _ours(path):
         return
     root = _root(path)
@@ -207,7 +208,7 @@ def _is_metric(name: str) -> bool:
 
 def _has_script(value: str) -> bool:
     try:
-        return bool(value) and any(Path(value).expanduser().glob("*.py"))
+        return bool(value) and any(expanded(value).glob("*.py"))
     except (OSError, RuntimeError, ValueError):
         return False
 

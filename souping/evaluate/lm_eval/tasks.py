@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from souping.core.files import expanded
 from souping.core.text import nearest
 from souping.core.types import FloatArray, Json, UserError
 from souping.evaluate.lm_eval.errors import LogListener, not_loaded, require, silence, unknown
@@ -150,9 +151,9 @@ def _build(manager: TaskManager, spec: Spec, heard: LogListener) -> dict[str, Ta
     """{leaf name: task} of one entry."""
     index, title = manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:
-        if not Path(spec).expanduser().is_file():
+        if not expanded(spec).is_file():
             raise UserError(unknown(spec, manager.all_tasks, heard.skipped))
-        spec = str(Path(spec).expanduser())
+        spec = str(expanded(spec))
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": title, "task": [spec]}
     try:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Template
 
-from souping.core.text import first_line
 from souping.core.types import Item, Json, UserError, digest, entries, part
+from souping.evaluate.servers.process import ServerError, ask, parsed
 
 VERSION = 1
 """Raise when the same settings would give other verdicts."""
@@ -109,34 +106,24 @@ class Judge:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
                 return self._once(body)
-            except urllib.error.HTTPError as error:
-                told = f"HTTP {error.code} {error.reason}: {error.read(300).decode('utf-8', 'replace')}"
-                if error.code not in RETRIED:
+            except ServerError as error:
+                told = f"HTTP {error.status}: {error}" if error.status else str(error)
+                if error.status and error.status not in RETRIED:
                     break
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                told = first_line(error)
         raise UserError(
             f"judge {self.model} at {self.url} cannot be asked: {' '.join(told.split())[:200]}\n"
             "what was answered and judged is in the store; the same command continues"
         )
 
     def _once(self, body: Mapping[str, Json]) -> str:
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            secret = os.environ.get(self.key)
-            if not secret:
-                raise UserError(
-                    f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)"
-                )
-            headers["Authorization"] = f"Bearer {secret}"
-        url = f"{self.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            reply = json.loads(response.read(10_000_000))
-        choices = entries(reply, "choices") if isinstance(reply, dict) else []
+        secret = os.environ.get(self.key, "").strip() if self.key else ""
+        if self.key and not re.fullmatch("[!-~]+", secret):
+            raise UserError(f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)")
+        reply = parsed(ask(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret))
+        choices = entries(reply, "choices")
         content = part(choices[0], "message").get("content") if choices else None
         if not isinstance(content, str):
-            raise ValueError(f"its reply holds no message: {reply!r:.100}")
+            raise ServerError(f"its reply holds no message: {reply!r:.100}")
         return content
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import Seconds
 from souping.core.types import Json, Missing, UserError
@@ -48,7 +49,7 @@ class Server(ABC):
 
     @property
     def interpreter(self) -> str:
-        return str(Path(self.python).expanduser()) if self.python else sys.executable
+        return str(expanded(self.python, "server.python")) if self.python else sys.executable
 
     def common(self, name: str, version: int) -> dict[str, Json]:
         """The settings, common to all servers, that can change answers. Of a found server only its address is known."""

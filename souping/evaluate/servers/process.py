@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from souping.core.files import folder_at
 from souping.core.text import listed, safe
 from souping.core.types import Json, UserError, entries
 from souping.evaluate import guard
@@ -249,7 +250,7 @@ def _completes(address: str, model: str) -> bool:
 
 def same(path: str, folder: Path) -> bool:
     """Whether a served path is this folder."""
-    return path.startswith(("/", "~", ".")) and Path(path).expanduser().resolve() == folder.resolve()
+    return path.startswith(("/", "~", ".")) and folder_at(path) == folder.resolve()
 
 
 def free(port: int) -> bool:
@@ -313,15 +314,15 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def ask(url: str, body: Json = None, timeout: float = 10.0) -> str:
-    """The text that a server answers: GET, or POST where there is a `body` (sent as JSON).
+def ask(url: str, body: Json = None, timeout: float = 10.0, key: str = "") -> str:
+    """The text that a server answers: GET, or POST where there is a `body` (sent as JSON), with `key` as bearer token.
 
     Raises:
         ServerError: no connection, no whole answer in `timeout` seconds, one that is too long, or a status of 300 and
             above.
     """
     told: list[str | ServerError] = []
-    thread = threading.Thread(target=lambda: told.append(_answer(url, body, timeout)), daemon=True)
+    thread = threading.Thread(target=lambda: told.append(_answer(url, body, timeout, key)), daemon=True)
     thread.start()
     thread.join(timeout + 1.0)  # a socket's own limit begins anew with every byte that trickles in
     answer = told[0] if told else ServerError(f"no answer after {timeout:g} s")
@@ -330,9 +331,10 @@ def ask(url: str, body: Json = None, timeout: float = 10.0) -> str:
     return answer
 
 
-def _answer(url: str, body: Json, timeout: float) -> str | ServerError:
+def _answer(url: str, body: Json, timeout: float, key: str) -> str | ServerError:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url, data, headers)
     local = urlsplit(url).hostname in LOCAL  # no proxy stands before this machine's own servers
     opener = urllib.request.build_opener(_NoRedirects, *([urllib.request.ProxyHandler({})] if local else []))
     end = time.monotonic() + timeout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from souping.core.files import expanded
 from souping.core.scores import ScoreMatrix, read_table
 from souping.core.types import FloatArray, UserError
 
@@ -94,7 +95,7 @@ def leaderboard(path: str | None) -> ScoreMatrix:
         names = tuple(name for part in parts for name in part.models)
         values = np.vstack([part.values for part in parts])
         return ScoreMatrix(models=names, categories=parts[0].categories, values=values, published=True)
-    return _from_csv(Path(path).expanduser())
+    return _from_csv(expanded(path))
 
 
 def _from_csv(path: Path) -> ScoreMatrix:

@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
+from souping.core.files import expanded
 from souping.core.types import Json, UserError, elements, entries, part
 from souping.evaluate.folds import groups
 
@@ -328,10 +329,10 @@ def bfcl(given: str | None, downloads: Path) -> Path:
         UserError: the folder given holds no questions, or nothing could be fetched.
     """
     if given:
-        return _data(Path(given).expanduser(), f"--bfcl {given}")
+        return _data(expanded(given), f"--bfcl {given}")
     if place := os.environ.get(PLACE):
-        return _data(Path(place).expanduser(), f"{PLACE}={place}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "souping" / "bfcl"
+        return _data(expanded(place), f"{PLACE}={place}")
+    cache = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "souping" / "bfcl"
     return _data(cache, "") if _folders(cache) else _data(unpacked(BFCL, downloads), BFCL)
 
 

@@ -22,6 +22,7 @@ from random import Random
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from souping.core.files import expanded
 from souping.core.text import install
 from souping.core.types import Json, UserError, digest
 from souping.evaluate.engines.row_cache import cache_name
@@ -314,7 +315,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, 
 def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import transformers
 
-    path = Path(source).expanduser()
+    path = expanded(source)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     gguf = path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and bool(files))
     if (path.is_absolute() or source.startswith(".") or gguf) and not path.exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from souping.checkpoints.compatibility import TIED, compare_tokenizers, read_tok
 from souping.checkpoints.dtypes import FLOATS
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import Adapter, FactorPair
+from souping.core.files import expanded, folder_at
 from souping.core.merge_protocols import MergeBackend
 from souping.core.text import shown
 from souping.core.types import UserError
@@ -50,8 +50,8 @@ def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle:
     named = adapters[first].settings.base
     if folder is None and named is None:
         raise UserError(f"adapter {first} does not name its base model: set merge.base=FOLDER")
-    path = Path(folder or named or "").expanduser()
-    if not path.is_dir():
+    path = expanded(folder, "merge.base") if folder else folder_at(named)
+    if path is None or not path.is_dir():
         if folder is not None:
             raise UserError(f"merge.base={folder} is not a folder: give the base model of the adapters")
         raise UserError(
@@ -62,7 +62,7 @@ def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle:
 
 def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
     one, other = left.settings, right.settings
-    if one.base != other.base and not _same_folder(one.base, other.base):
+    if one.base != other.base and (folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)):
         raise UserError(
             f"adapters {a} and {b} are over different base models ({shown(str(one.base))} and "
             f"{shown(str(other.base))}): only adapters of one base soup"
@@ -72,13 +72,6 @@ def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
             f"adapters {a} and {b} are over different revisions of {shown(str(one.base))}: "
             f"{shown(str(one.revision))} and {shown(str(other.revision))}"
         )
-
-
-def _same_folder(a: str | None, b: str | None) -> bool:
-    if a is None or b is None or "\0" in a + b:
-        return False
-    left, right = Path(a).expanduser(), Path(b).expanduser()
-    return left.is_dir() and right.is_dir() and left.resolve() == right.resolve()
 
 
 def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
@@ -221,10 +214,8 @@ def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list
 def note_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
     """One note where the adapters name a folder that is here, and another one is used."""
     named = next(iter(adapters.values())).settings.base
-    if named is None or "\0" in named:
-        return []
-    path = Path(named).expanduser()
-    if not path.is_dir() or path.resolve() == base.folder.resolve():
+    path = folder_at(named)
+    if named is None or path is None or path == base.folder.resolve():
         return []
     return [f"the adapters name the base {shown(named)}, but merge.base={base.folder} is used"]
 

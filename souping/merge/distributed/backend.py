@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from souping.core.protocols import Progress
+from souping.core.system import package_environment
 from souping.core.text import Seconds, Threads
 from souping.core.types import Missing, UserError
 from souping.merge.distributed.messages import diagnosis, line, parse, unpack
@@ -122,8 +123,9 @@ FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"
 class Ranks:
     """`count` ranks that wait for plans; `fill` makes them write one, `close` ends them.
 
-    They end too when this process does, however it does: they read its end of a pipe. `port` is the ranks' meeting
-    point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and without a sign of life.
+    They end too when this process does, however it does: they watch the launcher, which watches it. `port` is the
+    ranks' meeting point on this machine (0: any free one), `start` and `timeout` are seconds: to be ready, and without
+    a sign of life.
 
     Raises:
         UserError: they did not start, or fewer than asked for did.
@@ -142,7 +144,7 @@ class Ranks:
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
         os.close(hear)
-        self._kept = weakref.finalize(self, _end, self._process, self._orders, self.pids, True)
+        self._kept = weakref.finalize(self, _end, self._process, self._orders, True)
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._said: deque[str] = deque(maxlen=2000)
         assert self._process.stdout is not None
@@ -179,7 +181,7 @@ class Ranks:
 
     def _kill(self) -> None:
         if self._kept.detach() is not None:
-            _end(self._process, self._orders, self.pids, False)
+            _end(self._process, self._orders, False)
 
     def _meet(self, count: int, seconds: float) -> None:
         try:
@@ -206,16 +208,22 @@ class Ranks:
                 return message.get("failed")
 
     def _hear(self, seconds: float, complaint: str) -> dict[str, Any]:
-        try:
-            message = self._messages.get(timeout=seconds)
-        except queue.Empty:
-            raise UserError(
-                f"merge=accelerate: {complaint} within {seconds:g} s; they were ended and nothing was written. "
-                "Where that is too short, raise merge.start_timeout or merge.timeout."
-            ) from None
-        if message is None:
-            raise self._death()
-        return message
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                message = self._messages.get(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                if self._process.poll() is not None:  # its ranks still hold the pipe
+                    raise self._death() from None
+                if time.monotonic() < end:
+                    continue
+                raise UserError(
+                    f"merge=accelerate: {complaint} within {seconds:g} s; they were ended and nothing was written. "
+                    "Where that is too short, raise merge.start_timeout or merge.timeout."
+                ) from None
+            if message is None:
+                raise self._death()
+            return message
 
     def _death(self) -> UserError:
         """Why the launcher ended."""
@@ -230,16 +238,15 @@ def command(count: int, port: int, timeout: float) -> list[str]:
     """The command line that starts `count` ranks of this Python on this machine, whatever the user's own settings."""
     flags = ["--multi_gpu", "--gpu_ids", "all"] if count > 1 else []  # without GPUs it starts gloo ranks on the CPU
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags, *fixed]
+    watched = [sys.executable, "-m", "souping.core.child", str(os.getpid())]
+    launch = [*watched, "accelerate.commands.launch", *flags, *fixed]
     where = ["--num_processes", str(count), "--main_process_port", str(port)]
     return [*launch, *where, "-m", WORKER, "--ranks", str(count), "--timeout", str(timeout)]
 
 
 def environment() -> dict[str, str]:
     """This process's, with this very package importable and no trace of another group it may itself belong to."""
-    kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
-    paths = [str(Path(__file__).resolve().parents[3]), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    return {key: value for key, value in package_environment().items() if key not in FOREIGN}
 
 
 def _listen(stream: IO[bytes], messages: queue.Queue[dict[str, Any] | None]) -> None:
@@ -263,7 +270,7 @@ def _write(stream: FileIO, text: bytes) -> None:
             view = view[stream.write(view) :]
 
 
-def _end(process: subprocess.Popen[bytes], orders: FileIO, pids: list[int], polite: bool) -> None:
+def _end(process: subprocess.Popen[bytes], orders: FileIO, polite: bool) -> None:
     """End of input ends ranks that listen; a launcher that is told to ends those that do not; the rest is killed."""
     orders.close()
     if polite and _ended(process, PATIENCE):
@@ -272,10 +279,6 @@ def _end(process: subprocess.Popen[bytes], orders: FileIO, pids: list[int], poli
     if not _ended(process, LAST):
         process.kill()
         process.wait()
-    if process.returncode == -signal.SIGKILL:  # a launcher that was killed has left its ranks behind
-        for pid in pids:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from souping.core.child import LAUNCHER, end_with
 from souping.core.protocols import Progress
 from souping.core.system import cores
 from souping.core.types import UserError
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--timeout", type=float, required=True)
     options = parser.parse_args(arguments)
+    if LAUNCHER in os.environ:
+        end_with(int(os.environ[LAUNCHER]))
     send = claim_stdout()
     try:
         team = Team.join(options.ranks, options.timeout)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ class Endpoint:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.failures: list[int] = []
-        self.reply = ""
+        self.reply = self.elsewhere = ""
+        self.trickles = False
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -165,12 +167,22 @@ class Endpoint:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 endpoint.bodies.append(body)
                 endpoint.keys.append(self.headers.get("Authorization", ""))
+                if endpoint.elsewhere:
+                    self.send_response(302)
+                    self.send_header("Location", endpoint.elsewhere)
+                    self.end_headers()
+                    return
                 status = endpoint.failures.pop(0) if endpoint.failures else 200
                 said = endpoint.reply or ("Yes." if "graded: right" in body["messages"][-1]["content"] else "No.")
                 content = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
+                if not endpoint.trickles:
+                    self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
+                with suppress(OSError):
+                    while endpoint.trickles:
+                        self.wfile.write(b" ")
+                        time.sleep(0.05)
                 self.wfile.write(content)
 
             def log_message(self, *_: Any) -> None:
@@ -228,6 +240,31 @@ class TestJudge:
         with pytest.raises(UserError, match=f"cannot be asked: HTTP {failures[0]}"):
             judge(endpoint, retries=2)(QUESTION, "right")
         assert len(endpoint.bodies) == asked
+
+    def test_a_redirect_is_an_error_and_the_key_goes_nowhere_else(
+        self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MY_KEY", "k-1")
+        stranger = Endpoint()
+        endpoint.elsewhere = stranger.url.replace("127.0.0.1", "localhost")
+        with pytest.raises(UserError, match="HTTP 302"):
+            judge(endpoint, key="MY_KEY", retries=3)(QUESTION, "right")
+        stranger.server.shutdown()
+        stranger.server.server_close()
+        assert stranger.keys == []
+        assert endpoint.keys == ["Bearer k-1"]
+
+    def test_an_answer_that_trickles_has_an_end(self, endpoint: Endpoint) -> None:
+        endpoint.trickles = True
+        with pytest.raises(UserError, match=endpoint.url):
+            judge(endpoint, retries=0, timeout=0.5)(QUESTION, "right")
+        endpoint.trickles = False
+
+    def test_an_answer_that_is_too_long_is_not_read(self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("souping.evaluate.servers.process.LONGEST", 1000)
+        endpoint.reply = "x" * 70_000
+        with pytest.raises(UserError, match="longer than"):
+            judge(endpoint, retries=0)(QUESTION, "right")
 
     def test_one_that_is_not_there_is_told(self, endpoint: Endpoint) -> None:
         with pytest.raises(UserError, match="cannot be asked"):

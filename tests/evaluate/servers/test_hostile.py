@@ -152,6 +152,14 @@ class TestModels:
             kind(url=address(hostile)).start(tmp_path, "m")
         assert str(caught.value).count("\n") <= 1
 
+    @pytest.mark.parametrize("kind", [TransformersServer, VllmServer])
+    @pytest.mark.parametrize("name", ["/a\0b", "/a\ud800", "~nosuchuser/x", "~/\0"])
+    def test_names_that_are_no_paths(self, hostile: Hostile, tmp_path: Path, kind: Any, name: str) -> None:
+        text = json.dumps({"data": [{"id": name}]}).encode()
+        hostile.answer = lambda handler: handler.say(text, 404 if handler.path == "/server_info" else 200)
+        with pytest.raises(UserError, match=r"^server.url="):
+            kind(url=address(hostile)).start(tmp_path, "m")
+
     def test_a_server_that_answers_to_any_name_is_none_of_this_model(self, hostile: Hostile, tmp_path: Path) -> None:
         def answer(handler: Handler) -> None:
             handler.say(b'{"data": [{"id": "\x1b[2Jmine"}], "choices": [{"text": "a"}]}'.replace(b"\x1b", b"\\u001b"))

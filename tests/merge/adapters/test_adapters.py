@@ -203,6 +203,9 @@ class TestRefusals:
             ({"r": 0}, "a rank is a whole number"),
             ({"lora_alpha": "8"}, "lora_alpha=8, not a finite number"),
             ({"rank_pattern": {"(a+)+": 1}}, "too complex"),
+            ({"rank_pattern": {"a{e<=1}": 1}}, "too complex"),
+            ({"lora_alpha": 10**400}, "adapter_config.json"),
+            ({"zz": json.loads("[" * 300 + "]" * 300)}, "adapter_config.json"),
             ({"rank_pattern": {"(": 1}}, "no regular expression"),
             ({"base_model_name_or_path": "org/other"}, "different base models"),
             ({"base_model_name_or_path": 3}, "base_model_name_or_path"),
@@ -216,6 +219,13 @@ class TestRefusals:
         with pytest.raises(UserError, match=needle) as caught:
             opened(folders)
         assert len(str(caught.value).splitlines()) <= 2
+
+    def test_of_patterns_that_take_too_long(self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("souping.checkpoints.lora.MATCHING", 0.1)
+        folders = two(tmp_path, base)
+        change_config(folders["a"], rank_pattern={"(" + "[a-z_.0-9]?" * 8 + f".*.*.*z{n})|q{n}": 2 for n in range(999)})
+        with pytest.raises(UserError, match="rank_pattern"):
+            opened(folders)
 
     @pytest.mark.parametrize(
         ("key", "shape", "needle"),

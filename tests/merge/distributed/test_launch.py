@@ -117,6 +117,31 @@ def test_ranks_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         Ranks(2, start=0.2)
 
 
+def test_a_launcher_that_is_killed_ends_the_wait_for_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its child holds the pipe on which the ranks would say that they are ready."""
+    monkeypatch.setattr(backend, "command", lambda *_: ["sh", "-c", "sleep 30 & kill -9 $$"])
+    with pytest.raises(UserError, match="the ranks ended"):
+        Ranks(2, start=3600)
+
+
+def test_a_launcher_and_its_ranks_end_with_the_run_before_they_have_met(tmp_path: Path) -> None:
+    """The launched module starts a rank that is still at its imports."""
+    rank = "import os, time; from souping.core.child import *; end_with(int(os.environ[LAUNCHER]))"
+    start = f"[sys.executable, '-c', {rank + '; time.sleep(3600)'!r}]"
+    (tmp_path / "idle.py").write_text(f"import subprocess, sys\np = subprocess.Popen({start})\nprint(p.pid)\np.wait()")
+    run = "import os, subprocess, sys; m = 'souping.core.child'\n"
+    run += "p = subprocess.Popen([sys.executable, '-u', '-m', m, str(os.getpid()), 'idle']); print(p.pid); p.wait()"
+    paths = f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}"
+    parent = subprocess.Popen(
+        [sys.executable, "-u", "-c", run], stdout=subprocess.PIPE, text=True, env={**environment(), "PYTHONPATH": paths}
+    )
+    assert parent.stdout is not None
+    both = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    assert gone(both)
+
+
 def launch(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *arguments]
     return subprocess.Popen(
