@@ -18,7 +18,7 @@ import pytest
 from souping.checkpoints import hub as online
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
 from souping.checkpoints.hub.client import HubName, parse
-from souping.checkpoints.hub.download import RemoteFile, download, storage
+from souping.checkpoints.hub.download import RemoteFile, download_files, storage
 from souping.core.types import UserError
 from tests.conftest import ROOT
 from tests.support.hub import LARGE, Hub, User, files_of, serving
@@ -238,7 +238,7 @@ class TestSlow:
         hub.stall = 2
         file = RemoteFile(SINGLE, len(ant[SINGLE]), hashlib.sha256(ant[SINGLE]).hexdigest())
         with pytest.raises(UserError, match="too long"):
-            download([(name, file)])
+            download_files([(name, file)])
         hub.awake.set()
 
 

@@ -27,7 +27,7 @@ from souping.checkpoints.hub.download import (
     Listing,
     RemoteFile,
     Report,
-    download,
+    download_files,
     held,
     here,
     look,
@@ -116,7 +116,7 @@ def fetch(
                 _rehearse(known, check)
     if jobs:
         longest = PATIENCE + sum(file.size for _, file in jobs) / SLOWEST
-        ask(download, (jobs,), seconds=longest + PATIENCE, report=report)
+        ask(download_files, (jobs,), seconds=longest + PATIENCE, report=report)
     return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
 
 
@@ -182,7 +182,7 @@ def order(listing: Listing, allow_pickle: bool, side_too: bool) -> FetchOrder:
     main, index = listing.main_weights(allow_pickle)
     side = listing.side(main)
     small = [(listing.name, file) for file in side if side_too or (index and file.path == main)]
-    download([job for job in small if not here(*job)])
+    download_files([job for job in small if not here(*job)])
     folder = storage(listing.name.repo) / "snapshots" / listing.name.revision
     weights = listing.shards(folder / main) if index else [listing.files[main]]
     return FetchOrder(listing.name, tuple(side), tuple(weights))

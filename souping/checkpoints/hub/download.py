@@ -2,7 +2,7 @@
 
 Needed are weights as safetensors, config, tokenizer and chat template; never code. What a server sends is not trusted:
 a file must have the size and the hash of the listing (SHA-256 for large files, git's hash for small ones). `look` and
-`download` use the network and run in a child process (`hub.ask`).
+`download_files` use the network and run in a child process (`hub.ask`).
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def held(name: HubName, file: RemoteFile) -> int:
     return 0
 
 
-def download(jobs: Sequence[Job], report: Report | None = None) -> None:
+def download_files(jobs: Sequence[Job], report: Report | None = None) -> None:
     """Fetch files of pinned names, several at a time.
 
     Raises:
