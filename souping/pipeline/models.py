@@ -240,7 +240,8 @@ def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullc
     base = merge.base
     name = hub.parse(base) if base else _base_of_adapters(folders)
     if name is None:
-        return merge.with_settings({"base": str(expanded(base, "merge.base"))}) if str(base).startswith("~") else merge
+        home = base is not None and base.startswith("~")
+        return merge.with_settings({"base": str(expanded(str(base), "merge.base"))}) if home else merge
     try:
         folder = folder_of(name, merge.allow_pickle, aside)
     except UserError as error:
