@@ -3,9 +3,7 @@
     python benchmarks/search.py --table FILE.npz [FILE.npz ..] [--budget 0.05 0.1 0.25 0.5] [--seeds 200]
         [--items 232] [--parts 1] [--methods NAME ..] [--keep FOLDER] [--out benchmarks/results/search-DATE.md]
 
-A table holds `ok` [S, I] (right or wrong), `cat` [I] and `group` [I]; `w` [S, K] (soups' weights; without it, arms
-without structure); where they are known `right` and `wrong` [S, I], mean log-likelihoods of right and wrong answers
-that the candidates wrote, or `nll` [S, I] of a right answer. Beside `right`, `nll` is that of rewritten references.
+A table holds `ok` [S, I] (right or wrong), `w` [S, K] (soups' weights), `cat` [I] and `group` [I].
 
 Every seed draws a search fold of `--items` items by groups and searches it by every method. Regret is the objective
 (plain mean of the categories' means over all items) of the best soup minus that of the pick, in points. Cost counts the
@@ -17,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +33,13 @@ METHODS: dict[str, ways.Method] = {
     "Optuna TPE": ways.tpe,
     "GLM": ways.glm,
     "halving": ways.halving,
-    "adaptive": ways.adaptive(Adaptive(stop="never", guide="none")),
-    "adaptive + guide": ways.adaptive(Adaptive(stop="never", guide="likelihood")),
+    "adaptive": ways.adaptive(Adaptive(stop="never")),
 }
-TRICKS: dict[str, Callable[[TruthTable, int], TruthTable | None]] = {
-    "guide, shuffled": lambda table, seed: table.shuffled(seed),
-    "guide, rewritten": lambda table, seed: table.with_rewritten(),
-}
-"""Adaptive with a guide that is wrong: likelihoods shuffled among soups, references rewritten."""
 
 
 def simulate(table: TruthTable, name: str, method: ways.Method, share: float | None, given: argparse.Namespace) -> Rows:
-    """[seeds, 7]: regret, cost, prefilled soups, seconds, stated probability, stated regret, trust; read again from
-    `--keep` where they were made before."""
+    """[seeds, 5]: regret, cost, seconds, stated probability, stated regret; read again from `--keep` where they were
+    made before."""
     kept = given.keep / f"{table.name} {name} {share or 'stop'} {given.items} {given.seeds}.npy" if given.keep else None
     if kept and kept.exists():
         return np.asarray(np.load(kept))
@@ -59,7 +50,7 @@ def simulate(table: TruthTable, name: str, method: ways.Method, share: float | N
         found = method(sim, int(share * sim.full) if share else 0)
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
-        rows.append([sim.regret(found.pick), cost, sim.prefilled, seconds, found.within, found.regret, found.guided])
+        rows.append([sim.regret(found.pick), cost, seconds, found.within, found.regret])
     if kept:
         np.save(kept, np.array(rows, dtype=float))
     return np.array(rows, dtype=float)
@@ -76,10 +67,10 @@ def figures(regret: np.ndarray) -> str:
 
 def report(table: TruthTable, given: argparse.Namespace) -> list[str]:
     """Lines of one table."""
-    kind = "arms" if table.w is None else f"K = {table.w.shape[1]}"
     probe = Simulation(table, 0, given.items)
     lines = [
-        f"## {table.name}: {kind}, {len(table.ok)} soups x {len(table.cat)} items, folds of {len(probe.fold)}",
+        f"## {table.name}: K = {table.w.shape[1]}, {len(table.ok)} soups x {len(table.cat)} items, "
+        f"folds of {len(probe.fold)}",
         "",
         f"Full grid, 100 % of the cost: {figures(full_grid(table, given.seeds, given.items))} "
         f"(regret in points: mean/median/90 % quantile over {given.seeds} folds).",
@@ -88,11 +79,11 @@ def report(table: TruthTable, given: argparse.Namespace) -> list[str]:
         "|---|" + "---|" * len(given.budget),
     ]
     notes: list[str] = []
-    for name, method, source in _methods(table, given.methods):
+    for name in (name for name in METHODS if not given.methods or name in given.methods):
         cells = []
         for share in given.budget:
             try:
-                found = simulate(source, name, method, share, given)
+                found = simulate(table, name, METHODS[name], share, given)
             except UserError as error:
                 cells.append(f"- ({error})")
                 continue
@@ -100,44 +91,28 @@ def report(table: TruthTable, given: argparse.Namespace) -> list[str]:
             notes += _note(name, share, found)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    return [*lines, "", *notes, *_stop(table, given), ""]
-
-
-def _methods(table: TruthTable, wanted: Sequence[str]) -> list[tuple[str, ways.Method, TruthTable]]:
-    guided = table.right is not None and table.w is not None
-    rows = [(name, method, table) for name, method in METHODS.items() if guided or "guide" not in name]
-    for name, trick in TRICKS.items() if guided else ():
-        for_tricks = trick(table, 0)
-        if for_tricks is not None:
-            rows.append((name, METHODS["adaptive + guide"], for_tricks))
-    return [row for row in rows if not wanted or row[0] in wanted]
+    return [*lines, "", *notes, _stop(table, given), ""]
 
 
 def _note(name: str, share: float, found: np.ndarray) -> list[str]:
-    if not np.isfinite(found[:, 4]).all():
+    if not np.isfinite(found[:, 3]).all():
         return []
-    trust = f", guide trusted {100 * found[:, 6].mean():.0f} %, {found[:, 2].mean():.1f} soups prefilled"
     return [
         f"- {name} at {100 * share:g} %: cost {100 * found[:, 1].mean():.1f} %, within 1 point stated "
-        f"{found[:, 4].mean():.2f}, realised {(found[:, 0] <= 1).mean():.2f}; expected regret stated "
-        f"{found[:, 5].mean():.2f}, realised {found[:, 0].mean():.2f}; {np.median(found[:, 3]):.3f} s a search"
-        + (trust if "guide" in name else "")
+        f"{found[:, 3].mean():.2f}, realised {(found[:, 0] <= 1).mean():.2f}; expected regret stated "
+        f"{found[:, 4].mean():.2f}, realised {found[:, 0].mean():.2f}; {np.median(found[:, 2]):.3f} s a search"
     ]
 
 
-def _stop(table: TruthTable, given: argparse.Namespace) -> list[str]:
-    """What `stop=auto` costs and gives, without and with the guide."""
-    lines = []
-    guides = ("none", "likelihood") if table.right is not None and table.w is not None else ("none",)
-    for guide in guides:
-        found = simulate(table, f"stop {guide}", ways.adaptive(Adaptive(guide=guide)), None, given)
-        early = (found[:, 1] < 0.25).mean()
-        lines.append(
-            f"- stop=auto, guide={guide}: cost {100 * found[:, 1].mean():.1f} % (below 25 % in {100 * early:.0f} % of "
-            f"searches), regret {figures(found[:, 0])}, within 1 point stated {found[:, 4].mean():.2f}, realised "
-            f"{(found[:, 0] <= 1).mean():.2f}; {np.median(found[:, 3]):.3f} s a search"
-        )
-    return lines
+def _stop(table: TruthTable, given: argparse.Namespace) -> str:
+    """What `stop=auto` costs and gives."""
+    found = simulate(table, "stop", ways.adaptive(Adaptive()), None, given)
+    early = (found[:, 1] < 0.25).mean()
+    return (
+        f"- stop=auto: cost {100 * found[:, 1].mean():.1f} % (below 25 % in {100 * early:.0f} % of "
+        f"searches), regret {figures(found[:, 0])}, within 1 point stated {found[:, 3].mean():.2f}, realised "
+        f"{(found[:, 0] <= 1).mean():.2f}; {np.median(found[:, 2]):.3f} s a search"
+    )
 
 
 def main() -> None:

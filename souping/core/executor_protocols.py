@@ -48,14 +48,10 @@ class Executor(Part, Protocol):
 class RecipeEvaluator(Protocol):
     """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items.
 
-    Up to `slots` inquiries may be open; replies come in any order. With `drafts`, inquiries may be answered by verified
-    drafts; `scores` never is.
+    Up to `slots` inquiries may be open; replies come in any order.
     """
 
     reused: int
-    drafts: bool
-    margins: bool
-    """Whether margins can be had."""
     block: int
     """Items that are asked together; fewer at a time are slow."""
 
@@ -73,10 +69,8 @@ class RecipeEvaluator(Protocol):
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
 
-    def all_scores(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
-    ) -> list[ItemScores]:
-        """Scores of several soups on the same items, each by a handler; nothing may be drafted that is `claimed`."""
+    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler."""
         ...
 
     def submit(self, inquiry: Inquiry) -> None: ...

@@ -18,7 +18,6 @@ from souping.core.text import listed, named
 from souping.core.types import (
     Cell,
     Correlations,
-    Draft,
     FloatArray,
     Item,
     Json,
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from souping.core.scores import ScoreMatrix
 
 Wants = Literal["module", "folder", "either"]
-Drafts = Literal["search", "all", "off"]
-DRAFTS = 1
-"""Raise when the same drafts would give other answers: old rows in stores are then left alone."""
 Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
@@ -308,36 +304,6 @@ class Evaluator(Part, Protocol):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
 
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
-
-    @property
-    def drafts(self) -> Drafts:
-        """Which answers may be drafts that `verify` took: those of trials, all but a claim's, or none."""
-        return "off"
-
-    @property
-    def drafted_settings(self) -> Mapping[str, Json]:
-        """What keys answers that `verify` gave: they equal those of `evaluate` but for rounding, and lie apart."""
-        return {**self.settings, "drafts": DRAFTS}
-
-    def verify(
-        self, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
-    ) -> list[Record]:
-        """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
-        return self.evaluate(model, items, replicate)
-
-    @property
-    def tells_likelihoods(self) -> bool:
-        """Whether `likelihoods` can tell."""
-        return False
-
-    def likelihoods(
-        self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
-    ) -> list[list[float]] | None:
-        """Log-likelihood (nats) of given answers behind each item's prompt; nan where they are of another prompt.
-
-        None where this evaluator cannot tell.
-        """
-        return None
 
     @property
     def answers(self) -> int:

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS grades (answer INTEGER NOT NULL, scorer INTEGER NOT N
     statistics TEXT NOT NULL, PRIMARY KEY (answer, scorer)) WITHOUT ROWID;
 CREATE VIEW IF NOT EXISTS scores AS SELECT soup, evaluator, item, block, replicate, scorer, score, statistics, output,
     outcome FROM answers JOIN grades ON answer = answers.id;
-CREATE TABLE IF NOT EXISTS costs (answer INTEGER PRIMARY KEY, seconds REAL NOT NULL, accepted INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS costs (answer INTEGER PRIMARY KEY, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS item_sets (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
@@ -64,7 +64,7 @@ CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, 
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 3
+VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
 OLD = {"soups", "evaluators", "items", "scores"}
@@ -218,7 +218,7 @@ class Store:
         with self.reading() as db:
             rows = db.execute(
                 "SELECT items.fingerprint, replicate, blocks.fingerprint, items.name, output, outcome, reason, tokens, "
-                "prompt_tokens, prompt_key, seconds, accepted, scorers.fingerprint, score, statistics FROM answers "
+                "prompt_tokens, prompt_key, seconds, scorers.fingerprint, score, statistics FROM answers "
                 "JOIN items ON items.id = item JOIN blocks ON blocks.id = block "
                 "LEFT JOIN costs ON costs.answer = answers.id LEFT JOIN grades ON grades.answer = answers.id "
                 "LEFT JOIN scorers ON scorers.id = scorer WHERE soup = (SELECT id FROM soups WHERE fingerprint = ?) "
@@ -277,24 +277,6 @@ class Store:
             rows = (db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone() for key in keys)
             return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
 
-    def answers_of(
-        self, questions: Sequence[str], evaluators: Sequence[str], replicate: int
-    ) -> Iterator[tuple[str, Recipe, tuple[int, ...], str]]:
-        """(question, who answered, token ids, digest of the prompt) of all n-th answers whose tokens are known."""
-        marks, keys = ", ".join("?" * len(questions)), ", ".join("?" * len(evaluators))
-        query = (
-            "SELECT items.fingerprint, recipe, tokens, prompt_key FROM answers JOIN items ON items.id = item "
-            "JOIN soups ON soups.id = soup WHERE length(tokens) > 0 AND replicate = ? "
-            f"AND item IN (SELECT id FROM items WHERE fingerprint IN ({marks})) "
-            f"AND evaluator IN (SELECT id FROM evaluators WHERE fingerprint IN ({keys}))"
-        )
-        authors: dict[str, Recipe] = {}
-        with self.reading() as db:
-            for question, text, tokens, prompt_key in db.execute(query, (replicate, *questions, *evaluators)):
-                if text not in authors:
-                    authors[text] = _author(text)
-                yield question, authors[text], tuple(np.frombuffer(tokens, "<i4").tolist()), prompt_key
-
     def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
         """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""
         with self.writing() as db:
@@ -340,19 +322,6 @@ class Store:
         return _Hashes(self)
 
 
-def _author(text: str) -> Recipe:
-    """A recipe as the store has it, as far as its content goes."""
-    table = json.loads(text)
-    return Recipe(
-        ingredients=tuple(table["ingredients"]),
-        fingerprints=tuple(table["fingerprints"]),
-        weights=tuple(table["weights"]),
-        dtype=str(table["dtype"]),
-        method=str(table["method"]),
-        settings=table["settings"],
-    )
-
-
 def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
     """{table: its columns}."""
     tables = [str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -384,7 +353,7 @@ def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record:
     )
     if written.rowcount:
         number = int(written.lastrowid or 0)
-        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?, ?)", (number, record.seconds, record.accepted))
+        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", (number, record.seconds))
         return number
     row = db.execute(f"SELECT id FROM answers WHERE ({columns}) = (?, ?, ?, ?, ?)", key).fetchone()
     return int(row[0])
