@@ -85,9 +85,9 @@ class HarnessEvaluator(Evaluator):
     """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
-    what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`, `shared_prefix`) and which few of
-    the harness's are fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them
-    is left to each task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
+    what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`), and which of the harness's are
+    fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them is left to each
+    task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
     """
 
     brings_items = reads_results = True
@@ -117,7 +117,6 @@ class HarnessEvaluator(Evaluator):
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
     tools: str | None = None
-    shared_prefix: bool = False
     batch_size: Count | str = 16
     max_batch_size: Count | None = 64
     max_length: Count | None = None
@@ -165,9 +164,8 @@ class HarnessEvaluator(Evaluator):
         size = self.batch_size
         if (isinstance(size, int) and size < 1) or (isinstance(size, str) and not AUTO.fullmatch(size)):
             raise UserError(f"evaluator.batch_size={size} must be at least 1, or auto, or auto:N")
-        for key, wanted in (("shared_prefix", self.shared_prefix), ("replicates", self.replicates > 1)):
-            if wanted and isinstance(size, str):
-                raise UserError(f"evaluator.{key}={getattr(self, key)} needs a number as evaluator.batch_size")
+        if self.replicates > 1 and isinstance(size, str):
+            raise UserError(f"evaluator.replicates={self.replicates} needs a number as evaluator.batch_size")
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
