@@ -6,14 +6,13 @@ of a part must not be named like a member below unless it has a default of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.text import listed, named
 from souping.core.types import (
     Cell,
@@ -281,8 +280,6 @@ class Evaluator(Part, Protocol):
     """Whether scores are fractions of 1; where a tool says what they are they may be anything."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: what to raise where answers are cut off."""
-    reads_results: bool = False
-    """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
 
     @property
     def settings(self) -> Mapping[str, Json]: ...
@@ -392,19 +389,6 @@ class Evaluator(Part, Protocol):
     def answer_tokens(self) -> int | None:
         """Tokens of an answer at most, where the settings say so."""
         return None
-
-    def find_results(self, paths: Sequence[Path]) -> Sequence[ResultFiles]:
-        """Measurements that lie at or below these paths, those that count first (UserError where one is broken)."""
-        return ()
-
-    def read_results(
-        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
-    ) -> Iterable[ImportedAnswers]:
-        """What `files` hold of the items for a candidate, task by task, and how they and this evaluator differ.
-
-        `tokenizer` is the folder of the candidate's tokenizer.
-        """
-        return ()
 
 
 class Tracker(Part, Protocol):

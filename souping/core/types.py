@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]

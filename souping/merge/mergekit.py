@@ -1,9 +1,7 @@
 """`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`).
 
-Recipes also go from and to mergekit's YAML, for linear, task_arithmetic and slerp. mergekit's `linear` with
-`normalize: true` (its default) divides once, at the end, by the fp32 sum of the raw fp32 weights: an import keeps the
-raw weights and puts that sum into the recipe's `divisor`. An export says `normalize: false` where there is no divisor,
-and asks for fp32 arithmetic.
+Recipes of linear, task_arithmetic and slerp are also written as mergekit's YAML, with `normalize: false` and fp32
+arithmetic.
 """
 
 from __future__ import annotations

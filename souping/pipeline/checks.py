@@ -17,7 +17,6 @@ from souping.core.text import listed, named, shown
 from souping.core.types import FOLDS, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
-from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool
 from souping.search.loop import check_budget
 from souping.selection.selectors import check_drop
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
-    from souping.pipeline.store import Store
 
 
 def complaints(
@@ -168,7 +166,7 @@ def _check_soup(run: RunSettings, pool: OpenPool, ingredients: tuple[str, ...]) 
     pool.pool.plan(pool.uniform(ingredients))
 
 
-def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, store: Store) -> list[str]:
+def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = [*pool.warnings] if pool is not None else []
     if folds is not None:
@@ -176,7 +174,7 @@ def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, stor
         notes += [*folds.notes, *run.objective.notes(categories)]
     if pool is not None:
         notes += run.evaluator.pool_notes(pool.folders)
-    return [*notes, *adopted_notes(pool, store, run.evaluator)] if pool is not None else notes
+    return notes
 
 
 def not_measured() -> ScoreMatrix:

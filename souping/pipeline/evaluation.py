@@ -27,7 +27,7 @@ from souping.core.types import (
 )
 from souping.evaluate.scoring.own import Grade, grades
 from souping.pipeline.executors import EvaluatorWorker, LocalWorkers, batches_of
-from souping.pipeline.store import IMPORTED, Store
+from souping.pipeline.store import Store
 from souping.pipeline.stored_answers import StoredAnswers
 
 
@@ -309,27 +309,24 @@ class Evaluation(RecipeEvaluator):
 def _block(
     asking: Evaluator, stored: StoredAnswers, members: tuple[Item, ...], replicate: int, ends: list[int]
 ) -> Block:
-    """A block against what is stored. Answers from elsewhere stand in any; the rest of it is asked whole or not at all
-    where answers depend on what is asked with them."""
-    own = [item for item in members if stored.answer(item, replicate, IMPORTED) is None]
-    key = digest([[item.question for item in own] if asking.blocks_matter else [], ends])
+    """A block against what is stored. It is asked whole or not at all if answers depend on what is asked with them."""
+    key = digest([[item.question for item in members] if asking.blocks_matter else [], ends])
     known, rescored = {}, []
     for item in members:
-        record = stored.graded(item, replicate, key) or stored.graded(item, replicate, IMPORTED)
+        record = stored.graded(item, replicate, key)
         answer = stored.answer(item, replicate, key)
         if record is None and answer is not None and (record := asking.rescore(item, answer)) is not None:
             rescored.append(item)
         if record is not None:
             known[item.id] = record if record.item == item.id else replace(record, item=item.id)
     missing = tuple(item for item in members if item.id not in known)
-    asked = tuple(own) if missing and asking.blocks_matter else missing
     return Block(
         key=key,
         items=members,
         replicate=replicate,
         known=known,
         rescored=tuple(rescored),
-        asked=asked or missing,
+        asked=members if missing and asking.blocks_matter else missing,
     )
 
 

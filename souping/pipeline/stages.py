@@ -111,7 +111,7 @@ class RunStages:
             workers=workers,
             sides={side.name: (side, evaluation(side.evaluator, side.name)) for side in beside},
         )
-        stages._note(*run_notes(run, pool, folds, store))
+        stages._note(*run_notes(run, pool, folds))
         if opening := run.evaluator.opening(pool.pool.home, items):
             progress.say(opening)
         return stages

@@ -59,7 +59,6 @@ CREATE TABLE IF NOT EXISTS views (recipe TEXT NOT NULL, item_set INTEGER NOT NUL
     PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
@@ -68,8 +67,6 @@ VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
 OLD = {"soups", "evaluators", "items", "scores"}
-IMPORTED = "imported"
-"""Block of answers that were measured elsewhere, in batches that nobody knows: it stands for any."""
 PARTS = {
     "answers": ("soup", "evaluator", "item", "block"),
     "grades": ("answer", "scorer"),
@@ -149,7 +146,7 @@ class Store:
         """Take away a file that was not there before, while no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            results = ("answers", "adoptions", "looks", "searches")
+            results = ("answers", "looks", "searches")
             held = any(self._db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in results)
             if not held and not self._gone() and self._alone():
                 self.path.unlink()
@@ -276,17 +273,6 @@ class Store:
         with self.reading() as db:
             rows = (db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone() for key in keys)
             return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
-
-    def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
-        """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""
-        with self.writing() as db:
-            db.execute("INSERT INTO adoptions VALUES (?, ?, ?)", (soup, evaluator, json.dumps(origin, sort_keys=True)))
-
-    def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
-        """The origins of this soup's adopted rows under an evaluator, oldest first."""
-        query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
-        with self.reading() as db:
-            return [json.loads(origin) for (origin,) in db.execute(query, (soup, evaluator))]
 
     def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
         """Remember how long a batch took, for plans of later runs."""

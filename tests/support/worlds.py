@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.core.protocols import Optimiser
-from souping.core.types import BoolArray, Cell, Result, SearchSpace, Weights
+from souping.core.types import Cell, Result, SearchSpace, Weights
 from souping.search.points import Grid
 
 
@@ -16,7 +17,7 @@ class AnswerWorld:
     """Answers `ok` [S, I] of soups at `points`."""
 
     points: list[Weights]
-    ok: BoolArray
+    ok: NDArray[np.bool_]
     space: SearchSpace
 
     def answer(self, cell: Cell) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from souping.checkpoints.compatibility import has_template
-from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import Count, Seed, Threads, TokenId, install
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
@@ -22,7 +21,6 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
-from souping.evaluate.lm_eval.import_results import HarnessFiles, find_samples, read_samples
 from souping.evaluate.lm_eval.items import HarnessItem, items_of
 from souping.evaluate.lm_eval.model import HarnessModelCache, filtered, run
 from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
@@ -90,7 +88,7 @@ class HarnessEvaluator(Evaluator):
     task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
     """
 
-    brings_items = reads_results = True
+    brings_items = True
     fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
@@ -353,16 +351,6 @@ class HarnessEvaluator(Evaluator):
     def close(self) -> None:
         """Let go of the harness's model, which all that this evaluator was made into share."""
         self._model.close()
-
-    def find_results(self, paths: Sequence[Path]) -> list[HarnessFiles]:
-        return find_samples(paths)
-
-    def read_results(
-        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
-    ) -> Iterator[ImportedAnswers]:
-        """What one run of the harness holds, task by task, its prompts rendered anew with the tokenizer."""
-        assert isinstance(files, HarnessFiles)
-        return read_samples(files, self, items, candidate, tokenizer)
 
     def _kind(self, item: Item) -> str:
         assert isinstance(item, HarnessItem)
