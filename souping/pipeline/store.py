@@ -5,7 +5,7 @@ answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A
 run loses at most the block in flight. Other processes may share the file (WAL, first writer wins; equal keys hold equal
 results). The view `scores` shows every score beside its answer.
 
-`python -m souping.pipeline.store DAMAGED NEW` saves what can be read of a damaged store into a new one.
+The command line tool of SQLite saves what can be read of a damaged store: `sqlite3 DAMAGED .recover | sqlite3 NEW`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import math
 import os
 import shlex
 import sqlite3
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from souping.core.text import safe
 from souping.core.types import Item, Json, Recipe, Record, UserError
 from souping.pipeline.stored_answers import StoredAnswers
 
@@ -65,8 +63,7 @@ CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) 
 """
 VERSION = 4
 MARK = 0x534F5550
-"""`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
-OLD = {"soups", "evaluators", "items", "scores"}
+"""`application_id` of our files ("SOUP")."""
 PARTS = {
     "answers": ("soup", "evaluator", "item", "block"),
     "grades": ("answer", "scorer"),
@@ -99,8 +96,10 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check_owner()
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._prepare()
+            rebuilt = self._prepare()
             self._file = self._inode()
+            if rebuilt:
+                self._drop_orphans()
         except (OSError, sqlite3.Error) as error:
             raise self._failed("open", error) from error
 
@@ -110,7 +109,7 @@ class Store:
             return
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as db:
             mark, layout = (db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
-            if mark != MARK and (mark or not _unmarked(db)):
+            if mark != MARK and (mark or db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
                 raise UserError(
                     f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
                 )
@@ -123,14 +122,23 @@ class Store:
         if layout > VERSION:
             raise UserError(f"store.path={self.path} is of a later version (layout {layout}): use another file")
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> bool:
+        """Make the file a store; whether it is new, or was rebuilt by another program, which does not keep WAL mode."""
+        if self._db.execute("PRAGMA application_id").fetchone() != (MARK,):
+            self._db.execute(f"PRAGMA application_id={MARK}")  # before any table, so that a killed run leaves it ours
+        rebuilt = self._db.execute("PRAGMA journal_mode").fetchone() != ("wal",)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        new = not _columns(self._db)
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
-        if new:
-            self._db.execute(f"PRAGMA application_id={MARK}")
+        return rebuilt
+
+    def _drop_orphans(self) -> None:
+        """Remove rows that refer to rows lost by a recovery: their numbers will be given to others."""
+        with self.writing() as db:
+            for table, columns in PARTS.items():
+                for column in columns:
+                    db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM {column}s)")
 
     def __enter__(self) -> Store:
         return self
@@ -183,9 +191,8 @@ class Store:
         told = f"store.path={self.path}: cannot {verb} the results store: {error}{hint}"
         if not damaged:
             return UserError(told)
-        new = self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}")
-        words = shlex.join([str(self.path), str(new)])
-        return UserError(f"{told}\nthe file is damaged; save the rest: python -m souping.pipeline.store {words}")
+        old, new = (shlex.quote(str(path)) for path in (self.path, self.path.with_stem(f"{self.path.stem}-saved")))
+        return UserError(f"{told}\nthe file is damaged; save what can be read: sqlite3 {old} .recover | sqlite3 {new}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -308,24 +315,6 @@ class Store:
         return _Hashes(self)
 
 
-def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
-    """{table: its columns}."""
-    tables = [str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    return {name: {str(row[1]) for row in db.execute("SELECT * FROM pragma_table_info(?)", (name,))} for name in tables}
-
-
-def _known_columns() -> dict[str, set[str]]:
-    with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(SCHEMA)
-        return _columns(db)
-
-
-def _unmarked(db: sqlite3.Connection) -> bool:
-    """Whether a file without our mark is a store of an earlier layout, or one just begun."""
-    there, known = _columns(db), _known_columns()
-    return there.keys() >= OLD or all(columns <= known.get(name, set()) for name, columns in there.items())
-
-
 def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record: Record) -> int:
     """The row number of an answer, written if there is none of its key."""
     output, reason = (text.encode("utf-8", "replace").decode() for text in (record.output, record.reason))
@@ -381,72 +370,3 @@ class _Hashes(MutableMapping[str, str]):
     def __len__(self) -> int:
         with self._store.reading() as db:
             return int(db.execute("SELECT COUNT(*) FROM hashes").fetchone()[0])
-
-
-def save(damaged: Path, new: Path) -> dict[str, int]:
-    """Copy every row that can be read and understood into a new store; {table: rows}.
-
-    Each table is read from both ends up to the damage between them.
-
-    Raises:
-        UserError: `new` exists, or `damaged` is no SQLite file that can be opened.
-    """
-    if new.exists() or not damaged.is_file():
-        raise UserError(f"{new} exists: name a new file" if new.exists() else f"{damaged}: there is no such file")
-    counts = {}
-    with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
-        there = _columns(old)
-        with store.writing() as db:
-            for table, columns in _known_columns().items():
-                _copy(old, db, table, sorted(columns & there.get(table, set())))
-            for table, numbers in PARTS.items():  # a number that is used again must find no answer
-                for column in numbers:
-                    db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM {column}s)")
-            for table in there.keys() & _known_columns().keys():
-                counts[table] = int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
-    return counts
-
-
-def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: Sequence[str]) -> None:
-    """The rows of a table from either end, until the file cannot be read any further."""
-    key = _primary(new, table)
-    columns = list(dict.fromkeys([*key, *columns]))
-    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    for order in ("ASC", "DESC"):
-        by = ", ".join(f"{name} {order}" for name in key)
-        with suppress(sqlite3.Error):
-            for row in old.execute(f"SELECT {names} FROM {table} ORDER BY {by}"):
-                if _sound(dict(zip(columns, row, strict=True))):
-                    new.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row)
-
-
-def _primary(db: sqlite3.Connection, table: str) -> list[str]:
-    rows = db.execute("SELECT * FROM pragma_table_info(?)", (table,))
-    return [name for _, name in sorted((int(row[5]), str(row[1])) for row in rows if row[5])] or ["rowid"]
-
-
-def _sound(row: Mapping[str, Any]) -> bool:
-    """Whether the values are of the kinds that a store holds."""
-    try:
-        float(row.get("score", 0)), float(row.get("seconds", 0))
-        return all(json.loads(row[key] or "0") is not None for key in ("statistics", "origin") if key in row)
-    except (ValueError, TypeError):
-        return False
-
-
-def main() -> int:
-    """`python -m souping.pipeline.store DAMAGED NEW`."""
-    if len(sys.argv) != 3:
-        print("usage: python -m souping.pipeline.store DAMAGED NEW", file=sys.stderr)
-        return 2
-    try:
-        counts = save(Path(sys.argv[1]), Path(sys.argv[2]))
-    except (UserError, OSError, sqlite3.Error) as error:
-        print(safe(f"{'' if isinstance(error, UserError) else f'{sys.argv[1]}: '}{error}"), file=sys.stderr)
-        return 2
-    print(f"saved into {sys.argv[2]}: {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
