@@ -137,14 +137,10 @@ def _alone(recipe: Recipe) -> bool:
     return len(recipe.ingredients) == 1 and _effective(recipe) == (1.0,)
 
 
-def _number(recipe: Recipe, key: str, default: float) -> float:
-    value = recipe.settings.get(key)
-    return float(value) if isinstance(value, int | float) else default
-
-
 def _effective(recipe: Recipe) -> Weights:
     """The recipe's weights with the method's scale (of the differences to a base) in them."""
-    scale = _number(recipe, "scale", 1.0) if get_method(recipe.method).base else 1.0
+    scale = recipe.settings.get("scale") if get_method(recipe.method).base else None
+    scale = float(scale) if isinstance(scale, int | float) else 1.0
     return tuple(weight * scale for weight in recipe.weights)
 
 
@@ -266,7 +262,6 @@ class Weighing:
     def __init__(self, recipe: Recipe, layout: Layout) -> None:
         self.recipe, self.layout = recipe, layout
         self.method = "linear" if _alone(recipe) else recipe.method
-        self.divisor = None if recipe.settings.get("divisor") is None else _number(recipe, "divisor", 1.0)
         self._based = get_method(recipe.method).base
         self._weights, self._number = _overridden(recipe, list(layout.tensors))
         self._weights.append(_effective(recipe))  # number -1
@@ -287,7 +282,6 @@ class Weighing:
             recipe=self.recipe,
             method=self.method,
             dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in drafts)),
-            divisor=self.divisor,
             nonfinite=nonfinite,
             carry=self.layout.carrier(carry),
             vocab_size=uneven[0].shape[0] if uneven else None,
@@ -323,7 +317,7 @@ class Weighing:
             scale = sum(given) / _total(weights.values())
             weights = {i: w * scale for i, w in weights.items()}
         models, values = tuple(weights), tuple(weights.values())
-        if values == (1.0,) and self.divisor is None:
+        if values == (1.0,):
             return Mix("copy" if stored[models[0]] == dtype else "linear", models, dtype, values)
         if self._based and base is None:
             total = _total(values)

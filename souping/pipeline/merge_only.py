@@ -238,7 +238,6 @@ SETTINGS: Mapping[str, Test] = {
     "by": _is_text,
     "source": _is_text,
     "scale": is_number,
-    "divisor": lambda value: is_number(value) and value != 0,
     "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),
     "parameters": _is_parameters,
     "seed": _is_whole,

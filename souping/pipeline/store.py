@@ -126,7 +126,7 @@ class Store:
         """Make the file a store; whether it is new, or was rebuilt by another program, which does not keep WAL mode."""
         if self._db.execute("PRAGMA application_id").fetchone() != (MARK,):
             self._db.execute(f"PRAGMA application_id={MARK}")  # before any table, so that a killed run leaves it ours
-        rebuilt = self._db.execute("PRAGMA journal_mode").fetchone() != ("wal",)
+        rebuilt: bool = self._db.execute("PRAGMA journal_mode").fetchone() != ("wal",)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(SCHEMA)
