@@ -30,8 +30,8 @@ class Workers(Protocol):
 
     def put(self, task: BlockTask) -> None: ...
 
-    def take(self) -> list[tuple[BlockTask, Answered]]:
-        """Tasks that are done, one at least, waited for. Tasks of a worker that was lost go to another."""
+    def take(self) -> tuple[BlockTask, Answered]:
+        """A task that is done, waited for. Tasks of a worker that was lost go to another."""
         ...
 
     def close(self) -> None: ...

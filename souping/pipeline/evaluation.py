@@ -172,10 +172,9 @@ class Evaluation(RecipeEvaluator):
     def collect(self) -> tuple[Inquiry, Reply]:
         """The next inquiry with all of its answers; each block is committed when it comes."""
         while not self._done:
-            came = [(self._out.pop(task.number), answered) for task, answered in self._workers.take()]
-            kept = [(out, self._keep(out, answered)) for out, answered in came]  # all answers before the first scorer
-            for out, records in kept:
-                self._finish(out, records)
+            task, answered = self._workers.take()
+            out = self._out.pop(task.number)
+            self._finish(out, self._keep(out, answered))
         pending = self._done.popleft()
         return pending.inquiry, pending.reply()
 

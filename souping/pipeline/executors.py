@@ -145,9 +145,9 @@ class LocalWorkers(Workers):
     def put(self, task: BlockTask) -> None:
         self._tasks.append(task)
 
-    def take(self) -> list[tuple[BlockTask, Answered]]:
+    def take(self) -> tuple[BlockTask, Answered]:
         task = self._tasks.popleft()
-        return [(task, self._worker.answer(task))]
+        return task, self._worker.answer(task)
 
     def close(self) -> None:
         """The driver's own evaluators are closed where they were built."""

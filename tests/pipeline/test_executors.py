@@ -39,7 +39,7 @@ def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path
     asked = tasks(5)
     for task in asked:
         workers.put(task)
-    done = [pair for _ in asked for pair in workers.take()]
+    done = [workers.take() for _ in asked]
     workers.close()
     workers.close()
     assert sorted(task.number for task, _ in done) == list(range(5))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -168,19 +167,6 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the stop texts."""
     ends = [text.find(end) for end in stop if end in text]
     return text[: min(ends)] if ends else text
-
-
-T = TypeVar("T")
-
-
-def shared(workers: int, count: int, share: Callable[[slice], list[T]]) -> list[T]:
-    """What `share(its items)` gives for every item, in order; a worker is a thread with every n-th item."""
-    workers = min(workers, count)
-    if workers < 2:
-        return share(slice(None))
-    with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
-        parts = list(pool.map(share, (slice(worker, None, workers) for worker in range(workers))))
-    return [parts[i % workers][i // workers] for i in range(count)]
 
 
 def check_gpu_settings(where: str, tensor_parallel_size: int, fraction: float, max_model_len: int | None) -> None:

@@ -6,6 +6,7 @@ Below it is what every engine does alike: modules and tokenizers loaded from a f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from souping.core.protocols import ModuleSettings, Served
 from souping.core.text import first_line
 from souping.core.types import Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room, shared
+from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ class TransformersEngine(Engine):
     """
 
     def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
-        """The n-th answers, in the items' order; `asked.workers` threads share the items."""
-        return shared(asked.workers, len(items), lambda own: _share(asked, model, items[own], replicate))
+        """The n-th answers, in the items' order; each of `asked.workers` threads answers every n-th item."""
+        workers = min(asked.workers, len(items))
+        if workers < 2:
+            return _share(asked, model, items, replicate)
+        with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
+            shares = (items[worker::workers] for worker in range(workers))
+            parts = list(pool.map(lambda share: _share(asked, model, share, replicate), shares))
+        return [parts[i % workers][i // workers] for i in range(len(items))]
 
 
 def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
