@@ -64,7 +64,7 @@ def halving(sim: Simulation, budget: int) -> Outcome:
     before: set[int] = set()
     for stage in _stages(layout, len(alive), budget):
         fresh = tuple(i for i in stage if i not in before)
-        for point in alive:
+        for point in alive if fresh else ():
             if sim.spent + len(fresh) > budget:
                 break
             values[point][list(fresh)] = sim.answer(Cell(weights=point, items=fresh)).values
