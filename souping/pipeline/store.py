@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core.types import Item, Json, Recipe, Record, UserError
+from souping.core.types import OUTCOMES, Item, Json, Recipe, Record, UserError
 from souping.pipeline.stored_answers import StoredAnswers
 
 SCHEMA = """
@@ -64,6 +64,8 @@ CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) 
 VERSION = 4
 MARK = 0x534F5550
 """`application_id` of our files ("SOUP")."""
+PAGE = 4096
+"""SQLite's page size in bytes."""
 PARTS = {
     "answers": ("soup", "evaluator", "item", "block"),
     "grades": ("answer", "scorer"),
@@ -134,8 +136,10 @@ class Store:
         return rebuilt
 
     def _drop_orphans(self) -> None:
-        """Remove rows that refer to rows lost by a recovery: their numbers will be given to others."""
+        """Remove answers that a recovery left without their end, and rows that refer to rows that are lost: the numbers
+        of those will be given to others."""
         with self.writing() as db:
+            db.execute(f"DELETE FROM answers WHERE outcome NOT IN ({', '.join('?' * len(OUTCOMES))})", OUTCOMES)
             for table, columns in PARTS.items():
                 for column in columns:
                     db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM {column}s)")
@@ -192,7 +196,10 @@ class Store:
         if not damaged:
             return UserError(told)
         old, new = (shlex.quote(str(path)) for path in (self.path, self.path.with_stem(f"{self.path.stem}-saved")))
-        return UserError(f"{told}\nthe file is damaged; save what can be read: sqlite3 {old} .recover | sqlite3 {new}")
+        cut = self.path.is_file() and self.path.stat().st_size % PAGE
+        fill = f"truncate -s %{PAGE} {old} && " if cut else ""  # a page without its end is not read at all
+        saves = f"{fill}sqlite3 {old} .recover | sqlite3 {new}"
+        return UserError(f"{told}\nthe file is damaged; save what can be read: {saves}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

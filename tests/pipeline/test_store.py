@@ -202,6 +202,7 @@ def test_the_command_saves_the_rows_of_a_store_that_lost_its_end(tmp_path: Path,
     with pytest.raises(UserError, match="the file is damaged") as caught:
         read_all(cut)
     command = str(caught.value).rpartition("save what can be read: ")[2]
+    assert ("truncate" in command) == bool(len(cut.read_bytes()) % 4096)
     subprocess.run(command, shell=True, check=True, capture_output=True)
     with sqlite3.connect(tmp_path / "cut-saved.sqlite") as db:
         there = db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
