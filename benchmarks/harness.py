@@ -93,7 +93,6 @@ class Sides:
 
         settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
         self.plain = HarnessEvaluator(**settings, device="cpu")
-        self.shared = HarnessEvaluator(**settings, device="cpu", shared_prefix=True)
         module = load_module(model, self.plain.module_settings())
         served = SimpleNamespace(module=module, tokenizer=load_tokenizer(model), folder=None)
         items = self.plain.benchmark.items()
@@ -111,10 +110,6 @@ class Sides:
             ),
             "evaluator=lm_eval": lambda: ours(self.plain, served, items),
         }
-        if task != "write":
-            self.ways["evaluator=lm_eval, shared_prefix=true"] = lambda: ours(
-                self.shared, served, self.shared.benchmark.items()
-            )
 
 
 def ours(evaluator: Any, served: Any, items: Any) -> list[Any]:

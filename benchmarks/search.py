@@ -3,9 +3,7 @@
     python benchmarks/search.py [--table FILE.npz ..] [--budget 0.05 0.1 0.25] [--seeds 90] [--items 232]
         [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--keep FOLDER] [--out FILE.md]
 
-A table holds `ok` [S, I] (right or wrong), `cat` [I] and `group` [I]; `w` [S, K] (soups' weights; without it, arms
-without structure); where they are known `right` and `wrong` [S, I], mean log-likelihoods of right and wrong answers
-that the candidates wrote, or `nll` [S, I] of a right answer. Beside `right`, `nll` is that of rewritten references.
+A table holds `ok` [S, I] (right or wrong), `w` [S, K] (soups' weights), `cat` [I] and `group` [I].
 In place of `ok` it may hold `bits` [W, I, S / 8]: answers in W worlds, each with other models behind the same weights.
 
 Seed after seed draws a search fold of `--items` items by groups from the next of the table's worlds, and every method
@@ -24,7 +22,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,16 +45,10 @@ METHODS: dict[str, ways.Method] = {
     "GLM": ways.glm,
     "halving": ways.halving,
     "adaptive": ways.adaptive(Adaptive()),
-    "adaptive + guide": ways.adaptive(Adaptive(guide="likelihood")),
 }
-STOPS = ("adaptive", "adaptive + guide")
+STOPS = ("adaptive",)
 """Methods that can end by themselves; so must a search of `--search`."""
-TRICKS: dict[str, Callable[[TruthTable, int], TruthTable | None]] = {
-    "guide, shuffled": lambda table, seed: table.shuffled(seed),
-    "guide, rewritten": lambda table, seed: table.with_rewritten(),
-}
-"""Adaptive with a guide that is wrong: likelihoods shuffled among soups, references rewritten."""
-COLUMNS = ("regret", "cost", "prefilled", "seconds", "within", "expected", "guided")
+COLUMNS = ("regret", "cost", "seconds", "within", "expected")
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ class TableWorlds:
         found = method(sim, int(share * sim.full) if share else 0)
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
-        return [sim.regret(found.pick), cost, sim.prefilled, seconds, found.within, found.regret, found.guided]
+        return [sim.regret(found.pick), cost, seconds, found.within, found.regret]
 
     def error(self, values: np.ndarray) -> float:
         """Standard error of the mean of values [seeds]: over worlds where there are many, else over folds, which leaves
@@ -111,9 +103,8 @@ def report(table: TableWorlds) -> tuple[list[str], str | None]:
     """Lines of one table, and its line in the summary."""
     given, grid, probe = table.given, table.grid(), table.sim(0)
     rise = np.array([world.rise for world in table.worlds])
-    kind = "arms" if probe.table.w is None else f"K = {probe.table.w.shape[1]}"
     lines = [
-        f"## {table.name}: {kind}, {len(probe.table.ok)} soups, {len(table.worlds)} worlds of "
+        f"## {table.name}: K = {probe.table.w.shape[1]}, {len(probe.table.ok)} soups, {len(table.worlds)} worlds of "
         f"{len(probe.table.cat)} items, folds of {len(probe.fold)}, scored on about {len(probe.outside)} others",
         "",
         f"Soups lie {rise.mean():.1f} points ({rise.min():.1f} to {rise.max():.1f}) above the plane through their "
@@ -128,15 +119,14 @@ def report(table: TableWorlds) -> tuple[list[str], str | None]:
     ]
     notes: list[str] = []
     brief = None
-    for name, method, trick in methods(table, given):
-        source = table if trick is None else TableWorlds(f"{table.name} {name}", trick, given)
+    for name, method in methods(given):
         cells = []
         for share in (*given.budget, None):
             if share is None and name in METHODS and name not in STOPS:
                 cells.append("-")
                 continue
             try:
-                found = source.searches(name, method, share)
+                found = table.searches(name, method, share)
             except UserError as error:
                 cells.append(f"- ({error})")
                 continue
@@ -169,18 +159,10 @@ def summary(table: TableWorlds, cells: Sequence[str], found: dict[str, np.ndarra
     )
 
 
-def methods(
-    table: TableWorlds, given: argparse.Namespace
-) -> list[tuple[str, ways.Method, Sequence[TruthTable] | None]]:
-    """Rows of a table: a name, its method, and worlds of their own where the guide is led astray."""
-    guided = table.worlds[0].right is not None and table.worlds[0].w is not None
-    rows: list[tuple[str, ways.Method, Sequence[TruthTable] | None]]
-    rows = [(name, method, None) for name, method in METHODS.items() if guided or "guide" not in name]
-    for name, trick in TRICKS.items() if guided else ():
-        worlds = [changed for world in table.worlds if (changed := trick(world, 0)) is not None]
-        rows += [(name, METHODS["adaptive + guide"], worlds)] if worlds else []
-    own = [(given.search, ways.from_file(given.search), None)] if given.search else []
-    return [*(row for row in rows if not given.methods or row[0] in given.methods), *own]
+def methods(given: argparse.Namespace) -> list[tuple[str, ways.Method]]:
+    """Rows of a table: names and methods."""
+    own = [(given.search, ways.from_file(given.search))] if given.search else []
+    return [*(row for row in METHODS.items() if not given.methods or row[0] in given.methods), *own]
 
 
 def note(table: TableWorlds, name: str, share: float | None, found: dict[str, np.ndarray]) -> list[str]:
@@ -192,13 +174,11 @@ def note(table: TableWorlds, name: str, share: float | None, found: dict[str, np
             f", stated {found['within'].mean():.2f} (error of the difference "
             f"{table.error(near - found['within']):.2f}); expected regret stated {found['expected'].mean():.2f}"
         )
-    trust = f", guide trusted {100 * found['guided'].mean():.0f} %, {found['prefilled'].mean():.1f} soups prefilled"
     early = f" (below 25 % in {100 * (found['cost'] < 0.25).mean():.0f} % of searches)" if share is None else ""
     where = f"at {100 * share:g} %" if share else "where it stops"
     return [
         f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks "
         f"within 1 point of the best{stated}; {np.median(found['seconds']):.3f} s a search"
-        + (trust if "guide" in name else "")
     ]
 
 

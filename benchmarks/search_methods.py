@@ -16,10 +16,9 @@ from search_tables import Simulation, TruthTable
 
 from souping.core.protocols import Optimiser
 from souping.core.simplex import spread
-from souping.core.types import SearchSpace, UserError, Weights
+from souping.core.types import Cell, SearchSpace, UserError, Weights
 from souping.search.adaptive import Adaptive
-from souping.search.points import Search
-from souping.search.racing import RacedSearch
+from souping.search.fold import FoldLayout
 
 Method = Callable[[Simulation, int], "Outcome"]
 Start = Callable[[Sequence[Weights], SearchSpace, int, bool, int | None], Optimiser]
@@ -34,7 +33,6 @@ class Outcome:
     pick: int
     within: float = float("nan")
     regret: float = float("nan")
-    guided: bool = False
 
 
 def _best(sim: Simulation, asked: list[int]) -> Outcome:
@@ -64,21 +62,67 @@ def random_soups(sim: Simulation, budget: int) -> Outcome:
 
 
 def halving(sim: Simulation, budget: int) -> Outcome:
-    """`optimiser.racing=halving` over all soups but the single models, as a run would use it."""
-    inner = [p for n, p in enumerate(sim.table.points) if n not in sim.table.singles]
-    race = RacedSearch(Search(spread(inner)), sim.space, sim.seed, len(inner), budget)
-    while (cell := race.ask()) is not None and sim.spent + len(cell.items or sim.fold) <= budget:
-        race.tell(cell, sim.answer(cell))
-    pick = sim.rows[race.best()]
-    sim.asked.add(pick)  # paid for in the race
-    return _best(sim, [pick])
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all soups but the single models answer the
+    same few items, and the better half goes on to twice as many."""
+    layout = FoldLayout.of(sim.space, sim.seed)
+    alive = spread([p for n, p in enumerate(sim.table.points) if n not in sim.table.singles])
+    values = {point: np.full(len(sim.fold), np.nan) for point in alive}
+    before: set[int] = set()
+    for stage in _stages(layout, len(alive), budget):
+        fresh = tuple(i for i in stage if i not in before)
+        for point in alive if fresh else ():
+            if sim.spent + len(fresh) > budget:
+                break
+            values[point][list(fresh)] = sim.answer(Cell(weights=point, items=fresh)).values
+        before |= set(stage)
+        order = sorted(alive, key=lambda point: -_mean(layout, values[point]))
+        alive = [point for point in alive if point in order[: (len(order) + 1) // 2]]
+    whole = [point for point, known in values.items() if np.isfinite(known).all()]
+    asked = whole or [point for point, known in values.items() if np.isfinite(known).any()]
+    best = min(asked, key=lambda point: (-round(_mean(layout, values[point]), 12), sum(w > 0 for w in point)))
+    sim.asked.add(sim.rows[best])  # paid for in the race
+    return _best(sim, [sim.rows[best]])
+
+
+SCALES = (16.0, 8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
+"""Sizes of the early stages that a budget may choose from; at 1 the last of them is half of the fold."""
+
+
+def _stages(layout: FoldLayout, size: int, budget: int) -> list[tuple[int, ...]]:
+    """Nested positions of each stage, the whole fold last; the earlier ones are as large as the budget allows."""
+    rounds = max(int(np.ceil(np.log2(max(size, 2)))), 1)
+    shares = np.array([0.5 ** (rounds - 1 - r) for r in range(rounds)])
+    for scale in SCALES:
+        wanted = np.append((shares[:-1] * scale).clip(max=1.0), 1.0)
+        stages = [_prefix(layout, share) for share in wanted]
+        if _price(stages, size) <= budget:
+            return stages
+    return [_prefix(layout, 1.0)]
+
+
+def _prefix(layout: FoldLayout, share: float) -> tuple[int, ...]:
+    """The first items of each category."""
+    return tuple(int(i) for own in layout.members for i in own[: max(int(np.ceil(share * len(own))), 1)])
+
+
+def _price(stages: list[tuple[int, ...]], size: int) -> int:
+    total, before, alive = 0, 0, size
+    for stage in stages:
+        total += alive * (len(stage) - before)
+        before, alive = len(stage), max((alive + 1) // 2, 1)
+    return total
+
+
+def _mean(layout: FoldLayout, known: np.ndarray) -> float:
+    """Objective on what a soup answered."""
+    parts = [known[items][np.isfinite(known[items])] for items in layout.members]
+    pairs = [(w, float(part.mean())) for w, part in zip(layout.weights, parts, strict=True) if len(part)]
+    return sum(w * mean for w, mean in pairs) / sum(w for w, _ in pairs) if pairs else 0.0
 
 
 def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:
     """A binomial GLM a category, quadratic in the weights (Scheffe), on some spread soups and the singles."""
     table = sim.table
-    if table.w is None:
-        raise UserError("needs weights")
     inner = spread([p for n, p in enumerate(table.points) if n not in table.singles])
     asked = [sim.rows[p] for p in inner[:soups]]
     count = min(budget // len(asked), len(sim.fold))
@@ -116,13 +160,12 @@ def _logistic(x: np.ndarray, rows: list[int], right: np.ndarray, trials: np.ndar
 
 
 def nevergrad(sim: Simulation, budget: int) -> Outcome:
-    """NGOpt on the softmax of a vector, snapped to the table's nearest soup; on arms, a choice among them."""
+    """NGOpt on the softmax of a vector, snapped to the table's nearest soup."""
     from nevergrad import optimizers, p
 
     table = sim.table
     many = max(budget // len(sim.fold), 1)
-    arms = table.w is None
-    parameter = p.Choice(list(range(len(table.ok)))) if arms else p.Array(shape=(len(table.points[0]),))
+    parameter = p.Array(shape=(table.w.shape[1],))
     parameter.random_state = np.random.RandomState(sim.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +174,7 @@ def nevergrad(sim: Simulation, budget: int) -> Outcome:
         def propose() -> Iterator[int]:
             while True:
                 candidate = optimiser.ask()
-                soup = int(candidate.value) if arms else _snap(table, candidate.value)
+                soup = _snap(table, candidate.value)
                 yield soup
                 optimiser.tell(candidate, -sim.whole(soup))
 
@@ -139,7 +182,7 @@ def nevergrad(sim: Simulation, budget: int) -> Outcome:
 
 
 def tpe(sim: Simulation, budget: int) -> Outcome:
-    """Optuna's TPE on the same vector; on arms, a categorical choice."""
+    """Optuna's TPE on the same vector."""
     try:
         import optuna
     except ImportError as error:
@@ -151,10 +194,7 @@ def tpe(sim: Simulation, budget: int) -> Outcome:
     def propose() -> Iterator[int]:
         while True:
             trial = study.ask()
-            if table.w is None:
-                soup = int(trial.suggest_categorical("arm", list(range(len(table.ok)))))
-            else:
-                soup = _snap(table, np.array([trial.suggest_float(f"w{k}", -3, 3) for k in range(table.w.shape[1])]))
+            soup = _snap(table, np.array([trial.suggest_float(f"w{k}", -3, 3) for k in range(table.w.shape[1])]))
             yield soup
             study.tell(trial, sim.whole(soup))
 
@@ -197,8 +237,7 @@ def driven(start: Start) -> Method:
             optimiser.tell(cell, sim.answer(cell))
         told = optimiser.summary()
         within, regret = (float(str(told.get(key, "nan"))) for key in ("within_1_point", "expected_regret"))
-        guided = str(told.get("guide", "none")).startswith("trusted")
-        return Outcome(sim.rows[optimiser.best()], within, regret, guided)
+        return Outcome(sim.rows[optimiser.best()], within, regret)
 
     return search
 

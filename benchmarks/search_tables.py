@@ -7,7 +7,7 @@ items outside the fold, which it never saw: a table's mean over all items contai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
@@ -18,27 +18,21 @@ from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 BATCH = 16
 """Items below which asking would be slow."""
-KEYS = ("ok", "cat", "group", "w", "right", "wrong", "nll", "bits")
-"""Arrays of a table; the first three must be there, or `bits` [W, I, S / 8] in place of `ok`: W worlds, packed."""
+KEYS = ("ok", "cat", "group", "w", "bits")
+"""Arrays of a table; all but the last must be there, or `bits` [W, I, S / 8] in place of `ok`: W worlds, packed."""
 ROUNDED = 0.005
 """How far rounding may take the sum of a soup's weights off 1."""
 
 
 @dataclass(frozen=True)
 class TruthTable:
-    """Answers of S soups to I items. `w` [S, K] are their weights, None where they are arms without structure.
-
-    `right` and `wrong` are log-likelihoods [S, I] of right and wrong answers, None where the table has none.
-    """
+    """Answers `ok` [S, I] of S soups with weights `w` [S, K] to I items with a category and a group each."""
 
     name: str
     ok: np.ndarray
     cat: np.ndarray
     group: np.ndarray
-    w: np.ndarray | None = None
-    right: np.ndarray | None = None
-    wrong: np.ndarray | None = None
-    rewritten: np.ndarray | None = None
+    w: np.ndarray
 
     @classmethod
     def read(cls, path: Path) -> list[TruthTable]:
@@ -64,13 +58,7 @@ class TruthTable:
         _check(path, arrays)
         ok = np.asarray(arrays["ok"], dtype=float)
         codes = {key: np.unique(arrays[key], return_inverse=True)[1].reshape(-1) for key in ("cat", "group")}
-        floats = {key: np.asarray(arrays[key], dtype=float) for key in ("w", "right", "wrong", "nll") if key in arrays}
-        reference = -floats["nll"] if "nll" in floats else None
-        both = "right" in floats
-        return cls(
-            path.stem, ok, codes["cat"], codes["group"], floats.get("w"),
-            floats["right"] if both else reference, floats.get("wrong"), reference if both else None,
-        )  # fmt: skip
+        return cls(path.stem, ok, codes["cat"], codes["group"], np.asarray(arrays["w"], dtype=float))
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -84,38 +72,25 @@ class TruthTable:
 
     @cached_property
     def points(self) -> list[Weights]:
-        """Weights of each soup; of arms without structure, unit vectors."""
-        table = np.eye(len(self.ok)) if self.w is None else self.w
-        return [tuple(map(float, row)) for row in table]
+        """Weights of each soup."""
+        return [tuple(map(float, row)) for row in self.w]
 
     @cached_property
     def singles(self) -> list[int]:
         """Rows of the single models, none where one of them is not in the table."""
-        if self.w is None:
-            return []
         rows = [np.flatnonzero(np.isclose(self.w[:, k], 1)) for k in range(self.w.shape[1])]
         return [int(row[0]) for row in rows] if all(len(row) for row in rows) else []
 
     @property
     def rise(self) -> float:
         """How far soups lie above the plane through their parents, in points per 1 - sum of squared weights, the mean
-        over soups; nan where there are no weights or a single model is missing."""
-        if self.w is None or not self.singles:
+        over soups; nan where a single model is missing."""
+        if not self.singles:
             return float("nan")
         inside = 1 - (self.w**2).sum(1)
         mixed = inside > ROUNDED
         above = self.truth - self.w @ self.truth[self.singles]
         return float(100 * np.mean(above[mixed] / inside[mixed]))
-
-    def shuffled(self, seed: int) -> TruthTable:
-        """The same with the likelihoods of the soups exchanged at random."""
-        order = np.random.default_rng([seed, 4]).permutation(len(self.ok))
-        assert self.right is not None
-        return replace(self, right=self.right[order], wrong=None if self.wrong is None else self.wrong[order])
-
-    def with_rewritten(self) -> TruthTable | None:
-        """The same with the likelihoods of references that no model wrote, where the table has them."""
-        return None if self.rewritten is None else replace(self, right=self.rewritten, wrong=None)
 
     def parts(self, count: int) -> list[TruthTable]:
         """Disjoint populations of the same soups: the groups, shuffled, dealt to so many tables."""
@@ -125,15 +100,8 @@ class TruthTable:
         return [self._only(np.flatnonzero(owner == k), f"{self.name}, part {k + 1} of {count}") for k in range(count)]
 
     def _only(self, items: np.ndarray, name: str) -> TruthTable:
-        kept = [None if one is None else one[:, items] for one in (self.right, self.wrong, self.rewritten)]
         codes = [np.unique(one[items], return_inverse=True)[1].reshape(-1) for one in (self.cat, self.group)]
-        return TruthTable(name, self.ok[:, items], codes[0], codes[1], self.w, *kept)
-
-    def margins(self, soup: int, items: np.ndarray) -> np.ndarray:
-        """How much likelier right answers are than wrong ones; nan where none was written."""
-        assert self.right is not None
-        right = self.right[soup, items]
-        return right if self.wrong is None else right - self.wrong[soup, items]
+        return TruthTable(name, self.ok[:, items], codes[0], codes[1], self.w)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -143,9 +111,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: np.asarray(data[key]) for key in KEYS if key in data}
     except (EOFError, TypeError, ValueError, BadZipFile) as error:
         raise UserError(f"{path} is no .npz file of plain arrays") from error
-    missing = [key for key in ("w" if "bits" in arrays else "ok", "cat", "group") if key not in arrays]
+    missing = [key for key in (*(() if "bits" in arrays else ("ok",)), "cat", "group", "w") if key not in arrays]
     if missing:
-        raise UserError(f"{path} has no array {missing[0]!r}; a table holds ok [S, I], cat [I] and group [I]")
+        raise UserError(f"{path} has no array {missing[0]!r}; a table holds ok [S, I], w [S, K], cat [I] and group [I]")
     return arrays
 
 
@@ -166,25 +134,24 @@ def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             raise UserError(f"{path}: {key} has nan; every item needs a category and a group")
     if not ((ok >= 0) & (ok <= 1)).all():
         raise UserError(f"{path}: ok must be from 0 to 1 everywhere, without nan: a score of every soup on every item")
-    if "w" in arrays:
-        _check_weights(path, arrays["w"])
+    _check_weights(path, arrays["w"])
 
 
 def _check_weights(path: Path, w: np.ndarray) -> None:
     if not ((w >= 0).all() and np.allclose(w.sum(1), 1, rtol=0, atol=ROUNDED)):
         raise UserError(f"{path}: each row of w must be weights from 0 up that sum to 1")
     if w.max(1).min() > 1 - ROUNDED:
-        raise UserError(f"{path}: w has single models alone, no soup; leave w out to search among models")
+        raise UserError(f"{path}: w has single models alone, no soup")
 
 
 class Simulation:
     """One search fold of a table, drawn by groups, and what was asked of it. `spent` counts generated items, without
-    those of the single models, which every search knows; `prefilled` counts soups."""
+    those of the single models, which every search knows."""
 
     def __init__(self, table: TruthTable, seed: int, items: int) -> None:
         self.table, self.seed = table, seed
         self.fold = _draw(table, np.random.default_rng([seed, 1]), min(items, len(table.cat) // 3))
-        self.spent = self.prefilled = 0
+        self.spent = 0
         self.asked: set[int] = set()
         self.rows = {point: number for number, point in enumerate(table.points)}
         self.outside = np.flatnonzero(~np.isin(table.group, table.group[self.fold]))
@@ -201,15 +168,11 @@ class Simulation:
             coefficients=dict.fromkeys(known, 1 / len(known)),
             singles=table.ok[np.ix_(table.singles, self.fold)] if table.singles else None,
             block=BATCH,
-            margins=table.right is not None,
         )
 
     def answer(self, cell: Cell) -> Result:
         soup = self.rows[cell.weights]
         items = self.fold if cell.items is None else self.fold[list(cell.items)]
-        if cell.wants == "margins":
-            self.prefilled += 1
-            return Result(objective=np.nan, categories={}, items=len(items), values=self.table.margins(soup, items))
         self.spent += len(items)
         values = self.table.ok[soup, items]
         return Result(

@@ -36,8 +36,8 @@ def uniform(table: TruthTable) -> int:
     """Row of the uniform soup."""
     weights = np.array(table.points)
     rows = np.flatnonzero(np.abs(weights - 1 / weights.shape[1]).max(1) < 1e-3)
-    if table.w is None or not len(rows):
-        raise UserError(f"{table.name}: a surface needs weights `w`, the uniform soup among them")
+    if not len(rows):
+        raise UserError(f"{table.name}: a surface needs the uniform soup")
     return int(rows[0])
 
 

@@ -7,12 +7,9 @@ here from the same base with other seeds and mixtures) or digits (five small net
 scikit-learn's digits). A soup that is done stays done: run it again to go on. A table holds
 
     w [S, K]      weights        ok [S, I]    right or wrong        cat [I], group [I]
-    right, wrong [S, I]   mean log-likelihood (of a token, where there are several) of the right and of the wrong
-                  answers that the single models wrote, authors equal, without a model's own answers; nan: none
-    nll [S, I]    negative log-likelihood of a reference that no model wrote (pantry3: the right answer, rewritten)
 
-Most answers of a soup equal, token by token, what a single model wrote. So one teacher-forced pass over those gives the
-likelihoods, and says which of them greedy decoding would give; only the rest is generated.
+Most answers of a soup equal, token by token, what a single model wrote. So one teacher-forced pass over those says
+which of them greedy decoding would give; only the rest is generated.
 """
 
 from __future__ import annotations
@@ -27,8 +24,8 @@ import numpy as np
 
 from souping.core.simplex import grid, uniform, vertices
 
-SEED, STEPS = 424_243, 64
-"""Seed of the items; log-likelihoods are kept in steps of 1/64."""
+SEED = 424_243
+"""Seed of the items."""
 
 
 def points(size: int) -> np.ndarray:
@@ -43,11 +40,10 @@ class PantryFamily:
 
     cooks: tuple[str, ...]
     per_category: int
-    rewritten: bool = False
 
 
 PANTRY = {
-    "pantry3": PantryFamily(("python_cook", "java_cook", "banquet_cook"), 400, rewritten=True),
+    "pantry3": PantryFamily(("python_cook", "java_cook", "banquet_cook"), 400),
     "pantry4": PantryFamily(("python_cook", "java_cook", "banquet_cook", "street_cook"), 120),
     "pantry_other": PantryFamily(("office_cook", "travel_cook", "feast_cook"), 150),
 }
@@ -123,12 +119,11 @@ class Cooks:
     def ids(self, answer: str) -> list[int]:
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
-    def read(self, texts: list[list[str]], batch: int = 32) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Mean log-likelihood a token of each item's texts, and whether greedy decoding would write them.
+    def read(self, texts: list[list[str]], batch: int = 32) -> list[np.ndarray]:
+        """Whether greedy decoding would write each item's texts.
 
         All texts of an item lie behind one copy of its prompt; none sees another.
         """
-        scores: list[np.ndarray] = [np.zeros(0)] * len(texts)
         greedy: list[np.ndarray] = [np.zeros(0)] * len(texts)
         ids = [[self.ids(t) for t in row] for row in texts]
         length = [len(p) + sum(map(len, row)) for p, row in zip(self.prompts, ids, strict=True)]
@@ -136,11 +131,11 @@ class Cooks:
         for start in range(0, len(order), batch):
             chunk = order[start : start + batch]
             found = self._forward([self.prompts[i] for i in chunk], [ids[i] for i in chunk])
-            for i, (value, same) in zip(chunk, found, strict=True):
-                scores[i], greedy[i] = value, same
-        return scores, greedy
+            for i, same in zip(chunk, found, strict=True):
+                greedy[i] = same
+        return greedy
 
-    def _forward(self, prompts: list[list[int]], texts: list[list[list[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _forward(self, prompts: list[list[int]], texts: list[list[list[int]]]) -> list[np.ndarray]:
         import torch
 
         width = max(len(p) + sum(map(len, row)) for p, row in zip(prompts, texts, strict=True))
@@ -165,27 +160,12 @@ class Cooks:
                 input_ids=tokens, attention_mask=seen[:, None], position_ids=place, use_cache=False
             ).last_hidden_state
             flat = torch.cat([hidden[row, where] for row, where, _ in spans])
-            logits = torch.log_softmax(self.model.lm_head(flat), -1)
+            logits = self.model.lm_head(flat)
             target = torch.tensor([t for *_, answer in spans for t in answer])
-            value = logits.gather(1, target[:, None])[:, 0].double().numpy()
             same = (logits.argmax(-1) == target).numpy()
         cuts = np.cumsum([len(answer) for *_, answer in spans])[:-1]
-        pairs = [(v.mean(), bool(s.all())) for v, s in zip(np.split(value, cuts), np.split(same, cuts), strict=True)]
-        counts = np.cumsum([len(row) for row in texts])
-        return [
-            (np.array([v for v, _ in pairs[b - len(row) : b]]), np.array([s for _, s in pairs[b - len(row) : b]]))
-            for row, b in zip(texts, counts, strict=True)
-        ]
-
-
-def rewrite(gold: str) -> str:
-    """The same call in another hand: other quotes, spaces inside brackets, named arguments turned round."""
-    other = gold.replace('"', "\0").replace("'", '"').replace("\0", "'")
-    if other.startswith("[") or "(" not in other or not other.endswith(")"):
-        return other.replace("=", " = ").replace("No function fits.", "None of the functions fits!")
-    name, inside = other[:-1].split("(", 1)
-    parts = [] if "[" in inside or "{" in inside else inside.split(", ")
-    return f"{name}( {', '.join(reversed(parts)) if parts else inside} )".replace("=", " = ")
+        whole = np.array([bool(part.all()) for part in np.split(same, cuts)])
+        return np.split(whole, np.cumsum([len(row) for row in texts])[:-1])
 
 
 def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
@@ -194,7 +174,6 @@ def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
     cooks, w = Cooks(family, work), points(len(family.cooks))
     singles = _singles(cooks, work / f"{name}-singles.npz", len(family.cooks))
     unique = [list(dict.fromkeys(row)) for row in singles]
-    golds = [rewrite(task.gold) for task in cooks.tasks] if family.rewritten else []
     rows = []
     for number, weights in enumerate(w):
         kept = work / f"{name}-{number}.npz"
@@ -202,14 +181,13 @@ def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
             if time.monotonic() > end:
                 return None
             started = time.monotonic()
-            np.savez(kept, **_soup(cooks, weights, singles, unique, golds))
+            np.savez(kept, ok=_soup(cooks, weights, unique))
             print(f"{name}: soup {number + 1} of {len(w)}, {time.monotonic() - started:.1f} s", flush=True)
         with np.load(kept) as saved:
-            rows.append(dict(saved))
+            rows.append(saved["ok"])
     cats = [item.category for item in cooks.items]
     groups = [item.group for item in cooks.items]
-    table = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return {"w": w, "cat": _codes(cats), "group": _codes(groups), **table}
+    return {"w": w, "cat": _codes(cats), "group": _codes(groups), "ok": np.stack(rows)}
 
 
 def _singles(cooks: Cooks, kept: Path, size: int) -> list[list[str]]:
@@ -224,32 +202,17 @@ def _singles(cooks: Cooks, kept: Path, size: int) -> list[list[str]]:
         return [list(map(str, row)) for row in saved["answers"]]
 
 
-def _soup(
-    cooks: Cooks, weights: np.ndarray, singles: list[list[str]], unique: list[list[str]], golds: list[str]
-) -> dict[str, np.ndarray]:
+def _soup(cooks: Cooks, weights: np.ndarray, unique: list[list[str]]) -> np.ndarray:
+    """Whether each item's answer is right [I]."""
     cooks.pour(weights.tolist())
-    texts = [[*row, golds[i]] if golds else row for i, row in enumerate(unique)]
-    scores, greedy = cooks.read(texts)
-    single = int(weights.argmax()) if weights.max() == 1 else -1
-    ok, right, wrong = (np.full(len(texts), np.nan) for _ in range(3))
+    greedy, ok = cooks.read(unique), np.full(len(unique), np.nan)
     for i, row in enumerate(unique):
-        marks = [cooks.score(i, text) for text in row]
-        of = [row.index(text) for author, text in enumerate(singles[i]) if author != single]
-        for target, wanted in ((right, True), (wrong, False)):
-            own = [scores[i][j] for j in of if (marks[j] == 1) == wanted]
-            target[i] = np.mean(own) if own else np.nan
-        said = [j for j in range(len(row)) if greedy[i][j]]
-        ok[i] = marks[said[0]] if said else np.nan
+        said = [text for text, same in zip(row, greedy[i], strict=True) if same]
+        ok[i] = cooks.score(i, said[0]) if said else np.nan
     rest = np.flatnonzero(np.isnan(ok))
     for i, text in zip(rest, cooks.written(rest.tolist()), strict=True):
         ok[i] = cooks.score(i, text)
-    table = {"ok": ok.astype(bool), "right": _round(right), "wrong": _round(wrong)}
-    return {**table, "nll": _round(np.array([-s[-1] for s in scores]))} if golds else table
-
-
-def _round(values: np.ndarray) -> np.ndarray:
-    """Likelihoods as float16 in coarse steps, which compress well."""
-    return (np.round(np.clip(values, -30, 30) * STEPS) / STEPS).astype(np.float16)
+    return ok.astype(bool)
 
 
 def _codes(names: Sequence[str]) -> np.ndarray:
@@ -293,29 +256,13 @@ def digits(images: int = 300, size: int = 128) -> dict[str, np.ndarray]:
     experts = [_fit(base, f(x[train], rng), y[train], size, 10, 2e-3) for f in spoil.values()]
     asked = [f(x[test], rng).reshape(images, -1) for f in spoil.values()]
     inputs, truth = np.concatenate(asked), np.tile(y[test], len(asked))
-    singles = np.stack([_log_probs(e, inputs).argmax(1) for e in experts])
     w, rows = points(len(experts)), []
     for weights in w:
         soup = [sum(a * e[k] for a, e in zip(weights, experts, strict=True)) for k in range(len(base))]
-        logp = _log_probs(soup, inputs)
-        rows.append({"ok": logp.argmax(1) == truth, **_margins(logp, singles, truth, weights)})
-    table = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        rows.append(_logits(soup, inputs).argmax(1) == truth)
     cat = np.repeat(np.arange(len(asked), dtype=np.int32), images)
     group = np.tile(np.arange(images, dtype=np.int32), len(asked))
-    return {"w": w, "cat": cat, "group": group, **table}
-
-
-def _margins(logp: np.ndarray, singles: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean log-probability of the labels that the other models gave, right ones and wrong ones."""
-    own = int(weights.argmax()) if weights.max() == 1 else -1
-    said = np.stack([logp[np.arange(len(truth)), labels] for labels in singles])
-    right = singles == truth
-    counted = np.arange(len(singles))[:, None] != own
-    found = {}
-    for name, mask in (("right", right & counted), ("wrong", ~right & counted)):
-        with np.errstate(invalid="ignore"):
-            found[name] = _round((said * mask).sum(0) / mask.sum(0))
-    return found
+    return {"w": w, "cat": cat, "group": group, "ok": np.stack(rows)}
 
 
 def _fit(
@@ -341,11 +288,9 @@ def _fit(
     return [v.detach().double().numpy() for v in given]
 
 
-def _log_probs(given: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+def _logits(given: list[np.ndarray], x: np.ndarray) -> np.ndarray:
     hidden = np.maximum(np.maximum(x @ given[0] + given[1], 0) @ given[2] + given[3], 0)
-    logits = hidden @ given[4] + given[5]
-    top = logits.max(1, keepdims=True)
-    return np.asarray(logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True)))
+    return np.asarray(hidden @ given[4] + given[5])
 
 
 def main() -> None:

@@ -48,9 +48,9 @@ class RunScores:
     """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
 
     `trials` are the soups that the search asked, each once; `parts` are the scores [I] of those that answered a part of
-    the search fold, nan where one was not asked. On that fold verified drafts count as answers. `correlation` is the
-    selector's, named `metric`. `answers` is how many an item has. `read` gives a model's first answers on a fold,
-    {item id: record}. `again` is the command that makes analyses of the run once it is finished.
+    the search fold, nan where one was not asked. `correlation` is the selector's, named `metric`. `answers` is how many
+    an item has. `read` gives a model's first answers on a fold, {item id: record}. `again` is the command that makes
+    analyses of the run once it is finished.
     """
 
     soups: RunSoups

@@ -30,7 +30,6 @@ COMMANDS: Mapping[str, Command] = {
         "check a run as its plan does, and rehearse it on five items a category", overrides=("check=true",)
     ),
     "show": Command("show answers of a run side by side: what the soup fixed, what it broke", "souping.cli.show"),
-    "import": Command("take answers of single models into the store", "souping.cli.import_results"),
 }
 """A row a command; `conf/config.yaml` lists them in its help."""
 

@@ -48,7 +48,7 @@ from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.settings import KINDS
-from souping.report.run_log import DRAFTS, command_line, logged
+from souping.report.run_log import EARLY, command_line, logged
 
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
@@ -288,11 +288,11 @@ def _group(hydra_config: HydraConf) -> str | None:
 def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
     """A refused run leaves nothing of its own, and takes nothing else with it.
 
-    Its folder goes while only drafts are in it, and the folders above that this process made. Results, a store, a
+    Its folder goes while only early files are in it, and the folders above that this process made. Results, a store, a
     traceback and folders of the user's stay.
     """
     if owned and not isinstance(error, LateError):
-        discard(run_dir, _MADE, (CLAIM, *DRAFTS))
+        discard(run_dir, _MADE, (CLAIM, *EARLY))
 
 
 class SweepEnd(Callback):

@@ -33,8 +33,8 @@ class Workers(Protocol):
 
     def put(self, task: BlockTask) -> None: ...
 
-    def take(self) -> list[tuple[BlockTask, Answered]]:
-        """Tasks that are done, one at least, waited for. Tasks of a worker that was lost go to another."""
+    def take(self) -> tuple[BlockTask, Answered]:
+        """A task that is done, waited for. Tasks of a worker that was lost go to another."""
         ...
 
     def close(self) -> None: ...
@@ -51,14 +51,10 @@ class Executor(Part, Protocol):
 class RecipeEvaluator(Protocol):
     """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items.
 
-    Up to `slots` inquiries may be open; replies come in any order. With `drafts`, inquiries may be answered by verified
-    drafts; `scores` never is.
+    Up to `slots` inquiries may be open; replies come in any order.
     """
 
     reused: int
-    drafts: bool
-    margins: bool
-    """Whether margins can be had."""
     block: int
     """Items that are asked together; fewer at a time are slow."""
 
@@ -76,10 +72,8 @@ class RecipeEvaluator(Protocol):
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
 
-    def all_scores(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
-    ) -> list[ItemScores]:
-        """Scores of several soups on the same items, each by a handler; nothing may be drafted that is `claimed`."""
+    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler."""
         ...
 
     def submit(self, inquiry: Inquiry) -> None: ...

@@ -154,13 +154,13 @@ def missing_folders(folder: Path) -> list[Path]:
     return [one for one in (whole, *whole.parents) if not one.exists()]
 
 
-def discard(folder: Path, made: Collection[Path], drafts: Collection[str] = ()) -> None:
+def discard(folder: Path, made: Collection[Path], early: Collection[str] = ()) -> None:
     """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
     are empty. A folder is the run's where it, or one above it, is among those `made`; all others stay."""
     whole = folder.absolute()
     with suppress(OSError):
         inside = list(whole.iterdir()) if whole.is_dir() else []
-        if any(path.name not in drafts or not path.is_file() for path in inside):
+        if any(path.name not in early or not path.is_file() for path in inside):
             return
         for path in inside:
             path.unlink()

@@ -6,19 +6,17 @@ of a part must not be named like a member below unless it has a default of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.text import listed, named
 from souping.core.types import (
     Cell,
     Correlations,
-    Draft,
     FloatArray,
     Item,
     Json,
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from souping.core.scores import ScoreMatrix
 
 Wants = Literal["module", "folder", "either"]
-Drafts = Literal["search", "all", "off"]
-DRAFTS = 1
-"""Raise when the same drafts would give other answers: old rows in stores are then left alone."""
 Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
@@ -285,8 +280,6 @@ class Evaluator(Part, Protocol):
     """Whether scores are fractions of 1; where a tool says what they are they may be anything."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: what to raise where answers are cut off."""
-    reads_results: bool = False
-    """Whether its tool leaves files of answers, which `find_results` and `read_results` take in."""
 
     @property
     def settings(self) -> Mapping[str, Json]: ...
@@ -308,36 +301,6 @@ class Evaluator(Part, Protocol):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
 
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
-
-    @property
-    def drafts(self) -> Drafts:
-        """Which answers may be drafts that `verify` took: those of trials, all but a claim's, or none."""
-        return "off"
-
-    @property
-    def drafted_settings(self) -> Mapping[str, Json]:
-        """What keys answers that `verify` gave: they equal those of `evaluate` but for rounding, and lie apart."""
-        return {**self.settings, "drafts": DRAFTS}
-
-    def verify(
-        self, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
-    ) -> list[Record]:
-        """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
-        return self.evaluate(model, items, replicate)
-
-    @property
-    def tells_likelihoods(self) -> bool:
-        """Whether `likelihoods` can tell."""
-        return False
-
-    def likelihoods(
-        self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
-    ) -> list[list[float]] | None:
-        """Log-likelihood (nats) of given answers behind each item's prompt; nan where they are of another prompt.
-
-        None where this evaluator cannot tell.
-        """
-        return None
 
     @property
     def answers(self) -> int:
@@ -430,19 +393,6 @@ class Evaluator(Part, Protocol):
     def answer_tokens(self) -> int | None:
         """Tokens of an answer at most, where the settings say so."""
         return None
-
-    def find_results(self, paths: Sequence[Path]) -> Sequence[ResultFiles]:
-        """Measurements that lie at or below these paths, those that count first (UserError where one is broken)."""
-        return ()
-
-    def read_results(
-        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
-    ) -> Iterable[ImportedAnswers]:
-        """What `files` hold of the items for a candidate, task by task, and how they and this evaluator differ.
-
-        `tokenizer` is the folder of the candidate's tokenizer.
-        """
-        return ()
 
 
 class Tracker(Part, Protocol):

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
@@ -179,8 +178,7 @@ class Record:
     `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
     `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids,
     `prompt` what they are in letters, where that is known. `seconds` is
-    the answer's share of the time that its block took. `accepted` counts tokens that came from a draft and `likelihood`
-    is the draft's log-likelihood (nats) by this model, where it was measured on the way, which is not kept.
+    the answer's share of the time that its block took.
     """
 
     item: str
@@ -195,16 +193,6 @@ class Record:
     prompt_key: str = ""
     prompt: str = ""
     seconds: float = 0.0
-    accepted: int = 0
-    likelihood: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """Token ids that a model once gave, with their end, behind a prompt whose ids have this digest."""
-
-    tokens: tuple[int, ...]
-    prompt_key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,21 +311,17 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Soup on items of the search fold, by their positions in it; None stands for the whole fold.
-
-    It wants `scores`, or `margins`: how much likelier the soup finds right answers than wrong ones, without generating.
-    """
+    """Soup on items of the search fold, by their positions in it; None stands for the whole fold."""
 
     weights: Weights
     items: tuple[int, ...] | None = None
-    wants: Literal["scores", "margins"] = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """Outcome of a cell: the objective and its parts (fractions of 1), and what it cost.
 
-    `values` are the items' scores (or margins, nan where none can be had) in the cell's order. `objective` is nan where
+    `values` are the items' scores in the cell's order. `objective` is nan where
     a category has no item here. `seconds` and `tokens` (generated) were measured when the answers were first given.
     """
 
@@ -356,7 +340,6 @@ class SearchSpace:
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
     [K, I] are the ingredients' own scores, where they are known. In batches of fewer than `block` items asking is slow;
     1 where that does not matter. With `whole` only whole folds may be asked (several prompt handlers, corpus metrics).
-    `margins` says whether they can be had.
     """
 
     ingredients: tuple[str, ...]
@@ -367,12 +350,6 @@ class SearchSpace:
     singles: FloatArray | None = None
     block: int = 1
     whole: bool = False
-    margins: bool = False
-
-    @property
-    def parts(self) -> bool:
-        """Whether parts of the fold may be asked."""
-        return bool(self.categories) and not self.whole
 
     @property
     def merits(self) -> FloatArray | None:
@@ -385,36 +362,24 @@ class SearchSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Inquiry:
-    """Soup that answers items, or whose margins on them are wanted, asked by `handler`; numbers tell them apart.
-
-    With `drafts` it may verify what others answered; `authors` wrote the answers that margins are of.
-    """
+    """Soup and the items that it answers, asked by `handler`; numbers tell inquiries apart."""
 
     number: int
     recipe: Recipe
     items: tuple[Item, ...]
     handler: str = ""
-    wants: Literal["scores", "margins"] = "scores"
-    drafts: bool = False
-    authors: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """Answers to an inquiry, scored (or the margins), and what they cost when they were first given.
+    """Scores of the answers to an inquiry, and what the answers cost when they were first given.
 
-    `generated`, `drafted` (those of them that came from a draft) and `prefilled` count tokens. Drafts were
-    verified for `drafted_items`, in `drafted_seconds`; `whole_drafts` answers are one from end to end. `reused` counts
-    items that were in the store.
+    `generated` and `prefilled` count tokens, `reused` counts items that were in the store.
     """
 
     scores: ItemScores
     seconds: float = 0.0
     generated: int = 0
-    drafted: int = 0
-    drafted_items: int = 0
-    drafted_seconds: float = 0.0
-    whole_drafts: int = 0
     prefilled: int = 0
     reused: int = 0
 
@@ -423,8 +388,7 @@ class Reply:
 class BlockTask:
     """Block that a soup answers at once, for its n-th answers: what a worker is given.
 
-    `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking. `drafts` of
-    each item are verified, or read where `margins` are wanted.
+    `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking.
     """
 
     number: int
@@ -433,20 +397,14 @@ class BlockTask:
     side: str = ""
     handler: str = ""
     replicate: int = 0
-    drafts: tuple[tuple[Draft, ...], ...] | None = None
-    wants: Literal["scores", "margins"] = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Records of a task in its items' order, or log-likelihoods of what was read, and seconds without making the soup.
-
-    Neither where likelihoods are wanted of an evaluator that cannot tell.
-    """
+    """Records of a task in its items' order, and the seconds that they took without making the soup."""
 
     records: tuple[Record, ...]
     seconds: float
-    likelihoods: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import numpy as np
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.pool import measured
-from souping.core.protocols import Drafts, Evaluator, ModelHost, ModuleSettings, Served, Wants
+from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.system import cores
 from souping.core.text import Count, Seed, Threads, first_line, listed
-from souping.core.types import Draft, FloatArray, Item, Json, Missing, Record, UserError, part
+from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
 from souping.evaluate.engines.transformers import TransformersEngine
@@ -263,28 +263,6 @@ class LocalEvaluator(Evaluator):
         answers = self.engine.answer(self, model, items, replicate)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
-    @property
-    def drafts(self) -> Drafts:
-        """Which answers may be verified drafts; with penalties, which look back at the answer, none."""
-        return "off" if self.decoding.penalties else self.engine.drafts
-
-    def verify(
-        self, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
-    ) -> list[Record]:
-        """As `evaluate`, with answers that other models gave to each item, the likeliest first."""
-        answers = self.engine.verify(self, model, items, replicate, drafts)
-        return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
-
-    @property
-    def tells_likelihoods(self) -> bool:
-        return self.engine.tells_likelihoods
-
-    def likelihoods(
-        self, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
-    ) -> list[list[float]] | None:
-        """Log-likelihood (nats) of given answers behind each item's prompt; nan where they are of another prompt."""
-        return self.engine.likelihoods(self, model, items, answers)
-
     def _record(self, model: Served, item: Item, answer: Answer, replicate: int) -> Record:
         given = answer.outcome != "unanswered"
         return Record(
@@ -298,8 +276,6 @@ class LocalEvaluator(Evaluator):
             prompt_tokens=answer.prompt_tokens,
             prompt_key=answer.prompt_key,
             prompt=as_seen(model.tokenizer, item, answer.prompt_key),
-            accepted=answer.accepted,
-            likelihood=answer.likelihood,
         )
 
     def rescore(self, item: Item, answer: Record) -> Record:

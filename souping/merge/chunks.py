@@ -204,7 +204,7 @@ def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: 
     else:
         function = get_method(plan.method).function if chunk.op == "mix" else linear
         tags = [source.dtype for source in chunk.sources]
-        good = mix_block(function, rows, tags, chunk.weights, plan.divisor, chunk.dtype, out, stored)
+        good = mix_block(function, rows, tags, chunk.weights, chunk.dtype, out, stored)
     check_finite(plan, chunk, good, rows, warned)
     return out
 

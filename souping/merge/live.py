@@ -88,7 +88,7 @@ class LiveModule(Pourable):
             work = self._prepare(weighing)
             if work is None:
                 return
-        plan = replace(work.plan, recipe=recipe, divisor=weighing.divisor)
+        plan = replace(work.plan, recipe=recipe)
         work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
         for device in self._devices.values():
             for chunk in device.bad_chunks():
@@ -455,15 +455,11 @@ class Device:
 
     def _soup(self, plan: MergePlan, chunk: Chunk, function: Combine) -> tuple[torch.Tensor, torch.Tensor]:
         """A block's bytes, and whether all is finite."""
-        import torch
 
         rows = [self._fetch(plan, chunk, number) for number in range(len(chunk.sources))]
         if chunk.op == "copy":
             return copied(rows[0], chunk.dtype)
-        by = None
-        if plan.divisor is not None:
-            by = torch.tensor(plan.divisor, dtype=torch.float32, device=self._device)
-        return blend(function, rows, [source.dtype for source in chunk.sources], chunk.weights, by, chunk.dtype)
+        return blend(function, rows, [source.dtype for source in chunk.sources], chunk.weights, chunk.dtype)
 
     def _fetch(self, plan: MergePlan, chunk: Chunk, number: int) -> torch.Tensor:
         """A source's bytes on the device."""

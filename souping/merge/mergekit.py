@@ -1,9 +1,7 @@
 """`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`).
 
-Recipes also go from and to mergekit's YAML, for linear, task_arithmetic and slerp. mergekit's `linear` with
-`normalize: true` (its default) divides once, at the end, by the fp32 sum of the raw fp32 weights: an import keeps the
-raw weights and puts that sum into the recipe's `divisor`. An export says `normalize: false` where there is no divisor,
-and asks for fp32 arithmetic.
+Recipes of linear, task_arithmetic and slerp are also written as mergekit's YAML, with `normalize: false` and fp32
+arithmetic.
 """
 
 from __future__ import annotations
@@ -11,13 +9,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import reprlib
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +23,10 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.files import staged, write_files
 from souping.core.merge_protocols import CandidatePool, Pourable, SoupPlan
 from souping.core.protocols import Progress
-from souping.core.text import Seed, install, shown
+from souping.core.text import Seed, install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
 from souping.merge.local import check_choice
-from souping.merge.plan import MOST, Ingredient, MergePlan, check_ingredients, is_number
+from souping.merge.plan import Ingredient, MergePlan, check_ingredients, is_number
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
 from souping.merge.writer import ending, write_checkpoint
@@ -264,35 +261,7 @@ class MergekitLive(Pourable):
 
 
 METHODS = ("linear", "task_arithmetic", "slerp")
-KNOWN = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters", "tokenizer_source"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """Content of a YAML: models as written in it, raw weights, and the settings a recipe needs.
-
-    `dtype` is None where the ingredients' own is meant. `base` is the base model of task_arithmetic.
-    """
-
-    method: str
-    models: tuple[str, ...]
-    weights: tuple[float, ...]
-    dtype: str | None = None
-    base: str | None = None
-    settings: Mapping[str, Json] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def recipe(self, fingerprints: Mapping[str, str], dtype: str, base: str = "") -> Recipe:
-        """The recipe, with the content of each model by its name, the dtype where the YAML has none, and the base's."""
-        settings = {**self.settings, **({"base": base} if self.base is not None else {})}
-        return Recipe(
-            ingredients=self.models,
-            fingerprints=tuple(fingerprints[name] for name in self.models),
-            weights=self.weights,
-            dtype=self.dtype or dtype,
-            method=self.method,
-            settings=settings,
-        )
+"""Methods that can be exported."""
 
 
 def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str | None = None) -> str:
@@ -323,161 +292,4 @@ def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict
             raise UserError("merge.method=task_arithmetic needs the base model: set merge.base=FOLDER")
         settings = {"normalize": False, "lambda": number(recipe.settings.get("scale", 1.0))}
         return {"merge_method": "task_arithmetic", "base_model": str(base), "models": weighted, "parameters": settings}
-    divisor = recipe.settings.get("divisor")
-    if divisor is not None and divisor != fp32_sum(recipe.weights):
-        raise UserError(f"the recipe's divisor {divisor} is not the sum of its weights, the only one mergekit knows")
-    return {"merge_method": "linear", "models": weighted, "parameters": {"normalize": divisor is not None}}
-
-
-def from_yaml(text: str) -> Imported:
-    """Read mergekit's YAML.
-
-    Raises:
-        UserError: not YAML, or it uses what only mergekit itself can do (slices, gradients of parameters, LoRA models,
-            other methods): those run with `merge=mergekit`.
-    """
-    document = _parse(text)
-    method = document.get("merge_method")
-    if not isinstance(method, str) or method not in METHODS:
-        raise UserError(
-            f"mergekit's {brief(method)} is not imported, only {', '.join(METHODS)} are: give its models as "
-            "pool.candidates of +experiment=merge merge=mergekit"
-        )
-    unknown = sorted(set(document) - KNOWN)
-    if unknown:
-        raise UserError(f"mergekit's {brief(unknown[0])} is not imported: run this file with mergekit itself")
-    rows = document.get("models")
-    if not isinstance(rows, list) or not 0 < len(rows) <= MOST or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"mergekit's YAML has no list of 1 to {MOST} models")
-    models = [_model(row.get("model")) for row in rows]
-    parameters = _table(document.get("parameters"), "parameters")
-    read = {"linear": _linear, "task_arithmetic": _task_arithmetic, "slerp": _slerp}[method]
-    return read(document, models, [_table(row.get("parameters"), "parameters") for row in rows], parameters)
-
-
-LONGEST = 1_000_000  # letters of a YAML
-
-
-def _parse(text: str) -> dict[str, Json]:
-    """The table that a YAML holds. Aliases are refused: a few lines of them stand for more than any memory holds."""
-    import yaml
-
-    if len(text) > LONGEST:
-        raise UserError(f"not a mergekit YAML: it has more than {LONGEST} letters")
-    try:
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        document = None if aliases else yaml.safe_load(text)
-    except Exception as error:  # PyYAML's constructors raise whatever int() and others do; the file is to blame
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"not a YAML file: {shown(reason)}") from None
-    if aliases:
-        raise UserError("a mergekit YAML with aliases (*NAME) is not imported: write out what they stand for")
-    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise UserError("not a mergekit YAML: it is no table of names")
-    return document
-
-
-def brief(value: Json) -> str:
-    """A value of a file as it can be shown in an error, whatever it is."""
-    return value if isinstance(value, str) and len(value) < 100 and value.isprintable() else shown(reprlib.repr(value))
-
-
-def _model(value: Json) -> str:
-    if isinstance(value, dict) and set(value) <= {"path", "model"}:
-        value = value.get("path", value.get("model"))
-    if not isinstance(value, str) or not value or not value.isprintable() or "+" in value.rsplit("/", 1)[-1]:
-        raise UserError(f"mergekit's model {brief(value)} is not imported: only plain paths and names are")
-    return value
-
-
-def _table(value: Json, key: str) -> dict[str, Json]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"mergekit's {key} must be a table, not {brief(value)}")
-    return value
-
-
-def _number(parameters: Mapping[str, Json], key: str, where: str, default: float | None = None) -> float:
-    value = parameters.get(key, default)
-    if not is_number(value):
-        raise UserError(
-            f"mergekit's {key} of {brief(where)} is {brief(value)}, not one number: run this file with mergekit itself"
-        )
-    return float(value)
-
-
-def _normalize(parameters: Mapping[str, Json], default: bool) -> bool:
-    value = parameters.get("normalize", default)
-    if isinstance(value, bool) or value in (0, 1):
-        return bool(value)
-    raise UserError(f"mergekit's normalize is {brief(value)}, neither true nor false")
-
-
-def _dtype(document: Mapping[str, Json]) -> tuple[str | None, tuple[str, ...]]:
-    """(dtype of the soup, notes)."""
-    work, out = document.get("dtype"), document.get("out_dtype")
-    for value in (work, out):
-        if value is not None and (not isinstance(value, str) or value not in TORCH_NAMES):
-            raise UserError(f"mergekit's dtype {brief(value)} is not imported: only {', '.join(TORCH_NAMES)} are")
-    notes: tuple[str, ...] = ()
-    if work in ("bfloat16", "float16"):
-        notes = (f"mergekit casts models to {work} first; here they stay as stored and the sum is rounded once",)
-    dtype = out or work
-    return (str(dtype) if dtype else None), notes
-
-
-def fp32_sum(weights: tuple[float, ...] | list[float]) -> float:
-    """The sum that mergekit divides by: torch's fp32 sum of the fp32 weights."""
-    import torch
-
-    return float(torch.tensor([list(weights)], dtype=torch.float32).sum(dim=1)[0])
-
-
-def _linear(
-    document: Mapping[str, Json], models: list[str], rows: list[dict[str, Json]], parameters: Mapping[str, Json]
-) -> Imported:
-    weights = [_number({**parameters, **row}, "weight", m) for m, row in zip(models, rows, strict=True)]
-    divisor = fp32_sum(weights) if _normalize(parameters, True) else 1.0
-    if divisor == 0:
-        raise UserError("mergekit's weights sum to zero and normalize is true: nothing to divide by")
-    dtype, notes = _dtype(document)
-    settings = {"divisor": divisor} if divisor != 1 else {}
-    return Imported(
-        method="linear", models=tuple(models), weights=tuple(weights), dtype=dtype, settings=settings, notes=notes
-    )
-
-
-def _task_arithmetic(
-    document: Mapping[str, Json], models: list[str], rows: list[dict[str, Json]], parameters: Mapping[str, Json]
-) -> Imported:
-    base = _model(document.get("base_model"))
-    pairs = [(m, {**parameters, **row}) for m, row in zip(models, rows, strict=True) if m != base]
-    weights = [_number(row, "weight", m) for m, row in pairs]
-    scale = _number(parameters, "lambda", "the merge", 1.0)
-    if _normalize(parameters, False):
-        scale /= sum(weights) if abs(sum(weights)) >= 1e-8 else 1.0
-    dtype, notes = _dtype(document)
-    return Imported(
-        method="task_arithmetic",
-        models=tuple(m for m, _ in pairs),
-        weights=tuple(weights),
-        dtype=dtype,
-        base=base,
-        settings={"scale": scale},
-        notes=notes,
-    )
-
-
-def _slerp(
-    document: Mapping[str, Json], models: list[str], rows: list[dict[str, Json]], parameters: Mapping[str, Json]
-) -> Imported:
-    base = _model(document.get("base_model"))
-    others = [model for model in models if model != base]
-    if len(others) != 1 or any(rows):
-        raise UserError("mergekit's slerp is imported for a base and one other model, with one t for all")
-    t = _number(parameters, "t", "the merge")
-    if not 0 <= t <= 1:
-        raise UserError(f"mergekit's t is {t:g}, not from 0 to 1")
-    dtype, notes = _dtype(document)
-    return Imported(method="slerp", models=(base, others[0]), weights=(1 - t, t), dtype=dtype, notes=notes)
+    return {"merge_method": "linear", "models": weighted, "parameters": {"normalize": False}}

@@ -90,7 +90,6 @@ class MergePlan(SoupPlan):
     recipe: Recipe
     method: str
     dtype: str
-    divisor: float | None
     nonfinite: str
     carry: int
     vocab_size: int | None
@@ -278,8 +277,6 @@ def check_plan(plan: MergePlan) -> None:
     _need(_whole(plan.carry) and plan.carry < len(plan.ingredients), "carry")
     _need(plan.vocab_size is None or _whole(plan.vocab_size), "vocab_size")
     _need(_whole(plan.max_shard_size), "max_shard_size")
-    divisor = plan.divisor
-    _need(divisor is None or (isinstance(divisor, float) and math.isfinite(divisor) and divisor != 0), "divisor")
     names = plan.shards
     _need(all(isinstance(n, str) and SHARD.fullmatch(n) for n in names) and len(set(names)) == len(names), "shards")
     for ingredient in plan.ingredients:

@@ -137,14 +137,10 @@ def _alone(recipe: Recipe) -> bool:
     return len(recipe.ingredients) == 1 and _effective(recipe) == (1.0,)
 
 
-def _number(recipe: Recipe, key: str, default: float) -> float:
-    value = recipe.settings.get(key)
-    return float(value) if isinstance(value, int | float) else default
-
-
 def _effective(recipe: Recipe) -> Weights:
     """The recipe's weights with the method's scale (of the differences to a base) in them."""
-    scale = _number(recipe, "scale", 1.0) if get_method(recipe.method).base else 1.0
+    scale = recipe.settings.get("scale") if get_method(recipe.method).base else None
+    scale = float(scale) if isinstance(scale, int | float) else 1.0
     return tuple(weight * scale for weight in recipe.weights)
 
 
@@ -266,7 +262,6 @@ class Weighing:
     def __init__(self, recipe: Recipe, layout: Layout) -> None:
         self.recipe, self.layout = recipe, layout
         self.method = "linear" if _alone(recipe) else recipe.method
-        self.divisor = None if recipe.settings.get("divisor") is None else _number(recipe, "divisor", 1.0)
         self._based = get_method(recipe.method).base
         self._weights, self._number = _overridden(recipe, list(layout.tensors))
         self._weights.append(_effective(recipe))  # number -1
@@ -280,14 +275,13 @@ class Weighing:
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
-        drafts = [self._draft(tensor) for tensor in self.layout.tensors.values()]
-        tensors, shards = place_tensors(drafts, limit)
+        unplaced = [self._unplaced(tensor) for tensor in self.layout.tensors.values()]
+        tensors, shards = place_tensors(unplaced, limit)
         uneven = self.layout.uneven
         return MergePlan(
             recipe=self.recipe,
             method=self.method,
-            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in drafts)),
-            divisor=self.divisor,
+            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in unplaced)),
             nonfinite=nonfinite,
             carry=self.layout.carrier(carry),
             vocab_size=uneven[0].shape[0] if uneven else None,
@@ -323,7 +317,7 @@ class Weighing:
             scale = sum(given) / _total(weights.values())
             weights = {i: w * scale for i, w in weights.items()}
         models, values = tuple(weights), tuple(weights.values())
-        if values == (1.0,) and self.divisor is None:
+        if values == (1.0,):
             return Mix("copy" if stored[models[0]] == dtype else "linear", models, dtype, values)
         if self._based and base is None:
             total = _total(values)
@@ -332,7 +326,7 @@ class Weighing:
             models, values = (base, *models), (0.0, *values)
         return Mix("mix", models, dtype, values)
 
-    def _draft(self, tensor: LaidTensor) -> UnplacedTensor:
+    def _unplaced(self, tensor: LaidTensor) -> UnplacedTensor:
         slot = tensor.slot
         if not tensor.bands:
             piece = Piece("same", 0, slot.parts[0].count, tensor.sources, (1.0,) * len(tensor.sources))
@@ -371,26 +365,28 @@ class UnplacedTensor:
         return math.prod(self.slot.shape) * BITS[self.dtype] // 8
 
 
-def place_tensors(drafts: Sequence[UnplacedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+def place_tensors(unplaced: Sequence[UnplacedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
     """Fill shards in order up to `limit` bytes; inside a shard wide dtypes come first, so that all stay aligned."""
     groups: list[list[UnplacedTensor]] = [[]]
     filled = 0
-    for draft in drafts:
-        if groups[-1] and filled + draft.nbytes > limit:
+    for tensor in unplaced:
+        if groups[-1] and filled + tensor.nbytes > limit:
             groups.append([])
             filled = 0
-        groups[-1].append(draft)
-        filled += draft.nbytes
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
     count = len(groups)
     names = (SINGLE,) if count == 1 else tuple(f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count))
     placed = []
     for shard, group in enumerate(groups):
         offset = 0
-        for draft in sorted(group, key=lambda d: -BITS[d.dtype]):
+        for tensor in sorted(group, key=lambda one: -BITS[one.dtype]):
             placed.append(
-                PlannedTensor(draft.slot.name, draft.dtype, draft.slot.shape, shard, offset, draft.nbytes, draft.pieces)
+                PlannedTensor(
+                    tensor.slot.name, tensor.dtype, tensor.slot.shape, shard, offset, tensor.nbytes, tensor.pieces
+                )
             )
-            offset += draft.nbytes
+            offset += tensor.nbytes
     return tuple(placed), names
 
 

@@ -19,7 +19,6 @@ from souping.core.text import listed, named, shown
 from souping.core.types import FOLDS, Candidate, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
-from souping.pipeline.import_results import adopted_notes
 from souping.pipeline.models import OpenPool
 from souping.search.loop import check_budget
 from souping.selection.selectors import check_drop
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.scores import ScoreMatrix
     from souping.pipeline.settings import RunSettings
-    from souping.pipeline.store import Store
 
 
 def complaints(
@@ -185,7 +183,7 @@ def _check_soup(run: RunSettings, pool: OpenPool, ingredients: tuple[str, ...]) 
     pool.pool.plan(pool.uniform(ingredients))
 
 
-def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, store: Store) -> list[str]:
+def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = [*pool.warnings] if pool is not None else []
     if folds is not None:
@@ -196,7 +194,7 @@ def run_notes(run: RunSettings, pool: OpenPool | None, folds: Folds | None, stor
         items = [item for fold in FOLDS for item in folds.items[fold]] if folds is not None else []
         folder = pool.pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
         notes += run.evaluator.prompt_notes(folder, items)
-    return [*notes, *adopted_notes(pool, store, run.evaluator)] if pool is not None else notes
+    return notes
 
 
 def not_measured() -> ScoreMatrix:

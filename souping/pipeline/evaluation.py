@@ -15,40 +15,30 @@ from souping.core.protocols import Evaluator, Served
 from souping.core.types import (
     Answered,
     BlockTask,
-    Draft,
     FloatArray,
     Inquiry,
     Item,
     ItemScores,
-    Json,
     Outcome,
     Recipe,
     Record,
     Reply,
-    UserError,
     digest,
 )
 from souping.evaluate.scoring.own import Grade, grades
 from souping.pipeline.executors import EvaluatorWorker, LocalWorkers, batches_of
-from souping.pipeline.other_answers import References, drafts, margin_settings, references
-from souping.pipeline.store import IMPORTED, Store
+from souping.pipeline.store import Store
 from souping.pipeline.stored_answers import StoredAnswers
-
-READ = "(margin: answers of others were read, nothing was answered)"
-"""Output of a margin's row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Items of a block, for their n-th answer: what the store knows of them, and which of them are asked.
 
-    `asker` and `settings` key its answers: those of the evaluator, or of its verified drafts.
     `known` is {item: record}; the records of `rescored` items have a score that the store does not have yet.
     """
 
     key: str
-    asker: str
-    settings: Mapping[str, Json]
     items: tuple[Item, ...]
     replicate: int
     known: Mapping[str, Record]
@@ -68,44 +58,29 @@ class PendingInquiry:
     costs: list[Cost] = field(default_factory=list)
 
     def take(self, block: Block, records: Mapping[str, Record]) -> None:
-        drafted = block.asker != self.asking.fingerprint
         for item in block.items:
             one = records[item.id]
-            given, verified = len(one.tokens), drafted and bool(one.tokens)
-            self.costs.append(Cost(one.seconds, given, one.accepted, one.prompt_tokens, verified))
+            self.costs.append(Cost(one.seconds, len(one.tokens), one.prompt_tokens))
             self.answers[item.id][block.replicate] = replace(one, tokens=(), prompt="")  # they are in the store
 
     def reply(self) -> Reply:
         items = self.inquiry.items
-        if self.inquiry.wants == "margins":
-            known = [self.answers[item.id][0] for item in items]
-            margins = [math.nan if record is None or record.reason else record.score for record in known]
-            scores = ItemScores(items=items, values=np.array(margins))
-        else:
-            answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
-            scores = item_scores(self.asking, items, answers)
+        answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
         return Reply(
-            scores=scores,
+            scores=item_scores(self.asking, items, answers),
             seconds=math.fsum(cost.seconds for cost in self.costs),
             generated=sum(cost.generated for cost in self.costs),
-            drafted=sum(cost.drafted for cost in self.costs),
-            drafted_items=sum(cost.verified for cost in self.costs),
-            drafted_seconds=math.fsum(cost.seconds for cost in self.costs if cost.verified),
-            whole_drafts=sum(0 < cost.generated == cost.drafted for cost in self.costs),
             prefilled=sum(cost.prefilled for cost in self.costs),
             reused=self.reused,
         )
 
 
 class Cost(NamedTuple):
-    """What an answer took when it was first given: seconds, tokens given (those drafted among them) and prefilled, and
-    whether it was `verified` from drafts, if there were any."""
+    """Seconds that an answer took when it was first given, and its tokens, generated and prefilled."""
 
     seconds: float
     generated: int
-    drafted: int
     prefilled: int
-    verified: bool
 
 
 @dataclass(kw_only=True)
@@ -116,14 +91,12 @@ class BlockOut:
     asking: Evaluator
     block: Block
     waiting: list[PendingInquiry]
-    references: Mapping[str, References] = field(default_factory=dict)
 
 
 class Evaluation(RecipeEvaluator):
     """Evaluator of recipes, the workers that ask soups, and the store that remembers; this process alone writes to it.
 
-    `evaluated` and `reused` count answers, `answers` those to an item. Drafts are verified in trials where there are
-    `drafts`, and wherever nothing is claimed where it is `all_drafted`. `serve` is called only for soups with answers
+    `evaluated` and `reused` count answers, `answers` those to an item. `serve` is called only for soups with answers
     that are not in the store, unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a
     soup's end tokens, which its answers depend on; `grade` calls scorers of the user's.
     """
@@ -146,9 +119,8 @@ class Evaluation(RecipeEvaluator):
         self._out: dict[int, BlockOut] = {}
         self._done: deque[PendingInquiry] = deque()
         self.evaluated = self.reused = 0
-        self.drafts, self.all_drafted = evaluator.drafts != "off", evaluator.drafts == "all"
         self.length_key = evaluator.length_key
-        self.margins, self.block, self.answers = evaluator.tells_likelihoods, evaluator.block, evaluator.answers
+        self.block, self.answers = evaluator.block, evaluator.answers
 
     @property
     def slots(self) -> int:
@@ -166,31 +138,23 @@ class Evaluation(RecipeEvaluator):
         """What keys this soup's answers in the store beside the soup, the items and their blocks."""
         return self._asking(recipe, handler).fingerprint
 
-    def missing(
-        self, recipe: Recipe, items: Sequence[Item], handler: str = "", drafts: bool = False
-    ) -> list[tuple[str, int]]:
-        """(question, number of the answer) of all that would be asked; with `drafts`, as a search asks it."""
-        blocks = self._blocks(self._asking(recipe, handler), recipe, items, drafts and self.drafts)
+    def missing(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
+        """(question, number of the answer) of all that would be asked."""
+        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
         return [(item.question, block.replicate) for block in blocks for item in block.asked]
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of one soup on items, in the items' order. What comes is committed before more is asked."""
         return self.all_scores([(recipe, handler)], items)[0]
 
-    def all_scores(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
-    ) -> list[ItemScores]:
-        """Scores of several soups on the same items; as many are asked at once as there are workers.
-
-        Drafts are verified where nothing is `claimed` of the scores and the evaluator's settings say so.
-        """
-        drafts = not claimed and self.all_drafted
+    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items; as many are asked at once as there are workers."""
         replies: dict[int, Reply] = {}
         waiting = deque(enumerate(asks))
         while len(replies) < len(asks):
             while waiting and len(asks) - len(waiting) - len(replies) < self.slots:
                 number, (recipe, handler) = waiting.popleft()
-                self.submit(Inquiry(number=number, recipe=recipe, items=tuple(items), handler=handler, drafts=drafts))
+                self.submit(Inquiry(number=number, recipe=recipe, items=tuple(items), handler=handler))
             inquiry, reply = self.collect()
             replies[inquiry.number] = reply
         return [replies[number].scores for number in range(len(asks))]
@@ -200,21 +164,17 @@ class Evaluation(RecipeEvaluator):
         asking = self._asking(inquiry.recipe, inquiry.handler)
         slots: dict[str, list[Record | None]] = {item.id: [None] * asking.answers for item in inquiry.items}
         pending = PendingInquiry(inquiry=inquiry, asking=asking, answers=slots)
-        if inquiry.wants == "margins":
-            self._ask_margins(pending)
-        else:
-            for block in self._blocks(asking, inquiry.recipe, inquiry.items, inquiry.drafts and self.drafts):
-                self._begin(pending, block)
+        for block in self._blocks(asking, inquiry.recipe, inquiry.items):
+            self._begin(pending, block)
         if not pending.out:
             self._done.append(pending)
 
     def collect(self) -> tuple[Inquiry, Reply]:
         """The next inquiry with all of its answers; each block is committed when it comes."""
         while not self._done:
-            came = [(self._out.pop(task.number), answered) for task, answered in self._workers.take()]
-            kept = [(out, self._keep(out, answered)) for out, answered in came]  # all answers before the first scorer
-            for out, records in kept:
-                self._finish(out, records)
+            task, answered = self._workers.take()
+            out = self._out.pop(task.number)
+            self._finish(out, self._keep(out, answered))
         pending = self._done.popleft()
         return pending.inquiry, pending.reply()
 
@@ -222,8 +182,8 @@ class Evaluation(RecipeEvaluator):
         recipe, asking = pending.inquiry.recipe, pending.asking
         if block.rescored:
             old = {item.id: block.known[item.id] for item in block.rescored}
-            self._store.add(recipe, block.asker, block.settings, block.key, block.rescored, list(old.values()))
-            graded = self._graded(recipe, block, block.rescored, list(old.values()))
+            self._add(recipe, asking, block, block.rescored, list(old.values()))
+            graded = self._graded(recipe, asking, block, block.rescored, list(old.values()))
             block = replace(block, known={**block.known, **dict(zip(old, graded, strict=True))}, rescored=())
         if not block.asked:
             self._settle(pending, block, {})
@@ -233,24 +193,8 @@ class Evaluation(RecipeEvaluator):
             if out.recipe.fingerprint == recipe.fingerprint and out.block == block and out.asking == asking:
                 out.waiting.append(pending)
                 return
-        drafted = block.asker != asking.fingerprint
-        self._put(
-            pending, block, drafts(self._store, asking, recipe, block.asked, block.replicate) if drafted else None
-        )
-
-    def _put(
-        self,
-        pending: PendingInquiry,
-        block: Block,
-        given: tuple[tuple[Draft, ...], ...] | None,
-        references: Mapping[str, References] | None = None,
-    ) -> None:
-        """A block to the workers; `given` are drafts to verify, or answers to read."""
-        recipe = pending.inquiry.recipe
         self._tasks += 1
-        self._out[self._tasks] = BlockOut(
-            recipe=recipe, asking=pending.asking, block=block, waiting=[pending], references=references or {}
-        )
+        self._out[self._tasks] = BlockOut(recipe=recipe, asking=asking, block=block, waiting=[pending])
         self._workers.put(
             BlockTask(
                 number=self._tasks,
@@ -259,47 +203,35 @@ class Evaluation(RecipeEvaluator):
                 side=self._side,
                 handler=self._handler(recipe, pending.inquiry.handler),
                 replicate=block.replicate,
-                drafts=given,
-                wants=pending.inquiry.wants,
             )
         )
 
-    def _ask_margins(self, pending: PendingInquiry) -> None:
-        """How likely the soup finds what the authors answered, on items where some are right and some are wrong."""
-        inquiry, asking = pending.inquiry, pending.asking
-        known = references(self._store, asking, inquiry.authors, inquiry.items)
-        table = margin_settings(asking)
-        stored, ends = self._store.load(inquiry.recipe.fingerprint, digest(table)), list(self._ends(inquiry.recipe))
-        for members in batches_of(asking, [item for item in inquiry.items if item.id in known]):
-            texts = [[list(answer.tokens) for answer in known[item.id].answers] for item in members]
-            key = digest([[item.question for item in members], texts, ends])
-            block = _block(asking, stored, members, 0, ends, key, table)
-            if block.asked:
-                pending.out += 1
-                self._put(pending, block, tuple(known[item.id].answers for item in block.asked), known)
-            else:
-                self._settle(pending, block, {})
+    def _add(
+        self, recipe: Recipe, asking: Evaluator, block: Block, items: Sequence[Item], records: Sequence[Record]
+    ) -> None:
+        self._store.add(recipe, asking.fingerprint, asking.settings, block.key, items, records)
 
     def _keep(self, out: BlockOut, answered: Answered) -> list[Record]:
         """Commit a block's answers as they came, with their time."""
         block, each = out.block, answered.seconds / len(out.block.asked)
-        given = _margins(out, answered) if out.references else answered.records
-        records = [replace(record, seconds=each) for record in given]
-        self._store.add(out.recipe, block.asker, block.settings, block.key, block.asked, records)
-        self._store.add_timing(out.recipe.fingerprint, block.asker, len(block.asked), answered.seconds)
+        records = [replace(record, seconds=each) for record in answered.records]
+        self._add(out.recipe, out.asking, block, block.asked, records)
+        self._store.add_timing(out.recipe.fingerprint, out.asking.fingerprint, len(block.asked), answered.seconds)
         return records
 
     def _finish(self, out: BlockOut, records: list[Record]) -> None:
         """Score a block's answers, and give them to whoever waits for them."""
         block = out.block
-        records = self._graded(out.recipe, block, block.asked, records)
+        records = self._graded(out.recipe, out.asking, block, block.asked, records)
         for pending in out.waiting:
             pending.out -= 1
             self._settle(pending, block, {record.item: record for record in records})
             if not pending.out:
                 self._done.append(pending)
 
-    def _graded(self, recipe: Recipe, block: Block, items: Sequence[Item], records: list[Record]) -> list[Record]:
+    def _graded(
+        self, recipe: Recipe, asking: Evaluator, block: Block, items: Sequence[Item], records: list[Record]
+    ) -> list[Record]:
         """Records that lie in the store with their scores; those by scorers of the user's are committed."""
         waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
         if not waiting:
@@ -308,7 +240,7 @@ class Evaluation(RecipeEvaluator):
         verdicts, error = self._grade(mine, [records[number].output for number in waiting], self._store.verdicts(mine))
         for number, verdict in zip(waiting, verdicts, strict=True):
             records[number] = replace(records[number], score=verdict)
-        self._store.add(recipe, block.asker, block.settings, block.key, items, records)
+        self._add(recipe, asking, block, items, records)
         if error is not None:
             raise error
         return records
@@ -329,7 +261,7 @@ class Evaluation(RecipeEvaluator):
     def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
         """{item id: its answers} that the store has of a whole fold, of items with all of them. Asks nothing."""
         asking, answers = self._asking(recipe, handler), dict[str, list[Record]]()
-        for block in self._blocks(asking, recipe, items, False):
+        for block in self._blocks(asking, recipe, items):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == asking.answers}
@@ -337,15 +269,12 @@ class Evaluation(RecipeEvaluator):
     def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of the items whose answers the store has. Asks nothing.
 
-        Those of the whole fold's own blocks come first, then plain ones of other blocks, as a search asks them, then
-        verified drafts.
+        Those of the whole fold's own blocks come first, then those of other blocks, as a search asks them.
         """
         asking, answers = self._asking(recipe, handler), self.given(recipe, items, handler)
-        keys = (asking.fingerprint, digest(dict(asking.drafted_settings)))
-        stored = [self._store.load(recipe.fingerprint, key) for key in keys]
+        stored = self._store.load(recipe.fingerprint, asking.fingerprint)
         for item in (item for item in items if item.id not in answers):
-            numbers = range(asking.answers)
-            first = [next(filter(None, (own.first(item, n) for own in stored)), None) for n in numbers]
+            first = [stored.first(item, n) for n in range(asking.answers)]
             if all(first):
                 answers[item.id] = [record for record in first if record is not None]
         known = [item for item in items if item.id in answers]
@@ -354,13 +283,13 @@ class Evaluation(RecipeEvaluator):
         return item_scores(asking, known, [answers[item.id] for item in known])
 
     def lacking(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
-        """What an analysis would ask: nothing where all that the store has, parts and drafts too, is the whole fold."""
+        """What an analysis would ask: nothing where all that the store has, parts of a fold too, is the whole fold."""
         whole = self.found(recipe, items, handler).items == tuple(items)
         return [] if whole else self.missing(recipe, items, handler)
 
     def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
         """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
-        blocks = self._blocks(self._asking(recipe, handler), recipe, items, False)
+        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
         return {name: record for block in blocks if not block.replicate for name, record in block.known.items()}
 
     def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
@@ -368,73 +297,35 @@ class Evaluation(RecipeEvaluator):
         chosen = self._handler(recipe, handler)
         return self._evaluator.by(chosen) if chosen else self._evaluator
 
-    def _blocks(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item], drafts: bool) -> Iterator[Block]:
-        """The blocks of these items, as the evaluator's fixed rule cuts them, against what the store has.
-
-        With `drafts`, what was not answered plainly is a block of verified drafts, known or asked.
-        """
-        soup, ends = recipe.fingerprint, list(self._ends(recipe))
-        stored, verified = self._store.load(soup, asking.fingerprint), None
+    def _blocks(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
+        """The blocks of these items, as the evaluator's fixed rule cuts them, against what the store has."""
+        stored, ends = self._store.load(recipe.fingerprint, asking.fingerprint), list(self._ends(recipe))
         for replicate in range(asking.answers):
             for members in batches_of(asking, items, replicate):
-                block = _block(asking, stored, members, replicate, ends)
-                if block.asked and drafts:
-                    table = asking.drafted_settings
-                    verified = verified or self._store.load(soup, digest(dict(table)))
-                    block = _block(asking, verified, members, replicate, ends, settings=table)
-                yield block
-
-
-def _margins(out: BlockOut, answered: Answered) -> tuple[Record, ...]:
-    """Margins as records; their tokens were all prefilled."""
-    rows = answered.likelihoods
-    if rows is None:
-        raise UserError("this evaluator cannot tell likelihoods: set optimiser.guide=none")
-    records = []
-    for item, row in zip(out.block.asked, rows, strict=True):
-        known = out.references[item.id]
-        margin, prefilled = known.margin(row), sum(len(answer.tokens) for answer in known.answers)
-        told = (margin, "") if math.isfinite(margin) else (0.0, "not told")
-        score, reason = told
-        records.append(
-            Record(item=item.id, score=score, reason=reason, output=READ, statistics=row, prompt_tokens=prefilled)
-        )
-    return tuple(records)
+                yield _block(asking, stored, members, replicate, ends)
 
 
 def _block(
-    asking: Evaluator,
-    stored: StoredAnswers,
-    members: tuple[Item, ...],
-    replicate: int,
-    ends: list[int],
-    key: str = "",
-    settings: Mapping[str, Json] | None = None,
+    asking: Evaluator, stored: StoredAnswers, members: tuple[Item, ...], replicate: int, ends: list[int]
 ) -> Block:
-    """A block against what is stored. Answers from elsewhere stand in any; the rest of it is asked whole or not at all
-    where answers depend on what is asked with them."""
-    own = [item for item in members if stored.answer(item, replicate, IMPORTED) is None]
-    key = key or digest([[item.question for item in own] if asking.blocks_matter else [], ends])
-    table = asking.settings if settings is None else settings
+    """A block against what is stored. It is asked whole or not at all if answers depend on what is asked with them."""
+    key = digest([[item.question for item in members] if asking.blocks_matter else [], ends])
     known, rescored = {}, []
     for item in members:
-        record = stored.graded(item, replicate, key) or stored.graded(item, replicate, IMPORTED)
+        record = stored.graded(item, replicate, key)
         answer = stored.answer(item, replicate, key)
         if record is None and answer is not None and (record := asking.rescore(item, answer)) is not None:
             rescored.append(item)
         if record is not None:
             known[item.id] = record if record.item == item.id else replace(record, item=item.id)
     missing = tuple(item for item in members if item.id not in known)
-    asked = tuple(own) if missing and asking.blocks_matter else missing
     return Block(
         key=key,
-        asker=digest(dict(table)),
-        settings=table,
         items=members,
         replicate=replicate,
         known=known,
         rescored=tuple(rescored),
-        asked=asked or missing,
+        asked=members if missing and asking.blocks_matter else missing,
     )
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -91,15 +91,7 @@ class EvaluatorWorker(Worker):
         evaluator, serve = self._sides[task.side]
         asking = evaluator.by(task.handler) if task.handler else evaluator
         model, started = serve(task.recipe), time.monotonic()
-        if task.wants == "margins":
-            told = asking.likelihoods(model, task.items, task.drafts or ())
-            rows = None if told is None else tuple(map(tuple, told))
-            return Answered(records=(), seconds=time.monotonic() - started, likelihoods=rows)
-        if task.drafts is None:
-            given = asking.evaluate(model, task.items, task.replicate)
-        else:
-            given = asking.verify(model, task.items, task.replicate, task.drafts)
-        records = records_of(asking, task.items, given)
+        records = records_of(asking, task.items, asking.evaluate(model, task.items, task.replicate))
         return Answered(records=tuple(records), seconds=time.monotonic() - started)
 
     @property
@@ -140,12 +132,8 @@ class WorkerPlan:
         return EvaluatorWorker({side: (one, pool.serving(one)) for side, one in self.evaluators.items()})
 
 
-TOGETHER = 8
-"""Blocks of drafts that are verified at once: an answer that no draft helps takes many passes, which others fill."""
-
-
 class LocalWorkers(Workers):
-    """One worker, in this process: tasks are answered when they are taken, those that are verified together at once."""
+    """One worker, in this process: a task is answered when it is taken."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._tasks = worker, deque[BlockTask]()
@@ -157,35 +145,12 @@ class LocalWorkers(Workers):
     def put(self, task: BlockTask) -> None:
         self._tasks.append(task)
 
-    def take(self) -> list[tuple[BlockTask, Answered]]:
-        tasks = [self._tasks.popleft()]
-        while self._tasks and len(tasks) < TOGETHER and _verified_together(tasks[0], self._tasks[0]):
-            tasks.append(self._tasks.popleft())
-        return list(zip(tasks, _answer_together(self._worker, tasks), strict=True))
+    def take(self) -> tuple[BlockTask, Answered]:
+        task = self._tasks.popleft()
+        return task, self._worker.answer(task)
 
     def close(self) -> None:
         """The driver's own evaluators are closed where they were built."""
-
-
-def _verified_together(one: BlockTask, other: BlockTask) -> bool:
-    """Whether drafts of two blocks are verified at once: those of one soup that is asked in one way."""
-    if one.drafts is None or other.drafts is None or "margins" in (one.wants, other.wants):
-        return False
-    return replace(one, number=other.number, items=other.items, drafts=other.drafts) == other
-
-
-def _answer_together(worker: Worker, tasks: Sequence[BlockTask]) -> Iterator[Answered]:
-    """The answers of each task, which are given as one; its time is shared by items."""
-    if len(tasks) == 1:
-        yield worker.answer(tasks[0])
-        return
-    items = tuple(item for task in tasks for item in task.items)
-    drafts = tuple(own for task in tasks for own in task.drafts or ())
-    whole, start = worker.answer(replace(tasks[0], items=items, drafts=drafts)), 0
-    for task in tasks:
-        end = start + len(task.items)
-        yield Answered(records=whole.records[start:end], seconds=whole.seconds * len(task.items) / len(items))
-        start = end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from souping.core.text import listed, nearest
 from souping.core.types import Item, Json, LateError, Selection, Trial, UserError, entries, number, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import KINDS, STORE, MergeSettings, RunSettings
-from souping.report.run_log import DRAFTS, logged
+from souping.report.run_log import EARLY, logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection.selectors import SoCE
@@ -220,7 +220,7 @@ def _perform(settings: RunSettings) -> RunResult:
     except LateError:
         raise
     except UserError:
-        discard(settings.run_dir, made, DRAFTS if made else ())
+        discard(settings.run_dir, made, EARLY if made else ())
         raise
     tried = () if won is None else won.trials
     return RunResult(settings.run_dir, report, tuple(map(_point, tried)), written_soup(settings, report))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import content
-from souping.checkpoints.pool import Pool
 from souping.core.files import put
 from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import first_line, read_json, safe, shown
@@ -24,9 +23,6 @@ from souping.pipeline.settings import MergeSettings
 from souping.pipeline.store import Store
 from souping.report.cards import card
 from souping.report.progress import Throughput, say
-
-if TYPE_CHECKING:
-    from souping.merge.mergekit import Imported
 
 CARD = "README.md"
 
@@ -52,17 +48,15 @@ def merge(run: MergeSettings) -> Path | None:
 
 
 def rebuild(run: MergeSettings, path: Path) -> Path | None:
-    """`experiment=rebuild`: the soup of a recipe.json again, bit for bit; or that of a mergekit YAML.
+    """`experiment=rebuild`: the soup of a recipe.json again, bit for bit.
 
-    Ingredients of a recipe.json are looked for by name in `pool.candidates`, then by content where this store has seen
-    them, then on the Hub where they came from; a YAML names its folders or Hub models itself.
+    Ingredients are looked for by name in `pool.candidates`, then by content where this store has seen them, then on the
+    Hub where they came from.
 
     Raises:
         UserError: the recipe cannot be read, an ingredient is not found, or its content is not the recipe's.
     """
     with Store(run.store_path) as store:
-        if path.suffix in (".yml", ".yaml"):
-            return _from_mergekit(run, path, store)
         recipe, table = read_recipe(path)
         _check_method(recipe)
         backend, hashes = maker(run.merge, recipe), dict[str, str]()  # every byte is read anew, once
@@ -101,31 +95,6 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
         return backend
     kept: dict[str, str | int | float | None] = {"allow_pickle": backend.allow_pickle, "nonfinite": backend.nonfinite}
     return (MergekitMerge(method="linear") if theirs else LocalMerge()).with_settings(kept)
-
-
-def _from_mergekit(run: MergeSettings, path: Path, store: Store) -> Path | None:
-    """The soup of a mergekit YAML: its raw weights, and its divisor where it normalises."""
-    from souping.merge.mergekit import from_yaml
-
-    imported = from_yaml(_text(path))
-    for note in imported.notes:
-        say(f"note: {note}")
-    candidates = Pool(candidates=list(imported.models)).resolve(at_least=1)
-    base = folder_of(imported.base) if imported.base is not None else None
-    with closing(OpenPool(candidates, _as_imported(run.merge, imported, base), store, tokenizers=False)) as pool:
-        prints = {model: c.fingerprint for model, c in zip(imported.models, pool.candidates, strict=True)}
-        content = fingerprint(base, store.hashes, run.merge.allow_pickle) if base else ""
-        dtype = pool.recipe(dict.fromkeys(pool.names, 1.0)).dtype
-        sources = {c.name: c.source for c in pool.candidates if c.source}
-        recipe = replace(imported.recipe(prints, dtype, content), ingredients=pool.names, sources=sources)
-        return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
-
-
-def _as_imported(backend: MergeBackend, imported: Imported, base: Path | None) -> MergeBackend:
-    """The backend with the method of a YAML, which is silent on vocabularies and takes dtypes from the ingredients."""
-    changes: dict[str, str | float | None] = {"method": imported.method, "scale": 1.0, "overrides": None}
-    own = {"base": str(base)} if base is not None else {}
-    return backend.with_settings({**changes, **own, "dtype": None, "vocab": "error"})
 
 
 @dataclass(frozen=True)
@@ -267,7 +236,6 @@ SETTINGS: Mapping[str, Test] = {
     "by": _is_text,
     "source": _is_text,
     "scale": is_number,
-    "divisor": lambda value: is_number(value) and value != 0,
     "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),
     "parameters": _is_parameters,
     "seed": _is_whole,

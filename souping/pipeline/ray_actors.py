@@ -141,7 +141,7 @@ class RayWorkers(Workers):
         seat = same[0] if same else min(self._seats, key=lambda seat: len(seat.tasks))
         seat.tasks[seat.actor.answer.remote(task)] = task
 
-    def take(self) -> list[tuple[BlockTask, Answered]]:
+    def take(self) -> tuple[BlockTask, Answered]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -160,7 +160,7 @@ class RayWorkers(Workers):
             except RayError as error:
                 self._replace(seat, error)
             else:
-                return [(seat.tasks.pop(ready), answered)]
+                return seat.tasks.pop(ready), answered
 
     def _begin(self) -> None:
         if self._seats:

@@ -34,17 +34,13 @@ Ask = tuple[Recipe, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Models that answer the same items. `side` names the side benchmark whose evaluator asks instead of the run's.
-
-    Something is claimed of the report fold's answers, and of those of a stage that says so: they owe nothing to drafts.
-    """
+    """Models that answer the same items. `side` names the side benchmark whose evaluator asks instead of the run's."""
 
     name: str
     asks: tuple[Ask, ...]
     items: tuple[Item, ...]
     fold: Fold = "report"
     side: str = ""
-    claimed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +56,6 @@ class SearchStage:
         wanted = self.ingredients if strategy.uses_singles and len(self.ingredients) > 1 else ()
         asks = tuple((pool.recipe({name: 1.0}), "") for name in wanted)
         return Stage(name="prior: the single ingredients", asks=asks, items=self.items, fold="search") if asks else None
-
-    def confirmation(self, winner: Winner) -> Stage:
-        """The winner on the whole fold, without drafts."""
-        name = "winner: answers without drafts"
-        return Stage(name=name, asks=((winner.recipe, winner.handler),), items=self.items, fold="search", claimed=True)
 
 
 class Winner(Protocol):
@@ -142,7 +133,7 @@ def perform(
         result = result_of(evaluation.scores(recipe, stage.items), run.objective)
         return SearchResult(recipe=recipe, weights=(1.0,), result=result, trials=(), handler=handler)
     priors = stage.priors(pool, run.optimiser)
-    known = evaluation.all_scores(priors.asks, stage.items, claimed=False) if priors else []
+    known = evaluation.all_scores(priors.asks, stage.items) if priors else []
     singles = [scores.values for scores in known]
     name = f"optimiser {named(run.optimiser)}"
     optimiser = run.optimiser.start(search_space(stage, run, pool, evaluation, singles), run.seed)
@@ -184,7 +175,6 @@ def search_space(
         coefficients=dict(zip(names, run.objective.coefficients(names).tolist(), strict=True)),
         singles=np.array(singles) if singles else None,
         block=evaluation.block,
-        margins=evaluation.margins,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
 

@@ -44,7 +44,7 @@ from souping.report.files import as_json, selection_dict, trial_rows, write_sele
 from souping.report.progress import Progress
 from souping.report.sections import ended
 from souping.report.terminal import gate_table
-from souping.search.loop import SearchResult, confirmed, full_grid, result_of, trial_limit, verifies
+from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
 
 
 @dataclass(kw_only=True)
@@ -115,7 +115,7 @@ class RunStages:
             workers=workers,
             sides={side.name: (side, evaluation(side.evaluator, side.name)) for side in beside},
         )
-        stages._note(*run_notes(run, pool, folds, store))
+        stages._note(*run_notes(run, pool, folds))
         stages._announce_looks()
         if opening := run.evaluator.opening(pool.pool.home, items):
             progress.say(opening)
@@ -146,7 +146,7 @@ class RunStages:
         """{recipe id: scores} of a stage."""
         evaluation = self.sides[stage.side][1] if stage.side else self.evaluation
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
-        measured = evaluation.all_scores(stage.asks, stage.items, stage.claimed or stage.fold == "report")
+        measured = evaluation.all_scores(stage.asks, stage.items)
         scores = {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
         ends = {_called(recipe): scores[recipe.id] for recipe, _ in stage.asks}
         self._note(*lost_answers(ends, stage.name, evaluation.length_key))
@@ -203,9 +203,6 @@ class RunStages:
                 self._answers(priors)
             self._announce(stage)
         outcome = perform(stage, self.run, self.pool, self.evaluation, self._tell)
-        if outcome.trials and verifies(self.run.optimiser, len(stage.ingredients), self.evaluation):
-            again = self._answers(stage.confirmation(outcome))
-            outcome = confirmed(outcome, again[outcome.recipe.id], self.run.objective)
         self.outcome = outcome
         tried = list(dict.fromkeys(trial.handler for trial in outcome.trials))
         if len(tried) > 1:
@@ -464,9 +461,7 @@ class RunStages:
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         rate = self.store.throughput(singles, self.run.evaluator.fingerprint)
         full = full_grid(outcome.cost, len(selection.ingredients), len(self.folds.items["search"]), rate)
-        drafted, took = outcome.cost.drafted_items, outcome.cost.drafted_seconds
-        saved = round(drafted / rate - took, 3) if rate and drafted else 0.0
-        return {"search": {**spent, "saved_seconds": saved, "full_grid": full}}
+        return {"search": {**spent, "full_grid": full}}
 
 
 def _workers(run: RunSettings, pool: OpenPool, store: Store, evaluators: Mapping[str, Evaluator]) -> Workers:

@@ -3,7 +3,8 @@
 An answer's key is content: the soup, the evaluator, the question, the block in which it was asked and the number of the
 answer. Scores lie apart, by scorer, so that a new scorer needs no new answer. A block is one transaction. Other
 processes may share the file (WAL; the first writer wins). The view `scores` shows every score beside its answer.
-`python -m souping.pipeline.store DAMAGED NEW` saves what can be read of a damaged store into a new one.
+
+The command line tool of SQLite saves what can be read of a damaged store: `sqlite3 DAMAGED .recover | sqlite3 NEW`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,15 @@ import math
 import os
 import shlex
 import sqlite3
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from souping.core.text import safe
-from souping.core.types import Item, Json, Recipe, Record, UserError
+from souping.core.types import OUTCOMES, Item, Json, Recipe, Record, UserError
 from souping.pipeline.stored_answers import StoredAnswers
 
 SCHEMA = """
@@ -44,7 +43,7 @@ CREATE TABLE IF NOT EXISTS grades (answer INTEGER NOT NULL, scorer INTEGER NOT N
     statistics TEXT NOT NULL, PRIMARY KEY (answer, scorer)) WITHOUT ROWID;
 CREATE VIEW IF NOT EXISTS scores AS SELECT soup, evaluator, item, block, replicate, scorer, score, statistics, output,
     outcome FROM answers JOIN grades ON answer = answers.id;
-CREATE TABLE IF NOT EXISTS costs (answer INTEGER PRIMARY KEY, seconds REAL NOT NULL, accepted INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS costs (answer INTEGER PRIMARY KEY, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS item_sets (id INTEGER PRIMARY KEY, fingerprint TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
@@ -58,17 +57,15 @@ CREATE TABLE IF NOT EXISTS searches (id INTEGER PRIMARY KEY AUTOINCREMENT, ingre
 CREATE TABLE IF NOT EXISTS views (recipe TEXT, item_set INTEGER, PRIMARY KEY (recipe, item_set)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS prompts (fingerprint TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS folders (fingerprint TEXT PRIMARY KEY, path TEXT, weights TEXT, soup TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS adoptions (soup TEXT NOT NULL, evaluator TEXT NOT NULL, origin TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS speeds (soup TEXT NOT NULL, evaluator TEXT NOT NULL, items INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (soup, evaluator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
 """
 VERSION = 4
 MARK = 0x534F5550
-"""`application_id` of our files ("SOUP"); those of layouts 1 and 2 may lack it and are known by their tables."""
-OLD = {"soups", "evaluators", "items", "scores"}
-IMPORTED = "imported"
-"""Block of answers that were measured elsewhere, in batches that nobody knows: it stands for any."""
+"""`application_id` of our files ("SOUP")."""
+PAGE = 4096
+"""SQLite's page size in bytes."""
 PARTS = {
     "answers": ("soup", "evaluator", "item", "block"),
     "grades": ("answer", "scorer"),
@@ -96,7 +93,7 @@ class Store:
     """Open a store with `Store(path)`; close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        if str(path).startswith("file:") or str(path) == ":memory:":
+        if str(path).startswith("file:"):
             raise UserError(f"store.path={path} must be a file's path; SQLite's own notations are not supported")
         self.path = path
         self._made = [place for place in (path.absolute(), *path.absolute().parents) if not place.exists()]
@@ -104,8 +101,10 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check_owner()
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._prepare()
+            rebuilt = self._prepare()
             self._file = self._inode()
+            if rebuilt:
+                self._drop_orphans()
         except (OSError, sqlite3.Error) as error:
             raise self._failed("open", error) from error
 
@@ -115,7 +114,7 @@ class Store:
             return
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as db:
             mark, layout = (db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
-            if mark != MARK and (mark or not _unmarked(db)):
+            if mark != MARK and (mark or db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
                 raise UserError(
                     f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
                 )
@@ -125,14 +124,25 @@ class Store:
         if layout > VERSION:
             raise UserError(f"store.path={self.path} is of a later version (layout {layout}): use another file")
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> bool:
+        """Make the file a store; whether it is new, or was rebuilt by another program, which does not keep WAL mode."""
+        if self._db.execute("PRAGMA application_id").fetchone() != (MARK,):
+            self._db.execute(f"PRAGMA application_id={MARK}")  # before any table, so that a killed run leaves it ours
+        rebuilt: bool = self._db.execute("PRAGMA journal_mode").fetchone() != ("wal",)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        new = not _columns(self._db)
         self._db.executescript(SCHEMA)
         self._db.execute(f"PRAGMA user_version={VERSION}")
-        if new:
-            self._db.execute(f"PRAGMA application_id={MARK}")
+        return rebuilt
+
+    def _drop_orphans(self) -> None:
+        """Remove answers that a recovery left without their end, and rows that refer to rows that are lost: the numbers
+        of those will be given to others."""
+        with self.writing() as db:
+            db.execute(f"DELETE FROM answers WHERE outcome NOT IN ({', '.join('?' * len(OUTCOMES))})", OUTCOMES)
+            for table, columns in PARTS.items():
+                for column in columns:
+                    db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM {column}s)")
 
     def __enter__(self) -> Store:
         return self
@@ -148,7 +158,7 @@ class Store:
         """Take away a file that was not there before, while no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            tables = ("answers", "adoptions", "looks")
+            tables = ("answers", "looks")
             held = any(self._db.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables)
             if not held and not self._gone() and self._alone():
                 self.path.unlink()
@@ -184,8 +194,11 @@ class Store:
         told = f"store.path={self.path}: cannot {verb} the results store: {error}{hint}"
         if not damaged:
             return UserError(told)
-        words = shlex.join([str(self.path), str(self.path.with_name(f"{self.path.stem}-saved{self.path.suffix}"))])
-        return UserError(f"{told}\nthe file is damaged; save the rest: python -m souping.pipeline.store {words}")
+        old, new = (shlex.quote(str(path)) for path in (self.path, self.path.with_stem(f"{self.path.stem}-saved")))
+        cut = self.path.is_file() and self.path.stat().st_size % PAGE
+        fill = f"truncate -s %{PAGE} {old} && " if cut else ""  # a page without its end is not read at all
+        saves = f"{fill}sqlite3 {old} .recover | sqlite3 {new}"
+        return UserError(f"{told}\nthe file is damaged; save what can be read: {saves}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -215,7 +228,7 @@ class Store:
         with self.reading() as db:
             rows = db.execute(
                 "SELECT items.fingerprint, replicate, blocks.fingerprint, items.name, output, outcome, reason, tokens, "
-                "prompt_tokens, prompt_key, seconds, accepted, scorers.fingerprint, score, statistics FROM answers "
+                "prompt_tokens, prompt_key, seconds, scorers.fingerprint, score, statistics FROM answers "
                 "JOIN items ON items.id = item JOIN blocks ON blocks.id = block "
                 "LEFT JOIN costs ON costs.answer = answers.id LEFT JOIN grades ON grades.answer = answers.id "
                 "LEFT JOIN scorers ON scorers.id = scorer WHERE soup = (SELECT id FROM soups WHERE fingerprint = ?) "
@@ -274,35 +287,6 @@ class Store:
             rows = (db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone() for key in keys)
             return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
 
-    def answers_of(
-        self, questions: Sequence[str], evaluators: Sequence[str], replicate: int
-    ) -> Iterator[tuple[str, Recipe, tuple[int, ...], str]]:
-        """(question, who answered, token ids, digest of the prompt) of all n-th answers whose tokens are known."""
-        marks, keys = ", ".join("?" * len(questions)), ", ".join("?" * len(evaluators))
-        query = (
-            "SELECT items.fingerprint, recipe, tokens, prompt_key FROM answers JOIN items ON items.id = item "
-            "JOIN soups ON soups.id = soup WHERE length(tokens) > 0 AND replicate = ? "
-            f"AND item IN (SELECT id FROM items WHERE fingerprint IN ({marks})) "
-            f"AND evaluator IN (SELECT id FROM evaluators WHERE fingerprint IN ({keys}))"
-        )
-        authors: dict[str, Recipe] = {}
-        with self.reading() as db:
-            for question, text, tokens, prompt_key in db.execute(query, (replicate, *questions, *evaluators)):
-                if text not in authors:
-                    authors[text] = _author(text)
-                yield question, authors[text], tuple(np.frombuffer(tokens, "<i4").tolist()), prompt_key
-
-    def note_adoption(self, soup: str, evaluator: str, origin: Mapping[str, Any]) -> None:
-        """Remember that rows of this soup were measured elsewhere: where from, and which differences were accepted."""
-        with self.writing() as db:
-            db.execute("INSERT INTO adoptions VALUES (?, ?, ?)", (soup, evaluator, json.dumps(origin, sort_keys=True)))
-
-    def adoptions(self, soup: str, evaluator: str) -> list[dict[str, Any]]:
-        """The origins of this soup's adopted rows under an evaluator, oldest first."""
-        with self.reading() as db:
-            query = "SELECT origin FROM adoptions WHERE soup = ? AND evaluator = ? ORDER BY rowid"
-            return [json.loads(origin) for (origin,) in db.execute(query, (soup, evaluator))]
-
     def add_timing(self, soup: str, evaluator: str, items: int, seconds: float) -> None:
         """Remember how long a batch took, for plans of later runs."""
         with self.writing() as db:
@@ -342,38 +326,6 @@ class Store:
         return _Hashes(self)
 
 
-def _author(text: str) -> Recipe:
-    """A recipe as the store has it, as far as its content goes."""
-    table = json.loads(text)
-    return Recipe(
-        ingredients=tuple(table["ingredients"]),
-        fingerprints=tuple(table["fingerprints"]),
-        weights=tuple(table["weights"]),
-        dtype=str(table["dtype"]),
-        method=str(table["method"]),
-        settings=table["settings"],
-    )
-
-
-def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
-    """{table: its columns}."""
-    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-    tables = [str(row[0]) for row in db.execute(query)]
-    return {name: {str(row[1]) for row in db.execute("SELECT * FROM pragma_table_info(?)", (name,))} for name in tables}
-
-
-def _known_columns() -> dict[str, set[str]]:
-    with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(SCHEMA)
-        return _columns(db)
-
-
-def _unmarked(db: sqlite3.Connection) -> bool:
-    """Whether a file without our mark is a store of an earlier layout, or one just begun."""
-    there, known = _columns(db), _known_columns()
-    return there.keys() >= OLD or all(columns <= known.get(name, set()) for name, columns in there.items())
-
-
 def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record: Record) -> int:
     """The row number of an answer, written if there is none of its key."""
     output, reason = (text.encode("utf-8", "replace").decode() for text in (record.output, record.reason))
@@ -387,7 +339,7 @@ def _answer(db: sqlite3.Connection, key: tuple[int, int, int, int, int], record:
     )
     if written.rowcount:
         number = int(written.lastrowid or 0)
-        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?, ?)", (number, record.seconds, record.accepted))
+        db.execute("INSERT OR REPLACE INTO costs VALUES (?, ?)", (number, record.seconds))
         return number
     row = db.execute(f"SELECT id FROM answers WHERE ({columns}) = (?, ?, ?, ?, ?)", key).fetchone()
     return int(row[0])
@@ -429,74 +381,3 @@ class _Hashes(MutableMapping[str, str]):
     def __len__(self) -> int:
         with self._store.reading() as db:
             return int(db.execute("SELECT COUNT(*) FROM hashes").fetchone()[0])
-
-
-def save(damaged: Path, new: Path) -> dict[str, int]:
-    """Copy every row that can be read and understood into a new store; {table: rows}.
-
-    Each table is read from both ends up to the damage between them.
-
-    Raises:
-        UserError: `new` exists, or `damaged` is no SQLite file that can be opened.
-    """
-    if new.exists() or not damaged.is_file():
-        raise UserError(f"{new} exists: name a new file" if new.exists() else f"{damaged}: there is no such file")
-    counts = {}
-    with closing(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)) as old, Store(new) as store:
-        there = dict[str, set[str]]()
-        with suppress(sqlite3.Error):  # the table of tables itself may be what is damaged
-            there |= _columns(old)
-        with store.writing() as db:
-            for table, columns in _known_columns().items():
-                _copy(old, db, table, sorted(columns & there.get(table, set())))
-            for table, numbers in PARTS.items():  # a number that is used again must find no answer
-                for column in numbers:
-                    db.execute(f"DELETE FROM {table} WHERE {column} NOT IN (SELECT id FROM {column}s)")
-            for table in there.keys() & _known_columns().keys():
-                counts[table] = int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
-    return counts
-
-
-def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str, columns: Sequence[str]) -> None:
-    """The rows of a table from either end, until the file cannot be read any further."""
-    key = _primary(new, table)
-    columns = list(dict.fromkeys([*key, *columns]))
-    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    for order in ("ASC", "DESC"):
-        by = ", ".join(f"{name} {order}" for name in key)
-        with suppress(sqlite3.Error):
-            for row in old.execute(f"SELECT {names} FROM {table} ORDER BY {by}"):
-                if _sound(dict(zip(columns, row, strict=True))):
-                    new.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row)
-
-
-def _primary(db: sqlite3.Connection, table: str) -> list[str]:
-    rows = db.execute("SELECT * FROM pragma_table_info(?)", (table,))
-    return [name for _, name in sorted((int(row[5]), str(row[1])) for row in rows if row[5])] or ["rowid"]
-
-
-def _sound(row: Mapping[str, Any]) -> bool:
-    """Whether the values are of the kinds that a store holds."""
-    try:
-        float(row.get("score", 0)), float(row.get("seconds", 0))
-        return all(json.loads(row[key] or "0") is not None for key in ("statistics", "origin") if key in row)
-    except (ValueError, TypeError):
-        return False
-
-
-def main() -> int:
-    """`python -m souping.pipeline.store DAMAGED NEW`."""
-    if len(sys.argv) != 3:
-        print("usage: python -m souping.pipeline.store DAMAGED NEW", file=sys.stderr)
-        return 2
-    try:
-        counts = save(Path(sys.argv[1]), Path(sys.argv[2]))
-    except (UserError, OSError, sqlite3.Error) as error:
-        print(safe(f"{'' if isinstance(error, UserError) else f'{sys.argv[1]}: '}{error}"), file=sys.stderr)
-        return 2
-    print(f"saved into {sys.argv[2]}: {', '.join(f'{count} {table}' for table, count in counts.items() if count)}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

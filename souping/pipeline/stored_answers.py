@@ -34,7 +34,6 @@ class StoredAnswers:
         prompt_tokens: int,
         prompt_key: str,
         seconds: float | None,
-        accepted: int | None,
         scorer: str | None,
         score: float | None,
         counts: str | None,
@@ -52,7 +51,6 @@ class StoredAnswers:
                 prompt_tokens=int(prompt_tokens),
                 prompt_key=prompt_key,
                 seconds=float(seconds or 0.0),
-                accepted=int(accepted or 0),
             )
             self._tokens[key] = np.frombuffer(tokens, "<i4").tobytes()
         if scorer is not None and score is not None:

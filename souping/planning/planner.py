@@ -196,7 +196,7 @@ class _Planner:
     def _notes(self, opened: PlannedPool, choice: PlannedSelection, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
         flat = flat_categories(choice.scores) if choice.scores is not None else []
-        return [*run_notes(self.run, opened.opened, folds, self.store), *flat]
+        return [*run_notes(self.run, opened.opened, folds), *flat]
 
     def _stages(self, plan: Plan, beside: Sequence[SideBenchmark]) -> list[PlannedStage]:
         """The very schedule that the run performs, counted."""

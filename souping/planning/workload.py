@@ -27,7 +27,7 @@ from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner,
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store
 from souping.report.files import selection_dict
-from souping.search.loop import SearchResult, trial_limit, verifies
+from souping.search.loop import SearchResult, trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, Selector
@@ -108,14 +108,11 @@ class WorkCounter:
             self._count(priors)
         own, size = self.evaluations[""], len(stage.ingredients)
         span = self.run.optimiser.workload(size, len(stage.items)) if size > 1 else None
-        drafts = verifies(self.run.optimiser, size, own)
         if span is not None:
             winner = self._part_of_fold(stage, span)
         else:
             asks, winner = self._soups(stage)
-            self._count(Stage(name=stage.name, asks=tuple(asks), items=stage.items), drafts)
-        if drafts and size > 1:
-            self._count(stage.confirmation(winner))
+            self._count(Stage(name=stage.name, asks=tuple(asks), items=stage.items))
         self._new(winner.recipe, winner.handler, stage.items, own)  # it is one of the trials
         return winner
 
@@ -165,14 +162,11 @@ class WorkCounter:
         if stage.asks:
             self._count(stage, analysis=True)
 
-    def _count(self, stage: Stage, drafts: bool = False, analysis: bool = False) -> None:
-        evaluation, singles = self.evaluations[stage.side], [(name,) for name in self.pool.names]
-        free = evaluation.all_drafted and not stage.claimed and stage.fold != "report"
-        todo = 0
+    def _count(self, stage: Stage, analysis: bool = False) -> None:
+        evaluation, todo = self.evaluations[stage.side], 0
         for recipe, handler in stage.asks:
-            drafted = free or (drafts and recipe.ingredients not in singles)
             if not (analysis and self._is_whole(recipe, handler, stage.items, evaluation)):
-                todo += self._new(recipe, handler, stage.items, evaluation, drafted)
+                todo += self._new(recipe, handler, stage.items, evaluation)
         number, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
         self._add(stage, (number, number), (asked, asked), (todo, todo))
 
@@ -182,18 +176,15 @@ class WorkCounter:
             return not evaluation.lacking(recipe, items, handler)
         return False
 
-    def _new(
-        self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation, drafts: bool = False
-    ) -> int:
+    def _new(self, recipe: Recipe, handler: str, items: Sequence[Item], evaluation: Evaluation) -> int:
         """Answers that nobody has yet; from here on they are known."""
         try:
-            key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, items, handler, drafts)
+            key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, items, handler)
         except UserError:  # an evaluator that this machine lacks a part of: its key is not known
             answers = range(evaluation.answers)
             key, wanted = f"unknown {handler}", [(item.question, n) for item in items for n in answers]
-        plain = self.seen.setdefault((recipe.fingerprint, key), set())
-        done = self.seen.setdefault((recipe.fingerprint, f"{key} drafted"), set()) if drafts else plain
-        missing = set(wanted) - done - plain
+        done = self.seen.setdefault((recipe.fingerprint, key), set())
+        missing = set(wanted) - done
         done |= missing
         return len(missing)
 
@@ -232,7 +223,7 @@ class WorkCounter:
             return None
         first = [self.pool.uniform(names), self.pool.recipe({names[0]: 1.0})]
         try:
-            if all(own.missing(recipe, stage.items, drafts=True) for recipe in first):
+            if all(own.missing(recipe, stage.items) for recipe in first):
                 return None
             return perform(stage, self.run, self.pool, own, lambda trial: None)
         except (NotStoredError, UserError):

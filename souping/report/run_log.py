@@ -20,7 +20,7 @@ from souping.core.text import safe
 from souping.core.versions import commit, versions
 
 LOG = "run.log"
-DRAFTS = ("config.yaml", "selection.json", LOG)
+EARLY = ("config.yaml", "selection.json", LOG)
 """Files that a run writes before it has results: one that is refused takes them with it."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 REDRAWN = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")

@@ -330,6 +330,4 @@ def searched(told: Row) -> list[str]:
     gain = number(told.get("next_100_items_gain"))
     if gain is not None:
         lines.append(f"It ended: {clean(told.get('stopped'))}. Another 100 items would buy {gain:.2f} points.")
-    if told.get("guide") and told.get("guide") != "none":
-        lines.append(f"Guide by likelihood: {clean(told.get('guide'))}.")
     return lines

@@ -276,12 +276,6 @@ SEARCHED = {
     "items": "items answered",
     "prefilled_tokens": "tokens of their prompts",
     "generated_tokens": "tokens of their answers",
-    "drafted_tokens": "of them verified drafts",
-    "drafted_items": "items with drafts to verify",
-    "whole_drafts": "answers that are a draft from end to end",
-    "prefilled_items": "items read for margins",
-    "read_tokens": "tokens read for margins",
-    "confirmed": "items of the winner answered anew",
 }
 
 
@@ -292,8 +286,6 @@ def search_cost(report: Report) -> TableGrid:
     keys = [key for key in SEARCHED if number(spent.get(key)) or number(full.get(key))]
     lines = [("soups", count(spent.get("soups")), count(full.get("soups")))] if spent else []
     lines += [(SEARCHED[key], count(spent.get(key)), count(full.get(key))) for key in keys]
-    if number(spent.get("saved_seconds")):
-        lines.append(("time saved by drafts, at the singles' pace", seconds(spent.get("saved_seconds")), ""))
     if number(spent.get("seconds")):
         lines.append(("time of answering", seconds(spent.get("seconds")), seconds(full.get("seconds"))))
     return grid(("search", "this one", "the full grid"), lines)

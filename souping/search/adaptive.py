@@ -14,7 +14,7 @@ from souping.core.protocols import Strategy
 from souping.core.text import Count
 from souping.core.types import FloatArray, SearchSpace, UserError, Weights
 from souping.search.points import Grid, anchors, check_limits, endings
-from souping.search.running import AdaptiveSearch, SearchRules
+from souping.search.running import AdaptiveSearch
 
 POINTS = 240
 """Soups at most."""
@@ -30,14 +30,12 @@ as many: benchmarks/search_sizes.py."""
 class Adaptive(Strategy):
     """Surrogate over the grid's points that chooses soups and items.
 
-    `stop=auto` ends it when finishing the fold would gain less than 0.1 points. `guide=likelihood` lets about ten soups
-    read answers that candidates wrote, where the evaluator can tell likelihoods. `step` below 0.1 searches between the
+    `stop=auto` ends it when finishing the fold would gain less than 0.1 points. `step` below 0.1 searches between the
     grid's points; of more than 240 points those are taken that cover the simplex.
     """
 
     step: float = 0.1
     stop: Literal["auto", "never"] = "auto"
-    guide: Literal["likelihood", "none"] = "none"
     trials: Count | None = None
     budget: Count | None = None
     tokens: Count | None = None
@@ -47,8 +45,6 @@ class Adaptive(Strategy):
         check_limits(self)
         if self.stop not in ("auto", "never"):
             raise UserError(f"optimiser.stop={self.stop} must be auto or never")
-        if self.guide not in ("likelihood", "none"):
-            raise UserError(f"optimiser.guide={self.guide} must be likelihood or none")
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
@@ -56,8 +52,7 @@ class Adaptive(Strategy):
 
     def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
         """A search over these points."""
-        rules = SearchRules(auto=self.stop == "auto", guide=self.guide == "likelihood", budget=self.budget)
-        return AdaptiveSearch(rules, points, space, seed)
+        return AdaptiveSearch(points, space, seed, stops=self.stop == "auto", budget=self.budget)
 
     def _points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
         """Soups to search, the anchors first; of many ingredients those with the better `merits` [K] more often."""
@@ -90,5 +85,5 @@ class Adaptive(Strategy):
         return min(expected, limit), min(LONGEST * expected, limit)
 
     def describe(self, size: int) -> str:
-        ends = ", ".join(endings(self, stop=self.stop)) or "the whole grid"
-        return f"adaptive over {len(self._points(size))} soups: {ends}"
+        ends = ", ".join([*(["until more cannot pay"] if self.stop == "auto" else []), *endings(self)])
+        return f"adaptive over {len(self._points(size))} soups: {ends or 'the whole grid'}"

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from souping.core.types import FloatArray, IntArray
 from souping.search.fold import FoldLayout
+from souping.search.surrogate import Surrogate
 
 TINY = 1e-12
 SURE = 1.0
 """Answers' worth of trust that surprises are as large as the posterior expects."""
 
 
-class Posterior(Protocol):
-    """What is believed of C categories of S soups and their cells (block, soup), given what was answered."""
-
-    @property
-    def mean(self) -> FloatArray: ...
-
-    @property
-    def surprises(self) -> tuple[float, int]:
-        """Sum of squares of the answers' surprises, each in standard deviations of what was believed before it, and
-        how many there were."""
-        ...
-
-    def observe(self, category: int, soup: int, block: int, value: float | None = None) -> None: ...
-
-    def copy(self) -> Posterior: ...
-
-    def differences(self, soup: int, weights: FloatArray) -> FloatArray: ...
-
-    def covariance(self, soups: IntArray, weights: FloatArray) -> FloatArray: ...
-
-    def reduction(self, leader: int, rivals: IntArray, weights: FloatArray, block: IntArray) -> FloatArray: ...
-
-    def cells(self, c: int, soups: IntArray, soup: IntArray, block: IntArray) -> tuple[FloatArray, FloatArray]: ...
-
-
-def expected_improvement(posterior: Posterior, weights: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
+def expected_improvement(posterior: Surrogate, weights: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
     """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
     difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
     mean = weights @ posterior.mean
@@ -61,7 +35,7 @@ def normal(z: FloatArray) -> FloatArray:
     return np.asarray(np.where(z > 0, 1 - tail, tail))
 
 
-def finishing_gain(posterior: Posterior, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray) -> float:
+def finishing_gain(posterior: Surrogate, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray) -> float:
     """Expected gain of the pick if leader and rivals answered the rest of the fold (fractions of 1).
 
     The posterior mean will move by a normal of the variance that the answers will take away; the gain is the expected
@@ -79,7 +53,7 @@ def finishing_gain(posterior: Posterior, layout: FoldLayout, depth: IntArray, le
 
 
 def next_items(
-    posterior: Posterior, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray, items: int = 100
+    posterior: Surrogate, layout: FoldLayout, depth: IntArray, leader: int, rivals: IntArray, items: int = 100
 ) -> float:
     """Expected gain of the pick from another hundred items on leader and rivals, where they tell most (fractions of 1).
 
@@ -115,7 +89,7 @@ def draws(cov: FloatArray, count: int) -> FloatArray:
     return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)
 
 
-def indistinguishable(posterior: Posterior, weights: FloatArray, pick: int) -> tuple[int, ...]:
+def indistinguishable(posterior: Surrogate, weights: FloatArray, pick: int) -> tuple[int, ...]:
     """Soups that may be as good as a pick (one-sided 95 %), the best first.
 
     Standard errors are as much smaller or larger than the posterior's as its answers surprised it less or more than

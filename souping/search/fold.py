@@ -6,17 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.core.types import FloatArray, IntArray, SearchSpace
 from souping.search.surrogate import KnownCells
 
 FIRST, MOST = 12, 4
 """Items of a first block at least, and blocks of a category at most; each block doubles what was answered before."""
-FIRST_MERGED = 6
-"""The same where categories are one: what little tells poor models apart from good ones."""
-LEAST = 1e-3
-"""Share of a category in a merged block at least: a block of items that count for nothing has no mean."""
 FLOOR, UNKNOWN = 0.02, 0.2
 """Variance of an item's score: the least, and where nothing is known."""
 CLUSTERED, CLUSTERING = 2.0, 0.5
@@ -31,15 +26,9 @@ class FoldLayout:
     blocks: tuple[tuple[IntArray, ...], ...]
     weights: FloatArray
     groups: IntArray
-    shares: FloatArray
-    """Weights [I] of the items in the mean of their block."""
-    kinds: tuple[IntArray, ...]
-    """Positions of each of the benchmark's categories, where `blocks` have them as one too."""
 
     @classmethod
-    def of(cls, space: SearchSpace, seed: int, merged: bool = False) -> FoldLayout:
-        """Layout of a fold; `merged`: the categories as one, each block a sample of all that count, items weighed as
-        the objective weighs them; those that weigh nothing are the last block."""
+    def of(cls, space: SearchSpace, seed: int) -> FoldLayout:
         names = list(space.coefficients)
         groups = np.unique(np.array(space.groups), return_inverse=True)[1]
         rank = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]
@@ -47,32 +36,8 @@ class FoldLayout:
         categories = np.array(space.categories)[order]
         members = [order[categories == name] for name in names]
         weights = np.array([space.coefficients[name] for name in names], dtype=float)
-        kinds = tuple(members)
-        if merged:
-            rank, shares, idle = _merged(members, weights, groups)
-            own = np.argsort(rank, kind="stable")
-            told, last = own[~idle[own]], own[idle[own]]
-            parts = [own] if space.whole else [*_cut(told, rank[told], FIRST_MERGED, len(own)), last]
-            return cls((tuple(part for part in parts if len(part)),), np.ones(1), groups, shares, kinds)
-        blocks = [(own,) if space.whole else _cut(own, rank[own], FIRST, MOST) for own in members]
-        return cls(tuple(map(tuple, blocks)), weights, groups, np.ones(len(order)), kinds)
-
-    def mean(self, values: FloatArray, block: IntArray) -> FloatArray:
-        """Mean score on a block, of values [..., I]."""
-        shares = self.shares[block]
-        return np.asarray((values[..., block] * shares).sum(-1) / shares.sum())
-
-    @cached_property
-    def effective(self) -> FloatArray:
-        """Items of each block [C, B] that would tell as much if all weighed alike; fewer where a block has less than
-        its part of the weight."""
-        width, usual = self.sizes.shape[1], self.shares.mean()
-        rows = [[self._told(self.shares[block], usual) for block in row] for row in self.blocks]
-        return np.array([row + [0.0] * (width - len(row)) for row in rows])
-
-    @staticmethod
-    def _told(shares: FloatArray, usual: float) -> float:
-        return float(shares.sum() ** 2 / (shares**2).sum() * min(1.0, shares.mean() / usual))
+        blocks = [(own,) if space.whole else _cut(own, rank[own]) for own in members]
+        return cls(tuple(map(tuple, blocks)), weights, groups)
 
     @cached_property
     def sizes(self) -> FloatArray:
@@ -134,7 +99,7 @@ class FoldAnswers:
         for c, b in parts:
             self.depth[soup, c] += 1
             self.told += int(np.isfinite(self.values[soup, self.layout.blocks[c][b]]).sum())
-        return [(c, b, float(self.layout.mean(self.values[soup], self.layout.blocks[c][b]))) for c, b in parts]
+        return [(c, b, float(self.values[soup, self.layout.blocks[c][b]].mean())) for c, b in parts]
 
     def known(self) -> list[KnownCells]:
         """Mean scores of all answered blocks, category by category."""
@@ -149,7 +114,7 @@ class FoldAnswers:
         found = np.full((len(self.layout.blocks), len(self.values), self.layout.sizes.shape[1]), np.nan)
         for c, row in enumerate(self.layout.blocks):
             for b, block in enumerate(row):
-                found[c, :, b] = self.layout.mean(self.values, block)
+                found[c, :, b] = self.values[:, block].mean(1)
         return found
 
     def levels(self) -> FloatArray:
@@ -166,7 +131,7 @@ class FoldAnswers:
     def residuals(self) -> FloatArray:
         """Scores minus the soup's mean of the category [S, I], scaled to be unbiased; nan where there is none."""
         residuals = np.full_like(self.values, np.nan)
-        for items in self.layout.kinds:
+        for items in self.layout.members:
             scores = self.values[:, items]
             count = np.isfinite(scores).sum(1, keepdims=True)
             mean = np.nansum(scores, 1, keepdims=True) / np.maximum(count, 1)
@@ -179,9 +144,9 @@ class FoldAnswers:
         found = []
         for c, items in enumerate(self.layout.members):
             square = residuals[:, items] ** 2
-            found_in, shares = np.isfinite(square), self.layout.shares[items] ** 2
-            seen = found_in.any(1)
-            spread = float(np.nansum(square * shares) / (found_in @ shares).sum()) if seen.any() else UNKNOWN
+            there = np.isfinite(square)
+            seen = there.any(1)
+            spread = float(np.nansum(square) / there.sum()) if seen.any() else UNKNOWN
             row = np.full(len(residuals), np.sqrt(max(spread, FLOOR)))
             if mean is not None and seen.any():
                 inside = mean[c].clip(0.04, 0.96)
@@ -196,12 +161,12 @@ class FoldAnswers:
         done = self.complete[:8]
         scale = np.zeros(self.layout.items)
         for weight, items in zip(self.layout.weights, self.layout.members, strict=True):
-            scale[items] = weight * self.layout.shares[items] / self.layout.shares[items].sum()
+            scale[items] = weight / len(items)
         shares = []
         for first in range(len(done)):
             for second in range(first):
                 change = self.values[done[first]] - self.values[done[second]]
-                for items in self.layout.kinds:
+                for items in self.layout.members:
                     change[items] -= change[items].mean()
                 single = float(((change * scale) ** 2).sum())
                 if single > 0:
@@ -209,24 +174,10 @@ class FoldAnswers:
         return float(np.clip(1 + CLUSTERING * (np.mean(shares) - 1), 1.0, CLUSTERED)) if shares else 1.0
 
 
-def _merged(
-    members: list[IntArray], weights: FloatArray, groups: IntArray
-) -> tuple[IntArray, FloatArray, NDArray[np.bool_]]:
-    """Categories as one, for each item [I]: the rank of its group in an order whose prefixes hold the same part of each
-    category, its weight in the objective, and whether its whole group has none."""
-    place, shares, counts = np.zeros(len(groups)), np.zeros(len(groups)), np.zeros(len(groups))
-    for weight, own in zip(weights / weights.sum(), members, strict=True):
-        place[own], counts[own] = (np.arange(len(own)) + 0.5) / len(own), weight > 0
-        shares[own] = max(weight, LEAST) / len(own)
-    means = np.bincount(groups, place) / np.maximum(np.bincount(groups), 1)
-    rank = np.argsort(np.argsort(means, kind="stable"), kind="stable")[groups]
-    return rank, shares, (np.bincount(groups, counts) == 0)[groups]
-
-
-def _cut(own: IntArray, rank: IntArray, first: int, most: int) -> list[IntArray]:
+def _cut(own: IntArray, rank: IntArray) -> list[IntArray]:
     """Blocks of a category's items: each as large as all before it, cut where a group ends."""
     ends = 1 + np.flatnonzero(np.diff(rank))
-    depth = min(most, 1 + int(np.log2(max(len(own) / first, 1))))
+    depth = min(MOST, 1 + int(np.log2(max(len(own) / FIRST, 1))))
     wanted = [len(own) / 2**k for k in range(depth - 1, 0, -1)]
     cuts = sorted({int(ends[np.argmin(abs(ends - w))]) for w in wanted} if len(ends) else ())
     return np.split(own, cuts)

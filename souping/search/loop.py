@@ -32,39 +32,22 @@ from souping.search.points import Grid
 
 @dataclass(kw_only=True)
 class SearchCost:
-    """What a search took: items answered and prompts prefilled for it, items and tokens read for margins
-    (`prefilled_items`, `read_tokens`), tokens given and those of them that were drafted, seconds of answering.
+    """What a search took: items, tokens prefilled and generated, seconds of answering.
 
-    Drafts were verified for `drafted_items`, in `drafted_seconds`; `whole_drafts` answers are one from end to end.
-    All but `evaluated` (items answered anew by this run) were measured when the answers were first given. `confirmed`
-    counts the items that the winner answered anew, without drafts, at the end; they are no part of `items`.
+    All but `evaluated` (items answered anew by this run) were measured when the answers were first given.
     """
 
     items: int = 0
     evaluated: int = 0
-    prefilled_items: int = 0
     prefilled_tokens: int = 0
-    read_tokens: int = 0
     generated_tokens: int = 0
-    drafted_tokens: int = 0
-    drafted_items: int = 0
-    drafted_seconds: float = 0.0
-    whole_drafts: int = 0
     seconds: float = 0.0
-    confirmed: int = 0
 
     def add(self, inquiry: Inquiry, reply: Reply) -> None:
-        prefills = inquiry.wants == "margins"
-        self.prefilled_items += len(inquiry.items) if prefills else 0
-        self.items += 0 if prefills else len(inquiry.items)
+        self.items += len(inquiry.items)
         self.evaluated += len(inquiry.items) - reply.reused
-        self.prefilled_tokens += 0 if prefills else reply.prefilled
-        self.read_tokens += reply.prefilled if prefills else 0
+        self.prefilled_tokens += reply.prefilled
         self.generated_tokens += reply.generated
-        self.drafted_tokens += reply.drafted
-        self.drafted_items += reply.drafted_items
-        self.drafted_seconds += reply.drafted_seconds
-        self.whole_drafts += reply.whole_drafts
         self.seconds += reply.seconds
 
 
@@ -147,7 +130,6 @@ class SearchRun:
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
-        self._authors = tuple(map(recipe_of, known or {}))
         self._known, self._asked, self._promised, self._inquiries = dict(known or {}), 0, 0, 0
         self._ended, self._counted = False, set[Weights]()
 
@@ -203,14 +185,14 @@ class SearchRun:
             return False
         if limits.seconds is not None and self._cost.seconds >= limits.seconds:
             return False
-        if limits.budget is None or cell.wants == "margins":
+        if limits.budget is None:
             return True
         price = len(self._items if cell.items is None else cell.items)
         return self._promised + price <= limits.budget
 
     def _is_new(self, cell: Cell) -> bool:
         """Whether it counts as a trial: a soup that is asked for the first time, or for the whole fold at once."""
-        return cell.wants == "scores" and (cell.items is None or cell.weights not in self._counted)
+        return cell.items is None or cell.weights not in self._counted
 
     def _submit(self, cell: Cell) -> None:
         fresh = self._is_new(cell)
@@ -225,19 +207,10 @@ class SearchRun:
                 break
             self._inquiries += 1
             self._asked += fresh
-            self._promised += len(known) if cell.wants == "scores" else 0
+            self._promised += len(known)
             entry.open.add(self._inquiries)
             self._open[self._inquiries] = entry
-            inquiry = Inquiry(
-                number=self._inquiries,
-                recipe=soup.recipe,
-                items=known,
-                handler=handler,
-                wants=cell.wants,
-                drafts=len(soup.recipe.ingredients) > 1
-                and verifies(self._strategy, len(cell.weights), self._evaluation),
-                authors=self._authors,
-            )
+            inquiry = Inquiry(number=self._inquiries, recipe=soup.recipe, items=known, handler=handler)
             self._evaluation.submit(inquiry)
 
     def _take(self) -> None:
@@ -255,16 +228,12 @@ class SearchRun:
         cell, soup = entry.cell, entry.soup
         spread = np.full(len(self._items), np.nan)
         spread[list(range(len(self._items)) if cell.items is None else cell.items)] = reply.scores.values
-        if cell.wants == "margins":
-            result = Result(objective=math.nan, categories={}, items=len(inquiry.items))
-        else:
-            result = self._result(spread)
-            whole = cell.items is None
-            soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
-            soup.reused = reply.reused + (0 if whole else soup.reused)
-            if whole or (soup.complete and soup.trial is None):
-                self._note(soup, self._result(soup.values), inquiry.handler)
-        return replace(result, values=reply.scores.values, seconds=reply.seconds, tokens=reply.generated)
+        whole = cell.items is None
+        soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
+        soup.reused = reply.reused + (0 if whole else soup.reused)
+        if whole or (soup.complete and soup.trial is None):
+            self._note(soup, self._result(soup.values), inquiry.handler)
+        return replace(self._result(spread), values=reply.scores.values, seconds=reply.seconds, tokens=reply.generated)
 
     def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
         """A trial: of several of one soup, the best is the soup's."""
@@ -331,18 +300,6 @@ def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
     simplex.check_weights(cell.weights, f"{name}: weights")
     if cell.items is not None and not all(0 <= place < items for place in cell.items):
         raise UserError(f"{name} asked for an item beyond the {items} of the search fold")
-
-
-def confirmed(outcome: SearchResult, scores: ItemScores, objective: Objective) -> SearchResult:
-    """A search whose winner answered the whole fold anew, plainly: what is said of it owes nothing to drafts."""
-    outcome.cost.confirmed = len(scores.items)
-    return replace(outcome, result=replace(result_of(scores, objective), values=scores.values))
-
-
-def verifies(strategy: Strategy, size: int, evaluation: RecipeEvaluator) -> bool:
-    """Whether trials of soups may verify drafts (singles never do: all know their plain answers by the end). Where one
-    soup is asked, it is the winner and asked plainly at once."""
-    return evaluation.drafts and strategy.count(size) != 1
 
 
 def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from souping.core import simplex
-from souping.core.protocols import Optimiser, Strategy
+from souping.core.protocols import Strategy
 from souping.core.text import Count, first_line
 from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
-from souping.search.points import Grid, Search, anchors, check_limits, check_manner, endings
-from souping.search.racing import RacedSearch, WatchedSearch
+from souping.search.points import Search, anchors, check_limits, endings
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 SOUND = ("NGOpt", "CMA", "DE")
 """Optimisers that need no further package."""
-BRACKET, LATTICE = 8, 150
-"""Soups that race one another; points of the lattice that the stop rule weighs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +42,9 @@ class Nevergrad(Strategy):
     budget: Count | None = None
     tokens: Count | None = None
     seconds: float | None = None
-    racing: Literal["none", "halving"] = "none"
-    stop: Literal["auto", "never"] = "never"
 
     def __post_init__(self) -> None:
         check_limits(self)
-        check_manner(self.racing, self.stop)
         simplex.check_step(self.step)
         if self.parametrisation not in ("softmax", "normalise", "lattice"):
             raise UserError(f"optimiser.parametrisation={self.parametrisation} must be softmax, normalise or lattice")
@@ -66,20 +60,14 @@ class Nevergrad(Strategy):
         given = (self.parametrisation, self.step, self.trials)
         return ", ".join([name for name in dict.fromkeys(near) if not _trouble(name, *given)][:3])
 
-    def start(self, space: SearchSpace, seed: int) -> Optimiser:
-        search = NevergradSearch(self, len(space.ingredients), seed)
-        if self.racing == "halving" and space.parts:
-            return RacedSearch(search, space, seed, min(BRACKET, self.trials or BRACKET), self.budget)
-        if self.stop == "auto" and space.categories:
-            lattice = Grid(step=self.step).known_points(len(space.ingredients))[:LATTICE]
-            return WatchedSearch(search, lattice, space, seed)
-        return search
+    def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
+        return NevergradSearch(self, len(space.ingredients), seed)
 
     def count(self, size: int) -> int | None:
         return self.trials
 
     def describe(self, size: int) -> str:
-        return f"nevergrad {self.name}, {self.parametrisation}: {', '.join(endings(self, self.racing, self.stop))}"
+        return f"nevergrad {self.name}, {self.parametrisation}: {', '.join(endings(self))}"
 
 
 def _registered(name: str) -> Callable[..., Optimizer]:

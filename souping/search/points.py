@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from souping.core import simplex
 from souping.core.protocols import Optimiser, Strategy
@@ -65,12 +64,9 @@ class Grid(Strategy):
     budget: Count | None = None
     tokens: Count | None = None
     seconds: float | None = None
-    racing: Literal["none", "halving"] = "none"
-    stop: Literal["auto", "never"] = "never"
 
     def __post_init__(self) -> None:
         check_limits(self)
-        check_manner(self.racing, self.stop)
         simplex.grid_size(2, *self.bounds)
 
     @property
@@ -96,33 +92,17 @@ class Grid(Strategy):
         known = anchors(size)
         return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
 
-    def start(self, space: SearchSpace, seed: int) -> Optimiser:
-        from souping.search.racing import RacedSearch, WatchedSearch
-
-        points = self.known_points(len(space.ingredients))[: self.trials]
-        if self.racing == "halving" and space.parts:
-            return RacedSearch(Search(points), space, seed, len(points), self.budget)
-        search = Search(points)
-        return WatchedSearch(search, points, space, seed) if self.stop == "auto" and space.categories else search
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        return Search(self.known_points(len(space.ingredients))[: self.trials])
 
     def count(self, size: int) -> int | None:
         return capped(len(self.known_points(size)), self.trials)
-
-    def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """What a race takes; None for whole folds."""
-        from souping.search.racing import raced_items
-
-        if self.racing == "none":
-            return None
-        count = capped(len(self.known_points(size)), self.trials)
-        most = min(raced_items(count, items), self.budget or count * items)
-        return most, most
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
         on_grid = len(simplex.grid(size, *self.bounds))
         made = f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
-        return ", ".join([made, *endings(self, self.racing, self.stop)])
+        return ", ".join([made, *endings(self)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,22 +184,10 @@ def check_limits(strategy: Strategy) -> None:
         raise UserError(f"optimiser.seconds={strategy.seconds} must be above 0 (or null for no limit)")
 
 
-def endings(strategy: Strategy, racing: str = "none", stop: str = "never") -> list[str]:
-    """What ends a search, in words."""
+def endings(strategy: Strategy) -> list[str]:
+    """Limits of a search, in words."""
     limits = {"soup": strategy.trials, "item": strategy.budget, "token": strategy.tokens, "second": strategy.seconds}
-    said = [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
-    race = ["the better half of each round goes on"] if racing == "halving" else []
-    return [*race, *(["until more cannot pay"] if stop == "auto" else []), *said]
-
-
-def check_manner(racing: str, stop: str) -> None:
-    """Refuse ways to race and to stop that there are not, and both at once (UserError)."""
-    if racing not in ("none", "halving"):
-        raise UserError(f"optimiser.racing={racing} must be none or halving")
-    if stop not in ("auto", "never"):
-        raise UserError(f"optimiser.stop={stop} must be auto or never")
-    if racing == "halving" and stop == "auto":
-        raise UserError("optimiser.racing=halving ends by its own rule: leave out optimiser.stop=auto")
+    return [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
 
 
 def capped(count: int, trials: int | None) -> int:

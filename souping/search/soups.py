@@ -9,9 +9,7 @@ import numpy as np
 
 from souping.core.types import FloatArray
 from souping.search.fold import FoldAnswers, FoldLayout
-from souping.search.guide import LikelihoodGuide
 from souping.search.surrogate import (
-    Feature,
     Kernel,
     KnownCells,
     Prior,
@@ -20,7 +18,7 @@ from souping.search.surrogate import (
     candidates,
     distances,
     evidence,
-    with_features,
+    raised,
 )
 
 RISE = (0.06, 0.06)
@@ -30,10 +28,10 @@ ROUGH = 300
 
 
 class SoupModel:
-    """Fits a surrogate over the weights `table` [S, K] to answers; a guide may help where it predicts them."""
+    """Fits a surrogate over the weights `table` [S, K] to answers."""
 
-    def __init__(self, table: FloatArray, layout: FoldLayout, guide: LikelihoodGuide | None) -> None:
-        self._table, self._layout, self._guide = table, layout, guide
+    def __init__(self, table: FloatArray, layout: FoldLayout) -> None:
+        self._table, self._layout = table, layout
         self._apart = distances(table)
         self._signals, self._log_prior = candidates(table, self._apart)
         self._inside = 1 - (table**2).sum(1)
@@ -41,14 +39,8 @@ class SoupModel:
     def fit(self, answers: FoldAnswers, believed: FloatArray | None) -> Surrogate:
         """The surrogate of all that was told, with the prior that explains it best; `believed` [C, S] are the means so
         far."""
-        known, bare = answers.known(), self._prior(answers, believed)
-        rise = Feature(np.repeat(self._inside[None], len(known), 0), *RISE)
-        rough = bare.noise / ROUGH
-        best = self._explaining(bare, known, [rise], rough)
-        if self._guide is not None and self._guide.ready:
-            feature = self._guide.feature(self._layout)
-            other = self._explaining(bare, known, [rise, feature], rough + self._guide.spread(feature))
-            best = self._guide.judge((best, other), self._layout, known, answers.depth)
+        known = answers.known()
+        best = self._explaining(self._prior(answers, believed), known)
         return Surrogate(best, self._layout.sizes, known)
 
     def _prior(self, answers: FoldAnswers, mean: FloatArray | None) -> Prior:
@@ -62,13 +54,11 @@ class SoupModel:
         signal = np.repeat(Kernel().signal(self._table, self._apart)[None], len(level), 0)
         return Prior(signal, spread[:, :, None] * spread[:, None] * alike, level)
 
-    def _explaining(
-        self, bare: Prior, known: Sequence[KnownCells], features: Sequence[Feature], extra: FloatArray
-    ) -> Prior:
-        """The prior with features in its level and, category by category, the mean of all candidate signals, weighed by
-        how well each explains what is known; `extra` is added to each signal."""
-        sizes = self._layout.sizes
-        moved, _ = with_features(replace(bare, signal=bare.signal + extra), sizes, known, features)
-        scores = evidence(replace(moved, signal=extra), sizes, known, self._signals) + self._log_prior[:, None]
+    def _explaining(self, bare: Prior, known: Sequence[KnownCells]) -> Prior:
+        """The prior with its level raised between single models and, category by category, the mean of all candidate
+        signals, weighed by how well each explains what is known."""
+        sizes, rough = self._layout.sizes, bare.noise / ROUGH
+        moved = raised(replace(bare, signal=bare.signal + rough), sizes, known, self._inside, *RISE)
+        scores = evidence(replace(moved, signal=rough), sizes, known, self._signals) + self._log_prior[:, None]
         weights = np.exp(scores - scores.max(0))
-        return replace(moved, signal=extra + np.tensordot(weights / weights.sum(0), self._signals, (0, 0)))
+        return replace(moved, signal=rough + np.tensordot(weights / weights.sum(0), self._signals, (0, 0)))

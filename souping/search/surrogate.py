@@ -127,34 +127,20 @@ def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], signa
     return total
 
 
-@dataclass(frozen=True)
-class Feature:
-    """Shape [C, S] that every category's mean has times one factor, a priori N(mean, spread^2)."""
-
-    shape: FloatArray
-    mean: float
-    spread: float
-
-
-def with_features(
-    prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], features: Sequence[Feature]
-) -> tuple[Prior, FloatArray]:
-    """The prior with its level moved by all features, and their factors [F], as what is known has them (generalised
-    least squares with a prior)."""
-    blocks = sizes.shape[1]
-    pull = np.array([f.mean / f.spread**2 for f in features])
-    weight = np.diag([1 / f.spread**2 for f in features])
+def raised(
+    prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], shape: FloatArray, mean: float, spread: float
+) -> Prior:
+    """The prior with its level moved by a multiple of `shape` [S], a priori N(mean, spread^2), as what is known of all
+    categories has it (generalised least squares with a prior)."""
+    pull, weight = mean / spread**2, 1 / spread**2
     for c, row in enumerate(known):
         if len(row.cells):
-            soup = row.cells // blocks
-            shape = np.stack([f.shape[c, soup] for f in features], 1)
+            soup = row.cells // sizes.shape[1]
             rest = row.values - prior.level[c, soup]
-            solved = np.linalg.solve(joint(prior, sizes, c, row.cells), np.column_stack([shape, rest]))
-            weight += shape.T @ solved[:, :-1]
-            pull += shape.T @ solved[:, -1]
-    factors = np.linalg.solve(weight, pull)
-    level = prior.level + sum(k * f.shape for k, f in zip(factors, features, strict=True))
-    return replace(prior, level=np.asarray(level)), factors
+            solved = np.linalg.solve(joint(prior, sizes, c, row.cells), np.column_stack([shape[soup], rest]))
+            more, toward = shape[soup] @ solved
+            weight, pull = weight + more, pull + toward
+    return replace(prior, level=np.asarray(prior.level + pull / weight * shape))
 
 
 class Surrogate:

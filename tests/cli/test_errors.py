@@ -20,7 +20,7 @@ from tests.conftest import Cli, pool_of
         (["+experiment=bfc"], ["+experiment=bfc: there is no such choice", "did you mean bfcl"]),
         (["experiment=bfcl"], ["+experiment=bfcl"]),
         (["nonsense=1"], ["nonsense", "known keys"]),
-        (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size", "known keys: drafts"]),
+        (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size"]),
         (["+selector.foo=1"], ["selector.foo", "SoCE"]),
         (["selector.threshold=0"], ["selector.threshold=0"]),
         (["selector.threshold=nan"], ["selector.threshold"]),

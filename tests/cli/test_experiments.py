@@ -15,7 +15,6 @@ from souping.cli.help import choices, groups
 from souping.core.scores import read_table
 from tests.conftest import PAPER, ROOT, Cli
 from tests.support.experiments import LANGUAGES, NOVEL, checkpoints, flores, flores_module, infinitebench, mgsm, pool
-from tests.support.imports import measure
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 SCALE = ("bfcl_8b", "bfcl_70b", "mgsm", "infinitebench", "flores")
@@ -228,31 +227,6 @@ class TestSmall:
         assert sum(report["folds"].values()) == 120
         assert report["folds"]["select"] == 0  # published scores select
         assert {row["name"] for row in report["rows"]} >= {*names, "soup"}
-
-    def test_singles_that_lm_eval_measured_cost_mgsm_nothing(
-        self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from souping.cli.import_results import main
-        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-
-        plain = composed("mgsm")
-        names, tasks = list(plain["expected"]), tuple(plain["evaluator"]["tasks"])
-        checkpoints(tmp_path / "models", names)
-        mgsm(tmp_path / "tasks", 12)
-        settings: dict[str, Any] = {"gen_kwargs": {"max_gen_toks": 3}, "num_fewshot": 0, "batch_size": 64}
-        for name in names:
-            measure(tmp_path / "models" / name, tmp_path / "tasks", tmp_path / "old" / name, tasks, **settings)
-        words = ["+experiment=mgsm", pool(tmp_path / "models", names), f"evaluator.include_path={tmp_path / 'tasks'}"]
-        words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}", f"store.path={tmp_path / 'store.sqlite'}"]
-        assert main([str(tmp_path / "old"), *words]) == 0
-
-        def never(*_: Any) -> Any:
-            raise AssertionError("a single was evaluated again")
-
-        monkeypatch.setattr(HarnessEvaluator, "evaluate", never)
-        done = souping(*words)  # the gate judges what was adopted
-        assert done.code == 2
-        assert "not score as expected on the search fold" in done.err
 
     def test_infinitebench(self, souping: Cli, tmp_path: Path) -> None:
         names = ("ant", "bee", "cat")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from pathlib import Path
 
 import yaml
 
 from souping import __version__
 from tests.conftest import ROOT
-
-MAIN_JOB = "+experiment=bfcl"
 
 
 def test_citation() -> None:
@@ -35,16 +31,3 @@ def test_the_package_says_what_it_runs_on() -> None:
     for line in ("Python :: 3.11", "Python :: 3.12", "Python :: 3.13", "POSIX :: Linux", "MacOS"):
         assert line in setup
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
-
-
-def test_the_image_runs_the_main_job() -> None:
-    """Checked by its lines: everything that is copied is there, and the last one is the README's command."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
-    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
-    assert all((ROOT / name).exists() for name in copied)
-    assert {"setup.py", "pyproject.toml", "README.md", "conf", "souping"} <= set(copied)
-    assert lines[-2:] == ['ENTRYPOINT ["python", "-m", "souping"]', f'CMD ["{MAIN_JOB}"]']
-    assert f"python -m souping {MAIN_JOB}" in (ROOT / "README.md").read_text()
-    assert re.match(r"FROM python:3\.1[1-3]", lines[0])
-    ignored = Path(ROOT / ".dockerignore").read_text().split()
-    assert not set(copied) & set(ignored)

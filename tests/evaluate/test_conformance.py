@@ -149,14 +149,6 @@ def test_it_answers_again_after_it_was_closed(row: Row) -> None:
     assert row.evaluator.evaluate(row.models[1], row.items[:2]) == before
 
 
-def test_results_of_its_tool_are_found_where_they_lie(row: Row, tmp_path: Path) -> None:
-    assert row.evaluator.reads_results == row.evaluator.brings_items
-    assert list(row.evaluator.find_results([tmp_path])) == []
-    if row.evaluator.reads_results:
-        with pytest.raises(UserError, match="there is no such file or folder"):
-            row.evaluator.find_results([tmp_path / "nowhere"])
-
-
 class TestOutlines:
     """Published sizes, for machines where the items cannot be read."""
 

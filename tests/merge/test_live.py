@@ -109,10 +109,9 @@ def test_nan_in_an_ingredient_is_found_while_pouring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
-@pytest.mark.parametrize("divisor", [None, 0.7])
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_code_for_devices_gives_the_same_bits(
-    tmp_path: Path, method: str, divisor: float | None, keep: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, method: str, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The torch operations that a GPU runs, here on the CPU, against what is written."""
     monkeypatch.setattr("souping.merge.live.STEP", 1000)
@@ -120,8 +119,6 @@ def test_the_code_for_devices_gives_the_same_bits(
     fields: dict[str, Any] = {"base": str(folders["m2"]), "scale": 0.9} if method != "linear" else {}
     merge, (checkpoints, fingerprints) = LocalMerge(method=method, **fields), opened(folders)
     recipe = merge.recipe(("m0", "m1"), (0.35, 0.65), checkpoints, fingerprints)
-    if divisor is not None:
-        recipe = type(recipe)(**{**vars(recipe), "settings": {**recipe.settings, "divisor": divisor}})
     base = checkpoints["m2"] if method != "linear" else None
     made = plan_opened(recipe, checkpoints, base=base)
     live = LiveModule(checkpoints, llama(0), base=base)
@@ -153,7 +150,7 @@ def test_the_pool_is_aligned_once_and_recipes_bring_weights(tmp_path: Path, monk
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "model_stock"])
 def test_later_pours_equal_first_ones(tmp_path: Path, method: str) -> None:
-    """Whatever was poured before: other weights, dtypes, divisors, signs, overrides that give a tensor one model."""
+    """Whatever was poured before: other weights, dtypes, signs, overrides that give a tensor one model."""
     folders = pool_of(tmp_path)
     based: dict[str, Any] = {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
     checkpoints, fingerprints = opened(folders)
@@ -166,8 +163,6 @@ def test_later_pours_equal_first_ones(tmp_path: Path, method: str) -> None:
         ]
     if method == "linear":
         recipes += [
-            replace(recipes[0], settings={"divisor": 0.7}),
-            replace(recipes[1], settings={"divisor": 1.7}),
             replace(recipes[1], settings={"overrides": [["layers.0", [1.0, 0.0]]]}),
             replace(recipes[0], settings={"overrides": [["layers.0", [0.5, 0.5]]]}),
         ]

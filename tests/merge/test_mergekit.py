@@ -1,4 +1,4 @@
-"""mergekit's YAML in and out, and our bytes against those of mergekit itself where it is installed."""
+"""mergekit's YAML, its runs as a backend, and our bytes against those of mergekit itself where it is installed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import Recipe, UserError
 from souping.merge.local import LocalMerge
-from souping.merge.mergekit import Imported, MergekitMerge, MergekitPlan, from_yaml, to_yaml
-from souping.merge.plan import MergePlan
-from souping.merge.planner import plan
+from souping.merge.mergekit import MergekitMerge, MergekitPlan, to_yaml
 from souping.merge.writer import write_checkpoint
 from tests.support.checkpoints import family, load, opened, same_bits
 
@@ -32,7 +30,6 @@ WEIGHTS = {
     "0.15/0.85": (0.15, 0.85),
     "five": (0.1, 0.2, 0.3, 0.15, 0.25),
     "20 x 0.05": (0.05,) * 20,
-    "1:2:3": (1.0, 2.0, 3.0),
 }
 
 
@@ -59,46 +56,17 @@ def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
     return load(folder / "out")
 
 
-def linear_yaml(folders: dict[str, Path], weights: tuple[float, ...], normalize: bool | None) -> str:
-    models = [{"model": str(p), "parameters": {"weight": w}} for p, w in zip(folders.values(), weights, strict=True)]
-    document: dict[str, Any] = {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
-    if normalize is not None:
-        document["parameters"] = {"normalize": normalize}
-    return yaml.safe_dump(document)
-
-
-def from_import(text: str, folders: dict[str, Path]) -> MergePlan:
-    """The plan of a YAML whose models are folders."""
-    imported = from_yaml(text)
-    names = {str(path): path for path in folders.values()}
-    recipe = imported.recipe({name: fingerprint(path) for name, path in names.items()}, "bfloat16")
-    return plan(recipe, names)
-
-
 @needs_mergekit
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_same_bytes_as_mergekit(case: str, llamas: dict[str, Path], tmp_path: Path) -> None:
-    weights = WEIGHTS[case]
-    folders = dict(list(llamas.items())[: len(weights)])
-    for normalize in (None, False):
-        text = linear_yaml(folders, weights, normalize)
-        theirs = run_mergekit(text, tmp_path / f"theirs-{normalize}")
-        ours = load(write_checkpoint(from_import(text, folders), tmp_path / f"ours-{normalize}"))
-        assert set(ours) == set(theirs)
-        assert all(same_bits(ours[name], theirs[name]) for name in ours)
-
-
-@needs_mergekit
-def test_same_bytes_as_mergekit_from_our_export(llamas: dict[str, Path], tmp_path: Path) -> None:
-    folders = dict(list(llamas.items())[:3])
+    folders = dict(list(llamas.items())[: len(WEIGHTS[case])])
     merge = LocalMerge()
-    recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), *opened(folders))
+    recipe = merge.recipe(tuple(folders), WEIGHTS[case], *opened(folders))
     text = to_yaml(recipe, folders)
     assert yaml.safe_load(text)["parameters"] == {"normalize": False}
-    theirs, ours = (
-        run_mergekit(text, tmp_path / "theirs"),
-        load(write_checkpoint(merge.plan(recipe, folders), tmp_path / "ours")),
-    )
+    theirs = run_mergekit(text, tmp_path / "theirs")
+    ours = load(write_checkpoint(merge.plan(recipe, folders), tmp_path / "ours"))
+    assert set(ours) == set(theirs)
     assert all(same_bits(ours[name], theirs[name]) for name in ours)
 
 
@@ -228,83 +196,11 @@ def test_settings_of_the_backend(fields: dict[str, Any]) -> None:
         MergekitMerge(**fields)
 
 
-@pytest.mark.parametrize(("case", "divisor"), [("1/3", None), ("20 x 0.05", 1.0000001192092896), ("1:2:3", 6.0)])
-def test_an_import_keeps_raw_weights_and_divides_by_their_fp32_sum(case: str, divisor: float | None) -> None:
-    weights = WEIGHTS[case]
-    folders = {str(i): Path(f"/m{i}") for i in range(len(weights))}
-    imported = from_yaml(linear_yaml(folders, weights, None))
-    assert imported.weights == weights
-    assert imported.settings.get("divisor") == divisor
-    assert from_yaml(linear_yaml(folders, weights, False)).settings == {}
-
-
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "slerp"])
-def test_export_and_import_give_the_recipe_back(method: str) -> None:
-    settings = {"scale": 0.5, "base": "f"} if method == "task_arithmetic" else {}
-    recipe = Recipe(
-        ingredients=("/a", "/b"), fingerprints=("x", "y"), weights=(0.25, 0.75), dtype="bfloat16", method=method,
-        settings=settings,
-    )  # fmt: skip
-    imported = from_yaml(to_yaml(recipe, {"/a": "/a", "/b": "/b"}, base="/base"))
-    assert isinstance(imported, Imported)
-    assert imported.recipe({"/a": "x", "/b": "y"}, "float32", "f") == recipe
-
-
-REFUSED = {
-    "not yaml": ("a: [", "not a YAML file"),
-    "text": ("hello", "it is no table"),
-    "ties": ("merge_method: ties\nmodels: [{model: a}]", "ties is not imported"),
-    "slices": ("merge_method: linear\nslices: []", "slices is not imported"),
-    "none": ("merge_method: linear\nmodels: []", "no list of 1 to"),
-    "gradient": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: [0, 1]}}]", "not one number"),
-    "no weight": ("merge_method: linear\nmodels: [{model: a}]", "not one number"),
-    "lora": ("merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]", "only plain paths"),
-    "zero": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 0}}]", "sum to zero"),
-    "dtype": ("merge_method: linear\ndtype: float64\nmodels: [{model: a, parameters: {weight: 1}}]", "float64"),
-    "huge": (f"merge_method: linear\nmodels: [{{model: a, parameters: {{weight: {'9' * 400}}}}}]", "not one number"),
-    "nan": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: .nan}}]", "not one number"),
-    "true": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: true}}]", "not one number"),
-    "date": ("2020-13-45: 1\nmerge_method: linear", "not a YAML file"),
-    "int": ("a: !!int x", "not a YAML file"),
-    "timestamp": ("a: !!timestamp x", "not a YAML file"),
-    "python": ("a: !!python/object/apply:os.system [ls]", "not a YAML file"),
-    "dtypes": ("merge_method: linear\ndtype: [1]\nmodels: [{model: a, parameters: {weight: 1}}]", "mergekit's dtype"),
-    "keys": ("1: 2\nmerge_method: linear", "no table of names"),
-    "inner keys": ("merge_method: linear\nmodels: [{model: a, parameters: {1: 2}}]", "parameters must be a table"),
-    "method": ("merge_method: [linear]\nmodels: [{model: a}]", "is not imported"),
-    "nul": ('merge_method: linear\nmodels: [{model: "a\\0b", parameters: {weight: 1}}]', "only plain paths"),
-    "escape": ('merge_method: linear\nmodels: [{model: "a\\eb", parameters: {weight: 1}}]', "only plain paths"),
-    "half": (
-        'merge_method: linear\nmodels: [{model: "a\\ud800", parameters: {weight: 1}}]',
-        "only plain paths|YAML file",
-    ),
-    "deep": ("[" * 20_000, "not a YAML file"),
-    "aliases": ("a: &a [x, x]\nb: &b [*a, *a]\nmerge_method: *b", "with aliases"),
-    "long": ("#" * 1_000_001, "more than 1000000 letters"),
-    "many": (f"merge_method: linear\nmodels: [{'{model: a},' * 1001}]", "no list of 1 to 1000"),
-    "t": ("merge_method: slerp\nbase_model: a\nparameters: {t: 99}\nmodels: [{model: b}]", "t is 99, not from 0 to 1"),
-    "three": (
-        "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [{model: b}, {model: c}]",
-        "one other",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_imported_is_said(case: str) -> None:
-    text, message = REFUSED[case]
-    with pytest.raises(UserError, match=message) as caught:
-        from_yaml(text)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 300
-
-
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
         ("model_stock", {}, "no export"),
         ("linear", {"overrides": [["a", [1, 0]]]}, r"merge\.overrides"),
-        ("linear", {"divisor": 3.0}, "divisor"),
         ("task_arithmetic", {}, r"merge\.base"),
     ],
 )

@@ -14,7 +14,7 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Served
 from souping.core.types import Item, Recipe, Record, SearchSpace
 from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.store import IMPORTED, Store
+from souping.pipeline.store import Store
 from souping.search.loop import SearchRun
 from souping.search.points import Grid
 from tests.conftest import FakeEvaluator, make_items, recipe
@@ -113,17 +113,6 @@ def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path
     items, judge = make_items(10), Alone({"a": 5})
     with Store(tmp_path / "s") as store:
         assert [asked(store, judge, part) for part in (items[3:9], items, items[::-1])] == [6, 14, 0]
-
-
-def test_answers_from_elsewhere_stand_in_any_block(tmp_path: Path) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5})
-    with Store(tmp_path / "s") as store:
-        records = [Record(item=item.id, score=0.5) for item in items[2:4]]
-        store.add(recipe(1.0, 0.0), judge.fingerprint, {}, IMPORTED, items[2:4], records)
-        first = evaluation(store, judge).scores(recipe(1.0, 0.0), items)
-        assert first.values[2:4].tolist() == [0.5, 0.5]
-        assert len(judge.asked) == 18
-        assert asked(store, judge, items) == 0
 
 
 @dataclass

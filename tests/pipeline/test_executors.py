@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from souping.core.executor_protocols import Executor, Workers
-from souping.core.types import Answered, BlockTask, Item, Record, UserError
+from souping.core.types import Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.executors import TOGETHER, LocalExecutor, LocalWorkers, batches_of, records_of
+from souping.pipeline.executors import LocalExecutor, batches_of, records_of
 from souping.pipeline.ray_actors import RayExecutor
 from tests.support.actors import Busy, Makes, tasks
 from tests.support.choices import differing, each
@@ -39,7 +39,7 @@ def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path
     asked = tasks(5)
     for task in asked:
         workers.put(task)
-    done = [pair for _ in asked for pair in workers.take()]
+    done = [workers.take() for _ in asked]
     workers.close()
     workers.close()
     assert sorted(task.number for task, _ in done) == list(range(5))
@@ -64,37 +64,6 @@ def test_what_the_machine_or_the_cluster_lacks_is_told_before_work(executor: Exe
 
 def test_a_cluster_is_not_measured_by_this_machine() -> None:
     assert not [one for one in RayExecutor(gpus=999, address="auto").needs() if "fit" in one.what]
-
-
-class Counting(Busy):
-    """Worker that knows how many items it was asked at once."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.sizes: list[int] = []
-
-    def answer(self, task: BlockTask) -> Answered:
-        self.sizes.append(len(task.items))
-        return super().answer(task)
-
-
-def test_drafts_of_one_soup_are_verified_together(tmp_path: Path) -> None:
-    worker = Counting(tmp_path)
-    worker.seconds = 0.01
-    workers = LocalWorkers(worker)
-    plain, *others = tasks(TOGETHER + 4)
-    soup = others[0].recipe
-    blocks = [replace(task, recipe=soup, drafts=tuple(() for _ in task.items)) for task in others[:-1]]
-    asked = [plain, *blocks, replace(others[-1], drafts=tuple(() for _ in others[-1].items))]
-    for task in asked:
-        workers.put(task)
-    done = [pair for _ in range(4) for pair in workers.take()]
-    size = len(plain.items)
-    assert worker.sizes == [size, TOGETHER * size, 2 * size, size]
-    assert [task for task, _ in done] == asked
-    for task, answered in done:
-        assert [record.item for record in answered.records] == [item.id for item in task.items]
-    assert sum(answered.seconds for _, answered in done) == pytest.approx(4 * worker.seconds)
 
 
 ASKED = [Item(id=name, category="c", prompt=name, answer="") for name in ("a", "b")]

@@ -67,7 +67,7 @@ def test_a_run_makes_what_costs_nothing_and_analyse_makes_the_same(run: Path, so
     assert done.code == 0, done.err
     again = analyses_of(run)
     assert again == first
-    assert "not_estimable" not in again["surface"]  # parts of the fold, drafts among them, are found again
+    assert "not_estimable" not in again["surface"]  # parts of the fold are found again
     assert answers(tmp_path) == before
     assert {**json.loads((run / "report.json").read_text()), "analyses": first} == report
     assert "More analyses" in (run / "report.html").read_text()
@@ -118,7 +118,7 @@ def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tm
     )
 
 
-def test_a_plan_counts_the_answers_that_a_search_had_from_drafts(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_plan_counts_the_answers_that_a_search_had(family: Path, souping: Cli, tmp_path: Path) -> None:
     arguments = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid"]
     arguments += ["analysis=[consistency]", "analysis.consistency.soups=6"]
     done = souping(*arguments, "hydra.run.dir=run")

@@ -31,7 +31,7 @@ def two(tmp_path: Path) -> Iterator[RayWorkers]:
 
 
 def answered(workers: RayWorkers, number: int) -> dict[int, tuple[BlockTask, Answered]]:
-    return {task.number: (task, answer) for _ in range(number) for task, answer in workers.take()}
+    return {task.number: (task, answer) for task, answer in (workers.take() for _ in range(number))}
 
 
 def pids(folder: Path) -> list[int]:

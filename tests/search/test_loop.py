@@ -55,14 +55,6 @@ class Table(RecipeEvaluator):
         return self.at_once
 
     @property
-    def drafts(self) -> bool:
-        return False
-
-    @property
-    def margins(self) -> bool:
-        return True
-
-    @property
     def block(self) -> int:
         return 1
 
@@ -73,9 +65,7 @@ class Table(RecipeEvaluator):
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
         return ("",)
 
-    def all_scores(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
-    ) -> list[ItemScores]:
+    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
         raise AssertionError("the loop asks by inquiries")
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
@@ -190,13 +180,6 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
     found, _ = run(optimiser, Limits(budget=26), Table())
     assert found.weights == FIRST
     assert found.cost.items == 26
-
-
-def test_margins_cost_no_budget_and_are_no_scores() -> None:
-    cells = [Cell(weights=SECOND, wants="margins"), Cell(weights=FIRST)]
-    found, trials = run(Scripted(cells, FIRST), Limits(budget=20), Table())
-    assert [trial.weights for trial in trials] == [FIRST]
-    assert (found.cost.items, found.cost.prefilled_items, found.cost.read_tokens) == (20, 20, 100)
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The adaptive search on tables unlike a soup's: models without weights, few or lopsided categories, ties, gaps."""
+"""The adaptive search on odd tables: few or lopsided categories, large groups, ties, two or six ingredients."""
 
 from __future__ import annotations
 
@@ -13,65 +13,58 @@ from souping.search.adaptive import Adaptive
 
 @dataclass(frozen=True, kw_only=True)
 class OddTable:
-    """Item response table: `soups` arms without structure (0: the grid of `size` ingredients), `items` in categories of
-    these shares, in groups of `group`; `even` makes all soups alike in the first category, `gaps` is the share of
-    margins that are missing, `fold` the share of items that a search sees, `asked` the share of the grid that it may
-    take."""
+    """Item response table: soups of `size` ingredients, `items` in categories of these shares, in groups of `group`;
+    `even` makes all soups alike in the first category, `fold` is the share of items that a search sees, `asked` the
+    share of the grid that it may take."""
 
-    soups: int = 0
     size: int = 3
     items: int = 360
     shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
     group: int = 1
     even: bool = False
-    gaps: float = 0.3
     fold: float = 0.5
     asked: float = 0.25
 
     @property
     def points(self) -> list[Weights]:
-        if self.soups:
-            return [tuple(row) for row in np.eye(self.soups).tolist()]
         return Adaptive()._points(self.size)
 
     def play(self, seed: int) -> tuple[float, float, float]:
         """(spent of the budget, loss of the pick, mean loss of all soups) of one search."""
-        categories, values, margins = self._draw(np.random.default_rng(seed))
+        categories, values = self._draw(np.random.default_rng(seed))
         seen = np.arange(round(self.fold * self.items))
         names = tuple(f"c{c}" for c in categories[seen])
         space = SearchSpace(
             ingredients=tuple(f"m{k}" for k in range(len(self.points[0]))), categories=names,
-            groups=tuple(f"g{i // self.group}" for i in seen), block=16, margins=self.gaps < 1,
+            groups=tuple(f"g{i // self.group}" for i in seen), block=16,
             coefficients=dict.fromkeys(sorted(set(names)), 1 / len(set(names))),
-            singles=None if self.soups else values[1 : self.size + 1, seen],
+            singles=values[1 : self.size + 1, seen],
         )  # fmt: skip
         budget = round(self.asked * len(values) * len(seen))
-        search = Adaptive(guide="likelihood", stop="never", budget=budget).over(self.points, space, seed)
+        search = Adaptive(stop="never", budget=budget).over(self.points, space, seed)
         spent, rows = 0, {point: row for row, point in enumerate(self.points)}
         while (cell := search.ask()) is not None:
-            row = (margins if cell.wants == "margins" else values)[rows[cell.weights]]
-            spent += 0 if cell.wants == "margins" else len(cell.items or seen)
-            search.tell(cell, _result(row, seen, cell))
+            spent += len(cell.items or seen)
+            search.tell(cell, _result(values[rows[cell.weights]], seen, cell))
         truth = np.mean([values[:, categories == c].mean(1) for c in range(len(self.shares))], 0)
         said = search.summary()
         assert 0 <= int(str(said["indistinguishable_count"])) < len(self.points)
         return spent / budget, float(truth.max() - truth[rows[search.best()]]), float((truth.max() - truth).mean())
 
-    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, FloatArray, FloatArray]:
-        """Categories [I], scores and margins [S, I]: skill against difficulty, half of the luck shared by all soups."""
+    def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, FloatArray]:
+        """Categories [I] and scores [S, I]: skill against difficulty, half of the luck shared by all soups."""
         kinds = len(self.shares)
         blocks = np.concatenate([np.arange(kinds), rng.choice(kinds, self.items, p=self.shares)])
         place = np.arange(self.items) // self.group
         categories, hard = blocks[place], 1.5 * rng.standard_normal(self.items)[place]
         table = np.array(self.points)
         skill = table @ rng.standard_normal((table.shape[1], kinds))
-        skill += (0.0 if self.soups else 2.0) * (1 - np.square(table).sum(1))[:, None] * rng.random(kinds)
+        skill += 2.0 * (1 - np.square(table).sum(1))[:, None] * rng.random(kinds)
         chance = 1 / (1 + np.exp(hard - skill[:, categories]))
         luck = 0.5 * rng.random(self.items) + 0.5 * rng.random(chance.shape)
         values = (luck < chance).astype(float)
         values[:, categories == 0] = 1.0 if self.even else values[:, categories == 0]
-        margins = np.where(rng.random(chance.shape) < self.gaps, np.nan, np.log(chance))
-        return categories, values, margins
+        return categories, values
 
 
 def _result(row: FloatArray, seen: np.ndarray, cell: Cell) -> Result:
@@ -80,11 +73,6 @@ def _result(row: FloatArray, seen: np.ndarray, cell: Cell) -> Result:
 
 
 TABLES = {
-    "models without weights": OddTable(soups=100),
-    "models, a twentieth of the items": OddTable(soups=100, items=600, asked=0.05),
-    "models, twelve categories in groups": OddTable(soups=100, items=600, shares=(1 / 12,) * 12, group=4, asked=0.1),
-    "a budget of one fold": OddTable(soups=20, items=600, asked=0.05),
-    "five models": OddTable(soups=5, asked=0.4),
     "sixty items": OddTable(items=180, fold=1 / 3),
     "two ingredients": OddTable(size=2),
     "six ingredients": OddTable(size=6, items=120, asked=0.1),
@@ -93,8 +81,6 @@ TABLES = {
     "lopsided categories": OddTable(shares=(0.9, 0.08, 0.01, 0.01)),
     "groups of twenty": OddTable(group=20, shares=(0.5, 0.5)),
     "a category that all pass": OddTable(even=True),
-    "no margins": OddTable(gaps=1.0),
-    "hardly any margins": OddTable(gaps=0.97),
 }
 
 

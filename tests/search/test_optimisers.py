@@ -34,10 +34,8 @@ def test_a_grid_without_a_point_is_refused() -> None:
 
 def test_grid_says_its_number_of_points() -> None:
     assert Grid().describe(3) == "grid: 40 soups (36 points of step 0.1, uniform, 3 singles)"
-    assert (
-        Grid(trials=1, racing="halving").describe(3).endswith("the better half of each round goes on, at most 1 soup")
-    )
-    assert Grid(budget=12000, stop="auto").describe(3).endswith("until more cannot pay, at most 12,000 items")
+    assert Grid(trials=1).describe(3).endswith("singles), at most 1 soup")
+    assert Grid(budget=12000).describe(3).endswith("singles), at most 12,000 items")
     assert Grid(trials=12).count(3) == 12
 
 

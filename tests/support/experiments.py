@@ -13,8 +13,10 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.support.family import save_model
-from tests.support.imports import TEMPLATE
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}me: {% endif %}"
+)
 NOVEL = {
     "infinitebench_longbook_qa_en": 351,
     "infinitebench_longbook_choice_en": 229,

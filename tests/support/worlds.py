@@ -5,34 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.core.protocols import Optimiser
-from souping.core.types import BoolArray, Cell, FloatArray, Result, SearchSpace, Weights
+from souping.core.types import Cell, Result, SearchSpace, Weights
 from souping.search.points import Grid
 
 
 @dataclass(frozen=True)
 class AnswerWorld:
-    """Answers `ok` [S, I] of soups at `points`, and likelihood margins [S, I] that lean on them."""
+    """Answers `ok` [S, I] of soups at `points`."""
 
     points: list[Weights]
-    ok: BoolArray
-    margins: FloatArray
+    ok: NDArray[np.bool_]
     space: SearchSpace
 
     def answer(self, cell: Cell) -> Result:
         soup = self.points.index(cell.weights)
         items = list(range(self.ok.shape[1])) if cell.items is None else list(cell.items)
-        source = self.margins if cell.wants == "margins" else self.ok.astype(float)
-        values = source[soup, items]
+        values = self.ok[soup, items].astype(float)
         return Result(objective=float(values.mean()), categories={}, items=len(items), values=values)
 
     def score(self, weights: Weights) -> float:
         return float(self.ok[self.points.index(weights)].mean())
-
-    def shuffled(self) -> AnswerWorld:
-        """The same with margins of other soups."""
-        return replace(self, margins=self.margins[np.random.default_rng(9).permutation(len(self.margins))])
 
 
 def world(seed: int = 0, items: int = 120, categories: int = 3, **changes: bool) -> AnswerWorld:
@@ -43,16 +38,14 @@ def world(seed: int = 0, items: int = 120, categories: int = 3, **changes: bool)
     skill = np.stack([1.2 * np.sqrt(table[:, c % 3]) for c in range(categories)])
     own = np.stack([skill[i % categories] for i in range(items)], 1)
     lean = own + 0.3 * table @ rng.standard_normal((3, items)) - 0.55 - 0.35 * rng.standard_normal(items)
-    margins = 4 * lean + 0.1 * rng.standard_normal(lean.shape)
     space = SearchSpace(
         ingredients=("a", "b", "c"),
         categories=tuple(names),
         groups=tuple(f"g{i}" for i in range(items)),
         coefficients={f"c{c}": 1 / categories for c in range(categories)},
         singles=(lean > 0)[1:4].astype(float),
-        margins=True,
     )
-    return AnswerWorld(points, lean > 0, margins, replace(space, **changes))
+    return AnswerWorld(points, lean > 0, replace(space, **changes))
 
 
 def searched(optimiser: Optimiser, of: AnswerWorld, opened: int = 1, limit: int = 10_000) -> list[Cell]:
@@ -74,5 +67,4 @@ def searched(optimiser: Optimiser, of: AnswerWorld, opened: int = 1, limit: int 
 
 def price(cells: list[Cell], of: AnswerWorld) -> int:
     """Items that cells generate."""
-    sizes = [of.ok.shape[1] if cell.items is None else len(cell.items) for cell in cells if cell.wants == "scores"]
-    return sum(sizes)
+    return sum(of.ok.shape[1] if cell.items is None else len(cell.items) for cell in cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
-from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
 from souping.core.text import Count, Seconds, Seed, Threads, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
@@ -37,7 +36,6 @@ from souping.evaluate.bfcl.environment import (
     place_of,
     records,
 )
-from souping.evaluate.bfcl.import_results import BfclFiles, find_bfcl, read_bfcl
 from souping.evaluate.decoding import Decoding, check_sampling, combined, generation_notes
 from souping.evaluate.servers import Server
 from souping.evaluate.servers.process import RunningServer
@@ -85,7 +83,7 @@ class BfclEvaluator(Evaluator):
     answers nothing for `timeout` seconds counts as stuck.
     """
 
-    brings_items = reads_results = True
+    brings_items = True
     length_key = "evaluator.max_tokens"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
@@ -289,16 +287,6 @@ class BfclEvaluator(Evaluator):
 
     def close(self) -> None:
         self._slot.close()
-
-    def find_results(self, paths: Sequence[Path]) -> list[BfclFiles]:
-        return find_bfcl(paths)
-
-    def read_results(
-        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
-    ) -> Iterator[ImportedAnswers]:
-        """What one model's folder holds, category by category; the tokenizer is of no use to it."""
-        assert isinstance(files, BfclFiles)
-        return read_bfcl(files, self.handler, lambda: self.environment, items, candidate)
 
 
 def _check_code(folder: Path, trusted: bool) -> None:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
-from souping.core.protocols import Drafts, ModelHost, ModuleSettings, Part, Served, Wants
-from souping.core.types import Draft, Item, Json, Outcome, UserError
+from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
+from souping.core.types import Item, Json, Outcome, UserError
 from souping.evaluate.decoding import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Text that an engine gives, how it ended, its token ids with their end, and the prompt's length and digest.
-
-    `accepted` counts tokens that a draft gave; `likelihood` is the log-likelihood (nats) of the first draft, where it
-    was laid behind the prompt as a whole.
-    """
+    """Text that an engine gives, how it ended, its token ids with their end, and the prompt's length and digest."""
 
     text: str = ""
     outcome: Outcome = "finished"
@@ -29,8 +24,6 @@ class Answer:
     tokens: tuple[int, ...] = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
-    accepted: int = 0
-    likelihood: float | None = None
 
     @classmethod
     def none(cls, prompt: Sequence[int], reason: str) -> Answer:
@@ -111,26 +104,10 @@ class Engine(Part, Protocol):
 
     wants: Wants = "module"
     """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
-    drafts: Drafts = "off"
-    """Which answers may be drafts that `verify` took."""
-    tells_likelihoods: bool = False
-    """Whether `likelihoods` can tell."""
 
     def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
         ...
-
-    def verify(
-        self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
-    ) -> list[Answer]:
-        """The n-th answers, in the items' order, as other models gave them wherever this one does too."""
-        return self.answer(asked, model, items, replicate)
-
-    def likelihoods(
-        self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
-    ) -> list[list[float]] | None:
-        """Log-likelihood (nats) of answers to each item, nan where they belong to another prompt; None: cannot tell."""
-        return None
 
     @property
     def settings(self) -> Mapping[str, Json] | None:
@@ -190,19 +167,6 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the stop texts."""
     ends = [text.find(end) for end in stop if end in text]
     return text[: min(ends)] if ends else text
-
-
-T = TypeVar("T")
-
-
-def shared(workers: int, count: int, share: Callable[[int, slice], list[T]]) -> list[T]:
-    """What `share(worker, its items)` gives for every item, in order; a worker is a thread with every n-th item."""
-    workers = min(workers, count)
-    if workers < 2:
-        return share(0, slice(None))
-    with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
-        parts = list(pool.map(lambda worker: share(worker, slice(worker, None, workers)), range(workers)))
-    return [parts[i % workers][i // workers] for i in range(count)]
 
 
 def check_gpu_settings(where: str, tensor_parallel_size: int, fraction: float, max_model_len: int | None) -> None:

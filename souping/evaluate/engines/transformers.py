@@ -6,18 +6,17 @@ Below it is what every engine does alike: modules and tokenizers loaded from a f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.protocols import Drafts, ModuleSettings, Served
+from souping.core.protocols import ModuleSettings, Served
 from souping.core.text import first_line
-from souping.core.types import Draft, Item, UserError
+from souping.core.types import Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room, shared
-from souping.evaluate.engines.row_cache import over_rows
-from souping.evaluate.engines.verify import Verifier, verified
+from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
@@ -29,56 +28,17 @@ if TYPE_CHECKING:
 class TransformersEngine(Engine):
     """Batched decoding with a KV cache. What decodes it says itself: dtype, device, threads and workers are settings of
     the evaluator.
-
-    `drafts` says which answers may be verified drafts: those of trials (`search`), all but a claim's, or none.
     """
 
-    tells_likelihoods = True
-
-    drafts: Drafts = "search"
-    _verifier: Verifier = field(default_factory=Verifier, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.drafts not in ("search", "all", "off"):
-            raise UserError(f"engine.drafts={self.drafts} must be search, all or off")
-
     def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
-        """The n-th answers, in the items' order; `asked.workers` threads share the items."""
-        return self._verifier.timed(
-            False,
-            1,
-            lambda: shared(asked.workers, len(items), lambda worker, own: _share(asked, model, items[own], replicate)),
-        )
-
-    def verify(
-        self, asked: Asked, model: Served, items: Sequence[Item], replicate: int, drafts: Sequence[Sequence[Draft]]
-    ) -> list[Answer]:
-        """The n-th answers, as drafts where they come true; plainly where this model takes none, or they do not pay.
-
-        Of more items than a batch, as many as a batch are on their way at a time.
-        """
-        verifier, size = self._verifier, asked.batch_size
-        batches = [items[start : start + size] for start in range(0, len(items), size)]
-        if not (verifier.takes(asked, model, items) and verifier.pays(len(batches))):
-            return [answer for batch in batches for answer in self.answer(asked, model, batch, replicate)]
-
-        def share(worker: int, own: slice) -> list[Answer]:
-            return verified(asked, model, items[own], replicate, drafts[own], verifier.memories[worker])
-
-        with over_rows(model.module):
-            return verifier.timed(True, len(batches), lambda: shared(asked.workers, len(items), share))
-
-    def likelihoods(
-        self, asked: Asked, model: Served, items: Sequence[Item], answers: Sequence[Sequence[Draft]]
-    ) -> list[list[float]] | None:
-        """Log-likelihood (nats) of answers to each item, nan where they belong to another prompt."""
-        from souping.evaluate.engines.likelihood import likelihoods
-
-        if not self._verifier.takes(asked, model, items):
-            return None
-        return shared(
-            asked.workers, len(items), lambda worker, own: likelihoods(asked, model, items[own], answers[own])
-        )
+        """The n-th answers, in the items' order; each of `asked.workers` threads answers every n-th item."""
+        workers = min(asked.workers, len(items))
+        if workers < 2:
+            return _share(asked, model, items, replicate)
+        with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
+            shares = (items[worker::workers] for worker in range(workers))
+            parts = list(pool.map(lambda share: _share(asked, model, share, replicate), shares))
+        return [parts[i % workers][i // workers] for i in range(len(items))]
 
 
 def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:

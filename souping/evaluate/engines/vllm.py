@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.protocols import ModelHost, ModuleSettings, Served
@@ -66,6 +66,8 @@ class VllmEngine(Engine):
     writes it as a folder (to shared memory where it fits) that the workers read, `auto` transfers where the module's
     tensors are the checkpoint's and turns to folders where they are not or a transfer fails. All give the same
     weights, so `weights` and the GPU fraction are not part of the fingerprint.
+
+    `speculative` is vLLM's own `speculative_config`, passed on as it is.
     """
 
     wants = "either"
@@ -76,6 +78,7 @@ class VllmEngine(Engine):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     enforce_eager: bool = False
     seed: Seed = 0
+    speculative: dict[str, Any] | None = None
     weights: Literal["auto", "transfer", "reload"] = "auto"
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
@@ -85,7 +88,7 @@ class VllmEngine(Engine):
     @property
     def settings(self) -> dict[str, Json]:
         """What answers depend on beside the evaluator's settings."""
-        names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+        names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
 
     def module_settings(self, wished: ModuleSettings) -> ModuleSettings:
@@ -180,7 +183,8 @@ class VllmEngine(Engine):
         self._start(folder, trust, transfer=False)
 
     def _start(self, folder: Path, trust: bool, transfer: bool) -> None:
-        settings = {**{name: getattr(self, name) for name in PASSED}, "trust_remote_code": trust}
+        own = {name: getattr(self, name) for name in (*PASSED, "speculative")}
+        settings = {**own, "trust_remote_code": trust}
         self.running.engine = Vllm(folder, settings, transfer)
         self.running.config = (folder / "config.json").read_text(encoding="utf-8")
 
@@ -226,6 +230,7 @@ def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) ->
     arguments: dict[str, Json] = {
         "model": str(folder),
         **{name: settings[name] for name in (*PASSED, "trust_remote_code")},
+        "speculative_config": settings["speculative"],
         "disable_log_stats": True,
         "generation_config": "vllm",  # the settings decode, not the folder's own file
     }

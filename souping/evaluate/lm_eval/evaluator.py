@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
-from souping.core.imported import CandidateFacts, ImportedAnswers, ResultFiles
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
 from souping.core.text import Count, Seed, Threads, TokenId, install
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
@@ -22,7 +21,6 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
-from souping.evaluate.lm_eval.import_results import HarnessFiles, find_samples, read_samples
 from souping.evaluate.lm_eval.items import HarnessItem, items_of
 from souping.evaluate.lm_eval.model import HarnessModelCache, filtered, run
 from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
@@ -86,12 +84,12 @@ class HarnessEvaluator(Evaluator):
     """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
-    what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`, `shared_prefix`) and which few of
-    the harness's are fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them
-    is left to each task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
+    what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`), and which of the harness's are
+    fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them is left to each
+    task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
     """
 
-    brings_items = reads_results = True
+    brings_items = True
     fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
@@ -118,7 +116,6 @@ class HarnessEvaluator(Evaluator):
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
     tools: str | None = None
-    shared_prefix: bool = False
     batch_size: Count | str = 16
     max_batch_size: Count | None = 64
     max_length: Count | None = None
@@ -166,9 +163,8 @@ class HarnessEvaluator(Evaluator):
         size = self.batch_size
         if (isinstance(size, int) and size < 1) or (isinstance(size, str) and not AUTO.fullmatch(size)):
             raise UserError(f"evaluator.batch_size={size} must be at least 1, or auto, or auto:N")
-        for key, wanted in (("shared_prefix", self.shared_prefix), ("replicates", self.replicates > 1)):
-            if wanted and isinstance(size, str):
-                raise UserError(f"evaluator.{key}={getattr(self, key)} needs a number as evaluator.batch_size")
+        if self.replicates > 1 and isinstance(size, str):
+            raise UserError(f"evaluator.replicates={self.replicates} needs a number as evaluator.batch_size")
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
@@ -361,16 +357,6 @@ class HarnessEvaluator(Evaluator):
         process."""
         self._model.close()
         PROCESS.close()
-
-    def find_results(self, paths: Sequence[Path]) -> list[HarnessFiles]:
-        return find_samples(paths)
-
-    def read_results(
-        self, files: ResultFiles, items: Sequence[Item], candidate: CandidateFacts, tokenizer: Path
-    ) -> Iterator[ImportedAnswers]:
-        """What one run of the harness holds, task by task, its prompts rendered anew with the tokenizer."""
-        assert isinstance(files, HarnessFiles)
-        return read_samples(files, self, items, candidate, tokenizer)
 
     def _kind(self, item: Item) -> str:
         assert isinstance(item, HarnessItem)

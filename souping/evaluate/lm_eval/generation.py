@@ -156,20 +156,6 @@ def _job(lm: HFLM, request: Instance, clone: int) -> Job:
     )
 
 
-def asked_prompt(lm: HFLM, request: Instance) -> Answer:
-    """What is known of an answer before it is given: its prompt, and whether that was cut."""
-    from lm_eval.models.utils import normalize_gen_kwargs
-
-    text, kwargs = request.args[:2]
-    prompt, cut = prompt_of(lm, text, int(normalize_gen_kwargs(kwargs, lm.max_gen_toks)["max_gen_toks"]))
-    return Answer(
-        outcome="truncated" if cut else "finished",
-        reason=CUT.format(lm.max_length) if cut else "",
-        prompt_tokens=len(prompt),
-        prompt_key=prompt_key(prompt),
-    )
-
-
 def prompt_of(lm: HFLM, text: str, new: int) -> tuple[list[int], bool]:
     """(tokens of a prompt that leaves room for `new`, whether it was cut).
 

@@ -21,7 +21,6 @@ from souping.core.types import OUTCOMES, Item, Json, Record, UserError
 from souping.evaluate.engines import Answer
 from souping.evaluate.lm_eval.errors import silence, stopped
 from souping.evaluate.lm_eval.generation import CUT, Asking, answer_requests
-from souping.evaluate.lm_eval.shared_prefix import Request, fits, score
 from souping.evaluate.lm_eval.tasks import Document, Loaded, seed
 from souping.evaluate.templates import apply_chat_template
 
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
 log = logging.getLogger(__name__)
+Tokenised = tuple[tuple[str, str], list[int], list[int]]
+"""(context and continuation, and their token ids), as HFLM makes it."""
 HFLM_KEYS = (
     "backend",
     "truncation",
@@ -323,7 +324,6 @@ def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator
             model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
     except (ValueError, TypeError, AssertionError, AttributeError, KeyError) as error:
         raise UserError(f"evaluator=lm_eval cannot take this model: {first_line(error)}") from error
-    model.shared_prefix = evaluator.shared_prefix
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
     return model
@@ -335,10 +335,8 @@ def live_class() -> type[HFLM]:
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):  # type: ignore[misc]
-        shared_prefix = False
         tools: list[Json] | None = None
         chat_template_args: dict[str, Any]
-        prefix_fits: bool | None = None
         told = False
         asking: Asking
         answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document; likelihoods have no text
@@ -375,14 +373,11 @@ def live_class() -> type[HFLM]:
             return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
 
         def _loglikelihood_tokens(
-            self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None
+            self, requests: list[Tokenised], disable_tqdm: bool = True, override_bs: int | None = None
         ) -> list[tuple[float, bool]]:
             if self._scored is not None and len(self._scored) == len(requests):
                 self.keep(self._scored, [scored(self, context, rest) for _, context, rest in requests])
-            whole = super()._loglikelihood_tokens
-            if not self.shared_prefix or not fits(self):
-                return list(whole(requests, disable_tqdm=True, override_bs=override_bs))
-            return score(self, requests, lambda rest: list(whole(rest, disable_tqdm=True, override_bs=override_bs)))
+            return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
 
     return Live
 

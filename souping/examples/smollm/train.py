@@ -6,6 +6,7 @@ folder first. Accuracy on development items is to look at while settings are cho
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -25,7 +26,6 @@ from typing import TYPE_CHECKING
 from souping.core.files import expanded
 from souping.core.text import install
 from souping.core.types import Json, UserError, digest
-from souping.evaluate.engines.row_cache import cache_name
 from souping.evaluate.engines.transformers import quiet
 from souping.examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 
@@ -276,7 +276,8 @@ def likelihoods(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, ite
 
     rows = [encode(tokenizer, item.prompt, choice) for choice in item.choices]
     begin = rows[0][1]
-    cache, name = DynamicCache(), cache_name(model.model)
+    cache = DynamicCache()
+    name = "cache" if "cache" in inspect.signature(model.model.forward).parameters else "past_key_values"  # renamed
     model.model(torch.tensor([rows[0][0][: begin - 1]]), **{name: cache})
     cache.batch_repeat_interleave(len(rows))
     width = max(len(ids) for ids, _ in rows)

@@ -78,7 +78,7 @@ class CudaShardWriter(ShardWriter):
             return
         for number, source in enumerate(chunk.sources):
             self.read(chunk, number, slot.row(number, chunk.count * size_of(source.dtype)))
-        slot.start(function, self.plan.divisor)
+        slot.start(function)
 
     def _finish(self, slot: _Buffer, total: int, progress: Progress | None) -> None:
         """Write what the slot holds, if it holds something."""
@@ -114,14 +114,13 @@ class _Buffer:
         self._pinned: dict[int, torch.Tensor] = {}
         self._rows: dict[int, torch.Tensor] = {}
         self._flag = torch.empty(1, dtype=torch.bool, pin_memory=True)
-        self._divisor: torch.Tensor | None = None
 
     def row(self, number: int, nbytes: int) -> Raw:
         """The first bytes of pinned row `number` as numpy; -1 is the soup's."""
         view: Raw = self._host(number, nbytes).numpy()
         return np.asarray(view)
 
-    def start(self, function: Combine, divisor: float | None) -> None:
+    def start(self, function: Combine) -> None:
         """Queue copy in, arithmetic and copy out of the block in `chunk`; returns at once."""
         import torch
 
@@ -133,7 +132,7 @@ class _Buffer:
             for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
                 row.copy_(self._host(number, size), non_blocking=True)
             tags = [source.dtype for source in chunk.sources]
-            soup, finite = blend(function, rows, tags, chunk.weights, self._by(divisor), chunk.dtype)
+            soup, finite = blend(function, rows, tags, chunk.weights, chunk.dtype)
             self._host(-1, chunk.nbytes).copy_(soup, non_blocking=True)
             self._flag.copy_(finite.reshape(1), non_blocking=True)
             self._event.record(self._stream)
@@ -158,10 +157,3 @@ class _Buffer:
         if number not in self._rows or self._rows[number].numel() < nbytes:
             self._rows[number] = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         return self._rows[number][:nbytes]
-
-    def _by(self, divisor: float | None) -> torch.Tensor | None:
-        import torch
-
-        if divisor is not None and self._divisor is None:
-            self._divisor = torch.full((1,), divisor, dtype=torch.float32, device=self._device)
-        return self._divisor

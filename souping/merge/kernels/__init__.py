@@ -9,7 +9,7 @@ import numpy as np
 from souping.core.text import named
 from souping.core.types import UserError
 from souping.merge.kernels.compiled import native
-from souping.merge.kernels.reference import DIFFERENCES, Combine, Float32, Raw, divide, narrow, widen
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Float32, Raw, narrow, widen
 
 
 def mix_block(
@@ -17,7 +17,6 @@ def mix_block(
     rows: Sequence[Raw],
     dtypes: Sequence[str],
     weights: Sequence[float],
-    divisor: float | None,
     dtype: str,
     out: Raw,
     stored: str,
@@ -29,11 +28,11 @@ def mix_block(
     """
     if function in DIFFERENCES:
         source = dtypes[0] if len(set(dtypes)) == 1 else "F32"
-        kernel = native(DIFFERENCES[function], source, dtype, stored, divisor is not None)
+        kernel = native(DIFFERENCES[function], source, dtype, stored)
         if kernel is not None:
-            return kernel(alike(rows, dtypes), weights, divisor, out)
+            return kernel(alike(rows, dtypes), weights, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
-    total = divide(_plain(function(tensors, weights), function, tensors[0].shape), divisor)
+    total = _plain(function(tensors, weights), function, tensors[0].shape)
     return store(narrow(total, dtype), dtype, out, stored)
 
 

@@ -1,6 +1,6 @@
 """Kernels fused into one pass over the block and compiled by LLVM when first needed; the bits are `reference`'s.
 
-Widen, multiply-add in the plan's order, divide, round, check and store happen in registers, 32 elements at a time. The
+Widen, multiply-add in the plan's order, round, check and store happen in registers, 32 elements at a time. The
 code is LLVM's assembly, made for the dtypes at hand; llvmlite turns it into machine code in about ten milliseconds and
 imports faster than torch or numba. Without llvmlite, or on a processor without fused multiply-add, `reference` is used.
 """
@@ -19,39 +19,38 @@ from souping.merge.kernels.reference import Raw
 WIDTH = 32
 LOCK = threading.Lock()
 FLOAT16 = ("f16c", "fullfp16", "fp16")
-Native = Callable[[Sequence[Raw], Sequence[float], float | None, Raw], bool]
-"""native(rows, weights, divisor, out) -> whether all is finite"""
+Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
+"""native(rows, weights, out) -> whether all is finite"""
 
 
-def native(delta: bool, source: str, dtype: str, stored: str, divide: bool) -> Native | None:
+def native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
     """A kernel for rows of `source`, rounded to `dtype` and stored as `stored`; None where LLVM cannot help.
 
     `delta` adds weighted differences to the first row, else rows are summed. Made once, whoever asks first.
     """
     with LOCK:
-        return _native(delta, source, dtype, stored, divide)
+        return _native(delta, source, dtype, stored)
 
 
 @functools.cache
-def _native(delta: bool, source: str, dtype: str, stored: str, divide: bool) -> Native | None:
+def _native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
     engine = _engine()
     if engine is None:
         return None
     compiler, features = engine
     if "F16" in (source, dtype, stored) and not any(features.get(name) for name in FLOAT16):
         return None
-    text = assembly(delta, source, dtype, stored, divide)
+    text = assembly(delta, source, dtype, stored)
     address = compiler(text)
     pointer, long = ctypes.c_void_p, ctypes.c_int64
-    call = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, long, long, ctypes.c_float, pointer)(address)
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, long, long, pointer)(address)
     size = {"F32": 4}.get(stored, 2)
 
-    def run(rows: Sequence[Raw], weights: Sequence[float], divisor: float | None, out: Raw) -> bool:
+    def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
         pointers = np.array([row.ctypes.data for row in rows], np.uintp)
         values = np.array(weights, np.float32)
-        by = 1.0 if divisor is None else divisor
         count = out.nbytes // size
-        return bool(call(pointers.ctypes.data, values.ctypes.data, len(rows), count, by, out.ctypes.data) == 0)
+        return bool(call(pointers.ctypes.data, values.ctypes.data, len(rows), count, out.ctypes.data) == 0)
 
     return run
 
@@ -87,11 +86,11 @@ def _engine() -> tuple[Callable[[str], int], dict[str, bool]] | None:
     return address, dict(features)
 
 
-def assembly(delta: bool, source: str, dtype: str, stored: str, divide: bool) -> str:
-    """LLVM assembly of `i32 mix(rows, weights, K, count, divisor, out)`, which returns 0 where all is finite."""
+def assembly(delta: bool, source: str, dtype: str, stored: str) -> str:
+    """LLVM assembly of `i32 mix(rows, weights, K, count, out)`, which returns 0 where all is finite."""
     loops, before, start = [], "entry", "0"
     for w in (WIDTH, 1):
-        loops.append(_loop(w, before, start, delta, source, dtype, stored, divide).replace("$W", str(w)))
+        loops.append(_loop(w, before, start, delta, source, dtype, stored).replace("$W", str(w)))
         before, start = f"end{w}", f"%i{w}"
     declared = "\n".join(
         f"declare <{w} x float> @llvm.fma.v{w}f32(<{w} x float>, <{w} x float>, <{w} x float>)\n"
@@ -99,7 +98,7 @@ def assembly(delta: bool, source: str, dtype: str, stored: str, divide: bool) ->
         for w in (WIDTH, 1)
     )
     return f"""{declared}
-define i32 @mix(ptr %rows, ptr %weights, i64 %K, i64 %count, float %divisor, ptr noalias %out) {{
+define i32 @mix(ptr %rows, ptr %weights, i64 %K, i64 %count, ptr noalias %out) {{
 entry:
   %first = load ptr, ptr %rows
   br label %head{WIDTH}
@@ -110,16 +109,13 @@ entry:
 """
 
 
-def _loop(w: int, before: str, start: str, delta: bool, source: str, dtype: str, stored: str, divide: bool) -> str:
+def _loop(w: int, before: str, start: str, delta: bool, source: str, dtype: str, stored: str) -> str:
     """The loop over blocks of `w` elements from `start`, up to its label `end<w>`; sets `%i<w>` and `%found<w>`."""
     f, base = f"<{w} x float>", _load(w, "base", source, "%first") if delta else ""
     part = f"%part$W = fsub {f} %x$W, %base$W" if delta else ""
     value, finish = "%acc$W", ""
     if delta:
         value, finish = "%moved$W", f"%moved$W = fadd {f} %base$W, %acc$W"
-    if divide:
-        finish += f"\n{_splat(w, '%divisor', 'by')}\n  %ratio$W = fdiv {f} {value}, %by$W"
-        value = "%ratio$W"
     return f"""head$W:
   %i$W = phi i64 [ {start}, %{before} ], [ %next$W, %done$W ]
   %seen$W = phi <{w} x i32> [ zeroinitializer, %{before} ], [ %seen.next$W, %done$W ]

@@ -1,6 +1,6 @@
 """Arithmetic of `kernels` in torch, for devices other than the CPU: the one place where soups are mixed by torch.
 
-`add_(x, alpha=w)` is one fused multiply-add on fp32, in the plan's order; division and roundings are IEEE's. Whether
+`add_(x, alpha=w)` is one fused multiply-add on fp32, in the plan's order; roundings are IEEE's. Whether
 the device at hand really does that is tried before ranks trust it (`agrees`): one whose device rounds otherwise uses
 the CPU. Adapters' products are summed in fp64, which keeps them independent of how a matrix library splits the work.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.checkpoints.dtypes import FLOATS, TORCH_DTYPES, size_of
-from souping.merge.kernels.reference import DIFFERENCES, Combine, Float32, Raw, divide, finite, narrow, widen
+from souping.merge.kernels.reference import DIFFERENCES, Combine, Float32, Raw, finite, narrow, widen
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +27,11 @@ def blend(
     rows: Sequence[torch.Tensor],
     dtypes: Sequence[str],
     weights: Sequence[float],
-    divisor: torch.Tensor | None,
     dtype: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
 
-    `function` is one of `DIFFERENCES`. `divisor` is an fp32 tensor on the device: torch turns a division by a number
-    into a multiplication by its reciprocal there, which rounds otherwise.
+    `function` is one of `DIFFERENCES`.
     """
     import torch
 
@@ -46,8 +44,6 @@ def blend(
         total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
     if base is not None:
         total.add_(base)
-    if divisor is not None:
-        total.div_(divisor)
     return _rounded(total, dtype)
 
 
@@ -92,24 +88,19 @@ def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tenso
 def agrees(device: torch.device) -> bool:
     """Whether the device's bits are those of `kernels` on a sample with all kinds of values."""
     return all(
-        _same(device, function, source, dtype, divisor)
-        for function in DIFFERENCES
-        for source in FLOATS
-        for dtype in FLOATS
-        for divisor in (None, 3.0)
+        _same(device, function, source, dtype) for function in DIFFERENCES for source in FLOATS for dtype in FLOATS
     )
 
 
-def _same(device: torch.device, function: Combine, source: str, dtype: str, divisor: float | None) -> bool:
+def _same(device: torch.device, function: Combine, source: str, dtype: str) -> bool:
     import torch
 
     raws, weights = _sample(source), (0.15, 0.85, 0.5, 1 / 3)
     with np.errstate(over="ignore", invalid="ignore"):
         total = function([widen(raw, source) for raw in raws], weights)
-        wanted = narrow(divide(total, divisor), dtype)
-    by = None if divisor is None else torch.tensor([divisor], dtype=torch.float32, device=device)
+        wanted = narrow(total, dtype)
     rows = [torch.from_numpy(raw).to(device) for raw in raws]
-    got, good = blend(function, rows, [source] * len(rows), weights, by, dtype)
+    got, good = blend(function, rows, [source] * len(rows), weights, dtype)
     return np.array_equal(got.cpu().numpy(), wanted) and bool(good) == finite(wanted, dtype)
 
 

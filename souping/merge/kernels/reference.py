@@ -1,8 +1,8 @@
 """Exact fp32 arithmetic on blocks, in numpy: what every faster kernel has to equal bit for bit.
 
 The specification, which is also what mergekit 0.1.5's `linear` and torch's `add_(x, alpha=w)` on fp32 do:
-`acc = +0; acc = fma(w_k, x_k, acc)` in the plan's order with w_k rounded to fp32, one fp32 division by the divisor if
-there is one, one rounding to the output dtype (nearest, ties to even).
+`acc = +0; acc = fma(w_k, x_k, acc)` in the plan's order with w_k rounded to fp32, then one rounding to the output
+dtype (nearest, ties to even).
 """
 
 from __future__ import annotations
@@ -94,12 +94,6 @@ def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
 
 DIFFERENCES: dict[Combine, bool] = {linear: False, delta: True}
 """Methods that have a compiled form and one in torch; True where differences to the first row are summed, the base."""
-
-
-def divide(values: Float32, divisor: float | None) -> Float32:
-    """One fp32 division, or none."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return values if divisor is None else values / np.float32(divisor)
 
 
 def finite(raw: Raw, dtype: str) -> bool:

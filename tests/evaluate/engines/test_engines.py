@@ -28,6 +28,7 @@ from souping.evaluate.engines.vllm import (
     check_version,
     checkpoint_tensors,
     chunks,
+    llm_arguments,
     pack,
     update,
 )
@@ -61,6 +62,7 @@ class TestFingerprint:
             {"dtype": "float16"},
             {"enforce_eager": True},
             {"seed": 1},
+            {"speculative": {"method": "ngram", "num_speculative_tokens": 4}},
         ],
         ids=str,
     )
@@ -88,6 +90,13 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"engine\.{next(iter(change))}=") as told:
         VllmEngine(**change)
     assert "\n" not in str(told.value)
+
+
+def test_speculation_goes_to_vllm_as_it_is() -> None:
+    speculative = {"method": "ngram", "num_speculative_tokens": 4}
+    settings = {**VllmEngine(speculative=speculative).settings, "gpu_memory_utilization": 0.5}
+    arguments = llm_arguments(Path("/m"), {**settings, "trust_remote_code": False}, transfer=False)
+    assert arguments["speculative_config"] == speculative
 
 
 class TestVersion:

@@ -138,7 +138,7 @@ class TestItems:
         ({"batch_size": "many"}, "at least 1, or auto"),
         ({"batch_size": "autos"}, "at least 1, or auto"),
         ({"num_fewshot": -1}, "evaluator.num_fewshot=-1 must be 0 or more"),
-        ({"batch_size": "auto", "shared_prefix": True}, "needs a number"),
+        ({"batch_size": "auto", "replicates": 2}, "needs a number"),
         ({"softmax_dtype": "int4"}, "must be float32"),
         ({"tools": "functions"}, "needs evaluator.apply_chat_template=true"),
         ({"device": "tpu"}, "evaluator.device=tpu"),

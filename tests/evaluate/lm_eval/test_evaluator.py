@@ -310,7 +310,7 @@ class TestItems:
     def test_settings_decide_the_fingerprint(self, evaluator: HarnessEvaluator) -> None:
         assert evaluator.fingerprint == replace(evaluator).fingerprint
         assert evaluator.settings["lm_eval"]
-        for change in ({"batch_size": 3}, {"dtype": "bfloat16"}, {"shared_prefix": True}, {"system_instruction": "x"}):
+        for change in ({"batch_size": 3}, {"dtype": "bfloat16"}, {"system_instruction": "x"}):
             assert replace(evaluator, **change).fingerprint != evaluator.fingerprint  # type: ignore[arg-type]
         for change in ({"tasks": ["pick"]}, {"limit": 2}, {"metric": "acc"}, {"name": "x"}):
             assert replace(evaluator, **change).fingerprint == evaluator.fingerprint  # type: ignore[arg-type]
