@@ -3,8 +3,7 @@
 It is part of the results store and goes by content: items by what they show the model (`Item.identity`), models by
 their weights. Other names, files, groups or settings do not start it anew.
 
-The tables `looks`, `shown` and `searches` number their rows by AUTOINCREMENT. SQLite keeps the highest number of each
-in another table, so rows that somebody deleted are noticed.
+The table `written` counts the rows of `looks`, `shown` and `searches` apart, so rows that somebody deleted are noticed.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class Ledger:
             number = 1 + max(claims, shown) + _deleted(db)
             shown = shown if shown > claims else 0
             values: Values = {"claim": key, "number": number, "shown": shown, "item_set": item_set}
-            _insert(db, "looks", values, unique=("claim",))
+            _insert(db, "looks", values)
             return Look(number, shown, first=True)
 
     def claims(self, items: Sequence[Item]) -> int:
@@ -132,7 +131,7 @@ class Ledger:
             for parts in map(parts_of, recipes):
                 if len(mixtures.of(parts)) > 1:
                     values: Values = {"soup": json.dumps(parts, sort_keys=True), "item_set": item_set}
-                    _insert(db, "shown", values, unique=tuple(values))
+                    _insert(db, "shown", values)
 
     def deleted(self) -> int:
         """Rows of the ledger that were deleted."""
@@ -146,7 +145,7 @@ class Ledger:
         with self._store.writing() as db:
             item_set = _item_set(db, [item.identity for item in items])
             values: Values = {"ingredients": json.dumps(sorted(set(candidates))), "item_set": item_set}
-            _insert(db, "searches", values, unique=tuple(values))
+            _insert(db, "searches", values)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
         """Identities of the items that any run chose on among models with an ingredient of this recipe.
@@ -239,18 +238,16 @@ def _claims(db: sqlite3.Connection, item_set: int) -> int:
 
 
 def _deleted(db: sqlite3.Connection) -> int:
-    """Rows that the numbered tables once had and have no longer."""
-    given = int(db.execute("SELECT COALESCE(SUM(seq), 0) FROM sqlite_sequence").fetchone()[0])
-    tables = ("looks", "shown", "searches")
-    return given - sum(int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]) for table in tables)
+    """Rows that were written to the ledger and are no longer there."""
+    written = db.execute("SELECT ledger, rows FROM written").fetchall()
+    return sum(rows - int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]) for table, rows in written)
 
 
-def _insert(db: sqlite3.Connection, table: str, values: Values, unique: Sequence[str]) -> None:
-    """Write a row unless one with its key exists. `INSERT OR IGNORE` would use up a number even then."""
+def _insert(db: sqlite3.Connection, table: str, values: Values) -> None:
+    """Write a row unless one with its key exists, and count it."""
     names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
-    same = " AND ".join(f"{name} = :{name}" for name in unique)
-    query = f"INSERT INTO {table} ({names}) SELECT {marks} WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})"
-    db.execute(query, values)
+    if db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", values).rowcount:
+        db.execute("INSERT INTO written VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1", (table,))
 
 
 def _item_set(db: sqlite3.Connection, shown: Iterable[str]) -> int:

@@ -122,7 +122,7 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     [
         (["{oops"], r"x.jsonl:1: not a JSON object"),
         ([GOOD, "[1]"], r"x.jsonl:2: an item is a JSON object on a line of its own, not list"),
-        (["[", GOOD, "]"], "x.jsonl:1: not a JSON object: .*one object a line, and no list around them"),
+        (["[", GOOD, "]"], "x.jsonl:1: not a JSON object: .*one object per line, and no list around them"),
         ([{"id": "1", "category": "c", "answer": "a"}], r"x.jsonl:1: `prompt` is missing"),
         ([{"category": "c", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `id` is missing"),
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),

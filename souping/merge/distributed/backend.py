@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -144,7 +145,7 @@ class Ranks:
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
         os.close(hear)
-        self._kept = weakref.finalize(self, _end, self._process, self._orders, True)
+        self._kept = weakref.finalize(self, _end, self._process, self._orders, self.pids, True)
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._said: deque[str] = deque(maxlen=2000)
         assert self._process.stdout is not None
@@ -181,7 +182,7 @@ class Ranks:
 
     def _kill(self) -> None:
         if self._kept.detach() is not None:
-            _end(self._process, self._orders, False)
+            _end(self._process, self._orders, self.pids, False)
 
     def _meet(self, count: int, seconds: float) -> None:
         try:
@@ -270,8 +271,9 @@ def _write(stream: FileIO, text: bytes) -> None:
             view = view[stream.write(view) :]
 
 
-def _end(process: subprocess.Popen[bytes], orders: FileIO, polite: bool) -> None:
-    """End of input ends ranks that listen; a launcher that is told to ends those that do not; the rest is killed."""
+def _end(process: subprocess.Popen[bytes], orders: FileIO, pids: list[int], polite: bool) -> None:
+    """End of input ends ranks that listen; the launcher is told to end those that do not; the rest is killed: a rank
+    that is stopped cannot watch its launcher."""
     orders.close()
     if polite and _ended(process, PATIENCE):
         return
@@ -279,6 +281,10 @@ def _end(process: subprocess.Popen[bytes], orders: FileIO, polite: bool) -> None
     if not _ended(process, LAST):
         process.kill()
         process.wait()
+    if process.returncode == -signal.SIGKILL:
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:

@@ -240,7 +240,10 @@ def test_the_dtype_is_the_checkpoints_own_where_a_gpu_computes(free: HarnessEval
     own = gpu.for_pool(family / "ant", folders)
     assert own.module_settings().dtype != "auto"
     assert own.fingerprint == gpu.for_pool(family / "ant", folders).fingerprint
-    assert replace(free, device="cuda", dtype="float16").for_pool(family, folders).module_settings().dtype == "float16"
+    assert (
+        replace(free, device="cuda", dtype="float16").for_pool(family / "ant", folders).module_settings().dtype
+        == "float16"
+    )
 
 
 def test_a_twin_shares_tasks_and_model(free: HarnessEvaluator, family: Path, served: Any) -> None:
