@@ -16,8 +16,8 @@ from souping.cli.help import folder
 from souping.core.text import first_line, listed
 from souping.core.types import UserError
 
-LONGEST = 1_000_000
-"""Bytes of a configuration: more takes YAML longer than anybody waits."""
+LONGEST, DEEPEST = 200_000, 100
+"""Bytes and levels of a configuration: more takes YAML longer than anybody waits."""
 RUNS_CODE = re.compile(
     "scorers|command|python|extra_args|dir|address|trust_remote_code|confirm_run_unsafe_code|allow_code"
 )
@@ -40,13 +40,25 @@ def read_config(path: Path) -> DictConfig:
     """
     import yaml
 
+    opening = (
+        yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+        yaml.BlockSequenceStartToken,
+        yaml.BlockMappingStartToken,
+    )
+    closing = yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST + 1).decode("utf-8")
         if len(text) > LONGEST:
             raise ValueError(f"it has more than {LONGEST:,} characters")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has YAML aliases (*NAME), which no run writes")
+        depth = 0
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            depth += isinstance(token, opening) - isinstance(token, closing)
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("it has YAML aliases (*NAME), which no run writes")
+            if depth > DEEPEST:  # the scanner's time grows with the square of the depth
+                raise ValueError("it is nested too deeply")
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise ValueError("it is no mapping")

@@ -26,7 +26,7 @@ def test_each_command_is_a_module_or_a_run() -> None:
 
 
 def test_a_word_that_is_no_command_is_refused(souping: Cli) -> None:
-    souping("imports").refused("imports is no command; did you mean import?", "KEY=VALUE")
+    souping("shows").refused("shows is no command; did you mean show?", "KEY=VALUE")
 
 
 def test_overrides_and_flags_are_no_commands() -> None:

@@ -134,7 +134,7 @@ def test_a_users_part_that_cannot_be_built_is_named_with_its_file(
 def test_a_folder_that_is_removed_during_the_run_is_told(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "_show", lambda run, outcome: shutil.rmtree(run.run_dir))
+    monkeypatch.setattr(pipeline_run, "_show", lambda run, *_: shutil.rmtree(run.run_dir))
     done = souping(*quick(family, "stop_after=select"))
     assert done.code == 0
     assert "was removed during the run" in done.err

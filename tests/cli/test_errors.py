@@ -55,7 +55,7 @@ from tests.conftest import Cli, pool_of
         (["a(b=c"], ["cannot read the override", "quotes"]),
         (["out=/proc/nothing/soup", "selector=topk"], ["/proc/nothing"]),
         (["store.path=/proc/nothing/s"], ["store.path=/proc/nothing/s"]),
-        (["evaluator.max_new_tokens=125"], ["'red' is constant", "are they cut off?"]),
+        (["evaluator.max_new_tokens=125"], ["'red' is constant", "are answers cut off"]),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
 )
@@ -83,7 +83,7 @@ def test_an_error_after_work_stands_alone_on_standard_error(family: Path, soupin
 
 
 def test_without_anything(souping: Cli) -> None:
-    souping().refused("pool.candidates is not set", "+experiment=bfcl")
+    souping().refused("pool.candidates is not set", "+experiment=demo")
 
 
 def test_several_problems_are_told_at_once_and_never_more_than_four_lines(family: Path, souping: Cli) -> None:

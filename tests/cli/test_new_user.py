@@ -35,7 +35,7 @@ def test_own_models_from_check_to_show(souping: Cli, tmp_path: Path) -> None:
     assert checked.code == 0, checked.err
     assert "evaluator.threads" in checked.out
     assert "bypass" not in checked.out
-    command = (*own, "name=mine", "out=soup", "selector=all", "optimiser=grid", "optimiser.step=0.5")
+    command = (*own, "name=mine", "out=soup", "selector=all", "optimiser=grid", "optimiser.step=0.25")
     assert souping(*command).code == 0
     before = contents(tmp_path / "soup")
     again = souping(*command)
