@@ -1,0 +1,330 @@
+"""Compact adaptive search: a candidate for `optimiser=adaptive`, to be measured beside it.
+
+    python benchmarks/search.py --search benchmarks/compact_search.py:CompactSearch --methods adaptive
+
+Its model of the soups is a Gaussian process that sees them through blocks of items that all soups share.
+
+The mean score of soup s on a block b (n items) of category c is f(s) + g_b(s) / sqrt(n). f is the category's true mean:
+a common level, a plane over the weights, and a bend (Matern 3/2). g_b is what the draw of the items put into the block,
+one draw for all soups: soups with similar weights answer alike, so their difference on shared items is sharp. This
+pairing is why a search needs few items. Scales and correlations are mixed by their evidence (Rasmussen and Williams
+2006, chapters 2 and 5).
+
+S soups, C categories, B blocks of a category at most, I items of the fold, K ingredients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from souping.core import simplex
+from souping.core.protocols import Optimiser
+from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
+
+FIRST, BLOCKS = 12, 4
+"""Items of a category's first block at least, and its blocks at most: each is as large as all before it."""
+LEVEL, PLANE, BEND, LENGTH = 0.3, 0.25, 0.17, 0.75
+"""Prior standard deviations of a category's level, plane and bend (fractions of 1), and the bend's length."""
+SCALES, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), 0.3
+"""Factors on plane and bend that are mixed, and how much their logarithms are held near zero."""
+SHARED, REACH = (0.1, 0.3, 0.5), (0.4, 1.2)
+"""Correlations of two soups' answers to one item that are mixed: `shared` by all, the rest fading over `reach`."""
+RISE = 0.06
+"""Mean and spread of how far soups rise above the plane through the single models, times 1 - sum of squared weights."""
+FLOOR, UNKNOWN, JITTER, TINY = 0.02, 0.2, 1e-9, 1e-12
+"""Variance of one item's score: the least, and where nothing is known; and what keeps matrices and roots regular."""
+
+RIVALS, FINALISTS, SHOWN = 12, 3, 20
+"""Rivals looked at, soups that may finish the fold at the end, equals that are named."""
+ENOUGH, GROWTH = 0.001, 1.6
+"""Expected gain from finishing the fold below which a search ends (0.1 points), and how many times more answers must be
+known before the prior is fitted anew."""
+
+
+class SoupModel:
+    """Posterior of all soups' category means [C, S]. Blocks that are asked but not answered count in the variances."""
+
+    def __init__(self, table: FloatArray, space: SearchSpace, seed: int) -> None:
+        """`table` [S, K] are the soups' weights. The seed decides the order in which groups of items are asked."""
+        self.table, self.weights = table, np.array(list(space.coefficients.values()), dtype=float)
+        self._apart = np.sqrt(((table[:, None] - table) ** 2).sum(-1))
+        self._inside = 1 - (table**2).sum(1)
+        self.blocks = item_blocks(space, seed)
+        self.ends = np.array([len(row) for row in self.blocks])
+        self.size = np.array([[*map(len, row), *[np.inf] * (BLOCKS - len(row))] for row in self.blocks], dtype=float)
+        self.values = np.full((len(table), len(space.categories)), np.nan)
+        self.score = np.full((len(table), len(self.blocks), BLOCKS), np.nan)
+        self.depth: IntArray = np.zeros((len(table), len(self.blocks)), dtype=int)
+        self._cache = dict[int, tuple[bytes, tuple[FloatArray, ...]]]()
+
+    # ---------------------------------------------------------------- answers
+
+    def observe(self, soup: int, items: slice | list[int], values: FloatArray) -> None:
+        """Take in a soup's scores on some items of the fold."""
+        self.values[soup, items] = values
+        for c, row in enumerate(self.blocks):
+            self.score[soup, c, : len(row)] = [self.values[soup, block].mean() for block in row]
+
+    @property
+    def known(self) -> int:
+        return int(np.isfinite(self.values).sum())
+
+    def rest(self, soup: int) -> list[int]:
+        """Items of the fold that a soup was not asked."""
+        blocks = [part for c, row in enumerate(self.blocks) for part in row[self.depth[soup, c] :]]
+        return [int(item) for block in blocks for item in block]
+
+    # ---------------------------------------------------------------- prior
+
+    def fit(self) -> None:
+        """Level, noise, signal and correlation of each category from its answers."""
+        self._cache.clear()
+        alike = [s + (1 - s) * np.exp(-self._apart / r) for s, r in itertools.product(SHARED, REACH)]
+        parts = [self._category(c, np.stack(alike)) for c in range(len(self.blocks))]
+        self.level, self.noise, self.signal = (list(part) for part in zip(*parts, strict=True))
+
+    def _category(self, c: int, alike: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Level [S], noise [S, S] of one item's score and signal [S, S] of a category."""
+        values = self.values[:, np.concatenate(self.blocks[c])]
+        values = values[np.isfinite(values).sum(1) > 1]
+        level = (float(np.nanmean(values, 1).mean()) if len(values) else 0.5) + RISE * self._inside
+        noise = max(float(np.nanvar(values, 1, ddof=1).mean()), FLOOR) if len(values) else UNKNOWN
+        soup, block, mean = (part[np.isfinite(self._cells(c)[2])] for part in self._cells(c))
+        far = np.sqrt(3) * self._apart / LENGTH
+        shape = PLANE**2 * self.table @ self.table.T + BEND**2 * (1 + far) * np.exp(-far)
+        base = LEVEL**2 + RISE**2 * np.outer(self._inside, self._inside)
+        signals = base + np.square(SCALES)[:, None, None] * shape
+        both = np.ix_(soup, soup)
+        same = (block[:, None] == block) / self.size[c, block]
+        joint = signals[:, None][(..., *both)] + noise * (alike[(..., *both)] * same)[None] + JITTER * np.eye(len(soup))
+        lower = np.linalg.cholesky(joint)
+        shift = np.linalg.solve(lower, np.broadcast_to((mean - level[soup])[:, None], (*lower.shape[:-1], 1)))[..., 0]
+        score = -(shift**2).sum(-1) / 2 - np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
+        share = np.exp(score - score.max()) * np.exp(-HELD * np.log(SCALES) ** 2)[:, None]
+        share /= share.sum()
+        return level, noise * np.tensordot(share.sum(0), alike, 1), np.tensordot(share.sum(1), signals, 1)
+
+    # ---------------------------------------------------------------- posterior
+
+    def _cells(self, c: int) -> tuple[IntArray, IntArray, FloatArray]:
+        """(soup, block, mean score) of the blocks of a category that were asked; nan while they are not answered."""
+        soup, block = np.nonzero(np.arange(BLOCKS) < self.depth[:, c, None])
+        return soup, block, self.score[soup, c, block]
+
+    def posterior(self, c: int) -> tuple[FloatArray, ...]:
+        """Of a category: mean [S], covariance [S, S], covariance [S, S] of each mean with the next block of each soup,
+        variance [S] of that block's score, and the surprise (sum of squared standardised residuals, and how many)."""
+        key = self.depth[:, c].tobytes() + self.score[:, c].tobytes()
+        if c not in self._cache or self._cache[c][0] != key:
+            self._cache[c] = key, self._condition(c)
+        return self._cache[c][1]
+
+    def _condition(self, c: int) -> tuple[FloatArray, ...]:
+        soup, block, value = self._cells(c)
+        signal, noise = self.signal[c], self.noise[c]
+        following = np.minimum(self.depth[:, c], self.ends[c] - 1)
+        same = (block[:, None] == block) / self.size[c, block]
+        joint = signal[np.ix_(soup, soup)] + noise[np.ix_(soup, soup)] * same + JITTER * np.eye(len(soup))
+        ahead = signal[soup] + noise[soup] * (block[:, None] == following) / self.size[c, following]
+        lower, known = np.linalg.cholesky(joint), np.isfinite(value)
+        left, cell = (np.linalg.solve(lower, part) for part in (signal[soup], ahead))
+        residual = (value - self.level[c][soup])[known]
+        pull = np.linalg.solve(joint[np.ix_(known, known)], residual)
+        spread = np.diag(signal) + np.diag(noise) / self.size[c, following] - (cell**2).sum(0)
+        mean = self.level[c] + signal[:, soup[known]] @ pull
+        return mean, signal - left.T @ left, signal - left.T @ cell, spread, np.array([residual @ pull, len(pull)])
+
+    def objective(self) -> tuple[FloatArray, FloatArray]:
+        """Posterior mean [S] and covariance [S, S] of the objective."""
+        parts = [self.posterior(c) for c in range(len(self.blocks))]
+        mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
+        return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)
+
+    def finishing_gain(self, soups: IntArray) -> float:
+        """Expected gain of the pick (fractions of 1) if these soups, the leader first, answered the rest of the fold.
+
+        Their posterior means will move by a normal of the variance that the answers take away.
+        """
+        (mean, cov), depth = self.objective(), self.depth
+        self.depth = depth.copy()
+        self.depth[soups] = self.ends
+        after = self.objective()[1]
+        self.depth = depth
+        moved = mean[soups] + draws((cov - after)[np.ix_(soups, soups)], 512)
+        return float((moved.max(1) - moved[:, 0]).mean())
+
+    def surprise(self) -> float:
+        """How much more than believed the answers vary: a factor on variances, 1 where nothing was answered."""
+        total, count = np.sum([self.posterior(c)[4] for c in range(len(self.blocks))], 0)
+        return float((1 + total) / (1 + count))
+
+
+def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
+    """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
+    difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
+    leader = int(np.argmax(mean))
+    sd = np.sqrt(np.maximum(np.diag(cov) + cov[leader, leader] - 2 * cov[leader], TINY))
+    z = (mean - mean[leader]) / sd
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    improvement = sd * (density + z * [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
+    improvement[leader] = -1
+    rivals: IntArray = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
+    return leader, rivals, density[rivals] / (2 * sd[rivals])
+
+
+def draws(cov: FloatArray, count: int) -> FloatArray:
+    """Samples [count, S] of a normal with mean zero, always the same stream."""
+    values, vectors = np.linalg.eigh(cov)
+    half = vectors * np.sqrt(np.maximum(values, 0))
+    return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)
+
+
+def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:
+    """Positions of each category's items in blocks that double, in an order of groups that the seed decides.
+
+    Every prefix is a random sample of groups. A block ends where a group ends: what the draw of a group puts into its
+    items would else be shared by two blocks.
+    """
+    group = np.unique(space.groups, return_inverse=True)[1]
+    rank = np.random.default_rng(seed).permutation(group.max() + 1)[group]
+    order, categories = np.argsort(rank, kind="stable"), np.array(space.categories)
+    members = [order[categories[order] == name] for name in space.coefficients]
+    return [[own] if space.whole else _cut(own, rank[own]) for own in members]
+
+
+def _cut(own: IntArray, rank: IntArray) -> list[IntArray]:
+    ends = 1 + np.flatnonzero(np.diff(rank))
+    wanted = [len(own) >> k for k in range(BLOCKS - 1, 0, -1) if len(own) >> k >= FIRST]
+    return np.split(own, sorted({int(ends[np.argmin(abs(ends - size))]) for size in wanted} if len(ends) else ()))
+
+
+class CompactSearch(Optimiser):
+    """Running adaptive search over `points`. Cells that are open count as known, at their expected values."""
+
+    def __init__(
+        self, points: Sequence[Weights], space: SearchSpace, seed: int, stops: bool = True, budget: int | None = None
+    ) -> None:
+        self._points: list[Weights] = list(dict.fromkeys(tuple(map(float, point)) for point in points))
+        self._numbers = {point: number for number, point in enumerate(self._points)}
+        self._space, self._stops, self._budget = space, stops, budget
+        self._model = SoupModel(np.array(self._points), space, seed)
+        self._open: list[Cell] = []
+        self._spent = self._looked = self._finals = 0
+        self._why = ""
+        if space.singles is not None:
+            for values, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+                if vertex in self._numbers:
+                    self._model.depth[self._numbers[vertex]] = self._model.ends
+                    self._model.observe(self._numbers[vertex], slice(None), values)
+        self._refit()
+
+    def _refit(self) -> None:
+        self._fitted = self._model.known
+        self._model.fit()
+
+    def ask(self) -> Cell | None:
+        if not self._why and (cell := self._next()) is not None:
+            return cell
+        if self._open:
+            return None
+        if self._fitted < self._model.known:
+            self._refit()
+        return self._confirm()
+
+    def _next(self) -> Cell | None:
+        """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
+        model = self._model
+        leader, rivals, urgency = expected_improvement(*model.objective(), RIVALS)
+        self._why = self._ending(leader, rivals)
+        if self._why:
+            return None
+        soup, chosen = self._choose(leader, rivals, urgency)
+        items = [int(i) for c in chosen for i in model.blocks[c][model.depth[soup, c]]]
+        if not self._affords(len(items) + len(model.rest(leader))):
+            self._why = "the budget ends"
+            return None
+        model.depth[soup, chosen] += 1
+        return self._opened(soup, items)
+
+    def _ending(self, leader: int, rivals: IntArray) -> str:
+        """Why the search ends here, looked at whenever a third of a fold was asked; empty while it goes on."""
+        if (self._model.depth == self._model.ends).all():
+            return "every soup has answered the whole fold"
+        if self._stops and self._spent >= self._looked + len(self._space.categories) // 3:
+            self._looked = self._spent
+            gain = self._model.finishing_gain(np.array([leader, *rivals]))
+            if gain < ENOUGH:
+                return f"finishing the fold would gain {100 * gain:.2f} points"
+        return ""
+
+    def _choose(self, leader: int, rivals: IntArray, urgency: FloatArray) -> tuple[int, list[int]]:
+        """The soup, and categories of it, whose next blocks tell most per item; a batch of items at least."""
+        model = self._model
+        left, worth = model.depth < model.ends, np.zeros(model.depth.shape)
+        for c, weight in enumerate(model.weights):
+            _, _, cross, spread, _ = model.posterior(c)
+            worth[:, c] = weight**2 * urgency @ ((cross[rivals] - cross[leader]) ** 2 / np.maximum(spread, TINY))
+        price = model.size[np.arange(len(model.ends)), np.minimum(model.depth, model.ends - 1)]
+        worth, price = np.where(left, worth, 0.0), np.where(left, price, np.inf)
+        order = np.argsort(-worth / price, 1, kind="stable")
+        gain, items = (np.cumsum(np.take_along_axis(part, order, 1), 1) for part in (worth, price))
+        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.block), -1.0)
+        if self._space.whole:
+            ratio[:, :-1] = -1.0
+        soup = int(np.argmax(ratio.max(1)))
+        return soup, sorted(int(c) for c in order[soup, : ratio[soup].argmax() + 1])
+
+    def _confirm(self) -> Cell | None:
+        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
+        for soup in np.argsort(-self._model.objective()[0], kind="stable"):
+            rest = self._model.rest(soup)
+            if not rest or self._finals >= FINALISTS:
+                return None
+            if self._affords(len(rest)):
+                self._finals += 1
+                self._model.depth[soup] = self._model.ends
+                return self._opened(int(soup), rest)
+        return None
+
+    def _affords(self, items: int) -> bool:
+        return self._budget is None or self._spent + items <= self._budget
+
+    def _opened(self, soup: int, items: list[int]) -> Cell:
+        self._spent += len(items)
+        whole = len(items) == len(self._space.categories)
+        self._open.append(Cell(weights=self._points[soup], items=None if whole else tuple(items)))
+        return self._open[-1]
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._open.remove(cell)
+        items = slice(None) if cell.items is None else list(cell.items)
+        self._model.observe(self._numbers[cell.weights], items, result.values)
+        if self._model.known >= GROWTH * self._fitted:
+            self._refit()
+
+    def best(self) -> Weights:
+        """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
+        known = np.isfinite(self._model.values)
+        if not known.any():
+            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+        done = np.flatnonzero(known.all(1) if self._why and known.all(1).any() else known.any(1))
+        mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
+        return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
+
+    def summary(self) -> Mapping[str, Json]:
+        """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %), best first."""
+        (mean, cov), pick = self._model.objective(), self._numbers[self.best()]
+        variance = np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY)
+        lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * variance)
+        alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
+        leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
+        return {
+            "stopped": self._why or "a limit of the run",
+            "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
+            "indistinguishable_count": len(alike),
+            "finishing_gain": round(100 * self._model.finishing_gain(np.array([leader, *rivals])), 3),
+        }
