@@ -3,9 +3,8 @@
 #   bash sweeps/paper/table1b.sh plan                   one of them (several may be named)
 #   bash sweeps/paper/table1b.sh run -- throughput=3    after `--`: overrides for plan and run
 #   TINY=1 bash sweeps/paper/table1b.sh                 the same on the embedded models and items, in a minute
-# A script sets `experiment`, `table` (what collect.py holds against the run), `models` (name=repository), `tiny_off` (keys
-# of it that the embedded parts have not), and `also` where it has more benchmarks. OUT, by default outputs/paper,
-# is where everything lies.
+# A script sets `experiment`, `table` (what collect.py holds against the run), `models` (name=repository), and `also` where
+# it has more benchmarks. OUT, by default outputs/paper, is where everything lies.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
@@ -18,7 +17,7 @@ overrides=("store.path=$OUT/$experiment${TINY:+-tiny}.sqlite")
 small() { # the experiment's own selection, search and report, on models and items that fit anywhere
     overrides+=(evaluator=pantry benchmark=jsonl server=transformers gate=off optimiser.trials=2 'analysis=[]'
         evaluator.batch_size=128 evaluator.dtype=null throughput=null
-        "pool.candidates=$("$PYTHON" "$here/tiny.py" pool "${models[@]%%=*}")" "${tiny_off[@]/#/\~}")
+        "pool.candidates=$("$PYTHON" "$here/tiny.py" pool "${models[@]%%=*}")")
     local parts=3
     [ ${#models[@]} -gt 0 ] || parts=6 # where no published scores select, items do
     "$PYTHON" "$here/tiny.py" items "$parts" >"$OUT/$experiment-tiny.jsonl"

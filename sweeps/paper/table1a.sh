@@ -8,7 +8,6 @@ models=(
     watt-tool-70B=watt-ai/watt-tool-70B
     functionary-medium-v3.1=meetkai/functionary-medium-v3.1
 )
-tiny_off=(evaluator.handler evaluator.handlers server.tensor_parallel_size)
 . "$(dirname "$0")/steps.sh"
 prepare() { "$PYTHON" -m souping.evaluate.bfcl install --full; }
 main "$@"

@@ -9,7 +9,6 @@ models=(
     BitAgent-8B=BitAgent/BitAgent-8B
     CoALM-8B=uiuc-convai/CoALM-8B
 )
-tiny_off=(evaluator.handler evaluator.handlers)
 . "$(dirname "$0")/steps.sh"
 prepare() { "$PYTHON" -m souping.evaluate.bfcl install --full; }
 main "$@"

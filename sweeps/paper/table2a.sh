@@ -8,6 +8,5 @@ models=(
     MathOctopus-MAPO-DPO-7B=kevinpro/MathOctopus-MAPO-DPO-7B
     MathOctopus-Parallel-7B=Mathoctopus/Parallel_7B
 )
-tiny_off=(evaluator.tasks evaluator.metric evaluator.filter evaluator.group evaluator.num_fewshot evaluator.gen_kwargs evaluator.name)
 . "$(dirname "$0")/steps.sh"
 main "$@"

@@ -4,6 +4,5 @@
 experiment=infinitebench
 table="infinitebench 70b"
 models=()
-tiny_off=(evaluator.name evaluator.tasks evaluator.group evaluator.apply_chat_template evaluator.max_length evaluator.truncation)
 . "$(dirname "$0")/steps.sh"
 main "$@"

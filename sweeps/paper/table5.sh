@@ -4,7 +4,6 @@
 experiment=flores
 table="flores36"
 models=()
-tiny_off=(evaluator.name evaluator.tasks evaluator.include_path evaluator.include_defaults evaluator.group)
 . "$(dirname "$0")/steps.sh"
 export FLORES_DIR=${FLORES_DIR:-$OUT/flores200_dataset}
 prepare() {

@@ -123,12 +123,17 @@ def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     card = (folder / "soup" / "README.md").read_text()
     again = re.search(r"python -m souping (\+experiment=rebuild .*)", card)
     assert again is not None
-    run(folder, *shlex.split(again[1]))
-    assert (folder / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
-    without = [word for word in shlex.split(again[1]) if not word.startswith(("merge.", "out="))]
-    assert "median is a method of somebody's own" in run(folder, *without, "out=no", expect=2)
-    (folder / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
-    assert "the file has changed" in run(folder, *shlex.split(again[1]), "out=no", expect=2)
+    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"])  # the card's command runs in the soup's folder
+    words = [
+        *shlex.split(again[1]),
+        f"store.path={folder}/outputs/store.sqlite",
+    ]  # which knows where the ingredients are
+    run(folder / "soup", *words)
+    assert (folder / "soup" / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
+    without = [word for word in words if not word.startswith(("merge.", "out="))]
+    assert "median is a method of somebody's own" in run(folder / "soup", *without, "out=no", expect=2)
+    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
+    assert "the file has changed" in run(folder / "soup", *words, "out=no", expect=2)
 
 
 def test_an_installed_package(folder: Path) -> None:

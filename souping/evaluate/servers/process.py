@@ -250,7 +250,7 @@ def _completes(address: str, model: str) -> bool:
 
 def same(path: str, folder: Path) -> bool:
     """Whether a served path is this folder."""
-    return path.startswith(("/", "~", ".")) and folder_at(path) == folder.resolve()
+    return path.startswith(("/", "~", ".")) and (folder_at(path) or Path(path)) == folder.resolve()
 
 
 def free(port: int) -> bool:
