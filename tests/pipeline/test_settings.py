@@ -46,8 +46,11 @@ def shell(command: str, where: Path, more: Mapping[str, str] | None = None) -> N
 
 
 def check(run: Path, out: str, start: Path) -> None:
-    """Every command makes the soup again; they are one command, said in several places."""
+    """The run's command makes the soup again and is the same everywhere; the card's is for the soup's folder."""
     commands = printed(run, out)
+    card = commands.pop("card")
+    assert " recipe=recipe.json " in card
+    assert str(start) not in card
     assert len(set(commands.values())) == 1, commands
     shell(commands["terminal"], start)
     assert contents(start / "rebuilt") == contents(run / "soup")
@@ -76,7 +79,7 @@ def test_a_soup_without_a_report_has_a_card_without_numbers(
     assert not re.search(r"\d\d\.\d", card)
     found = re.search(r"```bash\n(python .*)\n```", card)
     assert found
-    shell(found[1], tmp_path)
+    shell(f"{found[1]} store.path=../../outputs/store.sqlite", tmp_path / "run/soup")
 
 
 @pytest.mark.parametrize("name", ['it\'s "so" $HOME', "a,b=(c) [d]", "${x} & é"])
@@ -131,8 +134,13 @@ def test_with_ingredients_from_the_hub(family: Path, souping: Cli, tmp_path: Pat
         assert done.code == 0, done.err
         environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "fresh"), "HF_HUB_OFFLINE": "0"}
         (tmp_path / "outputs/store.sqlite").unlink(missing_ok=True)
-        shell(printed(tmp_path / "run", done.out)["card"], tmp_path, environment)
-        assert contents(tmp_path / "rebuilt") == contents(tmp_path / "run/soup")
+        before = contents(tmp_path / "run/soup")
+        shell(
+            printed(tmp_path / "run", done.out)["card"].replace("out=rebuilt", "out=../again"),
+            tmp_path / "run/soup",
+            environment,
+        )
+        assert contents(tmp_path / "run/again") == before
 
 
 def pickled(folder: Path, out: Path) -> Path:
