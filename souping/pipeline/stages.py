@@ -309,10 +309,8 @@ class RunStages:
         self.contenders, self.on_report = tuple(recipe for recipe, _ in stage.asks), items
         self.rows = tuple((contender.name, contender.recipe) for contender in contenders)
         ingredients = self.selection.ingredients
-        margin, mixture = (
-            self.run.margin / 100,
-            best_mixture(self.outcome, self.folds.items["search"], self.run.objective),
-        )
+        margin = self.run.margin / 100
+        mixture = best_mixture(self.outcome, self.folds.items["search"], self.run.objective)
         key = self.run.evaluator.length_key
         self.evidence = gather(contenders, measured, self.run.objective, ingredients, opened, margin, key, mixture)
         if dry:

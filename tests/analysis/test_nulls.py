@@ -5,29 +5,15 @@ A procedure that is wrong by a factor of two or more (as ignoring groups is) goe
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.scripts import script
 
-PATH = ROOT / "benchmarks" / "nulls.py"
 REPETITIONS = 300
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nulls", PATH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nulls"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-nulls = load()
+nulls = script(ROOT / "benchmarks" / "nulls.py")
 
 
 def test_what_is_accepted() -> None:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.scripts import script
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pipelines", ROOT / "benchmarks" / "pipelines.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pipelines"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-pipelines = load()
+pipelines = script(ROOT / "benchmarks" / "pipelines.py")
 
 
 @pytest.mark.parametrize("name", ["3 x 45 items", "50 groups over 4 categories", "scores in thirds"])
