@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from souping.core.types import UserError
-from souping.examples.smollm.__main__ import main
-from souping.examples.smollm.data import Material, gather, read_questions, spare
-from souping.examples.smollm.train import (
+from examples.smollm.__main__ import main
+from examples.smollm.data import Material, gather, read_questions, spare
+from examples.smollm.train import (
     RECORD,
     SLICES,
     Lesson,
@@ -27,6 +26,8 @@ from souping.examples.smollm.train import (
     tune,
     write_base,
 )
+from souping.core.types import UserError
+from tests.conftest import ROOT
 from tests.support import smollm_kit
 
 QUICK = TrainingSettings(steps=2, batch=2, rate=1e-2, warmup=1)
@@ -159,7 +160,7 @@ def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: P
     command = [
         sys.executable,
         "-m",
-        "souping.examples.smollm",
+        "examples.smollm",
         "--base",
         str(start),
         "--bfcl",
@@ -168,7 +169,7 @@ def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: P
         "1",
     ]
     command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout
         while "step 10/" not in running.stdout.readline():
             assert running.poll() is None

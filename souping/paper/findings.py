@@ -13,8 +13,8 @@ from souping.analysis.correlation import pearson
 from souping.core import simplex
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, texts
-from souping.examples.paper.published import TABLES, leaderboard, published, recipes, results, totals
-from souping.examples.paper.readings import SAME, selections
+from souping.paper.published import TABLES, leaderboard, published, recipes, results, totals
+from souping.paper.readings import SAME, selections
 
 Verdict = Literal["agrees", "differs", "other models", "cannot be redone"]
 DASH = "\N{EN DASH}"
