@@ -50,7 +50,7 @@ def run(python: str) -> list[str]:
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         for words in COMMANDS:
-            command = [python, "-P", "-m", "souping", *words]
+            command = [python, "-m", "souping", *words]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             print(f"status {done.returncode}: python -m souping {' '.join(words)}", flush=True)
             faults += [f"{' '.join(words)}: {(done.stdout + done.stderr)[-2000:]}"] * bool(done.returncode)

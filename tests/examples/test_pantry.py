@@ -29,6 +29,11 @@ SMALL = (
 )
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return vocabulary()
+
+
 class TestItems:
     def test_the_script_writes_the_shipped_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["items", "--out", str(tmp_path)]) == 0
@@ -72,10 +77,6 @@ def test_calls_parse_and_languages_differ(category: str) -> None:
 
 
 class TestTokenizer:
-    @pytest.fixture(scope="class")
-    def tokenizer(self) -> Any:
-        return vocabulary()
-
     def test_it_is_the_shipped_one(self, tokenizer: Any, tmp_path: Path) -> None:
         tokenizer.save_pretrained(tmp_path)
         made, shipped = (

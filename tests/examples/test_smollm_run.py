@@ -64,6 +64,7 @@ def evaluated(store: Path) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_it_runs_small_from_selection_to_report(here: Path, souping: Cli) -> None:
     done = souping(*QUICK)
     assert done.code == 0, done.err
@@ -84,6 +85,7 @@ def test_a_replaced_optimiser_keeps_what_it_leaves_open(souping: Cli) -> None:
     assert "trials: 12" in job.out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(here: Path) -> None:
     command = [sys.executable, "-m", "souping", *QUICK]
     running = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -138,6 +138,7 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
     start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
     assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
     data = smollm_kit.write(tmp_path / "data")
     command = [
