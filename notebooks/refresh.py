@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 
-from souping.examples import pantry
+from souping import pantry
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = ("tour", "paper", "reading")

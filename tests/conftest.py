@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("souping")  # the same examples at every run, however busy the machine
 ROOT = Path(__file__).resolve().parents[1]
-PAPER = ROOT / "souping" / "examples" / "paper"
+PAPER = ROOT / "souping" / "paper"
 
 
 @pytest.fixture

@@ -169,8 +169,8 @@ def test_a_refused_run_leaves_no_folder_that_it_made(family: Path, tmp_path: Pat
 
 
 def test_a_table_selects() -> None:
-    chosen = souping.select(ROOT / "souping/examples/paper/bfcl_8b.csv")
-    assert set(chosen.ingredients) <= set(souping.read_table(ROOT / "souping/examples/paper/bfcl_8b.csv").candidates)
+    chosen = souping.select(ROOT / "souping/paper/bfcl_8b.csv")
+    assert set(chosen.ingredients) <= set(souping.read_table(ROOT / "souping/paper/bfcl_8b.csv").candidates)
 
 
 class Picks(Selector):
@@ -181,7 +181,7 @@ class Picks(Selector):
 
 
 def test_what_a_selector_gives_is_looked_at() -> None:
-    table = ROOT / "souping/examples/paper/bfcl_8b.csv"
+    table = ROOT / "souping/paper/bfcl_8b.csv"
     with pytest.raises(
         souping.UserError,
         match=r"selector tests.test_library.Picks \(.*test_library.py:\d+\) chose 'nobody', which is no candidate",

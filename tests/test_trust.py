@@ -17,7 +17,8 @@ from tests.conftest import ROOT
 LOADERS = ("from_pretrained", "from_config")
 CALLS = [
     (path.relative_to(ROOT), node)
-    for path in sorted((ROOT / "souping").rglob("*.py"))
+    for folder in ("souping", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADERS
 ]

@@ -1,6 +1,6 @@
 """Truth tables for `benchmarks/search.py`: every soup of a grid on far more items than a search would see.
 
-    python benchmarks/tables/make.py FAMILY [--out benchmarks/tables] [--work FOLDER] [--minutes 9]
+    python -m benchmarks.tables.make FAMILY [--out benchmarks/tables] [--work FOLDER] [--minutes 9]
 
 FAMILY is pantry3 (python, java and banquet cook), pantry4 (street cook beside them), pantry_other (three cooks trained
 here from the same base with other seeds and mixtures) or digits (five small networks, one base, five corruptions of
@@ -54,9 +54,11 @@ PANTRY = {
 
 def train_others(work: Path) -> None:
     """Three more specialists of the shipped base, by other seeds and mixtures."""
-    from souping.examples.pantry import BASE, items, path
-    from souping.examples.pantry.recipes import TrainingStage
-    from souping.examples.pantry.train import train, vocabulary, write_model
+    from examples.pantry import items
+    from examples.pantry.stages import TrainingStage
+    from examples.pantry.tokenizer import vocabulary
+    from examples.pantry.train import train, write_model
+    from souping.pantry import BASE, path
 
     work.mkdir(parents=True, exist_ok=True)
     if not (work / BASE).exists():
@@ -81,9 +83,9 @@ class Cooks:
         import torch
         from transformers import AutoTokenizer
 
-        from souping.examples.pantry import CANDIDATES, path
-        from souping.examples.pantry.items import as_items, make
-        from souping.examples.pantry.train import load
+        from examples.pantry.items import as_items, make
+        from examples.pantry.train import load
+        from souping.pantry import CANDIDATES, path
 
         torch.set_num_threads(1)
         if not set(family.cooks) <= set(CANDIDATES):
@@ -107,7 +109,7 @@ class Cooks:
         self.model.load_state_dict({k: torch.as_tensor(v).bfloat16().float() for k, v in soup.items()})
 
     def written(self, which: Sequence[int]) -> list[str]:
-        from souping.examples.pantry.train import answers
+        from examples.pantry.train import answers
 
         return answers(self.model, self.tokenizer, [self.tasks[i].prompt for i in which])
 

@@ -109,22 +109,15 @@ THEIRS: dict[str, str] = {}
 """{file: part} of those in use that are not souping's."""
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
 ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def register() -> None:
-    """Make the schema known to Hydra, and the resolvers `pantry` and `data` (files that travel with the package)."""
+    """Make the schema known to Hydra, and the resolver `data`: the path of a file of the package."""
     THEIRS.clear()
     drop_settings_of_replaced_choices(GROUPS)
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("pantry", _pantry, replace=True)
-    OmegaConf.register_new_resolver("data", lambda name: str(EXAMPLES / name), replace=True)
-
-
-def _pantry(what: str) -> list[str] | str:
-    from souping.examples import pantry
-
-    return [str(pantry.path(name)) for name in pantry.CANDIDATES] if what == "candidates" else str(pantry.path(what))
+    OmegaConf.register_new_resolver("data", lambda name: str(PACKAGE / name), replace=True)
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:

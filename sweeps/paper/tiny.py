@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from zlib import crc32
 
-from souping.examples import pantry
+from souping import pantry
 
 
 def pool(names: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def name_of(analysis: Analysis) -> str:
 
 
 def test_every_choice_has_a_row_and_a_section() -> None:
-    assert set(differing("analysis", ROWS)) == {"paper"}  # of published figures, not of a run: tests/examples
+    assert set(differing("analysis", ROWS)) == {"paper"}  # of published figures, not of a run: tests/paper
     assert set(ROWS) <= set(displays())
 
 

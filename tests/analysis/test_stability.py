@@ -17,7 +17,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Selection
 from souping.selection.selectors import SoCE, TopK
 from tests.conftest import ROOT
 
-TABLE_8B = ROOT / "souping" / "examples" / "paper" / "bfcl_8b.csv"
+TABLE_8B = ROOT / "souping" / "paper" / "bfcl_8b.csv"
 SOCE = SoCE(correlation=pearson, objective=Mean())
 
 

@@ -18,6 +18,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "tests/README.md")),
     *(ROOT / name for name in ("sweeps/README.md", "notebooks/README.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 """CHANGELOG.md is left out: it names what is gone."""
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -85,7 +86,7 @@ class TestPage:
         assert lost == []
 
     def test_named_files_are_there(self, page: Path) -> None:
-        named = re.findall(r"(?<![\w./~])((?:souping|tests|benchmarks|docs)/[\w./-]*\w)", page.read_text())
+        named = re.findall(r"(?<![\w./~])((?:souping|tests|benchmarks|docs|examples)/[\w./-]*\w)", page.read_text())
         places = [path for path in named if path.rpartition(".")[2] in ("py", "md", "csv", "jsonl")]
         assert [path for path in places if not (ROOT / path).exists()] == []
 
@@ -94,7 +95,7 @@ class TestPage:
         assert [name for name in sorted(named) if not exists(name)] == []
 
     def test_commands_are_modules_that_run(self, page: Path) -> None:
-        for name in set(re.findall(r"-m (souping(?:\.\w+)*)", page.read_text())):
+        for name in set(re.findall(r"-m ((?:souping|examples)(?:\.\w+)*)", page.read_text())):
             spec = importlib.util.find_spec(name)
             assert spec is not None, name
             main = importlib.util.find_spec(f"{name}.__main__") if spec.submodule_search_locations else spec

@@ -46,7 +46,7 @@ def command(part: str) -> list[str]:
 
 def on_table() -> list[str]:
     """What selects from the published scores, so that nothing is evaluated."""
-    table = ROOT / "souping" / "examples" / "paper" / "bfcl_8b.csv"
+    table = ROOT / "souping" / "paper" / "bfcl_8b.csv"
     names = "[xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B]"
     return ["scores=table", f"scores.path={table}", f"pool.candidates={names}"]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from souping import pantry
 from souping.cli.config import compose
 from souping.evaluate.benchmark import Benchmark
-from souping.examples import pantry
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "your-own-models.md").read_text()

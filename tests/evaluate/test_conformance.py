@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from souping import pantry
 from souping.core.protocols import Evaluator, ModuleSettings
 from souping.core.types import Item, Recipe, UserError, digest
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-from souping.examples import pantry
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
 

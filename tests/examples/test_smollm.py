@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from souping.core.types import UserError
-from souping.examples.smollm.data import (
+from examples.smollm.data import (
     FILES,
     GROUP,
     KIND,
@@ -36,7 +35,8 @@ from souping.examples.smollm.data import (
     spare,
     write_tasks,
 )
-from souping.examples.smollm.train import SLICES, Lesson, write_base
+from examples.smollm.train import SLICES, Lesson, write_base
+from souping.core.types import UserError
 from tests.support import smollm_kit
 
 

@@ -1,4 +1,4 @@
-"""+experiment=smollm_tools: it composes, runs small on stand-ins, and a killed run goes on."""
+"""`+experiment=smollm_tools`: it composes, runs small on stand-ins, and a killed run continues."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import Any
 
 import pytest
 
-from souping.examples.smollm.data import FILES, gather, read_questions, spare, write_tasks
-from souping.examples.smollm.train import SLICES
-from tests.conftest import Cli
+from examples.smollm.data import FILES, gather, read_questions, spare, write_tasks
+from examples.smollm.train import SLICES
+from tests.conftest import ROOT, Cli
 from tests.support import smollm_kit
 
 pytest.importorskip("lm_eval")
 A_CATEGORY = 8
-QUICK = ["+experiment=smollm_tools", "optimiser=grid", "optimiser.trials=2", "selector=all", "evaluator.threads=1"]
+EXPERIMENT = ["--config-dir", str(ROOT / "examples" / "smollm"), "+experiment=smollm_tools"]
+QUICK = [*EXPERIMENT, "optimiser=grid", "optimiser.trials=2", "selector=all", "evaluator.threads=1"]
 """Correlations of random models over three items a category are a matter of chance: all are ingredients."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `python -m souping.examples.smollm --out outputs/smollm` leaves it, with tiny models."""
+    """A folder as `python -m examples.smollm --out outputs/smollm` leaves it, with tiny models."""
     folder = tmp_path_factory.mktemp("smollm") / "outputs" / "smollm"
     data = smollm_kit.write(folder / "bfcl")
     material = gather(read_questions(data), spare(data))
@@ -63,6 +64,7 @@ def evaluated(store: Path) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_it_runs_small_from_selection_to_report(here: Path, souping: Cli) -> None:
     done = souping(*QUICK)
     assert done.code == 0, done.err
@@ -75,9 +77,15 @@ def test_it_runs_small_from_selection_to_report(here: Path, souping: Cli) -> Non
 
 
 def test_without_the_script_the_run_says_what_is_missing(souping: Cli) -> None:
-    souping("+experiment=smollm_tools").refused("outputs/smollm")
+    souping(*EXPERIMENT).refused("outputs/smollm")
 
 
+def test_a_replaced_optimiser_keeps_what_it_leaves_open(souping: Cli) -> None:
+    job = souping(*EXPERIMENT, "optimiser=grid", "--cfg", "job", "--package", "optimiser")
+    assert "trials: 12" in job.out
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on(here: Path) -> None:
     command = [sys.executable, "-m", "souping", *QUICK]
     running = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from souping.core.types import UserError
-from souping.examples.smollm.__main__ import main
-from souping.examples.smollm.data import Material, gather, read_questions, spare
-from souping.examples.smollm.train import (
+from examples.smollm.__main__ import main
+from examples.smollm.data import Material, gather, read_questions, spare
+from examples.smollm.train import (
     RECORD,
     SLICES,
     Lesson,
@@ -27,6 +26,8 @@ from souping.examples.smollm.train import (
     tune,
     write_base,
 )
+from souping.core.types import UserError
+from tests.conftest import ROOT
 from tests.support import smollm_kit
 
 QUICK = TrainingSettings(steps=2, batch=2, rate=1e-2, warmup=1)
@@ -137,6 +138,7 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
     start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,12 +156,13 @@ def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
     assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
     data = smollm_kit.write(tmp_path / "data")
     command = [
         sys.executable,
         "-m",
-        "souping.examples.smollm",
+        "examples.smollm",
         "--base",
         str(start),
         "--bfcl",
@@ -168,7 +171,7 @@ def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: P
         "1",
     ]
     command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout
         while "step 10/" not in running.stdout.readline():
             assert running.poll() is None

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping import pantry
 from souping.core.files import hold
 from souping.core.types import Candidate, FloatArray, Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.examples import pantry
 from souping.merge.local import LocalMerge
 from souping.pipeline import models
 from souping.pipeline.evaluation import Evaluation

@@ -103,7 +103,7 @@ def infinitebench(folder: Path, share: float) -> Path:
 
 def flores_module() -> Any:
     """The module beside the FLORES tasks, as the harness imports it."""
-    path = ROOT / "souping" / "examples" / "paper" / "tasks" / "flores36" / "flores36.py"
+    path = ROOT / "souping" / "paper" / "tasks" / "flores36" / "flores36.py"
     spec = importlib.util.spec_from_file_location("flores36", path)
     assert spec is not None
     assert spec.loader is not None

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from souping.examples.smollm.data import FILES, SPARE
+from examples.smollm.data import FILES, SPARE
 
 EACH = 40
 """Questions a category."""

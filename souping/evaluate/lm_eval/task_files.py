@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Spec = str | dict[str, Json]
 """A task as it may be named: by name, pattern or file, or as a mapping."""
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PAPER_TASKS = Path(__file__).resolve().parents[2] / "paper" / "tasks"
 PLAIN = "tag:yaml.org,2002:"
 BUILDERS = ("generator", "iceberg", "pandas", "spark")
 """Loaders of `datasets` that take pickles, classes by name, or functions."""
@@ -140,7 +140,7 @@ def _ours(path: Path) -> bool:
     import lm_eval.tasks
 
     own = Path(str(lm_eval.tasks.__file__)).resolve().parent
-    return path.is_relative_to(own) or path.is_relative_to(EXAMPLES)
+    return path.is_relative_to(own) or path.is_relative_to(PAPER_TASKS)
 
 
 def _root(path: Path) -> Node | None:

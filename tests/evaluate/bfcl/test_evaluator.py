@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from souping import pantry
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Recipe, Record, UserError, digest
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
@@ -24,7 +25,6 @@ from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
-from souping.examples import pantry
 from souping.pipeline.models import ServedModel
 from tests.conftest import Cli
 from tests.support.evaluators import DeadServer

@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+from souping import pantry
 from souping.core.types import Item, UserError
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.servers.process import RunningServer
-from souping.examples import pantry
 from souping.pipeline.models import ServedModel
 from tests.conftest import ROOT
 

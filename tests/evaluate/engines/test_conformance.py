@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from souping import pantry
 from souping.core.protocols import ModelHost, ModuleSettings
 from souping.core.types import Item
 from souping.evaluate.engines import Answer, Engine, prompt_key
 from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
-from souping.examples import pantry
 from tests.support.evaluators import Sink
 
 FOLDER = pantry.path("python_cook")

@@ -10,7 +10,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-from souping.evaluate.lm_eval.task_files import EXAMPLES, code_in, sandbox
+from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in, sandbox
 from souping.evaluate.templates import TemplateStoppedError
 from tests.conftest import Cli, pool_of
 from tests.support import lm_eval_tasks
@@ -106,7 +106,7 @@ def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
     harness = Path(str(lm_eval.tasks.__file__)).parent
     with_code = [path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace")]
     assert list(code_in(with_code[0])) == []
-    assert [list(code_in(path)) for path in (EXAMPLES / "paper" / "tasks").rglob("*.yaml")][:1] == [[]]
+    assert [list(code_in(path)) for path in PAPER_TASKS.rglob("*.yaml")][:1] == [[]]
     (evil / "mine.yaml").write_text(f"include: {with_code[0]}\ntask: mine\n")
     assert list(code_in(evil / "mine.yaml")) == []
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from souping import pantry
 from souping.core.types import UserError, digest
 from souping.evaluate.servers import Server
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
-from souping.examples import pantry
 
 
 @pytest.fixture(params=[TransformersServer(device="cpu"), VllmServer()], ids=lambda s: type(s).__name__)

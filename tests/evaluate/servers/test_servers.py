@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from souping import pantry
 from souping.core.types import Candidate, Item, Json, UserError
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.decoding import IDS
@@ -35,7 +36,6 @@ from souping.evaluate.servers.process import (
     launch,
     models_at,
 )
-from souping.examples import pantry
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store

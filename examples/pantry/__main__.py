@@ -1,4 +1,4 @@
-"""`python -m souping.examples.pantry`: train the family again, or write its items again."""
+"""Train the pantry's models, or write its items: `python -m examples.pantry [models|items]`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.pantry import items
 from souping.core.text import positive
 from souping.core.types import UserError
-from souping.examples.pantry import HERE, items
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,17 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        print("stopped: run the same command again to train the models that are missing", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m souping.examples.pantry", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.pantry", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("models", "items"), default="models", help="default: models")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the package's own)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/pantry"), help="folder (default: outputs/pantry)")
     parser.add_argument("--threads", type=positive, default=1, help="threads of torch (default: 1, about ten minutes)")
-    parser.add_argument("--steps", type=positive, help="stop each stage after so many steps, to try the script out")
-    parser.add_argument("--dev", type=positive, default=60, help="development items a category (default: 60)")
+    parser.add_argument("--steps", type=positive, help="at most this many steps per model, to try the script out")
+    parser.add_argument("--dev", type=positive, default=60, help="development items per category (default: 60)")
     return parser
 
 
@@ -44,12 +44,12 @@ def _items(options: argparse.Namespace) -> int:
 def _models(options: argparse.Namespace) -> int:
     import torch
 
-    from souping.examples.pantry.recipes import STAGES
-    from souping.examples.pantry.train import train_family
+    from examples.pantry.stages import STAGES
+    from examples.pantry.train import train_family
 
     torch.set_num_threads(options.threads)
     limit = options.steps
-    stages = [dataclasses.replace(s, steps=min(s.steps, limit or s.steps)) for s in STAGES]
+    stages = [dataclasses.replace(stage, steps=min(stage.steps, limit or stage.steps)) for stage in STAGES]
     train_family(options.out, stages, options.dev)
     print(f"the pantry is in {options.out}")
     return 0

@@ -20,9 +20,9 @@ from souping.analysis.shapley import Shapley
 from souping.analysis.wins import Wins
 from souping.core.scores import ScoreMatrix
 from souping.core.types import Json, Recipe, elements, entries, number, part, texts
-from souping.examples.paper.findings import CORRUPT, Finding, findings
-from souping.examples.paper.published import TABLES, leaderboard, published
-from souping.examples.paper.readings import selections
+from souping.paper.findings import CORRUPT, Finding, findings
+from souping.paper.published import TABLES, leaderboard, published
+from souping.paper.readings import selections
 from souping.report.format import percent
 
 PAPER = "arXiv 2511.13254v1"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from souping.core.text import nearest
 from souping.core.types import UserError
 from souping.evaluate.benchmark import Benchmark
 
@@ -23,39 +23,40 @@ CANDIDATES: tuple[str, ...] = (
 
 
 def path(name: str) -> Path:
-    """Where something of the pantry lies: a model's folder by its name, or the file `items`.
+    """Path of a model's folder by its name, or of the file `items`.
 
     Raises:
-        UserError: the pantry has no such thing; the nearest name is offered.
+        UserError: the pantry has neither a model nor a file of this name.
     """
     if name == "items":
         return HERE / "items.jsonl"
-    known = (BASE, *CANDIDATES)
-    if name not in known:
-        near = difflib.get_close_matches(name, (*known, "items"), n=1, cutoff=0.0)[0]
-        raise UserError(f"the pantry has no {name!r}; did you mean {near!r}? It holds {', '.join(known)} and items")
+    models = (BASE, *CANDIDATES)
+    if name not in models:
+        hint = nearest(name, [*models, "items"])
+        raise UserError(f"the pantry has no {name!r}{hint} (models: {', '.join(models)}; file: items)")
     return HERE / "models" / name
 
 
 @dataclass(frozen=True, kw_only=True)
 class PantryBenchmark(Benchmark):
-    """Items of the pantry, which say everywhere what they are not; with another `path`, items like any others."""
+    """Items of the pantry, which reports label as such. With another `path` it is a plain `Benchmark`."""
 
     @property
-    def _own(self) -> bool:
+    def bundled(self) -> bool:
+        """Whether the items are the pantry's own."""
         return Path(self.path or "").resolve().parent == HERE
 
     @property
     def label(self) -> str:
-        return "pantry" if self._own else self.title
+        return "pantry" if self.bundled else self.title
 
     @property
     def note(self) -> str:
-        return NOTE if self._own else ""
+        return NOTE if self.bundled else ""
 
     @property
     def opening(self) -> str:
-        if self._own:
+        if self.bundled:
             return "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
         return (
             "note: these are not the pantry's items: leave +experiment=demo or bfcl out, whose batch size, threads and "

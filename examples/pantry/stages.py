@@ -1,12 +1,12 @@
-"""Numbers of the family: the shape of its models and the training of each."""
+"""Settings of the family: the shape of its models and the training of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from souping.examples.pantry import BASE
-from souping.examples.pantry.tasks import CATEGORIES
+from examples.pantry.tasks import CATEGORIES
+from souping.pantry import BASE
 
 SHAPE: dict[str, float | bool] = {
     "hidden_size": 96,

@@ -13,8 +13,8 @@ from souping.analysis.correlation import pearson
 from souping.core import simplex
 from souping.core.scores import ScoreMatrix
 from souping.core.types import FloatArray, texts
-from souping.examples.paper.published import TABLES, leaderboard, published, recipes, results, totals
-from souping.examples.paper.readings import SAME, selections
+from souping.paper.published import TABLES, leaderboard, published, recipes, results, totals
+from souping.paper.readings import SAME, selections
 
 Verdict = Literal["agrees", "differs", "other models", "cannot be redone"]
 DASH = "\N{EN DASH}"
@@ -49,32 +49,27 @@ def _printed() -> dict[str, dict[str, str]]:
     return {row["key"]: row for row in published("printed.csv")}
 
 
-def _told(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
+def _compared(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
     row = _printed()[key]
     verdict: Verdict = "agrees" if agrees else "differs"
     return Finding(of=row["of"], what=row["what"], paper=row["printed"], ours=ours, verdict=verdict, note=note)
 
 
 def _figure1(board: ScoreMatrix) -> Iterator[Finding]:
-    rho = dict(_pairs(board))
-    turns = [name for name in board.categories if name.startswith("multi_turn_")]
-    among = [value for (a, b), value in rho.items() if a in turns and b in turns]
+    turns = [column for column, name in enumerate(board.categories) if name.startswith("multi_turn_")]
+    among = pearson(board.values).rho[np.ix_(turns, turns)][np.triu_indices(len(turns), 1)]
     whole = board.models != leaderboard(None).models
     note = f"over {len(board.models)} {'models' if whole else 'shipped rows of 109'}"
-    if among:
-        low, high = min(among), max(among)
-        yield _told("multi_turn", f"{low:.2f} to {high:.2f}", round(low, 2) >= 0.96 and round(high, 2) <= 0.98, note)
+    if among.size:
+        low, high = among.min(), among.max()
+        yield _compared(
+            "multi_turn", f"{low:.2f} to {high:.2f}", round(low, 2) >= 0.96 and round(high, 2) <= 0.98, note
+        )
     live = _live(board)
     if live is not None and "multi_turn_base" in board.categories:
         base = board.values[:, board.categories.index("multi_turn_base")]
         value = float(np.corrcoef(base, live[0])[0, 1])
-        yield _told("live", f"{value:.2f}", abs(value - 0.07) < 0.005, f"{note}; {live[1]}")
-
-
-def _pairs(board: ScoreMatrix) -> Iterator[tuple[tuple[str, str], float]]:
-    rho, names = pearson(board.values).rho, board.categories
-    for i, j in zip(*np.triu_indices(len(names), 1), strict=True):
-        yield (names[i], names[j]), float(rho[i, j])
+        yield _compared("live", f"{value:.2f}", abs(value - 0.07) < 0.005, f"{note}; {live[1]}")
 
 
 def _live(board: ScoreMatrix) -> tuple[FloatArray, str] | None:
@@ -166,9 +161,9 @@ def _gains() -> Iterator[Finding]:
         rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
         is_points, is_relative = abs(points - value) <= rounding, abs(relative - value) <= rounding
         note = "" if is_relative else "it is points, not percent" if is_points else _others(told, value)
-        yield _told(key, f"{relative:.2f} %, {points:+.2f} points", is_relative, note)
+        yield _compared(key, f"{relative:.2f} %, {points:+.2f} points", is_relative, note)
     yield _mgsm_total()
-    yield _told("overall", "78.45, 72.04", False, "the leaderboard of 2025-06-14; the paper ran both again")
+    yield _compared("overall", "78.45, 72.04", False, "the leaderboard of 2025-06-14; the paper ran both again")
     yield _mgsm_singles()
 
 
@@ -186,7 +181,7 @@ def _means(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
 def _mgsm_total() -> Finding:
     mean = _means(published("mgsm_soce.csv"))["SoCE"]
     same = abs(mean - totals("mgsm", "7b")["soce"]) < 0.06
-    return _told("total_mgsm", f"{mean:.2f}", same, "" if same else "the table and the figure disagree")
+    return _compared("total_mgsm", f"{mean:.2f}", same, "" if same else "the table and the figure disagree")
 
 
 def _mgsm_singles() -> Finding:
@@ -238,7 +233,7 @@ def _flores() -> Iterator[Finding]:
         note = f"the means imply {', '.join(f'{v:.1f}' for v in implied)} for {CORRUPT}, printed are "
         note += ", ".join(f"{scores[m][~sound][0]:g}" for m in models)
         note = note if len(models) > 1 else f"{means[0] - told[0]:.2f} below the mean of its own columns"
-        yield _told(key, ", ".join(f"{mean:.2f}" for mean in means), agrees, "" if agrees else note)
+        yield _compared(key, ", ".join(f"{mean:.2f}" for mean in means), agrees, "" if agrees else note)
     yield _flores_gain(scores, sound)
 
 
@@ -259,15 +254,15 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> 
     )
 
 
-def _open() -> Iterator[Finding]:
-    """What no published figure gives."""
-    reasons = {
-        "Figure 2": (
-            "which panels are before and which after souping",
-            "caption and text swap them, and the benchmarks",
-        ),
-        "Table 2b": ("selection of infinite-Bench", "no candidate is named, no category printed"),
-        "Table 3": ("HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
-    }
-    for of, (what, why) in reasons.items():
-        yield Finding(of=of, what=what, paper="", ours="", verdict="cannot be redone", note=why)
+OPEN = (
+    ("Figure 2", "which panels are before and which after souping", "caption and text swap them, and the benchmarks"),
+    ("Table 2b", "selection of infinite-Bench", "no candidate is named, no category printed"),
+    ("Table 3", "HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+)
+"""(where in the paper, what, why no published figure gives it)."""
+
+
+def _open() -> list[Finding]:
+    return [
+        Finding(of=of, what=what, paper="", ours="", verdict="cannot be redone", note=why) for of, what, why in OPEN
+    ]

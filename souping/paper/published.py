@@ -1,10 +1,9 @@
-"""Figures that arXiv 2511.13254v1 and its sources print, as they lie beside this file."""
+"""Figures that arXiv 2511.13254v1 and its sources print, as the CSV files beside this module."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from souping.core.files import expanded
 from souping.core.scores import ScoreMatrix, read_table
 from souping.core.types import FloatArray, UserError
 
-DATA = Path(str(files("souping"))) / "examples" / "paper"
+DATA = Path(__file__).resolve().parent
 ASIDE = ("rank", "overall", "cost", "latency", "link", "organization", "license")
 """Words in the names of a leaderboard's columns that are no scores of a category."""
 

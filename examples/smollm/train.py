@@ -23,11 +23,10 @@ from random import Random
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 from souping.core.files import expanded
-from souping.core.text import install
 from souping.core.types import Json, UserError, digest
 from souping.evaluate.engines.transformers import quiet
-from souping.examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -334,7 +333,7 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantised: a Q4_1 file gives the numbers that its 4 bits stand for."""
     if not find_spec("gguf"):
-        raise UserError(f"--base {path}: GGUF files need the extra: {install('smollm')}")
+        raise UserError(f"--base {path}: reading a GGUF file needs one more package: pip install gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     settings = GgufConfig(dequantize=True)

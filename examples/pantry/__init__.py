@@ -1,0 +1,1 @@
+"""Generator of the pantry's items and training of its models (`souping/pantry`)."""

@@ -1,0 +1,1 @@
+"""Fine-tunes of SmolLM2-135M and tool-selection tasks made of BFCL's questions."""
