@@ -41,11 +41,9 @@ class Count(Analysis):
 
 
 @pytest.fixture
-def run(family: Path, souping: Cli, tmp_path: Path) -> Path:
+def run(finished_copy: Path) -> Path:
     """A finished run with the analyses that cost nothing."""
-    done = souping(*pool_of(family), "selector.threshold=0.9", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    return tmp_path / "run"
+    return finished_copy
 
 
 def analyses_of(run: Path) -> dict[str, Any]:
@@ -178,19 +176,16 @@ def test_what_cannot_be_is_told_in_a_line(
     assert (run / "report.json").read_bytes() == report
 
 
-def test_items_that_changed_are_told(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_items_that_changed_are_told(run: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
     lines = (family / "items.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "mine.jsonl").write_text("".join(lines))
-    call = [*pool_of(family), "benchmark.path=mine.jsonl", "selector.threshold=0.9", "hydra.run.dir=run"]
-    done = souping(*call)
-    assert done.code == 0, done.err
-    report = (tmp_path / "run" / "report.json").read_bytes()
+    report = (run / "report.json").read_bytes()
     (tmp_path / "mine.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
-    souping("analyse", "run").refused("the items are not those of the run: fold", "put the run's items back")
+    again = ("analyse", "run", "benchmark.path=mine.jsonl")
+    souping(*again).refused("the items are not those of the run: fold", "put the run's items back")
     other = json.dumps({**json.loads(lines[0]), "answer": "another"}) + "\n"
     (tmp_path / "mine.jsonl").write_text("".join([other, *lines[1:]]))
-    souping("analyse", "run").refused("the items are not those of the run: there are as many, but some are others")
-    assert (tmp_path / "run" / "report.json").read_bytes() == report
+    souping(*again).refused("the items are not those of the run: there are as many, but some are others")
+    assert (run / "report.json").read_bytes() == report
 
 
 def test_a_run_that_ended_early_is_none(family: Path, souping: Cli, tmp_path: Path) -> None:
