@@ -134,21 +134,20 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_count.py").write_text(OWN)
     (tmp_path / "parts" / "analysis").mkdir(parents=True)
-    node = "# @package analysis.count\n_target_: my_count.Count\nfails: false\ngives: null\n"
-    (tmp_path / "parts" / "analysis" / "count.yaml").write_text(node)
-    done = souping("analyse", "run", "--config-dir", "parts", "analysis=[count,wins]")
-    assert done.code == 0, done.err
-    assert "models were reported." in (run / "report.html").read_text()
-    failed = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", "analysis.count.fails=true")
-    assert failed.code == 0, failed.err
-    assert analyses_of(run)["count"]["failed"].startswith("ZeroDivisionError")
-    assert "my_count.py" in (run / "report.md").read_text()
     odd = {"none": "a NoneType, not a mapping", "text": "sentences that are no list", "wide": "a table of 1 columns"}
     odd |= {"number": "sentences that are no list", "row": "a table of 2 columns"}
+    settings = {"count": "gives: null", "broken": "fails: true", **{word: f"gives: {word}" for word in odd}}
+    for name, setting in settings.items():
+        node = f"# @package analysis.{name}\n_target_: my_count.Count\n{setting}\n"
+        (tmp_path / "parts" / "analysis" / f"{name}.yaml").write_text(node)
+    done = souping("analyse", "run", "--config-dir", "parts", f"analysis=[{','.join(settings)},wins]")
+    assert done.code == 0, done.err
+    assert "models were reported." in (run / "report.html").read_text()
+    made = analyses_of(run)
+    assert made["broken"]["failed"].startswith("ZeroDivisionError")
+    assert "my_count.py" in (run / "report.md").read_text()
     for word, said in odd.items():
-        gave = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", f"analysis.count.gives={word}")
-        assert gave.code == 0, gave.err
-        assert re.search(rf"my_count.Count \(.*my_count.py:\d+\) gave {said}", analyses_of(run)["count"]["failed"])
+        assert re.search(rf"my_count.Count \(.*my_count.py:\d+\) gave {said}", made[word]["failed"])
 
 
 @pytest.mark.parametrize(

@@ -140,14 +140,14 @@ def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_
 
 def test_a_multirun_shares_the_store_and_returns_objectives(family: Path, souping: Cli, tmp_path: Path) -> None:
     pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
-    done = souping("-m", *pool, "optimiser=grid,uniform", "seed=0,1")
+    done = souping("-m", *pool, "optimiser=grid", "seed=0,1")
     assert done.code == 0, done.err
     rows = list(csv.DictReader((tmp_path / "outputs/fam/sweep/sweep.csv").open()))
-    assert len(rows) == 4
+    assert len(rows) == 2
     assert all(0 <= float(row["objective"]) <= 1 for row in rows)
     reports = [report_of(tmp_path / "outputs/fam/sweep" / row["run_dir"]) for row in rows]
     assert reports[0]["cost"]["evaluated_items"] > 0
-    assert [r["cost"]["evaluated_items"] for r in reports[1:]] == [0, 0, 0]
+    assert [r["cost"]["evaluated_items"] for r in reports[1:]] == [0]
     assert float(rows[0]["objective"]) == reports[0]["objective"]["search"]
 
 
@@ -160,6 +160,7 @@ def test_a_list_of_weights_sweeps(family: Path, souping: Cli, tmp_path: Path) ->
     assert [recipe["weights"] for recipe in recipes] == [[0.3, 0.7], [0.6, 0.4]]
 
 
+@pytest.mark.slow
 def test_a_tracked_multirun_is_one_group_with_a_summary_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

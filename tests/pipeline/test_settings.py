@@ -99,7 +99,8 @@ def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, 
 
 
 @pytest.mark.parametrize(
-    "merge", ["accelerate", pytest.param("mergekit", marks=pytest.mark.slow), "base", "adapters", "pickled"]
+    "merge",
+    ["accelerate", "base", "adapters", *(pytest.param(one, marks=pytest.mark.slow) for one in ("mergekit", "pickled"))],
 )
 def test_however_it_was_merged(merge: str, family: Path, souping: Cli, tmp_path: Path) -> None:
     candidates, more = [family / "ant", family / "bee"], []
