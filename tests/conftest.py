@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,20 +146,27 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
+def command_line(place: Path, *words: str) -> int:
+    """Exit status of the command line, run in this process and in that folder."""
+    from souping.cli.main import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(sys, "argv", ["souping", *words])
+        try:
+            main()
+        except SystemExit as error:
+            return int(error.code or 0)
+    return 0
+
+
 @pytest.fixture
 def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process, in an empty folder."""
 
     def run(*arguments: str) -> Outcome:
-        from souping.cli.main import main
-
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["souping", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = int(error.code or 0)
+        code = command_line(tmp_path, *arguments)
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 
@@ -164,7 +174,7 @@ def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 def pool_of(family: Path, *names: str) -> list[str]:
-    """Arguments of a quick run on the tiny family."""
+    """Arguments of a quick run on the tiny family; the analyses that follow a report take longer than the run."""
     folders = ",".join(str(family / name) for name in names or ("ant", "bee", "cat", "dog"))
     return [
         f"pool.candidates=[{folders}]",
@@ -172,4 +182,30 @@ def pool_of(family: Path, *names: str) -> list[str]:
         "evaluator.max_new_tokens=4",
         "evaluator.threads=1",
         "name=fam",
+        "analysis=[]",
     ]
+
+
+def finished_words(family: Path) -> list[str]:
+    """Arguments of the run that the session shares: a search, and the analyses that a run makes by default."""
+    return [*(word for word in pool_of(family) if word != "analysis=[]"), "selector.threshold=0.9", "seed=3"]
+
+
+@pytest.fixture(scope="session")
+def finished(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one whole run in `run`, its store in `outputs` and its output in `terminal.txt`.
+
+    A test that writes into it takes `finished_copy`.
+    """
+    place = tmp_path_factory.mktemp("finished")
+    with redirect_stdout(io.StringIO()) as terminal:
+        assert command_line(place, *finished_words(family), "hydra.run.dir=run") == 0
+    (place / "terminal.txt").write_text(terminal.getvalue())
+    return place
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """Directory of the finished run, in the folder where `souping` works."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "run"

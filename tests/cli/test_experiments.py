@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +99,7 @@ def swap(group: str, number: int) -> str:
 class TestSwappedChoices:
     """What an experiment sets for a choice goes with that choice."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
     def test_every_experiment_takes_every_choice_of_every_group(self, path: Path) -> None:
         """All groups are swapped at once, as often as the largest group has choices."""
@@ -173,20 +173,6 @@ class TestSelection:
         assert len(selected(tmp_path)) > 1
 
 
-@pytest.mark.parametrize("name", SCALE)
-def test_a_plan_needs_no_weight_and_no_network(name: str, souping: Cli, tmp_path: Path) -> None:
-    more = [pool(tmp_path, ("a", "b", "c"))] if name in OPEN else []
-    if name in ("mgsm", "infinitebench"):  # or the harness reads its 14,000 tasks to find that their data is away
-        make = {"mgsm": partial(mgsm, count=12), "infinitebench": partial(infinitebench, share=0.2)}[name]
-        more.append(f"evaluator.include_path={make(tmp_path / 'tasks')}")
-    done = souping(f"+experiment={name}", *more, "plan=true")
-    assert "Traceback" not in done.err
-    plan = next(tmp_path.rglob("plan.md")).read_text()
-    for ingredient in CHOSEN.get(name, []):
-        assert ingredient in plan
-    assert "Missing on this machine" in plan
-
-
 def test_the_harness_has_the_tasks() -> None:
     """Without reading its index, which takes some twenty seconds."""
     lm_eval = pytest.importorskip("lm_eval")
@@ -199,6 +185,7 @@ def test_the_harness_has_the_tasks() -> None:
         assert f"task: {task}\n" in (tasks / "infinitebench" / f"{task}.yaml").read_text()
 
 
+@pytest.mark.slow
 class TestSmall:
     """On tiny checkpoints and stand-in data: the experiment's own settings, but for the machine's."""
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from souping.evaluate.bfcl.environment import Environment
 from tests.cli.test_experiments import CHOSEN, composed
 from tests.conftest import Cli
@@ -14,6 +16,7 @@ from tests.support.experiments import checkpoints, pool
 
 
 @served
+@pytest.mark.slow
 def test_bfcl_8b(
     bfcl: Environment,
     address: Iterator[str],  # noqa: F811

@@ -111,7 +111,14 @@ def small(line: list[str], family: Path) -> list[str]:
     return [*line, *pool_of(family), "hydra.run.dir=run"]
 
 
-@pytest.mark.parametrize(("name", "draw"), [("wandb_grid", 1), ("wandb_random", 2), ("wandb_weights", 7)])
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        pytest.param("wandb_grid", 1, marks=pytest.mark.slow),
+        pytest.param("wandb_random", 2, marks=pytest.mark.slow),
+        ("wandb_weights", 7),
+    ],
+)
 def test_an_agents_line_runs_and_logs_the_metric(
     name: str, draw: int, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +134,7 @@ def test_an_agents_line_runs_and_logs_the_metric(
     assert not (tmp_path / "run/report.json").exists()
 
 
+@pytest.mark.slow
 def test_the_agents_words_run_in_a_shell_of_their_own(family: Path, tmp_path: Path) -> None:
     sweep = read(SWEEPS / "wandb_weights.yaml")
     line = small(agent_line(sweep, draws(sweep)[0]), family)
@@ -138,6 +146,7 @@ def test_the_agents_words_run_in_a_shell_of_their_own(family: Path, tmp_path: Pa
     assert recipe["weights"] == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.slow
 def test_the_weight_grid_as_a_multirun_finds_what_the_search_finds(
     family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
 ) -> None:

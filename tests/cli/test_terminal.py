@@ -47,7 +47,7 @@ def seen(place: Path, width: int, *words: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [80, 60])
-@pytest.mark.parametrize("what", ["an error", "a plan", "a run"])
+@pytest.mark.parametrize("what", ["an error", "a plan", pytest.param("a run", marks=pytest.mark.slow)])
 def test_no_line_is_longer_than_the_terminal(family: Path, tmp_path: Path, what: str, width: int) -> None:
     more = {"an error": ["selector.k=2", "merge.dtype=flot32"], "a plan": ["plan=true"], "a run": ["limit=2"]}[what]
     lines = seen(tmp_path, width, *pool_of(family), *more)

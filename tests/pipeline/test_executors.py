@@ -18,7 +18,7 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline.executors import LocalExecutor, batches_of, records_of
 from souping.pipeline.ray_actors import RayExecutor
 from tests.support.actors import Busy, Makes, tasks
-from tests.support.choices import differing, each
+from tests.support.choices import differing
 
 ROWS: dict[str, list[Executor]] = {"local": [LocalExecutor()], "ray": [RayExecutor(actors=2, cpus=0.5)]}
 
@@ -27,7 +27,9 @@ def test_every_choice_has_a_row() -> None:
     assert differing("executor", ROWS) == {}
 
 
-@pytest.mark.parametrize("executor", each(ROWS))
+@pytest.mark.parametrize(
+    "executor", [*ROWS["local"], *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"])]
+)
 def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
     assert Executor in type(executor).__mro__
     if isinstance(executor, RayExecutor) and not find_spec("ray"):

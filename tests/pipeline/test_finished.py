@@ -41,11 +41,9 @@ class Count(Analysis):
 
 
 @pytest.fixture
-def run(family: Path, souping: Cli, tmp_path: Path) -> Path:
+def run(finished_copy: Path) -> Path:
     """A finished run with the analyses that cost nothing."""
-    done = souping(*pool_of(family), "selector.threshold=0.9", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    return tmp_path / "run"
+    return finished_copy
 
 
 def analyses_of(run: Path) -> dict[str, Any]:
@@ -136,21 +134,20 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_count.py").write_text(OWN)
     (tmp_path / "parts" / "analysis").mkdir(parents=True)
-    node = "# @package analysis.count\n_target_: my_count.Count\nfails: false\ngives: null\n"
-    (tmp_path / "parts" / "analysis" / "count.yaml").write_text(node)
-    done = souping("analyse", "run", "--config-dir", "parts", "analysis=[count,wins]")
-    assert done.code == 0, done.err
-    assert "models were reported." in (run / "report.html").read_text()
-    failed = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", "analysis.count.fails=true")
-    assert failed.code == 0, failed.err
-    assert analyses_of(run)["count"]["failed"].startswith("ZeroDivisionError")
-    assert "my_count.py" in (run / "report.md").read_text()
     odd = {"none": "a NoneType, not a mapping", "text": "sentences that are no list", "wide": "a table of 1 columns"}
     odd |= {"number": "sentences that are no list", "row": "a table of 2 columns"}
+    settings = {"count": "gives: null", "broken": "fails: true", **{word: f"gives: {word}" for word in odd}}
+    for name, setting in settings.items():
+        node = f"# @package analysis.{name}\n_target_: my_count.Count\n{setting}\n"
+        (tmp_path / "parts" / "analysis" / f"{name}.yaml").write_text(node)
+    done = souping("analyse", "run", "--config-dir", "parts", f"analysis=[{','.join(settings)},wins]")
+    assert done.code == 0, done.err
+    assert "models were reported." in (run / "report.html").read_text()
+    made = analyses_of(run)
+    assert made["broken"]["failed"].startswith("ZeroDivisionError")
+    assert "my_count.py" in (run / "report.md").read_text()
     for word, said in odd.items():
-        gave = souping("analyse", "run", "--config-dir", "parts", "analysis=[count]", f"analysis.count.gives={word}")
-        assert gave.code == 0, gave.err
-        assert re.search(rf"my_count.Count \(.*my_count.py:\d+\) gave {said}", analyses_of(run)["count"]["failed"])
+        assert re.search(rf"my_count.Count \(.*my_count.py:\d+\) gave {said}", made[word]["failed"])
 
 
 @pytest.mark.parametrize(
@@ -178,19 +175,16 @@ def test_what_cannot_be_is_told_in_a_line(
     assert (run / "report.json").read_bytes() == report
 
 
-def test_items_that_changed_are_told(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_items_that_changed_are_told(run: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
     lines = (family / "items.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "mine.jsonl").write_text("".join(lines))
-    call = [*pool_of(family), "benchmark.path=mine.jsonl", "selector.threshold=0.9", "hydra.run.dir=run"]
-    done = souping(*call)
-    assert done.code == 0, done.err
-    report = (tmp_path / "run" / "report.json").read_bytes()
+    report = (run / "report.json").read_bytes()
     (tmp_path / "mine.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
-    souping("analyse", "run").refused("the items are not those of the run: fold", "put the run's items back")
+    again = ("analyse", "run", "benchmark.path=mine.jsonl")
+    souping(*again).refused("the items are not those of the run: fold", "put the run's items back")
     other = json.dumps({**json.loads(lines[0]), "answer": "another"}) + "\n"
     (tmp_path / "mine.jsonl").write_text("".join([other, *lines[1:]]))
-    souping("analyse", "run").refused("the items are not those of the run: there are as many, but some are others")
-    assert (tmp_path / "run" / "report.json").read_bytes() == report
+    souping(*again).refused("the items are not those of the run: there are as many, but some are others")
+    assert (run / "report.json").read_bytes() == report
 
 
 def test_a_run_that_ended_early_is_none(family: Path, souping: Cli, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from souping.core.objectives import Weighted
 from souping.core.types import Recipe
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import Store
-from tests.conftest import claim, make_items, recipe
+from tests.conftest import claim, command_line, make_items, recipe
 
 ITEMS = make_items(4)
 HALF, OTHER = recipe(0.5, 0.5), recipe(0.3, 0.7)
@@ -159,8 +158,6 @@ class Runs:
     out: str = ""
 
     def __call__(self, *arguments: str, pool: Sequence[str | Path] = ("ant", "bee", "cat"), items: str = "") -> None:
-        from souping.cli.main import main
-
         folders = ",".join(str(self.family / name) for name in pool)
         base = [f"pool.candidates=[{folders}]", "evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam"]
         base += [
@@ -171,13 +168,7 @@ class Runs:
         ]
         flags = [word for word in arguments if word.startswith("-")]
         rest = [word for word in arguments if word not in flags]
-        self.main(main, [*flags, *base, *rest])
-
-    def main(self, main: Callable[[], Any], words: Sequence[str]) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.place)
-            patch.setattr(sys, "argv", ["souping", *words])
-            main()
+        assert command_line(self.place, *flags, *base, *rest) == 0
 
     def report(self, *arguments: str, **where: Any) -> Mapping[str, Any]:
         run_dir = f"runs/{len(list(self.place.glob('runs/*')))}"
@@ -274,6 +265,7 @@ class TestAttacks:
         assert runs.look("optimiser.weights=[1,0,0]") == 2
         assert runs.look("optimiser.weights=[0.2,0.7,0.1]") == 3
 
+    @pytest.mark.slow
     def test_uniform_and_top_k_rows_of_other_pools(self, fresh: Runs) -> None:
         pools = {"ant": ("ant", "bee", "cat"), "bee": ("bee", "cat", "dog")}
         for number, names in enumerate(pools.values(), start=1):
@@ -290,17 +282,17 @@ class TestAttacks:
         assert fresh.look(SOUP) == 2
         assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
 
+    @pytest.mark.slow
     def test_soups_written_by_a_merge_as_candidates(self, fresh: Runs) -> None:
-        from souping.cli.main import main
-
         pool = f"pool.candidates=[{fresh.family / 'ant'},{fresh.family / 'bee'}]"
         soups = [fresh.place / f"soup{number}" for number in range(3)]
         for soup, weights in zip(soups, ("0.2,0.8", "0.4,0.6", "0.7,0.3"), strict=True):
             words = ["+experiment=merge", pool, f"optimiser.weights=[{weights}]", f"out={soup}"]
-            fresh.main(main, words)
+            assert command_line(fresh.place, *words) == 0
         assert fresh.look("optimiser.weights=[1,0,0,0]", pool=("cat", *soups)) == 1
         assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 1 + 4  # three and the uniform one
 
+    @pytest.mark.slow
     def test_a_search_on_the_report_items_under_other_shares(self, fresh: Runs) -> None:
         fresh("optimiser.weights=[0.5,0.2,0.3]", "benchmark.folds={search:0.5}", "stop_after=search")
         spaced = fresh.place / "ant"

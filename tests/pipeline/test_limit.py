@@ -74,17 +74,15 @@ def test_a_dry_run_is_marked_everywhere_and_looks_at_nothing(
         assert db.execute("SELECT COUNT(*) FROM looks").fetchone() == (0,)
 
 
-def test_the_report_fold_is_never_asked(family: Path, arguments: list[str], souping: Cli, tmp_path: Path) -> None:
+def test_the_report_fold_is_never_asked_and_a_run_after_it_is_the_first_look(
+    family: Path, arguments: list[str], souping: Cli, tmp_path: Path
+) -> None:
     assert souping(*arguments).code == 0
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         asked = {name for (name,) in db.execute("SELECT name FROM items")}
     hidden = split_folds(Benchmark(path=str(family / "items.jsonl")).items()).items["report"]
     assert asked
     assert not {item.id for item in hidden} & asked
-
-
-def test_a_run_after_it_is_the_first_look(family: Path, arguments: list[str], souping: Cli, tmp_path: Path) -> None:
-    souping(*arguments)
     assert souping(*pool_of(family, "ant", "bee"), *FIXED, "hydra.run.dir=whole").code == 0
     report = json.loads((tmp_path / "whole/report.json").read_text())
     assert report["verdict"]["opened"] == 1

@@ -42,6 +42,7 @@ def rewritten(family: Path, target: Path, change: Change = lambda n, row: row, m
     return target
 
 
+@pytest.mark.slow
 def test_a_look_is_one_whatever_the_file_is_called_and_another_for_every_soup_and_setting(
     run: Callable[..., dict[str, Any]], family: Path, tmp_path: Path
 ) -> None:

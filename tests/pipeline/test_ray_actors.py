@@ -38,6 +38,7 @@ def pids(folder: Path) -> list[int]:
     return sorted({int(path.name.split("-")[0]) for path in folder.iterdir()})
 
 
+@pytest.mark.slow
 def test_actors_take_cells_and_a_lost_ones_go_back(
     two: RayWorkers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -59,6 +60,7 @@ def test_actors_take_cells_and_a_lost_ones_go_back(
     assert "an actor was lost" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_ray_that_lost_its_last_node_is_not_waited_for(two: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -69,6 +71,7 @@ def test_a_ray_that_lost_its_last_node_is_not_waited_for(two: RayWorkers, monkey
         two.take()
 
 
+@pytest.mark.slow
 def test_the_blocks_of_one_soup_go_to_one_actor(two: RayWorkers, tmp_path: Path) -> None:
     first, second = tasks(2)
     for number in range(4):
@@ -78,6 +81,7 @@ def test_the_blocks_of_one_soup_go_to_one_actor(two: RayWorkers, tmp_path: Path)
     assert of[0] == of[1] == of[2] != of[3]
 
 
+@pytest.mark.slow
 def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_told(tmp_path: Path) -> None:
     workers = RayExecutor(actors=1, restarts=0).start(Busy(tmp_path), Makes(tmp_path, 30.0))
     workers.put(tasks(1)[0])
@@ -110,6 +114,7 @@ def test_without_an_address_no_other_cluster_is_joined(tmp_path: Path, monkeypat
     assert asked == ["local"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     many = RayExecutor(actors=1000).start(Busy(tmp_path), Makes(tmp_path))
     with pytest.raises(UserError, match=r"1000 actors with 1 CPU each do not fit into .* set executor\.actors"):
@@ -118,15 +123,21 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set evaluator\.device"):
         other.put(tasks(1)[0])
     other.close()
-    for given in ({"actors": 0}, {"gpus": 1.5}, {"cpus": -1.0}, {"gpus": 0.0, "cpus": 0.0}, {"restarts": -1}):
-        with pytest.raises(UserError, match=r"executor\."):
-            RayExecutor(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"actors": 0}, {"gpus": 1.5}, {"cpus": -1.0}, {"gpus": 0.0, "cpus": 0.0}, {"restarts": -1}]
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"executor\."):
+        RayExecutor(**settings)  # type: ignore[arg-type]
 
 
 def ray_run(family: Path, *more: str) -> list[str]:
     return [*pool_of(family), "selector=topk", "selector.k=2", "executor=ray", "executor.actors=2", *more]
 
 
+@pytest.mark.slow
 def test_ray_gives_what_this_process_gives_and_a_killed_driver_goes_on(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:

@@ -36,7 +36,12 @@ PARAMETERS: Mapping[str, dict[str, float | bool]] = {
 ROWS = [
     *(("local", method) for method in METHODS),
     ("accelerate", "model_stock"),
-    *(("mergekit", method) for method in THEIRS if method != "passthrough"),  # it takes one model alone
+    ("mergekit", "linear"),
+    *(
+        pytest.param("mergekit", method, marks=pytest.mark.slow)
+        for method in THEIRS
+        if method not in ("linear", "passthrough")  # passthrough takes one model alone
+    ),
 ]
 
 
@@ -111,6 +116,7 @@ def test_evaluated_written_and_rebuilt_are_one(
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "model_stock"])
+@pytest.mark.slow
 def test_a_process_of_mergekits_own_says_the_same_again(
     method: str, family: Path, tmp_path: Path, souping: Cli
 ) -> None:

@@ -33,6 +33,7 @@ def twice(store: Path) -> int:
 
 
 @pytest.mark.parametrize("rows", [150, 420])
+@pytest.mark.slow
 def test_a_killed_search_ends_as_one_that_was_not(family: Path, souping: Cli, tmp_path: Path, rows: int) -> None:
     words = call(family, "optimiser.budget=500")
     victim = subprocess.Popen(

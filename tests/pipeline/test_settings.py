@@ -56,13 +56,10 @@ def check(run: Path, out: str, start: Path) -> None:
     assert contents(start / "rebuilt") == contents(run / "soup")
 
 
-def test_after_a_run(family: Path, souping: Cli, tmp_path: Path) -> None:
-    done = souping(
-        *pool_of(family, "ant", "bee", "cat"), *QUICK, "hydra.run.dir=a run", "store.path=outputs/store.sqlite"
-    )
-    assert done.code == 0, done.err
-    assert "store.path" not in printed(tmp_path / "a run", done.out)["terminal"]
-    check(tmp_path / "a run", done.out, tmp_path)
+def test_after_a_run(finished_copy: Path, tmp_path: Path) -> None:
+    said = (tmp_path / "terminal.txt").read_text()
+    assert "store.path" not in printed(finished_copy, said)["terminal"]
+    check(finished_copy, said, tmp_path)
 
 
 def test_a_soup_without_a_report_has_a_card_without_numbers(
@@ -101,7 +98,10 @@ def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, 
     check(run, done.out, tmp_path)
 
 
-@pytest.mark.parametrize("merge", ["accelerate", "mergekit", "base", "adapters", "pickled"])
+@pytest.mark.parametrize(
+    "merge",
+    ["accelerate", "base", "adapters", *(pytest.param(one, marks=pytest.mark.slow) for one in ("mergekit", "pickled"))],
+)
 def test_however_it_was_merged(merge: str, family: Path, souping: Cli, tmp_path: Path) -> None:
     candidates, more = [family / "ant", family / "bee"], []
     if merge == "accelerate":
@@ -124,6 +124,7 @@ def test_however_it_was_merged(merge: str, family: Path, souping: Cli, tmp_path:
     check(tmp_path / "run", done.out, tmp_path)
 
 
+@pytest.mark.slow
 def test_with_ingredients_from_the_hub(family: Path, souping: Cli, tmp_path: Path) -> None:
     """The store knows the folders in the Hub's cache; where it does not, they are fetched at their commits."""
     with serving(tmp_path / "hub") as server:

@@ -264,6 +264,7 @@ def task(folder: Path, family: Path) -> Path:
 
 
 class TestHarness:
+    @pytest.mark.slow
     def test_a_task_beside(self, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("lm_eval")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

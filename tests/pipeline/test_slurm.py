@@ -37,6 +37,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_search_runs_on_the_nodes_of_a_job(family: Path, tmp_path: Path) -> None:
     log, folder = tmp_path / "log", Path(sys.executable).parent
     environment = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_experiments import CHOSEN
 from tests.conftest import ROOT, Cli
 
 FIVE = "pool.candidates=[o/m1-8B,o/m2-8B,o/m3-8B,o/m4-8B,o/m5-8B]"
@@ -23,7 +24,9 @@ def stated(name: str) -> list[int]:
     return [int(number.replace(",", "")) for number in cell.split(" to ")]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [name if name == "bfcl_8b" else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+)
 def test_docs_headers_and_plans_count_the_same(
     name: str, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,8 +35,11 @@ def test_docs_headers_and_plans_count_the_same(
     monkeypatch.setattr("souping.evaluate.lm_eval.evaluator.find_spec", lambda package: None)
     done = souping(f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned")
     assert "this run cannot go on here" in done.out, done.err
+    assert "Traceback" not in done.err
     sheet = (tmp_path / "planned" / "plan.md").read_text()
     assert ("its own group" in sheet) == (name == "infinitebench")  # several questions on a book, known by its text
+    assert "Missing on this machine" in sheet
+    assert [ingredient for ingredient in CHOSEN.get(name, []) if ingredient not in sheet] == []
     todo = json.loads((tmp_path / "planned" / "plan.json").read_text())["evaluations"]["todo"]
     assert sorted(set(todo)) == stated(name)
     header = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()

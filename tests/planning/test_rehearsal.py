@@ -115,6 +115,7 @@ def test_an_own_scorer_is_rehearsed_too(
     assert {sample["models"]["ant"]["score"] for sample in table(tmp_path)["samples"]} == {0.5}
 
 
+@pytest.mark.slow
 def test_lm_eval_is_rehearsed_by_its_own_prompts(family: Path, souping: Cli, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     from tests.support.lm_eval_tasks import from_family
