@@ -100,7 +100,7 @@ def test_own_models_run_without_a_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", pytest.param("reading", marks=pytest.mark.slow)])
-def test_it_runs_and_says_what_it_carries(self, name: str, tmp_path: Path) -> None:
+def test_another_runs_and_says_what_it_carries(name: str, tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     before = [(text(cell), pictures(cell)) for cell in cells(notebook)]
     for cell in cells(notebook):
@@ -116,7 +116,7 @@ def test_it_runs_and_says_what_it_carries(self, name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["paper", "reading"])
-def test_another_is_small_and_names_no_machine(self, name: str) -> None:
+def test_another_is_small_and_names_no_machine(name: str) -> None:
     raw = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     assert len(raw) < 250_000
     plain = re.sub(r'"image/png": "[^"]*"', "", raw)
