@@ -43,21 +43,33 @@ if flip.exists():
 """
 """A mergekit that takes the first model for the soup, and may change the file that is named beside it."""
 BACKENDS = ("local", "accelerate", "mergekit")
+writing = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=pytest.mark.slow if name == "accelerate" else ()) for name in BACKENDS],
+    indirect=True,
+)
+"""Tests that write a soup: `accelerate` starts ranks for it."""
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[AccelerateMerge]:
+    """One group of two ranks, which start with the first soup that is written."""
+    merge = AccelerateMerge(num_processes=2)
+    yield merge
+    merge.close()
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MergeBackend]:
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> MergeBackend:
     program = tmp_path / "mergekit-yaml"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)
     makers: dict[str, Callable[[], MergeBackend]] = {
         "local": LocalMerge,
-        "accelerate": lambda: AccelerateMerge(num_processes=2),
+        "accelerate": lambda: request.getfixturevalue("group"),
         "mergekit": lambda: MergekitMerge(method="linear", command=str(program)),
     }
-    made = makers[request.param]()
-    yield made
-    made.close()
+    return makers[request.param]()
 
 
 @pytest.fixture
@@ -168,6 +180,7 @@ def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, fold
     assert pool.own_folder(alone) == folders["m1"]
 
 
+@writing
 @pytest.mark.parametrize("weights", [{"m0": 0.25, "m2": 0.75}, {"m1": 1.0}])
 def test_what_is_written_is_what_is_poured(
     backend: MergeBackend, folders: dict[str, Path], weights: Mapping[str, float], tmp_path: Path
@@ -214,6 +227,7 @@ def test_an_ingredient_that_changed_makes_no_soup(
     assert not (tmp_path / "soup").exists()
 
 
+@writing
 def test_an_ingredient_that_changes_meanwhile_makes_no_soup(
     backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -226,6 +240,7 @@ def test_an_ingredient_that_changes_meanwhile_makes_no_soup(
     assert not (tmp_path / "soup").exists()
 
 
+@writing
 def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: dict[str, Path], tmp_path: Path) -> None:
     for name, ends in {"m0": {"eos_token_id": 7, "top_k": 5}, "m1": {"eos_token_id": [9, 2]}, "m2": {}}.items():
         (folders[name] / "generation_config.json").write_text(json.dumps(ends))

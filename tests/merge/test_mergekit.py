@@ -24,7 +24,7 @@ from souping.merge.writer import write_checkpoint
 from tests.support.checkpoints import family, load, opened, same_bits
 
 COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)
-needs_mergekit = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")
+missing = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")
 WEIGHTS = {
     "1/3": (1 / 3,) * 3,
     "0.15/0.85": (0.15, 0.85),
@@ -56,7 +56,8 @@ def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
     return load(folder / "out")
 
 
-@needs_mergekit
+@missing
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_same_bytes_as_mergekit(case: str, llamas: dict[str, Path], tmp_path: Path) -> None:
     folders = dict(list(llamas.items())[: len(WEIGHTS[case])])
@@ -70,7 +71,8 @@ def test_same_bytes_as_mergekit(case: str, llamas: dict[str, Path], tmp_path: Pa
     assert all(same_bits(ours[name], theirs[name]) for name in ours)
 
 
-@needs_mergekit
+@missing
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "slerp"])
 def test_other_methods_agree_with_mergekit(method: str, llamas: dict[str, Path], tmp_path: Path) -> None:
     folders = dict(list(llamas.items())[:2])
@@ -83,7 +85,8 @@ def test_other_methods_agree_with_mergekit(method: str, llamas: dict[str, Path],
         assert torch.allclose(tensor.float(), theirs[name].float(), rtol=2**-7, atol=1e-6), name
 
 
-@needs_mergekit
+@missing
+@pytest.mark.slow
 def test_ties_by_mergekit_written_and_poured(llamas: dict[str, Path], tmp_path: Path) -> None:
     folders = dict(list(llamas.items())[:2])
     merge = MergekitMerge(method="ties", base=str(llamas["m5"]), parameters={"density": 0.5}, command=COMMAND)
@@ -98,7 +101,8 @@ def test_ties_by_mergekit_written_and_poured(llamas: dict[str, Path], tmp_path: 
     assert all(torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items())
 
 
-@needs_mergekit
+@missing
+@pytest.mark.slow
 def test_what_mergekit_refuses_leaves_nothing(llamas: dict[str, Path], tmp_path: Path) -> None:
     folders = dict(list(llamas.items())[:2])
     merge = MergekitMerge(method="nonsense", command=COMMAND)

@@ -90,6 +90,7 @@ class TestChecker:
         # our scorer takes the quotes off strings in Java arrays, bfcl-eval leaves them on
         assert ours == {name for name, reason in UNMET.items() if reason == "array of strings"}
 
+    @pytest.mark.slow
     def test_planted_errors_are_wrong(self, bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
         """Each item in turn gets another of the errors that can be planted in its answer."""
         planted, kinds = {}, Counter[tuple[str, str]]()
@@ -104,6 +105,7 @@ class TestChecker:
         for category in ("simple_java", "simple_javascript", "live_parallel_multiple"):
             assert len({kind for kind, where in kinds if where == category}) == 5, category
 
+    @pytest.mark.slow
     def test_an_answer_that_was_not_had_is_wrong_everywhere(self, bfcl: Environment, tmp_path: Path) -> None:
         asked = BfclBenchmark(environment=bfcl, categories=("irrelevance",), limit=2).items()
         score(bfcl, tmp_path, asked, {item.id: CHAT for item in asked})
@@ -117,6 +119,7 @@ class TestChecker:
         assert "does not fit" in found[0].output
         assert failure(found) is None
 
+    @pytest.mark.slow
     def test_handlers_read_what_their_models_write(self, bfcl: Environment, tmp_path: Path) -> None:
         (item,) = BfclBenchmark(environment=bfcl, categories=("simple_python",), limit=1).items()
         python = right_answer(item)
@@ -130,6 +133,7 @@ class TestChecker:
                 (found,) = score(bfcl, root, [item], {item.id: text}, handler)
                 assert found.score == right, handler
 
+    @pytest.mark.slow
     def test_turns_are_checked_by_running_their_calls(self, bfcl: Environment, tmp_path: Path) -> None:
         """Multi-turn: the right calls, and the right calls but for the last turn's."""
         items = BfclBenchmark(environment=bfcl, categories=MULTI_TURN, limit=12).items()
@@ -188,6 +192,7 @@ generate_leaderboard_csv({"watt-ai_watt-tool-8B": found}, Path(sys.argv[2]))
 
 
 class TestOverall:
+    @pytest.mark.slow
     def test_v4_is_what_bfcl_eval_computes(self, bfcl: Environment, tmp_path: Path) -> None:
         found = BfclBenchmark(environment=bfcl, categories=CATEGORIES["v4"]).items()
         counts, rng = Counter(item.category for item in found), np.random.default_rng(0)

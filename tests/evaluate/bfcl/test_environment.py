@@ -104,6 +104,7 @@ class TestInstall:
         assert not (tmp_path / "place").exists()
 
     @pytest.mark.skipif(sys.version_info[:2] > (3, 12), reason="bfcl-eval has no wheels for it")
+    @pytest.mark.slow
     def test_when_pip_fails_nothing_is_left(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -120,6 +121,7 @@ class TestInstall:
         assert str(tmp_path / "place" / "install.log") in error
         assert os.listdir(tmp_path / "place") == ["install.log"]
 
+    @pytest.mark.slow
     def test_an_environment_that_does_not_start_is_not_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

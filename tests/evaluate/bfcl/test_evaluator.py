@@ -89,6 +89,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @served
+@pytest.mark.slow
 class TestGenerate:
     def test_a_server_of_its_own(self, bfcl: Environment) -> None:
         """The texts are the model's own greedy ones; a prompt that is too long costs its item and nothing else."""
@@ -246,6 +247,7 @@ class TestHandlers:
 
 
 @served
+@pytest.mark.slow
 class TestRun:
     def test_a_whole_run(self, bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
         """Two candidates, each with a handler of its own, and a soup that two handlers are tried for."""

@@ -131,12 +131,14 @@ def test_what_is_asked(server: Server, items: tuple[Item, ...]) -> None:
         assert body["prompt"].endswith("\nCall:")
 
 
+@pytest.mark.slow
 def test_without_a_limit_the_context_is_one(server: Server, items: tuple[Item, ...]) -> None:
     evaluator(server).evaluate(TABLE, items[:1])
     assert 0 < server.asked[0]["max_tokens"] < 512
 
 
 @pytest.mark.parametrize("status", [500, 404])
+@pytest.mark.slow
 def test_a_server_that_fails_stops_the_run(server: Server, items: tuple[Item, ...], status: int) -> None:
     server.status = status
     with pytest.raises(UserError, match=rf"^bfcl-eval: the server at \S+ failed: Error code: {status}") as caught:
@@ -144,6 +146,7 @@ def test_a_server_that_fails_stops_the_run(server: Server, items: tuple[Item, ..
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_refused_by_every_item_stops_the_run(server: Server, items: tuple[Item, ...]) -> None:
     server.status = 400
     with pytest.raises(UserError, match="handler plain: no item could be asked: Error code: 400"):
@@ -154,6 +157,7 @@ def with_choice(**changes: Any) -> dict[str, Any]:
     return {**GOOD, "choices": [{**CHOICE, **changes}]}
 
 
+@pytest.mark.slow
 def test_what_the_server_does_not_decide(server: Server, items: tuple[Item, ...]) -> None:
     """Nothing is left to its defaults, and a drawn answer has a seed of its own: the same again, another each time."""
     asking = evaluator(server, temperature=0.6, samples=2, top_p=0.9, top_k=4)
@@ -170,6 +174,7 @@ def test_what_the_server_does_not_decide(server: Server, items: tuple[Item, ...]
     assert "seed" not in server.asked[-1]
 
 
+@pytest.mark.slow
 def test_outcomes(server: Server, items: tuple[Item, ...]) -> None:
     """By the server's word, or by the count of its tokens where it does not say."""
     (one,) = evaluator(server).evaluate(TABLE, items[:1])
@@ -187,6 +192,7 @@ GARBAGE: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 def test_garbage_is_no_answer(server: Server, many: tuple[Item, ...]) -> None:
     """Whatever it is: its item has none, for a reason in a few plain words."""
     server.bodies = [*GARBAGE, with_choice(text="half \ud800 \x1b[2J")]
@@ -197,6 +203,7 @@ def test_garbage_is_no_answer(server: Server, many: tuple[Item, ...]) -> None:
     assert all(0 < len(reason) <= 80 and reason.isprintable() for reason in reasons)
 
 
+@pytest.mark.slow
 def test_a_redirect_is_not_followed(server: Server, items: tuple[Item, ...]) -> None:
     server.status, server.headers = 307, {"Location": f"http://127.0.0.1:{server.server_address[1]}/else"}
     with pytest.raises(UserError, match=r"^bfcl-eval: the server at \S+ failed: Error code: 307"):
@@ -204,6 +211,7 @@ def test_a_redirect_is_not_followed(server: Server, items: tuple[Item, ...]) -> 
     assert len(server.asked) == 1
 
 
+@pytest.mark.slow
 def test_an_answer_without_end_is_not_read(server: Server, items: tuple[Item, ...]) -> None:
     """Neither as it stands nor packed: what was not asked for packed is not unpacked."""
     server.body, server.headers = b" " * ((1 << 25) + 1), {}
@@ -214,6 +222,7 @@ def test_an_answer_without_end_is_not_read(server: Server, items: tuple[Item, ..
         evaluator(server).evaluate(TABLE, items[:1])
 
 
+@pytest.mark.slow
 def test_control_characters_reach_no_terminal(server: Server, items: tuple[Item, ...]) -> None:
     server.status, server.refusal = 400, "\x1b[2J\u202egone"
     with pytest.raises(UserError) as caught:
@@ -221,6 +230,7 @@ def test_control_characters_reach_no_terminal(server: Server, items: tuple[Item,
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up(server: Server, items: tuple[Item, ...]) -> None:
     server.status = None
     with pytest.raises(UserError, match=r"^bfcl-eval: nothing was answered for 12 s; .* evaluator.timeout"):
@@ -240,6 +250,7 @@ asking.evaluate(TABLE, asking.benchmark.items())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.slow
 def test_nothing_outlives_the_run(server: Server, items: tuple[Item, ...], number: int) -> None:
     server.status = None
     root = ROOT

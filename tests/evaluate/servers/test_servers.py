@@ -239,6 +239,7 @@ def running(cook: Path) -> Iterator[RunningServer]:
 
 
 @real
+@pytest.mark.slow
 class TestTransformersServe:
     def test_it_lists_the_model(self, running: RunningServer, cook: Path) -> None:
         assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
@@ -262,6 +263,7 @@ class TestTransformersServe:
 
 
 @real
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_and_its_server(tmp_path: Path) -> None:
     code = f"""
         import time
@@ -287,6 +289,7 @@ def test_ctrl_c_ends_a_run_and_its_server(tmp_path: Path) -> None:
 
 
 @real
+@pytest.mark.slow
 def test_a_model_that_does_not_load_is_two_lines(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "nothing-known"}')
@@ -314,6 +317,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @real
+@pytest.mark.slow
 class TestAFoundServer:
     def test_it_loads_one_model_after_another(self, url: str, prompts: list[str]) -> None:
         server = TransformersServer(url=url)
@@ -351,6 +355,7 @@ class TestAFoundServer:
 
 
 @real
+@pytest.mark.slow
 def test_a_found_server_that_is_pinned_serves_its_own_model_alone(cook: Path, running: RunningServer) -> None:
     found = TransformersServer(url=running.url)
     assert found.start(cook, "anything").model == str(cook)

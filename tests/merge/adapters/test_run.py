@@ -63,7 +63,7 @@ def run(folder: Path) -> list[str]:
     return [*pool_of(folder), *items, "selector=topk", "selector.k=2"]
 
 
-@pytest.mark.parametrize("mode", ["keep", "merge"])
+@pytest.mark.parametrize("mode", ["keep", pytest.param("merge", marks=pytest.mark.slow)])
 def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: str) -> None:
     done = souping(*run(adapters), f"merge.adapters={mode}", "hydra.run.dir=outputs/fam/one")
     assert done.code == 0, done.err
@@ -94,6 +94,7 @@ def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: s
         assert file.read_bytes() == again_there.replace(b"outputs/fam/two", b"outputs/fam/one"), file.name
 
 
+@pytest.mark.slow
 def test_a_merged_soup_on_disk_says_what_the_search_heard(adapters: Path, souping: Cli, tmp_path: Path) -> None:
     weights = ["selector=all", "optimiser=fixed", "optimiser.weights=[0.6,0.1,0.3]", "merge.adapters=merge"]
     arguments = [a for a in run(adapters) if not a.startswith(("selector", "optimiser"))]

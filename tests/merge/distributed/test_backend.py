@@ -124,6 +124,7 @@ def test_an_ingredient_that_has_changed(group: AccelerateMerge, tmp_path: Path) 
     assert nothing_left(tmp_path / "soup")
 
 
+@pytest.mark.slow
 def test_a_whole_run(family: Path, souping: Cli, tmp_path: Path) -> None:
     run = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform"]
     for merge, extra in (("accelerate", ["merge.num_processes=2"]), ("local", [])):

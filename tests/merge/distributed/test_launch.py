@@ -59,6 +59,7 @@ def stopped_write(merge: AccelerateMerge, plan: MergePlan, out: Path, then: Call
     return said[0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_or_hangs(pool: Siblings, tmp_path: Path) -> None:
     merge = AccelerateMerge(num_processes=2)
     plan = planned(pool)
@@ -83,6 +84,7 @@ def test_a_rank_that_dies_or_hangs(pool: Siblings, tmp_path: Path) -> None:
     assert contents(tmp_path / "first") == contents(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_ranks_end_with_the_process_that_started_them() -> None:
     code = "from souping.merge.distributed.backend import Ranks\nprint(*Ranks(2).pids, flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -96,6 +98,7 @@ def test_ranks_end_with_the_process_that_started_them() -> None:
     assert gone(ranks)
 
 
+@pytest.mark.slow
 def test_fewer_ranks_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate launch --cpu starts one process, whatever number it is given."""
 
@@ -149,6 +152,7 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_alone_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     plan = planned(pool, max_shard_size="500KB")
     saved = str(plan.save(tmp_path / "plan.json"))
@@ -161,6 +165,7 @@ def test_a_plan_alone_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(LocalMerge().write(plan, tmp_path / "local"))
 
 
+@pytest.mark.slow
 def test_a_plan_across_machines(pool: Siblings, tmp_path: Path) -> None:
     """Two launchers that meet at an address: the form for several hosts, here twice the same."""
     plan, port = planned(pool), free_port()
