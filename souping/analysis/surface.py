@@ -17,6 +17,7 @@ from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.analysis.surface_fit import SurfaceFit, fit_surface
 from souping.core import simplex
+from souping.core.fields import component
 from souping.core.types import FloatArray, Json, UserError
 
 LEAST = 4
@@ -51,7 +52,7 @@ def _merged(points: FloatArray, scores: FloatArray) -> tuple[FloatArray, FloatAr
     return points[first[order]], merged[order]
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class ResponseSurface(Analysis):
     """Bands over a grid of weights of `step`, checked on `parts` parts of the search fold's groups."""
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from souping.core import simplex
+from souping.core.fields import Count, component
 from souping.core.protocols import Strategy
-from souping.core.text import Count
 from souping.core.types import FloatArray, SearchSpace, UserError, Weights
 from souping.search.points import Grid, anchors, check_limits, endings
 from souping.search.running import AdaptiveSearch
@@ -26,7 +25,7 @@ USUAL, LONGEST = (7.0, 0.75, 0.8), 2
 as many: benchmarks/search_sizes.py."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Adaptive(Strategy):
     """Surrogate over the grid's points that chooses soups and items.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from souping.core import simplex
+from souping.core.fields import Count, Seconds, component, pick
 from souping.core.protocols import Strategy
-from souping.core.text import Count, first_line
+from souping.core.text import first_line
 from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
-from souping.search.points import Search, anchors, check_limits, endings
+from souping.search.points import Search, anchors, endings
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
@@ -27,7 +27,7 @@ SOUND = ("NGOpt", "CMA", "DE")
 """Optimisers that need no further package."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Nevergrad(Strategy):
     """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
 
@@ -41,13 +41,10 @@ class Nevergrad(Strategy):
     trials: Count | None = 40
     budget: Count | None = None
     tokens: Count | None = None
-    seconds: float | None = None
+    seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self)
         simplex.check_step(self.step)
-        if self.parametrisation not in ("softmax", "normalise", "lattice"):
-            raise UserError(f"optimiser.parametrisation={self.parametrisation} must be softmax, normalise or lattice")
         if self.trials is None and self.budget is None:
             raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
         _registered(self.name)
@@ -77,11 +74,7 @@ def _registered(name: str) -> Callable[..., Optimizer]:
         UserError: there is none; the nearest is named.
     """
     known = _registry()
-    if name not in known:
-        near = get_close_matches(name, list(known), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"optimiser.name={name} is not a registered Nevergrad optimiser{hint}")
-    return known[name]
+    return known[pick(name, known, "optimiser.name")]
 
 
 def _registry() -> Mapping[str, Callable[..., Optimizer]]:

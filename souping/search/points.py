@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from souping.core import simplex
+from souping.core.fields import Count, component
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.text import Count
 from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 
@@ -50,7 +50,7 @@ def _same(a: Weights, b: Weights) -> bool:
     return max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Grid(Strategy):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
@@ -105,7 +105,7 @@ class Grid(Strategy):
         return ", ".join([made, *endings(self)])
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Uniform(Strategy):
     """No search: equal weights."""
 
@@ -130,7 +130,7 @@ class Uniform(Strategy):
         return f"uniform: one soup, weights 1/{size}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Fixed(Strategy):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
@@ -199,7 +199,7 @@ def anchors(size: int) -> list[Weights]:
     return [simplex.uniform(size), *simplex.vertices(size)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class GreedySoup(Strategy):
     """Greedy soup: evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 

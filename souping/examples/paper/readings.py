@@ -14,8 +14,7 @@ import numpy as np
 
 from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
-from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Selection, UserError, elements
+from souping.core.types import Json, ScoreMatrix, Selection, UserError, elements
 from souping.examples.paper.published import PaperTable, totals
 from souping.selection.selectors import SoCE, SoCECluster, ranking
 
