@@ -31,8 +31,8 @@ from souping.analysis.significance import MARGIN, Comparison, compare, measured_
 from souping.core.executor_protocols import RecipeEvaluator
 from souping.core.objectives import Mean, Weighted
 from souping.core.protocols import Objective, Selector
-from souping.core.scores import MeasuredScores, ScoreMatrix
-from souping.core.types import Inquiry, Item, ItemScores, Recipe, Reply, Selection, Trial
+from souping.core.scores import MeasuredScores
+from souping.core.types import Inquiry, Item, ItemScores, Recipe, Reply, ScoreMatrix, Selection, Trial
 from souping.evaluate.folds import split_folds
 from souping.pipeline.evidence import Contender
 from souping.pipeline.schedule import Schedule, SearchStage, Stage, perform

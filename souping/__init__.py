@@ -17,8 +17,8 @@ if sys.platform == "win32":
 
 _ROOMS = {
     "souping.core.versions": ("__version__",),
-    "souping.core.types": ("Item", "Recipe", "Selection", "UserError"),
-    "souping.core.scores": ("ScoreMatrix", "read_table"),
+    "souping.core.types": ("Item", "Recipe", "ScoreMatrix", "Selection", "UserError"),
+    "souping.core.scores": ("read_table",),
     "souping.core.objectives": ("Mean", "Tree", "Weighted"),
     "souping.analysis.consistency": ("Consistency",),
     "souping.analysis.correlation": ("kendall", "pearson", "spearman"),

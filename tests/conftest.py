@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, settings
 
 from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator, Objective, Served
-from souping.core.scores import ScoreMatrix
-from souping.core.types import Item, Json, Recipe, Record
+from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
 
 IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]

@@ -13,7 +13,7 @@ import pytest
 
 import souping
 from souping.core.protocols import Selector
-from souping.core.scores import ScoreMatrix
+from souping.core.types import ScoreMatrix
 from tests.conftest import ROOT
 
 
@@ -96,18 +96,18 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
     named = souping.soup(pool, {"cat": 0.75, "ant": 0.25}, out=tmp_path / "named", store=store)
     listed = souping.soup(pool, [0.25, 0, 0.75], out=tmp_path / "listed", store=store)
     assert (named / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
-    with pytest.raises(souping.UserError, match=r"'cap' is no model of these .*did you mean cat"):
+    with pytest.raises(souping.UserError, match=r"weights.*cap.*did you mean cat"):
         souping.soup(pool, {"cap": 1.0}, out=tmp_path / "none", store=store)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"stop_after": "serch"}, "'serch' must be 'select' or 'search'; did you mean search"),
-        ({"limit": 0}, "limit=0 must be at least 1"),
-        ({"selector": "all"}, "selector is 'all'; it takes a Selector"),
-        ({"selector": souping.All}, "selector is the class All: call it; it takes a Selector"),
-        ({"optimiser": souping.All()}, r"optimiser is All\(.*; it takes a Strategy"),
+        ({"stop_after": "serch"}, "^stop_after=.*did you mean search"),
+        ({"limit": 0}, "^limit=0 "),
+        ({"selector": "all"}, "^selector='all' must be a Selector"),
+        ({"selector": souping.All}, r"^selector=.*All\(\.\.\.\)"),
+        ({"optimiser": souping.All()}, r"^optimiser=All\(.*a Strategy"),
     ],
 )
 def test_what_a_run_cannot_take_is_told_at_once(tmp_path: Path, given: dict[str, Any], words: str) -> None:
@@ -144,7 +144,7 @@ def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> Non
         ([*rows, rows[0]], rf"items\[{len(rows)}\]: id .* appears twice"),
         ([{"id": "1"}], r"items\[0\]: `category` is missing"),
         ([3], r"items\[0\]: an item is a souping.Item or a dict"),
-        ([souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")], "did you mean 'exact'"),
+        ([souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")], "did you mean exact"),
         ([], "holds no items"),
     ]
     for items, words in wrong:
@@ -187,7 +187,7 @@ def test_what_a_selector_gives_is_looked_at() -> None:
         match=r"selector tests.test_library.Picks \(.*test_library.py:\d+\) chose 'nobody', which is no candidate",
     ):
         souping.select(table, Picks())
-    with pytest.raises(souping.UserError, match="selector is the class Picks: call it"):
+    with pytest.raises(souping.UserError, match=r"^selector=.*Picks.*call it"):
         souping.select(table, Picks)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -26,14 +25,14 @@ from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunS
 from souping.analysis.correlation import FEWEST_MODELS, few_models
 from souping.analysis.parents import TIE, Z95, population, too_few
 from souping.analysis.stability import GroupSums
+from souping.core.fields import component
 from souping.core.protocols import Correlation
-from souping.core.scores import ScoreMatrix
-from souping.core.types import FloatArray, ItemScores, Json, Recipe, UserError
+from souping.core.types import FloatArray, ItemScores, Json, Recipe, ScoreMatrix, UserError
 
 SALT = 0xC025
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Consistency(Analysis):
     """Mean |rho| over pairs of categories: over the candidates, over the search's soups, and under linear mixing.
 

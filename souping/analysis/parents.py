@@ -9,7 +9,6 @@ scores themselves: of every category's K + 1 scores each is as likely to be the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
@@ -18,9 +17,9 @@ from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScore
 from souping.analysis.correlation import FEWEST_MODELS
 from souping.analysis.stability import GroupSums
 from souping.core import simplex
-from souping.core.scores import ScoreMatrix
+from souping.core.fields import component
 from souping.core.text import ANALYSE
-from souping.core.types import FloatArray, Json, Recipe
+from souping.core.types import FloatArray, Json, Recipe, ScoreMatrix
 
 TIE = 1e-12
 """Means that differ by less are equal: only the order of a sum tells them apart."""
@@ -28,7 +27,7 @@ Z95 = 1.959963984540054
 SALT = 0x9A4E
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Parents(Analysis):
     """Categories in which each soup of the search beats all, and at least one, of its parents.
 

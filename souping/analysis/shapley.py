@@ -20,7 +20,7 @@ from annotated_types import Interval
 
 from souping.analysis import Analysis, Base, Draws, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable, objective_interval
-from souping.core.text import Seed
+from souping.core.fields import Seed, component
 from souping.core.types import FloatArray, ItemScores, Json, Recipe, UserError
 
 Members = frozenset[str]
@@ -35,7 +35,7 @@ SALT = 0x54A9
 SIZES = {1: "single models", 2: "pairs", 3: "triplets"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Shapley(Analysis):
     """Shapley values of single models, pairs and triplets, and how models interact.
 
@@ -54,8 +54,6 @@ class Shapley(Analysis):
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.exact <= MOST:
-            raise UserError(f"shapley.exact={self.exact} must be 1 to {MOST}: above, {2**MOST:,} soups and more")
         if self.value == "winner" and (self.players, self.groups, self.empty) != ("ingredients", "union", "base"):
             raise UserError(
                 "shapley.value=winner is of the winner's own weights: leave players, groups and empty as they are"

@@ -15,9 +15,8 @@ import numpy as np
 from souping.analysis.intervals import NORMAL, ItemTable, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.protocols import Objective
-from souping.core.scores import ScoreMatrix
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json
+from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 
 MARGIN = 0.01
 """A gain below it is no reason to soup."""

@@ -16,9 +16,8 @@ import numpy as np
 from souping.analysis.correlation import FEWEST_MODELS, pearson
 from souping.analysis.intervals import distinct, resample, stratify
 from souping.core.protocols import Correlation, Selector
-from souping.core.scores import CONSTANT, ScoreMatrix
 from souping.core.text import first_line
-from souping.core.types import Correlations, FloatArray, IntArray, Json, Selection, UserError
+from souping.core.types import CONSTANT, Correlations, FloatArray, IntArray, Json, ScoreMatrix, Selection, UserError
 
 SALT = 0x57AB
 THRESHOLDS = tuple(round(0.05 + 0.01 * i, 2) for i in range(46))

@@ -14,6 +14,7 @@ import numpy as np
 from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core import simplex
+from souping.core.fields import component
 from souping.core.types import FloatArray, IntArray, Json
 from souping.search.surrogate import SoupModel, draws
 
@@ -78,7 +79,7 @@ def _blocks(known: FloatArray, categories: IntArray, count: int) -> list[list[In
     return [[own[pattern[own] == number] for number in np.unique(pattern[own])] for own in members]
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class ResponseSurface(Analysis):
     """Bands over a grid of weights of `step`."""
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import rate
 from souping.analysis.parents import Z95
+from souping.core.fields import component
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Record, digest
 
 RULE = (
@@ -47,7 +48,7 @@ class Solved:
     again: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Wins(Analysis):
     """Kept shares, wins by how many ingredients fail, flips of one model asked twice, and examples.
 

@@ -70,13 +70,6 @@ class Checkpoint:
         folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
-        try:
-            return cls._read(folder, allow_pickle)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be read: {error.strerror or error}") from None
-
-    @classmethod
-    def _read(cls, folder: Path, allow_pickle: bool) -> Checkpoint:
         before = stamps_in(folder)
         config = _read_config(folder)
         tensors = _read_weights(folder, allow_pickle)
@@ -153,12 +146,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def small(path: Path, limit: int = MAX_JSON) -> bytes:
     """The whole of a file that has to be small."""
-    try:
-        if path.stat().st_size > limit:
-            raise broken(path, f"larger than {limit} bytes, which no such file is")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if path.stat().st_size > limit:
+        raise broken(path, f"larger than {limit} bytes, which no such file is")
+    return path.read_bytes()
 
 
 def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
@@ -289,17 +279,13 @@ def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | Non
 
 def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
     """SHA-256 (hex) of a file, hashed once where a `cache` keeps it."""
-    try:
-        before = settled(path)
-        key = digest_key(path, before)
-        if cache is not None and key in cache:
-            return cache[key]
-        with path.open("rb") as file:
-            value = hashlib.file_digest(file, "sha256").hexdigest()
-        after = stamp(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    if after != before:
+    before = settled(path)
+    key = digest_key(path, before)
+    if cache is not None and key in cache:
+        return cache[key]
+    with path.open("rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    if stamp(path) != before:
         raise _changed(path)
     if cache is not None and time.time_ns() > before[2]:  # a clock that went back tells nothing
         cache[key] = value

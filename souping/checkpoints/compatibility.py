@@ -19,7 +19,6 @@ from souping.checkpoints.header import Tensor, parse_json
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
 
-VOCAB_RULES = ("error", "intersect", "union")
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
 TIED = ("lm_head.weight", "output.weight")
 
@@ -169,8 +168,6 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
         UserError: tensors are missing or extra (at most ten named, then a count), shapes or architectures differ, a
             float type cannot be souped, tensors that are not floats differ, tokenizers give other ids.
     """
-    if vocab not in VOCAB_RULES:
-        raise UserError(f"merge.vocab={vocab} must be one of {', '.join(VOCAB_RULES)}")
     names = list(checkpoints)
     if not names:
         raise UserError("the pool is empty")

@@ -79,20 +79,17 @@ def broken(path: Path, why: str, tensor: str | None = None) -> UserError:
 
 def _raw_header(path: Path) -> tuple[int, bytes]:
     """(file size, header bytes)."""
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            head = file.read(8)
-            if len(head) < 8:
-                raise broken(path, f"truncated: {size} bytes are too few for a safetensors file")
-            check_pointer(path, head + file.read(32))
-            file.seek(8)
-            length = struct.unpack("<Q", head)[0]
-            if length > MAX_HEADER or length > size - 8:
-                raise broken(path, f"its header claims {length} bytes, the file has {size}")
-            raw = file.read(length)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        head = file.read(8)
+        if len(head) < 8:
+            raise broken(path, f"truncated: {size} bytes are too few for a safetensors file")
+        check_pointer(path, head + file.read(32))
+        file.seek(8)
+        length = struct.unpack("<Q", head)[0]
+        if length > MAX_HEADER or length > size - 8:
+            raise broken(path, f"its header claims {length} bytes, the file has {size}")
+        raw = file.read(length)
     if len(raw) != length:
         raise broken(path, "truncated while it was read")
     return size, raw

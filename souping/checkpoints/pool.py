@@ -13,11 +13,12 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import FLOATS, ITEM
 from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
+from souping.core.fields import component
 from souping.core.files import expanded, near_folder
 from souping.core.types import Candidate, UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Pool:
     """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
 
@@ -101,7 +102,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
         if here is not None:
             return replace(_folder(candidate.name, here, allow_pickle), path=str(name))
         return _remote(candidate.name, name, allow_pickle)
-    except UserError as error:
+    except (UserError, OSError) as error:
         guess = parameters_in(str(candidate.path)) if name else 0
         return ModelSize(
             name=candidate.name,
@@ -115,7 +116,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
         )
 
 
-def _short(error: UserError) -> str:
+def _short(error: Exception) -> str:
     """What the Hub's part of the code says, without its advice."""
     text = str(error).splitlines()[0]
     if "HF_HUB_OFFLINE" in text:
@@ -123,7 +124,7 @@ def _short(error: UserError) -> str:
     return "the Hub cannot be reached" if "cannot be reached" in text else text
 
 
-def _mends(name: hub.HubName, error: UserError) -> str:
+def _mends(name: hub.HubName, error: Exception) -> str:
     login = "hf auth login"
     return login if login in str(error) else f"hf download {name.repo}, where the network is"
 

@@ -6,15 +6,15 @@ Config stops here: parts get plain arguments, never a DictConfig.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from enum import Enum
-from functools import cache, partial
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Interval
 from hydra import compose as hydra_compose
@@ -26,12 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from souping.analysis import Analysis
 from souping.cli.help import folder
 from souping.cli.overlays import drop_settings_of_replaced_choices
-from souping.cli.values import is_callable, is_part, mismatch
+from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
-from souping.core.text import Count, Seed, first_line, is_theirs, nearest, place_of
+from souping.core.text import first_line, is_theirs, nearest, place_of
 from souping.core.types import Json, UserError
-from souping.pipeline.baseline_gate import MODES, expectations
-from souping.pipeline.settings import KINDS
+from souping.pipeline.baseline_gate import expectations
+from souping.pipeline.settings import KINDS, GateMode, Margin, StopAfter
 from souping.pipeline.side_benchmarks import SideEntry, held
 
 PARTS = (
@@ -51,20 +51,19 @@ INNER = ("correlation", "engine", "server")
 GROUPS = (*PARTS, *INNER)
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
-JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
-"""What the text of `Json` speaks of, wherever it is read."""
-BOUNDS: Mapping[str, Any] = {
+ROOT: Mapping[str, Any] = {
+    "name": Annotated[str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")],
     "seed": Seed,
+    "stop_after": StopAfter | None,
     "limit": Count | None,
     "throughput": Annotated[float, Interval(gt=0)] | None,
-    "margin": Annotated[float, Interval(ge=0, le=100)],
+    "margin": Margin,
+    "gate": GateMode,
+    "out": str | None,
+    "also": list[Any],
+    "analysis": dict[str, Any],
 }
-"""Bounds of root keys."""
-
-
-class StopAfter(Enum):
-    select = "select"
-    search = "search"
+"""What root keys hold."""
 
 
 @dataclass
@@ -78,7 +77,6 @@ class RootKeys:
 
     name: str = "souping"
     seed: int = 0
-    stop_after: StopAfter | None = None
     out: str | None = None
     recipe: str | None = None
     plan: bool = False
@@ -91,7 +89,9 @@ class RootKeys:
     store: StoreConfig = field(default_factory=StoreConfig)
 
 
-FREE = {"upload": None, "gate": "error", "expected": None, "shapley": None} | dict.fromkeys((*PARTS, *INNER))
+FREE = {"upload": None, "stop_after": None, "gate": "error", "expected": None, "shapley": None} | dict.fromkeys(
+    (*PARTS, *INNER)
+)
 """Root keys whose values Hydra cannot check: groups, which `check` holds against their target's signature, and keys
 that take several types."""
 Config = make_dataclass(
@@ -105,6 +105,8 @@ Config = make_dataclass(
 )
 
 
+CHECKED: dict[str, Any] = {}
+"""The configuration of the run that goes on, for messages."""
 THEIRS: dict[str, str] = {}
 """{file: part} of those in use that are not souping's."""
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
@@ -139,7 +141,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
     if missing:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
-    plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     if plain["gate"] is False:  # what YAML makes of a bare off
         plain["gate"] = "off"
@@ -166,11 +168,14 @@ def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
         UserError: unknown keys (nearest named), wrong types or a wrong value of a closed choice; up to three, then a
             count.
     """
+    CHECKED.update(config)
     known = [f.name for f in fields(Config)]
-    if not isinstance(config["also"], list):
-        raise UserError(f"also={config['also']!r:.60} must be a list of files, lm_eval tasks or mappings")
-    if not isinstance(config["analysis"], Mapping):
-        raise UserError(f"analysis={config['analysis']!r:.60} must be a list of analyses: analysis=[wins,parents]")
+    if wrong := mismatch(config["store"]["path"], str):
+        raise UserError(f"store.path={config['store']['path']!r:.60} {wrong}")
+    for key, hint in ROOT.items():
+        holds_parts = key in ("also", "analysis") and fits(config[key], hint)
+        if not holds_parts and (wrong := mismatch(config[key], hint)):
+            raise UserError(f"{key}={config[key]!r:.60} {wrong}")
     if config["shapley"] is not None and "shapley" not in config["analysis"]:
         raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
     problems = [f"{key} is not a key{near_key(key, config, known)}" for key in config if key not in known]
@@ -179,11 +184,24 @@ def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
     problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
     if not merges:
         problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
-    problems += [*_root_problems(config)]
     expectations(config["expected"])
     if problems:
         more = f"\n(and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError("\n".join(problems[:3]) + more)
+
+
+def key_of(path: str) -> str:
+    """The key that names a path, however it is written there; empty where none does."""
+
+    def keys(node: Any, where: str) -> Iterator[str]:
+        inner = node.items() if isinstance(node, Mapping) else ()
+        yield from (key for name, one in inner for key in keys(one, f"{where}.{name}" if where else str(name)))
+        if isinstance(node, str) and (
+            node == path or os.path.abspath(os.path.expanduser(node)) == os.path.abspath(path)
+        ):
+            yield where
+
+    return next(keys(CHECKED, ""), "")
 
 
 def near_key(key: str, config: Mapping[str, Any], known: Iterable[str]) -> str:
@@ -202,20 +220,6 @@ def kind_of(group: str) -> Any:
     return {"engine": Engine, "server": Server}[group]
 
 
-def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, hint in BOUNDS.items():
-        if message := mismatch(config[key], hint):
-            yield f"{key}={config[key]} {message}"
-    if config["gate"] not in MODES:
-        yield f"gate={config['gate']!r:.60} must be one of {', '.join(MODES)}{nearest(str(config['gate']), MODES)}"
-    if not re.fullmatch(r"\w[\w.-]*", config["name"]):
-        yield f"name={config['name']!r:.60} must be letters, digits, dots, dashes or underscores: it names a folder"
-    if not config["store"]["path"]:
-        yield "store.path is empty: name a file"
-    if config["out"] == "":
-        yield "out is empty: name a folder, or leave it out"
-
-
 def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()) -> Iterator[str]:
     """What is wrong at and below a node that makes a part of `kind`; nodes that stand elsewhere too are told there."""
     if node is None:
@@ -231,7 +235,7 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
         yield f"{where}.{error}"
         return
     given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
-    hints = _hints(target)
+    hints = hints_of(target)
     for key, value in given.items():
         if key not in known:
             yield f"{where}.{key} is not a key of {where}={_short(node)}{nearest(key, known)}"
@@ -240,13 +244,19 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
                 yield from _problems(f"{where}.{key}", value, hints[key])
         elif isinstance(value, str) and key in GROUPS and is_part(hints.get(key, Any)):
             yield f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
-        elif message := mismatch(value, hints.get(key, Any)):
+        elif message := _mismatch(value, hints.get(key, Any)):
             absent = value is None and key in GROUPS
             yield from _problems(key, None, None) if absent else [f"{where}.{key}={value!r:.60} {message}"]
     yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)
     called = is_callable(kind) and not inspect.isclass(target)
     if node.get("_partial_", False) is not called:
         yield f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()} for {_short(node)}"
+
+
+def _mismatch(value: Json, hint: Hint) -> str | None:
+    if is_part(hint) and not (value is None and fits(value, hint)):
+        return "must be one of its group's choices"
+    return mismatch(value, hint)
 
 
 def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
@@ -296,14 +306,16 @@ def _settable(target: Callable[..., Any], kind: Any) -> dict[str, bool]:
     return {p.name: p.default is p.empty for p in parameters if p.kind not in spread}
 
 
-@cache
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """{argument: annotation}; a dataclass's own, since its bases may stand in other modules."""
-    made = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
-    try:
-        return get_type_hints(made, localns=JSON_NAMES, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can read
-        return {}
+def is_callable(hint: Hint) -> bool:
+    return Callable in (get_origin(hint), hint)
+
+
+def is_part(hint: Hint) -> bool:
+    """Whether a part is wanted, and no plain value."""
+    inner = [hint] if get_origin(hint) is None else get_args(hint)
+    return is_callable(hint) or any(
+        is_callable(one) or (inspect.isclass(one) and one.__module__.startswith("souping.")) for one in inner
+    )
 
 
 def _short(node: Mapping[str, Json]) -> str:
@@ -359,7 +371,7 @@ def build_part(node: Any, kind: Any = None) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         return {key: build_part(value) for key, value in node.items()} if isinstance(node, Mapping) else node
     target = _target(node)
-    hints = _hints(target)
+    hints = hints_of(target)
     values = {k: build_part(v, hints.get(k)) for k, v in node.items() if k not in ("_target_", "_partial_")}
     made = partial(target, **values) if node.get("_partial_") else _made(target, values)
     if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
@@ -416,7 +428,7 @@ def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any
         return _tasks(entry, own)
     unknown = [key for key in entry if key not in ALSO_KEYS]
     if unknown:
-        raise UserError(f"{where}.{unknown[0]} is not a key of an entry{nearest(str(unknown[0]), ALSO_KEYS)}")
+        pick(str(unknown[0]), ALSO_KEYS, f"{where}: key")
     if "path" in entry and "benchmark" in entry:
         raise UserError(f"{where} has both path and benchmark: give one")
     if not {"path", "benchmark", "evaluator"} & set(entry):

@@ -15,8 +15,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.config import PARTS, THEIRS, near_key
+from souping.cli.config import PARTS, THEIRS, key_of, near_key
 from souping.cli.help import choices, groups
+from souping.core.files import said
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import UserError
 
@@ -103,7 +104,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename or 'file system'}: {error.strerror or error}"
+        key = key_of(str(error.filename)) if error.filename else ""
+        return f"{key}={said(error)}" if key else said(error)
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read the override {error.override}\n"

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from souping.core.fields import pick
 from souping.core.files import expanded
-from souping.core.text import nearest, positive, safe
+from souping.core.text import positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.report.files import read_report
 from souping.report.samples import changed, read_samples, score_of, show_sample
@@ -77,16 +78,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _of_category(samples: Sequence[Row], name: str, said: str) -> list[Row]:
     known = list(dict.fromkeys(str(sample.get("category")) for sample in samples))
-    if name not in known:
-        raise UserError(f"--category {name}: {said} {', '.join(known)}{nearest(name, known)}")
+    pick(name, known, f"{said}: --category")
     return [sample for sample in samples if sample.get("category") == name]
 
 
 def _of_items(samples: Sequence[Row], wanted: Sequence[str], fold: str) -> list[Row]:
     known = [str(sample.get("item")) for sample in samples]
     for name in wanted:
-        if name not in known:
-            raise UserError(f"--item {name}: fold {fold} has no such item{nearest(name, known)} (--fold names another)")
+        pick(name, known, f"fold {fold}: --item", " (--fold names another)")
     return [sample for sample in samples if sample.get("item") in wanted]
 
 
@@ -94,11 +93,7 @@ def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]
     """Models that are shown: those that were named, else the best single and the soup, else all."""
     known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
     if given:
-        wanted = [name.strip() for name in given.split(",")]
-        for name in wanted:
-            if name not in known:
-                raise UserError(f"--models {name}: the run has {', '.join(known)}{nearest(name, known)}")
-        return wanted
+        return [pick(name.strip(), known, "--models") for name in given.split(",")]
     best = [str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"]
     return [*best[:1], "soup"] if best and "soup" in known else known
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import IO
 
 from souping.core.system import lock
-from souping.core.text import shown
+from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
 LOCK = ".lock"
+HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or choose another place")
+HINTS |= {errno.EMFILE: "too many files are open: raise `ulimit -n`"}
 MARK = ".souping"
 """File in a stage by which what a killed run left is told from a user's folder of that name."""
 
@@ -70,6 +72,14 @@ def unexpanded(path: str | Path) -> str:
     return f"; ${name[1]} was not replaced: set it, and write it in double quotes or none" if name else ""
 
 
+def said(error: Exception) -> str:
+    """An error as it is told: that of a file with the file's name and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    hint = f"; {HINTS[error.errno]}" if error.errno in HINTS else unexpanded(str(error.filename))
+    return f"{error.filename or 'file system'}: {error.strerror or first_line(error)}{hint}"
+
+
 def nearby(path: Path) -> str:
     """A path as it is shortest from here."""
     absolute = path.absolute()
@@ -92,20 +102,21 @@ def staged(out: Path) -> Iterator[Path]:
     made = missing_folders(out.parent)
     stage = out.parent / f".{out.name}.part-{os.getpid()}"
     try:
-        with _clear_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(out):
-                for left in out.parent.glob(f".{glob.escape(out.name)}.part-*/{MARK}"):
-                    shutil.rmtree(left.parent, ignore_errors=True)
-                stage.mkdir()
-                (stage / MARK).touch()
-                try:
-                    yield stage
-                    _finish(stage, out)
-                finally:
-                    shutil.rmtree(stage, ignore_errors=True)
-    except BaseException:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(out):
+            for left in out.parent.glob(f".{glob.escape(out.name)}.part-*/{MARK}"):
+                shutil.rmtree(left.parent, ignore_errors=True)
+            stage.mkdir()
+            (stage / MARK).touch()
+            try:
+                yield stage
+                _finish(stage, out)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except BaseException as error:
         discard(out.parent, made)
+        if isinstance(error, OSError) and (error.filename is None or str(stage) in str(error.filename)):
+            error.filename = str(out)  # the stage is gone, and a full disk names no file
         raise
 
 
@@ -135,17 +146,6 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
         path = stage / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def _clear_errors(out: Path) -> Iterator[None]:
-    """Operating-system errors as UserErrors that say what is there now: nothing."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"{error.strerror or error}"
-        raise UserError(f"{out} was not written ({what}); nothing is left there. Choose a place with room.") from None
 
 
 def missing_folders(folder: Path) -> list[Path]:
@@ -216,5 +216,6 @@ def put(path: Path, content: bytes) -> Path:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        error.filename = str(path)
+        raise
     return path

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from souping.core.protocols import Part, Progress
 from souping.core.types import Recipe
 
 if TYPE_CHECKING:
     import torch
+
+
+Vocab = Literal["error", "intersect", "union"]
+Nonfinite = Literal["error", "warn"]
+Resident = Literal["none", "cpu", "device"]
+Adapters = Literal["keep", "merge"]
 
 
 class Pourable(Protocol):
@@ -109,11 +115,11 @@ class MergeBackend(Part, Protocol):
     """Folder or Hub name of the base model, where there is one."""
     dtype: str | None = None
     """The soup's dtype by torch's name; None for the ingredients' own."""
-    vocab: str = "error"
-    nonfinite: str = "error"
+    vocab: Vocab = "error"
+    nonfinite: Nonfinite = "error"
     allow_pickle: bool = False
-    resident: str = "none"
-    adapters: str | None = None
+    resident: Resident = "none"
+    adapters: Adapters | None = None
     max_shard_size: str | int = "5GB"
     overrides: Mapping[str, Sequence[float]] | None = None
     carry: str | None = None

@@ -7,13 +7,13 @@ it all, and paired tests and intervals apply to every objective alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
+from souping.core.fields import component, pick
 from souping.core.protocols import Objective
-from souping.core.text import nearest
 from souping.core.types import FloatArray, Json, UserError
 
 
@@ -23,7 +23,7 @@ def value(objective: Objective, scores: Mapping[str, float]) -> float:
     return float(objective.coefficients(names) @ np.array([scores[n] for n in names]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Mean(Objective):
     """Plain mean over categories."""
 
@@ -31,7 +31,7 @@ class Mean(Objective):
         return np.full(len(categories), 1.0 / len(categories))
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Weighted(Objective):
     """Mean over categories with given weights; categories not named weigh nothing."""
 
@@ -48,7 +48,7 @@ class Weighted(Objective):
         return raw / total
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Tree(Objective):
     """Mean of group means, as deep as the tree: {non_live: [simple, multiple], live: [live_simple]}.
 
@@ -82,7 +82,5 @@ class Tree(Objective):
 
 
 def _check_known(names: Mapping[str, float], categories: Sequence[str]) -> None:
-    unknown = [n for n in names if n not in categories]
-    if unknown:
-        hint = nearest(unknown[0], categories)
-        raise UserError(f"objective names category {unknown[0]!r}; the benchmark has {', '.join(categories)}{hint}")
+    for name in names:
+        pick(name, categories, "objective: category")

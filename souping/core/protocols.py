@@ -24,6 +24,7 @@ from souping.core.types import (
     Recipe,
     Record,
     Result,
+    ScoreMatrix,
     SearchSpace,
     Selection,
     Trial,
@@ -34,8 +35,6 @@ from souping.core.types import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from souping.core.scores import ScoreMatrix
 
 Wants = Literal["module", "folder", "either"]
 Progress = Callable[[int, int], None]

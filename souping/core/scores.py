@@ -4,73 +4,23 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
+from souping.core.fields import component
 from souping.core.files import expanded
 from souping.core.protocols import ScoreSource
-from souping.core.types import FloatArray, ItemScores, UserError
-
-CONSTANT = 1e-9
-"""Spread of scores (fractions of 1) up to which models count as equal."""
-
+from souping.core.types import ScoreMatrix, UserError
 
 CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
 """What to look at where every model fails."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreMatrix:
-    """Scores of models on categories, fractions of 1.
-
-    `values` is [M, C]. `candidates` are the rows that may become ingredients; further rows (of a leaderboard) only
-    inform the correlations. `items` holds per-item scores where the project evaluated the models itself.
-    """
-
-    models: tuple[str, ...]
-    categories: tuple[str, ...]
-    values: FloatArray
-    candidates: tuple[str, ...] = ()
-    items: Mapping[str, ItemScores] | None = None
-    published: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.candidates:
-            object.__setattr__(self, "candidates", self.models)
-        if self.values.shape != (len(self.models), len(self.categories)):
-            raise ValueError(f"values {self.values.shape} must be [{len(self.models)}, {len(self.categories)}]")
-
-    def rows(self, models: Sequence[str]) -> FloatArray:
-        """[len(models), C] scores of the named models, in that order."""
-        return self.values[[self.models.index(name) for name in models]]
-
-    @property
-    def constant(self) -> tuple[str, ...]:
-        """Categories in which all models score the same: they tell no model from another."""
-        spread = np.ptp(self.values, axis=0)
-        return tuple(name for name, width in zip(self.categories, spread, strict=True) if width <= CONSTANT)
-
-    def without(self, names: Collection[str]) -> ScoreMatrix:
-        """This matrix without some categories."""
-        kept = [number for number, name in enumerate(self.categories) if name not in names]
-        return replace(
-            self, categories=tuple(self.categories[n] for n in kept), values=self.values[:, kept], items=None
-        )
-
-    @classmethod
-    def from_items(cls, scores: Mapping[str, ItemScores]) -> ScoreMatrix:
-        """Category means of per-item scores; the categories are those of the items, in their order."""
-        tables = {name: score.by_category() for name, score in scores.items()}
-        categories = tuple(next(iter(tables.values())))
-        values = np.array([[table[c].mean() for c in categories] for table in tables.values()])
-        return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
-
-
-@dataclass(frozen=True, kw_only=True)
+@component
 class MeasuredScores(ScoreSource):
     """Evaluate the candidates on the select fold."""
 
@@ -80,7 +30,7 @@ class MeasuredScores(ScoreSource):
         return measure()
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class TableScores(ScoreSource):
     """Published score table: all of its rows inform the correlations, the candidates' rows give the experts."""
 
@@ -134,9 +84,8 @@ def _read_rows(path: Path) -> list[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise UserError(f"scores.path={path}: cannot read the score table: {reason}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a score table: {error}") from error
     if len(rows) < 2:
         raise UserError(f"{path}: a score table needs a header `model,<category>,...` and at least one row")
     return rows

@@ -1,4 +1,4 @@
-"""Texts for people: names safe to print, lists of them, near misses; checked arguments and bounds of settings."""
+"""Texts for people: names safe to print, lists of them, near misses; arguments of commands."""
 
 from __future__ import annotations
 
@@ -14,27 +14,17 @@ from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
-
-from annotated_types import Interval
 
 from souping.core.types import Json, UserError, part
 
 T = TypeVar("T")
-Count = Annotated[int, Interval(ge=1, le=10**9)]
-"""Setting that counts something."""
-Threads = Annotated[int, Interval(ge=1, le=1024)]
-"""Setting that counts threads, processes or open requests: each takes memory."""
-Seed = Annotated[int, Interval(ge=0, lt=2**32)]
-"""Seed of random numbers, as numpy takes it."""
-TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
 ANALYSE = "python -m souping analyse RUN_DIR"
 """Command that makes analyses of a finished run: data name no place, so that equal runs have equal ones."""
 LONGEST = 1e7
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON; no config, item or recipe has so many."""
-Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
     "|[\ud800-\udfff\U000e0000-\U000e007f]"

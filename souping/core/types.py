@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, TypeAlias
@@ -24,6 +24,8 @@ Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
 """End of an answer: by the model or a stop text; by the limit of tokens; or there is none, and the reason is told."""
+CONSTANT = 1e-9
+"""Spread of scores (fractions of 1) up to which models count as equal."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
@@ -219,6 +221,53 @@ class ItemScores:
         """{category: scores}, categories in order of first appearance."""
         names = np.array([item.category for item in self.items])
         return {name: self.values[names == name] for name in dict.fromkeys(names.tolist())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatrix:
+    """Scores of models on categories, fractions of 1.
+
+    `values` is [M, C]. `candidates` are the rows that may become ingredients; further rows (of a leaderboard) only
+    inform the correlations. `items` holds per-item scores where the project evaluated the models itself.
+    """
+
+    models: tuple[str, ...]
+    categories: tuple[str, ...]
+    values: FloatArray
+    candidates: tuple[str, ...] = ()
+    items: Mapping[str, ItemScores] | None = None
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            object.__setattr__(self, "candidates", self.models)
+        if self.values.shape != (len(self.models), len(self.categories)):
+            raise ValueError(f"values {self.values.shape} must be [{len(self.models)}, {len(self.categories)}]")
+
+    def rows(self, models: Sequence[str]) -> FloatArray:
+        """[len(models), C] scores of the named models, in that order."""
+        return self.values[[self.models.index(name) for name in models]]
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Categories in which all models score the same: they tell no model from another."""
+        spread = np.ptp(self.values, axis=0)
+        return tuple(name for name, width in zip(self.categories, spread, strict=True) if width <= CONSTANT)
+
+    def without(self, names: Collection[str]) -> ScoreMatrix:
+        """This matrix without some categories."""
+        kept = [number for number, name in enumerate(self.categories) if name not in names]
+        return replace(
+            self, categories=tuple(self.categories[n] for n in kept), values=self.values[:, kept], items=None
+        )
+
+    @classmethod
+    def from_items(cls, scores: Mapping[str, ItemScores]) -> ScoreMatrix:
+        """Category means of per-item scores; the categories are those of the items, in their order."""
+        tables = {name: score.by_category() for name, score in scores.items()}
+        categories = tuple(next(iter(tables.values())))
+        values = np.array([[table[c].mean() for c in categories] for table in tables.values()])
+        return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
 
 
 @dataclass(frozen=True, kw_only=True)

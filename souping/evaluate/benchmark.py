@@ -7,13 +7,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from souping.core.files import expanded, unexpanded
+from souping.core.fields import component, pick
+from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
-from souping.core.text import check_pointer, listed, nearest, read_json
+from souping.core.text import check_pointer, read_json
 from souping.core.types import Item, Json, OwnScorer, UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
@@ -72,7 +73,7 @@ class ListedItems(BenchmarkItems):
         return items
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class NoBenchmark(BenchmarkItems):
     """No items: soups are written and nothing is evaluated (`experiment=merge`, `experiment=rebuild`)."""
 
@@ -82,7 +83,7 @@ class NoBenchmark(BenchmarkItems):
         return ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class OwnBenchmark(BenchmarkItems):
     """Items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`), but for some categories."""
 
@@ -129,10 +130,7 @@ def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
     """
     categories = list(dict.fromkeys(item.category for item in items))
     for name in exclude:
-        if name not in categories:
-            raise UserError(
-                f"benchmark.exclude: {name!r} is no category ({listed(categories)}){nearest(name, categories)}"
-            )
+        pick(name, categories, "benchmark.exclude")
     left = tuple(item for item in items if item.category not in exclude)
     if exclude and not left:
         raise UserError("benchmark.exclude leaves no category: leave one in")
@@ -162,8 +160,6 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: cannot read the items: it is not UTF-8 text, save it as such") from error
-    except OSError as error:
-        raise UserError(f"benchmark.path={path}: cannot read the items: {error.strerror}{unexpanded(path)}") from error
 
 
 def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from souping.core.text import read_json
+from annotated_types import Interval
+
+from souping.core.fields import Share, Temperature, component, load
 from souping.core.types import Item, Json, UserError
 
 if TYPE_CHECKING:
@@ -55,16 +57,16 @@ NEUTRAL: Mapping[str, Json] = {
 """Values that change nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Decoding:
     """Rule by which tokens are picked: greedy at temperature 0, else sampled among the `top_k` likeliest (0: all), of
     those that make up `top_p`, of those at least `min_p` as likely as the likeliest. `penalties` are further keys of a
     generation_config, which only `generation=model` fills."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    temperature: Temperature = 0.0
+    top_p: Share = 1.0
+    top_k: Annotated[int, Interval(ge=0)] = 0
+    min_p: Annotated[float, Interval(ge=0, le=1)] = 0.0
     seed: int = 0
     penalties: Mapping[str, Json] = field(default_factory=dict)
 
@@ -85,18 +87,12 @@ class Decoding:
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-def check_sampling(temperature: float, top_p: float, top_k: int | None, samples: int, replicates: int) -> None:
-    """Refuse values out of range, and several answers that would be one.
+def check_sampling(temperature: float, samples: int, replicates: int) -> None:
+    """Refuse several answers that would be one.
 
     Raises:
         UserError: the key and what it may be.
     """
-    if not 0 <= temperature <= 100:
-        raise UserError(f"evaluator.temperature={temperature} must be from 0 (greedy) to 100")
-    if not 0 < top_p <= 1:
-        raise UserError(f"evaluator.top_p={top_p} must be above 0 and at most 1")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"evaluator.top_k={top_k} must be at least 1, or null for all")
     if samples > 1 and temperature == 0:
         raise UserError(
             f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are all alike "
@@ -118,14 +114,7 @@ def read_generation(folder: Path) -> dict[str, Json]:
         UserError: it is no JSON object.
     """
     path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        table = read_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error!s:.200}") from error
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: must hold a JSON object, not {type(table).__name__}")
+    table: dict[str, Json] = load(path, dict[str, Any]) if path.is_file() else {}
     return table
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from souping.core.fields import pick
 from souping.core.text import listed, nearest
 from souping.core.types import FOLDS, Fold, Item, UserError, digest
 
@@ -66,9 +67,8 @@ def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
     if not given:
         return SHARES
     for name, share in given.items():
-        if name not in FOLDS:
-            raise UserError(f"benchmark.folds.{name} is no fold ({', '.join(FOLDS)})")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        pick(name, FOLDS, "benchmark.folds")
+        if not 0 < share < 1:
             raise UserError(f"benchmark.folds.{name}={share} must be above 0 and below 1")
     rest = {fold: share for fold, share in SHARES.items() if fold not in given}
     left = 1 - sum(given.values())

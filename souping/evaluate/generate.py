@@ -14,9 +14,10 @@ import numpy as np
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.pool import measured
+from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
 from souping.core.system import cores
-from souping.core.text import Count, Seed, Threads, first_line, listed
+from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, left_by
@@ -44,7 +45,7 @@ class FromFiles:
     small: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class LocalEvaluator(Evaluator):
     """Answers by greedy decoding or sampling, in batches that `engine` generates.
 
@@ -69,13 +70,13 @@ class LocalEvaluator(Evaluator):
 
     batch_size: Count = 64
     max_new_tokens: Count | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str = "auto"
+    dtype: Precision | None = None
+    device: Device = "auto"
     threads: Threads | None = None
     workers: Threads = 1
     stop: list[str] = field(default_factory=list)
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: Temperature = 0.0
+    top_p: Share = 1.0
     top_k: Count | None = None
     samples: Count = 1
     sampling_seed: Seed = 0
@@ -87,19 +88,7 @@ class LocalEvaluator(Evaluator):
     _files: FromFiles = field(default_factory=FromFiles, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens", "threads", "workers", "samples", "replicates"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"evaluator.{name}={value} must be at least 1")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise UserError(f"evaluator.device={self.device} must be auto, cpu, cuda, cuda:N or mps")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise UserError(f"evaluator.dtype={self.dtype} must be float32, bfloat16 or float16")
-        if self.aggregate not in ("mean", "pass", "majority"):
-            raise UserError(f"evaluator.aggregate={self.aggregate} must be mean, pass or majority")
-        if self.generation not in ("settings", "model"):
-            raise UserError(f"evaluator.generation={self.generation} must be settings or model")
-        check_sampling(self.temperature, self.top_p, self.top_k, self.samples, self.replicates)
+        check_sampling(self.temperature, self.samples, self.replicates)
         if self.generation == "model" and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, None):
             raise UserError("evaluator.generation=model takes temperature, top_p and top_k from the models: leave them")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from souping.core.files import said
 from souping.core.protocols import Progress
 from souping.core.text import positive, safe, seconds
 from souping.core.types import UserError
@@ -47,9 +48,8 @@ def write_plan(path: Path, out: Path, shares: Shares | None = None) -> int:
         print(plan.describe(), flush=True)
         start = time.perf_counter()
         write_checkpoint(plan, out, progress=meter(plan.read_bytes + plan.nbytes), shares=shares)
-    except UserError as error:
-        print(safe(str(error)), file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return _say(error)
     print(f"{out} written in {time.perf_counter() - start:.2f} s")
     return 0
 
@@ -82,7 +82,7 @@ def together(job: Callable[[Shares], int], asked: int | None, timeout: float) ->
     """
     try:
         team = Team.join(asked, timeout)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return _say(error) if int(os.environ.get("RANK", 0)) == 0 else 0
     try:
         if team.rank != 0:
@@ -133,7 +133,7 @@ def _clear(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _say(error: Exception, more: str = "") -> int:
-    print(f"{error}{more}", file=sys.stderr, flush=True)
+    print(f"{safe(said(error))}{more}", file=sys.stderr, flush=True)
     return 2
 
 

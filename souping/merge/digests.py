@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from souping.checkpoints.checkpoint import digest_key, file_digest, settled
-from souping.core.types import Recipe, UserError, digest
+from souping.core.types import Recipe, digest
 from souping.merge.kernels.reference import Raw
 from souping.merge.plan import Ingredient, MergePlan
 
@@ -101,14 +101,11 @@ class PassingDigest:
             known[digest_key(self._path, self._stamp)] = self._hash.hexdigest()
 
     def _read(self, end: int | None) -> None:
-        try:
-            with self._path.open("rb", buffering=0) as file:
-                file.seek(self._at)
-                while piece := file.read(PIECE if end is None else min(PIECE, end - self._at)):
-                    self._hash.update(piece)
-                    self._at += len(piece)
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be read: {error.strerror or error}") from None
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._at)
+            while piece := file.read(PIECE if end is None else min(PIECE, end - self._at)):
+                self._hash.update(piece)
+                self._at += len(piece)
 
 
 Digests = Mapping[tuple[int, int], PassingDigest]

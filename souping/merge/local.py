@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
-from souping.checkpoints.compatibility import VOCAB_RULES
-from souping.checkpoints.dtypes import TORCH_NAMES
-from souping.core.merge_protocols import Pourable
+from souping.core.fields import Precision, component
+from souping.core.merge_protocols import Adapters, Nonfinite, Pourable, Resident, Vocab
 from souping.core.protocols import Progress
 from souping.core.types import Json, Recipe, UserError
 from souping.merge.methods import get_method, source
@@ -23,15 +19,8 @@ from souping.merge.pool import ModelMerge
 if TYPE_CHECKING:
     import torch
 
-CHOICES = {
-    "vocab": VOCAB_RULES,
-    "nonfinite": ("error", "warn"),
-    "resident": ("none", "cpu", "device"),
-    "adapters": ("keep", "merge"),
-}
 
-
-@dataclass(frozen=True, kw_only=True)
+@component
 class LocalMerge(ModelMerge[MergePlan]):
     """Weighted averaging in this process.
 
@@ -45,12 +34,12 @@ class LocalMerge(ModelMerge[MergePlan]):
     """
 
     method: str = "linear"
-    dtype: str | None = None
-    vocab: str = "error"
-    nonfinite: str = "error"
+    dtype: Precision | None = None
+    vocab: Vocab = "error"
+    nonfinite: Nonfinite = "error"
     allow_pickle: bool = False
-    resident: str = "none"
-    adapters: str = "keep"
+    resident: Resident = "none"
+    adapters: Adapters = "keep"
     max_shard_size: str | int = "5GB"
     overrides: dict[str, list[float]] | None = None
     num_processes: int | None = 1
@@ -60,15 +49,7 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
-        for key, choices in CHOICES.items():
-            check_choice(key, getattr(self, key), choices)
-        if self.dtype is not None:
-            check_choice("dtype", self.dtype, tuple(TORCH_NAMES))
-        if not isinstance(self.allow_pickle, bool):
-            raise UserError(f"merge.allow_pickle={self.allow_pickle} must be true or false")
         parse_size(self.max_shard_size)
-        if not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
-            raise UserError(f"merge.scale={self.scale} must be a finite number")
         if not method.base and self.scale != 1:
             raise UserError(f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic")
         if method.base and not self.base:
@@ -131,12 +112,3 @@ class LocalMerge(ModelMerge[MergePlan]):
 
         aligned = models if isinstance(models, Alignment) else self.align(models)
         return LiveModule(aligned, module, resident=self.resident, nonfinite=self.nonfinite)
-
-
-def check_choice(key: str, value: str | int | None, choices: Sequence[str]) -> None:
-    """Refuse a value that is not among the choices; the nearest one is offered."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"merge.{key}={value} must be one of {', '.join(choices)}{hint}")

@@ -16,17 +16,17 @@ import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
 from souping.checkpoints.dtypes import TORCH_NAMES
+from souping.core.fields import Precision, Seed, component
 from souping.core.files import staged, write_files
-from souping.core.merge_protocols import CandidatePool, Pourable, SoupPlan
+from souping.core.merge_protocols import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
 from souping.core.protocols import Progress
-from souping.core.text import Seed, install
+from souping.core.text import install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
-from souping.merge.local import check_choice
-from souping.merge.plan import Ingredient, MergePlan, check_ingredients, is_number
+from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
 from souping.merge.writer import ending, write_checkpoint
@@ -71,7 +71,7 @@ class MergekitPlan(SoupPlan):
         return path
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     """Soups made by mergekit in a process of its own.
 
@@ -87,26 +87,15 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     method: str = "ties"
     parameters: dict[str, float | bool] | None = None
     base: str | None = None
-    dtype: str | None = None
+    dtype: Precision | None = None
     command: str | None = None
-    vocab: str = "error"
+    vocab: Literal["error"] = "error"
     allow_pickle: bool = False
-    resident: str = "none"
-    nonfinite: str = "error"
+    resident: Resident = "none"
+    nonfinite: Nonfinite = "error"
     seed: Seed | None = 0
 
     def __post_init__(self) -> None:
-        if not self.method or not isinstance(self.method, str):
-            raise UserError(f"merge.method={self.method} must be the name of a method of mergekit")
-        if self.dtype is not None:
-            check_choice("dtype", self.dtype, tuple(TORCH_NAMES))
-        check_choice("vocab", self.vocab, ("error",))
-        check_choice("nonfinite", self.nonfinite, ("error", "warn"))
-        check_choice("resident", self.resident, ("none", "cpu", "device"))
-        if not all(isinstance(value, bool) or is_number(value) for value in (self.parameters or {}).values()):
-            raise UserError(f"merge.parameters={self.parameters} must be numbers or true or false")
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 1 << 32):
-            raise UserError(f"merge.seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
         if self.seed is None and self.method in STOCHASTIC:
             raise UserError(f"merge.method={self.method} draws random numbers: set merge.seed, as merge.seed=0")
 

@@ -9,7 +9,6 @@ and the Gram matrix [K, K] in, weights out.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from souping.core.fields import pick
 from souping.core.text import is_theirs
 from souping.core.types import UserError, Weights
 from souping.merge.kernels.reference import Combine, Float32, delta, linear
@@ -123,11 +123,7 @@ def get_method(name: str) -> Method:
     Raises:
         UserError: there is none; the nearest name is offered.
     """
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(METHODS)}; others run with merge=mergekit"
-    raise UserError(f"merge.method={name} is unknown: {hint}")
+    return METHODS[pick(name, METHODS, "merge.method", "; others run with merge=mergekit")]
 
 
 def check_count(name: str, count: int) -> None:

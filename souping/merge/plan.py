@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, inside, small
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
@@ -230,11 +230,6 @@ def recipe_from_dict(table: dict[str, Any]) -> Recipe:
         settings=dict(table.get("settings", {})),
         sources={str(name): str(source) for name, source in (table.get("sources") or {}).items()},
     )
-
-
-def is_number(value: Json) -> TypeGuard[int | float]:
-    """Whether a value of a file is a number that arithmetic in fp32 bears."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -HUGE < value < HUGE
 
 
 def base_name(names: Iterable[str]) -> str:

@@ -161,12 +161,12 @@ class OpenFile:
 
     def __init__(self, path: Path, flags: int, keep: bool) -> None:
         self._path, self._flags = path, flags | getattr(os, "O_CLOEXEC", 0)  # the system's
-        self._kept = self._open() if keep else None
+        self._kept = os.open(path, self._flags) if keep else None
 
     @contextmanager
     def use(self) -> Iterator[int]:
         """Its descriptor."""
-        descriptor = self._open() if self._kept is None else self._kept
+        descriptor = os.open(self._path, self._flags) if self._kept is None else self._kept
         try:
             yield descriptor
         finally:
@@ -176,12 +176,6 @@ class OpenFile:
     def close(self) -> None:
         if self._kept is not None:
             os.close(self._kept)
-
-    def _open(self) -> int:
-        try:
-            return os.open(self._path, self._flags)
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be opened: {error.strerror}") from None
 
 
 def can_hold(count: int) -> bool:
@@ -290,10 +284,7 @@ def stamped(plan: MergePlan) -> MergePlan:
 
 def _stamped(ingredient: Ingredient) -> Ingredient:
     folder, sizes = Path(ingredient.folder), dict(ingredient.files)
-    try:
-        stamps = {name: stamp(inside(folder, name)) for name in (*sizes, *side_files(folder))}
-    except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
+    stamps = {name: stamp(inside(folder, name)) for name in (*sizes, *side_files(folder))}
     changed = next((name for name, size in sizes.items() if stamps[name][0] != size), None)
     if changed is not None:
         raise UserError(f"{folder / changed} has changed since the plan was made: plan again")

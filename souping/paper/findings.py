@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core import simplex
-from souping.core.scores import ScoreMatrix
-from souping.core.types import FloatArray, texts
+from souping.core.types import FloatArray, ScoreMatrix, texts
 from souping.paper.published import TABLES, leaderboard, published, recipes, results, totals
 from souping.paper.readings import SAME, selections
 

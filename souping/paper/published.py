@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from souping.core.files import expanded
-from souping.core.scores import ScoreMatrix, read_table
-from souping.core.types import FloatArray, UserError
+from souping.core.scores import read_table
+from souping.core.types import FloatArray, ScoreMatrix, UserError
 
 DATA = Path(__file__).resolve().parent
 ASIDE = ("rank", "overall", "cost", "latency", "link", "organization", "license")

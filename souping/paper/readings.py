@@ -14,8 +14,7 @@ import numpy as np
 
 from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
-from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Selection, UserError
+from souping.core.types import Json, ScoreMatrix, Selection, UserError
 from souping.paper.published import PaperTable, totals
 from souping.selection.selectors import SoCE, SoCECluster, ranking
 

@@ -18,8 +18,7 @@ from souping.analysis.correlation import pearson
 from souping.analysis.parents import Parents
 from souping.analysis.shapley import Shapley
 from souping.analysis.wins import Wins
-from souping.core.scores import ScoreMatrix
-from souping.core.types import Json, Recipe, elements, entries, number, part, texts
+from souping.core.types import Json, Recipe, ScoreMatrix, elements, entries, number, part, texts
 from souping.paper.findings import CORRUPT, Finding, findings
 from souping.paper.published import TABLES, leaderboard, published
 from souping.paper.readings import selections

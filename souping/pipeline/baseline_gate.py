@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
+from souping.core.fields import pick
 from souping.core.protocols import Objective
-from souping.core.text import nearest
 from souping.core.types import Fold, ItemScores, UserError
 
 if TYPE_CHECKING:
     from souping.analysis.intervals import Interval
 
-MODES = ("error", "warn", "off")
 FALSE_ALARM = 0.01
 """Chance that a gate of any size stops a run whose singles are all as published (Bonferroni over its checks)."""
 CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
@@ -112,16 +111,9 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
 def check_names(expected: Sequence[Expectation], candidates: Sequence[str], categories: Sequence[str]) -> None:
     """Refuse, before any work, names that the pool or the benchmark does not have; the nearest is named."""
     for one in expected:
-        if one.candidate not in candidates:
-            raise UserError(
-                f"expected.{one.candidate} is not a candidate ({', '.join(candidates)})"
-                f"{nearest(one.candidate, candidates)}"
-            )
-        if one.category is not None and categories and one.category not in categories:
-            raise UserError(
-                f"expected.{one.candidate}.{one.category} is not a category of the benchmark"
-                f"{nearest(one.category, categories) or ': ' + ', '.join(categories)}"
-            )
+        pick(one.candidate, candidates, "expected: candidate")
+        if one.category is not None and categories:
+            pick(one.category, categories, f"expected.{one.candidate}: category")
 
 
 def judge(

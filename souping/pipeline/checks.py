@@ -14,9 +14,9 @@ import numpy as np
 
 from souping.checkpoints import hub
 from souping.core.files import near_folder
-from souping.core.scores import CAUSES, CONSTANT
+from souping.core.scores import CAUSES
 from souping.core.text import listed, named, shown
-from souping.core.types import FOLDS, Candidate, Fold, Item, SearchSpace, UserError
+from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.models import OpenPool
@@ -25,7 +25,7 @@ from souping.selection.selectors import check_drop
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
-    from souping.core.scores import ScoreMatrix
+    from souping.core.types import ScoreMatrix
     from souping.pipeline.settings import RunSettings
 
 

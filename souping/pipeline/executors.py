@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.executor_protocols import Executor, Worker, Workers
+from souping.core.fields import component
 from souping.core.protocols import Evaluator, Served
 from souping.core.text import named
 from souping.core.types import OUTCOMES, Answered, BlockTask, Candidate, Item, Recipe, Record, UserError
@@ -153,7 +154,7 @@ class LocalWorkers(Workers):
         """The driver's own evaluators are closed where they were built."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class LocalExecutor(Executor):
     """Soups are made and asked in this process, one after another."""
 

@@ -26,7 +26,7 @@ def soup_in(out: Path) -> Recipe | None:
     """The recipe of the soup in a folder; None where there is none, or none that can be read."""
     try:
         return read_recipe(out / RECIPE)[0]
-    except UserError:
+    except (UserError, OSError):
         return None
 
 

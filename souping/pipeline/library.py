@@ -14,15 +14,15 @@ from typing import Any
 
 from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
+from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
-from souping.core.scores import MeasuredScores, ScoreMatrix, read_table
-from souping.core.text import listed, nearest
-from souping.core.types import Item, Json, LateError, Selection, Trial, UserError, entries, number, part
+from souping.core.scores import MeasuredScores, read_table
+from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, Trial, UserError, entries, number, part
 from souping.merge.local import LocalMerge
-from souping.pipeline.settings import KINDS, STORE, MergeSettings, RunSettings
+from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
 from souping.report.run_log import EARLY, logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
@@ -33,8 +33,6 @@ Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
 Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
-PARTS = ("selector", "optimiser", "objective", "evaluator", "merge", "tracker")
-"""Arguments that are parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +159,10 @@ def run(
     tracker: Tracker | None = None,
     out: str | Path | None = None,
     name: str = "souping",
-    seed: int = 0,
-    stop_after: str | None = None,
-    limit: int | None = None,
-    margin: float = 1.0,
+    seed: Seed = 0,
+    stop_after: StopAfter | None = None,
+    limit: Count | None = None,
+    margin: Margin = 1.0,
     analyses: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
@@ -182,8 +180,7 @@ def run(
     given = dict(locals())
     from souping.pipeline.executors import LocalExecutor
 
-    _check_parts(given)
-    _check_words(stop_after, limit)
+    check_arguments(run, {key: value for key, value in given.items() if key != "items"})
     objective = objective or Mean()
     folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
@@ -263,7 +260,7 @@ def soup(
 
     folder = expanded(out, "out")
     free_target(folder)
-    _check_parts({"merge": merge})
+    check_arguments(soup, {"merge": merge})
     common = _common(models, merge, None, "merge", 0, Path(store), folder.parent, folder)
     if isinstance(weights, Mapping):
         weights = _in_order(weights, [candidate.name for candidate in common["pool"].resolve()])
@@ -278,38 +275,15 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     Raises:
         UserError: the table cannot be read, has too few models or categories, or `selector` chose what it must not.
     """
-    _check_parts({"selector": selector})
+    check_arguments(select, {"selector": selector})
     scores = table if isinstance(table, ScoreMatrix) else read_table(expanded(table))
     return (selector or _soce(Mean())).chosen(scores)
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
     for name in weights:
-        if name not in names:
-            raise UserError(f"weights: {name!r} is no model of these ({listed(names)}){nearest(name, names)}")
+        pick(name, names, "weights: model")
     return [float(weights.get(name, 0.0)) for name in names]
-
-
-def _check_parts(given: Mapping[str, object]) -> None:
-    """Refuse a class in place of a part, a choice's name from the configuration, or another kind of part.
-
-    Raises:
-        UserError: the argument, and what it takes.
-    """
-    for key in PARTS:
-        one, kind = given.get(key), KINDS[key]
-        if one is not None and kind not in type(one).__mro__:
-            what = f"the class {one.__name__}: call it" if isinstance(one, type) else f"{one!r:.60}"
-            raise UserError(f"{key} is {what}; it takes a {kind.__name__} (docs/python.md names them)")
-
-
-def _check_words(stop_after: str | None, limit: int | None) -> None:
-    if stop_after not in (None, "select", "search"):
-        raise UserError(
-            f"stop_after={stop_after!r} must be 'select' or 'search'{nearest(stop_after, ('select', 'search'))}"
-        )
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} must be at least 1 (items a category and fold)")
 
 
 def _common(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from annotated_types import Interval
 
 from souping.checkpoints.checkpoint import fingerprint
-from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import content
+from souping.core.fields import Form, load, pick
 from souping.core.files import put
-from souping.core.merge_protocols import CandidatePool, MergeBackend
-from souping.core.text import first_line, read_json, safe, shown
+from souping.core.merge_protocols import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
+from souping.core.text import safe, shown
 from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
-from souping.merge.local import CHOICES, LocalMerge
+from souping.merge.local import LocalMerge
 from souping.merge.methods import METHODS, source
-from souping.merge.plan import MAX_RECIPE, MOST, is_number, recipe_from_dict
+from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict
 from souping.pipeline.models import OpenPool, folder_of, with_base
 from souping.pipeline.settings import MergeSettings
 from souping.pipeline.store import Store
@@ -67,7 +69,7 @@ def rebuild(run: MergeSettings, path: Path) -> Path | None:
         }
         settings = _settings(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
-        text = _text(beside) if beside.is_file() else None
+        text = beside.read_text(encoding="utf-8") if beside.is_file() else None
         with closing(settings.open(folders, hashes)) as pool:
             for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True):
                 _check_content(name, folders[name], pool.fingerprints[name], expected)
@@ -136,11 +138,45 @@ def _card(run: MergeSettings, recipe: Recipe) -> str:
     return card({"experiment": run.name, "recipe": recipe.as_dict(), "rebuild": run.rebuild_command})
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
+"""A number that arithmetic in fp32 bears."""
+Whole = Annotated[int, Interval(ge=0, lt=2**62)]
+Dtypes = Annotated[str, Form(r"(float32|bfloat16|float16)(\+(float32|bfloat16|float16))*", "float dtypes joined by +")]
+
+
+class RecipeSettings(TypedDict, total=False):
+    """Settings of a recipe, as far as they are ours."""
+
+    vocab: Vocab
+    adapters: Adapters
+    base: str
+    by: str
+    source: str
+    scale: Number
+    overrides: list[tuple[str, list[Number]]]
+    parameters: dict[str, bool | Number]
+    seed: Whole
+
+
+class RecipeKeys(TypedDict):
+    """Keys that every recipe.json has."""
+
+    id: str
+    ingredients: list[str]
+    fingerprints: list[str]
+    weights: list[Number]
+    dtype: Dtypes
+    method: str
+    settings: RecipeSettings
+
+
+class RecipeFile(RecipeKeys, total=False):
+    """A recipe.json: what its soup was made of, and how it was written."""
+
+    sources: dict[str, str] | None
+    carried_from: str | None
+    max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)] | None
+    nonfinite: Nonfinite | None
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
@@ -149,98 +185,24 @@ def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
     Raises:
         UserError: it is no soup's recipe, or was edited.
     """
+    where = f"recipe={path}"
     if path.is_file() and path.stat().st_size > MAX_RECIPE:
-        raise UserError(f"recipe={path}: larger than {MAX_RECIPE} bytes, which no recipe is")
-    try:
-        table = read_json(_text(path))
-    except ValueError as error:
-        raise UserError(f"recipe={path}: not JSON: {first_line(error)}") from error
-    wrong = [k for k, test in RECIPE.items() if not isinstance(table, dict) or not test(table.get(k))]
-    if wrong:
-        raise UserError(f"recipe={path}: `{wrong[0]}` is missing or of the wrong type: is this a soup's recipe.json?")
-    lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
+        raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
+    table: dict[str, Any] = load(path, RecipeFile, "recipe")
+    lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")} | {len({*table["ingredients"]})}
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST or not any(table["weights"]):
         raise UserError(
-            f"recipe={path}: ingredients, fingerprints and weights must be lists of one length, from 1 to {MOST}, and "
-            "one weight at least above zero"
+            f"{where}: ingredients (each once), fingerprints and weights must be lists of one length, from 1 to {MOST}"
+            ", and one weight at least above zero"
         )
-    odd = _odd_setting(table["settings"])
-    if odd is not None:
-        raise UserError(f"recipe={path}: `settings.{shown(odd)}` is not what a recipe holds: was the file edited?")
+    settings = table["settings"]
+    if settings.get("by") in (None, "mergekit"):  # those of other backends are theirs to judge
+        for key in settings:
+            pick(key, RecipeSettings.__annotations__, f"{where}: settings")
     recipe = recipe_from_dict(table)
     if recipe.id != table["id"]:
-        was = shown(table["id"])
-        raise UserError(f"recipe={path}: its content gives id {recipe.id}, not {was}: the file was edited")
+        raise UserError(f"{where}: its content gives id {recipe.id}, not {shown(table['id'])}: the file was edited")
     return recipe, table
-
-
-def _odd_setting(settings: Mapping[str, Json]) -> str | None:
-    """The first setting that no recipe holds; those of backends that are not ours (`by`) are theirs to judge."""
-    ours = settings.get("by") in (None, "mergekit")
-    return next((k for k, value in settings.items() if not (SETTINGS[k](value) if k in SETTINGS else not ours)), None)
-
-
-def _is_text(value: Json) -> bool:
-    return isinstance(value, str)
-
-
-def _is_names(value: Json) -> bool:
-    """Whether a list holds names, each once."""
-    return isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value)
-
-
-def _is_dtype(value: Json) -> bool:
-    """A float dtype by torch's name, or several joined by `+`."""
-    return isinstance(value, str) and set(value.split("+")) <= set(TORCH_NAMES)
-
-
-def _is_numbers(value: Json) -> bool:
-    return isinstance(value, list) and all(map(is_number, value))
-
-
-def _is_sources(value: Json) -> bool:
-    return value is None or (isinstance(value, dict) and all(map(_is_text, value.values())))
-
-
-def _is_override(pair: Json) -> bool:
-    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and _is_numbers(pair[1])
-
-
-def _is_parameters(value: Json) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, bool) or is_number(v) for v in value.values())
-
-
-def _is_whole(value: Json) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-Test = Callable[[Json], bool]
-RECIPE: Mapping[str, Test] = {
-    "id": _is_text,
-    "ingredients": _is_names,
-    "fingerprints": lambda value: isinstance(value, list) and all(map(_is_text, value)),
-    "weights": _is_numbers,
-    "dtype": _is_dtype,
-    "method": _is_text,
-    "settings": lambda value: isinstance(value, dict),
-    "sources": _is_sources,
-    "carried_from": lambda value: value is None or isinstance(value, str),
-    "max_shard_size": lambda value: value is None or (_is_whole(value) and value != 0),
-    "nonfinite": lambda value: value in (None, *CHOICES["nonfinite"]),
-}
-"""What the keys of a recipe.json hold; those of which None is right may be absent."""
-SETTINGS: Mapping[str, Test] = {
-    "vocab": lambda value: value in CHOICES["vocab"],
-    "adapters": lambda value: value in CHOICES["adapters"],
-    "base": _is_text,
-    "by": _is_text,
-    "source": _is_text,
-    "scale": is_number,
-    "overrides": lambda value: isinstance(value, list) and all(map(_is_override, value)),
-    "parameters": _is_parameters,
-    "seed": _is_whole,
-}
-"""What the settings of a recipe hold."""
 
 
 def _find(

@@ -21,6 +21,7 @@ from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
+from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold, near_folder, sweep
 from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
 from souping.core.protocols import (
@@ -30,7 +31,7 @@ from souping.core.protocols import (
     Served,
 )
 from souping.core.system import SHARED_MEMORY
-from souping.core.text import nearest, read_json
+from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
@@ -159,7 +160,7 @@ def _mixture(folder: Path) -> str:
     """{fingerprint of an ingredient: weight} as JSON of a folder with a soup's recipe.json; else empty."""
     try:
         parts = parts_of(recipe_from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
-    except (UserError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
+    except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return ""
     return json.dumps(parts) if all(map(math.isfinite, parts.values())) else ""
 
@@ -177,9 +178,8 @@ def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[st
 
 
 def _check_carry(merge: MergeBackend, names: Sequence[str]) -> None:
-    carry = merge.carry
-    if carry is not None and carry not in names:
-        raise UserError(f"merge.carry={carry} is not a candidate ({', '.join(names)}){nearest(carry, names)}")
+    if merge.carry is not None:
+        pick(merge.carry, names, "merge.carry")
 
 
 def _twins(prints: Mapping[str, str]) -> list[str]:

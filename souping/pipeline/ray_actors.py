@@ -13,11 +13,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Interval
 
 from souping.core.executor_protocols import Executor, Worker, Workers
+from souping.core.fields import Count, component
 from souping.core.system import cores
-from souping.core.text import Count, first_line, install
+from souping.core.text import first_line, install
 from souping.core.types import Answered, BlockTask, Missing, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+Resource = Annotated[float, Interval(ge=0, lt=1e6)]
 PATIENCE = 20.0
 """Seconds without an answer after which it is looked whether Ray still has a machine: an actor that waits for one waits
 for ever."""
@@ -45,7 +49,7 @@ class PoolActor:
         return self._worker.answer(task)
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class RayExecutor(Executor):
     """Ray actors, each with `gpus` (fractions share one) and `cpus`; as many as there is room for, unless said.
 
@@ -54,21 +58,17 @@ class RayExecutor(Executor):
     """
 
     actors: Count | None = None
-    gpus: float = 0.0
-    cpus: float = 1.0
+    gpus: Resource = 0.0
+    cpus: Resource = 1.0
     address: str | None = None
-    restarts: int = 3
+    restarts: Annotated[int, Interval(ge=0)] = 3
 
     def __post_init__(self) -> None:
-        if self.actors is not None and self.actors < 1:
-            raise UserError(f"executor.actors={self.actors} must be at least 1 (or null for as many as fit)")
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
-            if not 0 <= value < 1e6 or (value > 1 and value != int(value)):
+            if value > 1 and value != int(value):
                 raise UserError(f"executor.{name}={value:g} must be a fraction of one, or a whole number")
         if not self.gpus and not self.cpus:
             raise UserError("executor.gpus=0 and executor.cpus=0: give an actor one of them, or both")
-        if self.restarts < 0:
-            raise UserError(f"executor.restarts={self.restarts} must be at least 0")
 
     def needs(self) -> list[Missing]:
         """The package, or what this machine or the cluster that was named lacks."""

@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from souping.core.files import nearby
+from souping.core.files import nearby, said
 from souping.core.protocols import Part
 from souping.core.text import fitted, safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.kept_soup import check_target, written_soup
-from souping.pipeline.settings import MergeSettings, RunSettings, said
+from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import Target, check, push
 
 SHOWN = (

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from souping.analysis import Analysis
     from souping.core.executor_protocols import RecipeEvaluator
     from souping.core.protocols import Strategy
-    from souping.core.scores import ScoreMatrix
+    from souping.core.types import ScoreMatrix
     from souping.pipeline.settings import RunSettings
 
 Ask = tuple[Recipe, str]

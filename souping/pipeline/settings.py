@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from souping.checkpoints.pool import Pool
 from souping.core.executor_protocols import Executor
@@ -24,7 +26,7 @@ from souping.core.protocols import (
     Strategy,
     Tracker,
 )
-from souping.core.types import Json, UserError, part
+from souping.core.types import Json, part
 from souping.core.versions import __version__
 from souping.report.format import quoted
 
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from souping.pipeline.side_benchmarks import SideEntry
     from souping.pipeline.upload import Target
 
+StopAfter = Literal["select", "search"]
+GateMode = Literal["error", "warn", "off"]
+Margin = Annotated[float, Interval(ge=0, le=100)]
+"""Percent points."""
 STORE = Path("outputs/store.sqlite")
 """Where a rebuild looks for folders if it is not told another store."""
 KINDS: Mapping[str, Any] = {
@@ -127,11 +133,11 @@ class RunSettings(MergeSettings):
     objective: Objective
     evaluator: Evaluator
     executor: Executor
-    stop_after: str | None
+    stop_after: StopAfter | None
     limit: int | None = None
     throughput: float | None = None
     margin: float = 1.0
-    gate: str = "error"
+    gate: GateMode = "error"
     expected: tuple[Expectation, ...] = ()
     also: tuple[SideEntry, ...] = ()
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
@@ -169,8 +175,3 @@ def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
     if not benchmark.exclude and benchmark.folds is None:
         return own
     return PartOfBenchmark(whole=own, exclude=benchmark.exclude, folds=benchmark.folds)
-
-
-def said(error: UserError | OSError) -> str:
-    """An error of the user's or of the file system as a line."""
-    return f"{error.filename or 'file system'}: {error.strerror}" if isinstance(error, OSError) else str(error)

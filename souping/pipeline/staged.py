@@ -13,11 +13,11 @@ import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import shrunken
-from souping.core.files import nearby, put
+from souping.core.files import nearby, put, said
 from souping.core.types import Json, LateError, Selection, UserError, digest, number, texts
 from souping.pipeline.checks import complaints, flat_categories, not_measured
 from souping.pipeline.samples import write_samples
-from souping.pipeline.settings import RunSettings, said
+from souping.pipeline.settings import RunSettings
 from souping.pipeline.stages import RunStages, select
 from souping.pipeline.store import Store
 from souping.report.files import as_json, selection_dict, trial_rows, write_report, write_trials

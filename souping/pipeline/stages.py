@@ -14,8 +14,7 @@ from souping.analysis.stability import stability
 from souping.core.executor_protocols import Workers
 from souping.core.files import put
 from souping.core.protocols import Evaluator
-from souping.core.scores import ScoreMatrix
-from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, Selection, Trial, UserError
+from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, Trial, UserError
 from souping.evaluate.folds import Folds
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import Gate, judge

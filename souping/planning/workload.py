@@ -14,8 +14,18 @@ import numpy as np
 
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
-from souping.core.scores import ScoreMatrix
-from souping.core.types import Candidate, Item, ItemScores, Json, Recipe, SearchSpace, Selection, Trial, UserError
+from souping.core.types import (
+    Candidate,
+    Item,
+    ItemScores,
+    Json,
+    Recipe,
+    ScoreMatrix,
+    SearchSpace,
+    Selection,
+    Trial,
+    UserError,
+)
 from souping.evaluate.scoring.own import Known
 from souping.merge.digests import StandIns
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured

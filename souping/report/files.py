@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import numpy as np
 
+from souping.core.fields import load
 from souping.core.files import nearby, put
-from souping.core.scores import ScoreMatrix
-from souping.core.text import ANALYSE, first_line, read_json
-from souping.core.types import Json, Selection, Trial, UserError, number, part, texts
+from souping.core.text import ANALYSE, first_line
+from souping.core.types import Json, ScoreMatrix, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
 from souping.report.drawing import Drawing
 from souping.report.format import clean
@@ -101,12 +102,7 @@ def read_report(path: Path) -> dict[str, Json]:
     Raises:
         UserError: it is none, or cannot be read.
     """
-    try:
-        report = read_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
-    if not isinstance(report, dict):
-        raise UserError(f"{path}: cannot be read: it holds no JSON object")
+    report: dict[str, Json] = load(path, dict[str, Any])
     return report
 
 
@@ -122,7 +118,7 @@ def read_trials(path: Path) -> list[dict[str, Json]]:
         if "recipe_id" not in head:
             raise ValueError("it has no column recipe_id")
         return [_trial_row(dict(zip(head, line, strict=True))) for line in lines]
-    except (OSError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not the table that a run wrote: {first_line(error)}") from error
 
 

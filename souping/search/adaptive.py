@@ -9,13 +9,13 @@ best of the soups that answered the whole fold wins; if the budget is too small 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from souping.core import simplex
+from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
 from souping.search.points import Grid, LimitedStrategy, anchors, endings
@@ -38,7 +38,7 @@ USUAL, LONGEST = (7.0, 0.75, 0.8), 2
 as many: benchmarks/search_sizes.py."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Adaptive(LimitedStrategy):
     """Surrogate over the grid's points that chooses soups and items.
 
@@ -50,9 +50,6 @@ class Adaptive(LimitedStrategy):
     stop: Literal["auto", "never"] = "auto"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stop not in ("auto", "never"):
-            raise UserError(f"optimiser.stop={self.stop} must be auto or never")
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from souping.core import simplex
-from souping.core.text import Count, first_line
+from souping.core.fields import Count, component, pick
+from souping.core.text import first_line
 from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
 from souping.search.points import LimitedStrategy, Search, anchors, endings
 
@@ -26,7 +26,7 @@ SOUND = ("NGOpt", "CMA", "DE")
 """Optimisers that need no further package."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Nevergrad(LimitedStrategy):
     """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
 
@@ -40,10 +40,7 @@ class Nevergrad(LimitedStrategy):
     trials: Count | None = 40
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         simplex.check_step(self.step)
-        if self.parametrisation not in ("softmax", "normalise", "lattice"):
-            raise UserError(f"optimiser.parametrisation={self.parametrisation} must be softmax, normalise or lattice")
         if self.trials is None and self.budget is None:
             raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
         _registered(self.name)
@@ -73,11 +70,7 @@ def _registered(name: str) -> Callable[..., Optimizer]:
         UserError: there is none; the nearest is named.
     """
     known = _registry()
-    if name not in known:
-        near = get_close_matches(name, list(known), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"optimiser.name={name} is not a registered Nevergrad optimiser{hint}")
-    return known[name]
+    return known[pick(name, known, "optimiser.name")]
 
 
 def _registry() -> Mapping[str, Callable[..., Optimizer]]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from souping.core import simplex
+from souping.core.fields import Count, Seconds, component
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.text import Count
 from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 
@@ -50,25 +50,17 @@ def _same(a: Weights, b: Weights) -> bool:
     return max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class LimitedStrategy(Strategy):
     """Strategy that a user can limit: in soups, in items or tokens that are answered, in seconds of answering."""
 
     trials: Count | None = None
     budget: Count | None = None
     tokens: Count | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse limits that leave nothing (UserError)."""
-        for name, limit in (("trials", self.trials), ("budget", self.budget), ("tokens", self.tokens)):
-            if limit is not None and limit < 1:
-                raise UserError(f"optimiser.{name}={limit} must be at least 1 (or null for no limit)")
-        if self.seconds is not None and not 0 < self.seconds < float("inf"):
-            raise UserError(f"optimiser.seconds={self.seconds} must be above 0 (or null for no limit)")
+    seconds: Seconds | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Grid(LimitedStrategy):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
@@ -80,7 +72,6 @@ class Grid(LimitedStrategy):
     maximum: float | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         simplex.grid_size(2, *self.bounds)
 
     @property
@@ -119,7 +110,7 @@ class Grid(LimitedStrategy):
         return ", ".join([made, *endings(self)])
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Uniform(LimitedStrategy):
     """No search: equal weights."""
 
@@ -136,14 +127,13 @@ class Uniform(LimitedStrategy):
         return f"uniform: one soup, weights 1/{size}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Fixed(LimitedStrategy):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
     weights: list[float]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         simplex.check_weights(self.weights)
 
     def start(self, space: SearchSpace, seed: int) -> Search:
@@ -191,7 +181,7 @@ def anchors(size: int) -> list[Weights]:
     return [simplex.uniform(size), *simplex.vertices(size)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class GreedySoup(LimitedStrategy):
     """Greedy soup: evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 
+from souping.core.fields import Count, component, pick
 from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
-from souping.core.scores import CAUSES, ScoreMatrix
-from souping.core.text import Count, listed, minus, named, nearest
-from souping.core.types import Correlations, FloatArray, Selection, UserError
+from souping.core.scores import CAUSES
+from souping.core.text import listed, minus, named
+from souping.core.types import Correlations, FloatArray, ScoreMatrix, Selection, UserError
 
 TIE = 1e-9
+Threshold = Annotated[float, Interval(gt=-1, le=1)]
 
 
 def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
@@ -57,7 +60,7 @@ def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True, drop
     return [scores.candidates[i] for i in order]
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class SoCE(Selector):
     """Soup Of Category Experts (arXiv 2511.13254, Algorithm 1).
 
@@ -76,22 +79,15 @@ class SoCE(Selector):
 
     correlation: Correlation
     objective: Objective
-    threshold: float = 0.2
+    threshold: Threshold = 0.2
     sign: Literal["absolute", "signed"] = "absolute"
     ties: Literal["overall", "all", "first"] = "overall"
     otherwise: Literal["greedy", "error"] = "greedy"
     drop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        low = 0.0 if self.sign == "absolute" else -1.0
-        if not low < self.threshold <= 1:
-            raise UserError(f"selector.threshold={self.threshold} must be above {low:g} and at most 1")
-        if self.sign not in ("absolute", "signed"):
-            raise UserError(f"selector.sign={self.sign} must be absolute or signed")
-        if self.ties not in ("overall", "all", "first"):
-            raise UserError(f"selector.ties={self.ties} must be overall, all or first")
-        if self.otherwise not in ("greedy", "error"):
-            raise UserError(f"selector.otherwise={self.otherwise} must be greedy or error")
+        if self.sign == "absolute" and self.threshold <= 0:
+            raise UserError(f"selector.threshold={self.threshold} must be above 0 with selector.sign=absolute")
 
     @property
     def cut(self) -> float:
@@ -177,7 +173,7 @@ class SoCE(Selector):
         return replace(chosen, metric=metric, categories=categories, correlations=correlations, notes=(note,))
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class SoCECluster(Selector):
     """An expert for each cluster of categories that move together (the abstract of arXiv 2511.13254).
 
@@ -188,13 +184,8 @@ class SoCECluster(Selector):
 
     correlation: Correlation
     objective: Objective
-    threshold: float = 0.2
+    threshold: Threshold = 0.2
     k: Count | None = None
-
-    def __post_init__(self) -> None:
-        if not -1 < self.threshold <= 1:
-            raise UserError(f"selector.threshold={self.threshold} must be above -1 and at most 1")
-        _check_k(self.k)
 
     @property
     def label(self) -> str:
@@ -259,7 +250,7 @@ class SoCECluster(Selector):
         return clusters
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Greedy(Selector):
     """Selector that adds the candidate which most raises the mean best score over categories; stops when none does.
 
@@ -269,9 +260,6 @@ class Greedy(Selector):
     objective: Objective
     k: Count | None = None
     drop: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        _check_k(self.k)
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return tuple(range(1, min(self.k or candidates, candidates) + 1))
@@ -299,16 +287,13 @@ class Greedy(Selector):
         return Selection(selector=self.label, ingredients=names, experts=experts, categories=scores.categories)
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class TopK(Selector):
     """K best candidates by the objective, in which categories of `drop` weigh nothing here."""
 
     objective: Objective
     k: Count = 3
     drop: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        _check_k(self.k)
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return (min(self.k, candidates),)
@@ -323,7 +308,7 @@ class TopK(Selector):
         return Selection(selector=self.label, ingredients=names, categories=scores.categories)
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class All(Selector):
     """Every candidate."""
 
@@ -342,11 +327,6 @@ def _check_correlates(label: str, models: int, categories: int) -> None:
         )
     if categories < 2:
         raise UserError(f"selector={label} needs at least 2 categories to correlate; use selector=topk or selector=all")
-
-
-def _check_k(k: int | None) -> None:
-    if k is not None and k < 1:
-        raise UserError(f"selector.k={k} must be at least 1")
 
 
 def _check_enough(k: int | None, candidates: int) -> None:
@@ -375,8 +355,7 @@ def _dropped(scores: ScoreMatrix, drop: Sequence[str]) -> set[str]:
 def check_drop(drop: Sequence[str], categories: Sequence[str]) -> None:
     """Refuse names that are no categories, and a choice that leaves none."""
     for name in drop:
-        if name not in categories:
-            raise UserError(f"selector.drop: {name!r} is no category ({listed(categories)}){nearest(name, categories)}")
+        pick(name, categories, "selector.drop")
     if drop and not set(categories) - set(drop):
         raise UserError("selector.drop leaves no category to select by: leave one in")
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from souping.core.fields import component
 from souping.core.protocols import Tracker
 from souping.core.text import first_line, named
 from souping.core.types import Json, Trial
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class NoTracker(Tracker):
     """Tracker of nothing: all that a run leaves lies in its directory."""
 

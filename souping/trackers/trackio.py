@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from souping.core.fields import component
 from souping.core.protocols import Tracker
 from souping.core.text import install
-from souping.core.types import Json, Missing, Trial, UserError, part
+from souping.core.types import Json, Missing, Trial, part
 from souping.trackers import TrackerState
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class TrackioState(TrackerState):
         super().attempt(silently)
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class TrackioTracker(Tracker):
     """Settings of a trackio run; without `space_id` it stays on this machine (`trackio show`).
 
@@ -48,10 +49,6 @@ class TrackioTracker(Tracker):
     name: str | None = None
     space_id: str | None = None
     _state: TrackioState = field(default_factory=TrackioState, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.project:
-            raise UserError("tracker.project must not be empty")
 
     def needs(self) -> list[Missing]:
         return [] if find_spec("trackio") else [Missing(what="trackio", mends=install("trackio"))]

@@ -17,9 +17,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from souping.core.fields import Seconds, component
 from souping.core.protocols import Tracker
-from souping.core.text import Seconds, safe
-from souping.core.types import Json, Trial, UserError, entries, number, part, texts
+from souping.core.text import safe
+from souping.core.types import Json, Trial, entries, number, part, texts
 from souping.trackers import TrackerState
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class WandbRun(TrackerState):
             self.leave()
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class WandbTracker(Tracker):
     """Settings of a W&B run; None leaves a choice to wandb's own environment variables.
 
@@ -103,12 +104,6 @@ class WandbTracker(Tracker):
     job_type: str = "run"
     timeout: Seconds = 10.0
     _session: WandbRun = field(default_factory=WandbRun, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.timeout > 0:
-            raise UserError(f"tracker.timeout={self.timeout} must be above 0 (seconds)")
-        if not self.project:
-            raise UserError("tracker.project must not be empty")
 
     @property
     def hint(self) -> str:

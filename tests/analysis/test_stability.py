@@ -12,8 +12,8 @@ from souping.analysis.correlation import kendall, pearson
 from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
 from souping.core.objectives import Mean
 from souping.core.protocols import Selector
-from souping.core.scores import ScoreMatrix, read_table
-from souping.core.types import FloatArray, Item, ItemScores, Selection
+from souping.core.scores import read_table
+from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection
 from souping.selection.selectors import SoCE, TopK
 from tests.conftest import ROOT
 

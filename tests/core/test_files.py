@@ -70,7 +70,7 @@ def test_a_soup_that_somebody_else_put_there_meanwhile_is_not_touched(tmp_path: 
             write_files(stage, {"a": "mine"})
             write_files(out, {"b": "theirs"})
 
-    with pytest.raises(UserError, match="was not written"):
+    with pytest.raises(OSError, match="soup"):
         write()
     assert names(tmp_path) == ["soup"]
     assert names(out) == ["b"]

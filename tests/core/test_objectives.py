@@ -58,7 +58,7 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
     np.testing.assert_allclose(tree.coefficients(names), [0.125, 0.125, 0.25, 0.5])
     np.testing.assert_allclose(Mean().coefficients(names), 0.25)
     np.testing.assert_allclose(Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25])
-    with pytest.raises(UserError, match="objective names category 'rust'"):
+    with pytest.raises(UserError, match="objective: category=rust"):
         Weighted(weights={"rust": 1}).coefficients(names)
     with pytest.raises(UserError, match=r"objective.weights"):
         Weighted(weights={"java": -1})

@@ -10,8 +10,7 @@ import pytest
 from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
 from souping.core.protocols import Selector
-from souping.core.scores import ScoreMatrix
-from souping.core.types import UserError
+from souping.core.types import ScoreMatrix, UserError
 from souping.selection.selectors import All, Greedy, SoCE, SoCECluster, TopK
 from tests.support.choices import differing, each
 

@@ -9,8 +9,8 @@ import pytest
 
 from souping.analysis import correlation
 from souping.core.objectives import Mean, Weighted
-from souping.core.scores import ScoreMatrix, read_table
-from souping.core.types import UserError
+from souping.core.scores import read_table
+from souping.core.types import ScoreMatrix, UserError
 from souping.selection.selectors import Greedy, SoCE, SoCECluster, TopK, ranking
 from tests.conftest import PAPER
 
@@ -117,7 +117,7 @@ def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
     assert soce(threshold=0.9, drop=["y"]).select(matrix).categories == ("w", "x", "z")
     assert Greedy(objective=Mean(), drop=["w", "x"]).select(matrix).ingredients == ("c",)
     assert TopK(objective=Mean(), k=1, drop=["w", "x"]).select(matrix).ingredients == ("c",)
-    with pytest.raises(UserError, match=r"selector.drop: 'why' is no category"):
+    with pytest.raises(UserError, match=r"selector\.drop=why"):
         soce(drop=["why"]).select(matrix)
     with pytest.raises(UserError, match=r"selector.drop leaves no category"):
         TopK(objective=Mean(), drop=["w", "x", "y", "z"]).select(matrix)
@@ -135,7 +135,7 @@ def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"selector\."):
+    with pytest.raises(UserError, match=r"selector\.|SoCE\("):
         soce(**changes)
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from souping.core.files import said
 from souping.core.types import UserError
 from souping.evaluate.bfcl.environment import COMMAND, LEVELS, folder_of, install, pinned, place_of, present
 
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("\n".join(status(place)))
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     return 0
 

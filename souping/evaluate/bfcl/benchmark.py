@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
-from souping.core.text import nearest, read_json
+from souping.core.text import read_json
 from souping.core.types import FloatArray, Item, Json, UserError
 from souping.evaluate import folds
 from souping.evaluate.bfcl.environment import Environment
@@ -57,8 +58,7 @@ class BfclBenchmark(BenchmarkItems):
             return items
         known = {item.id: item for item in items}
         for name in self.ids:
-            if name not in known:
-                raise UserError(f"evaluator.ids: {name!r} is not an item of these categories{nearest(name, known)}")
+            pick(name, known, "evaluator.ids")
         return tuple(known[name] for name in dict.fromkeys(self.ids))
 
 
@@ -74,9 +74,7 @@ def chosen(version: Version, names: Sequence[str] | None) -> tuple[str, ...]:
     collections = {key: set(value) for key, value in COLLECTIONS.items() if set(value) <= set(known)}
     wanted: set[str] = set()
     for name in names:
-        if name not in known and name not in collections:
-            near = nearest(name, [*known, *collections])
-            raise UserError(f"evaluator.categories: {name!r} is not a category of BFCL {version}{near}")
+        pick(name, [*known, *collections], f"BFCL {version}: evaluator.categories")
         wanted |= collections.get(name, {name})
     if not wanted:
         raise UserError("evaluator.categories is empty: name categories, or single_turn, live, multi_turn ...")
@@ -218,7 +216,7 @@ TREES: Mapping[Version, Node] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Bfcl(Objective):
     """BFCL's overall accuracy: v3's mean of non-live, live and multi-turn, or v4's weighted mean of five groups.
 
@@ -230,9 +228,8 @@ class Bfcl(Objective):
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         known = CATEGORIES["v4"]
-        unknown = [name for name in categories if name not in known]
-        if unknown:
-            raise UserError(f"objective=bfcl: {unknown[0]!r} is not a category of BFCL{nearest(unknown[0], known)}")
+        for name in categories:
+            pick(name, known, "objective=bfcl: category")
         shares = _shares(TREES[self.version], frozenset(categories))
         if not shares:
             raise UserError(f"objective=bfcl: none of {', '.join(categories)} counts in BFCL {self.version}'s overall")

@@ -30,8 +30,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from souping.core.fields import pick
 from souping.core.files import expanded
-from souping.core.text import nearest, safe
+from souping.core.text import safe
 from souping.core.types import Item, Json, Record, UserError
 from souping.evaluate.servers.process import Process
 
@@ -287,11 +288,7 @@ def check_handlers(environment: Environment, names: Sequence[str]) -> None:
     """
     known = (*OWN, *registered(environment.package))
     for name in names:
-        if name not in known:
-            raise UserError(
-                f"evaluator.handler: {name!r} is neither {' nor '.join(OWN)} nor a model of bfcl-eval's registry that "
-                f"can be served here{nearest(name, known)}"
-            )
+        pick(name, known, "evaluator.handler")
 
 
 FAILED = "Error during inference: "
@@ -395,8 +392,6 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not lines of JSON, the file may be cut off: {error!s:.200}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
     if not all(isinstance(row, dict) for row in found):
         raise UserError(f"{path}: a line of BFCL's files is a JSON object")
     return found

@@ -13,8 +13,8 @@ import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
+from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Threads, component, pick
 from souping.core.protocols import Evaluator, ModelHost, Served, Wants
-from souping.core.text import Count, Seconds, Seed, Threads, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
@@ -68,7 +68,7 @@ class ServerSlot:
             running.stop()
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
 
@@ -95,8 +95,8 @@ class BfclEvaluator(Evaluator):
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
-    temperature: float = GREEDY
-    top_p: float = 1.0
+    temperature: Temperature = GREEDY
+    top_p: Share = 1.0
     top_k: Count | None = None
     samples: Count = 1
     sampling_seed: Seed = 0
@@ -111,13 +111,7 @@ class BfclEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         chosen(self.version, self.categories)
-        for key in ("limit", "max_tokens", "threads", "batch_size", "samples", "replicates"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"evaluator.{key}={value} must be at least 1")
-        if self.aggregate not in ("mean", "pass"):
-            raise UserError(f"evaluator.aggregate={self.aggregate} must be mean or pass")
-        check_sampling(self.decoding.temperature, self.top_p, self.top_k, self.samples, self.replicates)
+        check_sampling(self.decoding.temperature, self.samples, self.replicates)
         if self.decoding.samples and not self.server.draws:
             raise UserError(
                 f"evaluator.temperature={self.temperature}: {self.server.title} draws no answer by a seed of its own: "
@@ -196,9 +190,7 @@ class BfclEvaluator(Evaluator):
         """
         own = self.handlers or {}
         for name in own:
-            if name not in candidates:
-                near = nearest(name, candidates)
-                raise UserError(f"evaluator.handlers: {name!r} is not a candidate ({', '.join(candidates)}){near}")
+            pick(name, candidates, "evaluator.handlers")
         check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
 
     def outline(self) -> tuple[Item, ...]:

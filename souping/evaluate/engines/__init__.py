@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
-from souping.core.types import Item, Json, Outcome, UserError
+from souping.core.types import Item, Json, Outcome
 from souping.evaluate.decoding import Decoding
 
 
@@ -167,17 +167,3 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the stop texts."""
     ends = [text.find(end) for end in stop if end in text]
     return text[: min(ends)] if ends else text
-
-
-def check_gpu_settings(where: str, tensor_parallel_size: int, fraction: float, max_model_len: int | None) -> None:
-    """Refuse values out of range; `where` is the group whose keys they are.
-
-    Raises:
-        UserError: the message names the key.
-    """
-    if tensor_parallel_size < 1:
-        raise UserError(f"{where}.tensor_parallel_size={tensor_parallel_size} must be at least 1")
-    if not 0 < fraction <= 1:
-        raise UserError(f"{where}.gpu_memory_utilization={fraction} must be above 0 and at most 1")
-    if max_model_len is not None and max_model_len < 1:
-        raise UserError(f"{where}.max_model_len={max_model_len} must be at least 1")

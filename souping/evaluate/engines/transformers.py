@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from souping.core.fields import component
 from souping.core.protocols import ModuleSettings, Served
 from souping.core.text import first_line
 from souping.core.types import Item, UserError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class TransformersEngine(Engine):
     """Batched decoding with a KV cache. What decodes it says itself: dtype, device, threads and workers are settings of
     the evaluator.

@@ -16,17 +16,18 @@ import multiprocessing
 import os
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
+from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import ModelHost, ModuleSettings, Served
-from souping.core.text import Seed, Threads, first_line, install
+from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import Answer, Asked, Engine, check_gpu_settings, cut, prompt_key, room
+from souping.evaluate.engines import Answer, Asked, Engine, cut, prompt_key, room
 from souping.evaluate.guard import PidGuard
 from souping.evaluate.templates import render
 
@@ -57,7 +58,7 @@ class EngineState:
             engine.close()
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
 
@@ -73,17 +74,14 @@ class VllmEngine(Engine):
     wants = "either"
 
     tensor_parallel_size: Threads = 1
-    gpu_memory_utilization: float = 0.85
-    max_model_len: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gpu_memory_utilization: Share = 0.85
+    max_model_len: Count | None = None
+    dtype: Precision | Literal["auto"] = "auto"
     enforce_eager: bool = False
     seed: Seed = 0
     speculative: dict[str, Any] | None = None
     weights: Literal["auto", "transfer", "reload"] = "auto"
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_gpu_settings("engine", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
 
     @property
     def settings(self) -> dict[str, Json]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
+from souping.core.fields import component
 from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
-from souping.core.text import Count, Seed, Threads, TokenId, install
+from souping.core.text import install
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
@@ -23,6 +22,7 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.errors import harness_version
 from souping.evaluate.lm_eval.items import HarnessItem, items_of
 from souping.evaluate.lm_eval.model import HarnessModelCache, filtered, run
+from souping.evaluate.lm_eval.settings import HarnessSettings
 from souping.evaluate.lm_eval.tasks import Loaded, load, pseudo_values, published_sizes
 from souping.evaluate.templates import PROCESS
 
@@ -30,7 +30,6 @@ VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 CUT = 8
 """A commit holds so many batches' worth of items: HFLM sorts them by length, and few are lost with a killed run."""
-AUTO = re.compile(r"auto(:\d+(\.\d+)?)?")
 IN_ITEMS = (
     "tasks",
     "include_path",
@@ -79,92 +78,16 @@ class HarnessBenchmark(BenchmarkItems):
         return items_of(self.evaluator.loaded, self.evaluator.category, self.evaluator.group)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HarnessEvaluator(Evaluator):
-    """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document.
-
-    Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
-    what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`), and which of the harness's are
-    fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them is left to each
-    task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
-    """
+@component
+class HarnessEvaluator(HarnessSettings, Evaluator):
+    """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document."""
 
     brings_items = True
     fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
-    tasks: list[str | dict[str, Any]]
-    include_path: str | list[str] | None = None
-    include_defaults: bool | None = None
-    metadata: dict[str, Any] | None = None
-    name: str = "lm_eval"
-    limit: int | float | None = None
-    samples: Count | dict[str, list[int]] | None = None
-    metric: str | dict[str, str] | None = None
-    filter: str | dict[str, str] | None = None
-    category: str = "task"
-    group: str = "item"
-    num_fewshot: int | None = None
-    gen_kwargs: dict[str, Any] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Count | None = None
-    sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass", "majority"] = "mean"
-    replicates: Count = 1
-    apply_chat_template: bool | str = False
-    system_instruction: str | None = None
-    fewshot_as_multiturn: bool = True
-    tools: str | None = None
-    batch_size: Count | str = 16
-    max_batch_size: Count | None = 64
-    max_length: Count | None = None
-    truncation: bool = False
-    logits_cache: bool = True
-    add_bos_token: bool | None = None
-    prefix_token_id: TokenId | None = None
-    backend: Literal["default", "causal", "seq2seq"] = "default"
-    softmax_dtype: str | None = None
-    mixed_precision_dtype: str | None = None
-    think_end_token: str | TokenId | None = None
-    enable_thinking: bool | None = None
-    chat_template_args: dict[str, Any] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str = "auto"
-    threads: Threads | None = None
-    trust_remote_code: bool = False
-    confirm_run_unsafe_code: bool = False
-    allow_code: bool = False
-    random_seed: Seed = 0
-    numpy_random_seed: Seed = 1234
-    torch_random_seed: Seed = 1234
-    fewshot_random_seed: Seed = 1234
     _model: HarnessModelCache = field(default_factory=HarnessModelCache, init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        _ = self._machine  # checks dtype, device, threads, aggregate and how many answers
-        for key, fixed in (("category", ("task", "entry")), ("group", ("item", "doc"))):
-            value = getattr(self, key)
-            if value not in fixed and not value.removeprefix("column:") != value:
-                raise UserError(f"evaluator.{key}={value} must be {', '.join(fixed)} or column:NAME")
-        if self.limit is not None and (self.limit <= 0 or self.documents is not None):
-            raise UserError(f"evaluator.limit={self.limit} must be above 0, without evaluator.samples by task")
-        if self.tools is not None and not self.apply_chat_template:
-            raise UserError("evaluator.tools needs evaluator.apply_chat_template=true: schemas go through the template")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise UserError(f"evaluator.num_fewshot={self.num_fewshot} must be 0 or more")
-        self._check_batch()
-        for key in ("softmax_dtype", "mixed_precision_dtype"):
-            if getattr(self, key) not in (None, "float32", "bfloat16", "float16", "float64"):
-                raise UserError(f"evaluator.{key}={getattr(self, key)} must be float32, bfloat16 or float16")
-
-    def _check_batch(self) -> None:
-        size = self.batch_size
-        if (isinstance(size, int) and size < 1) or (isinstance(size, str) and not AUTO.fullmatch(size)):
-            raise UserError(f"evaluator.batch_size={size} must be at least 1, or auto, or auto:N")
-        if self.replicates > 1 and isinstance(size, str):
-            raise UserError(f"evaluator.replicates={self.replicates} needs a number as evaluator.batch_size")
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
@@ -183,20 +106,6 @@ class HarnessEvaluator(Evaluator):
             aggregate=self.aggregate,
             replicates=self.replicates,
         )
-
-    @property
-    def documents(self) -> dict[str, list[int]] | None:
-        """The documents that are asked, by task, where `samples` says it."""
-        return self.samples if isinstance(self.samples, dict) else None
-
-    @property
-    def drawn(self) -> int:
-        """Answers to an item that are drawn, where `samples` says it."""
-        return self.samples if isinstance(self.samples, int) else 1
-
-    @property
-    def answers(self) -> int:
-        return max(self.drawn, self.replicates)
 
     def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
         """This evaluator with the candidates' own dtype; tasks and the harness's model are the same ones."""
@@ -264,13 +173,6 @@ class HarnessEvaluator(Evaluator):
         order = sorted(items, key=lambda item: (len(item.prompt), item.id))
         size = CUT * self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
-
-    def batch_of(self, replicate: int) -> int:
-        """Rows of a batch, at most."""
-        size = self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64
-        if replicate and self.replicates > 1:
-            return size // 2 if size > 1 else 2
-        return size
 
     def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """A record for every item, in order.

@@ -12,19 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from souping.core.text import nearest
+from souping.core.fields import pick
 from souping.core.types import Item, UserError
 from souping.evaluate.decoding import PENALTIES, SAMPLING, Decoding, check_sampling
 from souping.evaluate.engines import Answer, prompt_key, room
 from souping.evaluate.engines.transformers import draws, left_padded, neutral_config
+from souping.evaluate.lm_eval.settings import HarnessSettings
 
 if TYPE_CHECKING:
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerBase
-
-    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = ("until", *LENGTHS, *SAMPLING, *PENALTIES)
@@ -38,7 +37,7 @@ CUT = "the prompt was cut on the left to fit the context of {} tokens"
 class Asking:
     """Way in which a block is asked: the evaluator's settings, for the n-th answer to these items by task and place."""
 
-    evaluator: HarnessEvaluator
+    evaluator: HarnessSettings
     replicate: int = 0
     ends: tuple[int, ...] = ()
     items: Mapping[tuple[str, int], Item] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class Asking:
         return (job.decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
 
 
-def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessEvaluator) -> Decoding:
+def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
     """What a task's generation_kwargs ask for, with what the evaluator's settings say over it."""
     own = float(kwargs.get("temperature") or (1.0 if kwargs.get("do_sample") and "temperature" not in kwargs else 0.0))
     if kwargs.get("do_sample") is False:
@@ -67,7 +66,7 @@ def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessEvaluator) -> Decod
     )
 
 
-def check_sampling_of(name: str, kwargs: Mapping[str, Any] | None, evaluator: HarnessEvaluator) -> None:
+def check_sampling_of(name: str, kwargs: Mapping[str, Any] | None, evaluator: HarnessSettings) -> None:
     """Refuse answers that a task cannot give; `kwargs` are its generation_kwargs, None where it compares likelihoods.
 
     Raises:
@@ -79,15 +78,11 @@ def check_sampling_of(name: str, kwargs: Mapping[str, Any] | None, evaluator: Ha
             key = f"temperature={evaluator.temperature}" if evaluator.temperature else f"samples={evaluator.drawn}"
             raise UserError(f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.{key}")
         return
-    odd = next((key for key in kwargs if key not in KNOWN), None)
-    if odd is not None:
-        raise UserError(
-            f"{where}: its generation_kwargs say {odd}, which souping does not decode by{nearest(odd, KNOWN)}"
-        )
-    decoding = decoding_of(kwargs, evaluator)
+    for key in kwargs:
+        pick(key, KNOWN, f"{where}: generation_kwargs")
     try:
-        temperature, top_k = decoding.temperature, decoding.top_k or None
-        check_sampling(temperature, decoding.top_p, top_k, evaluator.drawn, evaluator.replicates)
+        decoding = decoding_of(kwargs, evaluator)
+        check_sampling(decoding.temperature, evaluator.drawn, evaluator.replicates)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     beams = decoding.penalties.get("num_beams", 1)

@@ -21,6 +21,7 @@ from souping.core.types import OUTCOMES, Item, Json, Record, UserError
 from souping.evaluate.engines import Answer
 from souping.evaluate.lm_eval.errors import silence, stopped
 from souping.evaluate.lm_eval.generation import CUT, Asking, answer_requests
+from souping.evaluate.lm_eval.settings import HarnessSettings
 from souping.evaluate.lm_eval.tasks import Document, Loaded, seed
 from souping.evaluate.templates import apply_chat_template
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerBase
-
-    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
 log = logging.getLogger(__name__)
 Tokenised = tuple[tuple[str, str], list[int], list[int]]
@@ -61,7 +60,7 @@ class TaskSubset:
     at each call; few-shot examples are those that were drawn at loading; and nothing is aggregated, for souping does.
     """
 
-    def __init__(self, loaded: Loaded, lm: HFLM, evaluator: HarnessEvaluator) -> None:
+    def __init__(self, loaded: Loaded, lm: HFLM, evaluator: HarnessSettings) -> None:
         self._loaded, self._task, self._lm, self._evaluator = loaded, loaded.task, lm, evaluator
         self.eval_docs = loaded.docs
 
@@ -155,7 +154,7 @@ def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
 
 
 def run(
-    lm: HFLM, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]], evaluator: HarnessEvaluator
+    lm: HFLM, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]], evaluator: HarnessSettings
 ) -> dict[str, Record]:
     """{item id: record} of the asked documents, `asked` by task.
 
@@ -199,7 +198,7 @@ def _hushed(batch_size: int | str) -> AbstractContextManager[io.StringIO | None]
     return redirect_stdout(io.StringIO()) if isinstance(batch_size, str) else nullcontext()
 
 
-def _seed(evaluator: HarnessEvaluator) -> None:
+def _seed(evaluator: HarnessSettings) -> None:
     """As simple_evaluate does before each run: tasks that sample answers draw from torch's generator."""
     import torch
 
@@ -286,7 +285,7 @@ class HarnessModelCache:
 
     @contextmanager
     def model(
-        self, served: Served, evaluator: HarnessEvaluator, items: Mapping[tuple[str, int], Item], replicate: int
+        self, served: Served, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
     ) -> Iterator[HFLM]:
         """The harness's model of what is served, asked for the n-th answers to these items (by task and place).
 
@@ -310,7 +309,7 @@ class HarnessModelCache:
         self._model = None
 
 
-def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessEvaluator) -> HFLM:
+def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessSettings) -> HFLM:
     """HFLM around a live module.
 
     Raises:

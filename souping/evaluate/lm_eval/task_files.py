@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from souping.core.files import expanded
 from souping.core.text import first_line
 from souping.core.types import Json, UserError
+from souping.evaluate.lm_eval.settings import HarnessSettings, Spec
 from souping.evaluate.templates import PROCESS
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from lm_eval.tasks._index import Entry
     from yaml.nodes import Node
 
-    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-
-Spec = str | dict[str, Json]
-"""A task as it may be named: by name, pattern or file, or as a mapping."""
 PAPER_TASKS = Path(__file__).resolve().parents[2] / "paper" / "tasks"
 PLAIN = "tag:yaml.org,2002:"
 BUILDERS = ("generator", "iceberg", "pandas", "spark")
@@ -38,7 +35,7 @@ OFF = ("false", "no", "off", "null", "~", "", "0")
 SANDBOX = "{{ ''.__class__.__mro__ }}"
 
 
-def open_index(evaluator: HarnessEvaluator) -> TaskManager:
+def open_index(evaluator: HarnessSettings) -> TaskManager:
     """The index of tasks. The harness's own 14,000 take some twenty seconds to read: only where they are needed."""
     from lm_eval.tasks import TaskManager
 

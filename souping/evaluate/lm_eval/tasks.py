@@ -22,19 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from souping.core.fields import pick
 from souping.core.files import expanded
-from souping.core.text import nearest
 from souping.core.types import FloatArray, Json, UserError
 from souping.evaluate.lm_eval.errors import LogListener, not_loaded, require, silence, unknown
 from souping.evaluate.lm_eval.generation import check_sampling_of
-from souping.evaluate.lm_eval.task_files import Door, Spec, open_index
+from souping.evaluate.lm_eval.settings import HarnessSettings, Spec
+from souping.evaluate.lm_eval.task_files import Door, open_index
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
     from sacrebleu.metrics.base import Metric as CorpusMetric
-
-    from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 
 Document = Mapping[str, Json]
 Aggregation = Callable[[list[float]], float]
@@ -83,7 +82,7 @@ class Loaded:
         return bool(self.task.OUTPUT_TYPE == "generate_until")
 
 
-def load(evaluator: HarnessEvaluator) -> dict[str, Loaded]:
+def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
     """{leaf task: its documents}, in the order of `evaluator.tasks`.
 
     Raises:
@@ -122,7 +121,7 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
     return sizes
 
 
-def seed(evaluator: HarnessEvaluator) -> None:
+def seed(evaluator: HarnessSettings) -> None:
     """As simple_evaluate does before it loads tasks, some of which draw at random while they read their data."""
     random.seed(evaluator.random_seed)
     np.random.seed(evaluator.numpy_random_seed)
@@ -166,7 +165,7 @@ def _build(manager: TaskManager, spec: Spec, heard: LogListener) -> dict[str, Ta
     return tasks
 
 
-def _loaded(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
+def _loaded(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
     try:
         return _load(evaluator, name, entry, task, code)
     except UserError:
@@ -175,7 +174,7 @@ def _loaded(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code
         raise UserError(not_loaded(name, None, error)) from error
 
 
-def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
+def _load(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
     if getattr(task, "MULTIMODAL", False):  # lm_eval's
         raise UserError(f"evaluator.tasks: {name} needs images or sound, which souping does not give a model")
     unsafe = getattr(task, "UNSAFE_CODE", False)  # lm_eval's
@@ -200,7 +199,7 @@ def _load(evaluator: HarnessEvaluator, name: str, entry: str, task: Task, code: 
     )
 
 
-def _prepare(task: Task, evaluator: HarnessEvaluator) -> None:
+def _prepare(task: Task, evaluator: HarnessSettings) -> None:
     """The overrides that simple_evaluate applies: generation settings, and shots unless the task forbids them."""
     if evaluator.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(evaluator.gen_kwargs), update=True)
@@ -211,7 +210,7 @@ def _prepare(task: Task, evaluator: HarnessEvaluator) -> None:
         task.set_config(key="num_fewshot", value=0)
 
 
-def _ids(evaluator: HarnessEvaluator, name: str, docs: Sequence[Document]) -> Sequence[int]:
+def _ids(evaluator: HarnessSettings, name: str, docs: Sequence[Document]) -> Sequence[int]:
     """The documents in use: all, those that `samples` lists, or `limit` of them: the first of each category in turn."""
     count = len(docs)
     if evaluator.documents is not None:
@@ -248,14 +247,12 @@ def _of(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str |
     return None if setting is None else str(setting)
 
 
-def _check_named(evaluator: HarnessEvaluator, loaded: Mapping[str, Loaded]) -> None:
+def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> None:
     known = {*loaded, *(one.entry for one in loaded.values())}
     for key in ("metric", "filter", "samples"):
         setting = getattr(evaluator, key)
-        odd = [name for name in setting if name not in known] if isinstance(setting, Mapping) else []
-        if odd:
-            hint = nearest(odd[0], known) or f": {', '.join(sorted(known)[:5])}"
-            raise UserError(f"evaluator.{key} names {odd[0]}, which evaluator.tasks does not bring{hint}")
+        for name in setting if isinstance(setting, Mapping) else ():
+            pick(name, sorted(known), f"evaluator.{key}: task")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +306,7 @@ def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Me
             raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {why}")
         metric = usable[0]
     elif metric not in kinds and not _open(task):
-        raise UserError(f"evaluator.metric={metric}: task {name} has {', '.join(kinds)}{nearest(metric, kinds)}")
+        pick(metric, kinds, f"task {name}: evaluator.metric")
     kind = kinds.get(metric, "mean")
     if kind.startswith("!"):
         other = f"; it also has {', '.join(usable)}" if usable else ""
@@ -363,9 +360,7 @@ def _filter(name: str, task: Task, wanted: str | None) -> str:
     names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]  # lm_eval's
     if wanted is None:
         return names[0]
-    if wanted not in names:
-        raise UserError(f"evaluator.filter={wanted}: task {name} has {', '.join(names)}")
-    return wanted
+    return pick(wanted, names, f"task {name}: evaluator.filter")
 
 
 def _settings(task: Task, metric: str) -> Mapping[str, Json]:

@@ -14,13 +14,13 @@ r"""Scorers: an item and a model's output -> a fraction of 1. They never raise o
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from souping.core.fields import pick
 from souping.core.types import Item, Json, UserError
 from souping.evaluate.scoring import call_matcher, mathematics, texts
 from souping.evaluate.scoring.own import graded
@@ -60,13 +60,8 @@ def check(item: Item) -> None:
 
 
 def _scorer(item: Item) -> Scorer:
-    if item.scorer in SCORERS:
-        return SCORERS[item.scorer]
-    near = difflib.get_close_matches(item.scorer, SCORERS, n=1, cutoff=0.0)[0]
-    raise UserError(
-        f"item {item.id}: scorer {item.scorer!r} is not known; did you mean {near!r}? (one of {', '.join(SCORERS)}, or "
-        f"one of your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
-    )
+    own = f"\nfor a scorer of your own: benchmark.scorers={{{item.scorer}: my_module.my_function}}"
+    return SCORERS[pick(item.scorer, SCORERS, f"item {item.id}: scorer", own)]
 
 
 def _exact(item: Item, output: str) -> float:

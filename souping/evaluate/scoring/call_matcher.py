@@ -22,8 +22,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from souping.core.fields import pick
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring.call_parser import Call, Literal, Unparsable, Value, check_language, is_attempt, parse
+from souping.evaluate.scoring.call_parser import LANGUAGES, Call, Literal, Unparsable, Value, is_attempt, parse
 
 ANY = "any"
 Schema = Mapping[str, Any]
@@ -70,7 +71,7 @@ def check(item: Item) -> None:
 
 def read_answer(item: Item) -> list[Wanted] | None:
     """The calls that an answer asks for; None for `"any"`."""
-    check_language(item.language)
+    pick(item.language, LANGUAGES, f"item {item.id}: language")
     answer: Value = item.answer
     functions: Iterable[Schema] = []
     if isinstance(item.answer, dict) and "calls" in item.answer and set(item.answer) <= {"calls", "functions"}:

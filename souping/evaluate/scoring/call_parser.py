@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
-from souping.core.types import UserError
+from souping.core.fields import pick
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
@@ -64,7 +64,7 @@ def parse(text: str, language: str = "python") -> list[Call]:
         Unparsable: for anything else; no other error, whatever the text.
         UserError: the language is not known.
     """
-    check_language(language)
+    pick(language, LANGUAGES, "language")
     body = _closed(text.strip("` \t\r\n"))
     if len(body) > LONGEST or _depth(body) > DEEPEST:
         raise Unparsable("too long or too deeply nested to be a call")
@@ -76,11 +76,6 @@ def parse(text: str, language: str = "python") -> list[Call]:
         return [call(piece, language) for piece in _pieces(body)]
     except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
         raise Unparsable(str(error)) from error
-
-
-def check_language(language: str) -> None:
-    if language not in LANGUAGES:
-        raise UserError(f"language {language!r} is not known; choose from {', '.join(LANGUAGES)}")
 
 
 def is_attempt(text: str, language: str = "python") -> bool:

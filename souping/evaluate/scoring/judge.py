@@ -7,9 +7,13 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from string import Template
+from typing import Annotated
 
+from annotated_types import Interval
+
+from souping.core.fields import Count, Form, Seconds, Threads, component
 from souping.core.types import Item, Json, UserError, digest, entries, part
 from souping.evaluate.servers.process import ServerError, ask, parsed
 
@@ -30,7 +34,7 @@ $answer
 Is the answer correct, judged by the reference? Reply with one word, yes or no."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Judge:
     """Scorer that shows a model the question, the reference and the answer, and reads a verdict from its reply.
 
@@ -41,23 +45,23 @@ class Judge:
     """
 
     model: str
-    url: str = "https://api.openai.com/v1"
+    url: Annotated[str, Form("https?://.*", "an address that begins with http:// or https://")] = (
+        "https://api.openai.com/v1"
+    )
     key: str = "OPENAI_API_KEY"
     prompt: str = PROMPT
     system: str = ""
     verdict: str = r"\b(yes|no)\b"
     scores: Mapping[str, float] = field(default_factory=lambda: {"yes": 1.0, "no": 0.0})
     scale: float = 1.0
-    max_tokens: int = 512
+    max_tokens: Count = 512
     extra: Mapping[str, Json] = field(default_factory=dict)
-    threads: int = 8
-    retries: int = 5
-    timeout: float = 60.0
-    pause: float = 1.0
+    threads: Threads = 8
+    retries: Annotated[int, Interval(ge=0)] = 5
+    timeout: Seconds = 60.0
+    pause: Annotated[float, Interval(ge=0)] = 1.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"judge {self.model}: url={self.url} must begin with http:// or https://")
         if "$answer" not in self.prompt:
             raise UserError(f"judge {self.model}: the prompt must hold $answer, and may hold $question and $reference")
 

@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from souping.core.text import first_line, nearest
+from souping.core.fields import pick
+from souping.core.text import first_line
 from souping.core.types import Item, OwnScorer, UserError
 from souping.evaluate.scoring.judge import Judge
 
@@ -63,9 +64,7 @@ def _imported(path: str, where: str) -> tuple[ModuleType, Callable[[Item, str], 
         raise UserError(f"{where}: {parent} cannot be imported: {first_line(error)}") from error
     except Exception as error:  # whatever the module does while it is imported
         raise UserError(f"{where}: {parent} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
-    if attribute not in vars(module):
-        raise UserError(f"{where}: {parent} has no {attribute}{nearest(attribute, vars(module))}")
-    return module, vars(module)[attribute]
+    return module, vars(module)[pick(attribute, vars(module), f"{where}: attribute of {parent}")]
 
 
 def _source(module: ModuleType, function: Callable[[Item, str], float], path: str, where: str) -> str:

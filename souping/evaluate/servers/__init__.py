@@ -7,19 +7,19 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from souping.core.fields import Port, Seconds, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
-from souping.core.text import Seconds
 from souping.core.types import Json, Missing, UserError
 from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class Server(ABC):
     """Settings of a server, checked at composition; `start` makes it serve one model.
 
@@ -33,7 +33,7 @@ class Server(ABC):
     """Whether a request's own seed, and nothing else, decides the answer that is drawn for it."""
 
     url: str | None = None
-    port: int | None = None
+    port: Port | None = None
     timeout: Seconds = 1800.0
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
@@ -42,10 +42,6 @@ class Server(ABC):
     def __post_init__(self) -> None:
         if self.url is not None:
             base(self.url)
-        if self.port is not None and not 0 < self.port < 65536:
-            raise UserError(f"server.port={self.port} must be from 1 to 65535")
-        if self.timeout <= 0:
-            raise UserError(f"server.timeout={self.timeout} must be above 0")
 
     @property
     def interpreter(self) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from souping.checkpoints.checkpoint import stores_head
+from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import ModelHost
-from souping.core.text import Seed, Threads, install
+from souping.core.text import install
 from souping.core.types import Json, UserError
-from souping.evaluate.engines import check_gpu_settings
 from souping.evaluate.servers import Server, check_packages
 from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, parsed, served
 
@@ -21,7 +20,7 @@ VLLM_VERSION = TRANSFORMERS_VERSION = 2
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class VllmServer(Server):
     """vLLM's OpenAI-compatible server over `tensor_parallel_size` GPUs, of each of which it takes the fraction
     `gpu_memory_utilization`. `max_model_len` (tokens) bounds prompt and answer together; by default the model's own.
@@ -34,15 +33,11 @@ class VllmServer(Server):
     draws: ClassVar[bool] = True
 
     tensor_parallel_size: Threads = 1
-    gpu_memory_utilization: float = 0.9
-    max_model_len: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gpu_memory_utilization: Share = 0.9
+    max_model_len: Count | None = None
+    dtype: Precision | Literal["auto"] = "auto"
     enforce_eager: bool = False
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_gpu_settings("server", self.tensor_parallel_size, self.gpu_memory_utilization, self.max_model_len)
 
     @property
     def settings(self) -> dict[str, Json]:
@@ -107,7 +102,7 @@ class VllmServer(Server):
         return str(models[0]["id"])
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class TransformersServer(Server):
     """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
 

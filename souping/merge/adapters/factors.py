@@ -66,10 +66,7 @@ class FileReader:
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._open:
-            try:
-                self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))  # the system's
-            except OSError as error:
-                raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+            self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))  # the system's
             self._stack.callback(os.close, self._open[path])
         return self._open[path]
 

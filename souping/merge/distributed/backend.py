@@ -17,15 +17,17 @@ import weakref
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+from annotated_types import Interval
+
+from souping.core.fields import Seconds, Threads, component
 from souping.core.protocols import Progress
 from souping.core.system import package_environment
-from souping.core.text import Seconds, Threads
 from souping.core.types import Missing, UserError
 from souping.merge.distributed.messages import diagnosis, line, parse, unpack
 from souping.merge.local import LocalMerge
@@ -34,7 +36,7 @@ from souping.merge.plan import MergePlan
 CPU_RANKS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@component
 class AccelerateMerge(LocalMerge):
     """`LocalMerge` whose soups are written by ranks that Accelerate starts, each on its own GPU where there is one.
 
@@ -48,20 +50,13 @@ class AccelerateMerge(LocalMerge):
     """
 
     num_processes: Threads | None = None
-    main_process_port: int = 0
+    main_process_port: Annotated[int, Interval(ge=0, lt=2**16)] = 0
     start_timeout: Seconds = 120.0
     timeout: Seconds = 600.0
     _ranks: list[Ranks] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def _check_processes(self) -> None:
-        count = self.num_processes
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise UserError(f"merge.num_processes={count} must be a whole number from 1, or null for one a GPU")
-        if not 0 <= self.main_process_port < 1 << 16:
-            raise UserError(f"merge.main_process_port={self.main_process_port} must be from 0 (any free one) to 65535")
-        for key in ("start_timeout", "timeout"):
-            if not 0 < getattr(self, key) < 1e6:
-                raise UserError(f"merge.{key}={getattr(self, key)} must be a number of seconds above 0 and below 1e6")
+        """Any number will do here."""
 
     def write(
         self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None

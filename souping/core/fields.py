@@ -1,0 +1,272 @@
+"""Values against annotations: fields of components, keys of the configuration, arguments, and JSON that people edit.
+
+An annotation says what a value may be: a plain type, `Literal`, a container, a `TypedDict`, or `Annotated` with an
+`Interval` or a `Form`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import operator
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+import numpy as np
+from annotated_types import Interval
+
+from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
+from souping.core.types import Json, UserError
+
+T = TypeVar("T")
+Hint: TypeAlias = type
+"""An annotation, as the type that it mostly is."""
+JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
+"""Names in the text of `Json`, which is resolved wherever it is used."""
+LARGEST = 2**53
+"""No setting is larger than this: up to here a float is exact."""
+PLAIN: Mapping[Any, tuple[type, str]] = {
+    int: (numbers.Integral, "an integer"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+    bool: (bool, "true or false"),
+    type(None): (type(None), "null"),
+}
+"""{annotation: (class of its values, its name in messages)}"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of a text: a pattern that all of it matches, and the words for it."""
+
+    pattern: str
+    words: str
+
+
+Count = Annotated[int, Interval(ge=1, le=10**9)]
+"""Setting that counts something."""
+Threads = Annotated[int, Interval(ge=1, le=1024)]
+"""Setting that counts threads, processes or open requests: each takes memory."""
+Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+"""Seed of random numbers, as numpy takes it."""
+TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
+Share = Annotated[float, Interval(gt=0, le=1)]
+Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
+Port = Annotated[int, Interval(ge=1, lt=2**16)]
+Temperature = Annotated[float, Interval(ge=0, le=100)]
+Precision = Literal["float32", "bfloat16", "float16"]
+Device = Annotated[str, Form(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps")]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def component(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass whose fields are checked against their annotations.
+
+    The check comes before the class's own `__post_init__`, which is for relations between fields.
+
+    Raises:
+        UserError: a value does not fit; the message names the class and the field.
+    """
+    relations = getattr(cls, "__post_init__", None)  # of the class or a base, where there is one
+
+    def check(self: T) -> None:
+        _check_fields(self)
+        if relations is not None:
+            relations(self)
+
+    setattr(cls, "__post_init__", check)  # noqa: B010  # mypy knows no such member of T
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _check_fields(one: Any) -> None:
+    kind: Callable[..., Any] = type(one)
+    hints = hints_of(kind)
+    for each in fields(one):
+        value = getattr(one, each.name)
+        if not each.init or value is each.default or each.name not in hints:
+            continue
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+            object.__setattr__(one, each.name, value)
+        if wrong := mismatch(value, hints[each.name]):
+            raise UserError(f"{type(one).__name__}({each.name}={value!r:.60}) {wrong}")
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Hold the arguments of a call against the function's annotations (UserError)."""
+    for name, hint in hints_of(function).items():
+        if name in given and (wrong := mismatch(given[name], hint)):
+            raise UserError(f"{name}={given[name]!r:.60} {wrong}")
+
+
+@cache
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """{field or argument: annotation}; nothing where only a type checker can read them."""
+    made = target.__init__ if inspect.isclass(target) and not is_dataclass(target) else target
+    try:
+        return get_type_hints(made, localns=JSON_NAMES, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def mismatch(value: Json, hint: Hint) -> str | None:
+    """What is wrong with a value, for the end of a message; None where it fits.
+
+    No setting is an empty text, a number that is not finite or beyond use, or holds a part among plain values.
+    """
+    if inspect.isclass(value) and not fits(value, hint):
+        return f"is a class: call it, {value.__name__}(...)"
+    if choices := _choices(hint):
+        return None if fits(value, hint) else not_one_of(str(value), choices)
+    if not fits(value, hint):
+        return f"must be {_words(hint)}"
+    return "is empty (an unset shell variable?): leave it out, or say what it is" if value == "" else unsound(value)
+
+
+def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
+    """The name, which has to be one of the options; `more` ends the message where it is not.
+
+    Raises:
+        UserError: it is none of them; the message names the key and the nearest option.
+    """
+    known = list(options)
+    if name not in known:
+        raise UserError(f"{key}={shown(str(name))} {not_one_of(str(name), known)}{more}")
+    return name
+
+
+def not_one_of(name: str, options: Sequence[str]) -> str:
+    return f"is not one of {listed(options) or 'none'}{nearest(name, options)}"
+
+
+def load(path: Path, model: Hint, key: str = "") -> Any:
+    """JSON that people may have edited, held against an annotation; `key` is where the path was given.
+
+    Raises:
+        UserError: the file is no UTF-8 text, no JSON, or not of this form; the message names the place inside.
+    """
+    where = f"{key}={path}" if key else str(path)
+    try:
+        value = read_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {first_line(error)}") from error
+    for place, hint, inner in _entries(value, model):
+        if not fits(inner, hint):
+            raise UserError(f"{where}: `{place}` must be {_words(hint)}, not {inner!r:.60}: was the file edited?")
+    return value
+
+
+def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, Hint, Any]]:
+    """(place, annotation, value) of what a JSON value holds, as deep as the model has keys."""
+    if not is_typeddict(model) or not isinstance(value, Mapping):
+        yield where or "it", dict[str, Any] if is_typeddict(model) else model, value
+        return
+    for key, hint in get_type_hints(model, localns=JSON_NAMES, include_extras=True).items():
+        if key in value or key in vars(model)["__required_keys__"]:  # Python's, of a TypedDict
+            yield from _entries(value.get(key), hint, f"{where}.{key}" if where else key)
+
+
+def fits(value: Json, hint: Hint) -> bool:
+    """Whether a value is of a type, strictly: a bool is no number, a text is no list."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if hint in PLAIN:
+        return isinstance(value, PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
+    if kind in (Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if kind is Literal:
+        return value in arguments
+    if kind is Annotated:
+        return fits(value, arguments[0]) and all(_within(value, bound) for bound in arguments[1:])
+    if Callable in (kind, hint):
+        return callable(value)
+    if kind in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and _elements_fit(value, kind, arguments)
+    if kind in (dict, Mapping):
+        return (
+            isinstance(value, Mapping)
+            and all(map(fits, value, repeat(arguments[0])))
+            and all(map(fits, value.values(), repeat(arguments[1])))
+        )
+    own = kind or hint
+    if own is Any or not inspect.isclass(own) or is_typeddict(own) or own in type(value).__mro__:
+        return True
+    return own.__module__ == "collections.abc" and isinstance(value, own)
+
+
+def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bool:
+    if kind is tuple and ... not in hints:
+        return len(values) == len(hints) and all(map(fits, values, hints))
+    return all(fits(one, hints[0]) for one in values)
+
+
+def _within(value: Any, bound: Interval | Form) -> bool:
+    """Whether a value keeps to a bound; a union has been narrowed before, and bounds of others say nothing here."""
+    if isinstance(bound, Form):
+        return re.fullmatch(bound.pattern, value) is not None
+    if not isinstance(bound, Interval):
+        return True
+    sides = ((operator.ge, bound.ge), (operator.gt, bound.gt), (operator.le, bound.le), (operator.lt, bound.lt))
+    return all(limit is None or compare(value, limit) for compare, limit in sides)
+
+
+def unsound(value: Json) -> str | None:
+    """What no setting can be, at any depth: a number that is not finite or beyond all use, a part among values."""
+    if isinstance(value, int | float) and not abs(value) <= LARGEST:
+        return f"must be a finite number within {LARGEST:g}"
+    if isinstance(value, Mapping) and "_target_" in value:
+        return "holds a _target_, which only a group's choice has"
+    inner = (
+        [*value.values(), *value] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    )
+    return next((found for one in inner if (found := unsound(one))), None)
+
+
+def _choices(hint: Hint) -> list[str]:
+    """The values of a closed choice, nothing for any other annotation."""
+    if get_origin(hint) is Literal:
+        return list(map(str, get_args(hint)))
+    if get_origin(hint) not in (Union, types.UnionType):
+        return []
+    parts = [["null"] if one is type(None) else _choices(one) for one in get_args(hint)]
+    return [choice for part in parts for choice in part] if all(parts) else []
+
+
+def _words(hint: Hint) -> str:
+    if hint in PLAIN:
+        return PLAIN[hint][1]
+    kind, arguments = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        forms = [bound.words for bound in arguments if isinstance(bound, Form)]
+        bounds = [_bound(bound) for bound in arguments if isinstance(bound, Interval)]
+        return "".join(forms) or " ".join([_words(arguments[0]), *bounds])
+    inner = arguments[-1] if arguments else Any
+    spelled = inner in PLAIN or get_origin(inner) is Annotated
+    if kind in (list, Sequence):
+        return f"a list, each {_words(arguments[0])}" if spelled else "a list"
+    if kind in (dict, Mapping):
+        return f"a mapping whose values are each {_words(arguments[1])}" if spelled else "a mapping"
+    name = str(getattr(hint, "__name__", hint))  # Python's: unions have none
+    return " or ".join(map(_words, arguments)) if arguments else f"a {name}"
+
+
+def _bound(bound: Interval) -> str:
+    sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
+    return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
