@@ -1,4 +1,4 @@
-"""`evaluator=lm_eval` against the harness called by hand on a folder, and what shared contexts save.
+"""`evaluator=lm_eval` against the harness called by hand on a folder.
 
     python benchmarks/harness.py [--rounds 5] [--documents 400] [--out benchmarks/results/harness-DATE.md]
 

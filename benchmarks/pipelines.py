@@ -133,7 +133,7 @@ class Answers(RecipeEvaluator):
     """The models' answers in one run: P(right) is exactly the world's rate (a Gaussian copula). A soup's noise is that
     of its ingredients by its weights, so that soups near each other answer nearly alike."""
 
-    drafts = margins = whole_folds = False
+    whole_folds = False
     reused, block, slots = 0, 64, 1
 
     def __init__(self, world: World, items: Sequence[Item], rng: np.random.Generator) -> None:
