@@ -114,7 +114,7 @@ def test_finer_steps_search_between_the_grids_points() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="stop=soon"):
+    with pytest.raises(UserError, match="stop="):
         Adaptive(stop="soon")  # type: ignore[arg-type]
 
 
