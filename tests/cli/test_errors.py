@@ -237,7 +237,7 @@ def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
 
 
 def test_a_second_run_or_multirun_overwrites_no_first_one(family: Path, souping: Cli, tmp_path: Path) -> None:
-    words = [*pool_of(family), "selector=all", "optimiser=uniform", "stop_after=search"]
+    words = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=uniform", "stop_after=search"]
     assert souping(*words, "hydra.run.dir=run").code == 0
     before = (tmp_path / "run/config.yaml").read_bytes()
     done = souping(*words, "seed=1", "hydra.run.dir=run")

@@ -148,6 +148,7 @@ def at(plain: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)
+@pytest.mark.slow
 def test_odd_values_of_a_group(group: str, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if choice == "lm_eval":
         pytest.importorskip("lm_eval")

@@ -39,7 +39,7 @@ def own(family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def run(start: str = "", text: str = "") -> str:
         (tmp_path / "mine_search.py").write_text(text or SEARCH.format(start=start))
         sys.modules.pop("mine_search", None)
-        done = souping(*pool_of(family), "~optimiser", "+optimiser._target_=mine_search.Mine")
+        done = souping(*pool_of(family), "selector=all", "~optimiser", "+optimiser._target_=mine_search.Mine")
         assert done.code in (1, 2)
         assert "Traceback" not in done.err
         assert "compose" not in done.err

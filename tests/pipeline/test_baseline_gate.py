@@ -99,8 +99,9 @@ def echo(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(echo: Path, pool: str = "right") -> list[str]:
     folders = ",".join(str(echo / pool / name) for name in ("ant", "bee", "cat"))
-    quick = ["evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam", "selector=topk", "selector.k=2"]
-    return [f"pool.candidates=[{folders}]", f"benchmark.path={echo / 'items.jsonl'}", *quick, "optimiser=uniform"]
+    quick = ["evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam", "analysis=[]"]
+    search = ["selector=topk", "selector.k=2", "optimiser=uniform"]
+    return [f"pool.candidates=[{folders}]", f"benchmark.path={echo / 'items.jsonl'}", *quick, *search]
 
 
 def stored(path: Path) -> int:

@@ -36,6 +36,7 @@ def quick(family: Path, names: str = "org/ant,org/bee,org/cat,org/dog") -> list[
         "selector=topk",
         "selector.k=2",
         "name=fam",
+        "analysis=[]",
         "hydra.run.dir=run",
     ]
 

@@ -248,14 +248,17 @@ class TestAttacks:
         assert report["verdict"]["opened"] == ALL
         assert any(f"look {ALL}" in warning for warning in report["warnings"])
 
+    @pytest.mark.slow
     def test_another_answer_key(self, runs: Runs) -> None:
         assert runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"})) == ALL
 
+    @pytest.mark.slow
     def test_a_candidate_taken_out_or_added(self, runs: Runs) -> None:
         assert runs.look("optimiser.weights=[0.7,0.3]", pool=("ant", "cat")) == 2
         more = ("ant", "bee", "cat", "dog")
         assert runs.look("optimiser.weights=[0.5,0.2,0.3,0]", pool=more) == 1 + 4  # two of either run
 
+    @pytest.mark.slow
     def test_items_or_a_category_left_out(self, runs: Runs) -> None:
         fewer = runs.rewrite("fewer.jsonl", lambda row: None if row["id"].endswith(("7", "8", "9")) else row)
         assert runs.look(SOUP, items=fewer) == ALL
@@ -276,6 +279,7 @@ class TestAttacks:
         assert shown >= 3
         assert fresh.look("optimiser=uniform", pool=pools["bee"]) == 1 + shown
 
+    @pytest.mark.slow
     def test_report_items_as_an_extra_benchmark(self, fresh: Runs) -> None:
         fresh.rewrite("other.jsonl", lambda row: {**row, "prompt": f"{row['prompt']} again"})
         assert fresh.look(SOUP, f"also=[{fresh.place / 'items.jsonl'}]", items="other.jsonl") == 1

@@ -74,6 +74,7 @@ def test_a_recipe_is_not_reported_on_what_an_earlier_run_chose_it_on(
     assert other["folds"]["report"] == again["folds"]["report"]
 
 
+@pytest.mark.slow
 def test_sampled_answers_are_kept_one_by_one(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     sampled = ("evaluator.temperature=0.8", "evaluator.aggregate=pass")
     first = run(*sampled, "evaluator.samples=2")
@@ -87,6 +88,7 @@ def test_sampled_answers_are_kept_one_by_one(run: Callable[..., dict[str, Any]],
         assert db.execute("SELECT DISTINCT replicate FROM scores ORDER BY 1").fetchall() == [(0,), (1,), (2,), (3,)]
 
 
+@pytest.mark.slow
 def test_a_greedy_replicate_shows_flips_and_changes_no_first_answer(run: Callable[..., dict[str, Any]]) -> None:
     once, twice = run(), run("evaluator.replicates=2")
     assert twice["cost"]["evaluated_items"] == once["cost"]["evaluated_items"]

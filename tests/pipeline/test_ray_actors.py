@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.conftest import ROOT, Cli, pool_of
 from tests.pipeline.test_run import report_of, rows_in, timeless
 from tests.support.actors import Busy, Makes, tasks
 
-pytest.importorskip("ray", reason="needs the extra ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.conftest import ROOT, pool_of
 from tests.pipeline.test_run import report_of
 
-pytest.importorskip("ray", reason="needs the extra ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 
 SRUN = """#!/bin/bash
 echo "srun $*" >> "$LOG"

@@ -23,7 +23,7 @@ from souping.pipeline.store import Store
 from souping.planning.plan import speed
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
-from tests.conftest import PAPER, ROOT, Cli, make_items, pool_of
+from tests.conftest import PAPER, ROOT, Cli, finished_words, make_items, pool_of
 
 GB = 10**9
 HUB = (
@@ -86,25 +86,21 @@ class TestAgainstRuns:
         assert after["speeds"]["benchmark"]["basis"] == "measured"
         assert "report.md" not in again.out
 
-    def test_an_open_selection_gives_least_and_most(self, family: Path, souping: Cli, tmp_path: Path) -> None:
-        call = [*pool_of(family), "selector.threshold=0.9", "optimiser=grid", "optimiser.trials=5"]
-        assert souping(*call, "plan=true", "hydra.run.dir=planned").code == 0
+    def test_an_open_selection_gives_least_and_most(
+        self, finished: Path, family: Path, souping: Cli, tmp_path: Path
+    ) -> None:
+        """Of an adaptive search: what the middle numbers of ingredients are expected to take, and the most."""
+        assert souping(*finished_words(family), "plan=true", "hydra.run.dir=planned").code == 0
         before = plan_of(tmp_path / "planned")
         assert before["selection"]["selection"] is None
         assert before["selection"]["sizes"] == [1, 2, 3, 4]
-        assert souping(*call, "hydra.run.dir=out").code == 0
-        least, most = before["evaluations"]["todo"]
-        assert least <= report_of(tmp_path / "out")["cost"]["evaluated_items"] <= most
-
-    def test_an_adaptive_search_is_expected_for_the_middle_number_of_ingredients(
-        self, family: Path, souping: Cli, tmp_path: Path
-    ) -> None:
-        assert souping(*pool_of(family), "selector.threshold=0.9", "plan=true", "hydra.run.dir=planned").code == 0
-        plan = plan_of(tmp_path / "planned")
-        assert plan["selection"]["sizes"] == [1, 2, 3, 4]
-        (search,) = (stage for stage in plan["stages"] if stage["in_parts"])
+        (search,) = (stage for stage in before["stages"] if stage["in_parts"])
         spans = [Adaptive().workload(size, search["items"]) for size in (2, 4)]
         assert search["todo"] == [spans[0][0], spans[1][1]]
+        assert report_of(finished / "run")["cost"]["evaluated_items"] <= before["evaluations"]["todo"][1]
+        assert souping(*finished_words(family), "optimiser=grid", "plan=true", "hydra.run.dir=grid").code == 0
+        least, most = plan_of(tmp_path / "grid")["evaluations"]["todo"]
+        assert 0 < least < most
 
     def test_a_search_that_was_cut_is_taken_up(self, family: Path, souping: Cli, tmp_path: Path) -> None:
         call = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid", "stop_after=search"]
@@ -113,7 +109,13 @@ class TestAgainstRuns:
         (search,) = (s for s in plan_of(tmp_path / "planned")["stages"] if s["name"].startswith("search"))
         assert search["asked"][0] - search["todo"][0] == 4 * search["items"]
 
-    @pytest.mark.parametrize("optimiser", ["optimiser=uniform", "optimiser=greedy_soup", "optimiser.budget=300"])
+    @pytest.mark.parametrize(
+        "optimiser",
+        [
+            "optimiser=uniform",
+            *(pytest.param(one, marks=pytest.mark.slow) for one in ("optimiser=greedy_soup", "optimiser.budget=300")),
+        ],
+    )
     def test_every_search_has_a_count(self, family: Path, souping: Cli, tmp_path: Path, optimiser: str) -> None:
         call = [*pool_of(family), "selector=topk", "selector.k=2", "stop_after=search", optimiser]
         assert souping(*call, "plan=true", "hydra.run.dir=planned").code == 0
