@@ -48,7 +48,7 @@ METHODS: dict[str, ways.Method] = {
 }
 STOPS = ("adaptive",)
 """Methods that can end by themselves; so must a search of `--search`."""
-COLUMNS = ("regret", "cost", "seconds", "within", "expected")
+COLUMNS = ("regret", "cost", "seconds", "within", "expected", "pick")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TableWorlds:
         found = method(sim, int(share * sim.full) if share else 0)
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
-        return [sim.regret(found.pick), cost, seconds, found.within, found.regret]
+        return [sim.regret(found.pick), cost, seconds, found.within, found.regret, found.pick]
 
     def error(self, values: np.ndarray) -> float:
         """Standard error of the mean of values [seeds]: over worlds where there are many, else over folds, which leaves

@@ -17,8 +17,7 @@ from search_tables import Simulation, TruthTable
 from souping.core.protocols import Optimiser
 from souping.core.simplex import spread
 from souping.core.types import Cell, SearchSpace, UserError, Weights
-from souping.search.adaptive import Adaptive
-from souping.search.fold import FoldLayout
+from souping.search.adaptive import Adaptive, item_blocks
 
 Method = Callable[[Simulation, int], "Outcome"]
 Start = Callable[[Sequence[Weights], SearchSpace, int, bool, int | None], Optimiser]
@@ -64,22 +63,22 @@ def random_soups(sim: Simulation, budget: int) -> Outcome:
 def halving(sim: Simulation, budget: int) -> Outcome:
     """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all soups but the single models answer the
     same few items, and the better half goes on to twice as many."""
-    layout = FoldLayout.of(sim.space, sim.seed)
+    members = [np.concatenate(row) for row in item_blocks(sim.space, sim.seed)]
     alive = spread([p for n, p in enumerate(sim.table.points) if n not in sim.table.singles])
     values = {point: np.full(len(sim.fold), np.nan) for point in alive}
     before: set[int] = set()
-    for stage in _stages(layout, len(alive), budget):
+    for stage in _stages(members, len(alive), budget):
         fresh = tuple(i for i in stage if i not in before)
         for point in alive if fresh else ():
             if sim.spent + len(fresh) > budget:
                 break
             values[point][list(fresh)] = sim.answer(Cell(weights=point, items=fresh)).values
         before |= set(stage)
-        order = sorted(alive, key=lambda point: -_mean(layout, values[point]))
+        order = sorted(alive, key=lambda point: -_mean(members, values[point]))
         alive = [point for point in alive if point in order[: (len(order) + 1) // 2]]
     whole = [point for point, known in values.items() if np.isfinite(known).all()]
     asked = whole or [point for point, known in values.items() if np.isfinite(known).any()]
-    best = min(asked, key=lambda point: (-round(_mean(layout, values[point]), 12), sum(w > 0 for w in point)))
+    best = min(asked, key=lambda point: (-round(_mean(members, values[point]), 12), sum(w > 0 for w in point)))
     sim.asked.add(sim.rows[best])  # paid for in the race
     return _best(sim, [sim.rows[best]])
 
@@ -88,21 +87,21 @@ SCALES = (16.0, 8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0
 """Sizes of the early stages that a budget may choose from; at 1 the last of them is half of the fold."""
 
 
-def _stages(layout: FoldLayout, size: int, budget: int) -> list[tuple[int, ...]]:
+def _stages(members: Sequence[np.ndarray], size: int, budget: int) -> list[tuple[int, ...]]:
     """Nested positions of each stage, the whole fold last; the earlier ones are as large as the budget allows."""
     rounds = max(int(np.ceil(np.log2(max(size, 2)))), 1)
     shares = np.array([0.5 ** (rounds - 1 - r) for r in range(rounds)])
     for scale in SCALES:
         wanted = np.append((shares[:-1] * scale).clip(max=1.0), 1.0)
-        stages = [_prefix(layout, share) for share in wanted]
+        stages = [_prefix(members, share) for share in wanted]
         if _price(stages, size) <= budget:
             return stages
-    return [_prefix(layout, 1.0)]
+    return [_prefix(members, 1.0)]
 
 
-def _prefix(layout: FoldLayout, share: float) -> tuple[int, ...]:
+def _prefix(members: Sequence[np.ndarray], share: float) -> tuple[int, ...]:
     """The first items of each category."""
-    return tuple(int(i) for own in layout.members for i in own[: max(int(np.ceil(share * len(own))), 1)])
+    return tuple(int(i) for own in members for i in own[: max(int(np.ceil(share * len(own))), 1)])
 
 
 def _price(stages: list[tuple[int, ...]], size: int) -> int:
@@ -113,11 +112,10 @@ def _price(stages: list[tuple[int, ...]], size: int) -> int:
     return total
 
 
-def _mean(layout: FoldLayout, known: np.ndarray) -> float:
+def _mean(members: Sequence[np.ndarray], known: np.ndarray) -> float:
     """Objective on what a soup answered."""
-    parts = [known[items][np.isfinite(known[items])] for items in layout.members]
-    pairs = [(w, float(part.mean())) for w, part in zip(layout.weights, parts, strict=True) if len(part)]
-    return sum(w * mean for w, mean in pairs) / sum(w for w, _ in pairs) if pairs else 0.0
+    parts = [known[items][np.isfinite(known[items])] for items in members]
+    return float(np.mean([part.mean() for part in parts if len(part)])) if any(map(len, parts)) else 0.0
 
 
 def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:

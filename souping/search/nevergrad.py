@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from souping.core import simplex
-from souping.core.fields import Count, Seconds, component, pick
-from souping.core.protocols import Strategy
+from souping.core.fields import Count, component, pick
 from souping.core.text import first_line
 from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
-from souping.search.points import Search, anchors, endings
+from souping.search.points import LimitedStrategy, Search, anchors, endings
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
@@ -28,7 +27,7 @@ SOUND = ("NGOpt", "CMA", "DE")
 
 
 @component
-class Nevergrad(Strategy):
+class Nevergrad(LimitedStrategy):
     """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
 
     `softmax` of a real vector (suits CMA and NGOpt), `normalise` of a positive one (suits Hammersley), or `lattice`:
@@ -39,9 +38,6 @@ class Nevergrad(Strategy):
     parametrisation: Literal["softmax", "normalise", "lattice"] = "softmax"
     step: float = 0.1
     trials: Count | None = 40
-    budget: Count | None = None
-    tokens: Count | None = None
-    seconds: Seconds | None = None
 
     def __post_init__(self) -> None:
         simplex.check_step(self.step)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
 
 from souping.core import simplex
 from souping.core.fields import Count, component
@@ -51,7 +54,17 @@ def _same(a: Weights, b: Weights) -> bool:
 
 
 @component
-class Grid(Strategy):
+class LimitedStrategy(Strategy):
+    """Strategy that a user can limit: in soups, in items or tokens that are answered, in seconds of answering."""
+
+    trials: Count | None = None
+    budget: Count | None = None
+    tokens: Count | None = None
+    seconds: Annotated[float, Interval(gt=0)] | None = None
+
+
+@component
+class Grid(LimitedStrategy):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
@@ -60,13 +73,8 @@ class Grid(Strategy):
     step: float = 0.1
     minimum: float | None = None
     maximum: float | None = None
-    trials: Count | None = None
-    budget: Count | None = None
-    tokens: Count | None = None
-    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self)
         simplex.grid_size(2, *self.bounds)
 
     @property
@@ -106,16 +114,8 @@ class Grid(Strategy):
 
 
 @component
-class Uniform(Strategy):
+class Uniform(LimitedStrategy):
     """No search: equal weights."""
-
-    trials: Count | None = None
-    budget: Count | None = None
-    tokens: Count | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        check_limits(self)
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients)))
@@ -131,17 +131,12 @@ class Uniform(Strategy):
 
 
 @component
-class Fixed(Strategy):
+class Fixed(LimitedStrategy):
     """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
 
     weights: list[float]
-    trials: Count | None = None
-    budget: Count | None = None
-    tokens: Count | None = None
-    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_limits(self)
         simplex.check_weights(self.weights)
 
     def start(self, space: SearchSpace, seed: int) -> Search:
@@ -174,16 +169,6 @@ class Fixed(Strategy):
         return "fixed: one soup, weights as given"
 
 
-def check_limits(strategy: Strategy) -> None:
-    """Refuse limits that leave nothing (UserError)."""
-    limits = (("trials", strategy.trials), ("budget", strategy.budget), ("tokens", strategy.tokens))
-    for name, limit in limits:
-        if limit is not None and limit < 1:
-            raise UserError(f"optimiser.{name}={limit} must be at least 1 (or null for no limit)")
-    if strategy.seconds is not None and not 0 < strategy.seconds < float("inf"):
-        raise UserError(f"optimiser.seconds={strategy.seconds} must be above 0 (or null for no limit)")
-
-
 def endings(strategy: Strategy) -> list[str]:
     """Limits of a search, in words."""
     limits = {"soup": strategy.trials, "item": strategy.budget, "token": strategy.tokens, "second": strategy.seconds}
@@ -200,19 +185,11 @@ def anchors(size: int) -> list[Weights]:
 
 
 @component
-class GreedySoup(Strategy):
+class GreedySoup(LimitedStrategy):
     """Greedy soup: evaluates the single ingredients, then adds them in that order, best first, to a uniform soup.
 
     An ingredient stays only when the soup with it is strictly better on the search fold. At most 2 K - 1 soups.
     """
-
-    trials: Count | None = None
-    budget: Count | None = None
-    tokens: Count | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        check_limits(self)
 
     def start(self, space: SearchSpace, seed: int) -> GreedySearch:
         return GreedySearch(len(space.ingredients))

@@ -1,251 +1,178 @@
-"""Surrogate of a search: a Gaussian process a category over soups, seen through blocks of items that soups share.
+"""Model of all soups' scores: a Gaussian process that sees them through blocks of items that all soups share.
 
-The score of soup s in category c on a block b of n items is f(s) + g(s) / sqrt(n), where f is the category's true mean
-and g what chance put into the block: f ~ GP(level, signal), g ~ GP(0, noise), one g a block for all soups. Two soups
-close to each other answer nearly alike, so their g is nearly the same and a difference on shared items is sharp: the
-pairing that lets a search do with few items. Conditioning is exact (a Cholesky factor that grows by a row an
-observation; Rasmussen and Williams 2006, chapter 2). The constants of the kernels were fitted to truth tables
-(benchmarks/tables), each family left out in turn, see docs/search.md.
+The mean score of soup s on a block b (n items) of category c is f(s) + g_b(s) / sqrt(n). f is the category's true mean:
+a common level, a plane over the weights, and a bend (Matern 3/2). g_b is what the draw of the items put into the block,
+one draw for all soups: soups with similar weights answer alike, so their difference on shared items is sharp. This
+pairing is why a search needs few items. Scales and correlations are mixed by their evidence (Rasmussen and Williams
+2006, chapters 2 and 5).
+
+S soups, C categories, B blocks of a category at most, I items of the fold, K ingredients.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.core.types import FloatArray, IntArray
 
-JITTER = 1e-9
-SHARED = np.linspace(0.0, 0.6, 7)
-REACH = np.array([0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.9, 1.2, 1.8, 2.4])
-HELD = 0.001
-"""How alike answers may be, and how far that is held near what is known of other categories."""
-SCALES, LENGTHS, NEAR = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), (0.4, 0.75, 1.4), 0.3
-"""Scales and lengths of the signal that are mixed by their evidence, and how far scales are held near 1."""
+LEVEL, PLANE, BEND, LENGTH = 0.3, 0.25, 0.17, 0.75
+"""Prior standard deviations of a category's level, plane and bend (fractions of 1), and the bend's length."""
+SCALES, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), 0.3
+"""Factors on plane and bend that are mixed, and how much their logarithms are held near zero."""
+SHARED, REACH = (0.1, 0.3, 0.5), (0.4, 1.2)
+"""Correlations of two soups' answers to one item that are mixed: `shared` by all, the rest fading over `reach`."""
+RISE = 0.06
+"""Mean and spread of how far soups rise above the plane through the single models, times 1 - sum of squared weights."""
+FLOOR, UNKNOWN, JITTER, TINY = 0.02, 0.2, 1e-9, 1e-12
+"""Variance of one item's score: the least, and where nothing is known; and what keeps matrices and roots regular."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """Prior of a category's mean, in fractions of 1: a common level, a plane over the weights, a bend with its length
-    (Matern 3/2: it may have edges, as scores have where a soup loses a skill); and of one item's answer, in shares of
-    its variance: what all soups share, and what fades with the distance of two soups (exponentially, over `reach`)."""
+class SoupModel:
+    """Posterior of all soups' category means [C, S].
 
-    level: float = 0.3
-    plane: float = 0.25
-    bend: float = 0.17
-    length: float = 0.75
-    shared: float = 0.3
-    reach: float = 1.2
-
-    def signal(self, points: FloatArray, apart: FloatArray) -> FloatArray:
-        """[S, S] of points [S, K] whose distances are `apart`."""
-        far = np.sqrt(3) * apart / self.length
-        return np.asarray(self.level**2 + self.plane**2 * points @ points.T + self.bend**2 * (1 + far) * np.exp(-far))
-
-    def agreement(self, distance: FloatArray) -> FloatArray:
-        """Correlation of the answers of two soups to one item, 1 where they are one."""
-        return np.asarray(self.shared + (1 - self.shared) * np.exp(-distance / self.reach))
-
-
-def candidates(points: FloatArray, apart: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Signals [M, S, S] of all scales and lengths, and how likely each is beforehand (logarithms [M])."""
-    one, both = Kernel(), [(scale, length) for scale in SCALES for length in LENGTHS]
-    kernels = [replace(one, plane=one.plane * a, bend=one.bend * a, length=b) for a, b in both]
-    log_prior = np.array([-NEAR * np.log(a) ** 2 for a, _ in both])
-    return np.stack([kernel.signal(points, apart) for kernel in kernels]), log_prior
-
-
-def agreeing(kernel: Kernel, apart: FloatArray, residuals: FloatArray) -> Kernel:
-    """The kernel with `shared` and `reach` as the answers have them: least squares on the correlations of all pairs of
-    soups over the items that both answered, weighed by their number, held near the kernel's own where there is little.
-
-    `residuals` [S, I] are scores minus the soup's mean of the category, nan where there is none.
-    """
-    seen = np.flatnonzero(np.isfinite(residuals).any(1))
-    filled = np.nan_to_num(residuals[seen])
-    there = np.isfinite(residuals[seen]).astype(float)
-    first, second = np.triu_indices(len(seen), 1)
-    own = filled**2 @ there.T
-    scale = np.sqrt(own * own.T)[first, second]
-    count = (there @ there.T)[first, second]
-    use = (count > 4) & (scale > 0)
-    if not use.any():
-        return kernel
-    found = ((filled @ filled.T)[first, second][use] / scale[use]).clip(-0.5, 1.0)
-    weight = count[use] / count[use].sum()
-    fading = np.exp(-apart[np.ix_(seen, seen)][first, second][use] / REACH[:, None])
-    short, left = found - fading, 1 - fading  # the error is (short - shared x left)^2
-    error = (short**2 @ weight) - 2 * SHARED[:, None] * ((short * left) @ weight)
-    error += SHARED[:, None] ** 2 * (left**2 @ weight)
-    error += HELD * (np.log(REACH / kernel.reach) ** 2 + ((SHARED[:, None] - kernel.shared) / 0.3) ** 2)
-    best = np.unravel_index(int(np.argmin(error)), error.shape)
-    return replace(kernel, shared=float(SHARED[best[0]]), reach=float(REACH[best[1]]))
-
-
-def distances(points: FloatArray) -> FloatArray:
-    """Euclidean distances [S, S]."""
-    return np.asarray(np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1)))
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Belief before any answer: `signal` and `noise` [C, S, S] (the second of one item's score), `level` [C, S]."""
-
-    signal: FloatArray
-    noise: FloatArray
-    level: FloatArray
-
-
-@dataclass(frozen=True)
-class KnownCells:
-    """Cells of a category that were answered [N], and their mean scores [N]."""
-
-    cells: IntArray
-    values: FloatArray
-
-
-def joint(prior: Prior, sizes: FloatArray, category: int, cells: IntArray) -> FloatArray:
-    """Prior covariance of the mean scores of cells [N, N]."""
-    soup, block = np.divmod(cells, sizes.shape[1])
-    same = (block[:, None] == block) / sizes[category, block]
-    both = np.ix_(soup, soup)
-    return np.asarray(prior.signal[category][both] + prior.noise[category][both] * same + JITTER * np.eye(len(soup)))
-
-
-def evidence(prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], signals: FloatArray) -> FloatArray:
-    """Log-density of all that is known of each category under the prior with each of `signals` [M, S, S] added to its
-    own, up to a constant [M, C]."""
-    total, blocks = np.zeros((len(signals), len(known))), sizes.shape[1]
-    for c, row in enumerate(known):
-        soup = row.cells // blocks
-        both = joint(prior, sizes, c, row.cells) + signals[:, soup[:, None], soup]
-        lower = np.linalg.cholesky(both)
-        shift = np.linalg.solve(lower, (row.values - prior.level[c, soup])[:, None])[..., 0]
-        total[:, c] = -(shift**2).sum(1) / 2 - np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
-    return total
-
-
-def raised(
-    prior: Prior, sizes: FloatArray, known: Sequence[KnownCells], shape: FloatArray, mean: float, spread: float
-) -> Prior:
-    """The prior with its level moved by a multiple of `shape` [S], a priori N(mean, spread^2), as what is known of all
-    categories has it (generalised least squares with a prior)."""
-    pull, weight = mean / spread**2, 1 / spread**2
-    for c, row in enumerate(known):
-        if len(row.cells):
-            soup = row.cells // sizes.shape[1]
-            rest = row.values - prior.level[c, soup]
-            solved = np.linalg.solve(joint(prior, sizes, c, row.cells), np.column_stack([shape[soup], rest]))
-            more, toward = shape[soup] @ solved
-            weight, pull = weight + more, pull + toward
-    return replace(prior, level=np.asarray(prior.level + pull / weight * shape))
-
-
-class Surrogate:
-    """Posterior of C categories over S soups and their cells (block, soup), B blocks.
-
-    `sizes` [C, B] counts the items of a block (0: there is none). A soup's true mean, f, is kept as its score on one
-    block more, which has no end. `means` and `spread` [C, B + 1, S] are means and variances of all these scores; a row
-    of `factor` [C, N, B + 1, S] is an observation's share in them; covariances are made from it where asked for.
+    `asked` [S, C, B] marks blocks that were asked; those that are not answered yet count in the variances.
     """
 
-    def __init__(self, prior: Prior, sizes: FloatArray, known: Sequence[KnownCells] = ()) -> None:
-        count, soups, _ = prior.signal.shape
-        self.prior, self.blocks = prior, sizes.shape[1]
-        self._each = np.concatenate([1 / np.maximum(sizes, 1), np.zeros((count, 1))], 1)
-        self._means = np.repeat(prior.level[:, None], self.blocks + 1, 1)
-        own = np.einsum("css->cs", prior.noise)[:, None] * self._each[:, :, None]
-        self._spread = np.einsum("css->cs", prior.signal)[:, None] + own
-        self.surprises = (0.0, 0)
-        self._depth = [len(cells.values) for cells in known] or [0] * count
-        self._factor = np.zeros((count, 8 + max(self._depth), self.blocks + 1, soups))
-        for category, cells in enumerate(known):
-            self._condition(category, cells)
+    def __init__(self, table: FloatArray, blocks: Sequence[Sequence[IntArray]], coefficients: FloatArray) -> None:
+        """Weights `table` [S, K] of soups, positions `blocks[c][b]` of items, `coefficients` [C] of the objective."""
+        self.table, self.blocks, self.weights = table, blocks, coefficients
+        self._apart = np.sqrt(((table[:, None] - table) ** 2).sum(-1))
+        self._inside = 1 - (table**2).sum(1)
+        most = max(map(len, blocks))
+        self.size = np.array([[*map(len, row), *[np.inf] * (most - len(row))] for row in blocks], dtype=float)
+        self.asked: NDArray[np.bool_] = np.zeros((len(table), *self.size.shape), dtype=bool)
+        self.score = np.full(self.asked.shape, np.nan)
+        self.values = np.full((len(table), sum(len(block) for row in blocks for block in row)), np.nan)
+        self._cache = dict[int, tuple[bytes, tuple[FloatArray, ...]]]()
 
-    def _condition(self, c: int, known: KnownCells) -> None:
-        """All that is known of a category at once."""
-        if not len(known.cells):
-            return
-        soup, block = np.divmod(known.cells, self.blocks)
-        prior = self._prior(c, soup, block)
-        at = np.arange(len(soup))
-        lower = np.linalg.cholesky(prior[:, block, soup] + JITTER * np.eye(len(at)))
-        factor = np.linalg.solve(lower, prior.reshape(len(at), -1)).reshape(prior.shape)
-        shift = np.linalg.solve(lower, known.values - self._means[c, block, soup])
-        self._factor[c, at] = factor
-        self._spread[c] -= (factor**2).sum(0)
-        self._means[c] += np.tensordot(shift, factor, 1)
-        self._wonder(shift)
+    # ---------------------------------------------------------------- answers
 
-    def _wonder(self, surprise: FloatArray) -> None:
-        self.surprises = self.surprises[0] + float(surprise @ surprise), self.surprises[1] + len(surprise)
-
-    def copy(self) -> Surrogate:
-        twin = Surrogate.__new__(Surrogate)
-        twin.__dict__.update({k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()})
-        twin._depth = list(self._depth)
-        return twin
-
-    def observe(self, category: int, soup: int, block: int, value: float | None = None) -> None:
-        """Condition on the mean score of a soup on a block; without a value on that it will be known."""
-        c, n = category, self._depth[category]
-        if n == self._factor.shape[1]:
-            self._factor = np.concatenate([self._factor, np.zeros_like(self._factor)], 1)
-        deviation = np.sqrt(max(self._spread[c, block, soup], JITTER))
-        before = self._factor[c, :n]
-        row = self._prior(c, np.array([soup]), np.array([block]))[0]
-        row = (row - np.tensordot(before[:, block, soup], before, 1)) / deviation
-        self._factor[c, n] = row
-        self._depth[c] = n + 1
-        self._spread[c] -= row**2
-        if value is not None:
-            surprise = (value - self._means[c, block, soup]) / deviation
-            self._means[c] += surprise * row
-            self._wonder(np.array([surprise]))
-
-    def _prior(self, c: int, soup: IntArray, block: IntArray) -> FloatArray:
-        """Prior covariance of cells with all cells [N, B + 1, S]."""
-        found = np.repeat(self.prior.signal[c, soup][:, None], self.blocks + 1, 1)
-        found[np.arange(len(soup)), block] += self.prior.noise[c, soup] * self._each[c, block][:, None]
-        return found
+    def observe(self, soup: int, items: slice | list[int], values: FloatArray) -> None:
+        """Take in a soup's scores on some items of the fold."""
+        self.values[soup, items] = values
+        for c, row in enumerate(self.blocks):
+            self.score[soup, c, : len(row)] = [self.values[soup, block].mean() for block in row]
 
     @property
-    def mean(self) -> FloatArray:
-        """Posterior means of f [C, S]."""
-        return self._means[:, -1]
+    def known(self) -> int:
+        return int(np.isfinite(self.values).sum())
 
-    def differences(self, soup: int, weights: FloatArray) -> FloatArray:
-        """Variance of the objective's difference of each soup to one of them [S]."""
-        cross = self.prior.signal[:, soup].copy()
-        for c, depth in enumerate(self._depth):
-            told = self._factor[c, :depth, -1]
-            cross[c] -= told[:, soup] @ told
-        own = self._spread[:, -1]
-        return np.asarray(weights**2 @ (own + own[:, [soup]] - 2 * cross))
+    @property
+    def left(self) -> NDArray[np.bool_]:
+        """Blocks that were not asked [S, C, B]."""
+        return np.isfinite(self.size) & ~self.asked
 
-    def covariance(self, soups: IntArray, weights: FloatArray) -> FloatArray:
-        """Posterior covariance of the objective [N, N]."""
-        factor = self._factor[:, : max(self._depth), -1, soups]
-        inner = self.prior.signal[:, soups[:, None], soups] - factor.transpose(0, 2, 1) @ factor
-        return np.asarray(np.tensordot(weights**2, inner, 1))
+    def ask_rest(self, soup: int) -> None:
+        """Mark all of the fold as asked of a soup."""
+        self.asked[soup] = np.isfinite(self.size)
 
-    def reduction(self, leader: int, rivals: IntArray, weights: FloatArray, block: IntArray) -> FloatArray:
-        """How much each soup's answer to a block of its own, `block` [S, C], would take off the variance of rival minus
-        leader [C, R, S]."""
-        place = block.T * len(block) + np.arange(len(block))
-        change = self.prior.signal[:, rivals] - self.prior.signal[:, [leader]]
-        wide = (self.blocks + 1) * len(block)
-        for c, depth in enumerate(self._depth):
-            told = self._factor[c, :depth]
-            apart = told[:, -1, rivals] - told[:, -1, [leader]]
-            change[c] -= apart.T @ np.take(told.reshape(depth, wide), place[c], 1)
-        spread = np.take_along_axis(self._spread.reshape(len(place), -1), place, 1)[:, None]
-        return np.asarray(change**2 * weights[:, None, None] ** 2 / np.maximum(spread, JITTER))
+    def rest(self, soup: int) -> list[int]:
+        """Items of the fold that a soup was not asked."""
+        return [int(item) for c, b in np.argwhere(self.left[soup]) for item in self.blocks[c][b]]
 
-    def cells(self, c: int, soups: IntArray, soup: IntArray, block: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Posterior covariance of f of `soups` with cells [N, M], and of the cells among themselves [M, M]."""
-        factor, prior = self._factor[c, : self._depth[c]], self._prior(c, soup, block)
-        own = factor[:, block, soup]
-        return (prior[:, -1, soups] - own.T @ factor[:, -1, soups]).T, prior[:, block, soup] - own.T @ own
+    # ---------------------------------------------------------------- prior
+
+    def fit(self) -> None:
+        """Level, noise, signal and correlation of each category from its answers."""
+        self._cache.clear()
+        alike = [s + (1 - s) * np.exp(-self._apart / r) for s, r in itertools.product(SHARED, REACH)]
+        parts = [self._category(c, np.stack(alike)) for c in range(len(self.blocks))]
+        self.level, self.noise, self.signal = (list(part) for part in zip(*parts, strict=True))
+
+    def _category(self, c: int, alike: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Level [S], noise [S, S] of one item's score and signal [S, S] of a category."""
+        values = self.values[:, np.concatenate(self.blocks[c])]
+        values = values[np.isfinite(values).sum(1) > 1]
+        level = (float(np.nanmean(values, 1).mean()) if len(values) else 0.5) + RISE * self._inside
+        noise = max(float(np.nanvar(values, 1, ddof=1).mean()), FLOOR) if len(values) else UNKNOWN
+        soup, block, mean = (part[np.isfinite(self._cells(c)[2])] for part in self._cells(c))
+        far = np.sqrt(3) * self._apart / LENGTH
+        shape = PLANE**2 * self.table @ self.table.T + BEND**2 * (1 + far) * np.exp(-far)
+        base = LEVEL**2 + RISE**2 * np.outer(self._inside, self._inside)
+        signals = base + np.square(SCALES)[:, None, None] * shape
+        both = np.ix_(soup, soup)
+        same = (block[:, None] == block) / self.size[c, block]
+        joint = signals[:, None][(..., *both)] + noise * (alike[(..., *both)] * same)[None] + JITTER * np.eye(len(soup))
+        lower = np.linalg.cholesky(joint)
+        shift = np.linalg.solve(lower, np.broadcast_to((mean - level[soup])[:, None], (*lower.shape[:-1], 1)))[..., 0]
+        score = -(shift**2).sum(-1) / 2 - np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
+        share = np.exp(score - score.max()) * np.exp(-HELD * np.log(SCALES) ** 2)[:, None]
+        share /= share.sum()
+        return level, noise * np.tensordot(share.sum(0), alike, 1), np.tensordot(share.sum(1), signals, 1)
+
+    # ---------------------------------------------------------------- posterior
+
+    def _cells(self, c: int) -> tuple[IntArray, IntArray, FloatArray]:
+        """(soup, block, mean score) of the blocks of a category that were asked; nan while they are not answered."""
+        soup, block = np.nonzero(self.asked[:, c])
+        return soup, block, self.score[soup, c, block]
+
+    def posterior(self, c: int) -> tuple[FloatArray, ...]:
+        """Of a category: mean [S], covariance [S, S], covariance [S, S] of each mean with the next block of each soup,
+        variance [S] of that block's score, and the surprise (sum of squared standardised residuals, and how many)."""
+        key = self.asked[:, c].tobytes() + self.score[:, c].tobytes()
+        if c not in self._cache or self._cache[c][0] != key:
+            self._cache[c] = key, self._condition(c)
+        return self._cache[c][1]
+
+    def _condition(self, c: int) -> tuple[FloatArray, ...]:
+        soup, block, value = self._cells(c)
+        signal, noise, coming = self.signal[c], self.noise[c], self.left[:, c].argmax(-1)
+        same = (block[:, None] == block) / self.size[c, block]
+        joint = signal[np.ix_(soup, soup)] + noise[np.ix_(soup, soup)] * same + JITTER * np.eye(len(soup))
+        ahead = signal[soup] + noise[soup] * (block[:, None] == coming) / self.size[c, coming]
+        lower, known = np.linalg.cholesky(joint), np.isfinite(value)
+        seen, cell = (np.linalg.solve(lower, part) for part in (signal[soup], ahead))
+        residual = (value - self.level[c][soup])[known]
+        pull = np.linalg.solve(joint[np.ix_(known, known)], residual)
+        spread = np.diag(signal) + np.diag(noise) / self.size[c, coming] - (cell**2).sum(0)
+        mean = self.level[c] + signal[:, soup[known]] @ pull
+        return mean, signal - seen.T @ seen, signal - seen.T @ cell, spread, np.array([residual @ pull, len(pull)])
+
+    def objective(self) -> tuple[FloatArray, FloatArray]:
+        """Posterior mean [S] and covariance [S, S] of the objective."""
+        parts = [self.posterior(c) for c in range(len(self.blocks))]
+        mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
+        return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)
+
+    def finishing_gain(self, soups: IntArray) -> float:
+        """Expected gain of the pick (fractions of 1) if these soups, the leader first, answered the rest of the fold.
+
+        Their posterior means will move by a normal of the variance that the answers take away.
+        """
+        (mean, cov), asked = self.objective(), self.asked
+        self.asked = np.where(np.isin(np.arange(len(asked)), soups)[:, None, None], np.isfinite(self.size), asked)
+        after = self.objective()[1]
+        self.asked = asked
+        moved = mean[soups] + draws((cov - after)[np.ix_(soups, soups)], 512)
+        return float((moved.max(1) - moved[:, 0]).mean())
+
+    def surprise(self) -> float:
+        """How much more than believed the answers vary: a factor on variances, 1 where nothing was answered."""
+        total, count = np.sum([self.posterior(c)[4] for c in range(len(self.blocks))], 0)
+        return float((1 + total) / (1 + count))
+
+
+def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
+    """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
+    difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
+    leader = int(np.argmax(mean))
+    sd = np.sqrt(np.maximum(np.diag(cov) + cov[leader, leader] - 2 * cov[leader], TINY))
+    z = (mean - mean[leader]) / sd
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    improvement = sd * (density + z * [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
+    improvement[leader] = -1
+    rivals: IntArray = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
+    return leader, rivals, density[rivals] / (2 * sd[rivals])
+
+
+def draws(cov: FloatArray, count: int) -> FloatArray:
+    """Samples [count, S] of a normal with mean zero, always the same stream."""
+    values, vectors = np.linalg.eigh(cov)
+    half = vectors * np.sqrt(np.maximum(values, 0))
+    return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)

@@ -69,7 +69,7 @@ def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     assert price(asked, of) < 0.5 * of.ok.size
     assert "finishing the fold would gain" in str(said["stopped"])
     assert 0 <= int(str(said["indistinguishable_count"])) < len(of.points)
-    assert float(str(said["next_100_items_gain"])) >= 0
+    assert float(str(said["finishing_gain"])) >= 0
 
 
 def test_whole_folds_are_asked_where_parts_may_not_be() -> None:

@@ -1,101 +1,15 @@
-"""The surrogate's posterior beside the textbook's formulas, and the layout of a fold."""
+"""The surrogate's posterior beside the textbook's formulas, and the blocks of a fold."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from souping.core.types import FloatArray, SearchSpace
-from souping.search.beliefs import expected_improvement, finishing_gain, indistinguishable, normal
-from souping.search.fold import FoldLayout
-from souping.search.surrogate import Kernel, KnownCells, Prior, Surrogate, agreeing, distances, evidence
+from souping.search.adaptive import item_blocks
+from souping.search.surrogate import SoupModel, draws, expected_improvement
 
-POINTS = np.array([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.0, 1.0]])
-SIZES = np.array([[8.0, 16.0], [5.0, 0.0]])
-
-
-def prior() -> Prior:
-    apart = distances(POINTS)
-    signal = np.repeat(Kernel().signal(POINTS, apart)[None], 2, 0)
-    return Prior(signal, 0.2 * np.repeat(Kernel().agreement(apart)[None], 2, 0), np.full((2, 4), 0.6))
-
-
-def brute(category: int, known: list[tuple[int, int]], values: list[float]) -> tuple[FloatArray, FloatArray, float]:
-    """Mean [S] and covariance [S, S] of f by the formulas of a Gaussian process, and how far the values lie from what
-    was expected (Mahalanobis, squared)."""
-    p, n = prior(), len(known)
-    joint, cross = np.zeros((n, n)), np.zeros((4, n))
-    for i, (s, b) in enumerate(known):
-        cross[:, i] = p.signal[category][:, s]
-        for j, (t, d) in enumerate(known):
-            joint[i, j] = p.signal[category][s, t]
-            joint[i, j] += p.noise[category][s, t] / SIZES[category, b] if b == d else 0.0
-    gain, shift = cross @ np.linalg.inv(joint), np.array(values) - 0.6
-    return 0.6 + gain @ shift, p.signal[category] - gain @ cross.T, float(shift @ np.linalg.solve(joint, shift))
-
-
-EVERY, FIRST = np.arange(4), np.array([1.0, 0.0])
-CELLS, SCORES = [(0, 0), (2, 0), (2, 1), (3, 1)], [0.5, 0.9, 0.8, 0.3]
-
-
-@pytest.mark.parametrize("at_once", [0, 2, 4])
-def test_conditioning_one_by_one_or_at_once_is_the_textbooks(at_once: int) -> None:
-    places = np.array([2 * s + b for s, b in CELLS[:at_once]], dtype=int)
-    none = KnownCells(np.zeros(0, dtype=int), np.zeros(0))
-    known = [KnownCells(places, np.array(SCORES[:at_once])), none]
-    surrogate = Surrogate(prior(), SIZES, known)
-    for (soup, block), score in list(zip(CELLS, SCORES, strict=True))[at_once:]:
-        surrogate.observe(0, soup, block, score)
-    mean, cov, surprise = brute(0, CELLS, SCORES)
-    assert surrogate.mean[0] == pytest.approx(mean, abs=1e-6)
-    assert surrogate.covariance(EVERY, FIRST) == pytest.approx(cov, abs=1e-6)
-    own = np.diag(cov)
-    assert surrogate.differences(1, FIRST) == pytest.approx(own + own[1] - 2 * cov[1], abs=1e-6)
-    assert surrogate.mean[1] == pytest.approx(np.full(4, 0.6))
-    assert surrogate.surprises == (pytest.approx(surprise, rel=1e-5), 4)
-
-
-def test_evidence_is_the_density_of_what_is_known_one_after_another() -> None:
-    surrogate, total = Surrogate(prior(), SIZES), 0.0
-    for (soup, block), score in zip(CELLS, SCORES, strict=True):
-        _, joint = surrogate.cells(0, EVERY, np.array([soup]), np.array([block]))
-        left = score - _expected(surrogate, soup, block)
-        total -= (left**2 / joint[0, 0] + np.log(joint[0, 0])) / 2
-        surrogate.observe(0, soup, block, score)
-    places = np.array([2 * s + b for s, b in CELLS])
-    known = [KnownCells(places, np.array(SCORES)), KnownCells(np.zeros(0, dtype=int), np.zeros(0))]
-    bare, signals = replace(prior(), signal=0 * prior().signal), prior().signal[:1]
-    assert evidence(bare, SIZES, known, signals)[0, 0] == pytest.approx(total, abs=1e-6)
-
-
-def _expected(surrogate: Surrogate, soup: int, block: int) -> float:
-    """Score that is expected of a cell: where hearing it would move no mean."""
-    low, high = surrogate.copy(), surrogate.copy()
-    low.observe(0, soup, block, 0.0)
-    high.observe(0, soup, block, 1.0)
-    now, a, b = (float(one.mean[0, soup]) for one in (surrogate, low, high))
-    return (now - a) / (b - a)
-
-
-def test_reductions_are_what_observing_takes_away() -> None:
-    surrogate, weights = Surrogate(prior(), SIZES), np.array([0.7, 0.3])
-    surrogate.observe(0, 0, 0, 0.5)
-    before = surrogate.differences(0, weights)[2]
-    drop = surrogate.reduction(0, np.array([2]), weights, np.ones((4, 2), dtype=int))[0, 0, 2]
-    surrogate.observe(0, 2, 1, 0.7)
-    assert drop == pytest.approx(before - surrogate.differences(0, weights)[2], abs=1e-9)
-
-
-def test_knowing_that_a_cell_will_be_known_moves_no_mean() -> None:
-    surrogate = Surrogate(prior(), SIZES)
-    surrogate.observe(0, 1, 0, 0.9)
-    twin = surrogate.copy()
-    twin.observe(0, 3, 1)
-    assert twin.mean == pytest.approx(surrogate.mean)
-    assert twin.covariance(EVERY, FIRST)[3, 3] < surrogate.covariance(EVERY, FIRST)[3, 3]
-    assert surrogate.covariance(EVERY, FIRST) == pytest.approx(brute(0, [(1, 0)], [0.9])[1], abs=1e-6)
+TABLE = np.array([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.0, 1.0]])
 
 
 def space(counts: tuple[int, ...], group: int = 1) -> SearchSpace:
@@ -105,70 +19,131 @@ def space(counts: tuple[int, ...], group: int = 1) -> SearchSpace:
     return SearchSpace(ingredients=("a", "b"), categories=categories, groups=groups, coefficients=weights)
 
 
-@pytest.mark.parametrize("counts", [(1, 1), (3, 30), (100, 7, 12), (400, 400)])
-def test_blocks_partition_each_category_and_double(counts: tuple[int, ...]) -> None:
-    layout = FoldLayout.of(space(counts), seed=4)
-    assert sorted(int(i) for own in layout.members for i in own) == list(range(sum(counts)))
-    assert [len(own) for own in layout.members] == list(counts)
-    for row in layout.blocks:
-        seen = np.cumsum([len(block) for block in row])
-        assert all(len(block) <= before + 2 for block, before in zip(row[2:], seen[1:], strict=False))
+def fresh(counts: tuple[int, ...], seed: int = 0) -> SoupModel:
+    return SoupModel(TABLE, item_blocks(space(counts), seed), np.full(len(counts), 1 / len(counts)))
 
 
-def test_groups_stay_in_one_block_and_the_seed_decides_the_order() -> None:
-    layout, again, other = (FoldLayout.of(space((60, 60), group=3), seed) for seed in (1, 1, 2))
-    for row in layout.blocks:
-        owners = [set(layout.groups[block].tolist()) for block in row]
-        assert not owners[0] & owners[1]
-    orders = [np.concatenate(one.members).tolist() for one in (layout, again, other)]
-    assert orders[0] == orders[1] != orders[2]
+def model(asked: tuple[tuple[int, int], ...], counts: tuple[int, ...] = (96, 24), seed: int = 0) -> SoupModel:
+    """A model that was told the next block of a category of a soup, for each (soup, category)."""
+    made, rng = fresh(counts, seed), np.random.default_rng(seed)
+    for soup, category in asked:
+        number = made.left[soup, category].argmax()
+        block = made.blocks[category][number]
+        made.asked[soup, category, number] = True
+        made.observe(soup, block.tolist(), (rng.random(len(block)) < 0.6).astype(float))
+    made.fit()
+    return made
 
 
-def test_how_alike_soups_answer_is_learned_from_their_answers() -> None:
-    rng, points = np.random.default_rng(0), np.array([[k / 10, 1 - k / 10] for k in range(11)])
-    apart = distances(points)
-    for reach in (0.3, 2.4):
-        root = np.linalg.cholesky(Kernel(reach=reach, shared=0.1).agreement(apart) + 1e-9 * np.eye(11))
-        found = agreeing(Kernel(), apart, root @ rng.standard_normal((11, 2000)))
-        assert abs(found.agreement(apart) - Kernel(reach=reach, shared=0.1).agreement(apart)).max() < 0.1
-    assert agreeing(Kernel(), apart, np.full((11, 5), np.nan)) == Kernel()
+ASKED = ((0, 0), (0, 0), (2, 0), (3, 0), (3, 1))
 
 
-def test_beliefs_of_a_sure_and_of_an_open_race() -> None:
-    level = np.array([[0.70, 0.69, 0.5]])
-    sure, race = (Surrogate(Prior(np.eye(3)[None] * v, np.eye(3)[None], level), np.ones((1, 1))) for v in (1e-10, 4e-4))
-    one = np.ones(1)
-    assert indistinguishable(sure, one, 0) == ()
-    assert indistinguishable(sure, one, 2) == (0, 1)
-    assert indistinguishable(race, one, 0) == (1,)
-    leader, rivals, urgency = expected_improvement(race, one, 2)
+def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
+    """Mean [S] and covariance [S, S] of a category by the formulas of a Gaussian process, cell by cell, and how far the
+    answers lie from what was expected (Mahalanobis, squared)."""
+    cells = [(s, b) for s, b in np.argwhere(made.asked[:, c])]
+    signal, noise, level = made.signal[c], made.noise[c], made.level[c]
+    joint = np.array(
+        [[signal[s, t] + (noise[s, t] / len(made.blocks[c][b]) if b == d else 0.0) for t, d in cells] for s, b in cells]
+    )
+    cross = np.array([[signal[s, t] for t, _ in cells] for s in range(len(TABLE))])
+    shift = np.array([made.values[s, made.blocks[c][b]].mean() - level[s] for s, b in cells])
+    gain = cross @ np.linalg.inv(joint)
+    return level + gain @ shift, signal - gain @ cross.T, float(shift @ np.linalg.solve(joint, shift))
+
+
+@pytest.mark.parametrize("category", [0, 1])
+def test_the_posterior_is_the_textbooks(category: int) -> None:
+    made = model(ASKED)
+    mean, cov, surprise = brute(made, category)
+    found = made.posterior(category)
+    assert found[0] == pytest.approx(mean, abs=1e-6)
+    assert found[1] == pytest.approx(cov, abs=1e-6)
+    assert found[4] == pytest.approx([surprise, made.asked[:, category].sum()], rel=1e-4)
+
+
+def test_the_objective_mixes_the_categories() -> None:
+    made = model(ASKED)
+    (first, second), (mean, cov) = (brute(made, c) for c in (0, 1)), made.objective()
+    assert mean == pytest.approx((first[0] + second[0]) / 2, abs=1e-6)
+    assert cov == pytest.approx((first[1] + second[1]) / 4, abs=1e-6)
+
+
+def test_the_next_block_takes_away_what_its_covariance_says() -> None:
+    made = model(ASKED)
+    _, before, cross, spread, _ = made.posterior(0)
+    made.asked[2, 0, 1] = True  # asked, not answered: variances shrink, means stay
+    mean, after, *_ = made.posterior(0)
+    assert before - after == pytest.approx(np.outer(cross[:, 2], cross[:, 2]) / spread[2], abs=1e-9)
+    assert mean == pytest.approx(brute(model(ASKED), 0)[0], abs=1e-6)
+
+
+def test_soups_far_from_all_answers_are_believed_least() -> None:
+    _, cov, *_ = model(((0, 0), (1, 0))).posterior(0)
+    assert np.diag(cov)[3] > np.diag(cov)[2] > np.diag(cov)[1]
+
+
+def test_shared_items_make_a_difference_sharp() -> None:
+    """Two soups on one block are told apart better than on two blocks of the same size."""
+    gaps = []
+    for block in (0, 1):
+        made = fresh((96, 24))
+        made.fit()
+        made.asked[1, 0, 0] = made.asked[2, 0, block] = True
+        made.score[1, 0, 0] = made.score[2, 0, block] = 0.6
+        cov = made.posterior(0)[1]
+        gaps.append(cov[1, 1] + cov[2, 2] - 2 * cov[1, 2])
+    assert 0 < gaps[0] < gaps[1]
+
+
+@pytest.mark.parametrize("seen", [0.02, 0.5])
+def test_answers_that_surprise_scale_the_variances(seen: float) -> None:
+    made = model(((0, 0), (1, 0), (2, 0), (3, 0)))
+    calm = made.surprise()
+    made.score[3, 0, 0] += seen
+    assert made.surprise() != calm
+    assert (made.surprise() > 1.5) == (seen > 0.1)
+
+
+def test_expected_improvement_of_a_race() -> None:
+    leader, rivals, urgency = expected_improvement(np.array([0.70, 0.69, 0.5]), 4e-4 * np.eye(3), 2)
     assert (leader, rivals.tolist()) == (0, [1, 2])
     assert urgency[0] > urgency[1]
 
 
-def test_answers_that_surprise_make_a_search_less_sure() -> None:
-    level, one, indistinct = np.array([[0.70, 0.69, 0.67, 0.64, 0.5]]), np.ones(1), []
-    for seen in (0.70, 0.72, 0.80):
-        race = Surrogate(Prior(np.eye(5)[None] * 4e-4, np.eye(5)[None] * 1e-4, level), np.ones((1, 40)))
-        for block in range(40):
-            race.observe(0, 4, block, 0.5 + (seen - 0.7) * (-1) ** block)
-        indistinct.append(len(indistinguishable(race, one, 0)))
-    assert indistinct[0] < indistinct[1] < indistinct[2]
-
-
-def test_the_normal_distribution_function() -> None:
-    z = np.array([-3.0, -1.0, 0.0, 0.5, 2.0])
-    assert normal(z) == pytest.approx([0.00134990, 0.15865525, 0.5, 0.69146246, 0.97724987], abs=1e-6)
-
-
 def test_finishing_a_finished_fold_gains_nothing() -> None:
-    layout = FoldLayout.of(space((16, 16)), 0)
-    surrogate = Surrogate(prior(), layout.sizes)
-    open_depth = np.zeros((4, 2), dtype=int)
-    rivals = np.array([1, 2, 3])
-    assert finishing_gain(surrogate, layout, open_depth, 0, rivals) > 0.005
+    made = model(ASKED)
+    asked = made.asked.copy()
+    assert made.finishing_gain(np.argsort(-made.objective()[0])) > 0.005
+    assert (made.asked == asked).all()
     for soup in range(4):
-        for category in range(2):
-            for block in range(layout.counts[category]):
-                surrogate.observe(category, soup, block, 0.6)
-    assert finishing_gain(surrogate, layout, open_depth + layout.counts, 0, rivals) == pytest.approx(0, abs=1e-9)
+        made.ask_rest(soup)
+        made.observe(soup, slice(None), np.full(120, 0.6))  # type: ignore[arg-type]
+    assert made.finishing_gain(np.argsort(-made.objective()[0])) == pytest.approx(0, abs=1e-9)
+
+
+def test_draws_have_the_covariance_and_are_always_the_same() -> None:
+    root = np.random.default_rng(1).standard_normal((3, 3))
+    sample = draws(root @ root.T, 20_000)
+    assert np.cov(sample.T) == pytest.approx(root @ root.T, abs=0.15)
+    assert (draws(root @ root.T, 20_000) == sample).all()
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (3, 30), (100, 7, 12), (400, 400)])
+def test_blocks_partition_each_category_and_double(counts: tuple[int, ...]) -> None:
+    rows = item_blocks(space(counts), seed=4)
+    assert sorted(int(i) for row in rows for block in row for i in block) == list(range(sum(counts)))
+    for row, count in zip(rows, counts, strict=True):
+        sizes = [len(block) for block in row]
+        assert sum(sizes) == count
+        assert len(sizes) <= 4
+        assert all(abs(size - sum(sizes[:n])) <= 1 for n, size in enumerate(sizes) if n)
+
+
+def test_groups_stay_in_one_block_and_the_seed_decides_the_order() -> None:
+    of = space((60, 60), group=3)
+    for row in item_blocks(of, 1):
+        owners = [{of.groups[i] for i in block} for block in row]
+        assert not owners[0] & owners[1]
+    orders = [np.concatenate([b for row in item_blocks(of, seed) for b in row]).tolist() for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]

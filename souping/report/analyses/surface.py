@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.text import minus
-from souping.core.types import FloatArray, Json, elements, number, part, texts
+from souping.core.types import FloatArray, elements, number, part, texts
 from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, colour_bar, figure, scale
 from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import CORNERS, ring
@@ -28,20 +28,12 @@ def section(data: Row) -> Section:
     low, high = _row(part(data, "objective"), "low"), _row(part(data, "objective"), "high")
     above, below = int((low > 0).sum()), int((high < 0).sum())
     lines = [
-        f"Fitted to all that was asked, the objective at {count(len(low))} points of the weights less that of the "
+        f"What the search's model says of the objective at {count(len(low))} points of the weights, less that of the "
         f"uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at all points at "
         f"once; the bands are {percent(data.get('width'))} points wide on average.",
         f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
         "search fold; the report fold was not touched. All points are in surface.csv and surface.json.",
     ]
-    held = part(data, "held_out")
-    if why := held.get("not_estimable"):
-        lines.append(f"Not checked on held-out groups: {clean(why)}.")
-    else:
-        lines.append(
-            f"Checked on groups that were held out: in {count(held.get('inside'))} of {count(held.get('parts'))} parts "
-            "all soups lay inside the bands of the others."
-        )
     return Section("Response surface", tuple(lines), "surface")
 
 
@@ -133,15 +125,12 @@ def _triangle(
 def files(data: Row) -> Mapping[str, str]:
     """surface.csv, a line a point, and surface.json."""
     names, points = texts(data, "ingredients"), _weights(data)
-    by_category = part(data, "categories")
-    bands = {"objective": part(data, "objective"), **{name: part(by_category, name) for name in by_category}}
+    band, by_category = part(data, "objective"), part(data, "categories")
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    head = [f"{name}:{key}" for name in bands for key in ("difference", "low", "high")]
+    head = [*(f"objective:{key}" for key in band), *(f"{name}:difference" for name in by_category)]
     writer.writerow([*(f"weight:{clean(name)}" for name in names), "items", *map(clean, head)])
-    columns: list[Sequence[Json]] = [
-        elements(band, key) for band in bands.values() for key in ("difference", "low", "high")
-    ]
+    columns = [*(elements(band, key) for key in band), *(elements(by_category, name) for name in by_category)]
     for place, (row, items) in enumerate(zip(points, elements(data, "items"), strict=True)):
         writer.writerow([*(repr(float(w)) for w in row), items, *(column[place] for column in columns)])
     return {"surface.csv": stream.getvalue(), "surface.json": json.dumps(data, sort_keys=True, indent=2) + "\n"}
