@@ -150,7 +150,7 @@ def test_items_may_be_dicts_and_are_checked(family: Path, tmp_path: Path) -> Non
     for items, words in wrong:
         with pytest.raises(souping.UserError, match=words):
             souping.run(items=items, selector=souping.All(), **settings)
-    with pytest.raises(souping.UserError, match="'runs/a' is one model"):
+    with pytest.raises(souping.UserError, match=r"^pool='runs/a'"):
         souping.run(items=rows, **(settings | {"pool": "runs/a"}))
 
 

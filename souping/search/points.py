@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
 
 from souping.core import simplex
-from souping.core.fields import Count, Seconds, component
+from souping.core.fields import Count, component
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
@@ -57,7 +60,7 @@ class LimitedStrategy(Strategy):
     trials: Count | None = None
     budget: Count | None = None
     tokens: Count | None = None
-    seconds: Seconds | None = None
+    seconds: Annotated[float, Interval(gt=0)] | None = None
 
 
 @component

@@ -12,6 +12,7 @@ from scipy import stats
 from souping.analysis.correlation import kendall, pearson, spearman
 from souping.core.protocols import Correlation
 from souping.core.types import FloatArray, UserError
+from souping.testing import check_correlation
 from tests.support.choices import dotted, targets
 
 CORRELATIONS: dict[str, Correlation] = {"kendall": kendall, "pearson": pearson, "spearman": spearman}
@@ -27,6 +28,11 @@ tables = arrays(
 
 def test_every_choice_has_a_row() -> None:
     assert {name: dotted(correlate) for name, correlate in CORRELATIONS.items()} == targets("correlation")
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_it_conforms(name: str) -> None:
+    check_correlation(CORRELATIONS[name])
 
 
 @pytest.mark.parametrize("name", CORRELATIONS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from souping.core.objectives import Mean, Tree, Weighted, value
+from souping.core.objectives import Mean, Tree, Weighted
 from souping.core.protocols import Objective
 from souping.core.types import UserError
 from souping.evaluate.bfcl.benchmark import Bfcl
+from souping.testing import check_objective
 from tests.support.choices import differing, each
 
 NAMES = ["simple_python", "simple_java", "multiple", "live_simple", "irrelevance"]
@@ -26,23 +27,11 @@ def test_every_choice_has_a_row() -> None:
 
 @pytest.mark.parametrize("objective", each(ROWS))
 class TestObjective:
-    def test_it_is_an_objective_with_a_name_for_the_report(self, objective: Objective) -> None:
-        assert Objective in type(objective).__mro__
+    def test_it_conforms(self, objective: Objective) -> None:
+        check_objective(objective, NAMES)
+
+    def test_its_name_in_the_report_is_its_class(self, objective: Objective) -> None:
         assert objective.name == type(objective).__name__.lower()
-
-    def test_coefficients_are_a_weight_a_category_and_sum_to_one(self, objective: Objective) -> None:
-        coefficients = objective.coefficients(NAMES)
-        assert coefficients.shape == (len(NAMES),)
-        assert (coefficients >= 0).all()
-        assert coefficients.sum() == pytest.approx(1.0)
-
-    def test_the_order_of_the_categories_changes_nothing(self, objective: Objective) -> None:
-        given = dict(zip(NAMES, objective.coefficients(NAMES), strict=True))
-        turned = dict(zip(NAMES[::-1], objective.coefficients(NAMES[::-1]), strict=True))
-        assert turned == pytest.approx(given)
-
-    def test_equal_scores_are_the_objective(self, objective: Objective) -> None:
-        assert value(objective, dict.fromkeys(NAMES, 0.7)) == pytest.approx(0.7)
 
     def test_notes_are_sentences(self, objective: Objective) -> None:
         assert all(isinstance(note, str) and note for note in objective.notes(NAMES))

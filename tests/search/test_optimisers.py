@@ -11,7 +11,7 @@ from souping.core import simplex
 from souping.core.types import Cell, Result, UserError, Weights
 from souping.search.nevergrad import Nevergrad
 from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
-from tests.support.searches import run, space
+from souping.testing import search, search_space
 
 
 @pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
@@ -61,27 +61,27 @@ def test_nevergrad_names_the_nearest_optimiser() -> None:
     with pytest.raises(UserError, match="never ends by itself"):
         Nevergrad(trials=None)
     with pytest.raises(UserError, match="no lattice point"):
-        Nevergrad(parametrisation="lattice", step=0.5).start(space(), 0)
+        Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0)
 
 
 def test_seeds_change_nevergrads_proposals() -> None:
-    assert run(Nevergrad(trials=9), seed=1)[0] != run(Nevergrad(trials=9), seed=2)[0]
+    assert search(Nevergrad(trials=9), seed=1)[0] != search(Nevergrad(trials=9), seed=2)[0]
 
 
 def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
     for given in ([0.4, 0.6], [0.4, 0, 0.6]):
-        assert Fixed(weights=given).start(space(("a", "c")), 0).ask() == Cell(weights=(0.4, 0.6))
+        assert Fixed(weights=given).start(search_space(("a", "c")), 0).ask() == Cell(weights=(0.4, 0.6))
     with pytest.raises(UserError, match=r"gives 0.2 to b, which was not selected"):
-        Fixed(weights=[0.4, 0.2, 0.4]).start(space(("a", "c")), 0)
+        Fixed(weights=[0.4, 0.2, 0.4]).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match="has 4 weights"):
-        Fixed(weights=[0.25] * 4).start(space(("a", "c")), 0)
+        Fixed(weights=[0.25] * 4).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
 
 
 def grown(scores: dict[frozenset[int], float], late: bool = False) -> tuple[list[Weights], Weights]:
     """Run a greedy soup over three ingredients; with `late`, three asks are open before a result comes."""
-    optimiser, asked = GreedySoup().start(space(), 0), list[Weights]()
+    optimiser, asked = GreedySoup().start(search_space(), 0), list[Weights]()
     waiting: list[Cell] = []
     while True:
         cell = optimiser.ask()

@@ -12,6 +12,7 @@ import pytest
 
 from souping.core.protocols import Tracker
 from souping.core.types import Recipe, Result, Trial
+from souping.testing import check_tracker
 from souping.trackers import NoTracker
 from souping.trackers.trackio import TrackioTracker
 from souping.trackers.wandb import WandbTracker
@@ -44,16 +45,10 @@ class TestTracker:
             pytest.skip(f"needs {row.needs()[0].what}")
         return lambda: dataclasses.replace(row)  # type: ignore[type-var]
 
-    def test_it_is_a_tracker_that_needs_nothing_more(self, make: Callable[[], Tracker]) -> None:
-        tracker = make()
-        assert Tracker in type(tracker).__mro__
-        assert tracker.needs() == []
-        tracker.close()
-
-    def test_the_end_of_a_multirun_is_followed_in_silence(
+    def test_it_conforms_and_prints_nothing(
         self, make: Callable[[], Tracker], tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        make().summarise([{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], tmp_path)
+        check_tracker(make(), tmp_path)
         assert capfd.readouterr() == ("", "")
 
     def test_it_is_frozen_keyword_only_settings(self, make: Callable[[], Tracker]) -> None:
@@ -62,41 +57,6 @@ class TestTracker:
         assert tracker == make()
         with pytest.raises((dataclasses.FrozenInstanceError, TypeError, AttributeError)):
             tracker.anything = 1  # type: ignore[attr-defined]
-
-    def test_it_follows_a_run_and_prints_nothing(
-        self, make: Callable[[], Tracker], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        tracker = make()
-        tracker.start({"a": {"b": [1, None, "x"]}}, tmp_path)
-        tracker.log(trial(2, 0.5))
-        tracker.log(trial(1, 0.25))
-        tracker.finish({"rows": [], "comparisons": [], "verdict": None}, tmp_path)
-        assert capfd.readouterr() == ("", "")
-
-    def test_a_run_that_failed_can_be_finished(
-        self, make: Callable[[], Tracker], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        tracker = make()
-        tracker.start({}, tmp_path)
-        tracker.finish(None, tmp_path)
-        tracker.finish(None, tmp_path)
-        assert capfd.readouterr().err == ""
-
-    def test_one_tracker_follows_two_runs_in_turn(
-        self, make: Callable[[], Tracker], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        tracker = make()
-        for name in ("first", "second"):
-            (tmp_path / name).mkdir()
-            tracker.start({}, tmp_path / name)
-            tracker.log(trial(1))
-            tracker.finish({}, tmp_path / name)
-        assert capfd.readouterr().err == ""
-
-    def test_calls_out_of_order_do_not_raise(self, make: Callable[[], Tracker], tmp_path: Path) -> None:
-        tracker = make()
-        tracker.log(trial(1))
-        tracker.finish({}, tmp_path)
 
     def test_a_directory_that_cannot_be_written_does_not_raise(
         self, make: Callable[[], Tracker], tmp_path: Path

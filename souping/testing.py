@@ -1,0 +1,181 @@
+"""Conformance checks for your own components: each raises an `AssertionError` that names the component and its file.
+
+They are the suites that the shipped components pass. Call them from a test, with settings of your own choice:
+
+    def test_mine():
+        check_selector(MySelector(k=2))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from souping.core.objectives import value
+from souping.core.protocols import Correlation, Evaluator, Objective, Optimiser, Selector, Served, Strategy, Tracker
+from souping.core.text import named
+from souping.core.types import Cell, Item, Recipe, Result, ScoreMatrix, SearchSpace, Trial, UserError, Weights, digest
+
+INGREDIENTS, BEST = ("a", "b", "c"), (0.5, 0.3, 0.2)
+EACH = 12
+"""Items in each of the two categories that a search is tried on."""
+
+
+def score_matrix() -> ScoreMatrix:
+    """Four candidates and a model that is none, on two pairs of categories that move together."""
+    values = np.array([[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]])
+    board = np.vstack([values, [1.0, 0.99, 0.98, 1.0]])
+    return ScoreMatrix(
+        models=("a", "b", "c", "d", "star"), categories=("w", "x", "y", "z"), values=board, candidates=tuple("abcd")
+    )
+
+
+def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> None:
+    """Ingredients are distinct candidates in pool order, equal for equal scores, and as many as promised."""
+    scores = scores or score_matrix()
+    _expect(selector, Selector in type(selector).__mro__, "must subclass Selector")
+    selection = selector.chosen(scores)
+    in_order = tuple(name for name in scores.candidates if name in selection.ingredients)
+    _expect(selector, selection.ingredients == in_order, f"ingredients {selection.ingredients} are not in pool order")
+    _expect(selector, selector.chosen(scores).ingredients == in_order, "gives two selections for the same scores")
+    _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
+    for count in (1, 2, len(scores.candidates)):
+        sizes = list(selector.sizes(count))
+        ordered = bool(sizes) and sizes == sorted(set(sizes)) and 1 <= sizes[0] <= sizes[-1] <= count
+        _expect(selector, ordered, f"sizes({count}) = {sizes} must be ascending numbers from 1 to {count}")
+    _expect(selector, len(in_order) in selector.sizes(len(scores.candidates)), "picks a number that sizes() lacks")
+    moved = selector.with_cut(0.5)
+    _expect(selector, moved.cut == (None if selector.cut is None else 0.5), "with_cut(0.5) must move its cut, if any")
+
+
+def check_objective(objective: Objective, categories: Sequence[str]) -> None:
+    """Coefficients are one non-negative weight per category, sum to one, and do not depend on the order."""
+    _expect(objective, Objective in type(objective).__mro__, "must subclass Objective")
+    found = objective.coefficients(categories)
+    _expect(objective, np.shape(found) == (len(categories),), f"coefficients have shape {np.shape(found)}")
+    _expect(objective, bool((found >= 0).all() and np.isclose(found.sum(), 1)), "coefficients must sum to one")
+    turned = objective.coefficients(categories[::-1])[::-1]
+    _expect(objective, np.allclose(found, turned), "the order of the categories must not matter")
+    _expect(objective, np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7), "must be a weighted mean")
+
+
+def check_correlation(correlation: Correlation) -> None:
+    """Correlations are symmetric with ones on the diagonal, inside their intervals, and the same for percent."""
+    scores = score_matrix().values
+    found = correlation(scores)
+    tables = (found.rho, found.low, found.high)
+    _expect(correlation, all(np.shape(t) == (scores.shape[1],) * 2 for t in tables), "rho, low, high must be [C, C]")
+    _expect(correlation, np.allclose(found.rho, found.rho.T), "rho must be symmetric")
+    _expect(correlation, np.allclose(np.diag(found.rho), 1), "rho must be 1 on the diagonal")
+    known = ~np.isnan(found.low)
+    inside = (found.low <= found.rho)[known].all() and (found.rho <= found.high)[known].all()
+    _expect(correlation, bool(inside), "rho must lie between low and high")
+    _expect(correlation, np.allclose(correlation(100 * scores).rho, found.rho), "percent must give the same rho")
+
+
+def score_of(weights: Weights) -> Result:
+    """A bowl whose top is at `BEST`."""
+    total = 1 - sum((w - t) ** 2 for w, t in zip(weights, BEST, strict=True))
+    return Result(objective=total, categories={}, items=2 * EACH)
+
+
+def answer(cell: Cell) -> Result:
+    """The bowl at every item of the cell."""
+    count = 2 * EACH if cell.items is None else len(cell.items)
+    result = score_of(cell.weights)
+    return replace(result, items=count, values=np.full(count, result.objective))
+
+
+def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
+    """Two categories of items; three candidates, of which these were selected."""
+    return SearchSpace(
+        ingredients=ingredients,
+        candidates=INGREDIENTS,
+        categories=("even", "odd") * EACH,
+        groups=tuple(f"g{n}" for n in range(2 * EACH)),
+        coefficients={"even": 0.5, "odd": 0.5},
+    )
+
+
+def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
+    """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
+    optimiser, requested = strategy.start(search_space(), seed), list[Weights]()
+    while len(requested) < min(limit, strategy.trials or limit) and (cell := optimiser.ask()) is not None:
+        requested.append(cell.weights)
+        optimiser.tell(cell, answer(cell))
+    return requested, optimiser
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Soups are points of the simplex, one seed gives one search, results may come in any order, the best one wins."""
+    _expect(strategy, Strategy in type(strategy).__mro__, "must subclass Strategy")
+    requested, optimiser = search(strategy, seed=3)
+    _expect(strategy, Optimiser in type(optimiser).__mro__, "start() must give an Optimiser")
+    _expect(strategy, bool(requested), "requests no soup")
+    points = all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in requested)
+    _expect(strategy, points, "weights must not be negative and must sum to one")
+    best = max(score_of(w).objective for w in requested)
+    _expect(strategy, score_of(optimiser.best()).objective == best, "best() must be the soup with the highest result")
+    _expect(strategy, search(strategy, seed=3)[0] == requested, "the same seed must give the same search")
+    count = strategy.count(3)
+    _expect(strategy, count is None or len(set(requested)) <= count, f"count(3) = {count}, but it requests more soups")
+    known = strategy.known_points(3)
+    first = list(dict.fromkeys(requested))
+    _expect(strategy, known is None or list(known)[: len(first)] == first, "known_points(3) must be what it requests")
+    _expect(strategy, bool(strategy.describe(3)), "describe(3) must say what it does")
+    optimiser = strategy.start(search_space(), 0)
+    cells = [cell for cell in (optimiser.ask() for _ in range(5)) if cell is not None]
+    for cell in reversed(cells):
+        optimiser.tell(cell, answer(cell))
+    _expect(strategy, optimiser.best() in [cell.weights for cell in cells], "results must be welcome in any order")
+    with suppress(UserError):
+        strategy.start(search_space(), 0).best()
+        _expect(strategy, False, "best() without a result must raise a UserError")
+
+
+def check_evaluator(evaluator: Evaluator, model: Served, items: Sequence[Item]) -> None:
+    """Settings are plain data, batches cut all items by a fixed rule, and each item gets a record, in order, twice."""
+    _expect(evaluator, Evaluator in type(evaluator).__mro__, "must subclass Evaluator")
+    settings = evaluator.settings
+    _expect(evaluator, json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data")
+    _expect(evaluator, evaluator.fingerprint == digest(dict(settings)), "the fingerprint must follow from the settings")
+    batches = evaluator.batches(items)
+    cut = sorted(item.id for batch in batches for item in batch)
+    _expect(evaluator, cut == sorted(item.id for item in items), "batches must hold each item once")
+    _expect(evaluator, batches == evaluator.batches(items), "batches must follow a fixed rule")
+    records = evaluator.evaluate(model, items)
+    _expect(evaluator, [r.item for r in records] == [i.id for i in items], "a record for each item, in order")
+    scores = all(0 <= record.score <= 1 for record in records)
+    _expect(evaluator, scores or not evaluator.fractions, "scores must be fractions of 1")
+    _expect(evaluator, evaluator.evaluate(model, items) == records, "the same items must get the same records")
+    values = evaluator.item_scores(items, [[record] for record in records])
+    _expect(evaluator, values.shape == (len(items),), "item_scores must give one value per item")
+
+
+def check_tracker(tracker: Tracker, folder: Path) -> None:
+    """It follows two runs in turn, and calls out of order and a failed run do not raise. `folder` is empty."""
+    _expect(tracker, Tracker in type(tracker).__mro__, "must subclass Tracker")
+    recipe = Recipe(ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32")
+    result = Result(objective=0.5, categories={"x": 0.5, "y z/ü": 0.0}, items=4)
+    trial = Trial(number=1, recipe=recipe, weights=recipe.weights, result=result)
+    tracker.log(trial)
+    tracker.finish({}, folder)
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        tracker.start({"a": {"b": [1, None, "x"]}}, folder / name)
+        tracker.log(replace(trial, number=2))
+        tracker.log(trial)
+        tracker.finish({"rows": [], "comparisons": [], "verdict": None} if name == "first" else None, folder / name)
+        tracker.finish(None, folder / name)
+    tracker.summarise([{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], folder)
+    tracker.close()
+
+
+def _expect(part: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise AssertionError(f"{named(part)}: {what}")
