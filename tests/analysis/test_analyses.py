@@ -271,6 +271,7 @@ def test_a_random_games_shapley_values_are_those_of_all_orders(size: int) -> Non
     )
 
 
+@pytest.mark.slow
 def test_ten_players_drawn_orders_lie_within_their_errors_of_the_exact_values() -> None:
     """A root mean square of 1 standard error is what is expected of 10 players; 0.5 to 1.6 hold it in 99.8 %."""
     names, exact, drawn = "abcdefghij", Shapley(exact=10), Shapley(permutations=200)

@@ -5,15 +5,31 @@ A procedure that is wrong by a factor of two or more (as ignoring groups is) goe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.conftest import ROOT
 from tests.support.scripts import script
 
 REPETITIONS = 300
+QUICK = {
+    "all candidates equal",
+    "soup equals the best, others 1 point below",
+    "near-duplicate pair",
+    "five equal candidates, soup equal, s.e. 1",
+    "soup 1 point better, 600 items",
+    "8 x 75 items, 70 % right, half discordant groups",
+}
+"""Cases that run by default."""
 
 
 nulls = script(ROOT / "benchmarks" / "nulls.py")
+
+
+def cases(names: Iterable[str]) -> list[ParameterSet]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def test_what_is_accepted() -> None:
@@ -22,19 +38,20 @@ def test_what_is_accepted() -> None:
     assert nulls.allowed(REPETITIONS) == 12
 
 
-@pytest.mark.parametrize("name", nulls.NULLS)
+@pytest.mark.parametrize("name", cases(nulls.NULLS))
 def test_no_soup_is_called_better_that_is_not(name: str) -> None:
     repetitions = 100 if "s.e. 1" in name or "sampled" in name else REPETITIONS
     said = nulls.count(*nulls.NULLS[name], repetitions, seed=7)
     assert max(said["better"], said["every"]) <= nulls.allowed(repetitions)
 
 
+@pytest.mark.slow
 def test_nor_over_twenty_looks() -> None:
     said = nulls.count(*nulls.LOOKED["report items looked at 20 times, each as printed"], 40, seed=7)
     assert said["better"] <= nulls.allowed(40, nulls.LOOKS_LEVEL)
 
 
-@pytest.mark.parametrize("name", nulls.KEEPS)
+@pytest.mark.parametrize("name", cases(nulls.KEEPS))
 def test_no_single_is_kept_where_the_soup_is_better_by_the_margin(name: str) -> None:
     said = nulls.count(*nulls.KEEPS[name], 100, seed=7)
     assert said["keeps"] <= nulls.allowed(100)
@@ -53,7 +70,9 @@ def test_a_real_difference_is_found_and_a_hopeless_soup_is_not_kept() -> None:
     assert nulls.count(nulls.independent(3, soup=-12.0), nulls.USUAL, 100)["keeps"] > 80
 
 
-@pytest.mark.parametrize("name", ["8 x 75 items, 70 % right, half discordant groups", "the same, 5 points better"])
+@pytest.mark.parametrize(
+    "name", cases(["8 x 75 items, 70 % right, half discordant groups", "the same, 5 points better"])
+)
 def test_intervals_cover(name: str) -> None:
     case = nulls.COVERAGE[name]
     held = [nulls.covers(nulls.np.random.default_rng([2, r]), case) for r in range(100)]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,19 @@ TOKEN = "hf_" + "a" * 20
 def hub(tmp_path: Path) -> Iterator[Hub]:
     with serving(tmp_path / "hub") as server:
         yield server
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests without the child process that bounds them in time and memory; pickled as for the child."""
+
+    def call(
+        function: Callable[..., Any], arguments: tuple[object, ...], report: Callable[[int, int], None] | None, **_: Any
+    ) -> Any:
+        function, arguments = pickle.loads(pickle.dumps((function, arguments)))
+        return pickle.loads(pickle.dumps(function(*arguments, **({"report": report} if report else {}))))
+
+    monkeypatch.setattr(online, "call", call)
 
 
 @pytest.fixture
@@ -82,11 +97,13 @@ def test_a_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class TestFetch:
+    @pytest.mark.usefixtures("in_process")
     def test_only_what_souping_needs_comes(self, hub: Hub, ant: dict[str, bytes]) -> None:
         folder = fetch().folder
         assert files_of(folder) == ant
         assert set(hub.bodies()) == {f"/org/ant/resolve/{folder.name}/{name}" for name in ant}
 
+    @pytest.mark.usefixtures("in_process")
     def test_the_revision_is_a_commit_once_it_is_fetched(self, hub: Hub, ant: dict[str, bytes]) -> None:
         first = hub.repos["org/ant"].refs["main"]
         second = hub.add("org/ant", {**ant, "generation_config.json": b"{}"})
@@ -95,6 +112,7 @@ class TestFetch:
         assert str(old.name) == f"org/ant@{first}"
         assert (old.folder / "generation_config.json").read_bytes() == ant["generation_config.json"]
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_blob_is_known_by_its_bytes_not_by_its_name(self, ant: dict[str, bytes], family: Path) -> None:
         folder = fetch().folder
         expected = fingerprint(family / "ant")
@@ -108,6 +126,7 @@ class TestFetch:
         blob.write_bytes(bytes(data))
         assert fingerprint(folder, seen) == fingerprint(folder) != expected
 
+    @pytest.mark.usefixtures("in_process")
     def test_shards_come_by_their_index(self, hub: Hub, family: Path, tmp_path: Path) -> None:
         from transformers import LlamaForCausalLM
 
@@ -120,6 +139,7 @@ class TestFetch:
         assert [path.rpartition("/")[2] for path in hub.bodies()] == [INDEX]
         assert files_of(fetch("org/bee").folder) == files
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_second_time_nothing_is_sent(self, hub: Hub, ant: dict[str, bytes]) -> None:
         fetch()
         hub.log.clear()
@@ -127,11 +147,13 @@ class TestFetch:
         assert not hub.bodies()
         assert len([path for _, path, _ in hub.log if path.startswith("/api/models/")]) == 1
 
+    @pytest.mark.usefixtures("in_process")
     def test_pickles_come_where_they_are_allowed(self, hub: Hub) -> None:
         hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": b"p" * LARGE})
         folder = online.fetch_one(HubName("org/old"), allow_pickle=True).folder
         assert set(files_of(folder)) == {"config.json", "pytorch_model.bin"}
 
+    @pytest.mark.usefixtures("in_process")
     def test_blobs_that_models_share_are_inside_the_cache(self, ant: dict[str, bytes], family: Path) -> None:
         """huggingface_hub may keep a model's blob as a link to one store for all models."""
         folder = fetch().folder
@@ -211,6 +233,7 @@ class TestBrokenOff:
             thread.join()
         assert files_of(fetch().folder) == ant
 
+    @pytest.mark.usefixtures("in_process")
     def test_two_files_with_the_same_bytes(self, hub: Hub) -> None:
         files = {"config.json": b"{}", "added_tokens.json": b"{}", SINGLE: b"r" * LARGE}
         hub.add("org/twins", files)
@@ -242,6 +265,7 @@ class TestSlow:
         hub.awake.set()
 
 
+@pytest.mark.usefixtures("in_process")
 class TestRefusals:
     """One line each, and the login command where it helps."""
 
@@ -311,6 +335,7 @@ class TestRefusals:
         self.refused("org/odd", needle)
 
 
+@pytest.mark.usefixtures("in_process")
 class TestHostile:
     """A server that lies: one line, and nothing outside the cache."""
 
@@ -401,6 +426,7 @@ class TestHostile:
         assert not other.tokens
 
 
+@pytest.mark.usefixtures("in_process")
 class TestOffline:
     def unplug(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -449,6 +475,7 @@ class TestOffline:
         assert online.cached("org/ant") is None
 
 
+@pytest.mark.usefixtures("in_process")
 class TestRehearsal:
     def test_candidates_that_do_not_fit_are_refused_before_their_weights_travel(
         self, hub: Hub, ant: dict[str, bytes], tmp_path: Path

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 from souping.core.types import Item, UserError
 from souping.evaluate import templates
@@ -50,6 +51,11 @@ TOO_LONG = {
     "squares": "{% set n = namespace(x=10**900) %}{% for i in range(30) %}{% set n.x = n.x * n.x %}{% endfor %}{{ 1 }}",
     "sum of lists, in C": "{{ ([[0] * 1000] * 40000)|sum(start=[])|length }}",
 }
+
+
+def cases(templates: Mapping[str, str], quick: Sequence[str]) -> list[ParameterSet]:
+    """The templates' names; those that are not `quick` are slow, since each ends a process."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in templates]
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +104,14 @@ def test_a_tokenizer_with_a_format_of_its_own_keeps_it(tokenizer: Any) -> None:
     assert apply_chat_template(own, CHAT, {"tokenize": False}) == "own"
 
 
-@pytest.mark.parametrize("name", TOO_MUCH)
+@pytest.mark.parametrize("name", cases(TOO_MUCH, ("text times number", "width", "long text")))
 def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = TOO_MUCH[name]
     with pytest.raises(UserError, match="item i: the chat template refuses its messages: "):
         render(tokenizer, item())
 
 
-@pytest.mark.parametrize("name", TOO_LONG)
+@pytest.mark.parametrize("name", cases(TOO_LONG, ("loop",)))
 def test_what_does_not_end_is_stopped(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.chat_template = TOO_LONG[name]
     monkeypatch.setattr(templates, "SECONDS", 0.3)

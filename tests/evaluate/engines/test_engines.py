@@ -331,7 +331,7 @@ def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: P
         assert not folder.exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None], ids=str)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, pytest.param(None, marks=pytest.mark.slow)], ids=str)
 def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None, tmp_path: Path) -> None:
     code = f"""
         import os, subprocess, sys, time

@@ -283,7 +283,8 @@ class TestItems:
 
         lm_eval_tasks.make(tmp_path)
         base = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(folder))
-        assert prints() == {i.id: i.fingerprint for i in base.benchmark.items()}  # wherever the data lies
+        before = prints()
+        assert before == {i.id: i.fingerprint for i in base.benchmark.items()}  # wherever the data lies
         for settings, changed in (
             ({"metric": {"pick": "acc_norm"}}, {"pick"}),
             ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
@@ -291,7 +292,7 @@ class TestItems:
             ({"fewshot_random_seed": 5}, {"shots"}),
         ):
             now = prints(**settings)
-            assert {name.split("/")[0] for name in now if now[name] != prints()[name]} == changed, settings
+            assert {name.split("/")[0] for name in now if now[name] != before[name]} == changed, settings
 
     def test_a_changed_document_or_version_is_a_new_item(self, tmp_path: Path) -> None:
         def prints() -> dict[str, str]:
@@ -379,6 +380,7 @@ class TestArguments:
         assert set(map(str, keys)) - {"defaults", "_target_"} == self.own
 
 
+@pytest.mark.slow
 def test_a_run_from_select_to_report(souping: Cli, family: Path, tmp_path: Path) -> None:
     """The whole line on a task of our own; a second run evaluates nothing, and the report is there."""
     lm_eval_tasks.from_family(tmp_path / "tasks", family / "items.jsonl")
@@ -406,6 +408,7 @@ def test_a_run_from_select_to_report(souping: Cli, family: Path, tmp_path: Path)
     assert "lm_eval" not in first.err.lower().replace(str(tmp_path), "")
 
 
+@pytest.mark.slow
 def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_path: Path) -> None:
     """The report's category scores are sacrebleu's of the answers in the store."""
     import sacrebleu
