@@ -1,4 +1,4 @@
-"""Every figure of arXiv 2511.13254v1 that published figures give again, the paper's number beside ours."""
+"""Figures of arXiv 2511.13254v1 that can be recomputed from published figures, compared with what the paper prints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CORRUPT = "eng_spa"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that the paper says, and what its own figures give."""
+    """A number that the paper prints, and what its published figures give for it."""
 
     of: str
     what: str
@@ -36,11 +36,11 @@ class Finding:
     verdict: Verdict
     note: str = ""
     section: str = ""
-    """The page's section that shows it, by name; empty for one of the paper's own."""
+    """Name of the report's section that shows the same for the run; empty if the paper's own figures are enough."""
 
 
 def findings(board: ScoreMatrix) -> list[Finding]:
-    """All of them, in the paper's order; `board` is the leaderboard of Figure 1."""
+    """All findings in the paper's order; `board` is the leaderboard of Figure 1."""
     return [*_figure1(board), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *_open()]
 
 
@@ -128,14 +128,13 @@ def _weights() -> Iterator[Finding]:
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:
     """{"soce over uniform_all, relative": gain} for every two rows and both readings of a gain."""
-    found = totals(benchmark, scale)
-    told = {}
+    total, gain = totals(benchmark, scale), dict[str, float]()
     for better in ("soce", "uniform_selected"):
         for base in ("best candidate", "uniform_all", "uniform_selected"):
             if better != base:
-                told[f"{better} over {base}, points"] = found[better] - found[base]
-                told[f"{better} over {base}, relative"] = 100 * (found[better] / found[base] - 1)
-    return told
+                gain[f"{better} over {base}, points"] = total[better] - total[base]
+                gain[f"{better} over {base}, relative"] = 100 * (total[better] / total[base] - 1)
+    return gain
 
 
 PRINTED_GAINS: Mapping[str, tuple[str, str, str]] = {
@@ -153,22 +152,22 @@ PRINTED_GAINS: Mapping[str, tuple[str, str, str]] = {
 
 def _gains() -> Iterator[Finding]:
     for key, (benchmark, scale, what) in PRINTED_GAINS.items():
-        told = gains(benchmark, scale)
-        points, relative = told[f"{what}, points"], told[f"{what}, relative"]
+        computed = gains(benchmark, scale)
+        points, relative = computed[f"{what}, points"], computed[f"{what}, relative"]
         printed = _printed()[key]["printed"]
         value = float(printed.rstrip(" %"))
         rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
         is_points, is_relative = abs(points - value) <= rounding, abs(relative - value) <= rounding
-        note = "" if is_relative else "it is points, not percent" if is_points else _others(told, value)
+        note = "" if is_relative else "it is points, not percent" if is_points else _others(computed, value)
         yield _compared(key, f"{relative:.2f} %, {points:+.2f} points", is_relative, note)
     yield _mgsm_total()
     yield _compared("overall", "78.45, 72.04", False, "the leaderboard of 2025-06-14; the paper ran both again")
     yield _mgsm_singles()
 
 
-def _others(told: Mapping[str, float], value: float) -> str:
+def _others(computed: Mapping[str, float], value: float) -> str:
     """Which other two rows give a printed gain."""
-    hits = [name for name, gain in told.items() if abs(gain - value) <= ROUNDING]
+    hits = [name for name, gain in computed.items() if abs(gain - value) <= ROUNDING]
     return f"it is {'; '.join(hits)}" if hits else "no two rows of the table give it"
 
 
@@ -184,12 +183,12 @@ def _mgsm_total() -> Finding:
 
 
 def _mgsm_singles() -> Finding:
-    means, told = _means(published("mgsm.csv")), results("mgsm", "7b")
-    close = [abs(mean - float(told[name]["score"])) < 0.06 for name, mean in means.items()]
+    means, rows = _means(published("mgsm.csv")), results("mgsm", "7b")
+    close = [abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items()]
     return Finding(
         of="Table 2a",
         what="totals of the four candidates; means of the ten languages of Figure 3b",
-        paper=", ".join(told[name]["score"] for name in means),
+        paper=", ".join(rows[name]["score"] for name in means),
         ours=", ".join(f"{mean:.2f}" for mean in means.values()),
         verdict="agrees" if all(close) else "differs",
     )
@@ -225,29 +224,29 @@ def _flores() -> Iterator[Finding]:
     scores, names = flores(), directions()
     sound = np.array([name != CORRUPT for name in names])
     for key, models in (("candidates", [name for name in scores if name != "SoCE"]), ("soce_flores", ["SoCE"])):
-        told = [float(value) for value in _printed()[key]["printed"].split(", ")]
+        printed = [float(value) for value in _printed()[key]["printed"].split(", ")]
         means = [float(scores[model].mean()) for model in models]
-        implied = [t * len(names) - scores[m][sound].sum() for t, m in zip(told, models, strict=True)]
-        agrees = all(abs(a - b) < 0.006 for a, b in zip(told, means, strict=True))
+        implied = [t * len(names) - scores[m][sound].sum() for t, m in zip(printed, models, strict=True)]
+        agrees = all(abs(a - b) < 0.006 for a, b in zip(printed, means, strict=True))
         note = f"the means imply {', '.join(f'{v:.1f}' for v in implied)} for {CORRUPT}, printed are "
         note += ", ".join(f"{scores[m][~sound][0]:g}" for m in models)
-        note = note if len(models) > 1 else f"{means[0] - told[0]:.2f} below the mean of its own columns"
+        note = note if len(models) > 1 else f"{means[0] - printed[0]:.2f} below the mean of its own columns"
         yield _compared(key, ", ".join(f"{mean:.2f}" for mean in means), agrees, "" if agrees else note)
     yield _flores_gain(scores, sound)
 
 
 def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> Finding:
     singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
-    told = float(_printed()["soce_flores"]["printed"]) - max(singles)
+    printed = float(_printed()["soce_flores"]["printed"]) - max(singles)
     soup, single = scores["SoCE"][sound], np.array([v[sound] for name, v in scores.items() if name != "SoCE"])
     best = single[int(single.mean(axis=1).argmax())]
     ours = float((soup - best).mean())
     return Finding(
         of="Table 5",
         what="gain of SoCE over the best candidate, BLEU",
-        paper=f"{told:.2f}",
+        paper=f"{printed:.2f}",
         ours=f"{ours:.2f}",
-        verdict="agrees" if abs(told - ours) < 0.006 else "differs",
+        verdict="agrees" if abs(printed - ours) < 0.006 else "differs",
         note=f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
         f"{(soup > single.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}",
     )

@@ -1,4 +1,4 @@
-"""Figures that arXiv 2511.13254v1 and its sources print, as the CSV files beside this module."""
+"""Figures that arXiv 2511.13254v1 and its sources print: the CSV files in this folder, and leaderboards by path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from souping.core.types import FloatArray, ScoreMatrix, UserError
 
 DATA = Path(__file__).resolve().parent
 ASIDE = ("rank", "overall", "cost", "latency", "link", "organization", "license")
-"""Words in the names of a leaderboard's columns that are no scores of a category."""
+"""Words in the names of leaderboard columns that do not hold scores of a category."""
 
 
 def published(name: str) -> list[dict[str, str]]:
@@ -25,7 +25,7 @@ def published(name: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """Table of the paper from whose score table the selection can be redone; without `benchmark` it names no choice."""
+    """Score table from which the paper's selection can be recomputed; without `benchmark` the paper names no choice."""
 
     title: str
     file: str

@@ -1,7 +1,7 @@
-"""The paper's rule of selection in its readings, held against what the paper selected. Nothing is bent to agree.
+"""Readings of the paper's selection rule, compared with what the paper selected.
 
-The stated rule is Algorithm 1: |rho| < 0.2 by Pearson, ties to the better overall. The others are those that the
-paper's prose leaves open: signed correlations, other ties, wider thresholds, an expert a cluster.
+The stated rule is Algorithm 1: |rho| < 0.2 by Pearson, ties to the better overall. The paper's prose leaves the other
+readings open: signed correlations, other ties, wider thresholds, one expert per cluster.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ READINGS = (
 
 
 def difference(found: Sequence[str], chosen: Sequence[str]) -> str:
-    """How a selection differs from the paper's, in words; empty where the paper names none."""
+    """How a selection differs from the paper's, in words; empty if the paper names none."""
     if not chosen:
         return ""
     more = [f"adds {name}" for name in found if name not in chosen]
@@ -67,7 +67,7 @@ def difference(found: Sequence[str], chosen: Sequence[str]) -> str:
 
 
 def spans(scores: ScoreMatrix, sign: Sign, ties: Ties) -> list[tuple[float, float, tuple[str, ...]]]:
-    """(above, up to, ingredients): what each threshold selects. Selections change only where a correlation lies."""
+    """(above, up to, ingredients) of every threshold; the selection changes only at the value of a correlation."""
     rho = pearson(scores.values).rho[np.triu_indices(len(scores.categories), 1)]
     edges = [float(v) for v in np.unique(np.abs(rho) if sign == "absolute" else rho)]
     found: list[tuple[float, float, tuple[str, ...]]] = []
@@ -138,7 +138,7 @@ def _tops(table: PaperTable) -> dict[str, tuple[str, ...]]:
 
 
 def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
-    """What is peculiar about the selection by the stated rule."""
+    """Remarks on the selection by the stated rule."""
     low, names = stated.low_correlation, stated.ingredients
     says = []
     for name in names if chosen else ():
@@ -153,7 +153,7 @@ def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
 
 
 def _where(scores: ScoreMatrix, chosen: tuple[str, ...]) -> str:
-    """All readings and thresholds that give the paper's own selection."""
+    """Readings and thresholds that give the paper's own selection, in words."""
     found = [
         f"{sign}, ties={ties}: {low:.3f} < threshold <= {high:.3f}"
         for sign in get_args(Sign)

@@ -1,7 +1,7 @@
-"""The paper, redone (`analysis=paper`): its tables and figures from published figures, and on this run's own soups.
+"""Analysis `paper`: the paper's tables and figures, recomputed from published figures and compared with its numbers.
 
-Published figures are those beside this file, or a leaderboard given by path; nothing of them comes from the run. What
-the paper counts on its soups (Figure 5) is counted on the soups of the run too: other models, so only a likeness.
+The published figures are the CSV files of this package, or a leaderboard given by path. What the paper counts on its
+soups (as in Figure 5) is also counted on the soups of the run; these are other models, so the numbers differ.
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ from souping.report.format import percent
 PAPER = "arXiv 2511.13254v1"
 MGSM = "7 of 10 languages (MGSM)"
 KEPT, RESCUED = "97.2, 97.1, 97.1 %", "32 of 380 (8.4 %); 93.0 % where one fails"
+SENTENCES = (
+    "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the better "
+    "overall). At 70B the rule adds a fourth expert; on MGSM it picks one expert for everything.",
+    "No model of the paper was needed. The sections below run the same analyses on the soups of this run. Its models and "
+    "items are others, so they illustrate the method and do not check the paper's numbers.",
+)
 MANY = 20 / 36
 """Figure 5 counts soups that are above in more than 20 of 36 directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperFigures(Analysis):
-    """What the paper prints beside what comes out; `leaderboard`: the CSV of Figure 1, null for the shipped rows."""
+    """The paper's numbers beside ours. `leaderboard` is the CSV of Figure 1; null takes the rows that ship."""
 
     leaderboard: str | None = None
 
@@ -46,23 +52,14 @@ class PaperFigures(Analysis):
         count = Counter(one.verdict for one in found)
         whole = count["agrees"] + count["differs"]
         return {
-            "headline": f"{count['agrees']} of {whole} figures of {PAPER} come out of its own published figures again.",
-            "sentences": _sentences(),
+            "headline": f"{count['agrees']} of {whole} figures of {PAPER} follow from its published figures.",
+            "sentences": list(SENTENCES),
             "findings": [asdict(one) for one in found],
             "figure1": _figure1(board),
             "selections": [selections(table) for table in TABLES],
             "gains": {of: _gaps(*files) for of, files in GAINS.items()},
             "cites": _cites(found),
         }
-
-
-def _sentences() -> list[Json]:
-    return [
-        "Of the selections that of 8B alone is the stated rule's (|rho| < 0.2 by Pearson, ties to the better overall): "
-        "at 70B the rule adds a fourth expert, on MGSM it finds one expert for everything.",
-        "Nothing here needed a model of the paper. The sections below are the same analyses on the soups of this run: "
-        "other, tiny models on items of their own, so that they show the method and not the paper's numbers.",
-    ]
 
 
 def _figure1(board: ScoreMatrix) -> dict[str, Json]:
@@ -90,7 +87,7 @@ GAINS = {"Table 5": ("flores36.csv", "flores36_soce.csv"), "Figure 3b": ("mgsm.c
 
 
 def _cites(found: Sequence[Finding]) -> dict[str, Json]:
-    """{section of the run: the figure's name and, number beside number, what the paper has and what is here}."""
+    """{section of the run: title and lines that compare the paper's number with the run's}."""
     cites: dict[str, Json] = {}
     for one in (one for one in found if one.section):
         paper = f"the paper {one.paper}" if one.paper else "the paper prints no number that is at hand"
@@ -105,18 +102,18 @@ Likeness = Callable[[RunScores], tuple[str, str]]
 
 
 def _likenesses(run: RunScores) -> Iterator[Finding]:
-    """What the paper shows of its soups, on those of the run."""
-    for (section, of, what, paper), told in LIKENESSES.items():
+    """What the paper shows of its soups, computed for the soups of the run."""
+    for (section, of, what, paper), compute in LIKENESSES.items():
         try:
-            ours, note = told(run)
+            ours, note = compute(run)
         except NotEstimableError as error:
             ours, note = "", str(error)
         yield Finding(of=of, what=what, paper=paper, ours=ours, verdict="other models", note=note, section=section)
 
 
 def _consistency(run: RunScores) -> tuple[str, str]:
-    told = Consistency().analyse(run)
-    means = {**part(told, "nulls"), **told}
+    data = Consistency().analyse(run)
+    means = {**part(data, "nulls"), **data}
     before, after, drawn, shared, exact = (
         f"{number(part(means, key).get('mean')) or 0.0:.2f}"
         for key in ("before", "after", "independent", "shared", "exact")
@@ -136,8 +133,8 @@ def _categories(run: RunScores) -> tuple[str, str]:
 
 
 def _parents(run: RunScores) -> tuple[str, str]:
-    told = Parents().analyse(run)
-    soups, size = entries(told, "soups"), len(elements(told, "categories"))
+    data = Parents().analyse(run)
+    soups, size = entries(data, "soups"), len(elements(data, "categories"))
     above = {key: sum((number(soup[key]) or 0) > MANY * size for soup in soups) for key in ("beats_one", "beats_all")}
     ours = f"{above['beats_one']} of {len(soups)} above at least one, {above['beats_all']} above all"
     return ours, f"more than 5 of 9 of the {size} categories; the paper does not say whether one parent or all"
@@ -151,8 +148,8 @@ def _shapley(run: RunScores) -> tuple[str, str]:
 
 
 def _wins(run: RunScores) -> tuple[str, str]:
-    told = Wins().analyse(run)
-    shares = [f"{percent(part(row, 'kept').get('share'))} of {row.get('name')}" for row in entries(told, "kept")]
+    kept = entries(Wins().analyse(run), "kept")
+    shares = [f"{percent(part(row, 'kept').get('share'))} of {row.get('name')}" for row in kept]
     return ", ".join(shares), "percent of what an ingredient solves"
 
 
@@ -160,10 +157,7 @@ def _rescued(run: RunScores) -> tuple[str, str]:
     fails = entries(Wins().analyse(run), "by_failures")
     one, every = fails[1], fails[-1]
     ours = f"{percent(every.get('share'))} % where all fail, {percent(one.get('share'))} % where exactly one does"
-    return (
-        ours,
-        f"{number(every.get('items')) or 0:.0f} items that all fail",
-    )
+    return ours, f"{number(every.get('items')) or 0:.0f} items that all fail"
 
 
 LIKENESSES: Mapping[tuple[str, str, str, str], Likeness] = {
