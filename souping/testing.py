@@ -61,7 +61,9 @@ def check_objective(objective: Objective, categories: Sequence[str]) -> None:
     _expect(objective, bool((found >= 0).all() and np.isclose(found.sum(), 1)), "coefficients must sum to one")
     turned = objective.coefficients(categories[::-1])[::-1]
     _expect(objective, np.allclose(found, turned), "the order of the categories must not matter")
-    _expect(objective, np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7), "must be a weighted mean")
+    _expect(
+        objective, bool(np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7)), "must be a weighted mean"
+    )
 
 
 def check_correlation(correlation: Correlation) -> None:

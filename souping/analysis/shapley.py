@@ -55,9 +55,7 @@ class Shapley(Analysis):
 
     def __post_init__(self) -> None:
         if self.value == "winner" and (self.players, self.groups, self.empty) != ("ingredients", "union", "base"):
-            raise UserError(
-                "shapley.value=winner is of the winner's own weights: leave players, groups and empty as they are"
-            )
+            raise UserError("shapley.value=winner takes the winner's weights: leave players, groups and empty out")
 
     @property
     def base(self) -> Base:

@@ -140,8 +140,7 @@ def _refuse_floats(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoi
         bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
         if bad:
             raise UserError(
-                f"candidate {name} stores {listed(t.name for t in bad)} as {bad[0].dtype}: only bfloat16, float16 and "
-                "float32 tensors are souped. Convert it first."
+                f"{name} stores {listed(t.name for t in bad)} as {bad[0].dtype}: convert it to float32 or 16 bits"
             )
 
 

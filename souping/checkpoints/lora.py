@@ -221,9 +221,7 @@ def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Adapt
     a, b = pair[names[0]], pair[names[1]]
     dims = {len(a.shape), len(b.shape)}
     if dims <= {3, 4, 5}:
-        raise UserError(
-            f"adapter {folder}: {module} is a convolution ({len(a.shape)} dimensions); it cannot be souped."
-        )
+        raise UserError(f"adapter {folder}: {module} is a convolution ({len(a.shape)} dimensions); it cannot be souped")
     if dims != {2} or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} do not fit each other", module)
     if {a.dtype, b.dtype} - set(FLOATS):
@@ -337,9 +335,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if odd:
         key = next((key for key in REASONS if key in odd), odd[0])
         reason = REASONS.get(key, "that is no plain LoRA")
-        raise UserError(
-            f"adapter {folder}: {shown(key)}={shown(str(config[key]))[:40]}: {reason}; it cannot be souped."
-        )
+        raise UserError(f"adapter {folder}: {shown(key)}={shown(str(config[key]))[:40]}: {reason}; it cannot be souped")
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> AdapterSettings:

@@ -19,13 +19,14 @@ from typing import Annotated, Any, get_args, get_origin
 from annotated_types import Interval
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from souping.analysis import Analysis
 from souping.cli.help import folder
-from souping.cli.overlays import drop_settings_of_replaced_choices
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, is_theirs, nearest, place_of
@@ -107,6 +108,9 @@ Config = make_dataclass(
 
 CHECKED: dict[str, Any] = {}
 """The configuration of the run that goes on, for messages."""
+merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
+"""Values that a choice's file leaves open: null, ??? and the part that another group chooses (`${objective}`)."""
 THEIRS: dict[str, str] = {}
 """{file: part} of those in use that are not souping's."""
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
@@ -170,11 +174,11 @@ def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
     """
     CHECKED.update(config)
     known = [f.name for f in fields(Config)]
-    if wrong := mismatch(config["store"]["path"], str):
+    if wrong := _mismatch(config["store"]["path"], str):
         raise UserError(f"store.path={config['store']['path']!r:.60} {wrong}")
     for key, hint in ROOT.items():
         holds_parts = key in ("also", "analysis") and fits(config[key], hint)
-        if not holds_parts and (wrong := mismatch(config[key], hint)):
+        if not holds_parts and (wrong := _mismatch(config[key], hint)):
             raise UserError(f"{key}={config[key]!r:.60} {wrong}")
     if config["shapley"] is not None and "shapley" not in config["analysis"]:
         raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
@@ -256,7 +260,8 @@ def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()
 def _mismatch(value: Json, hint: Hint) -> str | None:
     if is_part(hint) and not (value is None and fits(value, hint)):
         return "must be one of its group's choices"
-    return mismatch(value, hint)
+    empty = "is empty (an unset shell variable?): leave it out, or say what it is"
+    return empty if value == "" else mismatch(value, hint)
 
 
 def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
@@ -390,19 +395,6 @@ def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:
         raise UserError(f"{place_of(target)}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def as_yaml(config: Mapping[str, Any]) -> str:
-    """A resolved configuration as a file that Hydra reads again: what looks like an interpolation is escaped."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config)))
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    if isinstance(value, Mapping):
-        return {key: _escaped(inner) for key, inner in value.items()}
-    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
 def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
     """Entry of `also` as its configuration nodes: `name`, and `evaluator`, `benchmark`, `objective` where it says them.
 
@@ -458,3 +450,39 @@ def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
     node = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
     return {**node, "objective": entry["objective"]} if "objective" in entry else node
+
+
+def drop_settings_of_replaced_choices(groups: Collection[str]) -> None:
+    """Keep settings that an overlay (`conf/experiment`) has for a part out of the part that replaces it.
+
+    Hydra merges an overlay after the groups' choices, whatever those are: `+experiment=mgsm selector=topk` would hand
+    TopK the overlay's settings for SoCE. Overrides come later, so what the user types is not touched.
+    """
+
+    def compose(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        config = merge_defaults(loader, defaults, repo)
+        parts = [default for default in defaults if str(default.config_path).partition("/")[0] in groups]
+        replaced = _chosen(parts) - _named(defaults, repo)
+        plain = merge_defaults(loader, parts, repo) if replaced else {}
+        for group in {group for group, _ in replaced}:
+            merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (config, plain))
+            config[group] = {key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()}
+        return config
+
+    setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose)  # noqa: B010  # as in job.py
+
+
+def _chosen(parts: list[ResultDefault]) -> set[tuple[str, str]]:
+    """(group, choice) in force; a choice that builds on another of its group counts by its own name."""
+    paths = [(str(part.config_path).partition("/"), str(part.parent)) for part in parts]
+    return {(group, choice) for (group, _, choice), parent in paths if not parent.startswith(f"{group}/")}
+
+
+def _named(defaults: list[ResultDefault], repo: Any) -> set[tuple[str, str]]:
+    """(group, choice) that files name in their defaults lists; the root's where no other file says otherwise."""
+    files = [(default.primary, repo.load_config(default.config_path).defaults_list or []) for default in defaults]
+    groups = [(primary, entry) for primary, entries in files for entry in entries if isinstance(entry, GroupDefault)]
+    pairs = [(primary, (str(entry.group).strip("/"), str(entry.value))) for primary, entry in groups]
+    others = {pair for primary, pair in pairs if not primary}
+    said = {group for group, _ in others}
+    return others | {pair for primary, pair in pairs if primary and pair[0] not in said}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -30,7 +31,6 @@ from souping.cli.config import (
     GROUPS,
     MERGED,
     PARTS,
-    as_yaml,
     build,
     build_also,
     build_part,
@@ -255,6 +255,19 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] 
         also=build_also(plain),
         analyses={name: build_part(node, Analysis) for name, node in plain["analysis"].items()},
     )
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A resolved configuration as a file that Hydra reads again: what looks like an interpolation is escaped."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def hear_warnings() -> None:

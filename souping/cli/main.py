@@ -8,8 +8,7 @@ import re
 import sys
 
 from souping.cli import Ended
-from souping.cli.commands import dispatch
-from souping.cli.help import answered
+from souping.cli.help import answered, dispatch
 from souping.cli.streams import LOST, open_streams, stop
 
 

@@ -68,6 +68,7 @@ Threads = Annotated[int, Interval(ge=1, le=1024)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 """Seed of random numbers, as numpy takes it."""
 TokenId = Annotated[int, Interval(ge=0, lt=2**31)]
+Name = Annotated[str, Form(r"(?s).*\S.*", "a text that is not empty")]
 Share = Annotated[float, Interval(gt=0, le=1)]
 Seconds = Annotated[float, Interval(gt=0, le=LONGEST)]
 Port = Annotated[int, Interval(ge=1, lt=2**16)]
@@ -138,7 +139,7 @@ def mismatch(value: Json, hint: Hint) -> str | None:
         return None if fits(value, hint) else not_one_of(str(value), choices)
     if not fits(value, hint):
         return f"must be {_words(hint)}"
-    return "is empty (an unset shell variable?): leave it out, or say what it is" if value == "" else unsound(value)
+    return unsound(value)
 
 
 def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
@@ -157,6 +158,14 @@ def not_one_of(name: str, options: Sequence[str]) -> str:
     return f"is not one of {listed(options) or 'none'}{nearest(name, options)}"
 
 
+def text_of(path: Path) -> str:
+    """The text of a file (UserError where it is not UTF-8)."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from error
+
+
 def load(path: Path, model: Hint, key: str = "") -> Any:
     """JSON that people may have edited, held against an annotation; `key` is where the path was given.
 
@@ -165,7 +174,7 @@ def load(path: Path, model: Hint, key: str = "") -> Any:
     """
     where = f"{key}={path}" if key else str(path)
     try:
-        value = read_json(path.read_text(encoding="utf-8"))
+        value = read_json(text_of(path))
     except ValueError as error:
         raise UserError(f"{where}: not JSON: {first_line(error)}") from error
     for place, hint, inner in _entries(value, model):

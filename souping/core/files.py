@@ -77,7 +77,7 @@ def said(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     hint = f"; {HINTS[error.errno]}" if error.errno in HINTS else unexpanded(str(error.filename))
-    return f"{error.filename or 'file system'}: {error.strerror or first_line(error)}{hint}"
+    return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}{hint}"
 
 
 def nearby(path: Path) -> str:

@@ -114,7 +114,5 @@ def _number(cell: str, path: Path, line: int, column: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or not 0 <= value <= 100:
-        raise UserError(
-            f"{path}:{line}: column {column.strip()!r} holds {cell.strip()!r}, not a score from 0 to 1 or 0 to 100"
-        )
+        raise UserError(f"{path}:{line}: {column.strip()}={cell.strip()!r} is not a score from 0 to 1 or 0 to 100")
     return value

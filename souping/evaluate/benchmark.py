@@ -93,9 +93,7 @@ class OwnBenchmark(BenchmarkItems):
     title = ""
 
     def items(self) -> tuple[Item, ...]:
-        raise UserError(
-            "benchmark=own: this evaluator brings no items; give benchmark=jsonl benchmark.path=items.jsonl"
-        )
+        raise UserError("benchmark=own: this evaluator brings no items; give benchmark.path=items.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,9 +250,7 @@ def _prompt(row: Mapping[str, Json], where: str) -> str | tuple[Mapping[str, Jso
     if isinstance(value, str) and value:
         return value
     if not isinstance(value, list) or not value:
-        raise UserError(
-            f"{where}: `prompt` must be a text or chat messages [{{role, content}}, ...], not {value!r:.60}"
-        )
+        raise UserError(f"{where}: `prompt` must be a text or chat messages [{{role, content}}], not {value!r:.60}")
     return tuple(_message(message, where) for message in value)
 
 

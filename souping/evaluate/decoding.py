@@ -94,10 +94,7 @@ def check_sampling(temperature: float, samples: int, replicates: int) -> None:
         UserError: the key and what it may be.
     """
     if samples > 1 and temperature == 0:
-        raise UserError(
-            f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are all alike "
-            "(evaluator.replicates asks again in other batches)"
-        )
+        raise UserError(f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are alike")
     if replicates > 1 and temperature > 0:
         raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
 

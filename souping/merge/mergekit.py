@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
 from souping.checkpoints.dtypes import TORCH_NAMES
-from souping.core.fields import Precision, Seed, component
+from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.merge_protocols import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
 from souping.core.protocols import Progress
@@ -84,7 +84,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         UserError: a value is out of its range; the message names `merge.<key>`.
     """
 
-    method: str = "ties"
+    method: Name = "ties"
     parameters: dict[str, float | bool] | None = None
     base: str | None = None
     dtype: Precision | None = None
@@ -187,10 +187,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
                 raise UserError(f"merge.command={self.command} is not a program")
             return [program]
         if importlib.util.find_spec("mergekit") is None:
-            raise UserError(
-                f"mergekit is not installed: {install('mergekit')}, or name the mergekit-yaml of another environment: "
-                "merge=mergekit merge.command=PATH"
-            )
+            raise UserError(f"mergekit is not installed: {install('mergekit')}, or name it: merge.command=PATH")
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 
 

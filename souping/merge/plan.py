@@ -161,9 +161,7 @@ class MergePlan(SoupPlan):
             check_plan(plan)
             return plan
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-            raise UserError(
-                f"not a merge plan of version {VERSION}: {type(error).__name__} {shown(str(error))}"
-            ) from None
+            raise UserError(f"not a merge plan of version {VERSION}: {shown(str(error))}") from None
 
     def save(self, path: Path) -> Path:
         path.write_text(self.to_json(), encoding="utf-8")

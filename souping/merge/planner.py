@@ -448,9 +448,7 @@ def fitted(
     pairs: list[list[str | list[float]]] = []
     for pattern, values in check_overrides(overrides):
         if len(values) != len(pool):
-            raise UserError(
-                f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates ({', '.join(pool)})"
-            )
+            raise UserError(f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates")
         kept = [values[pool.index(name)] for name in used]
         total = sum(kept)
         if total:
@@ -477,10 +475,7 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
         raise UserError(f"merge.overrides works with merge.method=linear only, not {recipe.method}")
     for pattern, weights in pairs:
         if len(weights) != len(recipe.weights):
-            raise UserError(
-                f"merge.overrides.{pattern} has {len(weights)} weights for {len(recipe.weights)} ingredients "
-                f"({', '.join(recipe.ingredients)})"
-            )
+            raise UserError(f"merge.overrides.{pattern} needs {len(recipe.weights)} weights, not {len(weights)}")
     tests = [(pattern, matcher(pattern)) for pattern, _ in pairs]
     for pattern, test in tests:
         if not any(test(name) for name in names):

@@ -232,10 +232,7 @@ def open_pool(
     full = [name for name, adapter in kinds.items() if not adapter]
     if full:
         lone = [name for name, adapter in kinds.items() if adapter]
-        raise UserError(
-            f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): soup adapters with adapters, or "
-            "merge them into full models first"
-        )
+        raise UserError(f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): merge them first")
     from souping.merge.adapters.pool import AdapterPool
 
     return AdapterPool(folders, merge, cache)

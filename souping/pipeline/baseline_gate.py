@@ -102,7 +102,7 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
         if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:  # NaN is not
             where = candidate if category is None else f"{candidate}.{category}"
             raise UserError(
-                f"expected.{where}={score!r:.40} must be a score from 0 to 1 or 0 to 100, or {{category: score}}"
+                f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
             )
     scale = 100.0 if any(score > 1 for _, _, score in pairs) else 1.0
     return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)

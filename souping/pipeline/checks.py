@@ -88,10 +88,7 @@ def _check_objective(run: RunSettings, categories: Sequence[str]) -> None:
     found = run.objective.coefficients(categories)
     plain = isinstance(found, np.ndarray) and found.dtype.kind in "fiu" and found.shape == (len(categories),)
     if not (plain and np.isfinite(found).all() and found.min() >= 0 and found.max() > 0):
-        raise UserError(
-            f"objective {named(run.objective)}: coefficients are an array of {len(categories)} finite numbers, one a "
-            "category, in order, none negative and one above zero"
-        )
+        raise UserError(f"objective {named(run.objective)} must give {len(categories)} coefficients >= 0, one above")
     if not isinstance(run.objective.name, str):
         raise UserError(f"objective {named(run.objective)}: its name is a text")
 

@@ -40,9 +40,7 @@ def batches_of(asking: Evaluator, items: Sequence[Item], replicate: int = 0) -> 
     batches = [tuple(block) for block in asking.batches(items, replicate) or ()]
     cut = [item.id for block in batches for item in block]
     if sorted(cut) != sorted(item.id for item in items):
-        raise UserError(
-            f"evaluator {named(asking)}: its batches have {len(cut)} items of {len(items)}: each once, and no other"
-        )
+        raise UserError(f"evaluator {named(asking)}: its batches have {len(cut)} items of {len(items)}: each once")
     return batches
 
 

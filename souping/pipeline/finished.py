@@ -119,9 +119,7 @@ def _recipe(stages: RunStages, weights: Mapping[str, float], expected: Json) -> 
     recipe = None if gone else stages.pool.recipe(weights)
     if recipe is None or recipe.id != expected:
         what = f"{gone[0]} is not in the pool" if gone else f"soup {expected} is {recipe.id if recipe else ''} now"
-        raise UserError(
-            f"{nearby(stages.run.run_dir)}: the candidates or the merge's settings are not those of the run: {what}"
-        )
+        raise UserError(f"{nearby(stages.run.run_dir)}: the candidates or merge settings are not the run's: {what}")
     return recipe
 
 

@@ -38,10 +38,7 @@ def check_kept(run: RunSettings, pool: OpenPool) -> None:
     names = {candidate.fingerprint: candidate.name for candidate in pool.candidates}
     own = {names.get(content, ""): weight for content, weight in zip(there.fingerprints, there.weights, strict=True)}
     if "" in own or pool.recipe(own).fingerprint != there.fingerprint:
-        raise UserError(
-            f"out={run.out} holds soup {there.id}, which is of other models or other merge settings: choose another "
-            "folder, or move it away"
-        )
+        raise UserError(f"out={run.out} holds soup {there.id} of other models or merge settings: choose another folder")
 
 
 def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:

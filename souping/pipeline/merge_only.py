@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.lora import content
-from souping.core.fields import Form, load, pick
+from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import put
 from souping.core.merge_protocols import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
 from souping.core.text import safe, shown
@@ -69,7 +69,7 @@ def rebuild(run: MergeSettings, path: Path) -> Path | None:
         }
         settings = _settings(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
-        text = beside.read_text(encoding="utf-8") if beside.is_file() else None
+        text = text_of(beside) if beside.is_file() else None
         with closing(settings.open(folders, hashes)) as pool:
             for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True):
                 _check_content(name, folders[name], pool.fingerprints[name], expected)
@@ -231,9 +231,7 @@ def _find(
 
 def _check_content(name: str, path: Path, held: str, expected: str) -> None:
     if held != expected:
-        raise UserError(
-            f"ingredient {safe(name)}: the content of {path} is {held[:12]}, the recipe's was {shown(expected[:12])}"
-        )
+        raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
 
 
 def _settings(
@@ -256,7 +254,5 @@ def _settings(
     with suppress(UserError):  # the error below says all that helps
         folder = str(folder_of(folder, backend.allow_pickle)) if folder else with_base(backend, ingredients).base
     if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
-        raise UserError(
-            f"the recipe's base model ({shown(base[:12])}) is not found or has changed: set merge.base=FOLDER"
-        )
+        raise UserError(f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER")
     return backend.with_settings({**changes, "base": folder})

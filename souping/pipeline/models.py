@@ -461,7 +461,4 @@ def check_space(place: Path, size: int) -> None:
     """Refuse, before it is written, a passing soup that its place cannot hold."""
     free = shutil.disk_usage(place).free
     if free < size:
-        raise UserError(
-            f"{place} has {free / 1e9:.1f} GB free, a soup that is evaluated as a folder takes {size / 1e9:.1f}: "
-            "set TMPDIR to a place with room"
-        )
+        raise UserError(f"{place} has {free / 1e9:.1f} GB free, a soup takes {size / 1e9:.1f}: set TMPDIR")

@@ -91,9 +91,7 @@ def check_settings(run: MergeSettings) -> None:
     if run.upload is not None and run.stop_after:
         raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
     if run.upload is not None and run.limit is not None:
-        raise UserError(
-            f"limit={run.limit} is a dry run, whose soup is not for the Hub: leave upload={run.upload.repo} out"
-        )
+        raise UserError(f"limit={run.limit} is a dry run, whose soup is not for the Hub: leave upload out")
     if run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
         name = type(run.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")

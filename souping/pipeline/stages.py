@@ -166,9 +166,7 @@ class RunStages:
             return
         self.progress.show(gate_table({"gate": gate.as_dict()}))
         if gate.mode == "error":
-            raise UserError(
-                f"{gate.sentence()}\nnothing is lost: what was evaluated is in the store (gate=warn goes on)"
-            )
+            raise UserError(f"{gate.sentence()}\nwhat was evaluated is in the store (gate=warn goes on)")
         self.notes.append(gate.sentence())
 
     def score(self, stage: Stage | None) -> ScoreMatrix:

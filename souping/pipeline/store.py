@@ -115,9 +115,7 @@ class Store:
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as db:
             mark, layout = (db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
             if mark != MARK and (mark or db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
-                raise UserError(
-                    f"store.path={self.path} is another program's SQLite file, nothing was written: name another file"
-                )
+                raise UserError(f"store.path={self.path} is another program's SQLite file: name another file")
         if 0 < layout < VERSION:
             move = f"use another file, or move this one away: {shlex.join(['mv', str(self.path), f'{self.path}.old'])}"
             raise UserError(f"store.path={self.path} was written by an earlier version (layout {layout}): {move}")

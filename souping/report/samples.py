@@ -35,9 +35,7 @@ def read_samples(path: Path) -> Iterator[Row]:
                     raise ValueError("a line is no object")
                 yield row
     except FileNotFoundError:
-        raise UserError(
-            f"{path.parent}: no {path.name}: name the directory of a run that evaluated something"
-        ) from None
+        raise UserError(f"{path.parent}: no {path.name}: name a run that evaluated something") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 

@@ -75,10 +75,7 @@ def result_of(scores: ItemScores, objective: Objective) -> Result:
 def check_budget(strategy: Strategy, items: int) -> None:
     """A budget never overshoots, so it must cover one soup."""
     if strategy.budget is not None and strategy.budget < items:
-        raise UserError(
-            f"optimiser.budget={strategy.budget} is less than the {items} items of the search fold that one soup "
-            f"takes; set it to at least {items}"
-        )
+        raise UserError(f"optimiser.budget={strategy.budget} is below the {items} items of the search fold")
 
 
 @dataclass(kw_only=True)

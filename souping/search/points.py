@@ -150,10 +150,7 @@ class Fixed(LimitedStrategy):
             given = dict(zip(candidates, self.weights, strict=True))
             lost = [name for name in candidates if given[name] and name not in ingredients]
             if lost:
-                raise UserError(
-                    f"optimiser.weights gives {given[lost[0]]} to {lost[0]}, which was not selected: "
-                    "set it to 0 or use selector=all"
-                )
+                raise UserError(f"optimiser.weights gives {given[lost[0]]} to {lost[0]}, which was not selected")
             return Search([tuple(given[name] for name in ingredients)])
         if len(self.weights) != len(ingredients):
             raise UserError(

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.fields import component
+from souping.core.fields import Name, component
 from souping.core.protocols import Tracker
 from souping.core.text import install
 from souping.core.types import Json, Missing, Trial, part
@@ -44,7 +44,7 @@ class TrackioTracker(Tracker):
     `group` gathers the jobs of a multirun, `name` is by default the run's name and directory.
     """
 
-    project: str = "souping"
+    project: Name = "souping"
     group: str | None = None
     name: str | None = None
     space_id: str | None = None

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from souping.core.fields import Seconds, component
+from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
 from souping.core.text import safe
 from souping.core.types import Json, Trial, entries, number, part, texts
@@ -95,7 +95,7 @@ class WandbTracker(Tracker):
     answer, the run is recorded offline. wandb's files lie in the run's directory, under `wandb/`.
     """
 
-    project: str = "souping"
+    project: Name = "souping"
     entity: str | None = None
     group: str | None = None
     name: str | None = None

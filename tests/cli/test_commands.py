@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from souping.cli.commands import COMMANDS, Command, dispatch
 from souping.cli.config import folder
+from souping.cli.help import COMMANDS, Command, dispatch
 from souping.core.types import UserError
 from tests.conftest import Cli
 

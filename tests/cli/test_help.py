@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from souping import __version__
-from souping.cli.commands import COMMANDS
 from souping.cli.config import GROUPS, Config
-from souping.cli.help import choices, folder, groups
+from souping.cli.help import COMMANDS, choices, folder, groups
 from tests.conftest import ROOT, Cli
 
 

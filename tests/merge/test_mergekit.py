@@ -196,7 +196,7 @@ def test_a_method_that_draws_has_its_seed_in_the_recipe(method: str, tmp_path: P
     ],
 )
 def test_settings_of_the_backend(fields: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"merge\.{next(iter(fields))}="):
+    with pytest.raises(UserError, match=rf"MergekitMerge\({next(iter(fields))}="):
         MergekitMerge(**fields)
 
 

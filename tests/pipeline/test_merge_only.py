@@ -90,9 +90,9 @@ def test_a_changed_ingredient_is_refused(souping: Cli, family: Path, tmp_path: P
     ("change", "needle"),
     [
         (lambda r: r.update(weights=[0.2, 0.5, 0.3]), "edited"),
-        (lambda r: r.pop("fingerprints"), "`fingerprints` is missing"),
+        (lambda r: r.pop("fingerprints"), "`fingerprints`"),
         (lambda r: r.update(weights=[1.0]), "one length"),
-        (lambda r: r.update(weights=["a", "b", "c"]), "`weights` is missing or of the wrong type"),
+        (lambda r: r.update(weights=["a", "b", "c"]), "`weights`"),
         (lambda r: r.update(weights=[0, 0, 0]), "above zero"),
     ],
 )
@@ -270,4 +270,4 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(tmp_path: Path, change: 
 def test_a_card_beside_the_recipe_that_is_no_text(souping: Cli, family: Path, tmp_path: Path) -> None:
     merge(souping, family)
     (tmp_path / "soup" / "README.md").write_bytes(b"---\nx: \xe9\n")
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("README.md", "cannot be read")
+    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("README.md", "UTF-8")

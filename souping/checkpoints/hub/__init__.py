@@ -140,13 +140,9 @@ def ask(
     try:
         return call(function, arguments, seconds=seconds, environment=settings, report=report)
     except TimeoutError:
-        raise UserError(
-            f"the Hub ({endpoint()}) did not finish its answer within {seconds:.0f} s: try again later"
-        ) from None
+        raise UserError(f"the Hub ({endpoint()}) did not finish its answer within {seconds:.0f} s") from None
     except MemoryError:
-        raise UserError(
-            f"reading the answer of the Hub ({endpoint()}) took over {MEMORY >> 30} GiB of memory: check HF_ENDPOINT"
-        ) from None
+        raise UserError(f"the Hub's answer took over {MEMORY >> 30} GiB of memory: check HF_ENDPOINT") from None
 
 
 def _prepared(
@@ -309,9 +305,7 @@ def _remote_header(name: HubName, file: RemoteFile) -> bytes:
     head = _range(name, file, 0, min(FIRST, file.size))
     length = 8 + _length(head)
     if length > min(file.size, MAX_HEADER):
-        raise UserError(
-            f"{name}, {file.path}: its header claims {length} bytes, the file has {file.size}: it is broken"
-        )
+        raise UserError(f"{name}, {file.path}: its header claims {length} bytes, the file has {file.size}")
     return (head + _range(name, file, len(head), length) if length > len(head) else head)[:length]
 
 

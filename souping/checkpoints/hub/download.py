@@ -89,9 +89,7 @@ class Listing:
         ending = Path(index.name.removesuffix(".index.json")).suffix
         lost = next((name for name in names if name not in self.files or not name.endswith(ending)), None)
         if not names or lost is not None:
-            raise UserError(
-                f"{self.name}: {index.name} lists {shown(lost or 'nothing')}, which is no weight file of the repository"
-            )
+            raise UserError(f"{self.name}: {index.name} lists {shown(lost or 'nothing')}, which is not there")
         return [self.files[name] for name in names]
 
 
@@ -339,9 +337,7 @@ def _line(name: HubName) -> Iterator[None]:
     except Exception as error:
         if not unreachable(error):
             raise
-        raise UserError(
-            f"{name}: the download stopped ({first_line(error)}): run this again; files that are whole are kept"
-        ) from error
+        raise UserError(f"{name}: the download stopped ({first_line(error)}): run this again") from error
 
 
 @contextmanager

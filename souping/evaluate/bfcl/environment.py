@@ -249,10 +249,7 @@ def _wait(process: Process, alive: Path, patience: float) -> None:
         if (now := alive.stat().st_size) != answers:
             answers, since = now, time.monotonic()
         elif time.monotonic() - since > patience:
-            raise UserError(
-                f"bfcl-eval: nothing was answered for {patience:g} s; a server that is slow and not stuck needs a "
-                "higher evaluator.timeout"
-            )
+            raise UserError(f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow")
 
 
 OWN = ("chat-template", "plain")

@@ -213,10 +213,7 @@ class BfclEvaluator(Evaluator):
         """Refuse a tokenizer without chat template where a handler needs one (UserError)."""
         asked = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
         if asked == {CHAT_TEMPLATE} and not chat_template(folder):
-            raise UserError(
-                f"handler {CHAT_TEMPLATE}: the tokenizer in {folder} has no chat template; "
-                "evaluator.handler=plain needs none"
-            )
+            raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
 
     def choices(self, recipe: Recipe) -> tuple[str, ...]:
         """The handlers that may ask this model: a candidate has one, a soup those of `soup_handlers`."""

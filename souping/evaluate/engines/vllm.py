@@ -243,10 +243,7 @@ def check_decoding(decoding: Decoding) -> None:
     """Refuse what vLLM's sampling does not know (UserError)."""
     odd = [key for key in decoding.penalties if key not in SAMPLES_WITH]
     if odd:
-        raise UserError(
-            f"engine=vllm has no {odd[0]}, which the models' generation_config asks for: use engine=transformers, or "
-            "leave evaluator.generation=model out"
-        )
+        raise UserError(f"engine=vllm has no {odd[0]} (evaluator.generation=model): use engine=transformers")
 
 
 def sampling_arguments(

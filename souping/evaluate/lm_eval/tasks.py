@@ -101,9 +101,7 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
             code = door.take()
             for name, task in tasks.items():
                 if name in loaded:
-                    raise UserError(
-                        f"evaluator.tasks: {name} stands in both {loaded[name].entry} and {entry}: name it once"
-                    )
+                    raise UserError(f"evaluator.tasks: {name} is in {loaded[name].entry} and in {entry}")
                 loaded[name] = _loaded(evaluator, name, entry, task, code)
     _check_named(evaluator, loaded)
     return loaded

@@ -60,7 +60,7 @@ def check(item: Item) -> None:
 
 
 def _scorer(item: Item) -> Scorer:
-    own = f"\nfor a scorer of your own: benchmark.scorers={{{item.scorer}: my_module.my_function}}"
+    own = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
     return SCORERS[pick(item.scorer, SCORERS, f"item {item.id}: scorer", own)]
 
 

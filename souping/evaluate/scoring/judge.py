@@ -81,9 +81,7 @@ class Judge:
         reply = self.ask(self.request(item, output))
         found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
         if not found:
-            raise UserError(
-                f"judge {self.model}: no verdict ({self.verdict}) in its reply to item {item.id}: {reply!r:.80}"
-            )
+            raise UserError(f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}")
         word = str(found[-1] if isinstance(found[-1], str) else found[-1][0]).lower()
         if word in self.scores:
             return float(self.scores[word])

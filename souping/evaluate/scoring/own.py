@@ -57,14 +57,12 @@ def _imported(path: str, where: str) -> tuple[ModuleType, Callable[[Item, str], 
         module = import_module(parent)
     except ModuleNotFoundError as error:
         if error.name and (parent == error.name or parent.startswith(f"{error.name}.")):
-            raise UserError(
-                f"{where}: there is no module {error.name}: Python looks in the folder that you start from, in "
-                "PYTHONPATH and in installed packages"
-            ) from None
+            raise UserError(f"{where}: no module {error.name} in this folder, PYTHONPATH or installed") from None
         raise UserError(f"{where}: {parent} cannot be imported: {first_line(error)}") from error
     except Exception as error:  # whatever the module does while it is imported
         raise UserError(f"{where}: {parent} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
-    return module, vars(module)[pick(attribute, vars(module), f"{where}: attribute of {parent}")]
+    names = [name for name in vars(module) if not name.startswith("_") or name == attribute]
+    return module, vars(module)[pick(attribute, names, f"{where}: name in {parent}")]
 
 
 def _source(module: ModuleType, function: Callable[[Item, str], float], path: str, where: str) -> str:
@@ -98,9 +96,7 @@ def graded(item: Item, output: str) -> float:
         ) from error
     fine = isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1
     if not fine:
-        raise UserError(
-            f"scorer {own.name} ({_place(own)}) gives {value!r:.60} for item {item.id}: a score is from 0 to 1"
-        )
+        raise UserError(f"scorer {own.name} ({_place(own)}) gives {value!r:.60} for item {item.id}, not 0 to 1")
     return float(value)
 
 

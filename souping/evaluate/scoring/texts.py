@@ -34,9 +34,7 @@ def check_texts(item: Item) -> None:
     given = item.answer if isinstance(item.answer, list) else [item.answer]
     fine = all(isinstance(a, str | int | float) and not isinstance(a, bool) and str(a).strip() for a in given)
     if not given or not fine:
-        raise UserError(
-            f"item {item.id}: a `{item.scorer}` answer is a text, or a list of texts, not {item.answer!r:.60}"
-        )
+        raise UserError(f"item {item.id}: a `{item.scorer}` answer is one text or several, not {item.answer!r:.60}")
 
 
 def plain(text: str) -> str:
@@ -82,9 +80,7 @@ def check_choice(item: Item) -> None:
     check_texts(item)
     for answer in answers(item):
         if not re.fullmatch(r"[A-Za-z]", answer.strip("() .")):
-            raise UserError(
-                f"item {item.id}: a `choice` answer is a letter such as B, or a list of them, not {answer!r:.60}"
-            )
+            raise UserError(f"item {item.id}: a `choice` answer is a letter or a list of letters, not {answer!r:.60}")
 
 
 def chosen(output: str) -> str:

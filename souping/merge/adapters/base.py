@@ -54,9 +54,7 @@ def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle:
     if path is None or not path.is_dir():
         if folder is not None:
             raise UserError(f"merge.base={folder} is not a folder: give the base model of the adapters")
-        raise UserError(
-            f"the adapters' base model {shown(str(named))} is not a folder here: set merge.base=FOLDER to where it lies"
-        )
+        raise UserError(f"the adapters' base model {shown(str(named))} is not a folder here: set merge.base=FOLDER")
     return Checkpoint.open(path, allow_pickle)
 
 
@@ -68,10 +66,7 @@ def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
             f"{shown(str(other.base))}): only adapters of one base soup"
         )
     if (one.revision or "main") != (other.revision or "main"):
-        raise UserError(
-            f"adapters {a} and {b} are over different revisions of {shown(str(one.base))}: "
-            f"{shown(str(one.revision))} and {shown(str(other.revision))}"
-        )
+        raise UserError(f"adapters {a} and {b} are over different revisions of {shown(str(one.base))}")
 
 
 def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:

@@ -233,7 +233,7 @@ def test_control_characters_reach_no_terminal(server: Server, items: tuple[Item,
 @pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up(server: Server, items: tuple[Item, ...]) -> None:
     server.status = None
-    with pytest.raises(UserError, match=r"^bfcl-eval: nothing was answered for 12 s; .* evaluator.timeout"):
+    with pytest.raises(UserError, match=r"^bfcl-eval: no answer for 12 s: .*evaluator.timeout"):
         evaluator(server, timeout=12.0).evaluate(TABLE, items[:1])
     assert server.asked
 

@@ -117,7 +117,7 @@ def test_attempts(text: str, attempt: bool) -> None:
 
 
 def test_unknown_language() -> None:
-    with pytest.raises(UserError, match="choose from python"):
+    with pytest.raises(UserError, match="language=cobol"):
         parse("f()", "cobol")
 
 

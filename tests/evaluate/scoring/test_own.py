@@ -79,7 +79,7 @@ def test_an_item_gets_the_function_and_its_source_is_in_the_key(module: Path, tm
 
 def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
     items = written(tmp_path / "items.jsonl", "my_scorers.short")
-    with pytest.raises(UserError, match=r"items.jsonl:1: .*is not known.*benchmark.scorers="):
+    with pytest.raises(UserError, match=r"(?s)items.jsonl:1: .*scorer=.*benchmark.scorers="):
         Benchmark(path=str(items)).items()
 
 
@@ -88,8 +88,8 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
     [
         ("exact", "my_scorers.short", "exact is a scorer already"),
         ("own", "short", "names no module"),
-        ("own", "my_scores.short", "there is no module my_scores"),
-        ("own", "my_scorers.shrt", "has no shrt; did you mean short?"),
+        ("own", "my_scores.short", "no module my_scores"),
+        ("own", "my_scorers.shrt", "shrt.*did you mean short?"),
         ("own", "my_scorers.calls", "is no function"),
         ("own", "my_scorers.Kind", "is no function"),
         ("own", "math.sqrt", "has no Python source"),
@@ -274,7 +274,7 @@ class TestJudge:
         endpoint.reply = "Score: 7/10, so 8"
         assert judge(endpoint, verdict=r"\d+", scores={}, scale=10.0)(QUESTION, "x") == 0.8
         endpoint.reply = "hm"
-        with pytest.raises(UserError, match=r"no verdict .* in its reply to item 1: 'hm'"):
+        with pytest.raises(UserError, match=r"item 1: no verdict .* in 'hm'"):
             judge(endpoint)(QUESTION, "x")
 
     def test_the_fingerprint_is_the_judge_and_its_prompt(self, endpoint: Endpoint) -> None:
@@ -292,7 +292,7 @@ class TestJudge:
     def test_what_it_cannot_be(self, endpoint: Endpoint) -> None:
         with pytest.raises(UserError, match=r"must hold \$answer"):
             judge(endpoint, prompt="right?")
-        with pytest.raises(UserError, match="must begin with http"):
+        with pytest.raises(UserError, match="begins with http"):
             judge(endpoint, url="localhost")
 
     def test_a_run_judges_equal_answers_once_and_a_second_never(
