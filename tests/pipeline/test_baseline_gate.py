@@ -120,7 +120,9 @@ class TestRuns:
         for name in ("report.md", "report.html"):
             assert "Were the single models as expected?" in (tmp_path / "out" / name).read_text()
 
-    @pytest.mark.parametrize("wrong", ["template", "max_new_tokens", "stop"])
+    @pytest.mark.parametrize(
+        "wrong", ["template", *(pytest.param(one, marks=pytest.mark.slow) for one in ("max_new_tokens", "stop"))]
+    )
     def test_wrong_settings_are_caught_before_the_search(
         self, echo: Path, souping: Cli, tmp_path: Path, wrong: str
     ) -> None:

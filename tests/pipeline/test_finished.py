@@ -116,6 +116,7 @@ def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tm
     )
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_answers_that_a_search_had(family: Path, souping: Cli, tmp_path: Path) -> None:
     arguments = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid"]
     arguments += ["analysis=[consistency]", "analysis.consistency.soups=6"]

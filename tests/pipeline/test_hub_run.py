@@ -116,6 +116,7 @@ def test_a_missing_model_is_one_line(hub: Hub, family: Path, souping: Cli) -> No
     souping(*quick(family, "org/ant,org/nobody")).refused("org/nobody", "hf auth login")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub, tmp_path: Path) -> None:
     """Nothing is patched here: the variables that people set."""
     weights = ["optimiser.weights=[0.5,0.5]", "pool.candidates=[org/ant,org/bee]"]
