@@ -60,7 +60,7 @@ def searched(seed: int, whole: bool) -> tuple[SurfaceFit, np.ndarray]:
     return fit, truth - truth[:, :1]
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_bands_cover_the_whole_truth_at_once(whole: bool) -> None:
     inside = np.zeros(CATEGORIES + 1)
     for seed in range(40):
