@@ -54,5 +54,5 @@ def test_a_child_ends_with_its_caller() -> None:
         time.sleep(0.02)
     caller.kill()
     caller.wait()
-    psutil.wait_procs(children, timeout=60)
+    psutil.wait_procs(children, timeout=600)
     assert not any(child.is_running() for child in children)

@@ -58,10 +58,3 @@ def test_the_table_command_picks_what_the_readme_says(souping: Cli) -> None:
     done = souping(*words)
     assert done.code == 0, done.err
     assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.out + done.err
-
-
-def test_every_choice_is_in_the_reference() -> None:
-    reference = (ROOT / "docs" / "reference.md").read_text()
-    for path in (ROOT / "conf").glob("*/*.yaml"):
-        if path.parent.name != "experiment":
-            assert f"`{path.stem}`" in reference, f"{path.parent.name}={path.stem}"

@@ -159,7 +159,7 @@ def test_the_process_ends_with_its_parent() -> None:
     own = psutil.Process(int(parent.stdout.readline()))
     parent.send_signal(signal.SIGKILL)
     with parent:
-        own.wait(timeout=60)
+        own.wait(timeout=600)
 
 
 def test_torch_is_not_needed() -> None:

@@ -118,7 +118,13 @@ def test_unknown_settings_are_refused() -> None:
         Adaptive(stop="soon")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("step", "size"), [(0.1, 6), (0.1, 10), (0.1, 50), (0.25, 5), (0.5, 7), (0.05, 6)])
+@pytest.mark.parametrize(
+    ("step", "size"),
+    [
+        *((0.1, 6), (0.1, 10), (0.1, 50), (0.05, 6)),
+        *(pytest.param(step, size, marks=pytest.mark.slow) for step, size in ((0.25, 5), (0.5, 7))),
+    ],
+)
 def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, size: int) -> None:
     """The paper's grid has no point for more than ten, and few for more than seven."""
     space = SearchSpace(

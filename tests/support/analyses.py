@@ -40,9 +40,9 @@ def items_of(fold: str, per_category: int = 30, categories: Sequence[str] = CATE
 def skills(items: Sequence[Item], seed: int = 3) -> dict[str, FloatArray]:
     """Right or wrong answers [I] of each candidate and the base: each candidate is good at one category."""
     rng, table = np.random.default_rng(seed), {}
+    _, category = np.unique([item.category for item in items], return_inverse=True)
     for number, name in enumerate((*NAMES, "base")):
-        levels = [0.8 if c == number else 0.45 for c in range(4)]
-        chance = np.array([levels[sorted({i.category for i in items}).index(item.category)] for item in items])
+        chance = np.where(category == number, 0.8, 0.45)
         table[name] = (rng.random(len(items)) < chance).astype(float)
     return table
 

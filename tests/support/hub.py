@@ -220,7 +220,7 @@ class _Plumbing(BaseHTTPRequestHandler):
                     return
                 if self.server_hub.stall is not None and place >= self.server_hub.stall:
                     self.wfile.flush()
-                    self.server_hub.awake.wait(60)
+                    self.server_hub.awake.wait(600)
                 self.wfile.write(data[place : min(place + CHUNK, end)])
         except ConnectionError:  # the client has seen enough
             self.close_connection = True

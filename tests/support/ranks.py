@@ -120,7 +120,7 @@ def running(target: Callable[[], Any]) -> Iterator[None]:
     thread = threading.Thread(target=target)
     thread.start()
     yield
-    thread.join(30)
+    thread.join(600)
     assert not thread.is_alive()
 
 

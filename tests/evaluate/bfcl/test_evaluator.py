@@ -267,6 +267,7 @@ class TestRun:
             "optimiser=fixed",
             "optimiser.weights=[0.5,0.5]",
             "name=served",
+            "analysis=[]",
         ]
         done = souping(*words)
         assert done.code == 0, done.err

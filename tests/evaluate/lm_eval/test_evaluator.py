@@ -395,6 +395,7 @@ def test_a_run_from_select_to_report(souping: Cli, family: Path, tmp_path: Path)
         "optimiser.trials=4",
         "selector.threshold=0.99",
         "name=own",
+        "analysis=[]",
     ]
     first = souping(*command)
     assert first.code == 0, first.err
@@ -427,6 +428,7 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
         "optimiser.trials=3",
         "selector.threshold=0.99",
         "name=chrf",
+        "analysis=[]",
     )
     assert done.code == 0, done.err
     report = json.loads(next((tmp_path / "outputs" / "chrf").glob("*/report.json")).read_text())

@@ -55,7 +55,7 @@ PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 class TestProcess:
     def start(self, tmp_path: Path, then: str = "time.sleep(600)") -> Process:
         process = Process([sys.executable, "-c", PARENT.format(then)], os.environ, tmp_path / "log")
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while len(members(process.group)) < 3 and process.alive and time.monotonic() < end:
             time.sleep(0.02)
         return process
@@ -114,7 +114,7 @@ class TestProcess:
         if how is not None:
             assert len(members(group)) > 0
             run.send_signal(how)
-        run.wait(60)
+        run.wait(600)
         assert gone(group)
 
 
@@ -305,7 +305,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
     process = Process(command, os.environ, tmp_path_factory.mktemp("found") / "log")
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 600
     while time.monotonic() < end:
         try:
             models_at(address)

@@ -60,7 +60,7 @@ def pool_of(folder: Path, *names: str) -> list[str]:
 
 def run(folder: Path) -> list[str]:
     items = ["evaluator.max_new_tokens=4", "evaluator.threads=1", f"benchmark.path={folder / 'items.jsonl'}"]
-    return [*pool_of(folder), *items, "selector=topk", "selector.k=2"]
+    return [*pool_of(folder), *items, "selector=topk", "selector.k=2", "analysis=[]"]
 
 
 @pytest.mark.parametrize("mode", ["keep", pytest.param("merge", marks=pytest.mark.slow)])

@@ -55,7 +55,7 @@ def stopped_write(merge: AccelerateMerge, plan: MergePlan, out: Path, then: Call
     while not list(out.parent.glob(f".{out.name}.part-*/model.safetensors")):
         time.sleep(0.01)
     then()
-    thread.join(60)
+    thread.join(600)
     return said[0]
 
 
