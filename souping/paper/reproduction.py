@@ -28,10 +28,10 @@ PAPER = "arXiv 2511.13254v1"
 MGSM = "7 of 10 languages (MGSM)"
 KEPT, RESCUED = "97.2, 97.1, 97.1 %", "32 of 380 (8.4 %); 93.0 % where one fails"
 SENTENCES = (
-    "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the better "
-    "overall). At 70B the rule adds a fourth expert; on MGSM it picks one expert for everything.",
-    "No model of the paper was needed. The sections below run the same analyses on the soups of this run. Its models and "
-    "items are others, so they illustrate the method and do not check the paper's numbers.",
+    "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "
+    "better overall). At 70B the rule adds a fourth expert; on MGSM it picks one expert for everything.",
+    "No model of the paper was needed. The sections below run the same analyses on the soups of this run. Its models "
+    "and items are others, so they illustrate the method and do not check the paper's numbers.",
 )
 MANY = 20 / 36
 """Figure 5 counts soups that are above in more than 20 of 36 directions."""
