@@ -259,9 +259,11 @@ def _choices(hint: Hint) -> list[str]:
 
 
 def _words(hint: Hint) -> str:
+    kind, arguments = get_origin(hint), get_args(hint)
+    if Callable in (kind, hint):
+        return "a function"
     if hint in PLAIN:
         return PLAIN[hint][1]
-    kind, arguments = get_origin(hint), get_args(hint)
     if kind is Annotated:
         forms = [bound.words for bound in arguments if isinstance(bound, Form)]
         bounds = [_bound(bound) for bound in arguments if isinstance(bound, Interval)]
