@@ -106,7 +106,9 @@ def _check_fields(one: Any) -> None:
             continue
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
-            object.__setattr__(one, each.name, value)
+        elif isinstance(value, Path) and not fits(value, hints[each.name]):
+            value = str(value)
+        object.__setattr__(one, each.name, value)
         if wrong := mismatch(value, hints[each.name]):
             raise UserError(f"{type(one).__name__}({each.name}={value!r:.60}) {wrong}")
 

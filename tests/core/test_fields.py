@@ -18,6 +18,7 @@ import pytest
 from annotated_types import Interval
 
 from souping.core.fields import Count, Form, Share, check_arguments, component, fits, hints_of, load, pick
+from souping.core.scores import TableScores
 from souping.core.types import Json, UserError
 from tests.conftest import ROOT
 
@@ -80,6 +81,8 @@ def test_a_value_that_does_not_fit_names_class_and_field(values: dict[str, Any])
 def test_values_that_fit() -> None:
     oven = Oven(steps=np.int64(3), heat=1, share=0.5, trays=("a",), tags={"a": True, "b": 2}, timer=abs, inner=Oven())
     assert type(oven.steps) is int
+    assert Oven(trays=np.array(["a"])).trays == ["a"]
+    assert TableScores(path=Path("scores.csv")).path == "scores.csv"  # type: ignore[arg-type]
     assert dataclasses.replace(oven, steps=4).steps == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         oven.steps = 5  # type: ignore[misc]
