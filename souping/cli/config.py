@@ -418,9 +418,8 @@ def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any
         if not isinstance(entry["tasks"], str | list):
             raise UserError(f"{where}.tasks={entry['tasks']!r:.60} must be a list of tasks or groups of lm_eval")
         return _tasks(entry, own)
-    unknown = [key for key in entry if key not in ALSO_KEYS]
-    if unknown:
-        pick(str(unknown[0]), ALSO_KEYS, f"{where}: key")
+    for key in entry:
+        pick(str(key), ALSO_KEYS, f"{where}: key")
     if "path" in entry and "benchmark" in entry:
         raise UserError(f"{where} has both path and benchmark: give one")
     if not {"path", "benchmark", "evaluator"} & set(entry):

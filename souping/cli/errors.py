@@ -54,14 +54,10 @@ def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
     theirs = [f"{THEIRS[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in THEIRS]
-    if theirs:
-        return f"{theirs[-1]}: {what}\nthis part is not souping's; the traceback is in {place}", 2
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
-    if own and PACKAGE not in Path(own[-1].filename).parents:
-        return (
-            f"{own[-1].filename}:{own[-1].lineno}: {what}\nthis part is not souping's; the traceback is in {place}",
-            2,
-        )
+    foreign = [f"{frame.filename}:{frame.lineno}" for frame in own[-1:] if PACKAGE not in Path(frame.filename).parents]
+    for culprit in (*theirs[-1:], *foreign):
+        return f"{culprit}: {what}\nthis part is not souping's; the traceback is in {place}", 2
     if library := _refuser(error, frames):
         return f"{library} refuses a model's files or what it is asked: {what}\nthe traceback is in {place}", 2
     if THEIRS:

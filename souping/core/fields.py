@@ -106,7 +106,9 @@ def _check_fields(one: Any) -> None:
             continue
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
-            object.__setattr__(one, each.name, value)
+        elif isinstance(value, Path) and not fits(value, hints[each.name]):
+            value = str(value)
+        object.__setattr__(one, each.name, value)
         if wrong := mismatch(value, hints[each.name]):
             raise UserError(f"{type(one).__name__}({each.name}={value!r:.60}) {wrong}")
 
@@ -259,9 +261,11 @@ def _choices(hint: Hint) -> list[str]:
 
 
 def _words(hint: Hint) -> str:
+    kind, arguments = get_origin(hint), get_args(hint)
+    if Callable in (kind, hint):
+        return "a function"
     if hint in PLAIN:
         return PLAIN[hint][1]
-    kind, arguments = get_origin(hint), get_args(hint)
     if kind is Annotated:
         forms = [bound.words for bound in arguments if isinstance(bound, Form)]
         bounds = [_bound(bound) for bound in arguments if isinstance(bound, Interval)]

@@ -6,12 +6,11 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from souping.core.fields import component
+from souping.core.fields import component, pick
 from souping.core.files import expanded
 from souping.core.protocols import ScoreSource
 from souping.core.types import ScoreMatrix, UserError
@@ -47,10 +46,7 @@ class TableScores(ScoreSource):
         path = expanded(self.path)
         scores = read_table(path)
         for name in candidates:
-            if name not in scores.models:
-                near = get_close_matches(name, scores.models, n=1, cutoff=0.3)
-                hint = f"; the nearest row is {near[0]}" if near else ""
-                raise UserError(f"candidate {name!r} has no row in {path}{hint}")
+            pick(name, scores.models, f"{path}: row of candidate")
         return replace(scores, candidates=tuple(candidates))
 
 
@@ -114,5 +110,5 @@ def _number(cell: str, path: Path, line: int, column: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or not 0 <= value <= 100:
-        raise UserError(f"{path}:{line}: {column.strip()}={cell.strip()!r} is not a score from 0 to 1 or 0 to 100")
+        raise UserError(f"{path}:{line}: column {column.strip()!r} holds {cell.strip()!r}, no score from 0 to 100")
     return value

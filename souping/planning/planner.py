@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from souping.core.files import nearby, put
+from souping.core.files import nearby, put, said
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, ItemScores, LateError, Missing, UserError
 from souping.evaluate.benchmark import OwnBenchmark
@@ -120,20 +120,20 @@ class _Planner:
         plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
         return plan
 
-    def _refused(self, error: UserError) -> None:
+    def _refused(self, error: UserError | OSError) -> None:
         """Something that a command would mend is lacking here; anything else is a fault of the settings."""
-        one = Missing.from_error(error)
+        one = Missing.from_error(UserError(said(error)))
         if one.mends:
             self.lacking.append(one)
         else:
-            self.faults.append(str(error))
+            self.faults.append(said(error))
 
     def _sides(self) -> tuple[SideBenchmark, ...]:
         if self.run.selects_from_table:
             return ()
         try:
             return sides(self.run.also, self.run.evaluator, self.run.limit)
-        except UserError as error:
+        except (UserError, OSError) as error:
             self._refused(error)
             return ()
 
@@ -145,9 +145,9 @@ class _Planner:
         try:
             benchmark = items_of(self.run.evaluator, self.run.benchmark)
             self.items = benchmark.items()
-        except UserError as error:
+        except (UserError, OSError) as error:
             if own:
-                self.lacking.append(Missing.from_error(error))
+                self.lacking.append(Missing.from_error(UserError(said(error))))
             else:
                 self._refused(error)
             return None

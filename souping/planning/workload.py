@@ -14,6 +14,7 @@ import numpy as np
 
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
+from souping.core.files import said
 from souping.core.types import (
     Candidate,
     Item,
@@ -417,8 +418,8 @@ def open_what_is_here(
         )
         check_tokenizers(opened, asked)
         check_soups(run, opened)
-    except UserError as error:
-        return PlannedPool(names=names, trouble=str(error), base=base)
+    except (UserError, OSError) as error:
+        return PlannedPool(names=names, trouble=said(error), base=base)
     return PlannedPool(names=names, opened=opened)
 
 

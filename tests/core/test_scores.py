@@ -111,5 +111,5 @@ class TestSource:
 
 
 def test_a_candidate_without_a_row_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"'CoALM-8' has no row in .*nearest row is CoALM-8B"):
+    with pytest.raises(UserError, match=r"CoALM-8 .*did you mean CoALM-8B"):
         TableScores(path=str(PAPER / "bfcl_8b.csv")).matrix(("CoALM-8",), lambda: pytest.fail("measured"))

@@ -1,0 +1,170 @@
+"""Values against annotations: components, arguments, choices, and JSON that people edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+import numpy as np
+import pytest
+from annotated_types import Interval
+
+from souping.core.fields import Count, Form, Share, check_arguments, component, fits, hints_of, load, pick
+from souping.core.scores import TableScores
+from souping.core.types import Json, UserError
+from tests.conftest import ROOT
+
+TARGETS = {
+    name: path.stem
+    for path in (ROOT / "conf").glob("*/*.yaml")
+    for name in re.findall(r"_target_: (souping\.\S+)", path.read_text())
+}
+
+
+@component
+class Oven:
+    """A component with a field of each kind."""
+
+    steps: Count = 1
+    heat: Annotated[float, Interval(gt=0, lt=300)] = 200.0
+    way: Literal["bake", "grill"] = "bake"
+    share: Share | None = None
+    name: Annotated[str, Form(r"\w+", "one word")] = "oven"
+    trays: list[str] = field(default_factory=list)
+    tags: dict[str, bool | int] = field(default_factory=dict)
+    timer: Callable[[int], int] | None = None
+    inner: Oven | None = None
+    _state: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.way == "grill" and self.heat < 100:
+            raise UserError("oven.heat is too low to grill")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"steps": True},
+        {"steps": 0},
+        {"steps": 1.0},
+        {"heat": float("nan")},
+        {"heat": float("inf")},
+        {"heat": "200"},
+        {"way": "boil"},
+        {"way": None},
+        {"share": 1.5},
+        {"name": "two words"},
+        {"trays": "abc"},
+        {"trays": [1]},
+        {"tags": {"a": "b"}},
+        {"tags": {1: True}},
+        {"tags": {"a": 10**20}},
+        {"timer": 3},
+        {"inner": Oven},
+        {"inner": 7},
+    ],
+    ids=repr,
+)
+def test_a_value_that_does_not_fit_names_class_and_field(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^Oven\({next(iter(values))}="):
+        Oven(**values)
+
+
+def test_values_that_fit() -> None:
+    oven = Oven(steps=np.int64(3), heat=1, share=0.5, trays=("a",), tags={"a": True, "b": 2}, timer=abs, inner=Oven())
+    assert type(oven.steps) is int
+    assert Oven(trays=np.array(["a"])).trays == ["a"]
+    assert TableScores(path=Path("scores.csv")).path == "scores.csv"  # type: ignore[arg-type]
+    assert dataclasses.replace(oven, steps=4).steps == 4
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        oven.steps = 5  # type: ignore[misc]
+
+
+def test_relations_are_checked_after_the_fields() -> None:
+    with pytest.raises(UserError, match="too low to grill"):
+        Oven(way="grill", heat=50)
+    with pytest.raises(UserError, match=r"^Oven\(heat="):
+        Oven(way="grill", heat=-1)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_shipped_choice_can_be_checked(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    made = getattr(importlib.import_module(module), attribute)
+    names = [one.name for one in dataclasses.fields(made)] if dataclasses.is_dataclass(made) else []
+    assert set(names) <= set(hints_of(made))
+
+
+def test_the_nearest_option_is_named() -> None:
+    assert pick("a", ["a", "b"], "key") == "a"
+    with pytest.raises(UserError, match=r"^group\.key=bleu .*did you mean blue"):
+        pick("bleu", ["red", "blue"], "group.key")
+
+
+def test_arguments_are_held_against_their_annotations() -> None:
+    def bake(minutes: Count, way: Literal["bake", "grill"] | None = None) -> None: ...
+
+    check_arguments(bake, {"minutes": 3, "way": None})
+    with pytest.raises(UserError, match=r"^minutes=0 "):
+        check_arguments(bake, {"minutes": 0})
+    with pytest.raises(UserError, match=r"^way='gril' .*did you mean grill"):
+        check_arguments(bake, {"way": "gril"})
+
+
+def test_a_text_is_no_list_and_a_bool_no_number() -> None:
+    assert not fits("abc", list[str])
+    assert not fits(True, int)
+    assert not fits(True, float)
+    assert fits((1, "a"), tuple[int, str])
+    assert not fits((1,), tuple[int, str])
+    assert fits({"a": [1, None]}, Json)
+
+
+class Inner(TypedDict, total=False):
+    """Keys that may be absent."""
+
+    weight: float
+
+
+class Outer(TypedDict):
+    """Keys that are there."""
+
+    name: str
+    inner: Inner
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"name": 3, "inner": {}}', "name"),
+        ('{"name": "a"}', "inner"),
+        ('{"name": "a", "inner": {"weight": "b"}}', r"inner\.weight"),
+        ("[]", "recipe="),
+        ("{", "not JSON"),
+        ("[" * 200 + "]" * 200, "nested too deeply"),
+    ],
+)
+def test_json_that_was_edited_names_file_and_key(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "edited.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"recipe=.*edited\.json.*{words}|{words}.*edited\.json"):
+        load(path, Outer, "recipe")
+    path.write_text(json.dumps({"name": "a", "inner": {"weight": 1}, "more": 1}))
+    assert load(path, Outer)["inner"] == {"weight": 1}
+    path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="UTF-8"):
+        load(path, Outer)
+
+
+def test_the_check_loads_no_pydantic() -> None:
+    code = "import sys, souping.merge.local as m; m.LocalMerge(dtype='float32'); print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
