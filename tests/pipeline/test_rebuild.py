@@ -35,7 +35,7 @@ PARAMETERS: Mapping[str, dict[str, float | bool]] = {
 }
 ROWS = [
     *(("local", method) for method in METHODS),
-    ("accelerate", "model_stock"),
+    pytest.param("accelerate", "model_stock", marks=pytest.mark.slow),
     ("mergekit", "linear"),
     *(
         pytest.param("mergekit", method, marks=pytest.mark.slow)
