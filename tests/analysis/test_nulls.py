@@ -5,12 +5,10 @@ A procedure that is wrong by a factor of two or more (as ignoring groups is) goe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
-from _pytest.mark import ParameterSet
 
 from tests.conftest import ROOT
+from tests.support.choices import slow_unless
 from tests.support.scripts import script
 
 REPETITIONS = 300
@@ -28,17 +26,13 @@ QUICK = {
 nulls = script(ROOT / "benchmarks" / "nulls.py")
 
 
-def cases(names: Iterable[str]) -> list[ParameterSet]:
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
-
-
 def test_what_is_accepted() -> None:
     assert nulls.allowed(2000) == 62
     assert nulls.allowed(2000, nulls.LOOKS_LEVEL) == 89
     assert nulls.allowed(REPETITIONS) == 12
 
 
-@pytest.mark.parametrize("name", cases(nulls.NULLS))
+@pytest.mark.parametrize("name", slow_unless(QUICK, nulls.NULLS))
 def test_no_soup_is_called_better_that_is_not(name: str) -> None:
     repetitions = 100 if "s.e. 1" in name or "sampled" in name else REPETITIONS
     said = nulls.count(*nulls.NULLS[name], repetitions, seed=7)
@@ -51,7 +45,7 @@ def test_nor_over_twenty_looks() -> None:
     assert said["better"] <= nulls.allowed(40, nulls.LOOKS_LEVEL)
 
 
-@pytest.mark.parametrize("name", cases(nulls.KEEPS))
+@pytest.mark.parametrize("name", slow_unless(QUICK, nulls.KEEPS))
 def test_no_single_is_kept_where_the_soup_is_better_by_the_margin(name: str) -> None:
     said = nulls.count(*nulls.KEEPS[name], 100, seed=7)
     assert said["keeps"] <= nulls.allowed(100)
@@ -71,7 +65,7 @@ def test_a_real_difference_is_found_and_a_hopeless_soup_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", cases(["8 x 75 items, 70 % right, half discordant groups", "the same, 5 points better"])
+    "name", slow_unless(QUICK, ["8 x 75 items, 70 % right, half discordant groups", "the same, 5 points better"])
 )
 def test_intervals_cover(name: str) -> None:
     case = nulls.COVERAGE[name]

@@ -6,18 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from _pytest.mark import ParameterSet
 
 from souping.core.types import Item, UserError
 from souping.evaluate import templates
 from souping.evaluate.engines.transformers import load_tokenizer
 from souping.evaluate.templates import PROCESS, TemplateStoppedError, apply_chat_template, render
+from tests.support.choices import slow_unless
 
 TOOLS = ({"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}},)
 CHAT = ({"role": "system", "content": "Sei kurz, \U0001f600 ä"}, {"role": "user", "content": "what is <1 & 2>?"})
@@ -51,11 +51,8 @@ TOO_LONG = {
     "squares": "{% set n = namespace(x=10**900) %}{% for i in range(30) %}{% set n.x = n.x * n.x %}{% endfor %}{{ 1 }}",
     "sum of lists, in C": "{{ ([[0] * 1000] * 40000)|sum(start=[])|length }}",
 }
-
-
-def cases(templates: Mapping[str, str], quick: Sequence[str]) -> list[ParameterSet]:
-    """The templates' names; those that are not `quick` are slow, since each ends a process."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in templates]
+QUICK = ("text times number", "width", "long text", "loop")
+"""Templates that are rendered by default: each of the others ends the process that renders."""
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +101,14 @@ def test_a_tokenizer_with_a_format_of_its_own_keeps_it(tokenizer: Any) -> None:
     assert apply_chat_template(own, CHAT, {"tokenize": False}) == "own"
 
 
-@pytest.mark.parametrize("name", cases(TOO_MUCH, ("text times number", "width", "long text")))
+@pytest.mark.parametrize("name", slow_unless(QUICK, TOO_MUCH))
 def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = TOO_MUCH[name]
     with pytest.raises(UserError, match="item i: the chat template refuses its messages: "):
         render(tokenizer, item())
 
 
-@pytest.mark.parametrize("name", cases(TOO_LONG, ("loop",)))
+@pytest.mark.parametrize("name", slow_unless(QUICK, TOO_LONG))
 def test_what_does_not_end_is_stopped(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.chat_template = TOO_LONG[name]
     monkeypatch.setattr(templates, "SECONDS", 0.3)

@@ -54,7 +54,7 @@ writing = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def group() -> Iterator[AccelerateMerge]:
     """One group of two ranks, which start with the first soup that is written."""
-    merge = AccelerateMerge(num_processes=2)
+    merge = AccelerateMerge(num_processes=2, start_timeout=600)
     yield merge
     merge.close()
 

@@ -1,9 +1,9 @@
-"""Rows of a conformance suite, held against the choices of a group of the configuration."""
+"""Parameters of tests: rows of a conformance suite, held against the choices of a group in `conf/`; slow cases."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import pytest
@@ -37,3 +37,8 @@ def differing(group: str, rows: Mapping[str, Sequence[object]]) -> dict[str, obj
         for name in {*shipped, *known}
         if known.get(name) != {shipped.get(name)}
     }
+
+
+def slow_unless(quick: Collection[str], names: Iterable[str]) -> list[object]:
+    """Parameters of a test: the names, where those that are not `quick` are slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]

@@ -36,7 +36,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Siblings:
 @pytest.fixture(scope="module")
 def group() -> Iterator[AccelerateMerge]:
     """One group of two ranks for all tests that leave it whole."""
-    merge = AccelerateMerge(num_processes=2)
+    merge = AccelerateMerge(num_processes=2, start_timeout=600)
     yield merge
     merge.close()
 

@@ -61,7 +61,7 @@ def stopped_write(merge: AccelerateMerge, plan: MergePlan, out: Path, then: Call
 
 @pytest.mark.slow
 def test_a_rank_that_dies_or_hangs(pool: Siblings, tmp_path: Path) -> None:
-    merge = AccelerateMerge(num_processes=2)
+    merge = AccelerateMerge(num_processes=2, start_timeout=600)
     plan = planned(pool)
     try:
         merge.write(plan, tmp_path / "first")
@@ -86,7 +86,7 @@ def test_a_rank_that_dies_or_hangs(pool: Siblings, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_end_with_the_process_that_started_them() -> None:
-    code = "from souping.merge.distributed.backend import Ranks\nprint(*Ranks(2).pids, flush=True); input()"
+    code = "from souping.merge.distributed.backend import Ranks\nprint(*Ranks(2, start=600).pids, flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     parent = subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=environment())
     assert parent.stdin is not None
@@ -108,7 +108,7 @@ def test_fewer_ranks_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     real = backend.command
     monkeypatch.setattr(backend, "command", on_cpu)
     with pytest.raises(UserError, match="2 ranks were asked for and accelerate started 1"):
-        Ranks(2)
+        Ranks(2, start=600)
 
 
 def test_ranks_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
