@@ -49,6 +49,7 @@ from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.settings import KINDS
 from souping.report.run_log import EARLY, command_line, logged
+from souping.trackers import GuardedTracker
 
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
@@ -379,4 +380,4 @@ def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
     if ran:
         node = OmegaConf.to_container(OmegaConf.load(ran[0]).tracker, resolve=True)
-        build_part(node, KINDS["tracker"]).summarise(jobs, sweep_dir)
+        GuardedTracker(build_part(node, KINDS["tracker"])).summarise(jobs, sweep_dir)

@@ -13,15 +13,13 @@ import pytest
 from souping.core.protocols import Tracker
 from souping.core.types import Recipe, Result, Trial
 from souping.testing import check_tracker
-from souping.trackers import NoTracker
-from souping.trackers.trackio import TrackioTracker
-from souping.trackers.wandb import WandbTracker
+from souping.trackers import GuardedTracker, NoTracker, WandbTracker
 from tests.support.choices import differing, each
 
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-"))  # read when it is imported
 ROWS: dict[str, list[Tracker]] = {
     "none": [NoTracker()],
-    "trackio": [TrackioTracker()],
+    "trackio": [WandbTracker(module="trackio")],
     "wandb": [WandbTracker(mode="offline"), WandbTracker(mode="disabled")],
 }
 RECIPE = Recipe(ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32")
@@ -62,7 +60,7 @@ class TestTracker:
         self, make: Callable[[], Tracker], tmp_path: Path
     ) -> None:
         (tmp_path / "file").write_text("in the way")
-        tracker = make()
+        tracker = GuardedTracker(make())
         tracker.start({}, tmp_path / "file")
         tracker.log(trial(1))
         tracker.finish({}, tmp_path / "file")

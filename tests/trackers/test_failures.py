@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from souping.trackers import GuardedTracker, NoTracker
-from souping.trackers.wandb import WandbTracker, reachable
+from souping.trackers import GuardedTracker, NoTracker, WandbTracker
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type
 
@@ -74,30 +73,33 @@ def test_a_failing_wandb_warns_once_and_stops_nothing(
 
     monkeypatch.setattr(wandb, "init", broken)
     report, trials = sample(columns=2)
-    tracker = WandbTracker()
+    tracker = GuardedTracker(WandbTracker())
     tracker.start({}, tmp_path)
     for entry in trials[:3]:
         tracker.log(made(entry))
     tracker.finish(report, tmp_path)
-    assert capsys.readouterr().err.splitlines() == ["warning: wandb: RuntimeError: no service; the run goes on"]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: tracker WandbTracker: RuntimeError: no service")
 
 
 def test_a_failure_in_the_middle_warns_once_and_still_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import wandb
+
     report, trials = sample(columns=2)
-    tracker = WandbTracker()
+    tracker = GuardedTracker(WandbTracker())
     tracker.start({}, tmp_path)
 
     def broken(*_: object, **__: object) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr(type(tracker._session.run), "log", broken)
+    monkeypatch.setattr(type(wandb.run), "log", broken)
     for entry in trials[:3]:
         tracker.log(made(entry))
     tracker.finish(report, tmp_path)
     assert capsys.readouterr().err.count("\n") == 1
-    assert tracker._session.run is None
+    assert wandb.run is None
     assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
 
 
@@ -106,7 +108,6 @@ def test_online_without_a_key_records_offline_and_does_not_ask(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: True)
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
@@ -114,21 +115,17 @@ def test_online_without_a_key_records_offline_and_does_not_ask(
     assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
 
 
-def test_online_with_a_dead_server_records_offline_without_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "https://host.invalid"])
+def test_online_with_a_dead_server_records_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
 ) -> None:
-    import wandb
-
-    def never(**_: object) -> bool:
-        raise AssertionError("asked a dead server")
-
-    monkeypatch.setattr(wandb, "login", never)
-    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: False)
-    monkeypatch.setattr("souping.trackers.wandb.PROXIES", ())
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
-    assert "recorded offline" in capsys.readouterr().err
+    assert "offline" in capsys.readouterr().err
     assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
 
 
@@ -145,22 +142,9 @@ def test_a_server_that_refuses_the_run_leaves_an_offline_one(
         return real(**settings)
 
     monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
-    monkeypatch.setattr("souping.trackers.wandb.reachable", lambda address, timeout: True)
     monkeypatch.setattr(wandb, "init", refused)
     tracker = WandbTracker(mode="online")
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
-    assert "CommError, so the run is recorded offline" in capsys.readouterr().err
+    assert "CommError" in capsys.readouterr().err
     assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
-
-
-def test_a_closed_port_and_an_unknown_host_are_unreachable() -> None:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        port = listening.getsockname()[1]
-        assert reachable(f"http://127.0.0.1:{port}", 1.0)
-    assert not reachable(f"http://127.0.0.1:{port}", 1.0)
-    assert not reachable("https://host.invalid", 1.0)

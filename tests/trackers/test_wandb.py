@@ -10,7 +10,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.report.files import write_report, write_selection, write_trials
-from souping.trackers.wandb import WandbTracker
+from souping.trackers import WandbTracker
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type, tables_of
 
@@ -175,7 +175,7 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("settings", [{"timeout": 0.0}, {"timeout": float("nan")}, {"project": ""}])
 def test_settings_out_of_range_are_the_users_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"tracker\."):
+    with pytest.raises(UserError, match=rf"\({next(iter(settings))}="):
         WandbTracker(**settings)
 
 

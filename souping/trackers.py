@@ -1,0 +1,349 @@
+"""Trackers record a run elsewhere: nowhere (the default), in Weights & Biases, or in trackio."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from souping.core.fields import Name, Seconds, component
+from souping.core.protocols import Tracker
+from souping.core.text import first_line, install, named, safe
+from souping.core.types import Json, Missing, Trial, entries, number, part, texts
+
+FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
+SOUP = ("recipe.json", "README.md")
+"""Files of the artifact, if the run wrote them: from its directory and from its soup. The plots are added."""
+
+
+@component
+class NoTracker(Tracker):
+    """Tracker that records nothing: everything a run writes is in its directory."""
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
+
+    def log(self, trial: Trial) -> None: ...
+
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None: ...
+
+
+@dataclass
+class GuardedTracker(Tracker):
+    """Another tracker whose first failure is a warning and ends its recording, but not the run.
+
+    A tracker that started is finished once, even after a failure: it may hold a file or a session.
+    """
+
+    inner: Tracker
+    _started: bool = field(default=False, init=False)
+    _failed: bool = field(default=False, init=False)
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+        self._try(lambda: self.inner.start(config, run_dir))
+        self._started = not self._failed
+
+    def log(self, trial: Trial) -> None:
+        if not self._failed:
+            self._try(lambda: self.inner.log(trial))
+
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+        if self._started:
+            self._started = False
+            self._try(lambda: self.inner.finish(report, run_dir, soup))
+
+    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+        self._try(lambda: self.inner.summarise(jobs, run_dir))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # any failure of a tracker is a warning, by contract
+            if not self._failed:
+                what = f"{named(self.inner)}: {type(error).__name__}: {first_line(error)}"
+                print(f"warning: tracker {what}; the run goes on without it", file=sys.stderr)
+            self._failed = True
+
+
+@dataclass
+class Session:
+    """State of a tracker between its calls; `run` is the module's own, None while closed."""
+
+    run: Any = None
+    hint: str = ""
+    exit_code: int = 0
+    trials: list[dict[str, Json]] = field(default_factory=list)
+    exits: ExitStack = field(default_factory=ExitStack)
+
+
+@component
+class WandbTracker(Tracker):
+    """Recording of a run by wandb, or by a module with the same interface: trackio.
+
+    `group` gathers the jobs of a multirun; the name defaults to the run's name and directory. `entity`, `mode`, `tags`,
+    `job_type` and `timeout` are for wandb: None leaves a choice to its environment variables, and `timeout` is in
+    seconds, for opening a run and for closing it. wandb's files are in the run's directory, under `wandb/`.
+    `space_id` is for trackio: without one, its records stay on this machine.
+    """
+
+    module: Literal["wandb", "trackio"] = "wandb"
+    project: Name = "souping"
+    group: str | None = None
+    name: str | None = None
+    entity: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: list[str] = field(default_factory=list)
+    job_type: str = "run"
+    timeout: Seconds = 10.0
+    space_id: str | None = None
+    _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
+
+    def needs(self) -> list[Missing]:
+        return [] if find_spec(self.module) else [Missing(what=self.module, mends=install(self.module))]
+
+    @property
+    def hint(self) -> str:
+        return self._session.hint
+
+    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+        """Open a run that holds the resolved configuration."""
+        session, folder = self._session, run_dir.absolute()  # wandb's service keeps the directory it was started in
+        session.exits.close()
+        session.hint, session.exit_code, session.trials = "", 0, []
+        with ExitStack() as exits:
+            if self.module == "wandb":
+                exits.enter_context(_wandb_environment(folder / "wandb"))
+            session.run = self._open(config, folder)
+            exits.push(self._close)
+            session.exits = exits.pop_all()
+
+    def log(self, trial: Trial) -> None:
+        """Log one point. The step counts points, since trials may arrive out of order."""
+        session = self._session
+        if session.run is not None:
+            session.trials.append(_point(trial, session.trials))
+            with _silence():
+                session.run.log(session.trials[-1], step=len(session.trials) - 1)
+
+    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+        """Log summary, tables, plots and artifact, then close the run, as failed if an error is passing through."""
+        session = self._session
+        session.exit_code = int(report is None and sys.exc_info()[0] is not None)
+        with session.exits:
+            if report is not None and session.run is not None:
+                self._log_report(report, run_dir, soup)
+
+    def _log_report(self, report: Mapping[str, Json], run_dir: Path, soup: Path | None) -> None:
+        api, run = import_module(self.module), self._session.run
+        pictures = {f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))}
+        tables = {name: self._table(*rows) for name, rows in _tables(report, self._session.trials).items()}
+        with _silence():
+            images = {name: api.Image(str(path)) for name, path in pictures.items()}
+            run.log({**_summary(report), **tables, **images})
+        if self.module == "wandb":
+            self._log_files(run_dir, soup, list(pictures.values()))
+
+    def _log_files(self, run_dir: Path, soup: Path | None, pictures: Sequence[Path]) -> None:
+        import wandb
+
+        run = self._session.run
+        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        files = {name: run_dir / name for name in FILES} | {f"plots/{path.name}": path for path in pictures}
+        files |= {f"soup/{name}": soup / name for name in SOUP if soup is not None}
+        for name, path in files.items():
+            if path.is_file():
+                artifact.add_file(str(path), name=name, policy="immutable")  # no copy in a staging area
+        run.log_artifact(artifact)
+
+    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+        """Add one run (job type `summary`) to the jobs' group: a table with one row per job, and the best job.
+
+        `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
+        `run_dir` is the multirun's.
+        """
+        tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
+        tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
+        with tracker._session.exits, _silence():
+            tracker._session.run.log({"jobs": tracker._table(*_job_table(jobs)), **_best_job(jobs)})
+
+    def _open(self, config: Mapping[str, Json], folder: Path) -> Any:
+        name = self.name or f"{config.get('name', 'souping')}-{folder.name}"
+        common = {"project": self.project, "name": name, "group": self.group, "config": dict(config)}
+        if self.module == "wandb":
+            return self._open_wandb(common, folder)
+        self._session.hint = "" if self.space_id else f"trackio show --project {shlex.quote(self.project)}"
+        with _silence():
+            return import_module(self.module).init(
+                **common, space_id=self.space_id, embed=False, auto_log_gpu=False, auto_log_cpu=False
+            )
+
+    def _open_wandb(self, common: Mapping[str, Any], folder: Path) -> Any:
+        """An online run only if there is a key and the server accepts it, else an offline one and a warning.
+
+        Without the login first, `wandb.init` would ask a terminal for a key.
+        """
+        import wandb
+
+        mode = self.mode or os.environ.get("WANDB_MODE") or "online"
+        if mode == "online":
+            try:
+                with _silence():
+                    if wandb.login(prompt=False):
+                        return self._init_wandb(common, "online", folder)
+                why = "no API key (`wandb login`)"
+            except Exception as error:  # whatever a server or a network does
+                why = f"{type(error).__name__}: {first_line(error)}"
+            print(f"warning: wandb: {why}; recording offline, `wandb sync` sends it later", file=sys.stderr)
+            mode = "offline"
+        with _silence():
+            run = self._init_wandb(common, mode, folder)
+        if run.offline:
+            self._session.hint = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
+        return run
+
+    def _init_wandb(self, common: Mapping[str, Any], mode: str, folder: Path) -> Any:
+        """No console capture, no git, no machine statistics, bounded waits."""
+        import wandb
+
+        quiet = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            disable_job_creation=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            init_timeout=self.timeout,
+            finish_timeout=self.timeout,
+        )
+        own: dict[str, Any] = {"entity": self.entity, "tags": self.tags, "job_type": self.job_type, "mode": mode}
+        return wandb.init(**common, **own, dir=str(folder), settings=quiet, reinit="finish_previous")
+
+    def _close(self, *_: object) -> None:
+        run, self._session.run = self._session.run, None
+        code = {"exit_code": self._session.exit_code} if self.module == "wandb" else {}
+        with _silence():
+            run.finish(**code)
+
+    def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
+        """A table of the module; lists and mappings, which its cells cannot hold, as text."""
+        plain = [
+            [value if value is None or isinstance(value, int | float) else safe(str(value)) for value in row]
+            for row in rows
+        ]
+        api = import_module(self.module)
+        return api.Table(columns=[safe(name) for name in columns], data=plain, allow_mixed_types=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what a tracker prints off the terminal."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextmanager
+def _wandb_environment(folder: Path) -> Iterator[None]:
+    """Keep wandb's data and cache in a folder: for these it reads variables, not its settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DATA_DIR": str(folder / "data"),
+        "WANDB_CACHE_DIR": str(folder / "cache"),
+    }
+    before = {name: os.environ.pop(name, None) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """A trial as numbers: objective, best so far, categories, weights.
+
+    A soup that was dropped early has no score: means over a few items cannot be compared.
+    """
+    result = trial.result
+    point: dict[str, Json] = {"trial": trial.number}
+    if trial.whole:
+        scores = [*(value for one in earlier if (value := number(one.get("objective"))) is not None), result.objective]
+        point |= {"objective": result.objective, "best": max(scores)}
+        point |= {f"category/{name}": value for name, value in result.categories.items()}
+    weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
+    point |= {f"weight/{name}": weight for name, weight in weights.items()}
+    return point | {"items": result.items, "reused": trial.reused}
+
+
+def _summary(report: Mapping[str, Json]) -> dict[str, Json]:
+    verdict, cost = part(report, "verdict"), part(report, "cost")
+    flat = {
+        "claim": verdict.get("claim"),
+        "verdict": verdict.get("sentence"),
+        "p_value": verdict.get("p_value"),
+        "recipe_id": part(report, "recipe").get("id"),
+        "search_objective": part(report, "objective").get("search"),
+        **{f"cost/{name}": value for name, value in cost.items() if not isinstance(value, Mapping)},
+        **{f"cost/search/{name}": number(value) for name, value in part(cost, "search").items()},
+    }
+    for row in entries(report, "rows"):
+        if row["kind"] in ("soup", "best_single"):
+            flat[f"report/{row['kind']}"] = part(row, "objective").get("mean")
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def _tables(
+    report: Mapping[str, Json], trials: Sequence[Mapping[str, Json]]
+) -> dict[str, tuple[list[str], list[list[Json]]]]:
+    """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
+    rows, compared = entries(report, "rows"), entries(report, "comparisons")
+    categories = list(dict.fromkeys(name for row in rows for name in part(row, "scores")))
+    whole = ("mean", "low", "high", "n")
+    lines = [
+        [row["name"], row["kind"], *(part(row, "objective").get(key) for key in whole)]
+        + [part(part(row, "scores"), name).get("mean") for name in categories]
+        for row in rows
+    ]
+    tables = {"rows": (["name", "kind", "objective", *whole[1:], *categories], lines)}
+    for name, records in (("comparisons", compared), ("trials", trials)):
+        columns = list(dict.fromkeys(key for record in records for key in record))
+        tables[name] = columns, [[record.get(key) for key in columns] for record in records]
+    return {name: table for name, table in tables.items() if table[1]}
+
+
+def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list[Json]]]:
+    """(columns, rows) of a multirun's jobs, with one column for each key that they override."""
+    words = [texts(job, "overrides") for job in jobs]
+    values = [dict(word.split("=", 1) for word in some if "=" in word) for some in words]
+    keys = sorted({key for one in values for key in one})
+    rows = [
+        [
+            str(job["job"]),
+            job["objective"],
+            *map(one.get, keys),
+            " ".join(some),
+            str(job["run_dir"]),
+            job.get("refused", ""),
+        ]
+        for job, some, one in zip(jobs, words, values, strict=True)
+    ]
+    return ["job", "objective", *keys, "overrides", "run_dir", "refused"], rows
+
+
+def _best_job(jobs: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    scores = [(value, str(job["job"])) for job in jobs if (value := number(job["objective"])) is not None]
+    best = max(scores, key=lambda pair: pair[0], default=None)
+    return {"best_objective": best[0], "best_job": best[1]} if best else {}
