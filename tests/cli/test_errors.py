@@ -155,7 +155,12 @@ def test_files_that_libraries_refuse(
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ 1/0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages + 1 }}"]
+    "template",
+    [
+        "{{ 1/0 }}",
+        pytest.param("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", marks=pytest.mark.slow),
+        pytest.param("{{ messages + 1 }}", marks=pytest.mark.slow),
+    ],
 )
 def test_chat_templates_that_fail(family: Path, souping: Cli, tmp_path: Path, template: str) -> None:
     folders = [Path(shutil.copytree(family / name, tmp_path / name)) for name in ("ant", "bee")]

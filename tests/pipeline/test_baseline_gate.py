@@ -140,6 +140,7 @@ class TestRuns:
         assert souping(*call, "expected={ant:97}", "store.path=store.sqlite").code == 2
         assert stored(tmp_path / "store.sqlite") == kept
 
+    @pytest.mark.slow
     def test_warn_goes_on_and_the_report_says_it(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
         done = souping(*arguments(echo), "expected={bee:99}", "gate=warn", "hydra.run.dir=out")
         assert done.code == 0, done.err

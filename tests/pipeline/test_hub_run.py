@@ -145,6 +145,7 @@ def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub,
     assert "org/cat is neither a folder here nor in the Hub's cache" in third.stderr
 
 
+@pytest.mark.slow
 def test_adapters_bring_their_base_from_the_hub(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
     for seed, name in enumerate(("one", "two")):
         modules = {"model.layers.0.self_attn.q_proj": 2, "model.layers.1.mlp.up_proj": 4}

@@ -90,6 +90,7 @@ def test_the_report_fold_is_never_asked_and_a_run_after_it_is_the_first_look(
     assert "left_out" not in report["folds"]
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_column(family: Path, souping: Cli, tmp_path: Path) -> None:
     base = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=uniform", "stop_after=search"]
     done = souping("-m", *base, "limit=2,3", "hydra.sweep.dir=sweep")

@@ -60,6 +60,7 @@ def test_a_look_is_one_whatever_the_file_is_called_and_another_for_every_soup_an
     assert looks() == 1
 
 
+@pytest.mark.slow
 def test_a_recipe_is_not_reported_on_what_an_earlier_run_chose_it_on(
     run: Callable[..., dict[str, Any]], family: Path, tmp_path: Path
 ) -> None:

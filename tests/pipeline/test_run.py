@@ -138,6 +138,7 @@ def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_
     assert "nothing to soup" in done.out + done.out + done.err
 
 
+@pytest.mark.slow
 def test_a_multirun_shares_the_store_and_returns_objectives(family: Path, souping: Cli, tmp_path: Path) -> None:
     pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
     done = souping("-m", *pool, "optimiser=grid", "seed=0,1")

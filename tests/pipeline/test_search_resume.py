@@ -58,6 +58,7 @@ def test_a_killed_search_ends_as_one_that_was_not(family: Path, souping: Cli, tm
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
 
 
+@pytest.mark.slow
 def test_a_larger_budget_goes_on_and_a_repetition_asks_nothing(family: Path, souping: Cli, tmp_path: Path) -> None:
     for name, budget in (("small", 300), ("large", 600), ("again", 600)):
         done = souping(*call(family, f"optimiser.budget={budget}"), f"hydra.run.dir={name}")

@@ -211,6 +211,7 @@ class TestRuns:
         assert again.code == 0, again.err
         assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
 
+    @pytest.mark.slow
     def test_an_evaluator_of_its_own(self, family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
         node = "{_target_: souping.evaluate.generate.LocalEvaluator, max_new_tokens: 2, threads: 1}"
         entry = "{" + f"name: short, path: {side}, evaluator: {node}" + "}"

@@ -202,6 +202,7 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     assert hub.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_refusal_at_the_end_costs_nothing_either(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
     assert "## Rebuild" in card
 
 
+@pytest.mark.slow
 def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
     base = b"---\nlicense: llama3.1\n---\n"
     hub.add("org/base", {**files_of(family / "base"), "README.md": base})

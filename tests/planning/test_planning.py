@@ -233,6 +233,7 @@ class TestOutlines:
         assert HarnessEvaluator(tasks=["mgsm_native_cot_de", "hellaswag"]).outline() == ()
         assert LocalEvaluator().outline() == ()
 
+    @pytest.mark.slow
     def test_an_experiment_is_planned_without_its_tools(self, souping: Cli, tmp_path: Path) -> None:
         done = souping("+experiment=bfcl_8b", "evaluator.dir=nowhere", "plan=true", "hydra.run.dir=out")
         assert done.code == 0, done.err
