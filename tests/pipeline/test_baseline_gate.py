@@ -166,10 +166,10 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("setting", "needles"),
         [
-            ("expected={antt:9}", ["expected.antt is not a candidate", "did you mean ant?"]),
-            ("expected={ant:{gren:9}}", ["expected.ant.gren is not a category", "did you mean green?"]),
+            ("expected={antt:9}", ["expected: candidate=antt", "did you mean ant?"]),
+            ("expected={ant:{gren:9}}", ["expected.ant: category=gren", "did you mean green?"]),
             ("expected={ant:lots}", ["expected.ant='lots'"]),
-            ("gate=wran", ["gate='wran' must be one of error, warn, off", "did you mean warn?"]),
+            ("gate=wran", ["gate='wran'", "did you mean warn?"]),
         ],
     )
     def test_unknown_names_are_refused_before_work(

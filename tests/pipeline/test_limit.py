@@ -122,5 +122,5 @@ def test_excluded_categories_are_not_used_and_dropped_ones_stay(family: Path, so
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["objective"]["coefficients"] == {"green": 0.5, "blue": 0.5}
-    souping(*base, "benchmark.exclude=[rad]").refused("benchmark.exclude: 'rad' is no category", "did you mean red?")
+    souping(*base, "benchmark.exclude=[rad]").refused("benchmark.exclude=rad", "did you mean red?")
     souping(*base, "selector=topk", "selector.drop=[blu]").refused("selector.drop", "did you mean blue?")

@@ -143,8 +143,8 @@ class TestAgainstRuns:
     @pytest.mark.parametrize(
         ("setting", "needle"),
         [
-            ("expected={antt:50}", "expected.antt is not a candidate"),
-            ("optimiser.budget=3", "optimiser.budget=3 is less than"),
+            ("expected={antt:50}", "expected: candidate=antt"),
+            ("optimiser.budget=3", "optimiser.budget=3 "),
             ("also=[hellaswag,hellaswag]", "two entries are called 'hellaswag'"),
         ],
     )

@@ -79,14 +79,14 @@ CASES: dict[str, tuple[Overrides, str]] = {
     "one category": (one_category, "needs at least 2 categories"),
     "too few items": (too_few_items, "category 'blue' has no items in fold"),
     "no chat template": (no_chat_template, "chat messages need a chat template"),
-    "budget": (small_budget, "optimiser.budget=3 is less than"),
+    "budget": (small_budget, "optimiser.budget=3 "),
     "grid": (coarse_grid, "optimiser=grid has no point for 4 ingredients"),
-    "expected": (unknown_expected, "expected.antt is not a candidate"),
+    "expected": (unknown_expected, "expected: candidate=antt"),
     "k": (more_than_there_are, "selector.k=9 is more than the 4 candidates"),
     "slerp": (slerp_of_four, "exactly 2 ingredients"),
     "overrides": (overrides_of_nothing, "matches no tensor"),
     "weights": (two_weights_for_four, "optimiser.weights has 2 weights"),
-    "objective": (unknown_category, "objective names category 'reed'"),
+    "objective": (unknown_category, "objective: category=reed"),
 }
 
 

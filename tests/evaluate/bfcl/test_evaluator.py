@@ -167,7 +167,7 @@ class TestFailures:
 
     def test_settings_out_of_range(self) -> None:
         for key, wrong in {"limit": 0, "threads": 0, "max_tokens": 0, "batch_size": 0, "temperature": -1.0}.items():
-            with pytest.raises(UserError, match=rf"evaluator\.{key}="):
+            with pytest.raises(UserError, match=rf"\b{key}="):
                 BfclEvaluator(server=SERVER, **{key: wrong})  # type: ignore[arg-type]
         with pytest.raises(UserError, match="names a handler twice"):
             BfclEvaluator(server=SERVER, soup_handlers=["plain", "plain"])
@@ -178,9 +178,9 @@ class TestFailures:
             _ = evaluator.benchmark
 
     def test_unknown_candidates_and_handlers(self, bfcl: Environment) -> None:
-        with pytest.raises(UserError, match=r"'java_cok' is not a candidate .*; did you mean java_cook"):
+        with pytest.raises(UserError, match=r"evaluator\.handlers=java_cok .*did you mean java_cook"):
             BfclEvaluator(server=SERVER, categories=["live"], handlers={"java_cok": "plain"}).check(["java_cook"])
-        with pytest.raises(UserError, match="'plaid' is neither"):
+        with pytest.raises(UserError, match=r"evaluator\.handler=plaid"):
             BfclEvaluator(server=SERVER, categories=["live"], soup_handlers=["plaid"]).check(["java_cook"])
 
 
@@ -214,7 +214,7 @@ class TestHandlers:
             BfclEvaluator(server=SERVER, samples=2)  # 0.001 is as good as 0
         with pytest.raises(UserError, match=r"replicates=2 is for greedy answers"):
             BfclEvaluator(server=VllmServer(), temperature=0.6, replicates=2)
-        with pytest.raises(UserError, match=r"aggregate=majority must be mean or pass"):
+        with pytest.raises(UserError, match=r"aggregate='majority'"):
             BfclEvaluator(server=SERVER, aggregate="majority")  # type: ignore[arg-type]
         assert BfclEvaluator(server=SERVER, replicates=2).answers == 2
 

@@ -87,7 +87,7 @@ class TestFingerprint:
     ids=str,
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"engine\.{next(iter(change))}=") as told:
+    with pytest.raises(UserError, match=rf"VllmEngine\({next(iter(change))}=") as told:
         VllmEngine(**change)
     assert "\n" not in str(told.value)
 
@@ -308,7 +308,7 @@ class TestTheWayOfASoup:
         assert rule == {"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": 0.0}
 
     def test_penalties_that_it_does_not_know_are_refused(self) -> None:
-        with pytest.raises(UserError, match=r"engine=vllm has no no_repeat_ngram_size, .*evaluator.generation=model"):
+        with pytest.raises(UserError, match=r"engine=vllm has no no_repeat_ngram_size .*evaluator.generation=model"):
             check_decoding(Decoding(penalties={"no_repeat_ngram_size": 3}))
         check_decoding(Decoding(penalties={"repetition_penalty": 1.3}))
 

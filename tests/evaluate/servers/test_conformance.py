@@ -46,7 +46,7 @@ def test_what_changes_no_answer_changes_no_settings(server: Any) -> None:
     ids=str,
 )
 def test_values_out_of_range_are_refused(server: Any, change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"server\.\w+="):
+    with pytest.raises(UserError, match=r"server\.\w+=|Server\(\w+="):
         replace(server, **change)
 
 
