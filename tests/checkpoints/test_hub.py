@@ -204,7 +204,7 @@ class TestBrokenOff:
     def parts(self) -> list[Path]:
         return list((storage("org/big") / "blobs").glob("*.incomplete"))
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
     def test_an_end_by_a_signal_leaves_no_part(self, hub: Hub, tmp_path: Path, number: int) -> None:
         process = self.started(hub, tmp_path)
         process.send_signal(number)
