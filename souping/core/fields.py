@@ -106,7 +106,7 @@ def _check_fields(one: Any) -> None:
             continue
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
-        elif isinstance(value, Path) and not fits(value, hints[each.name]):
+        elif isinstance(value, Path) and fits(str(value), hints[each.name]):
             value = str(value)
         object.__setattr__(one, each.name, value)
         if wrong := mismatch(value, hints[each.name]):
