@@ -112,7 +112,7 @@ def test_other_settings_make_another_backend(backend: MergeBackend) -> None:
     assert type(other) is type(backend)
     assert (other.dtype, other.base) == ("float32", "somewhere")
     assert backend.dtype is None
-    with pytest.raises(UserError, match=r"merge\.dtype=float8"):
+    with pytest.raises(UserError, match=r"dtype="):
         backend.with_settings({"dtype": "float8"})
 
 
