@@ -180,6 +180,17 @@ def hold(folder: Path) -> IO[str]:
     return file
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process that asks has the folder, and keep it until the end of the block."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sweep(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for left in folders:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from souping.core.files import nearby
+from souping.core.files import locked, nearby
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError, elements, entries, number, part, texts
 from souping.pipeline.schedule import Stage
 from souping.pipeline.settings import RunSettings
@@ -64,8 +64,10 @@ def analyse_again(run: RunSettings) -> list[Path]:
             return []
         for name, stage in asked.items():
             stages.analyse(name, stage)
-    report = {**known.report, "analyses": {**part(known.report, "analyses"), **stages.analyses}}
-    return write_report(report, known.trials, run.run_dir)
+    with locked(run.run_dir):  # another process may have added analyses meanwhile, or be about to
+        known = FinishedRun.read(run.run_dir)
+        report = {**known.report, "analyses": {**part(known.report, "analyses"), **stages.analyses}}
+        return write_report(report, known.trials, run.run_dir)
 
 
 def _check_items(stages: RunStages, known: FinishedRun) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from souping.analysis import RunScores
+from souping.analysis.wins import Wins
 from tests.conftest import Cli, pool_of
 
 FREE = {"consistency", "parents", "surface", "wins"}
@@ -191,3 +193,20 @@ def test_items_that_changed_are_told(run: Path, family: Path, souping: Cli, tmp_
 def test_a_run_that_ended_early_is_none(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family), "stop_after=select", "selector=all", "hydra.run.dir=early").code == 0
     souping("analyse", "early").refused("early: no report.json")
+
+
+def test_what_another_process_adds_meanwhile_stays(
+    run: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Shapley takes hours and wins a second: whichever ends last writes both."""
+    made = Wins.analyse
+
+    def slowly(self: Wins, scores: RunScores) -> Any:
+        report = json.loads((run / "report.json").read_text())
+        report["analyses"]["elsewhere"] = {"sentences": ["Made by another process."]}
+        (run / "report.json").write_text(json.dumps(report))
+        return made(self, scores)
+
+    monkeypatch.setattr(Wins, "analyse", slowly)
+    assert souping("analyse", "run", "analysis=[wins]").code == 0
+    assert {"elsewhere", "wins"} <= set(analyses_of(run))
