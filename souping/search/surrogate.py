@@ -65,7 +65,7 @@ class SoupModel:
     @property
     def left(self) -> NDArray[np.bool_]:
         """Blocks that were not asked [S, C, B]."""
-        return np.isfinite(self.size) & ~self.asked
+        return np.asarray(np.isfinite(self.size) & ~self.asked)
 
     def ask_rest(self, soup: int) -> None:
         """Mark all of the fold as asked of a soup."""

@@ -166,7 +166,7 @@ def test_an_analysis_of_ones_own_is_made_shown_and_never_ends_a_run(
         (("run", "analysis=shapley", "shapley.value=winner"), ("needs the base model: set merge.base=FOLDER",)),
         (("run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),
         (("run", "colour=red"), ("colour is not a key",)),
-        (("run", "merge.dtype=float16"), ("other merge settings",)),
+        (("run", "merge.dtype=float16"), ("merge settings",)),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(
