@@ -175,11 +175,7 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("settings", [{"timeout": 0.0}, {"timeout": float("nan")}, {"project": ""}])
 def test_settings_out_of_range_are_the_users_error(settings: dict[str, Any]) -> None:
-<<<<<<< HEAD
     with pytest.raises(UserError, match=rf"\({next(iter(settings))}="):
-=======
-    with pytest.raises(UserError, match=r"^WandbTracker\("):
->>>>>>> w2/fields
         WandbTracker(**settings)
 
 
