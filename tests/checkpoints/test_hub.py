@@ -21,6 +21,7 @@ from souping.checkpoints import hub as online
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Checkpoint, fingerprint
 from souping.checkpoints.hub.client import HubName, parse
 from souping.checkpoints.hub.download import RemoteFile, download_files, storage
+from souping.core.child import call
 from souping.core.types import UserError
 from tests.conftest import ROOT
 from tests.support.hub import LARGE, Hub, User, files_of, serving
@@ -45,13 +46,13 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests without the child process that bounds them in time and memory; pickled as for the child."""
 
-    def call(
+    def at_once(
         function: Callable[..., Any], arguments: tuple[object, ...], report: Callable[[int, int], None] | None, **_: Any
     ) -> Any:
         function, arguments = pickle.loads(pickle.dumps((function, arguments)))
         return pickle.loads(pickle.dumps(function(*arguments, **({"report": report} if report else {}))))
 
-    monkeypatch.setattr(online, "call", call)
+    monkeypatch.setattr(online, "call", at_once)
 
 
 @pytest.fixture
@@ -382,7 +383,9 @@ class TestHostile:
         evil.swapped.clear()
         assert fetch("org/evil").folder.is_dir()
 
-    def test_bodies_that_never_end(self, evil: Hub, tmp_path: Path) -> None:
+    def test_bodies_that_never_end(self, evil: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In a child process: threads of this one would read on after the refusal."""
+        monkeypatch.setattr(online, "call", call)
         evil.endless = True
         self.refused("sends more than the .* bytes that it listed")
         assert sum(path.stat().st_size for path in (tmp_path / "hub").rglob("*") if path.is_file()) < 100_000
