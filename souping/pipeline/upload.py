@@ -22,8 +22,6 @@ from souping.core.types import Json, LateError, UserError
 if TYPE_CHECKING:
     from huggingface_hub import CardData, HfApi
 
-    from souping.report.cards import Licence
-
 CARD, RECIPE, REPORT = "README.md", "recipe.json", "report.json"
 KEPT = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
@@ -118,9 +116,9 @@ def _check_repository(goal: Target, api: HfApi) -> None:
 def push(goal: Target, folder: Path, report: Path | None = None, store: Path | None = None) -> str:
     """Send a soup's folder, with the card that its report makes, as one commit; the commit's address.
 
-    `report` is the run's report.json (default: one that lies beside the folder and is of this soup). `store` knows
-    the folders of ingredients that are not from the Hub, whose licences are read there. Files of an earlier soup that
-    this one does not have are removed by the same commit.
+    `report` is the run's report.json (default: the one beside the folder, if it is of this soup). `store` knows the
+    folders of ingredients that are not from the Hub: their licences are read there. The same commit removes files of
+    an earlier soup that this one does not have.
 
     Raises:
         LateError: the Hub refused or could not be reached; the folder is as it was and the line says how to go on.
@@ -130,16 +128,18 @@ def push(goal: Target, folder: Path, report: Path | None = None, store: Path | N
     recipe = _json(folder / RECIPE)
     if recipe is None or "ingredients" not in recipe:
         raise UserError(f"{folder} holds no {RECIPE}: it is not a soup's folder")
-    card = card_of(folder, recipe, report, store)
-    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CARD}
+    files: dict[str, Path | bytes] = {
+        str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    files[CARD] = card_of(folder, recipe, report, store).encode()
     api = HfApi()
     try:
         api.create_repo(goal.repo, private=goal.private or None, exist_ok=True)
         _check_repository(goal, api)
         old = [s.rfilename for s in api.model_info(goal.repo).siblings or []]
-        operations: list[Any] = [CommitOperationAdd(CARD, card.encode())]
-        operations += [CommitOperationAdd(name, path) for name, path in files.items()]
-        operations += [CommitOperationDelete(name) for name in old if name not in (*files, *KEPT, CARD)]
+        # `upload_folder` makes several commits of a large folder: a repository would hold half a soup meanwhile
+        operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations += [CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)]
         done = api.create_commit(goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}")
     except UserError:
         raise
@@ -150,31 +150,31 @@ def push(goal: Target, folder: Path, report: Path | None = None, store: Path | N
 
 
 def card_of(folder: Path, recipe: Mapping[str, Any], report: Path | None, store: Path | None) -> str:
-    """The card for the Hub: from the run's report, else the folder's own with the licence put in."""
+    """The card for the Hub: from the run's report, else the folder's own with the licences of the ingredients."""
     from souping.report.cards import card, relicensed
 
-    licence = licence_of(recipe, store)
+    licences = licences_of(recipe, store)
     written = _json(report or folder.absolute().parent / REPORT) or {}
     if (written.get("recipe") or {}).get("id") == recipe.get("id"):
-        return card(written, licence)
+        return card(written, licences)
     own = folder / CARD
     try:
-        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licence)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"{own}: cannot be read as a model card: {reason}: mend it, or delete it") from error
+        return relicensed(own.read_text("utf-8") if own.is_file() else card({"recipe": recipe}), licences)
+    except ValueError as error:
+        raise UserError(
+            f"{own}: cannot be read as a model card: {first_line(error)}: correct it, or delete it"
+        ) from error
 
 
-def licence_of(recipe: Mapping[str, Any], store: Path | None = None) -> Licence:
-    """The licence that a recipe's ingredients, and a base model that it names, allow."""
-    from souping.report.cards import combine, public_name
+def licences_of(recipe: Mapping[str, Any], store: Path | None = None) -> dict[str, str]:
+    """{name: licence} of a recipe's ingredients and of a base model that it names."""
+    from souping.report.cards import public_name
 
     prints = dict(zip(recipe["ingredients"], recipe.get("fingerprints") or [], strict=False))
     base = (recipe.get("settings") or {}).get("base")
     prints |= {"the base model": base} if isinstance(base, str) else {}
-    folders = _folders(prints, store)
-    sources = {**folders, **(recipe.get("sources") or {})}
-    return combine({public_name(name): _licence(str(sources.get(name, ""))) for name in prints})
+    sources = {**_folders(prints, store), **(recipe.get("sources") or {})}
+    return {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
 
 
 def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:

@@ -1,9 +1,4 @@
-"""Model card of a soup: recipe and use, and once there is a report its verdict and scores, and on the Hub a licence.
-
-Which licence a soup can have: the strictest of its ingredients', where that one takes in all the others. Names are the
-Hub's (https://huggingface.co/docs/hub/repositories-licenses). This is a reading of the licences' own compatibility
-rules for the usual cases and no legal advice; what it does not know becomes `other`, with the list.
-"""
+"""Model card of a soup: recipe and use, the report's verdict and scores, and on the Hub its ingredients' licences."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from souping.core.types import Json, entries, number, part, texts
@@ -27,54 +21,18 @@ if TYPE_CHECKING:
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 """Overrides of a rebuild that hold on every machine."""
-PERMISSIVE = (
-    "cc0-1.0", "unlicense", "wtfpl", "pddl", "mit", "isc", "zlib", "bsl-1.0", "ncsa", "postgresql", "bsd",
-    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "ecl-2.0", "afl-3.0", "apache-2.0",
-)  # fmt: skip
-"""From the loosest to the strictest; each may go into every later one, and into the licences below."""
-OWN_TERMS = (
-    "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "openrail", "openrail++",
-    "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "openmdw-1.0",
-    "apple-amlr", "deepfloyd", "grok2-community",
-)  # fmt: skip
-"""Licences that take in permissive ones and nothing else."""
-CHAINS = (
-    (*PERMISSIVE, "cc-by-4.0", "cc-by-sa-4.0", "gpl-3.0", "agpl-3.0"),
-    (*PERMISSIVE, "mpl-2.0", "lgpl-3.0", "gpl-3.0", "agpl-3.0"),
-    (*PERMISSIVE, "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
-    *((*PERMISSIVE, name) for name in OWN_TERMS),
-)
-"""In a chain, the whole may have the licence of its last member. Two licences of no common chain do not go together."""
-NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd-.*")
-LLAMA = {
-    "llama3": ("Llama 3", "Built with Meta Llama 3"),
-    "llama3.1": ("Llama", "Built with Llama"),
-    "llama3.2": ("Llama", "Built with Llama"),
-    "llama3.3": ("Llama", "Built with Llama"),
-    "llama4": ("Llama", "Built with Llama"),
-}
-"""{licence: (what the name of a model made from it must begin with, what must be shown)}, from the licences' 1.b.i."""
 
 
-@dataclass(frozen=True)
-class Licence:
-    """Soup's licence as the Hub's card names it; `name` only for `other`. `notes` are for readers of the card."""
-
-    id: str
-    name: str = ""
-    notes: tuple[str, ...] = ()
-
-
-def card(parts: Report, licence: Licence | None = None) -> str:
-    """README.md of a soup, with the Hub's front matter.
+def card(parts: Report, licences: Mapping[str, str] | None = None) -> str:
+    """README.md of a soup, with the Hub's front matter; `licences` are {ingredient: the Hub's name, "" if unknown}.
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. Numbers are the report
     fold's and nothing else's: before there is a report the card has none. No date and no timing enters, and of a
     path-like name its last part alone.
     """
     known = named(parts)
-    blocks = [*head(known), *_evidence(known), *_usage(known), *rebuild(known), *_licence(licence)]
-    return "\n\n".join(block for block in [_front(known, licence), *blocks] if block) + "\n"
+    blocks = [*head(known), *_evidence(known), *_usage(known), *rebuild(known), *_licence(licences)]
+    return "\n\n".join(block for block in [_front(known, licences), *blocks] if block) + "\n"
 
 
 def named(parts: Report) -> Report:
@@ -168,8 +126,8 @@ def _method(parts: Report) -> str:
     return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
 
 
-def relicensed(text: str, licence: Licence) -> str:
-    """The card beside a soup, with the licence changed.
+def relicensed(text: str, licences: Mapping[str, str]) -> str:
+    """A soup's card with the licences replaced.
 
     Raises:
         ValueError: its front matter cannot be read.
@@ -181,19 +139,18 @@ def relicensed(text: str, licence: Licence) -> str:
         made = ModelCard(text, ignore_metadata_errors=True)
     except YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    for key, value in _licence_keys(licence).items():
+    for key, value in _licence_keys(licences).items():
         setattr(made.data, key, value)
-    notes = "\n\n".join(_licence(licence))
     body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", made.text, flags=re.DOTALL).strip()
-    return f"---\n{made.data.to_yaml()}\n---\n\n{body}{f'{chr(10) * 2}{notes}' if notes else ''}\n"
+    return "\n\n".join([f"---\n{made.data.to_yaml()}\n---", body, *_licence(licences)]) + "\n"
 
 
-def _front(known: Report, licence: Licence | None) -> str:
+def _front(known: Report, licences: Mapping[str, str] | None) -> str:
     """The front matter. Names that the Hub cannot have are left out; results are put in by the Hub's own writer."""
     recipe = part(known, "recipe")
     parents = parents_named(recipe)
     table: dict[str, Json] = {"base_model": parents} if parents else {}
-    table |= {"library_name": "transformers", **_licence_keys(licence), "tags": ["merge", "souping"]}
+    table |= {"library_name": "transformers", **_licence_keys(licences), "tags": ["merge", "souping"]}
     table |= {"base_model_relation": "merge"} if parents else {}
     if not entries(known, "rows"):
         import yaml
@@ -209,12 +166,14 @@ def _front(known: Report, licence: Licence | None) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _licence_keys(licence: Licence | None) -> dict[str, str]:
-    """The Hub wants a name and a link beside `other`."""
-    if licence is None:
+def _licence_keys(licences: Mapping[str, str] | None) -> dict[str, str]:
+    """The one licence that all ingredients share, else `other`, for which the Hub wants a name and a link."""
+    if not licences:
         return {}
-    keys = {"license": licence.id}
-    return {**keys, "license_name": licence.name, "license_link": "README.md"} if licence.id == "other" else keys
+    names = {name.strip().lower() for name in licences.values()}
+    if len(names) == 1 and not re.match(r"other\b|unknown$|$", name := names.pop()):
+        return {"license": name}
+    return {"license": "other", "license_name": "licences-of-the-ingredients", "license_link": "README.md"}
 
 
 def _results(known: Report) -> list[EvalResult]:
@@ -258,60 +217,9 @@ def _evidence(known: Report) -> list[str]:
     return ["## Result", *words, text, *map(markdown_table, grids)]
 
 
-def _licence(licence: Licence | None) -> list[str]:
-    return ["## Licence", *map(escape_markdown, licence.notes)] if licence and licence.notes else []
-
-
-def combine(licences: Mapping[str, str]) -> Licence:
-    """The licence of a soup of ingredients with these licences, {ingredient: the Hub's name, "" where unknown}."""
-    names = {value.strip().lower() for value in licences.values()}
-    strictest = next((name for name in sorted(names) if _takes_in(name, names)), "")
-    if strictest:
-        notes = [_mixed(licences, strictest)] if len(names) > 1 else []
-        return Licence(strictest, notes=(*notes, *_llama(names)))
-    return Licence("other", _slug(names), (_open(licences), *_forbidden(licences), *_llama(names)))
-
-
-def _takes_in(name: str, names: set[str]) -> bool:
-    """Whether the whole may have this licence: it is the only one, or a chain holds all and it comes last there."""
-    if NO_DERIVATIVES.fullmatch(name) or name in ("", "unknown") or name.startswith("other"):
-        return False
-    chains = [chain for chain in CHAINS if names <= set(chain)]
-    return names == {name} or any(name == max(names, key=chain.index) for chain in chains)
-
-
-def _slug(names: set[str]) -> str:
-    plain = (name.removeprefix("other:") for name in names)
-    known = sorted({re.sub(r"[^a-z0-9.+-]+", "-", name).strip("-") or "unknown" for name in plain})
-    return "-and-".join(known) or "unknown"
-
-
-def _listed(licences: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
-
-
-def _mixed(licences: Mapping[str, str], strictest: str) -> str:
-    return f"The ingredients' licences are {_listed(licences)}; the strictest, {strictest}, holds for the whole."
-
-
-def _open(licences: Mapping[str, str]) -> str:
-    unknown = any(value.strip().lower() in ("", "unknown") for value in licences.values())
-    why = "not all of them are known" if unknown else "none of them is known to take in the others"
-    return (
-        f"The ingredients' licences are {_listed(licences)}; {why}, so all of them hold: read them before you use this."
-    )
-
-
-def _forbidden(licences: Mapping[str, str]) -> list[str]:
-    owners = [name for name, licence in licences.items() if NO_DERIVATIVES.fullmatch(licence.strip().lower())]
-    return [f"The licence of {owner} allows nobody to share what is made from it." for owner in owners]
-
-
-def _llama(names: set[str]) -> list[str]:
-    """Wishes of the Llama licences to whoever shares a model made from theirs."""
-    wishes = dict.fromkeys(LLAMA[name] for name in sorted(names) if name in LLAMA)
-    return [
-        f"{shown}. The licence asks that the name of a model made from it begin with {begin!r} and that these words be "
-        "shown."
-        for begin, shown in wishes
-    ]
+def _licence(licences: Mapping[str, str] | None) -> list[str]:
+    if not licences:
+        return []
+    listed = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in licences.items())
+    text = f"Ingredients and their licences: {listed}. Read all of them before you use or share this model."
+    return ["## Licence", escape_markdown(text)]

@@ -15,13 +15,14 @@ from souping.checkpoints.hub import fetch_one
 from souping.checkpoints.hub.client import parse
 from souping.core.types import UserError
 from souping.pipeline import upload
-from souping.report.cards import CHAINS, Licence, card, combine, relicensed
+from souping.report.cards import card, relicensed
 from tests.conftest import Cli
 from tests.support.adapters import change_config, save_adapter
 from tests.support.family import NAMES
 from tests.support.hub import Hub, Repo, User, files_of, serving
 from tests.support.report import sample
 
+LICENCES = {"ant": "mit", "bee": "apache-2.0", "cat": "llama3.1"}
 WRITER, READER, STRANGER = ("hf_" + letter * 20 for letter in "wrs")
 
 
@@ -29,7 +30,7 @@ WRITER, READER, STRANGER = ("hf_" + letter * 20 for letter in "wrs")
 def hub(tmp_path: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub with the family, each member under its own licence, and three people."""
     with serving(tmp_path / "hub") as server:
-        for name, licence in zip(NAMES, ("mit", "apache-2.0", "llama3.1", "cc-by-nc-4.0"), strict=True):
+        for name, licence in zip(NAMES, (*LICENCES.values(), "cc-by-nc-4.0"), strict=True):
             card = f"---\nlicense: {licence}\n---\n".encode()
             server.add(f"org/{name}", {**files_of(family / name), "README.md": card})
         server.users[WRITER] = User("me", orgs={"team": "write", "club": "read"})
@@ -86,7 +87,8 @@ def test_a_run_sends_its_soup_with_the_reports_numbers_and_it_comes_back_the_sam
     assert matter["base_model"] == ["org/ant", "org/bee", "org/cat"]
     assert matter["base_model_relation"] == "merge"
     assert {"merge", "souping"} <= set(matter["tags"])
-    assert matter["license"] == "llama3.1"
+    assert matter["license"] == "other"
+    assert all(f"{name} ({licence})" in text for name, licence in LICENCES.items())
     soup = next(row for row in report["rows"] if row["kind"] == "soup")
     (result,) = matter["model-index"][0]["results"]
     got = {m["name"]: m["value"] for m in result["metrics"]}
@@ -95,7 +97,6 @@ def test_a_run_sends_its_soup_with_the_reports_numbers_and_it_comes_back_the_sam
         {k: v["mean"] for k, v in soup["scores"].items()}, abs=1e-6
     )
     assert "report fold" in result["dataset"]["name"]
-    assert "Built with Llama" in text
     assert report["verdict"]["sentence"].split(",")[0].split("(")[0].strip() in text
     assert f"org/ant@{hub.repos['org/ant'].refs['main']}" in text
     assert "Run it in this folder" in text
@@ -220,7 +221,7 @@ def test_a_refusal_at_the_end_costs_nothing_either(
 def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path: Path, head: str) -> None:
     assert souping(*merge()).code == 0
     (tmp_path / "soup/README.md").write_text(f"---\n{head}\n---\n# mine\n")
-    with pytest.raises(UserError, match=r"soup/README\.md: cannot be read as a model card: .+: mend it"):
+    with pytest.raises(UserError, match=r"soup/README\.md: cannot be read as a model card: "):
         upload.push(upload.Target("me/soup"), tmp_path / "soup")
     assert "me/soup" not in hub.repos
 
@@ -237,9 +238,9 @@ def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
     monkeypatch.chdir(tmp_path)
     assert upload.main(["soup", "me/soup"]) == 0
     card = hub.repos["me/soup"].head["README.md"].decode()
-    assert front(card)["license"] == "gpl-3.0"
+    assert front(card)["license"] == "other"
     assert front(card)["base_model"] == ["org/bee"]
-    assert "bee (apache-2.0), mine (gpl-3.0); the strictest, gpl-3.0" in card
+    assert "bee (apache-2.0), mine (gpl-3.0)" in card
     assert "## Rebuild" in card
 
 
@@ -256,7 +257,7 @@ def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path,
     assert done.code == 0, done.err
     repo = hub.repos["me/Llama-adapter"].head
     assert "adapter_model.safetensors" in repo
-    assert front(repo["README.md"])["license"] == "llama3.1"
+    assert front(repo["README.md"])["license"] == "other"
     assert b"the base model (llama3.1)" in repo["README.md"]
 
 
@@ -277,50 +278,18 @@ class TestLicences:
     @pytest.mark.parametrize(
         ("found", "expected"),
         [
-            (["apache-2.0", "apache-2.0"], "apache-2.0"),
-            (["mit", "apache-2.0"], "apache-2.0"),
-            (["Apache-2.0", "MIT"], "apache-2.0"),
-            (["mit", "llama3.1"], "llama3.1"),
-            (["apache-2.0", "cc-by-4.0", "cc-by-nc-4.0"], "cc-by-nc-4.0"),
-            (["cc-by-nc-4.0", "cc-by-nc-sa-4.0"], "cc-by-nc-sa-4.0"),
-            (["gpl-3.0", "agpl-3.0", "mit"], "agpl-3.0"),
-            (["mpl-2.0", "gpl-3.0"], "gpl-3.0"),
-            (["gemma", "gemma"], "gemma"),
-            (["cc-by-nc-4.0", "llama3.1"], "other"),
-            (["cc-by-sa-4.0", "cc-by-nc-4.0"], "other"),
-            (["gpl-2.0", "apache-2.0"], "other"),
-            (["gpl-2.0", "gpl-2.0"], "gpl-2.0"),
-            (["llama3", "llama3.1"], "other"),
-            (["gemma", "llama3.1"], "other"),
-            (["cc-by-nc-nd-4.0", "cc-by-nc-nd-4.0"], "other"),
+            (["apache-2.0", "Apache-2.0"], "apache-2.0"),
+            (["gpl-2.0"], "gpl-2.0"),
+            (["mit", "apache-2.0"], "other"),
             (["mit", ""], "other"),
             (["unknown", "unknown"], "other"),
             (["other: qwen", "other: qwen"], "other"),
         ],
     )
-    def test_the_strictest_that_takes_in_the_others(self, found: list[str], expected: str) -> None:
-        named = {f"m{i}": name for i, name in enumerate(found)}
-        assert combine(named).id == expected
-        assert combine(dict(reversed(named.items()))).id == expected
-
-    def test_other_has_a_name_and_the_list(self) -> None:
-        found = combine({"a": "cc-by-nc-4.0", "b": "llama3.1", "c": "other: Qwen Research", "d": ""})
-        assert found.name == "cc-by-nc-4.0-and-llama3.1-and-qwen-research-and-unknown"
-        assert "a (cc-by-nc-4.0), b (llama3.1), c (other: Qwen Research), d (unknown)" in found.notes[0]
-
-    def test_llama_asks_for_its_name(self) -> None:
-        assert "'Llama'" in " ".join(combine({"a": "llama3.1", "b": "mit"}).notes)
-        assert "Built with Meta Llama 3." in " ".join(combine({"a": "llama3"}).notes)
-        assert "Built with" not in " ".join(combine({"a": "llama2"}).notes)
-
-    def test_no_derivatives_is_said(self) -> None:
-        assert "allows nobody to share" in " ".join(combine({"a": "cc-by-nc-nd-4.0", "b": "mit"}).notes)
-
-    def test_the_chains_do_not_contradict_each_other(self) -> None:
-        for one in CHAINS:
-            for other in CHAINS:
-                common = set(one) & set(other)
-                assert sorted(common, key=one.index) == sorted(common, key=other.index)
+    def test_one_that_all_ingredients_share_is_the_soups(self, found: list[str], expected: str) -> None:
+        text = card(sample(columns=3)[0], {f"m{i}": name for i, name in enumerate(found)})
+        assert front(text)["license"] == expected
+        assert all(f"m{i} ({name or 'unknown'})" in text for i, name in enumerate(found))
 
 
 class TestCards:
@@ -328,14 +297,16 @@ class TestCards:
         from huggingface_hub import ModelCard
 
         report, _ = sample(columns=3)
-        data = ModelCard(card(report, Licence("other", "a-and-b", ("Both hold.",)))).data
-        assert (data.license, data.license_name, data.license_link) == ("other", "a-and-b", "README.md")
+        data = ModelCard(card(report, {"a": "mit", "b": ""})).data
+        assert (data.license, data.license_link) == ("other", "README.md")
+        assert data.license_name
         assert len(data.eval_results or []) == 4
 
     def test_a_card_of_its_own_changes_in_its_licence_alone(self) -> None:
         old = "---\nlicense: mit\ntags:\n- x\n---\n\n# Title\n\ntext\n\n## Licence\n\nold words\n\n## More\n\nend\n"
-        new = relicensed(old, Licence("gpl-3.0", notes=("New words.",)))
+        new = relicensed(old, {"a": "gpl-3.0"})
         assert front(new) == {"license": "gpl-3.0", "tags": ["x"]}
         assert "old words" not in new
-        assert new.endswith("## More\n\nend\n\n## Licence\n\nNew words.\n")
-        assert relicensed(new, Licence("gpl-3.0", notes=("New words.",))) == new
+        assert "## More\n\nend\n\n## Licence\n" in new
+        assert "a (gpl-3.0)" in new
+        assert relicensed(new, {"a": "gpl-3.0"}) == new

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.report.cards import Licence, card, relicensed
+from souping.report.cards import card, relicensed
 from tests.support.report import sample
 
 
@@ -71,7 +71,7 @@ def test_it_tells_recipe_fingerprints_use_and_how_to_rebuild() -> None:
     assert "Run it in this folder." in text
     there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store.path=/home/me/s"
     beside = card(parts(rebuild=f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"))
-    for text in (beside, relicensed(beside, Licence("mit"))):
+    for text in (beside, relicensed(beside, {"a": "mit"})):
         assert "/home" not in text
         assert "+experiment=rebuild recipe=recipe.json out=rebuilt merge._target_=mine.Median\n" in text
 
