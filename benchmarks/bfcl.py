@@ -5,7 +5,7 @@
 Every item of the 13 single-turn files gets an answer (the right function with its arguments as Python literals, so
 that the checker has to go the whole way). A round is what a batch costs beside its generation: result files written,
 the process of bfcl-eval's own environment started, all answers judged, score files read. The environment is found as
-always (`python -m souping.evaluate.bfcl install`, SOUPING_BFCL).
+always (docs/bfcl.md, SOUPING_BFCL).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from souping.core.types import Item
 from souping.evaluate.bfcl.benchmark import LIVE, SINGLE_TURN, BfclBenchmark
-from souping.evaluate.bfcl.environment import Environment, call, find, place_of, records
+from souping.evaluate.bfcl.environment import VERSION, Environment, call, find, place_of, records
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def page(environment: Environment, items: int, right: int, seconds: Sequence[flo
         [
             f"# BFCL checker benchmark, {datetime.date.today()}",
             "",
-            f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f} before; bfcl-eval {environment.version}, "
+            f"{os.cpu_count()} cores, {platform.machine()}, load {load:.1f} before; bfcl-eval {VERSION}, "
             f"{environment.level} environment.",
             "",
             f"13 single-turn categories, {items} items, {right} of the answers right: "

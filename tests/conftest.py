@@ -116,11 +116,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bfcl() -> Any:
-    """bfcl-eval's own environment (`python -m souping.evaluate.bfcl install`), found by SOUPING_BFCL."""
+    """bfcl-eval's own environment, found by SOUPING_BFCL."""
     from souping.evaluate.bfcl.environment import find, place_of
 
     if not os.environ.get("SOUPING_BFCL"):
-        pytest.skip("needs bfcl-eval: python -m souping.evaluate.bfcl install, and SOUPING_BFCL")
+        pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/bfcl.md)")
     return find(place_of())
 
 

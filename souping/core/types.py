@@ -29,8 +29,9 @@ CONSTANT = 1e-9
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
-    r"(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
-    r"|python -m souping[\w.]*(?: install)?(?: --full)?"
+    r"python -m venv .+"
+    r"|(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
+    r"|python -m souping[\w.]*"
     r"|hf auth login"
 )
 """A command in the words of an error."""

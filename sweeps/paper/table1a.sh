@@ -9,5 +9,9 @@ models=(
     functionary-medium-v3.1=meetkai/functionary-medium-v3.1
 )
 . "$(dirname "$0")/steps.sh"
-prepare() { "$PYTHON" -m souping.evaluate.bfcl install --full; }
+prepare() { # bfcl-eval in an environment of its own
+    local place=${SOUPING_BFCL:-$HOME/.cache/souping/bfcl}
+    [ -d "$place" ] || "$PYTHON" -m venv "$place"
+    "$place/bin/pip" install -r "$here/../../souping/evaluate/bfcl/requirements/full.txt"
+}
 main "$@"

@@ -10,5 +10,9 @@ models=(
     CoALM-8B=uiuc-convai/CoALM-8B
 )
 . "$(dirname "$0")/steps.sh"
-prepare() { "$PYTHON" -m souping.evaluate.bfcl install --full; }
+prepare() { # bfcl-eval in an environment of its own
+    local place=${SOUPING_BFCL:-$HOME/.cache/souping/bfcl}
+    [ -d "$place" ] || "$PYTHON" -m venv "$place"
+    "$place/bin/pip" install -r "$here/../../souping/evaluate/bfcl/requirements/full.txt"
+}
 main "$@"

@@ -31,7 +31,7 @@ def test_bfcl_8b(
         pool(tmp_path / "models", names),
         "server=transformers",
         f"server.url={address}",
-        f"evaluator.dir={bfcl.folder.parent}",
+        f"evaluator.dir={bfcl.folder}",
         "evaluator.categories=[simple_python,irrelevance]",
         f"evaluator.ids=[{','.join(item.id for item in asked)}]",
         "evaluator.max_tokens=4",

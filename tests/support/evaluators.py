@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from souping.core.protocols import ModelHost
 from souping.core.types import Json
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
-from souping.evaluate.bfcl.environment import Environment, folder_of
+from souping.evaluate.bfcl.environment import VERSION, Environment
 from souping.evaluate.servers import Server
 from souping.evaluate.servers.process import RunningServer
 
@@ -75,8 +75,9 @@ class DeadServer(Server):
 
 
 def bfcl_place(place: Path, count: int = 6) -> Path:
-    """A place with a minimal environment that holds data files of BFCL's shape, `count` items in simple_python."""
-    package = folder_of("minimal", place) / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
+    """A minimal environment that holds data files of BFCL's shape, `count` items in simple_python."""
+    package = place / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
+    package.with_name(f"bfcl_eval-{VERSION}.dist-info").mkdir(parents=True)
     answers = package / "data" / "possible_answer"
     answers.mkdir(parents=True)
     (package / "constants").mkdir()

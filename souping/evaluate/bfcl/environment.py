@@ -1,8 +1,8 @@
-"""bfcl-eval's own virtual environment: where it is, what it can do, and how it is made.
+"""bfcl-eval's own virtual environment: where it is, what it can do, and calls into it.
 
-bfcl-eval pins numpy 1.26 and twenty vendor SDKs, so it never shares an environment with souping. A place holds up to
-two environments, named by the content of their requirements: `minimal` generates and scores the single-turn
-categories, `full` has all that bfcl-eval asks for.
+bfcl-eval pins numpy 1.26 and twenty vendor SDKs, so it never shares an environment with souping. The pinned lists
+beside this file make one with pip: `minimal` generates and scores the single-turn categories, `full` has all that
+bfcl-eval asks for.
 
 The prompt handlers that an installed bfcl-eval has for models that are served here, read without importing it.
 
@@ -19,14 +19,10 @@ import ast
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -39,21 +35,17 @@ from souping.evaluate.servers.process import Process
 Level = Literal["minimal", "full"]
 Row = Mapping[str, Json]
 """A line of BFCL's files."""
-LEVELS: tuple[Level, ...] = ("minimal", "full")
+VERSION = "2026.3.23"
 HERE = Path(__file__).parent
 RUNNER = HERE / "inside" / "runner.py"
-PYTHONS = ((3, 11), (3, 12))
-"""Versions of Python that bfcl-eval's pinned numpy and tree-sitter have wheels for."""
-COMMAND = "python -m souping.evaluate.bfcl install"
-LOG = "install.log"
+SITE = "lib/python*/site-packages"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Virtual environment that holds bfcl-eval, whole."""
+    """Virtual environment that holds bfcl-eval."""
 
     folder: Path
-    level: Level
 
     @property
     def python(self) -> Path:
@@ -61,16 +53,20 @@ class Environment:
 
     @property
     def package(self) -> Path:
-        """bfcl-eval's own folder: its data lies in there."""
-        return next(self.folder.glob("lib/python*/site-packages/bfcl_eval"))
+        """bfcl-eval's own folder, which has its data."""
+        return next(self.folder.glob(f"{SITE}/bfcl_eval"))
 
     @property
-    def version(self) -> str:
-        return pinned(self.level)
+    def level(self) -> Level:
+        return "full" if any(self.folder.glob(f"{SITE}/qwen_agent")) else "minimal"
+
+    @property
+    def complete(self) -> bool:
+        return any(self.folder.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info"))
 
 
 def place_of(folder: str | Path | None = None) -> Path:
-    """Where environments are kept: the folder that was named, $SOUPING_BFCL, or a folder of the user's cache."""
+    """The environment that was named, the one of $SOUPING_BFCL, or the one in the user's cache."""
     named = folder or os.environ.get("SOUPING_BFCL")
     if named:
         return expanded(named)
@@ -78,137 +74,24 @@ def place_of(folder: str | Path | None = None) -> Path:
     return expanded(cache) / "souping" / "bfcl"
 
 
-def requirements(level: Level) -> Path:
-    return HERE / "requirements" / f"{level}.txt"
-
-
-def pinned(level: Level) -> str:
-    """The version of bfcl-eval that an environment holds."""
-    lines = requirements(level).read_text().split()
-    return next(line.removeprefix("bfcl-eval==") for line in lines if line.startswith("bfcl-eval=="))
-
-
-def folder_of(level: Level, place: Path) -> Path:
-    """The folder of an environment with these very requirements."""
-    return place / f"{level}-{sha256(requirements(level).read_bytes()).hexdigest()[:10]}"
-
-
-def present(place: Path) -> tuple[Environment, ...]:
-    """The environments that are there, the smaller first."""
-    folders = {level: folder_of(level, place) for level in LEVELS}
-    return tuple(Environment(folder=folders[level], level=level) for level in LEVELS if folders[level].is_dir())
+def command(level: Level, place: Path) -> str:
+    """The command that makes an environment."""
+    deps = "--no-deps " if level == "minimal" else ""
+    return f"python -m venv {place} && {place}/bin/pip install {deps}-r {HERE / 'requirements' / level}.txt"
 
 
 def find(place: Path, full: bool = False) -> Environment:
-    """The smallest environment that will do.
+    """The environment in a folder.
 
     Raises:
-        UserError: there is none; the message names the command that makes it.
+        UserError: bfcl-eval is not there, or not with all that it asks for; the message has the command to install it.
     """
-    there = [e for e in present(place) if e.level == "full" or not full]
-    if there:
-        return there[0]
-    command = f"{COMMAND}{' --full' if full else ''}"
-    what = "its full environment (multi-turn, memory and web search need it)" if full else "its own environment"
-    raise UserError(f"bfcl-eval has not {what} in {place}: {command}")
-
-
-def install(place: Path, level: Level, python: str | None = None, say: Callable[[str], None] = print) -> Environment:
-    """Make an environment, whole or not at all; one that is there is left as it is.
-
-    Raises:
-        UserError: no fitting Python, pip failed, or what it installed does not start.
-    """
-    made = Environment(folder=folder_of(level, place), level=level)
-    if made.folder.is_dir():
-        return made
-    base = python or sys.executable
-    _check_python(base)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / LOG).unlink(missing_ok=True)
-    _sweep(place)
-    beside = place / f".{made.folder.name}.{os.getpid()}"
-    try:
-        say(f"making bfcl-eval's {level} environment in {made.folder}")
-        _run([base, "-m", "venv", str(beside)], place, "python -m venv")
-        deps = ["--no-deps"] if level == "minimal" else []
-        pip = [
-            str(beside / "bin" / "python"),
-            "-I",
-            "-m",
-            "pip",
-            "install",
-            "--no-input",
-            "--disable-pip-version-check",
-        ]
-        _run([*pip, *deps, "-r", str(requirements(level))], place, "pip install")
-        _try(Environment(folder=beside, level=level), place)
-        beside.rename(made.folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return made
-
-
-def _check_python(python: str) -> None:
-    """Refuse a Python that the pinned releases have no wheels for."""
-    code = "import sys; print(*sys.version_info[:2])"
-    try:
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-        version = tuple(int(part) for part in done.stdout.split())
-    except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        raise UserError(f"--python {python}: cannot be run: {error}") from error
-    if version not in PYTHONS:
-        wanted = " or ".join(".".join(map(str, v)) for v in PYTHONS)
-        own = ".".join(map(str, version))
-        raise UserError(f"bfcl-eval needs Python {wanted}, {python} is {own}: {COMMAND} --python python{wanted[-4:]}")
-
-
-def _run(command: list[str], place: Path, what: str) -> None:
-    """A step of the installation, its output in the log."""
-    log = place / LOG
-    with log.open("a") as out:
-        out.write(f"$ {' '.join(command)}\n")
-        out.flush()
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise UserError(f"{what} failed: {_reason(log)} (all of it: {log})")
-
-
-def _reason(log: Path) -> str:
-    """The line of a log that says most."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith(("ERROR:", "Error:"))]
-    return (errors or lines)[-1][:300]
-
-
-def _try(environment: Environment, place: Path) -> None:
-    """Start bfcl-eval once: what cannot be imported is found now and not in the middle of a run."""
-    root = environment.folder / "tried"
-    root.mkdir()
-    request = root / "request.json"
-    request.write_text(json.dumps({"root": str(root), "handler": "plain", "ids": {}, "generate": None}))
-    _run([str(environment.python), "-E", "-s", str(RUNNER), str(request)], place, "starting bfcl-eval")
-    error = json.loads((root / "outcome.json").read_text())["error"]
-    if error:
-        raise UserError(f"bfcl-eval does not start in its {environment.level} environment: {error}")
-    shutil.rmtree(root)
-
-
-def _sweep(place: Path) -> None:
-    """Remove what installations that were killed have left."""
-    for folder in (*place.glob(".minimal-*"), *place.glob(".full-*")):
-        if not _lives(int(folder.suffix[1:])):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+    environment = Environment(folder=place)
+    if not environment.complete:
+        raise UserError(f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}")
+    if full and environment.level == "minimal":
+        raise UserError(f"bfcl-eval in {place} lacks its multi-turn and agentic packages: {command('full', place)}")
+    return environment
 
 
 def call(

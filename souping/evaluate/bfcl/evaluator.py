@@ -27,12 +27,12 @@ from souping.evaluate.bfcl.benchmark import (
     prerequisites,
 )
 from souping.evaluate.bfcl.environment import (
+    VERSION,
     Environment,
     call,
     check_handlers,
     failure,
     find,
-    pinned,
     place_of,
     records,
 )
@@ -127,7 +127,7 @@ class BfclEvaluator(Evaluator):
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
-            "bfcl_eval": pinned("minimal"),
+            "bfcl_eval": VERSION,
             "handler": self.handler,
             **{key: value for key, value in choice.items() if value},
             "temperature": self.temperature,

@@ -174,7 +174,7 @@ class TestFailures:
 
     def test_multi_turn_asks_for_the_full_environment(self, tmp_path: Path) -> None:
         evaluator = BfclEvaluator(server=SERVER, categories=["live", "multi_turn"], dir=str(tmp_path))
-        with pytest.raises(UserError, match=r"install --full\nmulti_turn_base needs it; .*=\[single_turn\] does not"):
+        with pytest.raises(UserError, match=r"full\.txt\nmulti_turn_base needs it; .*=\[single_turn\] does not"):
             _ = evaluator.benchmark
 
     def test_unknown_candidates_and_handlers(self, bfcl: Environment) -> None:
@@ -254,7 +254,7 @@ class TestRun:
         asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
         words = [
             "evaluator=bfcl",
-            f"evaluator.dir={bfcl.folder.parent}",
+            f"evaluator.dir={bfcl.folder}",
             f"evaluator.ids=[{','.join(item.id for item in asked)}]",
             "evaluator.categories=[simple_python,irrelevance]",
             "evaluator.handlers={python_cook:plain,script_cook:plain}",
