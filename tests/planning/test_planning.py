@@ -15,6 +15,7 @@ import pytest
 from souping.checkpoints.pool import ModelSize, parameters_in, weigh
 from souping.core.types import Candidate, Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.servers.choices import TransformersServer
 from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
 from souping.pipeline.executors import LocalExecutor
@@ -215,13 +216,14 @@ class TestOutlines:
     def test_bfcl_v3_holds_4441_items(self) -> None:
         from souping.evaluate.bfcl.evaluator import BfclEvaluator
 
-        items = BfclEvaluator(server=None).outline()
+        server = TransformersServer()
+        items = BfclEvaluator(server=server).outline()
         assert len(items) == 4441
         assert len({item.category for item in items}) == 17
         shared = {item.group for item in items if item.category.startswith("multi_turn")}
         assert len(shared) == 200
-        assert len(BfclEvaluator(server=None, categories=["live"], limit=20).outline()) == 4 * 20 + 16 * 2
-        assert BfclEvaluator(server=None, version="v4").outline() == ()  # memory and web search are not known
+        assert len(BfclEvaluator(server=server, categories=["live"], limit=20).outline()) == 4 * 20 + 16 * 2
+        assert BfclEvaluator(server=server, version="v4").outline() == ()  # memory and web search are not known
 
     def test_tasks_by_name(self) -> None:
         from souping.evaluate.lm_eval.evaluator import HarnessEvaluator

@@ -151,7 +151,7 @@ class TestChecker:
             call(bfcl, tmp_path, "watt-tool", {})
         with pytest.raises(UserError, match="did you mean watt-ai/watt-tool-8B"):
             check_handlers(bfcl, ["plain", "watt-ai/watt-tool-8"])
-        with pytest.raises(UserError, match="neither chat-template nor plain nor a model"):
+        with pytest.raises(UserError, match="is not one of chat-template, plain"):
             check_handlers(bfcl, ["gpt-4o-2024-11-20"])
 
 

@@ -22,6 +22,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
+from souping.evaluate.servers.choices import VllmServer
 from souping.evaluate.servers.process import RunningServer
 from souping.pipeline.models import ServedModel
 from tests.conftest import ROOT
@@ -85,23 +86,20 @@ def server() -> Iterator[Server]:
     made.server_close()
 
 
-class There:
-    """The server as the evaluator knows servers."""
+class There(VllmServer):
+    """Server that runs already, on `port`."""
 
-    title, trust_remote_code, draws = "there", False, True
+    settings = {"name": "there"}  # noqa: RUF012
     request = {"top_p": 1.0, "min_p": 0.0}  # noqa: RUF012
 
-    def __init__(self, port: int) -> None:
-        self.port, self.settings = port, {"name": "there"}
-
-    def start(self, folder: Path, name: str) -> RunningServer:
+    def start(self, folder: Path, name: str, *_: object) -> RunningServer:  # type: ignore[override]
         return RunningServer(
             url=f"http://127.0.0.1:{self.port}/v1", host="127.0.0.1", port=self.port, model="served-name"
         )
 
 
 def evaluator(server: Server, **more: Any) -> BfclEvaluator:
-    where = There(server.server_address[1])
+    where = There(port=server.server_address[1])
     return BfclEvaluator(server=where, categories=["irrelevance"], handler="plain", threads=1, **more)
 
 
