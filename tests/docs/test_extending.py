@@ -98,7 +98,8 @@ def family_items(family: Path) -> list[str]:
 
 def test_an_analysis(folder: Path, family: Path) -> None:
     (command,) = [shlex.split(text) for text in COMMANDS if "analysis=" in text]
-    run(folder, *pool_of(family), *[word for word in command if word != "+experiment=bfcl"], "hydra.run.dir=run")
+    own = [word for word in pool_of(family) if not word.startswith("analysis=")]
+    run(folder, *[word for word in command if word != "+experiment=bfcl"], *own, "hydra.run.dir=run")
     report = (folder / "run" / "report.json").read_text()
     assert "is nearest to the soup" in report
     assert "items that differ" in (folder / "run" / "report.html").read_text()
