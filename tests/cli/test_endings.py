@@ -89,13 +89,13 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
 def test_a_fault_of_a_users_part_names_its_line(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "faulty.py").write_text(
         "from dataclasses import dataclass\nfrom souping.selection.selectors import All\n"
         "@dataclass(frozen=True)\nclass Mine(All):\n    def select(self, scores):\n        return 1 / 0\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    done = souping(*quick(family, "selector._target_=mine.Mine"))
-    done.refused("mine.py:3), line 6: ZeroDivisionError", "the traceback is in")
+    done = souping(*quick(family, "selector._target_=faulty.Mine"))
+    done.refused("faulty.py:3), line 6: ZeroDivisionError", "the traceback is in")
 
 
 @pytest.mark.parametrize("raised", ["raise Exception('from Rust')", "jinja2.Template('{{ 1/').render()"])

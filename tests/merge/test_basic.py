@@ -90,5 +90,5 @@ def test_preflight_of_siblings_has_nothing_to_say(family: Family) -> None:
 
 
 def test_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"merge\.method=liner is unknown: did you mean linear"):
+    with pytest.raises(UserError, match=r"merge\.method=liner is not one of .*did you mean linear"):
         LocalMerge(method="liner")

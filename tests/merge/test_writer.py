@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate" if where == "reserve" else "pwrite", full)
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(OSError, match="No space left on device"):
         write_checkpoint(made, tmp_path / "new" / "soup")
     assert left(tmp_path) == []
 

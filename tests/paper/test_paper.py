@@ -196,6 +196,7 @@ def family_run(tmp_path_factory: pytest.TempPathFactory, family: Path) -> Path:
         "souping",
         *pool_of(family),
         "selector=topk",
+        "optimiser=uniform",  # a soup of several, whichever of these tiny models is the best
         "analysis=[consistency,parents,wins,paper]",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -108,7 +108,7 @@ def test_a_plan_counts_the_few(arguments: list[str], souping: Cli, tmp_path: Pat
 
 
 def test_what_a_dry_run_cannot_be_is_refused(family: Path, arguments: list[str], souping: Cli) -> None:
-    souping(*arguments, "upload=me/soup").refused("limit=2 is a dry run", "leave upload=me/soup out")
+    souping(*arguments, "upload=me/soup").refused("limit=2 is a dry run", "leave upload out")
     souping("+experiment=merge", *arguments[:1], "optimiser.weights=[0.5,0.5]", "limit=2").refused("leave it out")
     souping(*arguments, "limit=0").refused("limit=0 must be")
 

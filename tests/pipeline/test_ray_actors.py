@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     "settings", [{"actors": 0}, {"gpus": 1.5}, {"cpus": -1.0}, {"gpus": 0.0, "cpus": 0.0}, {"restarts": -1}]
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"executor\."):
+    with pytest.raises(UserError, match=rf"{next(iter(settings))}"):
         RayExecutor(**settings)  # type: ignore[arg-type]
 
 

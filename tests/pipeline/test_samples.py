@@ -90,12 +90,15 @@ def test_several_answers_stand_in_one_line(family: Path, souping: Cli, tmp_path:
 
 
 class TestShow:
-    def test_what_was_fixed_and_what_broke(self, souping: Cli, finished_copy: Path) -> None:
-        report = json.loads((finished_copy / "report.json").read_text())
+    def test_what_was_fixed_and_what_broke(self, souping: Cli, family: Path, tmp_path: Path) -> None:
+        made = souping(*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=run")
+        assert made.code == 0, made.err
+        run = tmp_path / "run"
+        report = json.loads((run / "report.json").read_text())
         (best,) = [row["name"] for row in report["rows"] if row["kind"] == "best_single"]
         gaps = {
             sample["item"]: sample["models"]["soup"]["score"] - sample["models"][best]["score"]
-            for sample in lines(finished_copy)
+            for sample in lines(run)
             if sample["fold"] == "report"
         }
         for flag, sign in (("--fixed", 1), ("--broke", -1)):
@@ -112,8 +115,8 @@ class TestShow:
         assert "reference: " in said
         assert "soup: " in said
         souping("show", "run", "--category", "gren").refused("did you mean green?")
-        souping("show", "run", "--models", "soup,cow").refused("--models cow", "uniform_all")
-        souping("show", "run", "--item", "cow").refused("--item cow: fold report has no such item")
+        souping("show", "run", "--models", "soup,cow").refused("--models=cow", "uniform_all")
+        souping("show", "run", "--item", "cow").refused("fold report: --item=cow")
         item = said.split(" (green")[0].split()[-1]
         souping("show", "run", "--item", item, "--category", "red").refused("--category red: these items have green")
         souping("show", "outputs").refused("no samples.jsonl.gz")

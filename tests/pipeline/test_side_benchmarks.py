@@ -231,7 +231,7 @@ class TestRuns:
             ("{path: SIDE, evaluator: {_target_: souping.evaluate.nothing.Here}}", "can be imported"),
             (
                 "{path: SIDE, objective: {_target_: souping.core.objectives.Weighted, weights: {rad: 1}}}",
-                "names category 'rad'",
+                "category=rad",
             ),
             ("{evaluator: {_target_: souping.evaluate.generate.LocalEvaluator}}", "brings no items"),
             ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_side_benchmarks.Picky}}", "ant, bee"),

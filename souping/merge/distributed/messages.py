@@ -40,7 +40,7 @@ def pack(error: BaseException) -> Failure:
     if isinstance(error, UserError):
         return {"kind": "user", "text": str(error)}
     if isinstance(error, OSError) and error.errno is not None:
-        return {"kind": "os", "errno": error.errno, "text": error.strerror or str(error)}
+        return {"kind": "os", "errno": error.errno, "text": error.strerror or str(error), "file": error.filename}
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of the device
         return {"kind": "user", "text": f"the GPU's memory is full: {str(error).splitlines()[0]}"}
     return {"kind": "bug", "text": "".join(traceback.format_exception(error))}
@@ -51,7 +51,7 @@ def unpack(failure: Failure) -> Exception:
     if failure["kind"] == "user":
         return UserError(failure["text"])
     if failure["kind"] == "os":
-        return OSError(failure["errno"], failure["text"])
+        return OSError(failure["errno"], failure["text"], failure["file"])
     return RuntimeError(f"a rank failed:\n{failure['text']}")
 
 

@@ -264,9 +264,11 @@ def _threads(team: Team) -> int:
 
 def _placed(team: Team, failure: Failure) -> Failure:
     """With the rank's machine named where there are several: each may see other files."""
-    if team.spread and failure["kind"] == "user":
-        failure["text"] += f" (rank {team.rank} on {socket.gethostname()}; all machines must see the same folders)"
-    return failure
+    if not team.spread or failure["kind"] == "bug":
+        return failure
+    where = f"{failure['file']}: " if failure.get("file") else ""
+    place = f"rank {team.rank} on {socket.gethostname()}; all machines must see the same folders"
+    return {"kind": "user", "text": f"{where}{failure['text']} ({place})"}
 
 
 def _flush(stage: Path, names: tuple[str, ...]) -> None:

@@ -92,7 +92,7 @@ class TestMetrics:
     def test_unknown_names(self, folder: Path) -> None:
         assert "did you mean acc_norm?" in refused(folder, "pick", metric="acc_nor")
         assert "task pick: evaluator.filter=strict" in refused(folder, "pick", filter="strict")
-        assert "evaluator.metric names pik, which evaluator.tasks does not bring; did you mean pick?" in refused(
+        assert "evaluator.metric: task=pik is not one of pick; did you mean pick?" in refused(
             folder, "pick", metric={"pik": "acc"}
         )
 

@@ -65,7 +65,7 @@ def test_a_tasks_own_penalties_count(free: HarnessEvaluator, served: Any) -> Non
     other = replace(free, gen_kwargs={"suppress_tokens": list(range(5, 40))})
     assert texts(ask(other, served)) != texts(ask(free, served))
     odd = replace(free, gen_kwargs={"custom_generate": "somebody/code", "trust_remote_code": True})
-    with pytest.raises(UserError, match="free: its generation_kwargs say custom_generate, which souping does not"):
+    with pytest.raises(UserError, match="generation_kwargs=custom_generate is not one of"):
         odd.benchmark.items()
 
 
@@ -220,11 +220,14 @@ class TestReplicates:
         ({"tasks": ["free"], "samples": 2}, "free: evaluator.samples=2 needs evaluator.temperature above 0"),
         ({"tasks": ["dice"], "replicates": 2}, "dice: evaluator.replicates=2 is for greedy answers"),
         ({"tasks": ["dice"], "gen_kwargs": {"num_beams": 2}}, "num_beams=2, which goes with greedy answers alone"),
-        ({"tasks": ["dice"], "gen_kwargs": {"temperature": 1e9}}, "dice: evaluator.temperature=.* must be from 0"),
-        ({"temperature": -1.0}, "evaluator.temperature=-1"),
+        (
+            {"tasks": ["dice"], "gen_kwargs": {"temperature": 1e9}},
+            r"dice: .*temperature=.* at least 0",
+        ),
+        ({"temperature": -1.0}, r"\(temperature=-1"),
         ({"temperature": 0.0, "samples": 2}, "needs evaluator.temperature above 0"),
-        ({"top_p": 0.0}, "evaluator.top_p=0"),
-        ({"aggregate": "best"}, "evaluator.aggregate=best must be mean, pass or majority"),
+        ({"top_p": 0.0}, r"\(top_p=0"),
+        ({"aggregate": "best"}, r"\(aggregate=.*mean, pass, majority"),
         ({"replicates": 2, "batch_size": "auto"}, "evaluator.replicates=2 needs a number as evaluator.batch_size"),
     ],
 )

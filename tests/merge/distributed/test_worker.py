@@ -129,7 +129,7 @@ def test_errors_name_the_machine_where_there_are_several(tmp_path: Path) -> None
     assert first.spread
     with running(lambda: refused(UserError, second, plan, tmp_path)), pytest.raises(UserError) as caught:
         fill(first, plan, tmp_path)  # nothing prepared there
-    assert "cannot be opened" in str(caught.value)
+    assert "stage" in str(caught.value) or str(tmp_path) in str(caught.value)
     assert "all machines must see the same folders" in str(caught.value)
     stage = staging(plan, tmp_path / "stage")
     with running(lambda: fill(second, plan, stage)):
