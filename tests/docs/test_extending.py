@@ -63,6 +63,7 @@ def test_an_objective_and_a_correlation(folder: Path) -> None:
     assert json.loads((folder / "run" / "selection.json").read_text())["correlation"]["low"][0][1] is None
 
 
+@pytest.mark.slow
 def test_all_parts_together(folder: Path, family: Path) -> None:
     own = [word for word in pool_of(family) if not word.startswith("evaluator.")]
     parts = [word for word in command("tracker=lines") if word != "+experiment=bfcl"]
@@ -72,6 +73,7 @@ def test_all_parts_together(folder: Path, family: Path) -> None:
     assert len((folder / "trials.jsonl").read_text().splitlines()) >= 1
 
 
+@pytest.mark.slow
 def test_a_scorer_and_a_judge(folder: Path, family: Path) -> None:
     items = "".join(json.dumps({**json.loads(line), "scorer": "brief"}) + "\n" for line in family_items(family))
     (folder / "items.jsonl").write_text(items)
@@ -96,6 +98,7 @@ def family_items(family: Path) -> list[str]:
     return (family / "items.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_an_analysis(folder: Path, family: Path) -> None:
     (command,) = [shlex.split(text) for text in COMMANDS if "analysis=" in text]
     own = [word for word in pool_of(family) if not word.startswith("analysis=")]
@@ -117,6 +120,7 @@ def test_an_analysis(folder: Path, family: Path) -> None:
     assert section.title == "Who is nearest?"
 
 
+@pytest.mark.slow
 def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     three = "[" + ",".join(str(family / name) for name in ("ant", "bee", "cat")) + "]"
     words = [f"pool.candidates={three}" if word.startswith("pool.") else word for word in command("merge=median")]

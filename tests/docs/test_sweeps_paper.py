@@ -34,6 +34,7 @@ def run(script: Path, folder: Path, *words: str, **variables: str) -> subprocess
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_it_runs_small(script: Path, tmp_path: Path) -> None:
     done = run(script, tmp_path, TINY="1")
     assert done.returncode == 0, done.stderr + done.stdout

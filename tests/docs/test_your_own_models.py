@@ -62,6 +62,7 @@ def shown(page: str) -> list[str]:
     return [line for line in map(masked, page.splitlines()) if line and line != "..."]
 
 
+@pytest.mark.slow
 def test_from_pip_to_a_soup_in_at_most_ten_lines(place: Path) -> None:
     assert len(FIRST) <= 10
     assert FIRST[0].startswith("pip install -e . ")  # CI runs it; here souping is on the path
@@ -76,6 +77,7 @@ def test_from_pip_to_a_soup_in_at_most_ten_lines(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "page"), SESSIONS, ids=[command.split(" -")[1][:24] for command, _ in SESSIONS])
+@pytest.mark.slow
 def test_a_command_says_what_the_page_shows(place: Path, command: str, page: str) -> None:
     """After the ten lines, whose answers are in the store."""
     said = [masked(line) for line in run(place, command.replace("out=soup", "out=again")).splitlines()]
