@@ -170,6 +170,7 @@ class TestLeaderboard:
             leaderboard(str(tmp_path / "none.csv"))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_opens_with_it(family_run: Path) -> None:
     report = json.loads((family_run / "report.json").read_text())
     told = report["analyses"]["paper"]

@@ -69,6 +69,7 @@ class TestTasks:
         assert said.startswith("evaluator.tasks: pick cannot be loaded")
         assert "num_fewshto" in said
 
+    @pytest.mark.slow
     def test_data_of_the_hub_without_a_way_there(self, folder: Path, tmp_path: Path) -> None:
         lines = ["task: far", "dataset_path: nobody/nothing-there", "test_split: test", *lm_eval_tasks.CHOICE]
         (tmp_path / "far.yaml").write_text("\n".join(lines))
