@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
@@ -72,7 +73,7 @@ def band(
     return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
 
 
-def _blocks(known: FloatArray, categories: IntArray, count: int) -> list[list[IntArray]]:
+def _blocks(known: NDArray[np.bool_], categories: IntArray, count: int) -> list[list[IntArray]]:
     """Positions of each category's items, apart where other soups answered them."""
     pattern = np.unique(known, axis=1, return_inverse=True)[1].reshape(-1)
     members = [np.flatnonzero(categories == c) for c in range(count)]

@@ -19,7 +19,7 @@ from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
 from souping.search.points import Grid, LimitedStrategy, anchors, endings
-from souping.search.surrogate import TINY, SoupModel, expected_improvement
+from souping.search.surrogate import TINY, SoupModel, difference_variances, expected_improvement
 
 FIRST, BLOCKS = 12, 4
 """Items of a category's first block at least, and its blocks at most: each is as large as all before it."""
@@ -212,8 +212,7 @@ class AdaptiveSearch(Optimiser):
     def summary(self) -> Mapping[str, Json]:
         """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %), best first."""
         (mean, cov), pick = self._model.objective(), self._numbers[self.best()]
-        variance = np.maximum(np.diag(cov) + cov[pick, pick] - 2 * cov[pick], TINY)
-        lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * variance)
+        lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * difference_variances(cov, pick))
         alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
         return {

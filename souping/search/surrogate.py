@@ -162,13 +162,18 @@ def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[
     """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
     difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
     leader = int(np.argmax(mean))
-    sd = np.sqrt(np.maximum(np.diag(cov) + cov[leader, leader] - 2 * cov[leader], TINY))
+    sd = np.sqrt(difference_variances(cov, leader))
     z = (mean - mean[leader]) / sd
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     improvement = sd * (density + z * [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
     improvement[leader] = -1
     rivals: IntArray = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
     return leader, rivals, density[rivals] / (2 * sd[rivals])
+
+
+def difference_variances(cov: FloatArray, soup: int) -> FloatArray:
+    """Variance of each soup's difference to one of them [S], from a covariance [S, S]; never quite zero."""
+    return np.asarray(np.maximum(np.diag(cov) + cov[soup, soup] - 2 * cov[soup], TINY))
 
 
 def draws(cov: FloatArray, count: int) -> FloatArray:
