@@ -100,7 +100,7 @@ def test_a_failure_in_the_middle_warns_once_and_still_closes(
     tracker.finish(report, tmp_path)
     assert capsys.readouterr().err.count("\n") == 1
     assert wandb.run is None
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [0]
 
 
 def test_online_without_a_key_records_offline_and_does_not_ask(
@@ -112,7 +112,7 @@ def test_online_without_a_key_records_offline_and_does_not_ask(
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
     assert "no API key" in capsys.readouterr().err
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [0]
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_online_with_a_dead_server_records_offline(
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
     assert "offline" in capsys.readouterr().err
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [0]
 
 
 def test_a_server_that_refuses_the_run_leaves_an_offline_one(
@@ -147,4 +147,4 @@ def test_a_server_that_refuses_the_run_leaves_an_offline_one(
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
     assert "CommError" in capsys.readouterr().err
-    assert of_type(log_of(tmp_path), "exit") == [{"exit_code": 0}]
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [0]

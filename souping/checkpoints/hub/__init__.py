@@ -142,7 +142,7 @@ def ask(
     except TimeoutError:
         raise UserError(f"the Hub ({endpoint()}) did not finish its answer within {seconds:.0f} s") from None
     except MemoryError:
-        raise UserError(f"the Hub's answer took over {MEMORY >> 30} GiB of memory: check HF_ENDPOINT") from None
+        raise UserError(f"the Hub ({endpoint()}): its answer took over {MEMORY >> 30} GiB of memory") from None
 
 
 def _prepared(
