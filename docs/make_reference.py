@@ -1,7 +1,7 @@
 """Print docs/reference.md: `python docs/make_reference.py > docs/reference.md`.
 
 Groups, choices, keys and remarks come from `conf/`, root keys from the configuration's dataclass, Python names from
-`souping.__all__`, and meanings that none of these holds from `docs/reference.yaml`. A test compares the page.
+`souping.__all__`, and meanings from `docs/reference.yaml`. A test compares the page.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ def root(meanings: Mapping[str, str]) -> Iterator[str]:
     yield from table(("key", "default", "meaning"), rows)
 
 
-def python() -> Iterator[str]:
+def python(meanings: Mapping[str, str]) -> Iterator[str]:
     yield "## Python\n\nNames of `import souping`. Each is loaded when you first use it.\n"
     rows = []
     for name in sorted(souping.__all__, key=str.lower):
         value = getattr(souping, name)
-        doc = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ") if callable(value) else "the version"
+        meaning = meanings.get(name) or (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
         arguments = f"({', '.join(inspect.signature(value).parameters)})" if name in CALLS else ""
-        rows.append((f"`{name}{arguments}`", doc))
+        rows.append((f"`{name}{arguments}`", meaning))
     yield from table(("name", "meaning"), rows)
 
 
@@ -119,7 +119,7 @@ def page() -> str:
     lines += ["## Groups\n", "Choose with `GROUP=CHOICE`, set keys with `GROUP.KEY=VALUE`.\n"]
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"):
         lines += group(folder.name)
-    lines += [*experiments(), *python(), "## report.json\n"]
+    lines += [*experiments(), *python(known["python"]), "## report.json\n"]
     lines += ["Scores are fractions of 1. A number that cannot be computed is `null`.\n"]
     lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
     return "\n".join(lines).rstrip() + "\n"

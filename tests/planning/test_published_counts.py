@@ -13,7 +13,7 @@ from tests.conftest import ROOT, Cli
 
 FIVE = "pool.candidates=[o/m1-8B,o/m2-8B,o/m3-8B,o/m4-8B,o/m5-8B]"
 EXPERIMENTS = {"bfcl_8b": (), "bfcl_70b": (), "mgsm": (), "infinitebench": (FIVE,), "flores": (FIVE,)}
-DOCS = ROOT / "docs" / "experiments.md"
+DOCS = ROOT / "docs" / "paper.md"
 
 
 def stated(name: str) -> list[int]:
