@@ -287,17 +287,6 @@ def test_the_end_table_of_an_early_end_shows_the_selection() -> None:
     assert "[bold]x" in shown({"selection": {"ingredients": ["[bold]x"]}})
 
 
-def test_every_key_of_a_report_is_documented() -> None:
-    text = (ROOT / "docs" / "reference.md").read_text()
-    documented = set(re.findall(r"`([a-z_]+)`", text))
-    report, _ = sample(columns=2)
-    assert set(report) <= documented
-    for section in ("objective", "selection", "recipe", "folds", "verdict", "cost", "stability"):
-        assert set(report[section]) - {"selector"} <= documented, section
-    assert set(report["rows"][0]) | set(report["rows"][0]["objective"]) | set(report["comparisons"][0]) <= documented
-    assert {row["kind"] for row in report["rows"]} <= documented
-
-
 def test_a_search_says_why_it_ended_in_whole_sentences() -> None:
     assert ended({"stopped": "x"}) == "the search ended: x"
     assert ended({}) == ""
