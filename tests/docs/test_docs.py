@@ -34,17 +34,7 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-OPTIONAL = (
-    "limit",
-    "gate",
-    "also",
-    "rebuild",
-    "variance",
-    "search",
-    "selection.clusters",
-    "recipe.s",
-    "cost.lost_workers",
-)
+OPTIONAL = ("limit", "gate", "also", "rebuild", "variance", "search", "selection.clusters", "recipe.s", "cost.lost")
 """Keys of report.json that only some runs have, by their beginning."""
 
 

@@ -27,7 +27,6 @@ from souping.report.render import markdown, page
 from souping.report.sections import ended, searched, sections
 from souping.report.tables import Row, Section
 from souping.report.terminal import report_table
-from tests.conftest import ROOT
 from tests.support.html import outline
 from tests.support.report import sample
 
