@@ -11,6 +11,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 import souping as library
-from souping.cli.config import compose
+from souping.cli.config import GROUPS, Config, compose
 from souping.evaluate.benchmark import Benchmark
 from tests.conftest import ROOT, Cli
 from tests.support.report import sample
@@ -172,6 +173,8 @@ class TestReference:
     def test_it_has_every_root_key_and_name(self) -> None:
         known = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())
         assert set(known["python"]) == set(library.__all__)
+        keys = {field.name for field in fields(Config)} - {*GROUPS, "store", "analysis", "shapley"}
+        assert keys <= set(known["root"])
 
     def test_it_has_every_key_of_a_report_and_no_other(self) -> None:
         keys = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())["report"]
