@@ -45,21 +45,22 @@ def command(part: str) -> list[str]:
     return shlex.split(next(line for line in COMMANDS if part in line))
 
 
-def on_table() -> list[str]:
-    """What selects from the published scores, so that nothing is evaluated."""
-    table = ROOT / "souping" / "paper" / "bfcl_8b.csv"
-    names = "[xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B]"
-    return ["scores=table", f"scores.path={table}", f"pool.candidates={names}"]
+TABLE = [
+    "scores=table",
+    "scores.path=${data:paper/bfcl_8b.csv}",
+    "pool.candidates=[xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B]",
+]
+"""Selects from published scores, so that nothing is evaluated."""
 
 
 def test_a_selector(folder: Path) -> None:
-    said = run(folder, *command("selector=above_median"), *on_table())
+    said = run(folder, *command("selector=above_median"), *TABLE)
     assert "CoALM" not in said
     assert "BitAgent-8B" in " ".join(said.split())
 
 
 def test_an_objective_and_a_correlation(folder: Path) -> None:
-    run(folder, *command("objective=first"), *on_table(), "selector.threshold=0.4", "hydra.run.dir=run")
+    run(folder, *command("objective=first"), *TABLE, "selector.threshold=0.4", "hydra.run.dir=run")
     assert "my_objective.cosine" in (folder / "run" / "config.yaml").read_text()
     assert json.loads((folder / "run" / "selection.json").read_text())["correlation"]["low"][0][1] is None
 
@@ -140,7 +141,7 @@ def test_an_installed_package(folder: Path) -> None:
     moved = FILES["parts/selector/above_median.yaml"].replace("my_parts.", "my_parts.parts.")
     (package / "conf" / "selector" / "above_median.yaml").write_text(moved)
     words = [word for word in command("selector=above_median") if word not in ("--config-dir", "parts")]
-    assert "BitAgent-8B" in " ".join(run(folder, *words, *on_table()).split())
+    assert "BitAgent-8B" in " ".join(run(folder, *words, *TABLE).split())
     search = "hydra.searchpath=[pkg://my_parts.conf]"
     shutil.rmtree(folder / "hydra_plugins")
-    assert "BitAgent-8B" in " ".join(run(folder, *words, *on_table(), search).split())
+    assert "BitAgent-8B" in " ".join(run(folder, *words, *TABLE, search).split())
