@@ -18,6 +18,7 @@ CORE = [
     "scipy>=1.13",
     "llvmlite>=0.44",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
+    "psutil>=6",
     "rich>=13",
     "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit

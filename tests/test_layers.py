@@ -25,7 +25,7 @@ LAYERS = (
     ("checkpoints",),
     ("selection", "search", "analysis", "merge", "evaluate", "report", "trackers"),
     ("pipeline", "pantry", "paper"),
-    ("planning",),
+    ("plan",),
     ("cli",),
 )
 """Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""
@@ -131,7 +131,7 @@ def test_no_import_circle() -> None:
         ("souping.core.text", "from souping.checkpoints import pool"),
         ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
         ("souping.merge.plan", "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings"),
-        ("souping.pipeline.store", "import souping.planning.planner"),
+        ("souping.pipeline.store", "import souping.plan.planner"),
     ],
     ids=["up", "in a function", "for types", "import"],
 )

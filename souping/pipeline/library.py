@@ -7,7 +7,6 @@ import math
 import reprlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,24 +201,21 @@ def run(
 
 
 def _perform(settings: RunSettings) -> RunResult:
-    from souping.pipeline.kept_soup import written_soup
-    from souping.pipeline.run import check_settings
-    from souping.pipeline.staged import perform
+    from souping.pipeline.execute import check_settings, perform
+    from souping.pipeline.merge_only import written_soup
 
     check_settings(settings)
     made = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with logged(settings.run_dir, settings.command), ExitStack() as parts:
-            parts.callback(settings.evaluator.close)
-            parts.callback(settings.merge.close)
-            report, won = perform(settings)
+        with logged(settings.run_dir, settings.command):
+            report, winner = perform(settings)
     except LateError:
         raise
     except UserError:
         discard(settings.run_dir, made, EARLY if made else ())
         raise
-    tried = () if won is None else won.trials
+    tried = () if winner is None else winner.trials
     return RunResult(settings.run_dir, report, tuple(map(_point, tried)), written_soup(settings, report))
 
 

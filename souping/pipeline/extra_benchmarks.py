@@ -1,9 +1,9 @@
-"""Benchmarks beside the one that is optimised: what else the soup gained or lost. Nothing is ever chosen on them."""
+"""Extra benchmarks (`also`): what else the soup gained or lost. Nothing is ever chosen on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,13 +15,13 @@ from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.folds import first_items
 
 SHARED = ("dtype", "device", "threads", "trust_remote_code")
-"""How the module is held: evaluators that agree on it share one live module."""
+"""Settings of a loaded model: evaluators that agree on them share it."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideEntry:
-    """Entry of `also` with its parts built; `evaluator` or `benchmark` is None where the entry leaves it open."""
+class ExtraEntry:
+    """Entry of `also`, built; `evaluator` or `benchmark` is None if the entry does not name one."""
 
     name: str
     evaluator: Evaluator | None = None
@@ -30,8 +30,8 @@ class SideEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideBenchmark:
-    """Benchmark that is evaluated once the recipe is frozen: all of its items."""
+class ExtraBenchmark:
+    """Benchmark of which all items are answered once the recipe is frozen."""
 
     name: str
     evaluator: Evaluator
@@ -40,31 +40,29 @@ class SideBenchmark:
 
 
 def held(own: Mapping[str, T]) -> dict[str, T]:
-    """The settings of an evaluator that say how the module is held, where it has a live one."""
+    """The settings of an evaluator's loaded model, if it has one in this process."""
     return {key: own[key] for key in SHARED if key in own} if own.get("dtype") in TORCH_NAMES else {}
 
 
-def sides(entries: Sequence[SideEntry], own: Evaluator, limit: int | None = None) -> tuple[SideBenchmark, ...]:
-    """The benchmarks with their items read, at most `limit` a category. Where an entry names no evaluator, the run's
-    own answers if its items come from outside, else `evaluator=local` with its defaults and the run's dtype and device.
+def extra_benchmarks(
+    entries: Sequence[ExtraEntry], evaluator: Evaluator, limit: int | None = None
+) -> tuple[ExtraBenchmark, ...]:
+    """The benchmarks with their items, at most `limit` per category.
+
+    An entry without an evaluator uses the run's; if that brings its own items, `evaluator=local` with its defaults and
+    the run's dtype and device.
 
     Raises:
         UserError: items cannot be had, or two entries share a name.
     """
-    check_entries(entries)
-    read = [_side(entry, own) for entry in entries]
-    return tuple(replace(side, items=first_items(side.items, limit)) for side in read)
-
-
-def check_entries(entries: Sequence[SideEntry]) -> None:
-    """Refuse two entries of one name."""
     names = [entry.name for entry in entries]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise UserError(f"also[{number}]: two entries are called {name!r}: give one a name of its own")
+    return tuple(_opened(entry, evaluator, limit) for entry in entries)
 
 
-def _side(entry: SideEntry, own: Evaluator) -> SideBenchmark:
+def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchmark:
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = entry.evaluator or (own if not own.brings_items else LocalEvaluator(**held(vars(own))))
@@ -77,11 +75,11 @@ def _side(entry: SideEntry, own: Evaluator) -> SideBenchmark:
         raise UserError(f"also: {entry.name}: {error}") from error
     objective = entry.objective or Mean()
     objective.coefficients(list(dict.fromkeys(item.category for item in items)))
-    return SideBenchmark(name=entry.name, evaluator=evaluator, items=items, objective=objective)
+    return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit), objective=objective)
 
 
 def compare_on(
-    side: SideBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
+    benchmark: ExtraBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
 ) -> dict[str, Any]:
     """Entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
 
@@ -95,12 +93,12 @@ def compare_on(
 
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-    design = ItemTable.of(side.items, side.objective)
+    design = ItemTable.of(benchmark.items, benchmark.objective)
     pairs = [Pair.of(rows[-1], c, measured, design) for c in singles]
     return {
-        "name": side.name,
-        "evaluator": side.evaluator.title,
-        "items": len(side.items),
+        "name": benchmark.name,
+        "evaluator": benchmark.evaluator.title,
+        "items": len(benchmark.items),
         "groups": len(np.unique(design.groups)),
         "coefficients": dict(zip(design.names, design.coefficients.tolist(), strict=True)),
         "rows": [row(c, measured[c.recipe.id], design) for c in rows],
