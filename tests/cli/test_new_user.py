@@ -56,7 +56,7 @@ def test_the_same_command_keeps_its_soup(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("souping.pipeline.stages.RunStages.report", interrupt)
+        patch.setattr("souping.pipeline.run.Run.report", interrupt)
         assert souping(*pool_of(family), *QUICK).code == 130
     before = contents(tmp_path / "soup")
     done = souping(*pool_of(family), *QUICK)

@@ -210,7 +210,7 @@ def test_a_refusal_at_the_end_costs_nothing_either(
     def refused(*_: object) -> None:
         raise UserError("upload=me/soup holds a model that is no soup")
 
-    monkeypatch.setattr("souping.pipeline.run.push", refused)
+    monkeypatch.setattr("souping.pipeline.execute.push", refused)
     souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused("holds a model that is no soup")
     (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
     assert (folder / SINGLE).is_file()

@@ -280,7 +280,7 @@ class TestRun:
         assert report["benchmark"]["name"] == "bfcl"
         assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
         warnings = " ".join(report["warnings"])
-        assert "the soup is asked by handler plain; tried on the search fold: watt-ai/watt-tool-8B, plain" in warnings
+        assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
         assert "overall without simple_java" in warnings
         assert report["cost"]["trials"] == 2
         assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()

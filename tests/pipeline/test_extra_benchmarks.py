@@ -16,93 +16,73 @@ from souping.core.objectives import Mean
 from souping.core.text import install
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline import side_benchmarks
+from souping.pipeline.extra_benchmarks import ExtraBenchmark, ExtraEntry, compare_on, extra_benchmarks
 from souping.report.tables import sentences
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
 
 OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}
 
 
+FILE = {"name": "side", "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": "PATH"}}
+TASK = {"_target_": HARNESS, "tasks": ["hellaswag"], "dtype": "bfloat16", "device": "cpu", "threads": 1}
+LOCAL = {"_target_": "souping.evaluate.generate.LocalEvaluator"}
+FULL = {"name": "n", "evaluator": LOCAL, "benchmark": {"_target_": "b"}, "objective": {"_target_": "o"}}
+
+
+class Three:
+    """Three items of each category."""
+
+    def items(self) -> tuple[Item, ...]:
+        return tuple(make_items(3))
+
+
 class TestEntries:
-    def test_a_file_is_read_by_the_runs_own_evaluator(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("entry", "node"),
+        [
+            ("hellaswag", {"name": "hellaswag", "evaluator": TASK}),
+            (
+                {"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"},
+                {"name": "a+b", "evaluator": {**TASK, "tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}},
+            ),
+            (FULL, FULL),
+        ],
+    )
+    def test_tasks_and_mappings(self, entry: Any, node: Any) -> None:
+        assert also_nodes(entry, 0, OWN) == node
+
+    def test_a_file_is_answered_by_the_runs_own_evaluator(self, tmp_path: Path) -> None:
         path = tmp_path / "side.jsonl"
         path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
-        found = also_nodes(str(path), 0, OWN)
-        assert found == {
-            "name": "side",
-            "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)},
-        }
+        assert also_nodes(str(path), 0, OWN) == {**FILE, "benchmark": {**FILE["benchmark"], "path": str(path)}}
+        with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
+            also_nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
 
-    def test_any_other_text_is_a_task(self) -> None:
-        found = also_nodes("hellaswag", 0, OWN)
-        assert found["name"] == "hellaswag"
-        assert found["evaluator"] == {
-            "_target_": HARNESS,
-            "tasks": ["hellaswag"],
-            "dtype": "bfloat16",
-            "device": "cpu",
-            "threads": 1,
-        }
-
-    def test_tasks_beside_the_runs_own_are_looked_for_where_those_are(self) -> None:
+    def test_tasks_are_looked_for_where_the_runs_own_are(self) -> None:
         own = {**OWN, "_target_": HARNESS, "include_path": "sheets"}
         assert also_nodes("letters", 0, own)["evaluator"]["include_path"] == "sheets"
         entry = {"tasks": ["letters"], "include_path": "others"}
         assert also_nodes(entry, 0, own)["evaluator"]["include_path"] == "others"
-        assert "include_path" not in also_nodes("letters", 0, OWN)["evaluator"]
-
-    def test_a_mapping_of_tasks_keeps_its_settings(self) -> None:
-        found = also_nodes({"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}, 0, OWN)
-        assert found["name"] == "a+b"
-        assert found["evaluator"]["num_fewshot"] == 3
-        assert found["evaluator"]["dtype"] == "float32"
-
-    def test_full_control(self) -> None:
-        node = {"_target_": "souping.evaluate.generate.LocalEvaluator"}
-        entry = {"name": "n", "evaluator": node, "benchmark": {"_target_": "b"}, "objective": {"_target_": "o"}}
-        assert also_nodes(entry, 0, OWN) == entry
 
     @pytest.mark.parametrize(
-        ("entry", "says"),
-        [
-            (3, "must be a JSON Lines file, an lm_eval task or a mapping"),
-            ("", "must be a JSON Lines file"),
-            ({"pth": "x"}, "did you mean path?"),
-            ({"name": "x"}, "names no items"),
-            ({"tasks": []}, "tasks is empty"),
-            ({"path": "x", "benchmark": {}}, "give one"),
-        ],
+        "entry", [3, "", {"pth": "x"}, {"name": "x"}, {"tasks": []}, {"path": "x", "benchmark": {}}]
     )
-    def test_what_is_none_of_these_is_refused(self, entry: Any, says: str) -> None:
-        with pytest.raises(UserError, match=r"also\[2\]") as caught:
+    def test_what_is_none_of_these_is_refused(self, entry: Any) -> None:
+        with pytest.raises(UserError, match=r"also\[2\]"):
             also_nodes(entry, 2, OWN)
-        assert says in str(caught.value)
-
-    def test_a_file_that_is_not_there_names_the_nearest(self, tmp_path: Path) -> None:
-        (tmp_path / "side.jsonl").write_text("x")
-        with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
-            also_nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
 
     def test_names_must_differ(self) -> None:
-        class Three:
-            def items(self) -> tuple[Item, ...]:
-                return tuple(make_items(3))
-
-        entry = side_benchmarks.SideEntry(name="a", benchmark=Three())
+        entry = ExtraEntry(name="a", benchmark=Three())
         with pytest.raises(UserError, match="two entries are called 'a'"):
-            side_benchmarks.sides([entry, entry], FakeEvaluator(skill={}))
+            extra_benchmarks([entry, entry], FakeEvaluator(skill={}))
 
     def test_an_evaluator_with_items_of_its_own_leaves_files_to_local(self) -> None:
         class Own(FakeEvaluator):
             brings_items = True
 
-        class Three:
-            def items(self) -> tuple[Item, ...]:
-                return tuple(make_items(3))
-
         own = Own(skill={})
         own.dtype, own.threads = "bfloat16", 1  # type: ignore[attr-defined]
-        found = side_benchmarks.sides([side_benchmarks.SideEntry(name="a", benchmark=Three())], own)[0]
+        (found,) = extra_benchmarks([ExtraEntry(name="a", benchmark=Three())], own)
         assert found.evaluator == LocalEvaluator(dtype="bfloat16", threads=1)
         assert isinstance(found.objective, Mean)
 
@@ -124,13 +104,9 @@ class TestBeside:
             limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
             return ItemScores(items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items]))
 
-        side = side_benchmarks.SideBenchmark(
-            name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean()
-        )
+        side = ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean())
         ingredients = {name: recipes[name] for name in ("a", "b")}
-        return side_benchmarks.compare_on(
-            side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()}
-        )
+        return compare_on(side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()})
 
     def test_rows_and_pairs(self, entry: dict[str, Any]) -> None:
         assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
@@ -203,9 +179,7 @@ class TestRuns:
         without = {k: v for k, v in report.items() if k not in apart}
         first = json.loads((tmp_path / "plain" / "report.json").read_text())
         assert without == {k: v for k, v in first.items() if k not in apart}  # nothing was chosen on it
-        for name in ("report.md", "report.html"):
-            assert "Other benchmarks" in (tmp_path / "out" / name).read_text()
-        assert "also   model" in done.out.replace("  also", "also").replace("also     model", "also   model")
+        assert all("Other benchmarks" in (tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
 
         again = souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again")
         assert again.code == 0, again.err
@@ -234,7 +208,7 @@ class TestRuns:
                 "category=rad",
             ),
             ("{evaluator: {_target_: souping.evaluate.generate.LocalEvaluator}}", "brings no items"),
-            ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_side_benchmarks.Picky}}", "ant, bee"),
+            ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_extra_benchmarks.Picky}}", "ant, bee"),
         ],
     )
     def test_wrong_entries_are_refused_before_work(
