@@ -36,7 +36,7 @@ from souping.core.types import Fold, Inquiry, Item, ItemScores, Recipe, Reply, S
 from souping.evaluate.folds import split_folds
 from souping.pipeline.evidence import Contender
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.steps import Stage, Steps, search_weights
+from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
 from souping.search.loop import SearchResult, result_of
 from souping.selection.selectors import All, SoCE
@@ -230,7 +230,7 @@ class Run(Steps):
         return selection
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
-        return search_weights(self.settings, self.recipes, self.answers, ingredients, self.folds["search"])
+        return self.searcher(self.answers).search(ingredients, self.folds["search"])
 
     def best_candidate(self, stage: Stage) -> str:
         scores = self._by_candidate(stage)

@@ -43,7 +43,7 @@ from souping.report.drawing import Drawing, canvas
 from souping.report.experts import around, at
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import heat_axes, heat_cell
-from souping.report.registry import Display, register
+from souping.report.registry import register
 from souping.report.tables import Row, Section, grid
 
 if TYPE_CHECKING:
@@ -268,4 +268,4 @@ def _panel(axes: Axes, key: str, names: Sequence[str], told: Row) -> dict[str, s
     return titles
 
 
-register("consistency", Display(section, (draw,), folded=True))
+register("consistency", section, (draw,), folded=True)

@@ -23,7 +23,7 @@ from souping.core.text import ANALYSE
 from souping.core.types import FloatArray, Json, Recipe, ScoreMatrix, elements, entries, number, part
 from souping.report.drawing import COLOURS, INK, Drawing, canvas, figure
 from souping.report.format import count, interval, percent
-from souping.report.registry import Display, register
+from souping.report.registry import register
 from souping.report.tables import Row, Section, TableGrid, grid
 
 TIE = 1e-12
@@ -206,4 +206,4 @@ def draw(data: Row) -> Drawing | None:
     return Drawing("parents", made, alt)
 
 
-register("parents", Display(section, (draw,), folded=True))
+register("parents", section, (draw,), folded=True)

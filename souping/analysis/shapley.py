@@ -24,7 +24,7 @@ from souping.core.fields import Seed, component
 from souping.core.types import FloatArray, ItemScores, Json, Recipe, UserError, elements, entries, number, part, texts
 from souping.report.drawing import COLOURS, INK, Drawing, canvas, figure
 from souping.report.format import clean, count, in_words, interval, percent, short
-from souping.report.registry import Display, register
+from souping.report.registry import register
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
 
 Members = frozenset[str]
@@ -496,4 +496,4 @@ def _best(level: Row, limit: int = 10) -> list[Row]:
     return rows if len(rows) <= limit else sorted(rows, key=lambda row: -(number(row.get("value")) or 0.0))[:limit]
 
 
-register("shapley", Display(section, (draw,), place=2))
+register("shapley", section, (draw,), place=2)

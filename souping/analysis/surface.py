@@ -25,7 +25,7 @@ from souping.core.types import FloatArray, IntArray, Json, elements, number, par
 from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, colour_bar, figure, scale
 from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import CORNERS, ring
-from souping.report.registry import Display, register
+from souping.report.registry import register
 from souping.report.tables import Row, Section
 from souping.search.surrogate import SoupModel, draws
 
@@ -279,4 +279,4 @@ def files(data: Row) -> Mapping[str, str]:
     return {"surface.csv": stream.getvalue(), "surface.json": json.dumps(data, sort_keys=True, indent=2) + "\n"}
 
 
-register("surface", Display(section, (draw,), files, folded=True, within="landscape"))
+register("surface", section, (draw,), files, folded=True, within="landscape")

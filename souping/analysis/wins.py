@@ -24,7 +24,7 @@ from souping.analysis.parents import Z95
 from souping.core.fields import component
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Record, digest, entries, number, part
 from souping.report.format import clean, count, in_words, interval, percent
-from souping.report.registry import Display, register
+from souping.report.registry import register
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
 
 RULE = (
@@ -337,4 +337,4 @@ def _right(record: Row) -> str:
     return word if ended in ("finished", "") else f"{word} ({ended})"
 
 
-register("wins", Display(section, place=1))
+register("wins", section, place=1)

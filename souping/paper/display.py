@@ -10,7 +10,7 @@ from souping.core.types import elements, entries, number, part, texts
 from souping.report.drawing import COLOURS, INK, PAPER, Drawing, canvas, figure
 from souping.report.format import DASH, clean, count, in_words, rho
 from souping.report.plots import correlations
-from souping.report.registry import Display, register
+from souping.report.registry import register
 from souping.report.tables import Row, Section, TableGrid, grid, known, table
 
 TITLES = {"Table 5": "gains on FLORES-36, BLEU", "Figure 3b": "gains on MGSM, points"}
@@ -129,4 +129,4 @@ def gains(data: Row, of: str) -> Drawing | None:
     return Drawing(_picture(of), made, alt, caption)
 
 
-register("paper", Display(section, (figure1, *(partial(gains, of=of) for of in TITLES)), place=0))
+register("paper", section, (figure1, *(partial(gains, of=of) for of in TITLES)), place=0)

@@ -54,13 +54,12 @@ def execute(settings: MergeSettings) -> float | None:
         with ExitStack() as parts:
             parts.callback(settings.merge.close)
             outcome = {"soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)}
+    soup: Path | None = None
     with _results_stay():
         try:
             soup = written_soup(settings, outcome)
-        except LateError:
-            _show(settings, outcome, None)
-            raise
-        _show(settings, outcome, soup)
+        finally:  # also if another soup is in the way
+            _show(settings, outcome, soup)
         if goal is not None and soup is None:  # one expert for everything
             print(f"  {'upload':16} nothing to send: there is no soup")
         elif goal is not None and soup is not None:

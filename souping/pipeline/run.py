@@ -26,7 +26,7 @@ from souping.pipeline.merge_only import RECIPE, soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import check_machine
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.steps import SEARCH, Stage, Steps, search_weights
+from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.report.cards import card
 from souping.report.files import as_json, selection_dict, trial_rows, write_selection
@@ -154,8 +154,8 @@ class Run(Steps):
             if (stage := self.ingredient_stage(ingredients)) is not None:
                 self.answer(stage)
             self._announce(ingredients, items)
-        winner = search_weights(self.settings, self.pool, self.evaluation, ingredients, items, self._log)
-        self.winner = winner
+        searcher = self.searcher(self.evaluation, self._log)
+        self.winner = winner = searcher.search(ingredients, items)
         handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
         if len(handlers) > 1:
             self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")
@@ -177,7 +177,7 @@ class Run(Steps):
         strategy, size = self.settings.optimiser, len(ingredients)
         ways = len(self.evaluation.handlers(self.pool.uniform(ingredients)))
         by = f", each with {ways} handlers" if ways > 1 else ""
-        self.progress.say(f"search: {strategy.describe(size)}, {len(items):,} items{by}")
+        self.progress.say(f"search on {len(items):,} items: {strategy.describe(size)}{by}")
         in_parts = strategy.workload(size, len(items)) is not None  # then the number of soups is not known
         count = None if in_parts else trial_limit(strategy, size, ways, len(items))
         total = count * len(items) * self.evaluation.answers if count else None

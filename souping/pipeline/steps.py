@@ -8,29 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
-from souping.core.protocols import Optimiser
-from souping.core.simplex import vertices
-from souping.core.text import named
 from souping.core.types import (
-    FloatArray,
     Fold,
     Item,
     ItemScores,
     Recipe,
     ScoreMatrix,
-    SearchSpace,
     Selection,
     Trial,
-    UserError,
-    Weights,
 )
 from souping.pipeline.evidence import Contender
-from souping.search.loop import SearchResult, SearchRun, result_of
+from souping.search.loop import RecipeSource, Searcher, SearchResult
 from souping.selection.selectors import ranking
 
 if TYPE_CHECKING:
@@ -41,20 +32,6 @@ if TYPE_CHECKING:
 
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
-
-
-class RecipeSource(Protocol):
-    """Pool as far as the steps need it: names of candidates, and recipes of weights."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def base_name(self) -> str:
-        """Name of the base model in recipes if an analysis needs it, else empty."""
-        ...
-
-    def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +162,17 @@ class Steps:
             return None
         return self._stage("scoring the ingredients", map(self.single, ingredients), "search")
 
+    def searcher(self, evaluation: RecipeEvaluator, log: Callable[[Trial], None] = lambda trial: None) -> Searcher:
+        settings = self.settings
+        return Searcher(
+            strategy=settings.optimiser,
+            objective=settings.objective,
+            seed=settings.seed,
+            pool=self.recipes,
+            evaluation=evaluation,
+            log=log,
+        )
+
     def single(self, name: str) -> Recipe:
         return self.recipes.recipe({name: 1.0})
 
@@ -210,56 +198,3 @@ class Steps:
             return None
         fold: Fold = "search" if settings.scores.published else "select"
         return self._candidates("gate: candidates with an expected score", fold, names)
-
-
-def search_weights(
-    settings: RunSettings,
-    pool: RecipeSource,
-    evaluation: RecipeEvaluator,
-    ingredients: tuple[str, ...],
-    items: tuple[Item, ...],
-    log: Callable[[Trial], None] = lambda trial: None,
-) -> SearchResult:
-    """The best weights of the ingredients on the search fold. One ingredient needs no search."""
-    singles = [pool.recipe({name: 1.0}) for name in ingredients]
-    if len(ingredients) == 1:
-        (handler,) = evaluation.handlers(singles[0])
-        result = result_of(evaluation.scores(singles[0], items), settings.objective)
-        return SearchResult(recipe=singles[0], weights=(1.0,), result=result, trials=(), handler=handler)
-    strategy, name = settings.optimiser, f"optimiser {named(settings.optimiser)}"
-    asks = [(recipe, "") for recipe in singles] if strategy.uses_singles else []
-    known = [scores.values for scores in evaluation.all_scores(asks, items)]
-    optimiser = strategy.start(search_space(settings, pool, evaluation, ingredients, items, known), settings.seed)
-    if Optimiser not in type(optimiser).__mro__:
-        raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
-
-    def recipe_of(weights: Weights) -> Recipe:
-        if len(weights) != len(ingredients):
-            raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
-        return pool.recipe(dict(zip(ingredients, weights, strict=True)))
-
-    vertex_scores = dict(zip(vertices(len(ingredients)), known, strict=False))
-    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, settings.objective, log, vertex_scores).run()
-
-
-def search_space(
-    settings: RunSettings,
-    pool: RecipeSource,
-    evaluation: RecipeEvaluator,
-    ingredients: tuple[str, ...],
-    items: Sequence[Item],
-    singles: Sequence[FloatArray],
-) -> SearchSpace:
-    """What the search is over; `singles` are the ingredients' scores if the strategy uses them."""
-    names = list(dict.fromkeys(item.category for item in items))
-    uniform = pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
-    return SearchSpace(
-        ingredients=ingredients,
-        candidates=pool.names,
-        categories=tuple(item.category for item in items),
-        groups=tuple(item.group for item in items),
-        coefficients=dict(zip(names, settings.objective.coefficients(names).tolist(), strict=True)),
-        singles=np.array(singles) if singles else None,
-        block=evaluation.block,
-        whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
-    )

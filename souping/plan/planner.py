@@ -36,10 +36,10 @@ from souping.pipeline.extra_benchmarks import ExtraBenchmark, extra_benchmarks
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import machine_facts, missing, model_sizes, once, requirements_of
 from souping.pipeline.settings import RunSettings, items_of
-from souping.pipeline.steps import SEARCH, RecipeSource, Stage, Steps, search_weights
+from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.plan.plan import Pair, Plan, PlannedSelection, PlannedStage, Speed, speed
-from souping.search.loop import SearchResult, trial_limit
+from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, Selector
@@ -170,7 +170,7 @@ class CountedSteps(Steps):
         if not items:
             return None
         try:
-            return search_weights(self.settings, self.recipes, self.evaluations[""], ingredients, items)
+            return self.searcher(self.evaluations[""]).search(ingredients, items)
         except (NotStoredError, UserError):
             return None
 

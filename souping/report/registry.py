@@ -46,9 +46,18 @@ DISPLAYS: dict[str, Display] = {}
 """{name of an analysis: how it is shown}."""
 
 
-def register(name: str, display: Display) -> None:
-    """Show the analysis of this name so."""
-    DISPLAYS[name] = display
+def register(
+    name: str,
+    section: Callable[[Row], Section | None],
+    draws: Sequence[Callable[[Row], Drawing | None]] = (),
+    files: Callable[[Row], Mapping[str, str]] = lambda data: {},
+    *,
+    place: int = 9,
+    folded: bool = False,
+    within: str = "",
+) -> None:
+    """Show the analysis of this name so (see `Display`)."""
+    DISPLAYS[name] = Display(section, draws, files, place, folded, within)
 
 
 def displays() -> dict[str, Display]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from souping.core.types import (
     Recipe,
     Reply,
     Result,
+    SearchSpace,
     Trial,
     UserError,
     Weights,
@@ -76,6 +78,72 @@ def check_budget(strategy: Strategy, items: int) -> None:
     """A budget never overshoots, so it must cover one soup."""
     if strategy.budget is not None and strategy.budget < items:
         raise UserError(f"optimiser.budget={strategy.budget} is below the {items} items of the search fold")
+
+
+class RecipeSource(Protocol):
+    """Pool as far as a search needs it: names of candidates, and recipes of weights."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base model in recipes if an analysis needs it, else empty."""
+        ...
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searcher:
+    """Everything that a weight search is made of but the ingredients and their items; `log` gets every trial."""
+
+    strategy: Strategy
+    objective: Objective
+    seed: int
+    pool: RecipeSource
+    evaluation: RecipeEvaluator
+    log: Callable[[Trial], None] = lambda trial: None
+
+    def search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult:
+        """The best weights of the ingredients on these items. One ingredient needs no search."""
+        singles = [self.pool.recipe({name: 1.0}) for name in ingredients]
+        if len(ingredients) == 1:
+            (handler,) = self.evaluation.handlers(singles[0])
+            result = result_of(self.evaluation.scores(singles[0], items), self.objective)
+            return SearchResult(recipe=singles[0], weights=(1.0,), result=result, trials=(), handler=handler)
+        asks = [(recipe, "") for recipe in singles] if self.strategy.uses_singles else []
+        known = [scores.values for scores in self.evaluation.all_scores(asks, items)]
+        optimiser = self.strategy.start(self._space(ingredients, items, known), self.seed)
+        if Optimiser not in type(optimiser).__mro__:
+            name = f"optimiser {named(self.strategy)}"
+            raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
+
+        def recipe_of(weights: Weights) -> Recipe:
+            if len(weights) != len(ingredients):
+                name = f"optimiser {named(self.strategy)}"
+                raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
+            return self.pool.recipe(dict(zip(ingredients, weights, strict=True)))
+
+        scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+        return SearchRun(
+            optimiser, self.strategy, recipe_of, self.evaluation, items, self.objective, self.log, scores
+        ).run()
+
+    def _space(self, ingredients: tuple[str, ...], items: Sequence[Item], singles: Sequence[FloatArray]) -> SearchSpace:
+        """What the search is over; `singles` are the ingredients' scores if the strategy uses them."""
+        names = list(dict.fromkeys(item.category for item in items))
+        uniform = self.pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
+        return SearchSpace(
+            ingredients=ingredients,
+            candidates=self.pool.names,
+            categories=tuple(item.category for item in items),
+            groups=tuple(item.group for item in items),
+            coefficients=dict(zip(names, self.objective.coefficients(names).tolist(), strict=True)),
+            singles=np.array(singles) if singles else None,
+            block=self.evaluation.block,
+            whole=self.evaluation.whole_folds or len(self.evaluation.handlers(uniform)) > 1,
+        )
 
 
 @dataclass(kw_only=True)
@@ -291,12 +359,14 @@ def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
     Raises:
         UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
     """
-    name = f"optimiser {named(strategy)}"
-    if not isinstance(cell, Cell):
-        raise UserError(f"{name} asked {cell!r:.60}, which is no Cell")
-    simplex.check_weights(cell.weights, f"{name}: weights")
-    if cell.items is not None and not all(0 <= place < items for place in cell.items):
-        raise UserError(f"{name} asked for an item beyond the {items} of the search fold")
+    try:
+        if not isinstance(cell, Cell):
+            raise UserError(f"asked {cell!r:.60}, which is no Cell")
+        simplex.check_weights(cell.weights, "weights")
+        if cell.items is not None and not all(0 <= place < items for place in cell.items):
+            raise UserError(f"asked for an item beyond the {items} of the search fold")
+    except UserError as error:
+        raise UserError(f"optimiser {named(strategy)}: {error}") from None
 
 
 def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:
