@@ -420,15 +420,15 @@ def section(data: Row) -> Section:
     if drawn:
         kinds, orders = in_words([level.get("kind") for level in drawn]), count(drawn[0].get("orders"))
         lines.append(f"{kinds}: from {orders} drawn orders, with standard errors of the draw.")
-    first, *others = [(clean(level.get("kind")).capitalize(), _table(level)) for level in levels] or [("", None)]
-    folded = [Section(title, grids=(table,)) for title, table in others if table]
+    tables = [(clean(level.get("kind")).capitalize(), _table(level)) for level in levels]
+    folded = [Section(title, grids=(table,)) for title, table in tables[1:]]
     if pairs := entries(data, "interactions"):
         meaning = "Shapley interaction index, points: above 0 two models are worth more together, below 0 they overlap."
         rows = [(_name(elements(row, "members")), _value(row)) for row in pairs]
         folded.append(Section("Interactions", (meaning,), grids=(grid(("models", "interaction"), rows),)))
     if levels:
         folded.append(Section("Category by category", grids=(_categories(levels[0]),)))
-    shown = (first[1],) if first[1] else ()
+    shown = tuple(table for _, table in tables[:1])
     return Section("Who adds what? Shapley values", tuple(lines), "shapley", shown, tuple(folded))
 
 

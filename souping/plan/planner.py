@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from souping.analysis.stability import sweep
 from souping.checkpoints import hub
 from souping.core.files import said
 from souping.core.types import (
@@ -39,6 +39,7 @@ from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.plan.plan import Pair, Plan, PlannedSelection, PlannedStage, Speed, speed
+from souping.report.experts import spans
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
@@ -233,21 +234,11 @@ def _range(pairs: Sequence[Pair], in_parts: bool) -> Pair:
 
 def steady(selector: Selector, scores: ScoreMatrix) -> tuple[float, float] | None:
     """The range of thresholds around the selector's own, in steps of 0.01, that gives the same ingredients."""
-    own = selector.cut
-    if own is None:
-        return None
-    wanted = selector.chosen(scores).ingredients
-
-    def same(threshold: float) -> bool:
-        try:
-            return selector.with_cut(threshold).chosen(scores).ingredients == wanted
-        except UserError:
-            return False
-
-    grid = [step / 100 for step in range(1, 101)]
-    lower = list(takewhile(same, (value for value in reversed(grid) if value < own)))
-    higher = list(takewhile(same, (value for value in grid if value > own)))
-    return (lower or [own])[-1], (higher or [own])[-1]
+    own, rows = selector.cut, sweep(scores, selector)
+    for low, high, entry in spans({"stability": {"thresholds": rows}}):
+        if own is not None and low <= own <= high and not entry.get("error"):
+            return low, high
+    return None
 
 
 def make(run: RunSettings) -> Plan:
