@@ -40,23 +40,13 @@ ITEMS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Answers of one candidate: items with their records, seconds to load the model and to answer."""
+    """Answers of one candidate to a few items, and how fast they came once the model was loaded."""
 
     candidate: str
     fold: Fold
     items: tuple[Item, ...]
     records: tuple[Record, ...]
-    loading: float
-    answering: float
-
-    @property
-    def rate(self) -> float:
-        """Items per second, once the model is loaded."""
-        return len(self.items) / max(self.answering, 1e-9)
-
-    @property
-    def outcomes(self) -> list[str]:
-        return [record.outcome for record in self.records]
+    speed: Speed
 
 
 def check_run(run: RunSettings) -> None:
@@ -107,13 +97,17 @@ def rehearse(whole: Plan) -> Rehearsal:
         blocks = [(block, evaluator.evaluate(model, block)) for block in batches_of(evaluator, items)]
         done = time.monotonic()
     answers = {r.item: r for block, given in blocks for r in records_of(evaluator, block, given)}
+    rate = len(items) / max(done - loaded, 1e-9)
+    reason = (
+        f"{rate:.3g} items/s, measured just now on {len(items)} items with {pool.names[0]} "
+        f"(loading took {format.seconds(loaded - began)}); larger batches are faster"
+    )
     return Rehearsal(
         candidate=pool.names[0],
         fold=fold,
         items=items,
         records=tuple(_graded(items, [answers[item.id] for item in items])),
-        loading=loaded - began,
-        answering=done - loaded,
+        speed=Speed(items_per_second=rate, basis="measured", reason=reason),
     )
 
 
@@ -139,18 +133,13 @@ def _show(console: Console, whole: Plan, rehearsal: Rehearsal) -> None:
     firsts = {item.category: sample for item, sample in zip(reversed(rehearsal.items), reversed(samples), strict=True)}
     for sample in reversed(firsts.values()):
         show_sample(console, sample, [rehearsal.candidate])
-    reason = (
-        f"{rehearsal.rate:.3g} items/s, measured just now on {len(rehearsal.items)} items with {rehearsal.candidate} "
-        f"(loading took {format.seconds(rehearsal.loading)}); larger batches are faster"
-    )
-    rate = Speed(items_per_second=rehearsal.rate, basis="measured", reason=reason)
-    timed = replace(whole, speeds={**whole.speeds, "": rate})
+    timed = replace(whole, speeds={**whole.speeds, "": rehearsal.speed})
     show_sheet([s for s in (_answers(rehearsal), work_section(timed), time_section(timed)) if s is not None])
     table = {**as_dict(timed), "candidate": rehearsal.candidate, "fold": rehearsal.fold, "samples": samples}
-    put(whole.run.run_dir / "check.json", as_json({**table, "items_per_second": rehearsal.rate}).encode())
+    table["items_per_second"] = rehearsal.speed.items_per_second
+    put(whole.run.run_dir / "check.json", as_json(table).encode())
     print(f"saved as check.json in {nearby(whole.run.run_dir)}")
-    cut = sum(outcome != "finished" for outcome in rehearsal.outcomes)
-    if cut:
+    if cut := sum(record.outcome != "finished" for record in rehearsal.records):
         print(f"{cut} of {len(rehearsal.records)} answers were cut off or are missing: look at them first")
     most = total_seconds(seconds(timed) or {})[1]
     print(f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`.")
@@ -171,9 +160,9 @@ def _answers(rehearsal: Rehearsal) -> Section:
     ]
     header = ("item", "category", "score %", "prompt tokens", "answer tokens", "ended", "answer")
     mean = fmean(record.score for record in rehearsal.records)
+    cut, missing = (sum(r.outcome == how for r in rehearsal.records) for how in ("truncated", "unanswered"))
     line = (
         f"{rehearsal.candidate} scores {format.percent(mean)} % on {len(rows)} items of the {rehearsal.fold} fold; "
-        f"{rehearsal.outcomes.count('truncated')} answers were cut off, {rehearsal.outcomes.count('unanswered')} are "
-        "missing."
+        f"{cut} answers were cut off, {missing} are missing."
     )
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

@@ -170,17 +170,12 @@ class TestRuns:
         assert done.code == 2
         assert "on the search fold" in done.err
 
-    @pytest.mark.parametrize(
-        ("setting", "needles"),
-        [
+    def test_unknown_names_are_refused_before_work(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
+        for setting, needles in (
             ("expected={antt:9}", ["expected: candidate=antt", "did you mean ant?"]),
             ("expected={ant:{gren:9}}", ["expected.ant: category=gren", "did you mean green?"]),
             ("expected={ant:lots}", ["expected.ant='lots'"]),
             ("gate=wran", ["gate='wran'", "did you mean warn?"]),
-        ],
-    )
-    def test_unknown_names_are_refused_before_work(
-        self, echo: Path, souping: Cli, tmp_path: Path, setting: str, needles: list[str]
-    ) -> None:
-        souping(*arguments(echo), setting).refused(*needles)
-        assert not list(tmp_path.glob("outputs/*/*"))
+        ):
+            souping(*arguments(echo), setting).refused(*needles)
+            assert not list(tmp_path.glob("outputs/*/*"))

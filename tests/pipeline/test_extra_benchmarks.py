@@ -19,6 +19,7 @@ from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline.extra_benchmarks import ExtraBenchmark, ExtraEntry, compare_on, extra_benchmarks
 from souping.report.tables import sentences
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
+from tests.support.lm_eval_tasks import CHOICE, put, rows
 
 OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}
 
@@ -194,48 +195,20 @@ class TestRuns:
         (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
         assert (found["name"], found["evaluator"]) == ("short", "local")
 
-    @pytest.mark.parametrize(
-        ("entry", "needle"),
-        [
-            ("nowhere.jsonl", "also[0]=nowhere.jsonl: there is no such file"),
-            (
-                "{path: SIDE, evaluator: {_target_: souping.evaluate.generate.LocalEvaluator, max_tokens: 2}}",
-                "max_new_tok",
-            ),
-            ("{path: SIDE, evaluator: {_target_: souping.evaluate.nothing.Here}}", "can be imported"),
-            (
-                "{path: SIDE, objective: {_target_: souping.core.objectives.Weighted, weights: {rad: 1}}}",
-                "category=rad",
-            ),
-            ("{evaluator: {_target_: souping.evaluate.generate.LocalEvaluator}}", "brings no items"),
-            ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_extra_benchmarks.Picky}}", "ant, bee"),
-        ],
-    )
     def test_wrong_entries_are_refused_before_work(
-        self, family: Path, side: Path, souping: Cli, tmp_path: Path, entry: str, needle: str
+        self, family: Path, side: Path, souping: Cli, tmp_path: Path
     ) -> None:
-        souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
-        assert not (tmp_path / "store.sqlite").exists() or known(tmp_path) == 0
-
-
-def task(folder: Path, family: Path) -> Path:
-    """A local task of lm_eval: which of three letters follows."""
-    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()][:40]
-    lines = ({"text": row["prompt"], "gold": number % 3} for number, row in enumerate(rows))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    sheet = {
-        "task": "letters",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{text}}",
-        "doc_to_choice": ["a", "b", "c"],
-        "doc_to_target": "gold",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (folder / "letters.yaml").write_text(json.dumps(sheet))
-    return folder / "letters.yaml"
+        local, weighted = "souping.evaluate.generate.LocalEvaluator", "souping.core.objectives.Weighted"
+        for entry, needle in (
+            ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
+            (f"{{path: SIDE, evaluator: {{_target_: {local}, max_tokens: 2}}}}", "max_new_tok"),
+            ("{path: SIDE, evaluator: {_target_: souping.evaluate.nothing.Here}}", "can be imported"),
+            (f"{{path: SIDE, objective: {{_target_: {weighted}, weights: {{rad: 1}}}}}}", "category=rad"),
+            (f"{{evaluator: {{_target_: {local}}}}}", "brings no items"),
+            ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_extra_benchmarks.Picky}}", "ant, bee"),
+        ):
+            souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
+            assert not (tmp_path / "store.sqlite").exists() or known(tmp_path) == 0
 
 
 class TestHarness:
@@ -243,8 +216,8 @@ class TestHarness:
     def test_a_task_beside(self, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("lm_eval")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        sheet = task(tmp_path, family)
-        entry = "{" + f"tasks: [letters], name: letters, include_path: {sheet.parent}, include_defaults: false" + "}"
+        put(tmp_path, "letters", rows(40, 0), CHOICE)
+        entry = "{" + f"tasks: [letters], name: letters, include_path: {tmp_path}, include_defaults: false" + "}"
         done = souping(*settings(family), f"also=[{entry}]", "hydra.run.dir=out")
         assert done.code == 0, done.err
         (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
@@ -253,8 +226,8 @@ class TestHarness:
 
     def test_an_unknown_task_is_refused_before_work(self, family: Path, souping: Cli, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
-        sheet = task(tmp_path, family)
-        entry = "{" + f"tasks: [leters], include_path: {sheet.parent}, include_defaults: false" + "}"
+        put(tmp_path, "letters", rows(40, 0), CHOICE)
+        entry = "{" + f"tasks: [leters], include_path: {tmp_path}, include_defaults: false" + "}"
         souping(*settings(family), f"also=[{entry}]").refused("leters", "letters")
         assert not (tmp_path / "store.sqlite").exists() or known(tmp_path) == 0
 

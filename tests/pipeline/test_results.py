@@ -62,20 +62,12 @@ def test_a_run_that_ends_before_its_report_shows_none_of_that_fold(
 
 
 def test_the_last_fold_that_was_scored_is_shown(souping: Cli, tmp_path: Path) -> None:
-    """Answers that another run left, and nobody judged, are no reason to show their fold."""
+    """Answers that another run left, and that have no score, are no reason to show their fold."""
     (tmp_path / "run").mkdir()
     with gzip.open(tmp_path / "run/samples.jsonl.gz", "wt") as file:
         for fold, score in (("select", 1.0), ("search", None)):
             model = {"resps": [["yes"]], "score": score, "outcome": "finished"}
-            line = {
-                "fold": fold,
-                "item": fold,
-                "category": "c",
-                "prompt": "p",
-                "reference": "r",
-                "models": {"a": model},
-            }
-            print(json.dumps(line), file=file)
+            print(json.dumps({"fold": fold, "item": fold, "category": "c", "models": {"a": model}}), file=file)
     assert "select (c, fold select)" in souping("show", "run").out
 
 
