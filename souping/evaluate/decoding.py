@@ -115,7 +115,7 @@ def read_generation(folder: Path) -> dict[str, Json]:
     return table
 
 
-def wishes(folder: Path) -> dict[str, Json]:
+def generation_overrides(folder: Path) -> dict[str, Json]:
     """What a folder's generation_config would change of greedy decoding, {key: value}."""
     own = read_generation(folder)
     keys = PENALTIES + (SAMPLING if own.get("do_sample") else ())
@@ -126,7 +126,7 @@ def generation_notes(folders: Mapping[str, Path], instead: str = " (evaluator.ge
     """Notes of what the candidates' own generation_config would have done; `instead` says what would use it."""
     told = []
     for name, folder in folders.items():
-        own = wishes(folder)
+        own = generation_overrides(folder)
         if own:
             listed = ", ".join(f"{key}={json.dumps(value)[:40]}" for key, value in own.items())
             told.append(f"{name}: its generation_config asks for {listed}; not used{instead}")
@@ -149,9 +149,9 @@ def common_decoding(folders: Mapping[str, Path], seed: int) -> Decoding:
         UserError: they disagree, so that a soup has none of its own.
     """
     first, *others = folders
-    own = wishes(folders[first])
+    own = generation_overrides(folders[first])
     for name in others:
-        theirs = wishes(folders[name])
+        theirs = generation_overrides(folders[name])
         key = next((key for key in (*own, *theirs) if own.get(key) != theirs.get(key)), None)
         if key is not None:
             raise UserError(

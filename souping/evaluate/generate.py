@@ -37,7 +37,7 @@ MACHINE = ("dtype", "device", "threads", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromFiles:
+class CheckpointDefaults:
     """What an evaluator's settings leave to the candidates' files; `small` models gain nothing by a second thread."""
 
     decoding: Decoding | None = None
@@ -85,7 +85,7 @@ class LocalEvaluator(Evaluator):
     generation: Literal["settings", "model"] = "settings"
     trust_remote_code: bool = False
     engine: Engine = field(default_factory=TransformersEngine)
-    _files: FromFiles = field(default_factory=FromFiles, init=False, repr=False)
+    _files: CheckpointDefaults = field(default_factory=CheckpointDefaults, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.samples, self.replicates)
@@ -127,7 +127,7 @@ class LocalEvaluator(Evaluator):
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         model = Checkpoint.open(home, allow_pickle=True)  # only headers; the pool has opened it already
         small = measured("", model).parameters < SMALL
-        known = FromFiles(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
+        known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
         twin = replace(self)
         object.__setattr__(twin, "_files", known)
         return twin

@@ -27,9 +27,8 @@ from souping.pipeline.checks import (
     not_measured,
     run_notes,
 )
-from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerPlan
 from souping.pipeline.evidence import Contender, best_mixture, dry_verdict, gather, lost_answers
-from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.kept_soup import RECIPE, check_kept, soup_in, verify
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.models import OpenPool

@@ -30,9 +30,8 @@ from souping.core.types import (
 from souping.evaluate.scoring.own import Known
 from souping.merge.digests import StandIns
 from souping.pipeline.checks import check_soups, check_tokenizers, not_measured
-from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evaluation import Evaluation, KnownContents
 from souping.pipeline.evidence import Contender
-from souping.pipeline.executors import KnownContents
 from souping.pipeline.models import OpenPool
 from souping.pipeline.schedule import Ask, Schedule, SearchStage, Stage, Winner, perform
 from souping.pipeline.settings import RunSettings

@@ -18,6 +18,7 @@ from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.decoding import Decoding, keep_likely, sampler
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
@@ -54,10 +55,8 @@ def test_no_generation_config_decodes_anything(
     folder = copy(family, tmp_path, "ant", PENALTY)
     odd = SimpleNamespace(module=load_module(folder, LOCAL.module_settings()), tokenizer=served.tokenizer, ends=())
     assert [record.tokens for record in LOCAL.evaluate(odd, items)] == plain  # type: ignore[arg-type]
-    live = replace(LOCAL, generation="model").for_pool(folder, {"ant": folder})
-    assert isinstance(live, LocalEvaluator)
-    changed = replace(live.decoding, temperature=0.0)
-    object.__setattr__(live, "_files", replace(live._files, decoding=changed))
+    greedy = copy(family, tmp_path, "bee", {**PENALTY, "do_sample": False})
+    live = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
     assert [record.tokens for record in live.evaluate(odd, items)] != plain  # type: ignore[arg-type]
 
 
@@ -66,18 +65,18 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
     before = {path: path.read_bytes() for path in folders["ant"].iterdir()}
     with Store(tmp_path / "s") as store:
         pool = OpenPool([Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store)
-        folder_wanted = replace(LOCAL)
+        serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
         for weights in ({"ant": 1.0}, {"ant": 0.5, "bee": 0.5}):
             ends = pool.ends(pool.recipe(weights))
-            folder = pool._scratch.serve(pool.recipe(weights)).folder
+            folder = serve(pool.recipe(weights)).folder
             assert json.loads((folder / "generation_config.json").read_text()) == {
                 "bos_token_id": 1,
                 "eos_token_id": list(ends),
                 "pad_token_id": 0,
             }
             assert ends == (2, 9)
-            assert pool.serving(folder_wanted)(pool.recipe(weights)).ends == ends
-        assert pool._scratch.serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
+            assert serve(pool.recipe(weights)).ends == ends
+        assert serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
         pool.close()
     assert before == {path: path.read_bytes() for path in folders["ant"].iterdir()}
 

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in, weigh
-from souping.core.types import Candidate, Missing, UserError
+from souping.core.types import Candidate, Missing, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import TransformersServer
 from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
-from souping.pipeline.executors import LocalExecutor
+from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.requirements import Gpu, Machine, Requirement, requirements_of, soup_bytes
 from souping.pipeline.store import Store
 from souping.planning.plan import speed
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
-from tests.conftest import PAPER, ROOT, Cli, finished_words, make_items, pool_of
+from tests.conftest import PAPER, ROOT, Cli, finished_words, make_items, pool_of, recipe
 
 GB = 10**9
 HUB = (
@@ -421,17 +421,17 @@ class TestMissing:
 
 class TestSpeed:
     def test_stated_measured_assumed(self, tmp_path: Path) -> None:
-        items, evaluator = make_items(5), LocalEvaluator(threads=1, device="cpu")
+        items, evaluator, one = make_items(5), LocalEvaluator(threads=1, device="cpu"), recipe(1.0, names=("a",))
         with Store(tmp_path / "s.sqlite") as store:
             assumed = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
             assert assumed is not None
             assert assumed.basis == "assumed"
-            store.add_timing("a", evaluator.fingerprint, 30, 2.0)
-            store.add_timing("a", evaluator.fingerprint, 30, 4.0)
-            store.add_timing("b", evaluator.fingerprint, 1, 99.0)
-            measured = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, ["a", "c"])
+            for soup, seconds in ((one, 0.1), (recipe(1.0, names=("b",)), 99.0)):
+                records = [Record(item=item.id, score=1.0, seconds=seconds) for item in items]
+                store.add(soup, evaluator.fingerprint, {}, "block", items, records)
+            measured = speed(run(), evaluator, items, 8 * GB, LAPTOP, store, [one.fingerprint, "c"])
             assert measured is not None
-            assert (measured.basis, measured.items_per_second) == ("measured", 10.0)
+            assert (measured.basis, measured.items_per_second) == ("measured", pytest.approx(10))
             stated = speed(run(throughput=3.5), evaluator, items, 8 * GB, LAPTOP, store, ["a"])
             assert stated is not None
             assert (stated.basis, stated.items_per_second) == ("stated", 3.5)
