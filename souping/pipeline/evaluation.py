@@ -383,19 +383,16 @@ def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Reco
     Raises:
         UserError: one is missing, or cannot be stored.
     """
-    name, wanted = f"evaluator {named(evaluator)}", {item.id for item in items}
+    name = f"evaluator {named(evaluator)}"
     records = [*given] if isinstance(given, Iterable) else [given]
-    for record in records:
-        if not isinstance(record, Record):
-            raise UserError(f"{name} returned {record!r:.60}, not a Record for each item")
-        if record.item not in wanted:
-            raise UserError(f"{name} returned a record of item {record.item!r:.60}, which is not in the block")
-    known = {record.item: record for record in records}
-    if len(known) < len(records):
-        raise UserError(f"{name} returned {len(records)} records of {len(known)} items: return one of each")
-    for item in items:
-        if item.id not in known:
-            raise UserError(f"{name} returned no record of item {item.id!r:.60} ({len(known)} of {len(items)} items)")
+    known = {record.item: record for record in records if isinstance(record, Record)}
+    due = {item.id for item in items}
+    odd = [repr(one) for one in records if not isinstance(one, Record)]
+    odd += [f"one of item {item!r}" for item in known if item not in due]
+    odd += [f"none of item {item.id!r}" for item in items if item.id not in known]
+    if odd or len(records) != len(items):
+        example = f" ({odd[0]:.60})" if odd else ""
+        raise UserError(f"{name} returned {len(records)} records{example}: return one for each of {len(items)} items")
     return [_plain(known[item.id], name, evaluator.fractions) for item in items]
 
 

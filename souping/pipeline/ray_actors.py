@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 Resource = Annotated[float, Interval(ge=0, lt=1e6)]
 PATIENCE = 20.0
@@ -137,7 +136,8 @@ class RayWorkers(Workers):
             if not any(node["Alive"] for node in ray.nodes()):
                 raise UserError(f"executor=ray: Ray has no living node left (its log says why)\n{STORED}")
         _, request = self._sent.pop(ready[0])
-        process, response = _result(ready[0])
+        answer: tuple[str, Response] = _result(ready[0])
+        process, response = answer
         if process not in self._processes:
             self._processes.add(process)
             self.lost += 1
@@ -175,7 +175,8 @@ class RayWorkers(Workers):
             UserError: an actor cannot be started, or has another device, dtype or number of threads.
         """
         for ref in [actor.fingerprints.remote() for actor in self._actors]:
-            process, fingerprints = _result(ref)
+            identity: tuple[str, dict[str, str]] = _result(ref)
+            process, fingerprints = identity
             self._processes.add(process)
             if fingerprints != self._here.fingerprints:
                 raise UserError(
@@ -215,7 +216,7 @@ def _connect(address: str | None) -> None:
         raise UserError(f"{where}: Ray cannot be reached: {first_line(error)}") from error
 
 
-def _result(ref: ObjectRef[T]) -> T:
+def _result(ref: ObjectRef[Any]) -> Any:
     """What an actor returned; what its code raised, or that it is gone, as an error of one or two lines."""
     import ray
     from ray.exceptions import RayError, RayTaskError

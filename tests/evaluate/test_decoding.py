@@ -84,7 +84,8 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
 def test_what_a_generation_config_would_have_done_is_a_note(family: Path, tmp_path: Path) -> None:
     folders = {"ant": copy(family, tmp_path, "ant", {"temperature": 0.3, "repetition_penalty": 1.2}), "bee": family}
     (note,) = LOCAL.pool_notes(folders)
-    assert note.startswith("ant: its generation_config asks for repetition_penalty=1.2; not used")
+    assert note.startswith("ant: ")
+    assert "repetition_penalty=1.2" in note
     (folders["ant"] / "generation_config.json").write_text("[1")
     with pytest.raises(UserError, match=r"generation_config\.json: not JSON"):
         LOCAL.pool_notes(folders)
@@ -174,9 +175,8 @@ def test_how_answers_become_a_score() -> None:
     for how, score in (("mean", 0.4), ("pass", 1.0), ("majority", 0.0)):
         found = replace(DRAWN, aggregate=how).item_scores([item], records)  # type: ignore[arg-type]
         assert found.tolist() == [pytest.approx(score)]
-    assert replace(DRAWN, aggregate="majority").item_scores([item], [records[0][:1] + records[0][3:4]]).tolist() == [
-        1.0
-    ]
+    majority = replace(DRAWN, aggregate="majority").item_scores([item], [[records[0][0], records[0][3]]])
+    assert majority.tolist() == [1.0]
 
 
 def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:

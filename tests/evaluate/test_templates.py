@@ -104,7 +104,7 @@ def test_a_tokenizer_with_a_format_of_its_own_keeps_it(tokenizer: Any) -> None:
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_MUCH))
 def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = TOO_MUCH[name]
-    with pytest.raises(UserError, match="item i: the chat template refuses its messages: "):
+    with pytest.raises(UserError, match="item i: "):
         render(tokenizer, item())
 
 
@@ -112,7 +112,7 @@ def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
 def test_what_does_not_end_is_stopped(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.chat_template = TOO_LONG[name]
     monkeypatch.setattr(templates, "SECONDS", 0.3)
-    with pytest.raises(UserError, match="item i: the chat template refuses its messages: it did not end"):
+    with pytest.raises(UserError, match=r"item i: .*did not end"):
         render(tokenizer, item())
 
 

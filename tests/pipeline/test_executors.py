@@ -84,11 +84,11 @@ class Tool(Own):
     [
         (None, "None"),
         ([1.0, 0.0], "1.0"),
-        (GIVEN[:1], r"item 'b' \(1 of 2 items\)"),
+        (GIVEN[:1], "item 'b'"),
         ([*GIVEN, Record(item="z", score=1.0)], "item 'z'"),
         ([GIVEN[0], Record(item="b", score="good")], "item 'b': 'good'"),  # type: ignore[arg-type]
         ([GIVEN[0], Record(item="b", score=75.0)], "item 'b': score 75"),
-        ([*GIVEN, GIVEN[0]], "3 records of 2 items"),
+        ([*GIVEN, GIVEN[0]], "3 records: .* 2 items"),
         ([GIVEN[0], Record(item="b", score=1.0, output=None)], "output"),  # type: ignore[arg-type]
         ([GIVEN[0], Record(item="b", score=1.0, outcome="odd")], "outcome"),  # type: ignore[arg-type]
     ],
