@@ -15,7 +15,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.pool import measured
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
-from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
+from souping.core.protocols import Evaluator, LoadedModel, ModelHost, ModuleSettings, Wants
 from souping.core.system import cores
 from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
@@ -233,7 +233,7 @@ class LocalEvaluator(Evaluator):
         order = sorted(items, key=lambda item: (_length(item), item.id))
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """The n-th answer to every item, in order.
 
         Raises:
@@ -242,7 +242,7 @@ class LocalEvaluator(Evaluator):
         answers = self.engine.answer(self, model, items, replicate)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
-    def _record(self, model: Served, item: Item, answer: Answer, replicate: int) -> Record:
+    def _record(self, model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:
         given = answer.outcome != "unanswered"
         return Record(
             item=item.id,

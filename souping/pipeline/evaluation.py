@@ -21,7 +21,7 @@ import numpy as np
 
 from souping.core.executor_protocols import Executor, RecipeEvaluator, Worker, Workers
 from souping.core.fields import component
-from souping.core.protocols import Evaluator, Served
+from souping.core.protocols import Evaluator, LoadedModel
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
@@ -119,7 +119,7 @@ class Evaluation(RecipeEvaluator):
         self,
         store: Store,
         evaluator: Evaluator,
-        serve: Callable[[Recipe], Served],
+        serve: Callable[[Recipe], LoadedModel],
         ends: Callable[[Recipe], tuple[int, ...]],
         advance: Callable[[int], None],
         workers: Workers | None = None,
@@ -416,7 +416,7 @@ def _plain(record: Record, name: str, fractions: bool) -> Record:
 class EvaluatorWorker(Worker):
     """Evaluators by the name of their benchmark, each with a function that serves it soups."""
 
-    def __init__(self, sides: Mapping[str, tuple[Evaluator, Callable[[Recipe], Served]]]) -> None:
+    def __init__(self, sides: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
         self._sides = sides
 
     def answer(self, request: Request) -> Response:

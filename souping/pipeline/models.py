@@ -25,7 +25,7 @@ from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold, near_folder, sweep
 from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
-from souping.core.protocols import Evaluator, ModuleSettings, Progress, Served
+from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, Progress
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
@@ -104,10 +104,10 @@ class OpenPool:
         """The evaluator with what it takes from the candidates' files."""
         return evaluator.for_pool(self.pool.home, self.folders)
 
-    def serving(self, evaluator: Evaluator) -> Callable[[Recipe], Served]:
+    def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
         """Function that makes this pool's soups ready for an evaluator, in the form that it `wants`."""
 
-        def serve(recipe: Recipe) -> Served:
+        def serve(recipe: Recipe) -> LoadedModel:
             model = LoadedSoup(self.pool, self._module, self._scratch, evaluator.module_settings(), recipe)
             # made now rather than on demand, so that the evaluation's time is that of the answers
             if evaluator.wants == "folder":
@@ -275,7 +275,7 @@ def _base_of_adapters(folders: Sequence[Path]) -> hub.HubName | None:
 # ------------------------------------------------------------ serving
 
 
-class LoadedSoup(Served):
+class LoadedSoup(LoadedModel):
     """Soup that is poured or written as soon as an evaluator takes the one or the other."""
 
     def __init__(

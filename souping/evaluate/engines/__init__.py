@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings, Part, Wants
 from souping.core.types import Item, Json, Outcome
 from souping.evaluate.decoding import Decoding
 
@@ -39,7 +39,7 @@ NEW = 1024
 """Tokens that an answer may have by default."""
 
 
-def context(model: Served) -> int | None:
+def context(model: LoadedModel) -> int | None:
     """Length of a live model's context in tokens, if its config says so; of its text part if it has several."""
     config = model.module.config.get_text_config(decoder=True)
     known = getattr(config, "max_position_embeddings", None)  # transformers'
@@ -101,7 +101,7 @@ class Engine(Part, Protocol):
     """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
 
     def answer(
-        self, settings: GenerationSettings, model: Served, items: Sequence[Item], replicate: int
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
         ...
@@ -124,7 +124,7 @@ class Engine(Part, Protocol):
 
 def answer_of(
     settings: GenerationSettings,
-    model: Served,
+    model: LoadedModel,
     prompt: list[int],
     row: list[int],
     ends: Sequence[int],
@@ -149,14 +149,14 @@ def answer_of(
     )
 
 
-def eos_token_ids(model: Served) -> tuple[int, ...]:
+def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
     """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
     end = next((end for end in own if end is not None), ())
     return model.ends or ((end,) if isinstance(end, int) else tuple(end))
 
 
-def pad_id(model: Served) -> int:
+def pad_id(model: LoadedModel) -> int:
     for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
         if isinstance(value, list):
             value = value[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.fields import component
-from souping.core.protocols import ModuleSettings, Served
+from souping.core.protocols import LoadedModel, ModuleSettings
 from souping.core.text import first_line
 from souping.core.types import Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
@@ -29,7 +29,7 @@ class TransformersEngine(Engine):
     """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
 
     def answer(
-        self, settings: GenerationSettings, model: Served, items: Sequence[Item], replicate: int
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
         workers = min(settings.workers, len(items))
@@ -41,7 +41,7 @@ class TransformersEngine(Engine):
         return [parts[i % workers][i // workers] for i in range(len(items))]
 
 
-def _share(settings: GenerationSettings, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
+def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int) -> list[Answer]:
     """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that
     setting, prompts that leave the same room share a batch."""
     import torch
@@ -67,7 +67,7 @@ def _share(settings: GenerationSettings, model: Served, items: Sequence[Item], r
 
 def _generate(
     settings: GenerationSettings,
-    model: Served,
+    model: LoadedModel,
     prompts: Sequence[list[int]],
     items: Sequence[Item],
     replicate: int,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import ModelHost, ModuleSettings, Served
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
@@ -105,7 +105,7 @@ class VllmEngine(Engine):
         self.running.close()
 
     def answer(
-        self, settings: GenerationSettings, model: Served, items: Sequence[Item], replicate: int
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order. A sampled one has a seed of its own, whatever vLLM batches.
 
@@ -138,7 +138,7 @@ class VllmEngine(Engine):
             )
         return [answers[number] for number in range(len(items))]
 
-    def _with(self, model: Served, trust: bool) -> Vllm:
+    def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
         state = self.running
         if state.engine is None or state.served != model.soup:
@@ -150,7 +150,7 @@ class VllmEngine(Engine):
         assert state.engine is not None
         return state.engine
 
-    def _transfer(self, model: Served, trust: bool) -> bool:
+    def _transfer(self, model: LoadedModel, trust: bool) -> bool:
         """Send the poured module's tensors. Returns whether that worked; with `weights=transfer` it must."""
         state = self.running
         if state.engine is None:
@@ -169,7 +169,7 @@ class VllmEngine(Engine):
             return False
         return True
 
-    def _reload(self, model: Served, trust: bool) -> None:
+    def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
         state, folder = self.running, model.folder
         config = (folder / "config.json").read_text(encoding="utf-8")
