@@ -159,8 +159,8 @@ class LocalEvaluator(Evaluator):
     def opening(self, home: Path, items: Sequence[Item]) -> str:
         """How long an answer may be, and how many threads compute it."""
         most, limit = self.answer_tokens, context_of(home)
-        # a character is four tokens at most
-        fits = limit is None or most + 4 * max(map(_length, items), default=0) < limit
+        # hardly any text has more tokens than characters
+        fits = limit is None or most + max(map(_length, items), default=0) < limit
         rest = "" if fits else f", or what the context of {limit:,} leaves"
         line = f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
         return "\n".join(filter(None, (line, self.threads_line)))

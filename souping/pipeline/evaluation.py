@@ -111,7 +111,7 @@ class Evaluation(RecipeEvaluator):
     """Evaluator of recipes with the store that remembers; this process alone writes to it.
 
     `evaluated` and `reused` count answers, `answers` those to one item. `serve` is called only for soups with missing
-    answers, unless `workers`, which know the evaluator by the name of its benchmark (`side`), do that. `ends` gives the
+    answers, unless `workers`, which know the evaluator by the name of its `benchmark`, do that. `ends` gives the
     end tokens that a soup's answers depend on. `grade` calls the user's own scorers.
     """
 
@@ -123,12 +123,12 @@ class Evaluation(RecipeEvaluator):
         ends: Callable[[Recipe], tuple[int, ...]],
         advance: Callable[[int], None],
         workers: Workers | None = None,
-        side: str = "",
+        benchmark: str = "",
         grade: Grade = grades,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
-        self._workers = workers or LocalWorkers(EvaluatorWorker({side: (evaluator, serve)}))
-        self._side, self._grade = side, grade
+        self._workers = workers or LocalWorkers(EvaluatorWorker({benchmark: (evaluator, serve)}))
+        self._benchmark, self._grade = benchmark, grade
         self._sent: dict[int, Sent] = {}
         self._done: deque[Pending] = deque()
         self._requests = 0
@@ -201,7 +201,7 @@ class Evaluation(RecipeEvaluator):
             items=block.missing,
             replicate=block.replicate,
             handler=self._handler(recipe, pending.request.handler),
-            benchmark=self._side,
+            benchmark=self._benchmark,
         )
         for sent in self._sent.values():  # two requests for one soup: its answers are computed once
             if replace(sent.request, number=request.number) == request:
@@ -416,11 +416,11 @@ def _plain(record: Record, name: str, fractions: bool) -> Record:
 class EvaluatorWorker(Worker):
     """Evaluators by the name of their benchmark, each with a function that serves it soups."""
 
-    def __init__(self, sides: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
-        self._sides = sides
+    def __init__(self, evaluators: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
+        self._evaluators = evaluators
 
     def answer(self, request: Request) -> Response:
-        evaluator, serve = self._sides[request.benchmark]
+        evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.by(request.handler) if request.handler else evaluator
         model, started = serve(request.recipe), time.monotonic()
         records = records_of(evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate))
@@ -428,7 +428,7 @@ class EvaluatorWorker(Worker):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        return {side: evaluator.fingerprint for side, (evaluator, _) in self._sides.items()}
+        return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
 
 
 @dataclass(kw_only=True)
@@ -455,7 +455,7 @@ class WorkerPlan:
         if self.home.is_dir():
             os.chdir(self.home)
         pool = OpenPool(self.candidates, self.merge, KnownContents(hashes=dict(self.digests)))
-        return EvaluatorWorker({side: (one, pool.serving(one)) for side, one in self.evaluators.items()})
+        return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in self.evaluators.items()})
 
 
 class LocalWorkers(Workers):
