@@ -185,8 +185,8 @@ def main(memory: int) -> None:
     threading.Thread(target=_watch, daemon=True).start()
     limit_memory(memory)
 
-    def send(kind: str, value: object) -> None:
-        pickle.dump((kind, value), out)
+    def send(*message: str | T) -> None:
+        pickle.dump(message, out)
         out.flush()
 
     with suppress(EOFError, KeyboardInterrupt):

@@ -25,21 +25,23 @@ import numpy as np
 
 from souping.core.types import OUTCOMES, Item, Json, Outcome, Recipe, Record, UserError
 
+KEY = "soup, evaluator, item, block, replicate"
+"""Columns that identify an answer."""
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS soups (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, recipe TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS evaluators (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, name TEXT NOT NULL,
     category TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, soup INTEGER NOT NULL, evaluator INTEGER NOT NULL,
-    item INTEGER NOT NULL, block INTEGER NOT NULL, replicate INTEGER NOT NULL, output TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS answers (soup INTEGER NOT NULL, evaluator INTEGER NOT NULL, item INTEGER NOT NULL,
+    block INTEGER NOT NULL, replicate INTEGER NOT NULL, output TEXT NOT NULL,
     outcome TEXT NOT NULL CHECK (outcome IN {OUTCOMES}), reason TEXT NOT NULL, tokens BLOB NOT NULL,
-    prompt_tokens INTEGER NOT NULL, prompt_key TEXT NOT NULL, seconds REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS answers_of_soup ON answers (soup, evaluator);
+    prompt_tokens INTEGER NOT NULL, prompt_key TEXT NOT NULL, seconds REAL NOT NULL, UNIQUE ({KEY}));
 CREATE INDEX IF NOT EXISTS answers_of_item ON answers (item);
-CREATE TABLE IF NOT EXISTS grades (answer INTEGER NOT NULL, scorer INTEGER NOT NULL, score REAL NOT NULL,
-    statistics TEXT NOT NULL, PRIMARY KEY (answer, scorer)) WITHOUT ROWID;
-CREATE VIEW IF NOT EXISTS scores AS SELECT soup, evaluator, item, block, replicate, scorer, score, statistics, output,
-    outcome FROM answers JOIN grades ON answer = answers.id;
+CREATE TABLE IF NOT EXISTS grades (soup INTEGER NOT NULL, evaluator INTEGER NOT NULL, item INTEGER NOT NULL,
+    block INTEGER NOT NULL, replicate INTEGER NOT NULL, scorer INTEGER NOT NULL, score REAL NOT NULL,
+    statistics TEXT NOT NULL, PRIMARY KEY ({KEY}, scorer)) WITHOUT ROWID;
+CREATE VIEW IF NOT EXISTS scores AS SELECT {KEY}, scorer, score, statistics, output, outcome
+    FROM answers JOIN grades USING ({KEY});
 CREATE TABLE IF NOT EXISTS contents (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER NOT NULL,
     PRIMARY KEY (content, item_set)) WITHOUT ROWID;
@@ -239,7 +241,7 @@ class Store:
         with self.reading() as db:
             rows = db.execute(
                 "SELECT item, replicate, block, scorer, score, statistics, output, outcome, reason, tokens, "
-                "prompt_tokens, prompt_key, seconds FROM answers LEFT JOIN grades ON answer = answers.id "
+                f"prompt_tokens, prompt_key, seconds FROM answers LEFT JOIN grades USING ({KEY}) "
                 "WHERE soup = ? AND evaluator = ?",
                 (row_number(soup), row_number(evaluator)),
             )
@@ -257,24 +259,24 @@ class Store:
         records: Iterable[Record],
     ) -> None:
         """Commit one block: the answers that are new, and the scores that are new."""
-        soup, judge = row_number(recipe.fingerprint), row_number(evaluator)
+        soup, judge, together = row_number(recipe.fingerprint), row_number(evaluator), row_number(block)
         with self.writing() as db:
             _insert(db, "soups", soup, recipe.fingerprint, json.dumps(recipe.as_dict()))
             _insert(db, "evaluators", judge, evaluator, json.dumps(settings, sort_keys=True))
             for item, record in zip(items, records, strict=True):
                 question = row_number(item.question)
                 _insert(db, "items", question, item.question, item.id, item.category)
-                key = (soup, judge, question, row_number(block), record.replicate)
-                _insert(db, "answers", row_number(*key), *key, *_columns(record))
+                key = (soup, judge, question, together, record.replicate)
+                _insert(db, "answers", *key, *_columns(record))
                 if record.prompt and record.prompt_key:
                     _insert(db, "prompts", record.prompt_key, _storable(record.prompt))
                 if not math.isnan(record.score):  # else its scorer has still to be called
                     counts = json.dumps(record.statistics) if record.statistics else ""
-                    _insert(db, "grades", row_number(*key), row_number(item.scoring), record.score, counts)
+                    _insert(db, "grades", *key, row_number(item.scoring), record.score, counts)
 
     def verdicts(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
         """{(question, scorer, answer's text): score} of these items by their scorers, whichever soup answered."""
-        query = "SELECT output, score FROM answers JOIN grades ON answer = answers.id WHERE item = ? AND scorer = ?"
+        query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ?"
         with self.reading() as db:
             return {
                 (question, scoring, output): float(score)

@@ -179,7 +179,7 @@ def test_what_referred_to_a_lost_row_belongs_to_nothing_else(tmp_path: Path) -> 
     lost = row_number(recipe(1.0, 0.0).fingerprint)
     with closing(sqlite3.connect(tmp_path / "s")) as db:
         db.execute("DELETE FROM soups WHERE id = ?", (lost,))
-        db.execute("DELETE FROM answers WHERE id = (SELECT MAX(id) FROM answers)")
+        db.execute("DELETE FROM answers WHERE rowid = (SELECT MAX(rowid) FROM answers)")
         db.commit()
     with Store(tmp_path / "s") as store:
         assert len(store.load(other.fingerprint, "j")) == 0
