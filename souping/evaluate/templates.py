@@ -140,7 +140,7 @@ def apply_chat_template(
     """
     from transformers import PreTrainedTokenizerBase as Base
 
-    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with a format of its own
+    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with its own format
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
     return _render(_chat_in_child, tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
 
@@ -157,7 +157,7 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
 
 
 def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
-    """A prompt in letters as the model sees it, with the tokens that mark its parts; `key` is the digest of its ids."""
+    """A prompt as text, as the model sees it, with its special tokens; `key` is the digest of its ids."""
     known = _seen(tokenizer)
     if key not in known:
         known[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
@@ -166,12 +166,12 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
 
 @lru_cache(maxsize=8)
 def _seen(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Prompts that this tokenizer wrote, by the digest of their ids: every model of a run is asked the same."""
+    """Prompts that this tokenizer wrote, by the digest of their ids; every model of a run gets the same ones."""
     return {}
 
 
 def no_template(item: Item) -> UserError:
-    """Error of an item whose messages nothing can write out."""
+    """Error of an item with chat messages for a tokenizer without a chat template."""
     return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
 
 
@@ -187,5 +187,5 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
     try:
         return apply_chat_template(tokenizer, messages, options)
-    except Exception as error:  # a template is code of the candidate's
+    except Exception as error:  # a template is the candidate's code
         raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error

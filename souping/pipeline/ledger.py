@@ -145,8 +145,8 @@ class Ledger:
     def chosen_on(self, recipe: Recipe) -> set[str]:
         """Identities of the items on which any run chose among models with an ingredient of this recipe.
 
-        Weights, order, dtype and companion files do not matter: whoever saw how a mixture of A and B does on an item
-        knows how its neighbours do.
+        Weights, order, dtype and companion files do not matter: how a mixture of A and B does on an item tells how its
+        neighbours do.
         """
         query = "SELECT fingerprint FROM contents JOIN members ON content = contents.id WHERE item_set = ?"
         with self._store.reading() as db:

@@ -166,7 +166,7 @@ def _mixture(folder: Path) -> str:
 
 
 def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[str, Path]]:
-    """(name of the base model in recipes, its folder where it is no candidate). Adapters alone are none of its kind."""
+    """(name of the base model in recipes, its folder unless it is a candidate); nothing for a pool of adapters."""
     if base is None or any(is_adapter(folder) for folder in folders.values()):
         return "", {}
     place = expanded(base, "merge.base")
@@ -326,7 +326,7 @@ class SharedModule:
         if self._soup != recipe.fingerprint:
             self._soup = ""
             live.pour(recipe)
-            if ends := self._pool.ends(recipe):  # for whoever generates with the module's own config
+            if ends := self._pool.ends(recipe):  # for evaluators that generate with the module's own config
                 module.generation_config.eos_token_id = list(ends)
             self._soup = recipe.fingerprint
         return module

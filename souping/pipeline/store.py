@@ -163,7 +163,7 @@ class Store:
         self._file = self._inode()
 
     def _prepare(self) -> None:
-        """Make the file a store, unless it is one. Nothing is written to a file of somebody else's."""
+        """Make the file a store, unless it is one. Nothing is written to another program's file."""
         mark, layout = (self._db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
         if mark != MARK and (mark or self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
             raise UserError(f"store.path={self.path} is another program's SQLite file: name another file")

@@ -107,7 +107,7 @@ class VllmEngine(Engine):
     def answer(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
-        """The n-th answers, in the items' order. A sampled one has a seed of its own, whatever vLLM batches.
+        """The n-th answers, in the items' order. Each sampled one has its own seed, whatever vLLM batches.
 
         Raises:
             UserError: vLLM is absent or cannot load the model.
@@ -128,9 +128,9 @@ class VllmEngine(Engine):
                 )
         done = engine.generate([prompt for _, prompt, _ in wanted], [sampling for _, _, sampling in wanted])
         for (number, prompt, _), (tokens, reason) in zip(wanted, done, strict=True):
-            said = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
+            kept = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
             answers[number] = Answer(
-                text=cut(str(model.tokenizer.decode(said, skip_special_tokens=True)), settings.stop),
+                text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
                 outcome="truncated" if reason == "length" else "finished",
                 tokens=tuple(tokens),
                 prompt_tokens=len(prompt),
@@ -275,7 +275,7 @@ def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Han
 
 
 class Vllm:
-    """One running vLLM engine. Its workers are processes of its own, which end with `close`."""
+    """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Json], transfer: bool) -> None:
         """Load the model in `folder`; `transfer` makes ready for `send`.
@@ -351,8 +351,8 @@ class Vllm:
         """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order."""
         if not prompts:
             return []
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        done = self._llm.generate(asked, [self._sampling(**one) for one in sampling], use_tqdm=False)
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        done = self._llm.generate(inputs, [self._sampling(**one) for one in sampling], use_tqdm=False)
         return [(list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason)) for answer in done]
 
     def close(self) -> None:
