@@ -32,7 +32,7 @@ from souping.core.executor_protocols import RecipeEvaluator
 from souping.core.objectives import Mean, Weighted
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import MeasuredScores
-from souping.core.types import Fold, Inquiry, Item, ItemScores, Recipe, Reply, ScoreMatrix, Selection
+from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
 from souping.evaluate.folds import split_folds
 from souping.pipeline.evidence import Contender
 from souping.pipeline.settings import RunSettings
@@ -147,7 +147,7 @@ class Answers(RecipeEvaluator):
         self._group = np.sqrt(world.grouped) * grouped[group]
         self._own = np.sqrt(own) * rng.standard_normal((world.answers, len(items), models)) @ mixed.T
         self._known: dict[str, Rows] = {}
-        self._asked: deque[tuple[Inquiry, Reply]] = deque()
+        self._asked: deque[tuple[Request, ItemScores]] = deque()
 
     def values(self, recipe: Recipe) -> Rows:
         """Scores of all items [I]."""
@@ -172,10 +172,10 @@ class Answers(RecipeEvaluator):
     ) -> list[ItemScores]:
         return [self.scores(recipe, items) for recipe, _ in asks]
 
-    def submit(self, inquiry: Inquiry) -> None:
-        self._asked.append((inquiry, Reply(scores=self.scores(inquiry.recipe, inquiry.items))))
+    def submit(self, request: Request) -> None:
+        self._asked.append((request, self.scores(request.recipe, request.items)))
 
-    def collect(self) -> tuple[Inquiry, Reply]:
+    def collect(self) -> tuple[Request, ItemScores]:
         return self._asked.popleft()
 
 

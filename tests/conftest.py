@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from souping.core.objectives import Mean
-from souping.core.protocols import Evaluator, Objective, Served
+from souping.core.protocols import Evaluator, LoadedModel, Objective
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
 
@@ -93,7 +93,7 @@ class FakeEvaluator(Evaluator):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
         return [
             Record(

@@ -174,7 +174,7 @@ def run(
         UserError: what the command line would refuse, in the same words.
     """
     given = dict(locals())
-    from souping.pipeline.executors import LocalExecutor
+    from souping.pipeline.evaluation import LocalExecutor
 
     check_arguments(run, {key: value for key, value in given.items() if key != "items"})
     objective = objective or Mean()

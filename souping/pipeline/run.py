@@ -17,9 +17,8 @@ from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, Scor
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
 from souping.pipeline.baseline_gate import check_expected, gate_sentence
 from souping.pipeline.checks import check_pool, cut_folds, flat_categories, refusals, run_notes
-from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerPlan
 from souping.pipeline.evidence import Contender, best_mixture, dry_verdict, gather, lost_answers
-from souping.pipeline.executors import EvaluatorWorker, WorkerPlan
 from souping.pipeline.extra_benchmarks import compare_on, extra_benchmarks
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify

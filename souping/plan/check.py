@@ -18,8 +18,8 @@ from souping.core.files import nearby, put
 from souping.core.types import Fold, Item, Record, UserError
 from souping.evaluate.folds import first_items
 from souping.evaluate.scoring.own import grades
+from souping.pipeline.evaluation import batches_of, records_of
 from souping.pipeline.execute import check_settings
-from souping.pipeline.executors import batches_of, records_of
 from souping.pipeline.results import sample_of
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.store import Store

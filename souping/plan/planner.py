@@ -30,8 +30,7 @@ from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds
 from souping.merge.digests import StandIns
 from souping.pipeline.checks import check_pool, cut_folds, flat_categories, not_measured, refusals, run_notes
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.executors import KnownContents
+from souping.pipeline.evaluation import Evaluation, KnownContents
 from souping.pipeline.extra_benchmarks import ExtraBenchmark, extra_benchmarks
 from souping.pipeline.models import OpenPool
 from souping.pipeline.requirements import machine_facts, missing, model_sizes, once, requirements_of

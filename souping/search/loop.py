@@ -17,12 +17,11 @@ from souping.core.text import named
 from souping.core.types import (
     Cell,
     FloatArray,
-    Inquiry,
     Item,
     ItemScores,
     Json,
     Recipe,
-    Reply,
+    Request,
     Result,
     SearchSpace,
     Trial,
@@ -45,12 +44,12 @@ class SearchCost:
     generated_tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, inquiry: Inquiry, reply: Reply) -> None:
-        self.items += len(inquiry.items)
-        self.evaluated += len(inquiry.items) - reply.reused
-        self.prefilled_tokens += reply.prefilled
-        self.generated_tokens += reply.generated
-        self.seconds += reply.seconds
+    def add(self, scores: ItemScores) -> None:
+        self.items += len(scores.items)
+        self.evaluated += len(scores.items) - scores.reused
+        self.prefilled_tokens += scores.prefilled
+        self.generated_tokens += scores.generated
+        self.seconds += scores.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +162,7 @@ class SearchedSoup:
 
 @dataclass(kw_only=True)
 class OpenCell:
-    """Cell whose answers are on their way: inquiries that are open, and results that are there."""
+    """Cell that waits for answers: the numbers of its open requests, and the results so far."""
 
     cell: Cell
     soup: SearchedSoup
@@ -195,7 +194,7 @@ class SearchRun:
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
-        self._known, self._asked, self._promised, self._inquiries = dict(known or {}), 0, 0, 0
+        self._known, self._asked, self._promised, self._requests = dict(known or {}), 0, 0, 0
         self._ended, self._counted = False, set[Weights]()
 
     def run(self) -> SearchResult:
@@ -270,35 +269,35 @@ class SearchRun:
         for handler in handlers if cell.items is None else handlers[:1]:
             if entry.open and not self._admits(cell):
                 break
-            self._inquiries += 1
+            self._requests += 1
             self._asked += fresh
             self._promised += len(known)
-            entry.open.add(self._inquiries)
-            self._open[self._inquiries] = entry
-            inquiry = Inquiry(number=self._inquiries, recipe=soup.recipe, items=known, handler=handler)
-            self._evaluation.submit(inquiry)
+            entry.open.add(self._requests)
+            self._open[self._requests] = entry
+            request = Request(number=self._requests, recipe=soup.recipe, items=known, handler=handler)
+            self._evaluation.submit(request)
 
     def _take(self) -> None:
-        """One inquiry's answers, and the optimiser told once a cell has all of its."""
-        inquiry, reply = self._evaluation.collect()
-        entry = self._open.pop(inquiry.number)
-        entry.open.remove(inquiry.number)
-        self._cost.add(inquiry, reply)
-        entry.results.append(self._heard(entry, inquiry, reply))
+        """Collect one request, and report to the optimiser once a cell has all of its results."""
+        request, scores = self._evaluation.collect()
+        entry = self._open.pop(request.number)
+        entry.open.remove(request.number)
+        self._cost.add(scores)
+        entry.results.append(self._observe(entry, request, scores))
         if not entry.open:
             self._optimiser.tell(entry.cell, max(entry.results, key=lambda result: result.objective))
 
-    def _heard(self, entry: OpenCell, inquiry: Inquiry, reply: Reply) -> Result:
-        """What a reply says of its soup: a trial where the soup was asked whole, or has now answered all."""
+    def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
+        """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
         cell, soup = entry.cell, entry.soup
         spread = np.full(len(self._items), np.nan)
-        spread[list(range(len(self._items)) if cell.items is None else cell.items)] = reply.scores.values
+        spread[list(range(len(self._items)) if cell.items is None else cell.items)] = scores.values
         whole = cell.items is None
         soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
-        soup.reused = reply.reused + (0 if whole else soup.reused)
+        soup.reused = scores.reused + (0 if whole else soup.reused)
         if whole or (soup.complete and soup.trial is None):
-            self._note(soup, self._result(soup.values), inquiry.handler)
-        return replace(self._result(spread), values=reply.scores.values, seconds=reply.seconds, tokens=reply.generated)
+            self._note(soup, self._result(soup.values), request.handler)
+        return replace(self._result(spread), values=scores.values, seconds=scores.seconds, tokens=scores.generated)
 
     def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
         """A trial: of several of one soup, the best is the soup's."""
@@ -347,10 +346,10 @@ class SearchRun:
 
     def _take_last(self) -> None:
         """The rest of the winner, of which the optimiser is not told."""
-        inquiry, reply = self._evaluation.collect()
-        entry = self._open.pop(inquiry.number)
-        self._cost.add(inquiry, reply)
-        self._heard(entry, inquiry, reply)
+        request, scores = self._evaluation.collect()
+        entry = self._open.pop(request.number)
+        self._cost.add(scores)
+        self._observe(entry, request, scores)
 
 
 def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:

@@ -13,7 +13,7 @@ from souping.core.types import Candidate, Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
-from souping.pipeline.executors import LocalExecutor
+from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.requirements import Gpu, Machine, requirements_of, soup_bytes
 from souping.trackers import NoTracker
 from tests.conftest import Cli, pool_of

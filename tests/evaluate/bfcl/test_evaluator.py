@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -25,7 +27,6 @@ from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
-from souping.pipeline.models import ServedModel
 from tests.conftest import Cli
 from tests.support.evaluators import DeadServer
 
@@ -53,8 +54,8 @@ def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[I
     return found
 
 
-def table(folder: Path) -> ServedModel:
-    return ServedModel(module=None, tokenizer=None, folder=folder)
+def table(folder: Path) -> Any:
+    return SimpleNamespace(soup="", home=folder, ends=(), folder=folder)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,7 +25,6 @@ from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.servers.choices import VllmServer
 from souping.evaluate.servers.process import RunningServer
-from souping.pipeline.models import ServedModel
 from tests.conftest import ROOT
 
 COOK = Path(pantry.path("python_cook"))
@@ -115,7 +115,7 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
     return many[:2]
 
 
-TABLE = ServedModel(module=None, tokenizer=None, folder=COOK)
+TABLE: Any = SimpleNamespace(soup="", home=COOK, ends=(), folder=COOK)
 
 
 def test_what_is_asked(server: Server, items: tuple[Item, ...]) -> None:
