@@ -1,8 +1,8 @@
-"""Checkpoint folder, known from its headers: tensors and where they lie, config, side files, fingerprint.
+"""Checkpoint folder, read from its headers: tensors and their places, config, side files, fingerprint.
 
 Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, without running
 their code: `torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight
-either and tells where in the zip file each storage lies (`UntypedStorage._checkpoint_offset`), so that a pickled file
+either and gives the place of each storage in the zip file (`UntypedStorage._checkpoint_offset`), so that a pickled file
 streams like a safetensors file afterwards.
 """
 
@@ -64,8 +64,8 @@ class Checkpoint:
         """Read a folder's headers.
 
         Raises:
-            UserError: it is missing, has no config.json or no weights, holds pickled weights that were not asked
-                for, a name or symlink leaves it, or a header cannot be trusted.
+            UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
+                allowed, a name or symlink leaves it, or a header cannot be trusted.
         """
         folder = expanded(folder)
         if not folder.is_dir():
@@ -168,7 +168,7 @@ def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
 
 
 def pickled(path: Path) -> UserError:
-    """Error of weights that nobody allowed to be read."""
+    """The error for pickled weights that are not allowed."""
     return UserError(
         f"{path} holds pickled weights, which can run code when opened. "
         "Convert them to safetensors, or set merge.allow_pickle=true."
@@ -214,7 +214,7 @@ def side_files(folder: Path) -> tuple[str, ...]:
 
 
 def stored_names(folder: Path) -> frozenset[str]:
-    """The names of the tensors that a model folder stores, which a pool has taken (pickled ones where it allowed them).
+    """The names of the tensors that a model folder stores, including pickled ones, which the pool has allowed.
 
     Raises:
         UserError: as `Checkpoint.open`.
@@ -307,7 +307,7 @@ def settled(path: Path) -> Stamp:
     return now
 
 
-def end_tokens(folder: Path) -> tuple[int, ...]:
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
 
     Raises:
@@ -316,13 +316,13 @@ def end_tokens(folder: Path) -> tuple[int, ...]:
     for name in (GENERATION, "config.json"):
         path = inside(folder, name)
         if path.is_file():
-            ends = _ends(path, parse_json(path, small(path)))
+            ends = _token_ids(path, parse_json(path, small(path)))
             if ends:
                 return ends
     return ()
 
 
-def _ends(path: Path, table: Json) -> tuple[int, ...]:
+def _token_ids(path: Path, table: Json) -> tuple[int, ...]:
     if not isinstance(table, dict):
         raise broken(path, f"{path.name} is not a JSON object")
     text = table.get("text_config")
@@ -381,5 +381,5 @@ def _tensor(path: Path, label: str, name: str, value: torch.Tensor, size: int) -
         raise broken(path, f"a tensor of {value.dtype} cannot be read", name)
     offset, nbytes = start + value.storage_offset() * value.element_size(), value.numel() * value.element_size()
     if not 0 <= offset <= offset + nbytes <= size:
-        raise broken(path, "truncated: its bytes lie behind the end", name)
+        raise broken(path, "truncated: its bytes are beyond the end", name)
     return Tensor(name, tag, tuple(value.shape), label, int(offset), int(nbytes))

@@ -1,4 +1,4 @@
-"""Safetensors headers, read as if an enemy had written them.
+"""Safetensors headers from untrusted files.
 
 The format: 8 bytes little-endian length, that many bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data
 (https://huggingface.co/docs/safetensors). Nothing is allocated before the file's real size has been compared.
@@ -42,7 +42,7 @@ def read_header(path: Path, label: str | None = None) -> tuple[dict[str, Tensor]
     """The tensors of a safetensors file, in the order of their data, and its metadata. Reads no weight.
 
     Raises:
-        UserError: the file is truncated, or its header lies (length, JSON, dtype, shape, overlap, overrun, holes).
+        UserError: the file is truncated, or its header is wrong (length, JSON, dtype, shape, overlap, overrun, holes).
     """
     file = label or path.name
     size, raw = _raw_header(path)
