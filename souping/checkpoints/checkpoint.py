@@ -12,7 +12,7 @@ import fnmatch
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,6 @@ class Checkpoint:
     config: dict[str, Any]
     files: tuple[str, ...]
     side: tuple[str, ...]
-    notes: tuple[str, ...] = field(default=())
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -72,12 +71,23 @@ class Checkpoint:
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         before = stamps_in(folder)
         config = _read_config(folder)
-        tensors = _read_weights(folder, allow_pickle)
+        tensors = read_weights(folder, allow_pickle)
         if not tensors:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
+        return cls.of(folder, tensors, config, side_files(folder), before)
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+        side: tuple[str, ...],
+        before: Mapping[str, Stamp],
+    ) -> Checkpoint:
+        """A folder that was read; `before` are the stamps of its files from before that."""
         files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        side = side_files(folder)
-        stamps = stamps_of(folder, (*files, *side), before)
+        stamps = {name: before[name] if name in before else stamp(folder / name) for name in (*files, *side)}
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @property
@@ -151,28 +161,27 @@ def small(path: Path, limit: int = MAX_JSON) -> bytes:
     return path.read_bytes()
 
 
-def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    """The tensor table; one file wins over an index, as in transformers."""
-    if inside(folder, SINGLE).is_file():
-        return read_header(folder / SINGLE)[0]
-    if inside(folder, INDEX).is_file():
-        return _read_sharded(folder, INDEX, lambda path, name: read_header(path, name)[0])
-    pickles = [name for name in (PICKLED, PICKLED_INDEX) if inside(folder, name).is_file()]
-    if not pickles:
-        raise UserError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
-    if not allow_pickle:
-        raise pickled(folder / pickles[0])
-    if pickles[0] == PICKLED:
-        return read_pickled(folder / PICKLED, PICKLED)
-    return _read_sharded(folder, PICKLED_INDEX, read_pickled)
+def read_weights(
+    folder: Path,
+    allow_pickle: bool,
+    safe: Sequence[str] = (SINGLE, INDEX),
+    pickles: Sequence[str] = (PICKLED, PICKLED_INDEX),
+) -> dict[str, Tensor]:
+    """The tensors of the first of these files that is there: a single file wins over an index, as in transformers.
 
-
-def pickled(path: Path) -> UserError:
-    """The error for pickled weights that are not allowed."""
-    return UserError(
-        f"{path} holds pickled weights, which can run code when opened. "
-        "Convert them to safetensors, or set merge.allow_pickle=true."
-    )
+    Raises:
+        UserError: none is there, it is pickled and that is not allowed, or it cannot be trusted.
+    """
+    name = next((name for name in (*safe, *pickles) if inside(folder, name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder} has no weights: {' or '.join(safe)} is missing")
+    if name in pickles and not allow_pickle:
+        raise UserError(
+            f"{folder / name} holds pickled weights, which can run code when opened. "
+            "Convert them to safetensors, or set merge.allow_pickle=true."
+        )
+    read: Reader = read_pickled if name in pickles else read_header
+    return _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
 
 
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
@@ -235,11 +244,6 @@ def stamp(path: Path) -> Stamp:
 def stamps_in(folder: Path) -> dict[str, Stamp]:
     """The stamps of the files of a folder, to be taken before they are read."""
     return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
-
-
-def stamps_of(folder: Path, names: Iterable[str], before: Mapping[str, Stamp]) -> dict[str, Stamp]:
-    """The stamps of these files, as they were `before`; those of folders below are taken now."""
-    return {name: before[name] if name in before else stamp(folder / name) for name in names}
 
 
 def check_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from souping.checkpoints.checkpoint import (
     INDEX,
@@ -25,18 +25,19 @@ from souping.checkpoints.checkpoint import (
     file_digest,
     fingerprint,
     inside,
-    pickled,
-    read_pickled,
+    read_weights,
     side_files,
     small,
     stamps_in,
-    stamps_of,
 )
 from souping.checkpoints.dtypes import FLOATS
-from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.checkpoints.header import Tensor, broken, parse_json
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
+
+if TYPE_CHECKING:
+    from regex import Pattern
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -92,25 +93,15 @@ class Adapter:
         folder = expanded(folder)
         settings = read_settings(folder)
         before = stamps_in(folder)
-        tensors = _read_weights(folder, allow_pickle)
+        tensors = read_weights(folder, allow_pickle, (WEIGHTS,), (PICKLED_WEIGHTS,))
         side = tuple(name for name in side_files(folder) if name not in ("config.json", "generation_config.json"))
-        files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        stamps = stamps_of(folder, (*files, *side), before)
-        checkpoint = Checkpoint(folder=folder, tensors=tensors, config={}, files=files, side=side, stamps=stamps)
+        checkpoint = Checkpoint.of(folder, tensors, {}, side, before)
         parts, whole = _sort(folder, tensors, settings)
         return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=whole)
 
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
-
-    @property
-    def dtype(self) -> str:
-        return self.checkpoint.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.checkpoint.nbytes
 
     @property
     def has_tokenizer(self) -> bool:
@@ -162,16 +153,6 @@ def is_adapter(folder: Path) -> bool:
     if full:
         raise UserError(f"{folder} holds an adapter ({CONFIG}) and a full model ({full[0]}): move one of them away.")
     return True
-
-
-def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    if inside(folder, WEIGHTS).is_file():
-        return read_header(folder / WEIGHTS)[0]
-    if not inside(folder, PICKLED_WEIGHTS).is_file():
-        raise UserError(f"{folder} has no weights: {WEIGHTS} is not there.")
-    if not allow_pickle:
-        raise pickled(folder / PICKLED_WEIGHTS)
-    return read_pickled(folder / PICKLED_WEIGHTS, PICKLED_WEIGHTS)
 
 
 def _sort(
@@ -230,8 +211,7 @@ PLAIN = {
 """Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
-MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 3
-"""Together with `MAX_NAME` they bound what one pattern can cost: Python cannot interrupt a match."""
+MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 8
 MATCHING = 20.0
 """Seconds for all patterns on all names of an adapter."""
 
@@ -262,19 +242,22 @@ def first_match(patterns: Iterable[str], module: str, end: float = math.inf) -> 
     """The first pattern that matches a module's name, or that name itself, as PEFT's get_pattern_key.
 
     Raises:
-        TimeoutError: it is not found by `end` (time.monotonic).
+        TimeoutError: it is not found by `end` (time.monotonic): patterns may backtrack for years.
     """
     for key in patterns:
-        if time.monotonic() > end:
+        left = end - time.monotonic()
+        if left <= 0:
             raise TimeoutError
-        if _compiled(key).match(module):
+        if _compiled(key).match(module, timeout=min(left, MATCHING)):
             return key
     return module
 
 
 @lru_cache(maxsize=2 * MAX_PATTERNS)
-def _compiled(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")
+def _compiled(key: str) -> Pattern[str]:
+    import regex
+
+    return regex.compile(rf"(.*\.)?({key})$")
 
 
 def read_settings(folder: Path) -> AdapterSettings:
@@ -344,7 +327,9 @@ def _number(key: str, value: Json) -> float:
 
 
 def _patterns(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A table of regular expressions, none of which takes long to try."""
+    """A table of regular expressions: none fills the memory, or means something else to `regex` than to PEFT."""
+    import regex
+
     table = _typed(config, key, dict) or {}
     if len(table) > MAX_PATTERNS:
         raise ValueError(key)
@@ -354,7 +339,8 @@ def _patterns(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]
         if len(pattern) > MAX_PATTERN or wild > MAX_WILD or optional > MAX_OPTIONAL or nested:
             raise broken(path, f"the pattern {shown(pattern)} of {key} is too complex to be tried on names")
         try:
+            re.compile(rf"(.*\.)?({pattern})$")  # what PEFT compiles
             _compiled(pattern)
-        except (re.error, RecursionError, OverflowError):
+        except (re.error, regex.error, RecursionError, OverflowError):
             raise broken(path, f"the pattern {shown(pattern)} of {key} is no regular expression") from None
     return table
