@@ -23,7 +23,7 @@ from souping.core.files import said
 from souping.core.protocols import Progress
 from souping.core.text import first_line, positive, safe, seconds
 from souping.core.types import UserError
-from souping.merge.accelerate import ERROR, WARNING, LostError, Rank
+from souping.merge import ERROR, WARNING
 from souping.merge.plan import MergePlan
 from souping.merge.writer import Shares, write_checkpoint
 
@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = f"{type(error).__name__}: {first_line(error)}"
         sys.stderr.write(f"{ERROR}{safe(text)}".replace("\n", " ") + "\n")  # in one piece: ranks share the stream
         sys.stderr.flush()
-        if isinstance(error, LostError):
-            time.sleep(LINGER)
+        _linger(error)
         return 2
     return 0
 
@@ -89,6 +88,8 @@ def meter(moved: int) -> Callable[[int, int], None] | None:
 
 def write_together(options: argparse.Namespace) -> None:
     """Every rank's part: fill one share. Without `--fill`, rank 0 also prepares the folder and completes it."""
+    from souping.merge.accelerate import Rank
+
     if LAUNCHER in os.environ:
         end_with(int(os.environ[LAUNCHER]))
     rank = Rank.join(options.num_processes, options.timeout)
@@ -113,6 +114,13 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
         signal.signal(each, signal.SIG_IGN)
     print("stopped by the launcher; nothing was written", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
+
+
+def _linger(error: Exception) -> None:
+    from souping.merge.accelerate import LostError
+
+    if isinstance(error, LostError):
+        time.sleep(LINGER)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from souping.core.protocols import Progress
 from souping.core.system import cores, package_environment
 from souping.core.text import first_line
 from souping.core.types import Missing, UserError
+from souping.merge import ERROR, WARNING
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 from souping.merge.writer import THREADS, ShardWriter, write_checkpoint
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("souping.merge")
 CPU_RANKS = 2
 """Ranks on a machine without GPUs."""
-ERROR, WARNING = "souping.merge: error: ", "souping.merge: warning: "
-"""How lines on a rank's standard error begin that the run passes on."""
 PATIENCE = 40.0
 """Seconds for a launcher to end its ranks; torch kills those that do not react after 30."""
 OTHER_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -23,7 +23,7 @@ import torch
 
 from souping.core.system import package_environment
 from souping.core.types import UserError
-from souping.merge import __main__, accelerate
+from souping.merge import ERROR, __main__, accelerate
 from souping.merge.accelerate import AccelerateMerge, LostError, Rank, cause, check_count, rank_count
 from souping.merge.chunks import chunks, share_of_rank
 from souping.merge.local import LocalMerge
@@ -163,7 +163,7 @@ def test_an_ingredient_that_has_changed(tmp_path: Path) -> None:
 HOLD = """
 import os, sys, time
 sys.argv = ["souping.merge", *sys.argv[1:]]
-from souping.merge import __main__, accelerate
+from souping.merge import ERROR, __main__, accelerate
 fill = accelerate.Rank.fill
 def held(rank, *rest):
     if rank.number == 1:
@@ -311,7 +311,7 @@ Root Cause (first observed failure):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (LAUNCHER.format(code=-9, line=f"{accelerate.ERROR}lost"), "rank 1 ended with signal 9 (out of memory?)"),
+        (LAUNCHER.format(code=-9, line=f"{ERROR}lost"), "rank 1 ended with signal 9 (out of memory?)"),
         (LAUNCHER.format(code=-11, line=""), "rank 1 ended with signal 11"),
         ("ImportError: no torch\n", "the ranks ended: ImportError: no torch"),
         ("", "the ranks ended: no reason given"),
@@ -322,7 +322,7 @@ def test_why_ranks_ended(text: str, reason: str) -> None:
 
 
 def test_a_ranks_own_error_is_passed_on() -> None:
-    assert cause(LAUNCHER.format(code=2, line=f"{accelerate.ERROR}a: b\n{accelerate.ERROR}c")) == "a: b"
+    assert cause(LAUNCHER.format(code=2, line=f"{ERROR}a: b\n{ERROR}c")) == "a: b"
 
 
 def test_a_launch_that_fails_at_once(pool: Siblings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_a_plan_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     process = launch(*two)
     err = process.communicate(timeout=600)[1]
     assert process.returncode
-    assert len(re.findall(f"^{accelerate.ERROR}.*soup exists and is not an empty folder", err, re.MULTILINE)) == 1
+    assert len(re.findall(f"^{ERROR}.*soup exists and is not an empty folder", err, re.MULTILINE)) == 1
 
 
 @pytest.mark.slow
@@ -433,5 +433,5 @@ def test_a_command_that_loses_a_rank_clears_away(
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
-    assert f"{accelerate.ERROR}another rank died" in capsys.readouterr().err
+    assert f"{ERROR}another rank died" in capsys.readouterr().err
     assert nothing_left(tmp_path / "soup")
