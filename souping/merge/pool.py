@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, end_tokens, fingerprint_of
+from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprint_of
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.pool import largest_bytes, measured
@@ -118,7 +118,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def _ends(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: end_tokens(folder) for name, folder in self._folders.items()}
+        return {name: eos_token_ids(folder) for name, folder in self._folders.items()}
 
     def ends(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from souping.core.merge_protocols import MergeBackend
-from souping.merge.distributed.backend import AccelerateMerge
+from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
 from souping.merge.methods import METHODS

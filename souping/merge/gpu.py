@@ -1,38 +1,126 @@
-"""Rank's share of a soup on its GPU. Needs CUDA: not covered by tests on machines without one.
+"""Soups mixed by torch: the arithmetic of `kernels` on devices other than the CPU, and a rank's share on its GPU.
 
-Each reading thread has two slots, and each slot its own stream with pinned rows on the host and rows on the device.
-While one slot's block is copied in, mixed and copied out (in order on the slot's stream), the thread reads the files of
-the next block into the other slot:
+`add_(x, alpha=w)` is one fused multiply-add on fp32, in the plan's order; roundings are IEEE's. Whether the device at
+hand really does that is tried before ranks trust it (`agrees`).
+
+`CudaShardWriter` needs CUDA, and is not covered by tests on machines without it. Each of its reading threads has two
+slots, and each slot a stream of its own with pinned rows on the host and rows on the device. While the block of one
+slot is copied in, mixed and copied out, the thread reads the files of the next block into the other slot:
 
     slot 0   read | copy in, mix, copy out  | write | read ...
     slot 1          read                    | copy in, mix, copy out | write
 
-Copies of one slot run beside the arithmetic of the other, also across threads. Tensors that are only copied, and
-methods that torch has no form of, are mixed on the CPU.
+Copies of one slot also run beside the arithmetic of other threads. Tensors that are only copied, and methods that have
+no form in torch, are mixed on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.dtypes import FLOATS, TORCH_DTYPES, size_of
 from souping.core.protocols import Progress
-from souping.merge.chunks import Chunk, check_finite
-from souping.merge.kernels.gpu import blend
-from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
+from souping.core.text import first_line
+from souping.core.types import UserError
+from souping.merge.chunks import Chunk, blocks, check_finite
+from souping.merge.kernels import DIFFERENCES, NAN, Combine, Raw, finite, linear, narrow, widen
 from souping.merge.plan import MergePlan
 from souping.merge.writer import Buffers, ShardWriter
 
 if TYPE_CHECKING:
     import torch
 
+SAMPLE = 4099
+
+
+def blend(
+    function: Combine,
+    rows: Sequence[torch.Tensor],
+    dtypes: Sequence[str],
+    weights: Sequence[float],
+    dtype: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
+
+    `function` is one of `DIFFERENCES`.
+    """
+    import torch
+
+    base = _wide(rows[0], dtypes[0]) if DIFFERENCES[function] else None
+    first = 0 if base is None else 1
+    count = rows[0].numel() // size_of(dtypes[0])
+    total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
+    for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
+        value = _wide(row, tag)
+        total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
+    if base is not None:
+        total.add_(base)
+    return _rounded(total, dtype)
+
+
+def copied(row: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes of `dtype` as they are, and whether all is finite []."""
+    import torch
+
+    return row, torch.isfinite(row.view(torch_dtype(dtype))).all()
+
+
+def torch_dtype(tag: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])  # torch's
+    return dtype
+
+
+def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
+    import torch
+
+    return row.view(torch_dtype(dtype)).to(torch.float32)
+
+
+def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One rounding to `dtype`; devices have NaNs of their own, files get the quiet one."""
+    import torch
+
+    soup = total.to(torch_dtype(dtype))
+    bits = soup.view(torch.int32 if size_of(dtype) == 4 else torch.int16)
+    bits.masked_fill_(torch.isnan(soup), NAN[dtype])
+    return bits.view(torch.uint8), torch.isfinite(soup).all()
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether the device's bits are those of `kernels` on a sample with all kinds of values."""
+    return all(
+        _same(device, function, source, dtype) for function in DIFFERENCES for source in FLOATS for dtype in FLOATS
+    )
+
+
+def _same(device: torch.device, function: Combine, source: str, dtype: str) -> bool:
+    import torch
+
+    raws, weights = _sample(source), (0.15, 0.85, 0.5, 1 / 3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = function([widen(raw, source) for raw in raws], weights)
+        wanted = narrow(total, dtype)
+    rows = [torch.from_numpy(raw).to(device) for raw in raws]
+    got, good = blend(function, rows, [source] * len(rows), weights, dtype)
+    return np.array_equal(got.cpu().numpy(), wanted) and bool(good) == finite(wanted, dtype)
+
+
+def _sample(dtype: str) -> list[Raw]:
+    """Four rows: two of ordinary numbers, two of random bits."""
+    random = np.random.default_rng(len(dtype))
+    ordinary = [narrow(random.standard_normal(SAMPLE, np.float32), dtype) for _ in range(2)]
+    size = SAMPLE * size_of(dtype)
+    return [*ordinary, *(np.frombuffer(random.bytes(size), np.uint8).copy() for _ in range(2))]
+
+
 ELEMENTS = 1 << 23  # of all ingredients in a slot: at most 32 MiB pinned, and as much on the device
 LARGEST = 1 << 22  # elements of one block
-READERS = 4  # that read files for one GPU
 
 
 class CudaShardWriter(ShardWriter):
@@ -44,9 +132,7 @@ class CudaShardWriter(ShardWriter):
 
     def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
         """Larger blocks: a copy to the device has to be worth its start."""
-        size = max(1 << 12, min(LARGEST, ELEMENTS // max(1, len(chunk.sources)) & ~0xFFF))
-        for start in range(0, chunk.count, size):
-            yield chunk.part(start, min(size, chunk.count - start))
+        return blocks(chunk, LARGEST, ELEMENTS)
 
     def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
         import torch
@@ -54,6 +140,9 @@ class CudaShardWriter(ShardWriter):
         try:
             with torch.cuda.device(self._device), torch.no_grad():
                 self._alternate(queue, [_Buffer(self._device), _Buffer(self._device)], total, progress)
+        except torch.OutOfMemoryError as error:
+            self._failed = True
+            raise UserError(f"the GPU's memory is full: {first_line(error)}") from None
         except BaseException:
             self._failed = True
             raise

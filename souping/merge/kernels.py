@@ -1,8 +1,9 @@
-"""Kernels fused into one pass over the block and compiled by LLVM when first needed; the bits are `reference`'s.
+"""Arithmetic of one block: bytes of the ingredients in, bytes of the soup out.
 
-Widen, multiply-add in the plan's order, round, check and store happen in registers, 32 elements at a time. The
-code is LLVM's assembly, made for the dtypes at hand; llvmlite turns it into machine code in about ten milliseconds and
-imports faster than torch or numba. Without llvmlite, or on a processor without fused multiply-add, `reference` is used.
+The specification, which is also what mergekit 0.1.5's `linear` and torch's `add_(x, alpha=w)` on fp32 do:
+`acc = +0; acc = fma(w_k, x_k, acc)` in the plan's order with w_k rounded to fp32, then one rounding to the output
+dtype (nearest, ties to even). It is written in numpy first. Below that, LLVM compiles it for the dtypes at hand into
+one pass over the block, with the same bits.
 """
 
 from __future__ import annotations
@@ -11,10 +12,161 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from souping.merge.kernels.reference import Raw
+from souping.core.text import named
+from souping.core.types import UserError
+
+Float32 = NDArray[np.float32]
+Raw = NDArray[np.uint8]
+Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
+"""A method on fp32 rows: combine(rows, weights) -> row."""
+EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+"""Bits that are all set in NaN and infinity."""
+NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
+"""The quiet NaN that every NaN becomes."""
+BLOCK = 1 << 19  # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
+
+
+def widen(raw: Raw, dtype: str) -> Float32:
+    """Bytes [count * itemsize] of `dtype` as fp32 [count], exactly."""
+    if dtype == "F32":
+        return raw.view(np.float32)
+    if dtype == "F16":
+        return raw.view(np.float16).astype(np.float32)
+    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def narrow(values: Float32, dtype: str) -> Raw:
+    """fp32 [count] rounded once to `dtype` (nearest, ties to even), as bytes; every NaN becomes the quiet one."""
+    values = np.ascontiguousarray(values)
+    if dtype == "F16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            half = values.astype(np.float16)
+        half[np.isnan(half)] = np.float16("nan")
+        return half.view(np.uint8)
+    bits = values.view(np.uint32)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if dtype == "F32":
+        return np.where(nan, np.uint32(NAN[dtype]), bits).view(np.uint8)
+    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(16)
+    return np.where(nan, np.uint32(NAN[dtype]), rounded).astype(np.uint16).view(np.uint8)
+
+
+def fma(weight: float, values: Float32, total: Float32) -> Float32:
+    """`weight * values + total` with a single rounding to fp32; `weight` counts as rounded to fp32.
+
+    The product of two fp32 is exact in fp64, so only the sum can round twice. If the fp64 sum could be a tie of
+    the fp32 rounding, it is moved by its own error first (rounding to odd, Boldo and Melquiond 2008).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.float64(np.float32(weight)) * values.astype(np.float64).reshape(-1)
+        wide = total.astype(np.float64).reshape(-1)
+        sums = product + wide
+        bits = sums.view(np.uint64)
+        ties = (bits & np.uint64(0x0FFFFFFF)) == 0
+        small = np.abs(sums) < 2.0**-125
+        doubtful = np.flatnonzero((ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0)))
+        if len(doubtful):
+            _round_to_odd(sums, product, wide, doubtful)
+        return sums.astype(np.float32).reshape(total.shape)
+
+
+def _round_to_odd(
+    sums: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], at: NDArray[np.intp]
+) -> None:
+    """Replace inexact sums whose last bit is even by their odd neighbour on the side of the error (Knuth's TwoSum)."""
+    s, a, b = sums[at], a[at], b[at]
+    part = s - a
+    error = (a - (s - part)) + (b - part)
+    even = (s.view(np.uint64) & np.uint64(1)) == 0
+    move = even & (error != 0) & np.isfinite(error)
+    sums[at[move]] = np.nextafter(s[move], np.copysign(np.inf, error[move]))
+
+
+def linear(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
+    """sum_k w_k x_k, in order."""
+    total = np.zeros_like(tensors[0])
+    for weight, tensor in zip(weights, tensors, strict=True):
+        total = fma(weight, tensor, total)
+    return total
+
+
+def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
+    """x_0 + sum_k w_k (x_k - x_0): `tensors[0]` is the base and `weights[0]` is not used."""
+    base, total = tensors[0], np.zeros_like(tensors[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+            total = fma(weight, tensor - base, total)
+        return base + total
+
+
+DIFFERENCES: dict[Combine, bool] = {linear: False, delta: True}
+"""Methods that have a compiled form and one in torch; True if differences to the first row, the base, are summed."""
+
+
+def finite(raw: Raw, dtype: str) -> bool:
+    """Whether no element is NaN or infinite (all exponent bits set)."""
+    bits: NDArray[Any] = raw.view(np.uint32 if dtype == "F32" else np.uint16)
+    return not bool(((bits & EXPONENT[dtype]) == EXPONENT[dtype]).any())
+
+
+def mix_block(
+    function: Combine,
+    rows: Sequence[Raw],
+    dtypes: Sequence[str],
+    weights: Sequence[float],
+    dtype: str,
+    out: Raw,
+    stored: str,
+) -> bool:
+    """Mix rows [K][count] of `dtypes` into `out` [count]: rounded once to `dtype`, then cast to `stored`.
+
+    Returns whether every element of the soup is finite. Sums and sums of differences are compiled if LLVM is there;
+    the bytes are the same either way.
+    """
+    if function in DIFFERENCES:
+        source = dtypes[0] if len(set(dtypes)) == 1 else "F32"
+        kernel = native(DIFFERENCES[function], source, dtype, stored)
+        if kernel is not None:
+            return kernel(alike(rows, dtypes), weights, out)
+    tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
+    total = _plain(function(tensors, weights), function, tensors[0].shape)
+    return store(narrow(total, dtype), dtype, out, stored)
+
+
+def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
+    """The result of a method, which may be the user's, as fp32.
+
+    Raises:
+        UserError: it is no array of the tensors' shape.
+    """
+    if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
+        made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
+        raise UserError(f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors")
+    return soup.astype(np.float32, copy=False)
+
+
+def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
+    """The rows as they are, or widened to fp32 if their dtypes differ."""
+    if len(set(dtypes)) == 1:
+        return list(rows)
+    return [widen(row, tag).view(np.uint8) for row, tag in zip(rows, dtypes, strict=True)]
+
+
+def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
+    """Put bytes of `dtype` into `out` as `stored`; returns whether all are finite."""
+    wide = widen(soup, dtype)
+    out[:] = soup if dtype == stored else narrow(wide, stored)
+    return bool(np.isfinite(wide).all())
+
+
+# Compiled by LLVM: widen, multiply-add in the plan's order, round, check and store happen in registers, 32 elements at
+# a time. llvmlite makes machine code of the assembly below in about ten milliseconds and imports faster than torch or
+# numba. Without llvmlite, or on a processor without fused multiply-add, numpy does the work.
 
 WIDTH = 32
 LOCK = threading.Lock()
@@ -24,9 +176,9 @@ Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 
 
 def native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
-    """A kernel for rows of `source`, rounded to `dtype` and stored as `stored`; None where LLVM cannot help.
+    """A kernel for rows of `source`, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
 
-    `delta` adds weighted differences to the first row, else rows are summed. Made once, whoever asks first.
+    `delta` adds weighted differences to the first row, else rows are summed. Each is compiled once.
     """
     with LOCK:
         return _native(delta, source, dtype, stored)
@@ -151,10 +303,6 @@ done$W:
 end$W:
   %found$W = call i32 @llvm.vector.reduce.or.v{w}i32(<{w} x i32> %seen$W)
 """
-
-
-EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
-NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 
 
 def _all(w: int, value: int) -> str:
