@@ -11,7 +11,6 @@ from typing import Literal
 from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import FLOATS, ITEM
-from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component
 from souping.core.files import expanded, near_folder
@@ -65,7 +64,7 @@ def _candidate(entry: str | dict[str, str], number: int) -> Candidate:
     if not isinstance(entry, str) or not entry.strip():
         raise UserError(f"pool.candidates[{number}] must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path = expanded(entry, f"pool.candidates[{number}]")
-    online = parse(entry)
+    online = hub.parse(entry)
     name = online.name if online else path.name or path.resolve().name
     return Candidate(name=name.split("@")[0], path=path)
 

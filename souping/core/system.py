@@ -36,11 +36,20 @@ def package_environment() -> dict[str, str]:
 
 def limit_memory(nbytes: int) -> None:
     """Limit this process's address space: more raises MemoryError. macOS does not enforce it."""
+    _limit("RLIMIT_AS", nbytes)
+
+
+def limit_file_size(nbytes: int) -> None:
+    """Limit the files that this process writes: more raises OSError (EFBIG)."""
+    _limit("RLIMIT_FSIZE", nbytes)
+
+
+def _limit(name: str, value: int) -> None:
     if resource is not None:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        most = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
+        number = vars(resource)[name]
+        hard = resource.getrlimit(number)[1]
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+            resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def lock(descriptor: int, wait: bool = True) -> bool:

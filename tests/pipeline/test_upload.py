@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from souping.checkpoints.checkpoint import SINGLE, fingerprint
-from souping.checkpoints.hub import fetch_one
-from souping.checkpoints.hub.client import parse
+from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
 from souping.pipeline import upload
 from souping.report.cards import card, relicensed

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import logging
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -16,21 +21,52 @@ from souping.core.fields import Port, Seconds, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.types import Json, Missing, UserError
-from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
+from souping.evaluate.servers.process import HOST, Process, ServerError, base, free_port, models_at, served
+
+SAY_EVERY = 15.0
+"""Seconds between two lines on how long a model has been loading."""
+QUIET = {
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+log = logging.getLogger("souping.evaluate.servers")
+
+
+@dataclass(kw_only=True)
+class RunningServer:
+    """Server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
+
+    url: str
+    model: str
+    process: Process | None = None
+    end: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def stop(self) -> None:
+        """End the server and all of its processes, if this run started it. A second call does nothing."""
+        self.end()
 
 
 @component
 class Server(ABC):
-    """Settings of a server, checked at composition; `start` makes it serve one model.
+    """Settings of a server; `start` makes it serve one model.
 
-    `url` is one that somebody else runs; else it is started on `port` (a free one by default) by `python` (the
-    interpreter of another environment; this one by default), which has `timeout` seconds to load a model. `extra_args`
-    go to its command line as they are.
+    `url` is a server that somebody else runs. Without it, one is started on `port` (default: a free one) by `python`
+    (the interpreter of another environment; default: this one), which has `timeout` seconds to load a model.
+    `extra_args` go to its command line unchanged.
     """
 
     title: ClassVar[str]
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    """Raise when the same settings would give other answers."""
+    decisive: ClassVar[tuple[str, ...]]
+    """Fields of a server of ours that can change an answer."""
+    how_to_start: ClassVar[str]
+    """How somebody must have started a server for `url`."""
     draws: ClassVar[bool] = False
-    """Whether a request's own seed, and nothing else, decides the answer that is drawn for it."""
+    """Whether a drawn answer depends on the request's own seed alone."""
 
     url: str | None = None
     port: Port | None = None
@@ -47,16 +83,14 @@ class Server(ABC):
     def interpreter(self) -> str:
         return str(expanded(self.python, "server.python")) if self.python else sys.executable
 
-    def common(self, name: str, version: int) -> dict[str, Json]:
-        """The settings, common to all servers, that can change answers. Of a found server only its address is known."""
-        if self.url is not None:
-            return {"name": name, "version": version, "url": base(self.url)}
-        return {"name": name, "version": version, "extra_args": list(self.extra_args)}
-
     @property
-    @abstractmethod
     def settings(self) -> Mapping[str, Json]:
-        """Everything that can change an answer beside the model and the request."""
+        """Everything that can change an answer besides model and request. Of a found server only the address is
+        known."""
+        known: dict[str, Json] = {"name": self.kind, "version": self.version}
+        if self.url is not None:
+            return {**known, "url": base(self.url)}
+        return {**known, "extra_args": list(self.extra_args), **{name: vars(self)[name] for name in self.decisive}}
 
     @property
     @abstractmethod
@@ -69,7 +103,7 @@ class Server(ABC):
         return {}
 
     def needs(self) -> list[Missing]:
-        """What `check` refuses, as something that can be mended."""
+        """What `check` refuses, with its fix."""
         try:
             self.check()
         except UserError as error:
@@ -90,28 +124,64 @@ class Server(ABC):
         except ServerError as error:
             raise UserError(f"server.url={self.url} does not answer: {error}") from error
 
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> RunningServer:
-        """A running server for the model in `folder`, called `name` in messages; `say` hears how long it loads.
+    def start(self, folder: Path, name: str) -> RunningServer:
+        """A running server for the model in `folder`, called `name` in messages.
 
-        Its log goes to `log_dir`, else to a temporary folder that stays only where it fails. The caller calls `stop()`;
-        the server ends in any case when the caller's process does.
+        Its log is in a temporary folder, which stays only if the server fails. The caller calls `stop()`; the server
+        ends in any case when the caller's process does.
 
         Raises:
-            UserError: as `check`, or the model does not load.
+            UserError: as `check`, the port is taken, or the model does not load.
         """
         self.check()
         folder = folder.absolute()
         if self.url is not None:
-            return self.take(base(self.url), folder, name)
-        order = LaunchSpec(
-            title=self.title,
-            folder=folder,
-            name=name,
-            command=lambda port: self.command(folder, port),
-            port=self.port,
-            timeout=self.timeout,
-        )
-        return launch(order, log_dir, say)
+            try:
+                return self.take(base(self.url), folder)
+            except ServerError as error:
+                raise UserError(
+                    f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
+                    f"start it {self.how_to_start}, or leave server.url out"
+                ) from error
+        try:
+            port = free_port(self.port or 0)
+        except OSError:
+            raise UserError(f"server.port={self.port} is taken: leave it out for a free one, or name another") from None
+        logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
+        plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
+        process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{plain}.log")
+
+        def end() -> None:
+            process.stop()
+            shutil.rmtree(logs, ignore_errors=True)
+
+        try:
+            model = self._wait(folder, name, f"http://{HOST}:{port}", process)
+        except Exception:
+            process.stop()
+            raise
+        except BaseException:  # after Ctrl-C nobody reads the log
+            end()
+            raise
+        return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, end=end)
+
+    def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
+        """The id under which the server lists the model, as soon as it does."""
+        start = reported = time.monotonic()
+        while process.alive:
+            with suppress(ServerError):
+                return served(address, folder)
+            now = time.monotonic()
+            if now - start > self.timeout:
+                raise UserError(
+                    f"{self.title} has not loaded {name} after {self.timeout:g} s: raise server.timeout\n"
+                    f"the last line of its log {process.log}: {process.reason()}"
+                )
+            if now - reported > SAY_EVERY:
+                reported = now
+                log.info(f"{self.title} loads {name}: {now - start:.0f} s")
+            time.sleep(min(1.0, 0.1 + (now - start) / 10))
+        raise UserError(f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}")
 
     @abstractmethod
     def check_installed(self) -> None:
@@ -122,38 +192,29 @@ class Server(ABC):
         """The command line."""
 
     @abstractmethod
-    def take(self, address: str, folder: Path, name: str) -> RunningServer:
-        """A server that is there already, with the model in `folder` in it (UserError where it does not take it)."""
+    def take(self, address: str, folder: Path) -> RunningServer:
+        """A found server, with the model in `folder` in it.
+
+        Raises:
+            ServerError: it does not load the model.
+        """
 
 
 @lru_cache(maxsize=16)
 def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own: str, other: str) -> None:
-    """Refuse an interpreter without these packages; `own` is the command that mends this one, `other` what to install
-    into that one.
+    """Refuse an interpreter without these packages. `own` is the command that installs them for this interpreter,
+    `other` what to install for another.
 
     Raises:
         UserError: packages are absent, or the interpreter cannot be run.
     """
-    if interpreter == sys.executable:
-        absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    else:
-        absent = _absent_there(interpreter, packages)
-    if not absent:
-        return
-    who = f"server={server}" if interpreter == sys.executable else interpreter
-    how = own if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
-    raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
-
-
-def _absent_there(interpreter: str, packages: Sequence[str]) -> list[str]:
-    code = (
-        "import importlib.util, sys\n"
-        "print(' '.join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))"
-    )
+    code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
+    words = [interpreter, "-c", code, *packages]
     try:
-        done = subprocess.run([interpreter, "-c", code, *packages], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        absent = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
-    if done.returncode:
-        raise UserError(f"server.python={interpreter} is no Python interpreter: it ended with {done.returncode}")
-    return done.stdout.split()
+    if absent:
+        here = interpreter == sys.executable
+        who, how = (f"server={server}", own) if here else (interpreter, f'{interpreter} -m pip install "{other}"')
+        raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")

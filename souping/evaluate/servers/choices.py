@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,25 +12,27 @@ from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import ModelHost
 from souping.core.text import install
-from souping.core.types import Json, UserError
-from souping.evaluate.servers import Server, check_packages
-from souping.evaluate.servers.process import RunningServer, ServerError, ask, host_and_port, models_at, parsed, served
+from souping.core.types import Json
+from souping.evaluate.servers import RunningServer, Server, check_packages
+from souping.evaluate.servers.process import ServerError, ask, models_at, parsed, served
 
-VLLM_VERSION = TRANSFORMERS_VERSION = 2
-"""Raise when the same settings would give other answers."""
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 
 
 @component
 class VllmServer(Server):
-    """vLLM's OpenAI-compatible server over `tensor_parallel_size` GPUs, of each of which it takes the fraction
-    `gpu_memory_utilization`. `max_model_len` (tokens) bounds prompt and answer together; by default the model's own.
+    """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs. It takes the fraction `gpu_memory_utilization` of
+    each. `max_model_len` (tokens) limits prompt and answer together; the default is the model's own limit.
 
-    With `url` the server keeps its tokenizer and its settings, and only its weights change: it must see this machine's
-    files and run with VLLM_SERVER_DEV_MODE=1, or else serve the very folder that is asked for.
+    With `url` the server keeps its tokenizer and its settings, and only its weights change. It must see this machine's
+    files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already.
     """
 
     title: ClassVar[str] = "vllm serve"
+    kind: ClassVar[str] = "vllm"
+    version: ClassVar[int] = 2
+    decisive: ClassVar[tuple[str, ...]] = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+    how_to_start: ClassVar[str] = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
     draws: ClassVar[bool] = True
 
     tensor_parallel_size: Threads = 1
@@ -38,15 +41,6 @@ class VllmServer(Server):
     dtype: Precision | Literal["auto"] = "auto"
     enforce_eager: bool = False
     seed: Seed = 0
-
-    @property
-    def settings(self) -> dict[str, Json]:
-        """What can change an answer beside the model and the request."""
-        known = self.common("vllm", VLLM_VERSION)
-        if self.url is not None:
-            return known
-        names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
-        return {**known, **{name: getattr(self, name) for name in names}}
 
     @property
     def request(self) -> dict[str, Json]:
@@ -62,7 +56,7 @@ class VllmServer(Server):
 
     def command(self, folder: Path, port: int) -> list[str]:
         flags = ["--host", "127.0.0.1", "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
-        flags += ["--generation-config", "vllm"]  # of the folder's own file the end tokens alone
+        flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
@@ -70,21 +64,11 @@ class VllmServer(Server):
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
 
-    def take(self, address: str, folder: Path, name: str) -> RunningServer:
-        """A server that is there already takes the folder's weights, or has them already."""
-        try:
-            model = self._renew(address, folder)
-        except ServerError as error:
-            raise UserError(
-                f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
-                "start it on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model, or leave "
-                "server.url out"
-            ) from error
-        host, port = host_and_port(address)
-        return RunningServer(url=f"{address}/v1", host=host, port=port, model=model)
+    def take(self, address: str, folder: Path) -> RunningServer:
+        return RunningServer(url=f"{address}/v1", model=self._renew(address, folder))
 
     def _renew(self, address: str, folder: Path) -> str:
-        """The served id, once the weights are the folder's. A server without the means has what it began with."""
+        """The served id, once the weights are the folder's. A server that cannot reload keeps its first model."""
         try:
             about = ask(f"{address}/server_info", timeout=60.0)
         except ServerError as error:
@@ -106,12 +90,15 @@ class VllmServer(Server):
 class TransformersServer(Server):
     """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
 
-    `dtype` auto is the model's own; `device` auto shares a model out over the GPUs there are. With `url` it must be
-    started without a model (`transformers serve --port P`), where it loads whatever folder it is asked for: it has to
-    see this machine's files.
+    `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
+    without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
     """
 
     title: ClassVar[str] = "transformers serve"
+    kind: ClassVar[str] = "transformers"
+    version: ClassVar[int] = 2
+    decisive: ClassVar[tuple[str, ...]] = ("dtype", "attn_implementation", "continuous_batching")
+    how_to_start: ClassVar[str] = "on this machine without a model (`transformers serve --port P`)"
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -119,18 +106,10 @@ class TransformersServer(Server):
     continuous_batching: bool = False
 
     @property
-    def settings(self) -> dict[str, Json]:
-        """What can change an answer beside the model and the request."""
-        known = self.common("transformers", TRANSFORMERS_VERSION)
-        if self.url is not None:
-            return known
-        return {
-            **known,
-            "device": self.device if self.device != "auto" else f"auto:{_kind()}",
-            "dtype": self.dtype,
-            "attn_implementation": self.attn_implementation,
-            "continuous_batching": self.continuous_batching,
-        }
+    def settings(self) -> Mapping[str, Json]:
+        kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
+        device = self.device if self.device != "auto" else f"auto:{kind}"
+        return super().settings if self.url is not None else {**super().settings, "device": device}
 
     @property
     def host(self) -> ModelHost:
@@ -148,21 +127,14 @@ class TransformersServer(Server):
         module = "transformers.cli.transformers"
         return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
 
-    def take(self, address: str, folder: Path, name: str) -> RunningServer:
-        """A server that is there already loads the folder; `stop` makes it forget what it loaded."""
-        try:
-            told = ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
-            failed = [event.get("message") for event in _events(told) if event.get("status") == "error"]
-            if failed:
-                raise ServerError((str(failed[-1]).splitlines() or ["it says nothing"])[0])
-            model = served(address, folder)
-        except ServerError as error:
-            raise UserError(
-                f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
-                "start it on this machine without a model (`transformers serve --port P`), or leave server.url out"
-            ) from error
-        host, port = host_and_port(address)
-        return RunningServer(url=f"{address}/v1", host=host, port=port, model=model, end=lambda: _reset(address))
+    def take(self, address: str, folder: Path) -> RunningServer:
+        """`stop` makes the server forget what it loaded."""
+        reply = ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
+        failed = [event.get("message") for event in _events(reply) if event.get("status") == "error"]
+        if failed:
+            raise ServerError((str(failed[-1]).splitlines() or ["it gives no reason"])[0])
+        model = served(address, folder)
+        return RunningServer(url=f"{address}/v1", model=model, end=lambda: _reset(address))
 
 
 def _events(text: str) -> list[dict[str, Json]]:
@@ -171,10 +143,5 @@ def _events(text: str) -> list[dict[str, Json]]:
 
 
 def _reset(address: str) -> None:
-    with suppress(ServerError):  # it is somebody else's, and may be gone
+    with suppress(ServerError):  # somebody else runs it, and it may be gone
         ask(f"{address}/reset", {})
-
-
-def _kind() -> str:
-    """What `auto` finds here, as far as answers depend on it."""
-    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
