@@ -322,7 +322,7 @@ def download(listings: Sequence[Listing], report: Report | None = None) -> None:
     missing = [(one.folder / path, file) for one in listings for path, file in one.absent(one.weights).items()]
     total, start = sum(file.size for _, file in missing), time.monotonic()
     _limit(file for _, file in missing)
-    work = ThreadPoolExecutor(1).submit(lambda: [_download(one, one.weights) for one in listings])
+    work = ThreadPoolExecutor(1).submit(_download_weights, listings)
     try:
         while not work.done():
             wait([work], 0.2)
@@ -340,6 +340,11 @@ def download(listings: Sequence[Listing], report: Report | None = None) -> None:
         for part in _parts():
             part.unlink(missing_ok=True)
         raise
+
+
+def _download_weights(listings: Sequence[Listing]) -> None:
+    for listing in listings:
+        _download(listing, listing.weights)
 
 
 def _parts() -> list[Path]:

@@ -82,8 +82,9 @@ def test_selection_from_a_table_asks_the_hub_for_nothing(hub: Hub, souping: Cli,
     assert not hub.log
 
 
-def test_items_that_are_missing_are_told_before_a_download(hub: Hub, family: Path, souping: Cli) -> None:
-    souping(*quick(family), "benchmark.path=nowhere.jsonl").refused("benchmark.path")
+@pytest.mark.parametrize("change", ["benchmark.path=nowhere.jsonl", "selector.k=9"])
+def test_what_is_wrong_here_is_told_before_a_download(hub: Hub, family: Path, souping: Cli, change: str) -> None:
+    souping(*quick(family), change).refused(change.partition("=")[0])
     assert not hub.log
 
 
@@ -105,11 +106,6 @@ def test_a_model_without_a_tokenizer_is_told_before_its_weights_travel(hub: Hub,
     hub.add("org/bare", {n: d for n, d in bare["org/bee"].items() if n in ("config.json", SINGLE)})
     souping(*quick(family, "org/mute,org/bare")).refused("candidate mute: org/mute@", "has no tokenizer")
     assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
-
-
-def test_a_choice_of_more_than_there_are_is_told_before_a_download(hub: Hub, family: Path, souping: Cli) -> None:
-    souping(*quick(family), "selector.k=9").refused("selector.k")
-    assert not hub.log
 
 
 def test_a_missing_model_is_one_line(hub: Hub, family: Path, souping: Cli) -> None:

@@ -86,7 +86,7 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "path", "told"),
     [
-        ("exact", "my_scorers.short", "exact is a scorer already"),
+        ("exact", "my_scorers.short", "exact is a built-in scorer"),
         ("own", "short", "names no module"),
         ("own", "my_scores.short", "no module my_scores"),
         ("own", "my_scorers.shrt", "shrt.*did you mean short?"),
@@ -237,7 +237,7 @@ class TestJudge:
     @pytest.mark.parametrize(("failures", "asked"), [([401], 1), ([500] * 3, 3)])
     def test_one_that_refuses_or_stays_down_is_told(self, endpoint: Endpoint, failures: list[int], asked: int) -> None:
         endpoint.failures = list(failures)
-        with pytest.raises(UserError, match=f"cannot be asked: HTTP {failures[0]}"):
+        with pytest.raises(UserError, match=f"does not answer: HTTP {failures[0]}"):
             judge(endpoint, retries=2)(QUESTION, "right")
         assert len(endpoint.bodies) == asked
 
@@ -267,7 +267,7 @@ class TestJudge:
             judge(endpoint, retries=0)(QUESTION, "right")
 
     def test_one_that_is_not_there_is_told(self, endpoint: Endpoint) -> None:
-        with pytest.raises(UserError, match="cannot be asked"):
+        with pytest.raises(UserError, match="does not answer"):
             judge(endpoint, url="http://127.0.0.1:9", retries=1)(QUESTION, "x")
 
     def test_numbers_are_verdicts_too(self, endpoint: Endpoint) -> None:
@@ -306,7 +306,7 @@ class TestJudge:
         base += ["benchmark.path=items.jsonl", "benchmark.scorers={own: my_scorers.helpful}", "selector=all"]
         base += ["optimiser=uniform", "limit=2"]
         endpoint.failures = [500] * 4 + [400]
-        souping(*base, "hydra.run.dir=a").refused("judge m at http", "HTTP 400", "is in the store")
+        souping(*base, "hydra.run.dir=a").refused("judge m at http", "HTTP 400", "in the store")
         with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
             assert db.execute("SELECT COUNT(*) FROM answers").fetchone()[0] == 6  # none is lost by a judge
         assert souping(*base, "hydra.run.dir=b").code == 0
