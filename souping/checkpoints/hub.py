@@ -309,6 +309,8 @@ def prepare(
     with ThreadPoolExecutor(WORKERS) as pool:
         known = list(pool.map(lambda name: _listing(name, allow_pickle), names))
         listings = [one for one in known if isinstance(one, Listing)]
+        if not listings:  # all from the cache: offline this is the run's own process, which must not be limited
+            return known
         wanted = [{n: f for n, f in one.side.items() if small_files or n == one.main} for one in listings]
         _limit(file for files in wanted for file in files.values())
         list(pool.map(_download, listings, wanted))
