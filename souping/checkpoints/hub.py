@@ -25,18 +25,8 @@ from typing import TYPE_CHECKING, TypeVar
 import huggingface_hub
 from huggingface_hub import constants
 
-from souping.checkpoints.checkpoint import (
-    INDEX,
-    NOT_SIDE,
-    PICKLED,
-    PICKLED_INDEX,
-    SIDE_FILES,
-    SINGLE,
-    Checkpoint,
-    small,
-)
+from souping.checkpoints import checkpoint, lora
 from souping.checkpoints.header import header_bytes, parse_json
-from souping.checkpoints.lora import CONFIG, PICKLED_WEIGHTS, WEIGHTS, Adapter
 from souping.core.child import MEMORY, Report, call
 from souping.core.files import expanded, near_folder, put
 from souping.core.system import limit_file_size
@@ -134,7 +124,7 @@ def fetch(
         sources = _in_child(prepare, (list(names.values()), allow_pickle, place), LISTING)
         known = dict(zip(names, sources, strict=True))
         listings = [one for one in sources if isinstance(one, Listing)]
-        need = sum(file.size for listing in listings for file in listing.missing)
+        need = sum(file.size for listing in listings for file in listing.missing.values())
         if need:
             _check_disk(need)
             if check is not None and all(listing.sketch or not listing.missing for listing in listings):
@@ -162,7 +152,7 @@ def sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
 
 def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
     """The folder of a model, if the Hub's cache holds it whole. Uses no network."""
-    for config, kind in (("config.json", Checkpoint), (CONFIG, Adapter)):
+    for config, kind in (("config.json", checkpoint.Checkpoint), (lora.CONFIG, lora.Adapter)):
         path = huggingface_hub.try_to_load_from_cache(name.repo, config, revision=name.revision)
         if isinstance(path, str):
             folder = Path(path).parent
@@ -215,6 +205,9 @@ def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None
 
 FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
 """What may be downloaded is in the root, or a chat template."""
+SIDE = re.compile("|".join(map(fnmatch.translate, [*checkpoint.SIDE_FILES, "additional_chat_templates/*.jinja"])))
+INDEXES = {checkpoint.INDEX, checkpoint.PICKLED_INDEX}
+ADAPTERS = {lora.WEIGHTS, lora.PICKLED_WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -250,18 +243,20 @@ class Listing:
     @property
     def side(self) -> Files:
         """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
-        patterns = [*SIDE_FILES, "additional_chat_templates/*.jinja"]
-        patterns += [CONFIG] if self.main in (WEIGHTS, PICKLED_WEIGHTS) else []
-        names = {n for n in self.files if any(fnmatch.fnmatchcase(n, p) for p in patterns) and not n.endswith(NOT_SIDE)}
-        return {name: self.files[name] for name in sorted(names | ({self.main} & {INDEX, PICKLED_INDEX}))}
+        names = {n for n in self.files if SIDE.match(n) and not n.endswith(checkpoint.NOT_SIDE)} | (
+            {self.main} & INDEXES
+        )
+        if self.main in ADAPTERS:
+            names |= {lora.CONFIG} & set(self.files)
+        return {name: self.files[name] for name in sorted(names)}
 
     @property
     def weights(self) -> Files:
         """The weight files; an index of shards must be in the cache."""
-        if self.main not in (INDEX, PICKLED_INDEX):
+        if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
         index = self.folder / self.main
-        table = parse_json(index, small(index))
+        table = parse_json(index, checkpoint.small(index))
         places = table.get("weight_map") if isinstance(table, dict) else None
         names = sorted({str(place) for place in places.values()}) if isinstance(places, dict) else []
         ending = Path(self.main.removesuffix(".index.json")).suffix
@@ -271,8 +266,8 @@ class Listing:
         return {name: self.files[name] for name in names}
 
     @property
-    def missing(self) -> list[RemoteFile]:
-        return list(self.absent(self.weights).values())
+    def missing(self) -> Files:
+        return self.absent(self.weights)
 
     def absent(self, files: Files) -> Files:
         """Those of the files that the cache does not have whole."""
@@ -285,8 +280,9 @@ def weight_file(names: Collection[str], allow_pickle: bool) -> str:
     The order is that in which a folder is read: one file before an index, safetensors before pickles, a full model
     before an adapter.
     """
-    full, adapters = ((PICKLED, PICKLED_INDEX), (PICKLED_WEIGHTS,)) if allow_pickle else ((), ())
-    return next((name for name in (SINGLE, INDEX, *full, WEIGHTS, *adapters) if name in names), "")
+    full = (checkpoint.SINGLE, checkpoint.INDEX, *((checkpoint.PICKLED, checkpoint.PICKLED_INDEX) * allow_pickle))
+    adapters = (lora.WEIGHTS, *((lora.PICKLED_WEIGHTS,) * allow_pickle))
+    return next((name for name in (*full, *adapters) if name in names), "")
 
 
 def _size(path: Path) -> int:
@@ -321,10 +317,10 @@ def prepare(
 
 def download(listings: Sequence[Listing], report: Report | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
-    missing = [(one.folder / path, file) for one in listings for path, file in one.absent(one.weights).items()]
+    missing = [(one.folder / path, file) for one in listings for path, file in one.missing.items()]
     total, start = sum(file.size for _, file in missing), time.monotonic()
     _limit(file for _, file in missing)
-    work = ThreadPoolExecutor(1).submit(_download_weights, listings)
+    work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, [one.weights for one in listings])))
     try:
         while not work.done():
             wait([work], 0.2)
@@ -342,11 +338,6 @@ def download(listings: Sequence[Listing], report: Report | None = None) -> None:
         for part in _parts():
             part.unlink(missing_ok=True)
         raise
-
-
-def _download_weights(listings: Sequence[Listing]) -> None:
-    for listing in listings:
-        _download(listing, listing.weights)
 
 
 def _parts() -> list[Path]:
@@ -420,7 +411,7 @@ def _download(listing: Listing, files: Files) -> None:
 
 def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
     """The listing with a folder of its small files and hollow weight files: real headers, no data."""
-    if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", INDEX)):
+    if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", checkpoint.INDEX)):
         return one
     for path in one.side:
         (place / path).parent.mkdir(parents=True, exist_ok=True)

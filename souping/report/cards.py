@@ -109,7 +109,7 @@ def relicensed(text: str, licences: Mapping[str, str], path: str = CARD) -> str:
 
     front = re.match(r"\s*---\n(.*?)\n---(?:\n|$)", text, re.DOTALL)
     try:
-        table = yaml.safe_load(front[1]) if front else {}
+        table = (yaml.safe_load(front[1]) if front else None) or {}
         keys = {**table, **_licence_keys(licences)}
     except (yaml.YAMLError, TypeError) as error:
         reason = first_line(error)

@@ -223,47 +223,19 @@ class TestTransformersServe:
     def test_it_lists_the_model(self, running: RunningServer, cook: Path) -> None:
         assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
 
-    def test_completions_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
+    def test_its_answers_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
         texts = [said(running, prompt, 24) for prompt in prompts]
         assert texts == local(cook, prompts, 24)
         assert len(set(texts)) > 1
-
-    def test_chat_is_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
         chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         body: dict[str, Json] = {"model": running.model, "max_tokens": 24, "temperature": 0}
-        texts = [json.loads(ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120)) for chat in chats]
-        said = [text["choices"][0]["message"]["content"] for text in texts]
-        assert said == local(cook, [tuple(chat) for chat in chats], 24)
+        replies = [ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120) for chat in chats]
+        texts = [json.loads(reply)["choices"][0]["message"]["content"] for reply in replies]
+        assert texts == local(cook, [tuple(chat) for chat in chats], 24)
 
     def test_what_it_refuses_is_told(self, running: RunningServer) -> None:
         with pytest.raises(ServerError, match="pinned to"):
             ask(f"{running.url}/completions", {"model": "another", "prompt": "x"})
-
-
-@real
-@pytest.mark.slow
-def test_ctrl_c_ends_a_run_and_its_server(tmp_path: Path) -> None:
-    code = f"""
-        import time
-        from pathlib import Path
-        from souping.evaluate.servers.choices import TransformersServer
-        running = TransformersServer(device="cpu").start(Path({str(pantry.path("java_cook"))!r}), "java_cook")
-        Path("group").write_text(f"{{running.process.group}}\\n")
-        time.sleep(600)
-    """
-    run = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    group = int(wait_for(tmp_path / "group", 300))
-    assert len(members(group)) >= 2
-    run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=600)
-    assert "KeyboardInterrupt" in told
-    assert members(group) == []
 
 
 @real
