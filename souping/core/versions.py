@@ -1,4 +1,4 @@
-"""Versions: of souping, of the packages that decide what a run does, and of the checkout that it ran from."""
+"""Versions of souping, of the packages that decide results, and of the checkout that a run comes from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout that this package runs from, with `+` where files were changed; "" outside of one."""
+    """The commit of the checkout that this package runs from, with `+` if files were changed; "" outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""

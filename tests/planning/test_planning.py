@@ -15,7 +15,7 @@ import pytest
 from souping.checkpoints.pool import ModelSize, parameters_in, weigh
 from souping.core.types import Candidate, Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.choices import TransformersServer
+from souping.evaluate.servers import TransformersServer
 from souping.merge.local import LocalMerge
 from souping.pipeline import requirements
 from souping.pipeline.executors import LocalExecutor

@@ -22,8 +22,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.servers import RunningServer
-from souping.evaluate.servers.choices import VllmServer
+from souping.evaluate.servers import RunningServer, VllmServer
 from souping.pipeline.models import ServedModel
 from tests.conftest import ROOT
 
