@@ -37,8 +37,7 @@ from souping.evaluate.bfcl.environment import (
     records,
 )
 from souping.evaluate.decoding import Decoding, check_sampling, combined, generation_notes
-from souping.evaluate.servers import Server
-from souping.evaluate.servers.process import RunningServer
+from souping.evaluate.servers import RunningServer, Server
 
 PROTOCOL = 2
 """Raised when the same settings would give other answers or scores."""

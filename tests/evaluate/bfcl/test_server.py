@@ -23,8 +23,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.servers.choices import VllmServer
-from souping.evaluate.servers.process import RunningServer
+from souping.evaluate.servers import RunningServer, VllmServer
 from tests.conftest import ROOT
 
 COOK = Path(pantry.path("python_cook"))
@@ -93,9 +92,7 @@ class There(VllmServer):
     request = {"top_p": 1.0, "min_p": 0.0}  # noqa: RUF012
 
     def start(self, folder: Path, name: str, *_: object) -> RunningServer:  # type: ignore[override]
-        return RunningServer(
-            url=f"http://127.0.0.1:{self.port}/v1", host="127.0.0.1", port=self.port, model="served-name"
-        )
+        return RunningServer(url=f"http://127.0.0.1:{self.port}/v1", model="served-name")
 
 
 def evaluator(server: Server, **more: Any) -> BfclEvaluator:
