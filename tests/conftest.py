@@ -120,7 +120,7 @@ def bfcl() -> Any:
     from souping.evaluate.bfcl.environment import find, place_of
 
     if not os.environ.get("SOUPING_BFCL"):
-        pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/bfcl.md)")
+        pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/evaluators.md)")
     return find(place_of())
 
 

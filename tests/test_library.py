@@ -47,7 +47,7 @@ def test_the_surface_is_what_is_written_here() -> None:
 
 @pytest.mark.parametrize("name", souping.__all__)
 def test_every_name_is_documented(name: str) -> None:
-    assert re.search(rf"`(souping\.)?{name}[`(]", (ROOT / "docs/python.md").read_text())
+    assert re.search(rf"`(souping\.)?{name}[`(]", (ROOT / "docs/reference.md").read_text())
 
 
 def test_a_run_a_merge_and_a_selection(family: Path, tmp_path: Path) -> None:

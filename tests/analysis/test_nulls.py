@@ -1,4 +1,4 @@
-"""The nulls of docs/statistics.md in small, with fixed seeds; benchmarks/nulls.py runs 2,000 repetitions.
+"""The nulls of docs/how-it-works.md in small, with fixed seeds; benchmarks/nulls.py runs 2,000 repetitions.
 
 A procedure that is wrong by a factor of two or more (as ignoring groups is) goes past what 300 repetitions accept.
 """
