@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +145,24 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+"""A PNG of one grey point."""
 
 
-def command_line(place: Path, *words: str) -> int:
-    """Exit status of the command line, run in this process and in that folder."""
+def command_line(place: Path, *words: str, drawn: bool = False) -> int:
+    """Exit status of the command line, run in this process and in that folder.
+
+    Drawing takes a third of a run's time, so figures are dots and empty elements unless they are wanted `drawn`.
+    """
     from souping.cli.main import main
+    from souping.report.drawing import Drawing
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "argv", ["souping", *words])
+        if not drawn:
+            patch.setattr(Drawing, "svg", lambda self: f'<svg role="img" aria-label="{escape(self.alt)}"></svg>')
+            patch.setattr(Drawing, "png", lambda self, dpi=144: DOT)
         try:
             main()
         except SystemExit as error:
@@ -163,9 +174,9 @@ def command_line(place: Path, *words: str) -> int:
 def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process, in an empty folder."""
 
-    def run(*arguments: str) -> Outcome:
+    def run(*arguments: str, drawn: bool = False) -> Outcome:
         monkeypatch.chdir(tmp_path)
-        code = command_line(tmp_path, *arguments)
+        code = command_line(tmp_path, *arguments, drawn=drawn)
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 
@@ -198,7 +209,7 @@ def finished(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     place = tmp_path_factory.mktemp("finished")
     with redirect_stdout(io.StringIO()) as terminal:
-        assert command_line(place, *finished_words(family), "hydra.run.dir=run") == 0
+        assert command_line(place, *finished_words(family), "hydra.run.dir=run", drawn=True) == 0
     (place / "terminal.txt").write_text(terminal.getvalue())
     return place
 
