@@ -1,4 +1,4 @@
-"""What the adaptive search promises beside the conformance suite: budgets, blocks, finalists, rules."""
+"""What the adaptive search promises beside the conformance suite: budgets, blocks, finalists, rules, odd tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from souping.core.types import SearchSpace, UserError
 from souping.search.adaptive import Adaptive
 from souping.search.points import Grid, anchors
+from tests.support.choices import slow_unless
 from tests.support.worlds import price, searched, world
 
 PLAIN = Adaptive(stop="never")
@@ -31,8 +32,9 @@ def test_no_item_is_asked_twice_of_a_soup_and_every_prefix_is_nested() -> None:
     for cell in searched(replace(PLAIN, budget=1500).start(of.space, 1), of):
         orders.setdefault(cell.weights, []).extend(cell.items or range(120))
     assert all(len(items) == len(set(items)) for items in orders.values())
-    for category in range(3):
-        rows = sorted(({i for i in items if i % 3 == category} for items in orders.values()), key=len)
+    for category in ("c0", "c1", "c2"):
+        inside = {i for i, name in enumerate(of.space.categories) if name == category}
+        rows = sorted((inside & set(items) for items in orders.values()), key=len)
         assert all(short <= rows[-1] for short in rows)
         assert rows[-1], "no category starves"
 
@@ -41,9 +43,9 @@ def test_it_finds_what_the_whole_grid_finds_for_a_quarter_of_its_items() -> None
     lost = []
     for seed in range(12):
         of = world(seed)
-        search = replace(PLAIN, budget=round(0.25 * of.ok.size)).start(of.space, seed)
+        search = replace(PLAIN, budget=round(0.25 * of.values.size)).start(of.space, seed)
         searched(search, of)
-        lost.append(of.ok.mean(1).max() - of.score(search.best()))
+        lost.append(of.truth.max() - of.score(search.best()))
     assert np.mean(lost) < 0.03
 
 
@@ -58,7 +60,7 @@ def test_a_larger_budget_goes_on_where_a_smaller_one_ended() -> None:
 def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     of = world()
     search = Adaptive().start(of.space, 0)
-    assert price(searched(search, of), of) < 0.5 * of.ok.size
+    assert price(searched(search, of), of) < 0.5 * of.values.size
     summary = search.summary()
     assert "finishing the fold would gain" in str(summary["stopped"])
     assert 0 <= int(str(summary["indistinguishable_count"])) < len(of.points)
@@ -89,7 +91,7 @@ def test_unknown_singles_are_asked_like_any_soup() -> None:
 
 
 def test_scores_that_are_all_equal_are_searched_too() -> None:
-    of = replace(world(), ok=np.ones((40, 120), dtype=bool))
+    of = replace(world(), values=np.ones((40, 120)))
     search = Adaptive().start(replace(of.space, singles=np.ones((3, 120))), 0)
     searched(search, of)
     assert search.best() in of.points
@@ -126,3 +128,30 @@ def test_few_ingredients_are_searched_on_the_papers_grid_or_a_finer_one() -> Non
     assert len(Adaptive(step=0.05)._points(3)) > 100
     for size in (2, 3, 4, 5):
         assert set(Adaptive()._points(size)) == set(Grid().known_points(size))
+
+
+SHAPES = {
+    "sixty items": {"items": 180, "fold": 1 / 3},
+    "two ingredients": {"size": 2},
+    "six ingredients": {"size": 6, "items": 120},
+    "one category": {"shares": (1.0,)},
+    "thirty categories": {"shares": (1 / 30,) * 30},
+    "lopsided categories": {"shares": (0.9, 0.08, 0.01, 0.01)},
+    "groups of twenty": {"group": 20, "shares": (0.5, 0.5)},
+    "a category that all pass": {"even": True},
+}
+
+
+@pytest.mark.parametrize("name", slow_unless(SHAPES.keys() - {"six ingredients", "thirty categories"}, SHAPES))
+def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
+    """On odd tables: few or lopsided categories, large groups, ties, two or six ingredients."""
+    lost, chance = [], []
+    for seed in range(5):
+        of = world(seed, **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "block": 16, **SHAPES[name]})
+        budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.fold)
+        search = replace(PLAIN, budget=budget).over(of.points, of.space, seed)
+        assert price(searched(search, of), of) <= budget
+        assert 0 <= int(str(search.summary()["indistinguishable_count"])) < len(of.points)
+        lost.append(of.truth.max() - of.score(search.best()))
+        chance.append((of.truth.max() - of.truth).mean())
+    assert np.mean(lost) < 0.75 * np.mean(chance)
