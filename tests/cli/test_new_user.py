@@ -13,8 +13,12 @@ import pytest
 from souping.core.types import Item
 from souping.evaluate.generate import LocalEvaluator
 from tests.conftest import Cli, pool_of
-from tests.support.own_family import TEMPLATE, make
 
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' or m.role == 'user' or m.role == 'assistant' %}"
+    "[{{ m.content }}]{% endif %}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 QUICK = ("selector=all", "optimiser=uniform", "analysis=[]", "out=soup")
 
 
@@ -27,10 +31,21 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda report: report["cost"]["evaluated_items"] == 0)
 
 
+def chat_family(family: Path, folder: Path, template: str) -> list[str]:
+    """Arguments of a run on three of the family with a chat template; `chat.jsonl` has their items as messages."""
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(family / name, folder / name)
+        (folder / name / "chat_template.jinja").write_text(template)
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    chat = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in rows]
+    (folder / "chat.jsonl").write_text("\n".join(chat))
+    return [*pool_of(folder, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}"]
+
+
 @pytest.mark.slow
-def test_own_models_from_check_to_show(souping: Cli, tmp_path: Path) -> None:
-    make(tmp_path)
-    own = ("pool.candidates=[neighbours,cases,places]", "benchmark.path=items.jsonl")
+def test_own_models_from_check_to_show(family: Path, souping: Cli, tmp_path: Path) -> None:
+    chat_family(family, tmp_path, PLAIN)
+    own = ("pool.candidates=[ant,bee,cat]", "benchmark.path=chat.jsonl", "evaluator.max_new_tokens=4")
     checked = souping("check", *own)
     assert checked.code == 0, checked.err
     assert "evaluator.threads" in checked.out
@@ -126,16 +141,10 @@ def test_prompts_that_a_chat_model_is_not_meant_to_see_are_noted(tmp_path: Path)
 
 
 def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, tmp_path: Path) -> None:
-    for name in ("ant", "bee", "cat"):
-        shutil.copytree(family / name, tmp_path / name)
-        (tmp_path / name / "chat_template.jinja").write_text(TEMPLATE)
-    own = (*pool_of(tmp_path, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}")
+    own = chat_family(family, tmp_path, TEMPLATE)
     for words in (("plan=true",), ("check=true",)):
         assert "180 of 180 prompts are plain texts" in " ".join(souping(*own, *words).out.split())
     (tmp_path / "cat/chat_template.jinja").unlink()
-    chat = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    rows = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in chat]
-    (tmp_path / "chat.jsonl").write_text("\n".join(rows))
     souping(*own, "benchmark.path=chat.jsonl").refused("candidate cat", "chat template")
 
 
