@@ -62,7 +62,7 @@ class TestJudge:
 
     def test_right_setups_pass(self) -> None:
         """False alarms over seeded draws of six singles, three categories each: at most what is promised, and some."""
-        rng, alarms, draws = np.random.default_rng(3), 0, 400
+        rng, alarms, draws = np.random.default_rng(3), 0, 200
         items = tuple(make_items(per_category=60, categories=("w", "x", "y")))
         truth = dict(zip("abcdef", (0.05, 0.3, 0.5, 0.72, 0.9, 0.98), strict=True))
         found = [Expectation(candidate=n, category="w", score=p) for n, p in truth.items()]

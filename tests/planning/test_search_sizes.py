@@ -19,7 +19,7 @@ RISING = ("pantry3", "pantry4", "pantry_other", "digits", "nets6")
 
 def ratios(name: str) -> list[tuple[float, float]]:
     """Items that searches took over what the plan expects, and over the most that it states."""
-    size, fold, taken = sizes(ROOT / "benchmarks" / "tables" / f"{name}.npz", 232, 5)
+    size, fold, taken = sizes(ROOT / "benchmarks" / "tables" / f"{name}.npz", 232, 3)
     expected, most = Adaptive().workload(size, fold) or (0, 0)
     return [(items / expected, items / most) for items in taken]
 
