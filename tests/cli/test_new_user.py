@@ -72,9 +72,9 @@ def test_the_same_command_keeps_its_soup(
 
     with monkeypatch.context() as patch:
         patch.setattr("souping.pipeline.stages.RunStages.report", interrupt)
-        assert souping(*pool_of(family), *QUICK).code == 130
+        assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 130
     before = contents(tmp_path / "soup")
-    done = souping(*pool_of(family), *QUICK)
+    done = souping(*pool_of(family, "ant", "bee"), *QUICK)
     assert done.code == 0, done.err
     after = contents(tmp_path / "soup")
     assert {name for name in before if before[name] != after[name]} == {"README.md"}
@@ -82,35 +82,35 @@ def test_the_same_command_keeps_its_soup(
     assert report["verdict"]["sentence"].split(":")[0] in (tmp_path / "soup/README.md").read_text()
     (tmp_path / "soup/README.md").write_text("mine")
     (tmp_path / "soup/notes.txt").write_text("mine")
-    assert souping(*pool_of(family), *QUICK).code == 0
+    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     assert contents(tmp_path / "soup") == {**after, "README.md": b"mine", "notes.txt": b"mine"}
 
 
 def test_another_soup_in_the_target_stays_and_the_report_is_written(family: Path, souping: Cli, tmp_path: Path) -> None:
-    assert souping(*pool_of(family), *QUICK).code == 0
+    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     before = contents(tmp_path / "soup")
-    weights = ("optimiser=fixed", "optimiser.weights=[0.7,0.1,0.1,0.1]")
-    other = souping(*pool_of(family), *QUICK, *weights, "name=other")
+    weights = ("optimiser=fixed", "optimiser.weights=[0.7,0.3]")
+    other = souping(*pool_of(family, "ant", "bee"), *QUICK, *weights, "name=other")
     assert other.code == 2
     assert "out=soup" in other.err
     assert contents(tmp_path / "soup") == before
     (place,) = tmp_path.glob("outputs/other/*")
     report = json.loads((place / "report.json").read_text())
-    assert report["recipe"]["weights"] == [0.7, 0.1, 0.1, 0.1]
+    assert report["recipe"]["weights"] == [0.7, 0.3]
     assert "rebuild" not in report
     assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
 
 
 def test_a_target_that_cannot_be_this_runs_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
-    assert souping(*pool_of(family), *QUICK).code == 0
-    souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")
-    souping(*pool_of(family), *QUICK, "merge.dtype=float32").refused("out=soup")
+    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
+    souping(*pool_of(family, "ant", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, "merge.dtype=float32").refused("out=soup")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/recipe.json").write_text("{}")
-    souping(*pool_of(family), *QUICK, "out=foreign").refused("out=foreign")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, "out=foreign").refused("out=foreign")
     weights = tmp_path / "soup/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
-    souping(*pool_of(family), *QUICK).refused("out=soup", "model.safetensors")
+    souping(*pool_of(family, "ant", "bee"), *QUICK).refused("out=soup", "model.safetensors")
     assert len(reports(tmp_path)) == 1
 
 

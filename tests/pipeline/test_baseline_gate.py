@@ -151,7 +151,7 @@ class TestRuns:
 
     def test_off_measures_nothing(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
         for setting in (["gate=off", "expected={bee:99}"], []):
-            done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=search")
+            done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=select")
             assert done.code == 0, done.err
             assert "gate:" not in done.out
             shutil.rmtree(tmp_path / "out")
