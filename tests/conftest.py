@@ -23,6 +23,7 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator, Objective, Served
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
+from tests.support.composition import compose_once
 
 IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]
 """What a shell's background or nohup ignores. Processes of tests would inherit that; a handler they do not inherit."""
@@ -33,6 +34,7 @@ for _number in IGNORED:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+compose_once()
 settings.load_profile("souping")  # the same examples at every run, however busy the machine
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "souping" / "paper"

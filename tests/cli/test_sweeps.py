@@ -153,6 +153,7 @@ def test_the_weight_grid_as_a_multirun_finds_what_the_search_finds(
     assert {trial["reused"] for trial in trials} == {trials[0]["items"]}
 
 
+@pytest.mark.slow
 def test_the_overlay_alone_makes_a_run_a_multirun(
     family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
 ) -> None:
