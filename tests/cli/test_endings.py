@@ -207,7 +207,7 @@ def test_a_closed_standard_error_is_no_file_of_the_run(family: Path, tmp_path: P
     assert (tmp_path / "soup/recipe.json").is_file()
 
 
-@pytest.mark.parametrize("module", ["souping.cli.main", "souping.cli.help", "souping.cli.job", "omegaconf", "yaml"])
+@pytest.mark.parametrize("module", ["souping.cli.main", "souping.cli.job", "yaml"])
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) -> None:
     """The child interrupts itself when it imports this module."""
     script = (
@@ -225,7 +225,7 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) ->
     assert (done.returncode, len(done.stderr.splitlines())) == (130, 1), done.stderr
 
 
-@pytest.mark.parametrize("module", ["souping.cli", "souping.cli.main", "hydra"])
+@pytest.mark.parametrize("module", ["souping.cli", "hydra"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str, number: int) -> None:
     """The child sends it to itself when it looks for that module: nothing waits for a clock."""

@@ -113,7 +113,7 @@ def test_a_prompt_that_does_not_fit_is_unanswered_and_says_why(served: SimpleNam
 
 
 def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
-    asked = [replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items]
+    asked = (replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items)
     cut = next(record for record in asked if len(set(record.tokens)) > 2)
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)

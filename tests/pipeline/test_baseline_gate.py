@@ -69,7 +69,7 @@ class TestChecks:
 
     def test_right_setups_pass(self) -> None:
         """False alarms over seeded draws of six singles, three categories each: at most what is promised, and some."""
-        rng, alarms, draws = np.random.default_rng(3), 0, 400
+        rng, alarms, draws = np.random.default_rng(3), 0, 200
         items = tuple(make_items(per_category=60, categories=("w", "x", "y")))
         truth = dict(zip("abcdef", (0.05, 0.3, 0.5, 0.72, 0.9, 0.98), strict=True))
         found = [Expectation(candidate=n, category="w", score=p) for n, p in truth.items()]
@@ -158,7 +158,7 @@ class TestRuns:
 
     def test_off_measures_nothing(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
         for setting in (["gate=off", "expected={bee:99}"], []):
-            done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=search")
+            done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=select")
             assert done.code == 0, done.err
             assert "gate:" not in done.out
             shutil.rmtree(tmp_path / "out")

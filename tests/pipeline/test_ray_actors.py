@@ -141,7 +141,7 @@ def ray_run(family: Path, *more: str) -> list[str]:
 def test_ray_gives_what_this_process_gives_and_a_killed_driver_goes_on(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    call = ray_run(family, "executor.cpus=0.5", "evaluator.batch_size=16", "optimiser=grid")
+    call = ray_run(family, "executor.cpus=0.5", "evaluator.batch_size=16", "optimiser=grid", "optimiser.trials=4")
     command = [sys.executable, "-m", "souping", *call]
     victim = subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL

@@ -230,7 +230,6 @@ def test_a_server_that_never_answers_is_given_up(server: Server, items: tuple[It
     server.status = None
     with pytest.raises(UserError, match=r"^bfcl-eval: no answer for 12 s: .*evaluator.timeout"):
         evaluator(server, timeout=12.0).evaluate(TABLE, items[:1])
-    assert server.asked
 
 
 WAITING = """
