@@ -14,7 +14,6 @@ from tests.support.scripts import script
 REPETITIONS = 300
 QUICK = {
     "all candidates equal",
-    "near-duplicate pair",
     "five equal candidates, soup equal, s.e. 1",
     "soup 1 point better, 600 items",
     "8 x 75 items, 70 % right, half discordant groups",

@@ -170,7 +170,7 @@ def test_an_analysis_that_leads_a_section_is_on_the_page_once(
     def mine(data: Row) -> Section:
         return Section("Of mine", ("Words of mine.",))
 
-    monkeypatch.setitem(displays(), "mine", Display(mine, (), lambda data: {}, 9, False, within))
+    monkeypatch.setitem(displays(), "mine", Display(mine, within=within))
     report, trials = sample(stop=stop)
     report["analyses"] = {"mine": {"value": 1}}
     led = [section.title for section in sections(report, trials) if "Words of mine." in section.lines]
@@ -312,7 +312,7 @@ def _ring_of(report: dict[str, Any], trials: list[dict[str, Any]]) -> tuple[floa
 
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_the_surface_rings_the_chosen_soup(k: int) -> None:
-    from souping.report.analyses.surface import draw as surface
+    from souping.analysis.surface import draw as surface
 
     points = [*grid(k, 0.1, 0.1, 0.9)][:30]
     band = {
