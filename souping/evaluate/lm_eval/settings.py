@@ -18,8 +18,8 @@ Spec = str | dict[str, Json]
 class HarnessSettings:
     """Tasks of lm-evaluation-harness, and how they are asked.
 
-    Arguments have the names of `simple_evaluate` and of its model class `HFLM`. `docs/evaluators.md` describes those that
-    souping adds (`metric`, `filter`, `category`, `group`, `tools`). `temperature` to `replicates` are those of
+    Arguments have the names of `simple_evaluate` and of its model class `HFLM`. `docs/evaluators.md` describes
+    those that souping adds (`metric`, `filter`, `category`, `group`, `tools`). `temperature` to `replicates` are those of
     `LocalEvaluator`; None leaves them to each task. `samples` may also be the harness's {task: document numbers}.
     """
 
