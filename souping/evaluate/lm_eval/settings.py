@@ -19,7 +19,7 @@ class HarnessSettings:
     """Tasks of lm-evaluation-harness, and how they are asked.
 
     Arguments have the names of `simple_evaluate` and of its model class `HFLM`. `docs/evaluators.md` describes
-    those that souping adds (`metric`, `filter`, `category`, `group`, `tools`). `temperature` to `replicates` are those of
+    those that souping adds (`metric`, `filter`, `category`, `group`, `tools`). `temperature` to `replicates` are as in
     `LocalEvaluator`; None leaves them to each task. `samples` may also be the harness's {task: document numbers}.
     """
 
