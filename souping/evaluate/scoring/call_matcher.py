@@ -24,7 +24,8 @@ from typing import Any
 
 from souping.core.fields import pick
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring.call_parser import LANGUAGES, Call, Literal, Unparsable, Value, is_attempt, parse
+from souping.evaluate.scoring.call_parser import LANGUAGES, Call, Unparsable, is_attempt, parse
+from souping.evaluate.scoring.call_reader import Literal, Value
 
 ANY = "any"
 Schema = Mapping[str, Any]
