@@ -159,17 +159,7 @@ def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
 @pytest.mark.slow
 def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
     data = smollm_kit.write(tmp_path / "data")
-    command = [
-        sys.executable,
-        "-m",
-        "examples.smollm",
-        "--base",
-        str(start),
-        "--bfcl",
-        str(data),
-        "--jobs",
-        "1",
-    ]
+    command = [sys.executable, "-m", "examples.smollm", "--base", str(start), "--bfcl", str(data), "--jobs", "1"]
     command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from souping.analysis.intervals import objective_interval, rate
 from souping.analysis.significance import compare
 from souping.core.types import UserError
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-from souping.evaluate.lm_eval.tasks import measure, pseudo_values, score
+from souping.evaluate.lm_eval.metrics import measure, pseudo_values, score
 from tests.support import lm_eval_tasks
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -214,20 +213,3 @@ class TestTasks:
 
         before, after = prints(evaluator), prints(replace(evaluator, metric={"translate": "chrf"}))
         assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"translate"}
-
-
-def test_statistics_survive_the_store(tmp_path: Path) -> None:
-    from souping.core.types import Item, Recipe, Record
-    from souping.pipeline.store import Store
-
-    references, texts = translations(3, 0.3, seed=1)
-    rows = statistics("bleu", references, texts)
-    items = [Item(id=str(i), category="c", prompt="p", answer=t) for i, t in enumerate(texts)]
-    records = [Record(item=str(i), score=0.5, statistics=row) for i, row in enumerate(rows)]
-    recipe = Recipe(ingredients=("a",), fingerprints=("f",), weights=(1.0,), dtype="float32")
-    with Store(tmp_path / "s") as store:
-        store.add(recipe, "e", {}, "block", items, records)
-        known = store.load(recipe.fingerprint, "e")
-    found = [known.graded(item, 0, "block") for item in items]
-    assert [record.statistics for record in found if record is not None] == rows
-    assert json.loads(json.dumps(rows[0])) == list(rows[0])
