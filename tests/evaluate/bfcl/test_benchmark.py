@@ -172,7 +172,7 @@ def test_collections_of_categories() -> None:
 LEADERBOARD = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from vendors import stand_in_for_absent
+from runner import stand_in_for_absent
 stand_in_for_absent()
 os.environ["BFCL_PROJECT_ROOT"] = sys.argv[2]
 from pathlib import Path

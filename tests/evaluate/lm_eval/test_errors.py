@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from souping.core.types import Item, UserError
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from souping.evaluate.lm_eval.tasks import require
 from tests.conftest import Cli, pool_of
@@ -113,12 +111,6 @@ def test_settings(change: dict[str, Any], words: str) -> None:
 
 
 class TestRunning:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def served(cls, family: Path) -> SimpleNamespace:
-        module = load_module(family / "ant", HarnessEvaluator(tasks=["pick"], device="cpu").module_settings())
-        return SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), ends=())
-
     @pytest.mark.parametrize(
         ("task", "settings", "error", "words"),
         [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Record, UserError
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from tests.support import lm_eval_tasks
 
@@ -33,12 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def free(folder: Path) -> HarnessEvaluator:
     return HarnessEvaluator(tasks=["free"], include_path=str(folder), device="cpu", threads=1)
-
-
-@pytest.fixture
-def served(family: Path, free: HarnessEvaluator) -> Any:
-    module = load_module(family / "ant", free.module_settings())
-    return SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None, ends=())
 
 
 def ask(own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)) -> list[Record]:

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring import SCORERS, check, reading, score
-from souping.evaluate.scoring.texts import chosen
+from souping.evaluate.scoring import SCORERS, check, chosen, reading, score
 
 
 def item(scorer: str, answer: Any) -> Item:
@@ -96,7 +95,7 @@ def test_a_math_answer_is_an_expression() -> None:
 
 
 def test_without_the_library_the_line_that_adds_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("souping.evaluate.scoring.mathematics.find_spec", lambda name: None)
+    monkeypatch.setattr("souping.evaluate.scoring.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*math"):
         check(item("math", 1))
 
