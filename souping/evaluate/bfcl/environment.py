@@ -96,15 +96,15 @@ def call(
     generate: Mapping[str, Json] | None = None,
     patience: float = 3600.0,
 ) -> None:
-    """Run bfcl-eval on these ids in its own process, which ends with this one; its files come to lie below `root`.
+    """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.
 
     Raises:
         UserError: one line on what stopped it, or no answer of the server for `patience` seconds.
     """
     request, log, alive = root / "request.json", root / "runner.log", root / "alive"
     alive.touch()
-    asked = {**generate, "alive": str(alive)} if generate else None
-    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": asked}))
+    settings = {**generate, "alive": str(alive)} if generate else None
+    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings}))
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
     own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
     process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
@@ -166,7 +166,7 @@ def check_handlers(environment: Environment, names: Sequence[str]) -> None:
 
 
 FAILED = "Error during inference: "
-"""How bfcl-eval's generation marks an item whose answer could not be had; such an item counts as wrong in every
+"""How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
 category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
 REASONS = (

@@ -47,7 +47,7 @@ IN_ITEMS = (
     "temperature", "top_p", "top_k", "sampling_seed", "aggregate", "replicates",
 )  # fmt: skip
 """Settings that are no part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
-own, are there under another name, or no single answer depends on them."""
+own, are in the fingerprint under another name, or change no answer."""
 LONGEST = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
@@ -118,7 +118,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
     @cached_property
     def _machine(self) -> LocalEvaluator:
         """The settings that `evaluator=local` has too, with what they mean on this machine."""
-        drawn = 1.0 if self.drawn > 1 else 0.0  # where it is left to the tasks, it is checked with them
+        drawn = 1.0 if self.drawn > 1 else 0.0  # tasks may set their own, which is checked with them
         return LocalEvaluator(
             dtype=self.dtype,
             device=self.device,
@@ -134,7 +134,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         )
 
     def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
-        """This evaluator with the candidates' own dtype; tasks and the harness's model are the same ones."""
+        """This evaluator with the candidates' own dtype; the tasks are the same objects."""
         copied = copy.copy(self)
         vars(copied)["_machine"] = self._machine.for_pool(home, folders)
         return copied
@@ -169,13 +169,13 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         return HarnessBenchmark(evaluator=self)
 
     def outline(self) -> tuple[Item, ...]:
-        """Items without content, where all tasks are known by their published sizes."""
+        """Items without content, if the sizes of all tasks are published."""
         sizes = published_sizes(self.tasks)
         return outline_items(sizes, self.limit, shared=sizes if self.group == "doc" else ())
 
     @property
     def settings(self) -> dict[str, Json]:
-        """Everything a score depends on beside the model and the item."""
+        """Everything that a score depends on, apart from the model and the item."""
         known: dict[str, Json] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
@@ -195,7 +195,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide.
 
-        A greedy replicate is asked in batches of another size and other neighbours.
+        A greedy replicate has batches of another size, and so other neighbours.
         """
         order = sorted(items, key=lambda item: (len(item.prompt), item.id))
         size = BATCHES * self.batch_of(replicate)
@@ -237,7 +237,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         return any(one.metric.kind != "mean" for one in self.loaded.values())
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse a tokenizer without chat template where prompts go through one (UserError)."""
+        """Refuse a tokenizer without a chat template if prompts need one (UserError)."""
         if self.apply_chat_template and not chat_template(folder):
             raise UserError(f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template")
 

@@ -37,7 +37,7 @@ STEP = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """`kind` is `mean`, or the corpus metric's name in `corpus.CORPUS`; `settings` is the task's own entry for it."""
+    """`kind` is `mean`, or the corpus metric's name in `CORPUS`; `settings` is the task's own entry for it."""
 
     name: str
     filter: str
@@ -71,12 +71,12 @@ class Metric:
 
 
 def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
-    """The metric and filter that were asked for, or the first metric that can be maximised and the first filter.
+    """The given metric and filter, or the first metric that can be maximised and the first filter.
 
-    A metric can be maximised if it is a mean over items and higher is better, or one of `corpus.CORPUS`.
+    A metric can be maximised if it is a mean over items and higher is better, or one of `CORPUS`.
 
     Raises:
-        UserError: there is none, or the one asked for is unknown or cannot be used.
+        UserError: there is none, or the given one is unknown or cannot be used.
     """
     kinds = {m: _kind(task, m) for m in task.aggregation()}
     usable = [m for m, kind in kinds.items() if not kind.startswith("!")]
@@ -196,7 +196,7 @@ def _gradient(kind: str, total: FloatArray) -> FloatArray:
     """Central differences with steps relative to each sum; a sum of zero (no 4-gram matched yet) has no slope.
 
     sacrebleu cuts BLEU's two lengths to whole numbers, so the slope of its brevity penalty exp(1 - r / c), which is 1
-    where the text is no shorter than the reference, is written out.
+    if the text is no shorter than the reference, is written out.
     """
     slopes = np.zeros(len(total))
     moving = np.flatnonzero(total)

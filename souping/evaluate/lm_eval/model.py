@@ -228,7 +228,7 @@ def filtered(loaded: Loaded, answers: Sequence[tuple[int, str]]) -> list[str]:
 
 
 class PromptText(str):
-    """Prompt that knows its request, and the number of its answer where a task repeats the request."""
+    """Prompt with its request, and with the number of its answer if a task repeats the request."""
 
     request: Instance
     number: int
@@ -257,17 +257,17 @@ class AnswerSettings:
         return (decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
 
 
-def build(served: Served, wanted: AnswerSettings) -> HFLM:
+def build(served: Served, answering: AnswerSettings) -> HFLM:
     """HFLM around the live module, for one call: it keeps neither the module nor an answer longer than that."""
-    evaluator, module, tokenizer = wanted.evaluator, served.module, served.tokenizer
+    evaluator, module, tokenizer = answering.evaluator, served.module, served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
     arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS}
     if isinstance(evaluator.batch_size, int):
-        arguments["batch_size"] = evaluator.batch_of(wanted.replicate)
+        arguments["batch_size"] = evaluator.batch_of(answering.replicate)
     quiet()
     model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
-    model.wanted, model.answers = wanted, {}
+    model.answering, model.answers = answering, {}
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
     return model
@@ -289,7 +289,7 @@ def live_class() -> type[HFLM]:
     class Live(HFLM):  # type: ignore[misc]
         tools: list[Json] | None = None
         chat_template_args: dict[str, Any]
-        wanted: AnswerSettings
+        answering: AnswerSettings
         answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
         _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
         _ids: Sequence[Sequence[int]] = ()
@@ -352,9 +352,9 @@ def live_class() -> type[HFLM]:
             self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
         ) -> torch.Tensor:
             mask, start = kwargs["attention_mask"], context.shape[1] if self.backend == "causal" else 1
-            decoding = decoding_of(self._prompts[0].request.args[1], self.wanted.evaluator)
-            seeds = [self.wanted.seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
-            ends = self.wanted.ends or (() if self.eot_token_id is None else (int(self.eot_token_id),))
+            decoding = decoding_of(self._prompts[0].request.args[1], self.answering.evaluator)
+            seeds = [self.answering.seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
+            ends = self.answering.ends or (() if self.eot_token_id is None else (int(self.eot_token_id),))
             stops = StopTexts(self.tokenizer, [text for text in stop if text], start, len(context))
             pad, new = self.tokenizer.pad_token_id, max_length - context.shape[1]
             dtype = self.mixed_precision_dtype

@@ -132,7 +132,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
-    """{leaf task: documents} of tasks whose sizes are published; nothing where one of them is not known."""
+    """{leaf task: documents} of tasks whose sizes are published; empty if one of them is unknown."""
     sizes: dict[str, int] = {}
     for task in tasks:
         known = next((row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)), None)
@@ -175,8 +175,8 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
         if not expanded(spec).is_file():
             files.check_readable(spec)
             near = get_close_matches(spec, files.manager.all_tasks, n=3, cutoff=0.5)
-            where = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
-            raise UserError(f"evaluator.tasks: no task, group or tag is named {spec}{where}")
+            hint = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
+            raise UserError(f"evaluator.tasks: no task, group or tag is named {spec}{hint}")
         spec = str(expanded(spec))
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": title, "task": [spec]}

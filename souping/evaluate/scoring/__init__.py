@@ -68,7 +68,7 @@ def score(item: Item, output: str) -> float:
 
 
 def reading(item: Item, output: str) -> str:
-    """What the item's scorer reads in an output: outputs of one reading say the same."""
+    """What the item's scorer reads in an output: outputs with the same reading say the same."""
     return plain(output) if item.own is not None else _scorer(item).read(item, output)
 
 
@@ -155,7 +155,7 @@ def _check_choice(item: Item) -> None:
 
 
 def chosen(output: str) -> str:
-    r"""The letter that an output settles on, upper case, empty where there is none.
+    r"""The letter that an output settles on, upper case, empty if there is none.
 
     In this order: the last `\boxed{B}`; the last "answer is B", "Answer: (B)", "option B"; a letter that opens the
     output (`B`, `B)`, `(B) Paris`); the last letter that stands alone and is no word ("A cat" and "I think" are).
@@ -182,21 +182,23 @@ def _words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def _overlap(wanted: Sequence[str], said: Sequence[str]) -> float:
-    if not wanted or not said:
-        return float(list(wanted) == list(said))
-    common = (Counter(wanted) & Counter(said)).total()
-    return 2 * common / (len(wanted) + len(said))
+def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
+    if not expected or not said:
+        return float(list(expected) == list(said))
+    common = (Counter(expected) & Counter(said)).total()
+    return 2 * common / (len(expected) + len(said))
 
 
 # Numbers and mathematics
 
 
 def _number(item: Item, output: str) -> float:
-    wanted, said = _as_number(item.answer), last_number(output)
-    if wanted is None:
+    expected, said = _as_number(item.answer), last_number(output)
+    if expected is None:
         _check_number(item)
-    return float(said is not None and wanted is not None and math.isclose(said, wanted, rel_tol=1e-9, abs_tol=1e-12))
+    return float(
+        said is not None and expected is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12)
+    )
 
 
 def _check_number(item: Item) -> None:
@@ -227,7 +229,7 @@ _FOUND = re.compile(rf"(?<![\d.])[-+\u2212]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE]
 
 
 def last_number(text: str) -> float | None:
-    """The last number written in a text, None where there is none.
+    """The last number written in a text, None if there is none.
 
     A hyphen between word characters is no sign: `3-4` ends in 4.
     """

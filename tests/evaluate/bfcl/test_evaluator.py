@@ -130,7 +130,7 @@ class TestGenerate:
             texts[handler] = tuple(record.output for record in found)
         assert len(set(texts.values())) > 1
         with pytest.raises(
-            UserError, match=r"no item could be asked: the tokenizer has no chat template; evaluator.handler=plain"
+            UserError, match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain"
         ):
             evaluator.by("chat-template").evaluate(table(COOK), asked)
         evaluator.close()

@@ -136,7 +136,7 @@ def test_what_is_asked(server: Server, items: tuple[Item, ...]) -> None:
     [
         (500, r"^bfcl-eval: the server at \S+ failed: Error code: 500"),
         (404, r"^bfcl-eval: the server at \S+ failed: Error code: 404"),
-        (400, "handler plain: no item could be asked: Error code: 400"),
+        (400, "handler plain: no item could be evaluated: Error code: 400"),
     ],
 )
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_an_answer_without_end_is_not_read(server: Server, items: tuple[Item, ..
     with pytest.raises(UserError, match="an answer is longer than 32 MB"):
         evaluator(server).evaluate(TABLE, items[:1])
     server.body, server.headers = gzip.compress(json.dumps(GOOD).encode()), {"Content-Encoding": "gzip"}
-    with pytest.raises(UserError, match="no item could be asked"):
+    with pytest.raises(UserError, match="no item could be evaluated"):
         evaluator(server).evaluate(TABLE, items[:1])
 
 
