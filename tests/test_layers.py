@@ -31,7 +31,7 @@ LAYERS = (
 """Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
-HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "huggingface_hub"}
+HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "pydantic", "huggingface_hub"}
 FORBIDDEN = ("Kitchen", "Hob", "Shelf", "Table", "Larder", "Bench", "Hand", "Stand")
 """Names of classes that say nothing of what they hold."""
 

@@ -27,7 +27,7 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.metrics import pseudo_values
-from souping.evaluate.lm_eval.model import CUT, AnswerSettings, build, filtered, run
+from souping.evaluate.lm_eval.model import CUT, build, filtered, run
 from souping.evaluate.lm_eval.settings import HarnessSettings
 from souping.evaluate.lm_eval.tasks import NEUTRAL, Document, Loaded, load, published_sizes, require
 from souping.evaluate.templates import PROCESS
@@ -220,7 +220,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         for own in documents.values():
             own.sort(key=lambda item: item.doc)
         placed = {(task, place): item for task, own in documents.items() for place, item in enumerate(own)}
-        lm = build(model, AnswerSettings(evaluator=self, replicate=replicate, ends=model.ends, items=placed))
+        lm = build(model, self, placed, replicate)
         records = run(lm, self.loaded, {task: [item.doc for item in own] for task, own in documents.items()}, self)
         if any(record.reason == CUT.format(lm.max_length) for record in records.values()) and not self._warnings:
             self._warnings.add(SHORTENED)  # once: it is so for every soup

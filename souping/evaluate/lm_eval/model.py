@@ -13,7 +13,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines import Answer, prompt_key
 from souping.evaluate.engines.transformers import draws, neutral_config
 from souping.evaluate.lm_eval.settings import HarnessSettings
-from souping.evaluate.lm_eval.tasks import Document, Loaded, decoding_of, quiet, seed
+from souping.evaluate.lm_eval.tasks import LENGTHS, Document, Loaded, decoding_of, quiet, seed
 from souping.evaluate.templates import TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerBase
+
+    Base = HFLM
+else:
+    Base = object  # lm_eval is imported when the model is made
 
 STEP = 0x9E3779B97F4A7C15
 """Distance between the seeds of several answers that a task requests at once."""
@@ -59,19 +63,26 @@ class TaskSubset:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # lm_eval's
 
-    def doc_iterator(self, *, samples: Sequence[int], **_: object) -> Iterator[tuple[int, Document]]:
+    def doc_iterator(
+        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
         return enumerate(self._loaded.docs[number] for number in samples)
 
     def build_all_requests(
         self,
         *,
-        samples: Sequence[int],
-        system_instruction: str | None,
-        apply_chat_template: bool,
-        fewshot_as_multiturn: bool,
-        chat_template: Callable[[list[dict[str, str]]], str] | None,
-        **_: object,
+        limit: int | None = None,
+        samples: Sequence[int] = (),
+        rank: int = 0,
+        world_size: int = 1,
+        cache_requests: bool = False,
+        rewrite_requests_cache: bool = False,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        chat_template: Callable[[list[dict[str, str]]], str] | None = None,
+        tokenizer_name: str = "",
     ) -> None:
         """Build the requests of the chosen documents."""
         task, instances = self._task, []
@@ -240,34 +251,21 @@ class PromptText(str):
         return prompt
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnswerSettings:
-    """Settings of the n-th answers to some items, which are given by task and place."""
+def build(served: Served, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int) -> HFLM:
+    """HFLM around the live module, for the n-th answers to items, which are given by task and place.
 
-    evaluator: HarnessSettings
-    replicate: int = 0
-    ends: tuple[int, ...] = ()
-    items: Mapping[tuple[str, int], Item] = field(default_factory=dict)
-
-    def seed(self, prompt: PromptText, decoding: Decoding) -> int:
-        """Seed of one answer, from its item, replicate and place in the task's own requests."""
-        request = prompt.request
-        item = self.items[str(request.task_name), int(request.doc_id or 0)]
-        place = int(request.idx) + (prompt.number << 16)
-        return (decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
-
-
-def build(served: Served, answering: AnswerSettings) -> HFLM:
-    """HFLM around the live module, for one call: it keeps neither the module nor an answer longer than that."""
-    evaluator, module, tokenizer = answering.evaluator, served.module, served.tokenizer
+    It is for one call: it keeps neither the module nor an answer longer than that.
+    """
+    module, tokenizer = served.module, served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
     arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS}
     if isinstance(evaluator.batch_size, int):
-        arguments["batch_size"] = evaluator.batch_of(answering.replicate)
+        arguments["batch_size"] = evaluator.batch_of(replicate)
     quiet()
     model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
-    model.answering, model.answers = answering, {}
+    model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
+    model.ends = served.ends or (() if model.eot_token_id is None else (int(model.eot_token_id),))
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
     return model
@@ -279,119 +277,153 @@ def _copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return copy.deepcopy(tokenizer)
 
 
+class HarnessModel(Base):  # type: ignore[misc]
+    """HFLM that decodes by the settings alone, notes how answers end, shows no progress, and passes tool schemas on."""
+
+    tools: list[Json] | None = None
+    chat_template_args: dict[str, Any]
+    evaluator: HarnessSettings
+    items: Mapping[tuple[str, int], Item]
+    replicate: int
+    ends: Sequence[int]
+    answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
+    _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
+    _ids: Sequence[Sequence[int]] = ()
+    _scored: list[Instance] | None = None
+
+    def _seed(self, prompt: PromptText, decoding: Decoding) -> int:
+        """Seed of one answer, from its item, replicate and place in the task's own requests."""
+        request = prompt.request
+        item = self.items[str(request.task_name), int(request.doc_id or 0)]
+        place = int(request.idx) + (prompt.number << 16)
+        return (decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
+
+    def _note(self, request: Instance, answer: Answer) -> None:
+        self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        self._scored = requests
+        try:
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+        finally:
+            self._scored = None
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
+            for request, (_, context, rest) in zip(self._scored, requests, strict=True):
+                length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
+                self._note(request, self._answer(context, length > self.max_length))
+        return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
+
+    def _answer(self, prompt: Sequence[int], cut: bool, finished: bool = True) -> Answer:
+        reason = CUT.format(self.max_length) if cut else ""
+        outcome: Outcome = "finished" if finished and not cut else "truncated"
+        return Answer(outcome=outcome, reason=reason, prompt_tokens=len(prompt))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        counts, prompts = Counter[int](), []
+        for request in requests:
+            kwargs = request.args[1]
+            ending = {key: kwargs[key] for key in ("until", *LENGTHS) if key in kwargs}
+            own = {**ending, "group": json.dumps(kwargs, sort_keys=True, default=str)}
+            prompts.append(SimpleNamespace(args=(PromptText.of(request, counts[id(request)]), own)))
+            counts[id(request)] += 1
+        return list(super().generate_until(prompts, disable_tqdm=True))
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The harness's token ids and mask, and a note of those before anything is cut."""
+        texts = [str(string) for string in strings]
+        ids, mask = super().tok_batch_encode(texts, padding_side)
+        self._prompts = [string for string in strings if isinstance(string, PromptText)]
+        self._ids = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        if truncation:
+            ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
+        if not ids.shape[1]:  # no prompt has a token: one of padding stands in
+            ids, mask = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id), mask.new_ones((len(ids), 1))
+        return ids[:, -(left_truncate_len or 0) :], mask[:, -(left_truncate_len or 0) :]
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        attention_mask: torch.Tensor,
+        group: str,
+        do_sample: bool = False,
+        temperature: float = 0.0,
+    ) -> torch.Tensor:
+        """Token ids of a batch whose requests have the same `group`, which are a task's own generation settings."""
+        import torch
+        from transformers import StoppingCriteriaList
+
+        mask, start = attention_mask, context.shape[1] if self.backend == "causal" else 1
+        decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
+        seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
+        stops = StopTexts(self.tokenizer, [text for text in stop if text], start, len(context))
+        pad, new = self.tokenizer.pad_token_id, max_length - context.shape[1]
+        dtype = self.mixed_precision_dtype
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            out = self.model.generate(
+                input_ids=context,
+                attention_mask=mask,
+                generation_config=neutral_config(self.model, decoding, pad, self.ends, new),
+                logits_processor=draws(decoding, seeds, start),
+                stopping_criteria=StoppingCriteriaList([stops]),
+            )
+        return self._ended(out.clone(), start, context, mask, stops)
+
+    def _ended(
+        self,
+        rows: torch.Tensor,
+        start: int,
+        context: torch.Tensor,
+        mask: torch.Tensor,
+        stops: StopTexts,
+    ) -> torch.Tensor:
+        """The rows without what follows an end token, after a note of each answer."""
+        fill = self.tokenizer.pad_token_id if self.eot_token_id is None else self.eot_token_id
+        for row, prompt in enumerate(self._prompts):
+            tokens = rows[row, start:].tolist()[: stops.ended[row]]
+            end = next((n for n, token in enumerate(tokens) if token in self.ends), None)
+            if end is not None:  # the harness knows the end token of one ingredient alone
+                rows[row, start + end :] = fill
+            finished = end is not None or any(text in self.tok_decode(tokens) for text in stops.texts)
+            kept = context[row, mask[row].bool()].tolist()
+            answer = self._answer(kept, len(self._ids[row]) > len(kept), finished)
+            written = tuple(tokens[: None if end is None else end + 1])
+            answer = replace(answer, tokens=written, prompt_key=prompt_key(kept))
+            self._note(prompt.request, answer if self._ids[row] else Answer.none([], EMPTY))
+        return rows
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        from lm_eval.models.huggingface import HFLM
+
+        options = dict(self.chat_template_args)
+        if self.tools is not None:
+            options["tools"] = self.tools
+        tokenizer = SimpleNamespace(
+            apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
+        )
+        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
+        return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
+
+
 @cache
 def live_class() -> type[HFLM]:
-    """HFLM that decodes by the settings alone, notes how answers end, shows no progress, and passes tool schemas on."""
-    import torch
     from lm_eval.models.huggingface import HFLM
-    from transformers import StoppingCriteriaList
 
-    class Live(HFLM):  # type: ignore[misc]
-        tools: list[Json] | None = None
-        chat_template_args: dict[str, Any]
-        answering: AnswerSettings
-        answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
-        _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
-        _ids: Sequence[Sequence[int]] = ()
-        _scored: list[Instance] | None = None
-
-        def _note(self, request: Instance, answer: Answer) -> None:
-            self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
-
-        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            self._scored = requests
-            try:
-                return list(super().loglikelihood(requests, disable_tqdm=True))
-            finally:
-                self._scored = None
-
-        def _loglikelihood_tokens(
-            self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
-        ) -> list[tuple[float, bool]]:
-            if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
-                for request, (_, context, rest) in zip(self._scored, requests, strict=True):
-                    length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
-                    self._note(request, self._answer(context, length > self.max_length))
-            return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
-
-        def _answer(self, prompt: Sequence[int], cut: bool, finished: bool = True) -> Answer:
-            reason = CUT.format(self.max_length) if cut else ""
-            outcome: Outcome = "finished" if finished and not cut else "truncated"
-            return Answer(outcome=outcome, reason=reason, prompt_tokens=len(prompt))
-
-        def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-            return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
-
-        def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-            counts, prompts = Counter[int](), []
-            for request in requests:
-                prompt = PromptText.of(request, counts[id(request)])
-                counts[id(request)] += 1
-                prompts.append(SimpleNamespace(args=(prompt, request.args[1])))
-            return list(super().generate_until(prompts, disable_tqdm=True))
-
-        def tok_batch_encode(
-            self,
-            strings: Sequence[str],
-            padding_side: str = "left",
-            left_truncate_len: int | None = None,
-            truncation: bool = False,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            """The harness's token ids and mask, and a note of those before anything is cut."""
-            texts = [str(string) for string in strings]
-            ids, mask = super().tok_batch_encode(texts, padding_side)
-            self._prompts = [string for string in strings if isinstance(string, PromptText)]
-            self._ids = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-            if truncation:
-                ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
-            if not ids.shape[1]:  # no prompt has a token: one of padding stands in
-                ids, mask = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id), mask.new_ones((len(ids), 1))
-            return ids[:, -(left_truncate_len or 0) :], mask[:, -(left_truncate_len or 0) :]
-
-        def _model_generate(
-            self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any
-        ) -> torch.Tensor:
-            mask, start = kwargs["attention_mask"], context.shape[1] if self.backend == "causal" else 1
-            decoding = decoding_of(self._prompts[0].request.args[1], self.answering.evaluator)
-            seeds = [self.answering.seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
-            ends = self.answering.ends or (() if self.eot_token_id is None else (int(self.eot_token_id),))
-            stops = StopTexts(self.tokenizer, [text for text in stop if text], start, len(context))
-            pad, new = self.tokenizer.pad_token_id, max_length - context.shape[1]
-            dtype = self.mixed_precision_dtype
-            with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                out = self.model.generate(
-                    input_ids=context,
-                    attention_mask=mask,
-                    generation_config=neutral_config(self.model, decoding, pad, ends, new),
-                    logits_processor=draws(decoding, seeds, start),
-                    stopping_criteria=StoppingCriteriaList([stops]),
-                )
-            rows: torch.Tensor = out.clone()
-            fill = pad if self.eot_token_id is None else self.eot_token_id
-            for row, prompt in enumerate(self._prompts):
-                tokens = out[row, start:].tolist()[: stops.ended[row]]
-                end = next((n for n, token in enumerate(tokens) if token in ends), None)
-                if end is not None:  # what follows the end of a soup's ingredient is no part of the answer
-                    rows[row, start + end :] = fill
-                finished = end is not None or any(text in self.tok_decode(tokens) for text in stops.texts)
-                kept = context[row, mask[row].bool()].tolist()
-                answer = self._answer(kept, len(self._ids[row]) > len(kept), finished)
-                key = prompt_key(kept)
-                answer = replace(answer, tokens=tuple(tokens[: None if end is None else end + 1]), prompt_key=key)
-                self._note(prompt.request, answer if self._ids[row] else Answer.none([], EMPTY))
-            return rows
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            options = dict(self.chat_template_args)
-            if self.tools is not None:
-                options["tools"] = self.tools
-            tokenizer = SimpleNamespace(
-                apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
-            )
-            standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
-            return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
-
-    return Live
+    return type("LiveHFLM", (HarnessModel, HFLM), {})
 
 
 class StopTexts:

@@ -116,7 +116,7 @@ class TestRunning:
         [
             ("pick", {"apply_chat_template": True}, UserError, "chat.template"),
             ("write", {"gen_kwargs": {"max_gen_toks": 500}}, AssertionError, "max tokens to generate"),
-            ("pick", {"max_length": 3}, AssertionError, ""),
+            ("pick", {"max_length": 3}, AssertionError, "^$"),
         ],
     )
     def test_what_the_harness_refuses(
