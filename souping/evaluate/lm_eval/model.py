@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM as Base
     from transformers import PreTrainedTokenizerBase
-
-    Base = HFLM
 else:
     Base = object  # lm_eval is imported when the model is made
 
