@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,26 +156,19 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> HarnessEvaluator:
 class TestTasks:
     @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
     def test_a_category_scores_what_the_harness_says(
-        self, evaluator: HarnessEvaluator, family: Path, metric: str
+        self, evaluator: HarnessEvaluator, served: Any, metric: str
     ) -> None:
-        values, results = self.both(replace(evaluator, metric={"translate": metric}), family)
+        values, results = self.both(replace(evaluator, metric={"translate": metric}), served)
         theirs = results["translate"][f"{metric},none"] / 100
         assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
         assert values[12:].mean() == results["write"]["exact_match,none"]
 
-    def both(self, own: HarnessEvaluator, family: Path) -> tuple[Any, Any]:
+    def both(self, own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
         """(our values, the harness's results) of one model."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from souping.evaluate.engines.transformers import load_module, load_tokenizer
-
-        served: Any = SimpleNamespace(
-            module=load_module(family / "bee", own.module_settings()),
-            tokenizer=load_tokenizer(family / "bee"),
-            ends=(),
-        )
         items = own.benchmark.items()
         values = own.item_scores(items, [[record] for record in own.evaluate(served, items)])
         lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
@@ -190,10 +182,10 @@ class TestTasks:
         [("roll", None), ("roll", "bits_per_byte"), ("last", "perplexity"), ("last", None)],
     )
     def test_likelihoods_of_whole_texts(
-        self, evaluator: HarnessEvaluator, family: Path, task: str, metric: str | None
+        self, evaluator: HarnessEvaluator, served: Any, task: str, metric: str | None
     ) -> None:
         own = replace(evaluator, tasks=[task], metric=metric)
-        values, results = self.both(own, family)
+        values, results = self.both(own, served)
         used = own.loaded[task].metric.name
         assert used == (metric or {"roll": "word_perplexity", "last": "perplexity"}[task])
         theirs = results[task][f"{used},none"]
