@@ -11,6 +11,7 @@ CORE = [
     "accelerate>=1.2,<2",
     "transformers>=5,<6",
     "huggingface-hub>=1.31,<3",
+    "httpx>=0.27",  # servers and judges are asked through it
     "safetensors>=0.5",
     "wandb>=0.19",
     "nevergrad>=1.0.8",
@@ -18,7 +19,9 @@ CORE = [
     "scipy>=1.13",
     "llvmlite>=0.44",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
+    "psutil>=6",
     "rich>=13",
+    "psutil>=5.9",
     "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit
 ]

@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from souping.core.protocols import Served
+from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Json, Outcome, Record, UserError
 from souping.evaluate.decoding import Decoding
@@ -250,7 +250,9 @@ class PromptText(str):
         return prompt
 
 
-def build(served: Served, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int) -> HFLM:
+def build(
+    served: LoadedModel, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
+) -> HFLM:
     """HFLM around the live module, for the n-th answers to items, which are given by task and place.
 
     It is for one call: it keeps neither the module nor an answer longer than that.
