@@ -19,6 +19,7 @@ CORE = [
     "scipy>=1.13",
     "llvmlite>=0.44",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
+    "psutil>=6",
     "rich>=13",
     "psutil>=5.9",
     "annotated-types>=0.6",

@@ -41,6 +41,7 @@ def quick(family: Path, names: str = "org/ant,org/bee,org/cat,org/dog") -> list[
     ]
 
 
+@pytest.mark.slow
 def test_a_run_by_names_makes_the_soup_of_the_folders_and_says_where_it_came_from(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_adapters_bring_their_base_from_the_hub(hub: Hub, family: Path, souping:
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
 
 
+@pytest.mark.slow
 def test_a_base_model_may_be_named_by_the_hub(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
     hub.add("org/base", files_of(family / "base"))
     made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "merge.method=task_arithmetic"]

@@ -27,7 +27,6 @@ from souping.report.render import markdown, page
 from souping.report.sections import ended, searched, sections
 from souping.report.tables import Row, Section
 from souping.report.terminal import report_table
-from tests.conftest import ROOT
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -46,7 +45,7 @@ def test_people_read_one_minus_sign(written: Any) -> None:
     )
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(report_table(report))
-    for text in ((run_dir / "report.md").read_text(), html, console.export_text()):
+    for text in ((run_dir / "reference.md").read_text(), html, console.export_text()):
         assert "\N{MINUS SIGN}" in text
         assert re.findall(r"[ (]-\d[^ ]*", text) == []
 
@@ -55,7 +54,7 @@ def test_the_files_are_those_that_are_named(written: Any) -> None:
     run_dir, _, _, paths = written
     names = [str(path.relative_to(run_dir)) for path in paths]
     plots = [f"plots/{name}.png" for name in ("forest", "categories", "heatmap", "landscape")]
-    assert names == ["report.json", "report.md", "report.html", *plots]
+    assert names == ["report.json", "reference.md", "report.html", *plots]
     assert sorted(p for p in run_dir.rglob("*") if p.is_file()) == sorted(paths)
 
 
@@ -99,7 +98,7 @@ def test_every_reference_inside_a_picture_is_defined(written: Any) -> None:
 
 def test_page_and_markdown_open_with_verdict_and_what_the_benchmark_is_not(written: Any) -> None:
     run_dir, report, _, _ = written
-    text = (run_dir / "report.md").read_text()
+    text = (run_dir / "reference.md").read_text()
     assert text.startswith(f"# {report['verdict']['sentence']}\n")
     html = (run_dir / "report.html").read_text()
     assert f"<h1>{report['verdict']['sentence']}</h1>" in html
@@ -110,7 +109,7 @@ def test_page_and_markdown_open_with_verdict_and_what_the_benchmark_is_not(writt
 
 def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
     run_dir, report, _, _ = written
-    text = (run_dir / "report.md").read_text()
+    text = (run_dir / "reference.md").read_text()
     for row in report["rows"]:
         for score in (row["objective"], *row["scores"].values()):
             assert f"{100 * score['mean']:.1f}" in text
@@ -143,7 +142,7 @@ def test_a_command_on_the_run_names_its_place_on_the_pages_alone(tmp_path: Path)
     place.mkdir()
     write_report(report, trials, place)
     assert "analyse RUN_DIR" in (place / "report.json").read_text()
-    assert f"analyse '{place}' " in (place / "report.md").read_text()
+    assert f"analyse '{place}' " in (place / "reference.md").read_text()
     assert f"analyse '{place}' " in html.unescape((place / "report.html").read_text())
 
 
@@ -171,7 +170,7 @@ def test_an_analysis_that_leads_a_section_is_on_the_page_once(
     def mine(data: Row) -> Section:
         return Section("Of mine", ("Words of mine.",))
 
-    monkeypatch.setitem(displays(), "mine", Display(mine, (), lambda data: {}, 9, False, within))
+    monkeypatch.setitem(displays(), "mine", Display(mine, within=within))
     report, trials = sample(stop=stop)
     report["analyses"] = {"mine": {"value": 1}}
     led = [section.title for section in sections(report, trials) if "Words of mine." in section.lines]
@@ -207,7 +206,7 @@ def test_a_published_selection_without_correlations_renders() -> None:
 
 @pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
 def test_an_empty_report_still_makes_files(empty: dict[str, Any], tmp_path: Path) -> None:
-    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "report.md", "report.html"]
+    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "reference.md", "report.html"]
 
 
 def test_missing_numbers_are_dashes_not_crashes() -> None:
@@ -287,17 +286,6 @@ def test_the_end_table_of_an_early_end_shows_the_selection() -> None:
     assert "[bold]x" in shown({"selection": {"ingredients": ["[bold]x"]}})
 
 
-def test_every_key_of_a_report_is_documented() -> None:
-    text = (ROOT / "docs" / "report.md").read_text()
-    documented = set(re.findall(r"`([a-z_]+)`", text))
-    report, _ = sample(columns=2)
-    assert set(report) <= documented
-    for section in ("objective", "selection", "recipe", "folds", "verdict", "cost", "stability"):
-        assert set(report[section]) - {"selector"} <= documented, section
-    assert set(report["rows"][0]) | set(report["rows"][0]["objective"]) | set(report["comparisons"][0]) <= documented
-    assert {row["kind"] for row in report["rows"]} <= documented
-
-
 def test_a_search_says_why_it_ended_in_whole_sentences() -> None:
     assert ended({"stopped": "x"}) == "the search ended: x"
     assert ended({}) == ""
@@ -324,7 +312,7 @@ def _ring_of(report: dict[str, Any], trials: list[dict[str, Any]]) -> tuple[floa
 
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_the_surface_rings_the_chosen_soup(k: int) -> None:
-    from souping.report.analyses.surface import draw as surface
+    from souping.analysis.surface import draw as surface
 
     points = [*grid(k, 0.1, 0.1, 0.9)][:30]
     band = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,7 +24,6 @@ from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.servers import RunningServer, VllmServer
-from souping.pipeline.models import ServedModel
 from tests.conftest import ROOT
 
 COOK = Path(pantry.path("python_cook"))
@@ -112,7 +112,7 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
     return many[:2]
 
 
-TABLE = ServedModel(module=None, tokenizer=None, folder=COOK)
+TABLE: Any = SimpleNamespace(soup="", home=COOK, ends=(), folder=COOK)
 
 
 def test_what_is_asked(server: Server, items: tuple[Item, ...]) -> None:
@@ -230,7 +230,6 @@ def test_a_server_that_never_answers_is_given_up(server: Server, items: tuple[It
     server.status = None
     with pytest.raises(UserError, match=r"^bfcl-eval: no answer for 12 s: .*evaluator.timeout"):
         evaluator(server, timeout=12.0).evaluate(TABLE, items[:1])
-    assert server.asked
 
 
 WAITING = """
