@@ -35,7 +35,7 @@ def test_importing_the_package_loads_no_room() -> None:
 
 NAMES = """
 __version__ Adaptive All Consistency Fixed Greedy GreedySoup Grid Item LocalEvaluator LocalMerge Mean Nevergrad Parents
-Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE TopK Tree Uniform UserError Weighted Wins cook
+Recipe ResponseSurface RunResult ScoreMatrix Selection Shapley SoCE TopK Tree Uniform UserError Weighted Wins
 kendall pearson read_table run select soup spearman
 """
 
