@@ -45,7 +45,7 @@ def test_people_read_one_minus_sign(written: Any) -> None:
     )
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(report_table(report))
-    for text in ((run_dir / "reference.md").read_text(), html, console.export_text()):
+    for text in ((run_dir / "report.md").read_text(), html, console.export_text()):
         assert "\N{MINUS SIGN}" in text
         assert re.findall(r"[ (]-\d[^ ]*", text) == []
 
@@ -54,7 +54,7 @@ def test_the_files_are_those_that_are_named(written: Any) -> None:
     run_dir, _, _, paths = written
     names = [str(path.relative_to(run_dir)) for path in paths]
     plots = [f"plots/{name}.png" for name in ("forest", "categories", "heatmap", "landscape")]
-    assert names == ["report.json", "reference.md", "report.html", *plots]
+    assert names == ["report.json", "report.md", "report.html", *plots]
     assert sorted(p for p in run_dir.rglob("*") if p.is_file()) == sorted(paths)
 
 
@@ -98,7 +98,7 @@ def test_every_reference_inside_a_picture_is_defined(written: Any) -> None:
 
 def test_page_and_markdown_open_with_verdict_and_what_the_benchmark_is_not(written: Any) -> None:
     run_dir, report, _, _ = written
-    text = (run_dir / "reference.md").read_text()
+    text = (run_dir / "report.md").read_text()
     assert text.startswith(f"# {report['verdict']['sentence']}\n")
     html = (run_dir / "report.html").read_text()
     assert f"<h1>{report['verdict']['sentence']}</h1>" in html
@@ -109,7 +109,7 @@ def test_page_and_markdown_open_with_verdict_and_what_the_benchmark_is_not(writt
 
 def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
     run_dir, report, _, _ = written
-    text = (run_dir / "reference.md").read_text()
+    text = (run_dir / "report.md").read_text()
     for row in report["rows"]:
         for score in (row["objective"], *row["scores"].values()):
             assert f"{100 * score['mean']:.1f}" in text
@@ -206,7 +206,7 @@ def test_a_published_selection_without_correlations_renders() -> None:
 
 @pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
 def test_an_empty_report_still_makes_files(empty: dict[str, Any], tmp_path: Path) -> None:
-    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "reference.md", "report.html"]
+    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "report.md", "report.html"]
 
 
 def test_missing_numbers_are_dashes_not_crashes() -> None:
