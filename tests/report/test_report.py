@@ -141,9 +141,9 @@ def test_a_command_on_the_run_names_its_place_on_the_pages_alone(tmp_path: Path)
     place = tmp_path / "my run"
     place.mkdir()
     write_report(report, trials, place)
-    assert "analyse RUN_DIR" in (place / "report.json").read_text()
-    assert f"analyse '{place}' " in (place / "reference.md").read_text()
-    assert f"analyse '{place}' " in html.unescape((place / "report.html").read_text())
+    assert "run=RUN_DIR" in (place / "report.json").read_text()
+    assert f"run='{place}' " in (place / "report.md").read_text()
+    assert f"run='{place}' " in html.unescape((place / "report.html").read_text())
 
 
 @pytest.mark.parametrize(
