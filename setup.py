@@ -11,6 +11,7 @@ CORE = [
     "accelerate>=1.2,<2",
     "transformers>=5,<6",
     "huggingface-hub>=1.31,<3",
+    "httpx>=0.27",  # servers and judges are asked through it
     "safetensors>=0.5",
     "wandb>=0.19",
     "nevergrad>=1.0.8",
@@ -18,12 +19,11 @@ CORE = [
     "scipy>=1.13",
     "llvmlite>=0.44",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
+    "psutil>=6",
     "rich>=13",
+    "psutil>=5.9",
     "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit
-    "tree-sitter>=0.23",
-    "tree-sitter-java>=0.23",
-    "tree-sitter-javascript>=0.23",
 ]
 DEV = [
     "pytest>=8",
@@ -35,6 +35,9 @@ DEV = [
     "nbmake>=1.5",
     "ipykernel>=6",
     "twine>=5",
+    "tree-sitter>=0.23",  # the reader of calls in Java and JavaScript is compared with its grammars
+    "tree-sitter-java>=0.23",
+    "tree-sitter-javascript>=0.23",
     "gguf>=0.10",  # examples/smollm reads a model in this format
 ]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name

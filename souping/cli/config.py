@@ -32,8 +32,8 @@ from souping.core.files import expanded
 from souping.core.text import first_line, is_theirs, nearest, place_of
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import expectations
+from souping.pipeline.extra_benchmarks import ExtraEntry, held
 from souping.pipeline.settings import KINDS, GateMode, Margin, StopAfter
-from souping.pipeline.side_benchmarks import SideEntry, held
 
 PARTS = (
     "pool",
@@ -80,6 +80,7 @@ class RootKeys:
     seed: int = 0
     out: str | None = None
     recipe: str | None = None
+    run: str | None = None
     plan: bool = False
     check: bool = False
     allow_code: bool = False
@@ -358,10 +359,10 @@ def build(config: Mapping[str, Any], parts: Collection[str] = PARTS) -> dict[str
     return {part: build_part(config[part], KINDS[part]) for part in parts}
 
 
-def build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
+def build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     """The entries of `also` with the parts that they name."""
     nodes = [also_nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
-    return tuple(SideEntry(**{k: v if k == "name" else build_part(v) for k, v in entry.items()}) for entry in nodes)
+    return tuple(ExtraEntry(**{k: v if k == "name" else build_part(v) for k, v in entry.items()}) for entry in nodes)
 
 
 def build_part(node: Any, kind: Any = None) -> Any:

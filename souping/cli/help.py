@@ -30,13 +30,19 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "analyse": Command("make analyses of a finished run and add them to its report", "souping.cli.analyse"),
-    "check": Command(
-        "check a run as its plan does, and rehearse it on five items a category", overrides=("check=true",)
-    ),
+    "check": Command("check a run as its plan does, and try it on five items per category", overrides=("check=true",)),
     "show": Command("show answers of a run side by side: what the soup fixed, what it broke", "souping.cli.show"),
 }
 """A row a command; `conf/config.yaml` lists them in its help."""
+
+
+RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
+"""Override that names a finished run."""
+
+
+def finished_run(words: Sequence[str]) -> str | None:
+    """The folder of a finished run that `run=` names, the last of several."""
+    return next((match[1] for word in reversed(words) if (match := RUN.fullmatch(word))), None)
 
 
 def folder() -> Path:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from souping.core.types import Json, UserError, part
 
 T = TypeVar("T")
-ANALYSE = "python -m souping analyse RUN_DIR"
+ANALYSE = "python -m souping run=RUN_DIR"
 """Command that makes analyses of a finished run: data name no place, so that equal runs have equal ones."""
 LONGEST = 1e7
 MAX_DEPTH = 100

@@ -16,8 +16,7 @@ import pytest
 
 from souping.core.types import Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline import run as pipeline_run
-from souping.pipeline import staged as pipeline_staged
+from souping.pipeline import execute
 from tests.conftest import ROOT, Cli, pool_of
 
 
@@ -41,7 +40,7 @@ def merging(family: Path, *more: str) -> list[str]:
 def test_a_late_error_leaves_the_soup_and_the_trials(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(pipeline_staged, "write_report", fails(error))
+    monkeypatch.setattr("souping.report.files.write_report", fails(error))
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
     assert (tmp_path / "run/soup/model.safetensors").is_file()
     assert (tmp_path / "run/trials.csv").is_file()
@@ -75,8 +74,8 @@ def test_folders_that_the_user_made_stay(family: Path, souping: Cli, tmp_path: P
 def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "check_settings", lambda run: int("x"))
-    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/run.py" not in str(file))
+    monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
+    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file))
     done = souping(*quick(family))
     assert done.code == 1
     assert done.err.startswith("sorry, this is a fault in souping: ValueError: invalid literal")
@@ -107,8 +106,8 @@ def test_a_librarys_own_exception_is_told_in_a_line(
     def failing(*_: Any) -> None:
         exec(raised, {"jinja2": jinja2})
 
-    monkeypatch.setattr(pipeline_run, "check_settings", failing)
-    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/run.py" not in str(file))
+    monkeypatch.setattr(execute, "check_settings", failing)
+    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file))
     souping(*quick(family)).refused("refuses a model's files", "the traceback is in")
 
 
@@ -134,7 +133,7 @@ def test_a_users_part_that_cannot_be_built_is_named_with_its_file(
 def test_a_folder_that_is_removed_during_the_run_is_told(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "_show", lambda run, *_: shutil.rmtree(run.run_dir))
+    monkeypatch.setattr(execute, "_show", lambda run, *_: shutil.rmtree(run.run_dir))
     done = souping(*quick(family, "stop_after=select"))
     assert done.code == 0
     assert "was removed during the run" in done.err
@@ -160,7 +159,7 @@ def test_half_a_character_in_an_item_is_refused(family: Path, souping: Cli, tmp_
     for row in rows:
         row[key] = str(row.get(key, "")) + "\ud800"
     (tmp_path / "half.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    souping(*quick(family, "benchmark.path=half.jsonl")).refused("half a character", "ud800")
+    souping(*quick(family, "benchmark.path=half.jsonl")).refused("unpaired surrogate", "ud800")
     assert not (tmp_path / "outputs/fam").exists()
 
 
@@ -208,7 +207,7 @@ def test_a_closed_standard_error_is_no_file_of_the_run(family: Path, tmp_path: P
     assert (tmp_path / "soup/recipe.json").is_file()
 
 
-@pytest.mark.parametrize("module", ["souping.cli.main", "souping.cli.help", "souping.cli.job", "omegaconf", "yaml"])
+@pytest.mark.parametrize("module", ["souping.cli.main", "souping.cli.job", "yaml"])
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) -> None:
     """The child interrupts itself when it imports this module."""
     script = (
@@ -226,7 +225,7 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) ->
     assert (done.returncode, len(done.stderr.splitlines())) == (130, 1), done.stderr
 
 
-@pytest.mark.parametrize("module", ["souping.cli", "souping.cli.main", "hydra"])
+@pytest.mark.parametrize("module", ["souping.cli", "hydra"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str, number: int) -> None:
     """The child sends it to itself when it looks for that module: nothing waits for a clock."""
