@@ -116,9 +116,10 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
     return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
 
 
-def blocks(chunk: Chunk, most: int = BLOCK, rows: int = ROWS) -> Iterator[Chunk]:
-    """A chunk in pieces of at most `most` elements, fewer if all ingredients together would hold more than `rows`."""
-    size = max(1 << 12, min(most, rows // max(1, len(chunk.sources)) & ~0xFFF))
+def blocks(chunk: Chunk, most: int | None = None, rows: int = ROWS) -> Iterator[Chunk]:
+    """A chunk in pieces of at most `most` elements (default: BLOCK), fewer if all ingredients together would hold more
+    than `rows`."""
+    size = max(1 << 12, min(most or BLOCK, rows // max(1, len(chunk.sources)) & ~0xFFF))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))
 
