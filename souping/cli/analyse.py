@@ -21,12 +21,13 @@ from yaml import YAMLError
 
 from souping.cli.config import register, resolved
 from souping.cli.help import folder
-from souping.cli.job import hear_warnings, settings_of
+from souping.cli.job import settings_of
 from souping.cli.run_config import read_config, refuse_code
 from souping.core.files import expanded, nearby
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings
+from souping.report.progress import show_warnings
 
 KEYS = ("analysis", "shapley")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
@@ -36,7 +37,7 @@ OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0; what is refused is told where commands are dispatched."""
     options = _parser().parse_intermixed_args(arguments)
-    hear_warnings()
+    show_warnings()
     run_dir = expanded(options.run_dir)
     settings = settings_of(configuration(run_dir, options.overrides, options.config_dir), run_dir)
     from souping.pipeline.finished import analyse_again

@@ -17,14 +17,14 @@ from souping.core.files import expanded
 from souping.core.text import positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.report.files import read_report
-from souping.report.samples import changed, read_samples, score_of, show_sample
 from souping.report.tables import Row
+from souping.report.terminal import changed, read_samples, score_of, show_sample
 
 FILE = "samples.jsonl.gz"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 0; what is refused is told where commands are dispatched."""
+    """Exit status 0; errors are reported where commands are dispatched."""
     options = _parser().parse_args(arguments)
     given = [expanded(folder) for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])

@@ -21,7 +21,7 @@ from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
 from souping.pipeline.baseline_gate import check_names
 from souping.pipeline.models import OpenPool
 from souping.search.loop import check_budget
-from souping.selection.selectors import check_drop
+from souping.selection import check_drop
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator

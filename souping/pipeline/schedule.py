@@ -19,7 +19,7 @@ from souping.core.text import named
 from souping.core.types import FloatArray, Fold, Item, Recipe, SearchSpace, Selection, Trial, UserError, Weights
 from souping.pipeline.evidence import Contender
 from souping.search.loop import SearchResult, SearchRun, result_of
-from souping.selection.selectors import ranking
+from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis

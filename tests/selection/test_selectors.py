@@ -11,7 +11,7 @@ from souping.analysis import correlation
 from souping.core.objectives import Mean, Weighted
 from souping.core.scores import read_table
 from souping.core.types import ScoreMatrix, UserError
-from souping.selection.selectors import Greedy, SoCE, SoCECluster, TopK, ranking
+from souping.selection import Greedy, SoCE, SoCECluster, TopK, ranking
 from tests.conftest import PAPER
 
 
