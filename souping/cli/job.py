@@ -339,5 +339,7 @@ def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     """One summary in the group of the jobs, by a tracker as theirs was."""
     ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
     if ran:
-        node = OmegaConf.to_container(OmegaConf.load(ran[0]).tracker, resolve=True)
-        GuardedTracker(build_part(node, KINDS["tracker"], "tracker")).summarise(jobs, sweep_dir)
+        config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
+        assert isinstance(config, dict)
+        tracker = build_part(config["tracker"], KINDS["tracker"], "tracker")
+        GuardedTracker(tracker).summarise(jobs, sweep_dir)

@@ -71,7 +71,8 @@ class Progress:
 
     def trial(self, number: int, objective: float, best: float) -> None:
         """Trial `number` gave `objective`; the best so far is `best` (fractions of 1)."""
-        self._trials, self._best = self._trials + 1, best
+        self._trials += 1
+        self._best = best
         self._update()
 
     def end_stage(self) -> None:
@@ -104,7 +105,8 @@ class Progress:
     def _begin(self, name: str, items: int | None, trials: int | None) -> None:
         self._name, self._items, self._all_trials = name, items, trials
         self._done = self._fresh = self._trials = self._tenth = 0
-        self._best, self._ended = 0.0, False
+        self._best = 0.0
+        self._ended = False
         self._started = self._said = time.monotonic()
 
     def _update(self) -> None:
@@ -230,6 +232,7 @@ def show_warnings() -> None:
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:
         logging.getLogger(name).disabled = False
     logger = logging.getLogger("souping")
+    logger.setLevel(logging.WARNING)
     logger.handlers, logger.propagate = [Warnings(logging.WARNING)], False
 
 

@@ -173,7 +173,7 @@ def test_half_a_character_in_an_item_is_refused(family: Path, souping: Cli, tmp_
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
     rows[3][key] += "\ud800"
     (tmp_path / "half.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    souping(*quick(family, "benchmark.path=half.jsonl")).refused("half.jsonl", "ud800")
+    souping(*quick(family, "benchmark.path=half.jsonl")).refused("red-3", "ud800")
     assert not (tmp_path / "outputs/fam").exists()
 
 
