@@ -40,6 +40,7 @@ class Progress:
 
         state = TextColumn("{task.fields[state]}", markup=False)
         self._bars = _bars(MofNCompleteColumn(), state) if _live() else None
+        self._ended = False
         self._begin("", None, None)
 
     def __enter__(self) -> Progress:

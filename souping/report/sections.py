@@ -28,10 +28,10 @@ from souping.report.tables import (
 )
 
 REBUILD = (
-    "It makes the same bytes again, from the folders that the store has seen or from the Hub at the commits of the "
-    "recipe, and refuses where an ingredient's content differs."
+    "It writes the same bytes again, from the folders recorded in the store or from the Hub at the recipe's commits, "
+    "and stops if an ingredient's content differs."
 )
-LOOKS = "Looks are counted in the run's store by exact prompt: another store, or the same items reworded, escape it."
+LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
 LOST = "cut off or missing and count as wrong"
 WARN = 0.02
 """Share of lost answers from which a run warns (souping/pipeline/evidence.py)."""
@@ -156,7 +156,7 @@ def _verdict(report: Report) -> Section | None:
     numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
     if dry:
         numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
-    sizes = table("Items a category", tables.sizes(report))
+    sizes = table("Items per category", tables.sizes(report))
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known((sizes,)))
     paired = (
@@ -241,8 +241,8 @@ def endings(report: Report) -> list[str]:
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
         lines.append(
-            "Each item was answered several times; its score is the mean. What other answers to the same items, and "
-            "what other items, would change is told apart by model."
+            "Each item was answered several times; its score is the mean. The table splits each model's variance into "
+            "that of the answers and that of the items."
         )
     return lines
 
@@ -349,7 +349,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     early = gone if dropped else ""
     lines = (
         f"{count(evaluated)} {verb} evaluated on the search fold.{early}{best} "
-        "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
+        "The best of many noisy scores is optimistic; the report fold has other items and gives the unbiased number.",
         " ".join(searched(part(report, "search"))),
     )
     return Section(
