@@ -81,7 +81,8 @@ def _filtered(rows: Sequence[Row], options: argparse.Namespace, fold: str) -> li
         pick(name, [str(row.get("item")) for row in rows], f"fold {fold}: --item", " (--fold names another)")
     rows = [row for row in rows if not options.item or row.get("item") in options.item]
     if options.category:
-        pick(options.category, dict.fromkeys(str(row.get("category")) for row in rows), "--category")
+        key = "these items have: --category" if options.item else "--category"
+        pick(options.category, dict.fromkeys(str(row.get("category")) for row in rows), key)
     return [row for row in rows if not options.category or row.get("category") == options.category]
 
 
