@@ -5,7 +5,7 @@
 Every item of the 13 single-turn files gets an answer (the right function with its arguments as Python literals, so
 that the checker has to go the whole way). A round is what a batch costs beside its generation: result files written,
 the process of bfcl-eval's own environment started, all answers judged, score files read. The environment is found as
-always (docs/bfcl.md, SOUPING_BFCL).
+always (docs/evaluators.md, SOUPING_BFCL).
 """
 
 from __future__ import annotations

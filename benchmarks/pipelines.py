@@ -3,7 +3,7 @@
     python benchmarks/pipelines.py [--runs 400] [--only TEXT ..] [--seed 0] [--jobs 1] [--date DATE]
         [--out benchmarks/results/pipelines-DATE.md]
 
-Only the models' answers are simulated. Every stage is the package's own: `Schedule` walks, `split_folds` cuts, the
+Only the models' answers are simulated. Every stage is the package's own: `Steps` walks, `split_folds` cuts, the
 selector selects, `optimiser=adaptive` searches, `compare` and `verdict` judge the frozen soup on the report fold. Each
 run cuts its folds anew and has answers of its own. Sign flips are 499 a comparison instead of 9,999.
 
@@ -32,11 +32,11 @@ from souping.core.executor_protocols import RecipeEvaluator
 from souping.core.objectives import Mean, Weighted
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import MeasuredScores
-from souping.core.types import Inquiry, Item, ItemScores, Recipe, Reply, ScoreMatrix, Selection, Trial
+from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
 from souping.evaluate.folds import split_folds
 from souping.pipeline.evidence import Contender
-from souping.pipeline.schedule import Schedule, SearchStage, Stage, perform
 from souping.pipeline.settings import RunSettings
+from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
 from souping.search.loop import SearchResult, result_of
 from souping.selection import All, SoCE
@@ -147,7 +147,7 @@ class Answers(RecipeEvaluator):
         self._group = np.sqrt(world.grouped) * grouped[group]
         self._own = np.sqrt(own) * rng.standard_normal((world.answers, len(items), models)) @ mixed.T
         self._known: dict[str, Rows] = {}
-        self._asked: deque[tuple[Inquiry, Reply]] = deque()
+        self._asked: deque[tuple[Request, ItemScores]] = deque()
 
     def values(self, recipe: Recipe) -> Rows:
         """Scores of all items [I]."""
@@ -172,10 +172,10 @@ class Answers(RecipeEvaluator):
     ) -> list[ItemScores]:
         return [self.scores(recipe, items) for recipe, _ in asks]
 
-    def submit(self, inquiry: Inquiry) -> None:
-        self._asked.append((inquiry, Reply(scores=self.scores(inquiry.recipe, inquiry.items))))
+    def submit(self, request: Request) -> None:
+        self._asked.append((request, self.scores(request.recipe, request.items)))
 
-    def collect(self) -> tuple[Inquiry, Reply]:
+    def collect(self) -> tuple[Request, ItemScores]:
         return self._asked.popleft()
 
 
@@ -193,55 +193,55 @@ class Pool:
         )
 
 
-@dataclass(kw_only=True)
-class Run:
-    """Walker of one run; what came of it stands in its fields."""
+class Run(Steps):
+    """Steps of one run; what came of it is in its attributes."""
 
-    world: World
-    run: RunSettings
-    pool: Pool
-    answers: Answers
-    powered: bool
-    report_items: tuple[Item, ...] = ()
-    ingredients: tuple[str, ...] = ()
-    claim: str = ""
-    pairs: list[tuple[Comparison, float]] = field(default_factory=list)
-    deployed: float = 0.0
-    gain: float = np.nan
+    def __init__(
+        self,
+        world: World,
+        settings: RunSettings,
+        pool: Pool,
+        folds: Mapping[Fold, tuple[Item, ...]],
+        answers: Answers,
+        powered: bool,
+    ) -> None:
+        super().__init__(settings, pool, folds, {})
+        self.world, self.answers, self.powered = world, answers, powered
+        self.ingredients: tuple[str, ...] = ()
+        self.claim = ""
+        self.pairs: list[tuple[Comparison, float]] = []
+        self.deployed, self.gain = 0.0, np.nan
 
-    def gate(self, stage: Stage) -> None:
-        raise AssertionError("nothing is expected of the candidates")
+    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+        return {recipe.id: self.answers.scores(recipe, stage.items) for recipe, _ in stage.asks}
 
-    def score(self, stage: Stage | None) -> ScoreMatrix:
+    def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
+        return {recipe.ingredients[0]: self.answers.scores(recipe, stage.items) for recipe, _ in stage.asks}
+
+    def select(self, stage: Stage | None) -> Selection:
         assert stage is not None
-        found = {recipe.ingredients[0]: self.answers.scores(recipe, stage.items) for recipe, _ in stage.asks}
+        found = self._by_candidate(stage)
         if self.powered:
-            power = measured_power(found, self.report_items, self.run.objective, MARGIN)
+            power = measured_power(found, self.folds["report"], self.settings.objective, MARGIN)
             self.gain = np.nan if power is None else power.gain
-        return ScoreMatrix.from_items(found)
-
-    def select(self, scores: ScoreMatrix | None) -> Selection:
-        assert scores is not None
-        selection = self.run.selector.chosen(scores)
+        self.scores = ScoreMatrix.from_items(found)
+        selection = self.settings.selector.chosen(self.scores)
         self.ingredients = selection.ingredients
         return selection
 
-    def search(self, stage: SearchStage) -> SearchResult:
-        return perform(stage, self.run, self.pool, self.answers, _nothing)
+    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+        return self.searcher(self.answers).search(ingredients, self.folds["search"])
 
-    def singles(self, stage: Stage) -> str:
-        scores = {r.ingredients[0]: self.answers.scores(r, stage.items) for r, _ in stage.asks}
-        found = {name: result_of(one, self.run.objective).objective for name, one in scores.items()}
+    def best_candidate(self, stage: Stage) -> str:
+        scores = self._by_candidate(stage)
+        found = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
         return max(found, key=lambda name: round(found[name], 12))
-
-    def freeze(self, selection: Selection, winner: SearchResult) -> None:
-        """The soup is what the winner's recipe says."""
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         soup = contenders[-1]
         if len(soup.recipe.ingredients) == 1:
             return
-        table = ItemTable.of(stage.items, self.run.objective)
+        table = ItemTable.of(stage.items, self.settings.objective)
         ours = self.answers.scores(soup.recipe, stage.items).values
         singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
         best = next(c for c in contenders if c.kind == "best_single")
@@ -262,16 +262,6 @@ class Run:
             recipe=soup.recipe.ingredients,
         ).claim
 
-    def also(self, stage: Stage) -> None:
-        raise AssertionError("no other benchmark is asked")
-
-    def analyse(self, name: str, stage: Stage) -> None:
-        raise AssertionError("no analysis is made")
-
-
-def _nothing(trial: Trial) -> None:
-    """Trials are not shown."""
-
 
 def simulate(world: World, seed: int, number: int) -> Run:
     """The `number`-th run of a world."""
@@ -287,17 +277,10 @@ def simulate(world: World, seed: int, number: int) -> Run:
         scores=MeasuredScores(), selector=world.selector or _soce(world), objective=world.objective,
         optimiser=Adaptive(),
     )  # fmt: skip
-    folds, pool = split_folds(items).items, Pool(world.names)
-    walker = Run(
-        world=world,
-        run=run,
-        pool=pool,
-        answers=Answers(world, items, rng),
-        powered=number < POWERED,
-        report_items=folds["report"],
-    )
-    Schedule(run=run, pool=pool, folds=folds, sides={}).walk(walker)
-    return walker
+    folds = split_folds(items).items
+    simulated = Run(world, run, Pool(world.names), folds, Answers(world, items, rng), number < POWERED)
+    simulated.walk()
+    return simulated
 
 
 def _soce(world: World) -> SoCE:

@@ -1,9 +1,9 @@
-"""`merge=accelerate` beside `merge=local`: start of the ranks, wall time of a soup, cost of passing a plan.
+"""Wall time of a soup by `merge=accelerate` beside `merge=local`, the start of the ranks included.
 
     python benchmarks/ranks.py [--size 0.3] [--models 4] [--ranks 2] [--rounds 5]
 
 Prints medians; ratios hold within one run. Inputs are generated below --work and are in the page cache. On one machine
-without GPUs the ranks have the same cores as the threads of `merge=local`: the figures show what the ranks cost.
+without GPUs the ranks have the same cores as the threads of `merge=local`, so the difference is what the ranks cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from merge_inputs import generate
 
 from souping.core.types import Recipe
-from souping.merge.distributed.backend import AccelerateMerge
+from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 
@@ -44,15 +44,14 @@ def main() -> None:
 
 def measure(plan: MergePlan, out: Path, ranks: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each kind, in interleaved rounds after one that is thrown away."""
-    local, group = LocalMerge(), AccelerateMerge(num_processes=ranks)
-    start = [soup(group, plan, out)]
-    times: dict[str, list[float]] = {"merge=local": [], "merge=accelerate": []}
-    soup(local, plan, out)
-    for _ in range(rounds):
-        for name, merge in (("merge=local", local), ("merge=accelerate", group)):
-            times[name].append(soup(merge, plan, out))
-    group.close()
-    return {"first soup, ranks started": start, **times}
+    backends = {"merge=local": LocalMerge(), "merge=accelerate": AccelerateMerge(num_processes=ranks)}
+    times: dict[str, list[float]] = {name: [] for name in backends}
+    for number in range(rounds + 1):
+        for name, merge in backends.items():
+            seconds = soup(merge, plan, out)
+            if number:
+                times[name].append(seconds)
+    return times
 
 
 def soup(merge: LocalMerge, plan: MergePlan, out: Path) -> float:

@@ -1,9 +1,9 @@
-"""Cells a second of `executor=ray`: one actor against two, in turns, with cells that compute.
+"""Requests per second of `executor=ray`: one actor against two, in turns, with requests that compute.
 
-    python -m benchmarks.ray_actors [--cells 12] [--seconds 2] [--rounds 3]
+    python -m benchmarks.ray_actors [--requests 12] [--seconds 2] [--rounds 3]
 
-A cell computes `--seconds` of one thread's time. Starting Ray and the actors is not counted: the clock runs from the
-first cell to the last. Rounds take turns; medians are compared.
+A request computes `--seconds` of one thread's time. Starting Ray and the actors is not counted: the clock runs from the
+first request to the last. Rounds take turns; medians are compared.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ import time
 from pathlib import Path
 
 from souping.pipeline.ray_actors import RayExecutor
-from tests.support.actors import Busy, Makes, tasks
+from tests.support.actors import Busy, Makes, requests
 
 
-def rate(actors: int, cells: int, seconds: float) -> float:
-    """Cells a second, with as many open as there are actors: what comes back is followed by the next."""
+def rate(actors: int, count: int, seconds: float) -> float:
+    """Requests per second, with as many open as there are actors: what comes back is followed by the next."""
     folder = Path(tempfile.mkdtemp())
     workers = RayExecutor(actors=actors, cpus=1).start(Busy(folder), Makes(folder, seconds))
     try:
-        for task in tasks(actors):  # actors are there, and have answered once
-            workers.put(task)
+        for request in requests(actors):  # actors are there, and have answered once
+            workers.put(request)
         for _ in range(actors):
             workers.take()
-        waiting, done, started = tasks(cells), 0, time.monotonic()
-        for _ in range(min(workers.slots, cells)):
+        waiting, done, started = requests(count), 0, time.monotonic()
+        for _ in range(min(workers.slots, count)):
             workers.put(waiting.pop())
-        while done < cells:
+        while done < count:
             workers.take()
             done += 1
             if waiting:
                 workers.put(waiting.pop())
-        return cells / (time.monotonic() - started)
+        return count / (time.monotonic() - started)
     finally:
         workers.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(given.rounds):
         for actors, own in rates.items():
-            own.append(rate(actors, given.cells, given.seconds))
-            print(f"{actors} actors: {own[-1]:.3f} cells a second", flush=True)
+            own.append(rate(actors, given.requests, given.seconds))
+            print(f"{actors} actors: {own[-1]:.3f} requests per second", flush=True)
     one, two = (statistics.median(rates[actors]) for actors in (1, 2))
-    print(f"median of {given.rounds}: {one:.3f} and {two:.3f} cells a second, ratio {two / one:.2f}")
+    print(f"median of {given.rounds}: {one:.3f} and {two:.3f} requests per second, ratio {two / one:.2f}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from souping.core.objectives import value
-from souping.core.protocols import Correlation, Evaluator, Objective, Optimiser, Selector, Served, Strategy, Tracker
+from souping.core.protocols import (
+    Correlation,
+    Evaluator,
+    LoadedModel,
+    Objective,
+    Optimiser,
+    Selector,
+    Strategy,
+    Tracker,
+)
 from souping.core.text import named
 from souping.core.types import Cell, Item, Recipe, Result, ScoreMatrix, SearchSpace, Trial, UserError, Weights, digest
 
@@ -140,7 +149,7 @@ def check_strategy(strategy: Strategy) -> None:
         _expect(strategy, False, "best() without a result must raise a UserError")
 
 
-def check_evaluator(evaluator: Evaluator, model: Served, items: Sequence[Item]) -> None:
+def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]) -> None:
     """Settings are plain data, batches cut all items by a fixed rule, and each item gets a record, in order, twice."""
     _expect(evaluator, Evaluator in type(evaluator).__mro__, "must subclass Evaluator")
     settings = evaluator.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from souping.core.objectives import Mean
-from souping.core.protocols import Evaluator, Objective, Served
+from souping.core.protocols import Evaluator, LoadedModel, Objective
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
+from tests.support.composition import compose_once
 
 IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]
 """What a shell's background or nohup ignores. Processes of tests would inherit that; a handler they do not inherit."""
@@ -31,6 +34,7 @@ for _number in IGNORED:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+compose_once()
 settings.load_profile("souping")  # the same examples at every run, however busy the machine
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "souping" / "paper"
@@ -93,7 +97,7 @@ class FakeEvaluator(Evaluator):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
         return [
             Record(
@@ -120,7 +124,7 @@ def bfcl() -> Any:
     from souping.evaluate.bfcl.environment import find, place_of
 
     if not os.environ.get("SOUPING_BFCL"):
-        pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/bfcl.md)")
+        pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/evaluators.md)")
     return find(place_of())
 
 
@@ -143,15 +147,29 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+"""A PNG of one grey point."""
 
 
-def command_line(place: Path, *words: str) -> int:
-    """Exit status of the command line, run in this process and in that folder."""
+def command_line(place: Path, *words: str, drawn: bool = False) -> int:
+    """Exit status of the command line, run in this process and in that folder.
+
+    A third of a tiny run's time would go into figures, so they are dots and empty elements unless they are wanted
+    `drawn`. A single run is not composed twice to find Hydra's mode.
+    """
+    from hydra._internal.hydra import Hydra
+
     from souping.cli.main import main
+    from souping.report.drawing import Drawing
 
+    single = all(word.startswith("hydra.run.dir=") for word in words if "hydra" in word or word.startswith("-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "argv", ["souping", *words])
+        patch.setattr(Hydra, "get_mode", (lambda *_: None) if single else Hydra.get_mode)  # it is wrapped at each start
+        if not drawn:
+            patch.setattr(Drawing, "svg", lambda self: f'<svg role="img" aria-label="{escape(self.alt)}"></svg>')
+            patch.setattr(Drawing, "png", lambda self, dpi=144: DOT)
         try:
             main()
         except SystemExit as error:
@@ -163,9 +181,9 @@ def command_line(place: Path, *words: str) -> int:
 def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process, in an empty folder."""
 
-    def run(*arguments: str) -> Outcome:
+    def run(*arguments: str, drawn: bool = False) -> Outcome:
         monkeypatch.chdir(tmp_path)
-        code = command_line(tmp_path, *arguments)
+        code = command_line(tmp_path, *arguments, drawn=drawn)
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 
@@ -198,7 +216,7 @@ def finished(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     place = tmp_path_factory.mktemp("finished")
     with redirect_stdout(io.StringIO()) as terminal:
-        assert command_line(place, *finished_words(family), "hydra.run.dir=run") == 0
+        assert command_line(place, *finished_words(family), "hydra.run.dir=run", drawn=True) == 0
     (place / "terminal.txt").write_text(terminal.getvalue())
     return place
 

@@ -1,7 +1,7 @@
 """The house: imports never go up; heavy packages wait, files and functions stay small, names are one.
 
-Every import of every file counts, inside functions too; only those for type checkers (`if TYPE_CHECKING:`) load nothing
-and so make no circle, but they keep the layers like all others.
+Every import of every file counts, inside functions and for type checkers too. Only the test of heavy packages asks
+what runs on import.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.count import Functions, circles, imported, imports, length, package
 
 PACKAGE = ROOT / "souping"
 LAYERS = (
@@ -25,51 +25,21 @@ LAYERS = (
     ("checkpoints",),
     ("selection", "search", "analysis", "merge", "evaluate", "report", "trackers"),
     ("pipeline", "pantry", "paper"),
-    ("planning",),
+    ("plan",),
     ("cli",),
 )
 """Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
-HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "huggingface_hub"}
+HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "httpx", "httpx2"}
+"""Slow to import. huggingface_hub is not: it loads its modules, and its HTTP client, when they are used."""
 FORBIDDEN = ("Kitchen", "Hob", "Shelf", "Table", "Larder", "Bench", "Hand", "Stand")
-"""Names of classes that say nothing of what they hold."""
-
-
-def sources(root: Path) -> dict[str, ast.Module]:
-    """{dotted module: its syntax tree} of a package."""
-    files = sorted(root.rglob("*.py"))
-    return {dotted(path.relative_to(root.parent)): ast.parse(path.read_text()) for path in files}
-
-
-def dotted(path: Path) -> str:
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-
-
-def typing_only(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-
-
-def walk(node: ast.AST, *, functions: bool = True, typing: bool = True) -> Iterator[ast.AST]:
-    """All nodes below; without `functions` only those that run on import, without `typing` only those that ever run."""
-    for child in ast.iter_child_nodes(node):
-        inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if (typing_only(child) and not typing) or (inner and not functions):
-            continue
-        yield child
-        yield from walk(child, functions=functions, typing=typing)
-
-
-def imported(nodes: Iterator[ast.AST], modules: Mapping[str, ast.Module]) -> Iterator[str]:
-    """Modules that are imported; `from package import module` names the module."""
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "imports are absolute"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in modules else str(node.module)
+"""Class names that do not say what the class holds."""
+TEXTS = package(ROOT)
+MODULES = {name: ast.parse(text) for name, text in TEXTS.items()}
+LINES = [(name, line) for name, text in TEXTS.items() for line in text.splitlines()]
+NODES = [(name, node) for name, tree in MODULES.items() for node in ast.walk(tree)]
+FUNCTIONS = [(name, node) for name, node in NODES if isinstance(node, Functions)]
 
 
 def room(module: str) -> str:
@@ -84,45 +54,25 @@ def upward(modules: Mapping[str, ast.Module]) -> list[str]:
         own = room(module)
         if own in ("", "__main__", "testing"):  # the package, its entry and the checks for users stand above all rooms
             continue
-        for name in imported(walk(tree), modules):
+        for name in imported(ast.walk(tree), modules):
             other = room(name) if name.split(".")[0] == "souping" else own
             if other != own and LEVEL.get(other, len(LAYERS)) > LEVEL[own]:
                 wrong.append(f"{module} imports {name}")
     return wrong
 
 
-def circle(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Modules that need one another to be imported, empty where there are none; a package runs before its modules."""
-    needs = {module: needed(module, tree, modules) for module, tree in modules.items()}
-    while True:
-        free = {module for module, others in needs.items() if not others & set(needs)}
-        if not free:
-            return sorted(needs)
-        needs = {module: others for module, others in needs.items() if module not in free}
+def on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when a module is imported: not those in functions and `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(node):
+        typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        if not typing and not isinstance(child, (*Functions, ast.Lambda)):
+            yield child
+            yield from on_import(child)
 
 
-def needed(module: str, tree: ast.Module, modules: Mapping[str, ast.Module]) -> set[str]:
-    names = set(imported(walk(tree, typing=False), modules)) & set(modules)
-    parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
-    outside = {parent for parent in parents if not f"{module}.".startswith(f"{parent}.")}
-    return (names | outside) - {module}
-
-
-MODULES = sources(PACKAGE)
-FUNCTIONS = [
-    (module, node)
-    for module, tree in MODULES.items()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-]
-
-
-def test_imports_never_go_up() -> None:
+def test_imports_never_go_up_and_make_no_circle() -> None:
     assert upward(MODULES) == []
-
-
-def test_no_import_circle() -> None:
-    assert circle(MODULES) == []
+    assert circles(imports(MODULES)) == []
 
 
 @pytest.mark.parametrize(
@@ -131,7 +81,7 @@ def test_no_import_circle() -> None:
         ("souping.core.text", "from souping.checkpoints import pool"),
         ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
         ("souping.merge.plan", "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings"),
-        ("souping.pipeline.store", "import souping.planning.planner"),
+        ("souping.pipeline.store", "import souping.plan.planner"),
     ],
     ids=["up", "in a function", "for types", "import"],
 )
@@ -140,15 +90,15 @@ def test_a_planted_import_is_found(module: str, line: str) -> None:
     assert [wrong.split()[0] for wrong in upward(planted)] == [module]
 
 
-def test_a_planted_circle_is_found() -> None:
-    back = ast.parse("def late():\n    import souping.merge.writer")
-    assert "souping.merge.plan" in circle({**MODULES, "souping.merge.plan": back})
+@pytest.mark.parametrize("line", ["def late():\n    import souping.merge.writer", "import souping.merge.writer"])
+def test_a_planted_circle_is_found(line: str) -> None:
+    assert "souping.merge.plan" in circles(imports({**MODULES, "souping.merge.plan": ast.parse(line)}))
 
 
 def test_paths_are_expanded_in_one_place() -> None:
     """`Path.expanduser` raises a RuntimeError that nobody expects: `core.files.expanded` names the path and its key."""
-    there = [p.name for p in PACKAGE.rglob("*.py") if ".expanduser()" in p.read_text()]
-    assert sorted(there) == ["files.py", "flores36.py"]  # the latter is a task of lm_eval and imports nothing of ours
+    there = {name.rsplit(".", 1)[-1] for name, line in LINES if ".expanduser()" in line}
+    assert there == {"files", "flores36"}  # the latter is a task of lm_eval and imports nothing of ours
 
 
 def test_the_tree_is_small() -> None:
@@ -160,10 +110,10 @@ def test_the_tree_is_small() -> None:
 
 
 def test_files_and_functions_stay_small() -> None:
-    assert {str(p): n for p in PACKAGE.rglob("*.py") if (n := p.read_text().count("\n")) > 500} == {}
-    lengths = {f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1 for module, node in FUNCTIONS}
-    assert {name: length for name, length in lengths.items() if length > 60} == {}
-    assert statistics.median((node.end_lineno or 0) - node.lineno + 1 for _, node in FUNCTIONS) <= 8
+    assert {name: n for name, text in TEXTS.items() if (n := text.count("\n")) > 500} == {}
+    lengths = {f"{module}.{node.name}": length(node) for module, node in FUNCTIONS}
+    assert {name: lines for name, lines in lengths.items() if lines > 60} == {}
+    assert statistics.median(length(node) for _, node in FUNCTIONS) <= 8
 
 
 def test_everything_is_annotated_and_takes_no_leftovers() -> None:
@@ -172,33 +122,11 @@ def test_everything_is_annotated_and_takes_no_leftovers() -> None:
 
 
 def test_names_are_one() -> None:
-    names = [(node.name, m) for m, tree in MODULES.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    count = Counter(name for name, _ in names)
-    assert {name: [m for n, m in names if n == name] for name, number in count.items() if number > 1} == {}
-    assert [name for name in count if name in FORBIDDEN] == []
-
-
-def test_members_are_named_by_protocols_not_guessed() -> None:
-    """`getattr` and `hasattr` with a literal name are for objects that are not ours, and say whose they are."""
-    guess = re.compile(r"\b(getattr|hasattr)\([^,]+, \"\w+\"")
-    lines = [(path, line) for path in PACKAGE.rglob("*.py") for line in path.read_text().splitlines()]
-    assert [f"{path.name}: {line.strip()}" for path, line in lines if guess.search(line) and "#" not in line] == []
-    dispatch = re.compile(r"__name__ (==|in) |_target_\W+ (==|!=)")
-    assert [line for _, line in lines if dispatch.search(line) and "#" not in line and "__main__" not in line] == []
-
-
-def test_types_are_said() -> None:
-    """Fewer than 60 places where a type is left open, by any of the ways there are."""
-    open_ended = re.compile(r": Any\b|: object\b|\bcast\(|type: ignore")
-    count = sum(len(open_ended.findall(path.read_text())) for path in PACKAGE.rglob("*.py"))
-    assert count < 60
-
-
-def test_no_alias_tells_homonyms_apart() -> None:
+    count = Counter(node.name for _, node in NODES if isinstance(node, ast.ClassDef))
+    assert [name for name, number in count.items() if number > 1 or name in FORBIDDEN] == []
     aliases = [
         f"{module}: {alias.name} as {alias.asname}"
-        for module, tree in MODULES.items()
-        for node in ast.walk(tree)
+        for module, node in NODES
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("souping")
         for alias in node.names
         if alias.asname
@@ -206,29 +134,47 @@ def test_no_alias_tells_homonyms_apart() -> None:
     assert aliases == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-class TestEveryFile:
-    def test_heavy_packages_wait(self, module: str) -> None:
-        if room(module) == "cli" or module.endswith("__main__"):
-            return
-        nodes = walk(MODULES[module], functions=False, typing=False)
-        assert not {name.split(".")[0] for name in imported(nodes, MODULES)} & HEAVY
+def test_members_are_named_by_protocols_not_guessed() -> None:
+    """`getattr` and `hasattr` with a literal name are for objects that are not ours, and say whose they are."""
+    guess = re.compile(r"\b(getattr|hasattr)\([^,]+, \"\w+\"")
+    assert [f"{name}: {line.strip()}" for name, line in LINES if guess.search(line) and "#" not in line] == []
+    dispatch = re.compile(r"__name__ (==|in) |_target_\W+ (==|!=)")
+    assert [line for _, line in LINES if dispatch.search(line) and "#" not in line and "__main__" not in line] == []
 
-    def test_hydra_lives_at_the_door(self, module: str) -> None:
-        roots = {name.split(".")[0] for name in imported(walk(MODULES[module]), MODULES)}
-        assert room(module) == "cli" or not roots & {"hydra", "omegaconf"}
 
-    def test_no_trace_of_a_machine(self, module: str) -> None:
-        path = ROOT / Path(*module.split("."))
-        text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-        assert not re.search(r"TODO|FIXME", text)
-        assert "/" + "work/" not in text
+def test_types_are_said() -> None:
+    """Fewer than 60 places where a type is left open, by any of the ways there are."""
+    open_ended = re.compile(r": Any\b|: object\b|\bcast\(|type: ignore")
+    assert sum(len(open_ended.findall(text)) for text in TEXTS.values()) < 60
+
+
+def test_heavy_packages_wait() -> None:
+    inner = [name for name in MODULES if room(name) != "cli" and not name.endswith("__main__")]
+    roots = {name: {one.split(".")[0] for one in imported(on_import(MODULES[name]), MODULES)} for name in inner}
+    assert {name: some & HEAVY for name, some in roots.items() if some & HEAVY} == {}
+
+
+def test_hydra_lives_at_the_door() -> None:
+    inner = [name for name in MODULES if room(name) != "cli"]
+    roots = {name: {one.split(".")[0] for one in imported(ast.walk(MODULES[name]), MODULES)} for name in inner}
+    assert [name for name, some in roots.items() if some & {"hydra", "omegaconf"}] == []
+
+
+def test_no_trace_of_a_machine() -> None:
+    assert [name for name, text in TEXTS.items() if re.search(r"TODO|FIXME|/" + "work/", text)] == []
+
+
+def loaded(code: str) -> set[str]:
+    """Modules that a process of its own has loaded after this code."""
+    check = f"{code}\nimport sys; print('|'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.splitlines()[-1].split("|"))
 
 
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import souping", HEAVY),
+        ("import souping; souping.run, souping.soup, souping.select", HEAVY),
         ("import souping.pipeline.run, souping.pantry, souping.trackers", HEAVY - {"pydantic"}),
         (
             "import sys; sys.argv=['souping','--help']\n"
@@ -236,9 +182,11 @@ class TestEveryFile:
             HEAVY - {"hydra", "omegaconf"},
         ),
     ],
-    ids=["import", "pipeline", "help"],
+    ids=["library", "pipeline", "help"],
 )
 def test_importing_loads_nothing_heavy(code: str, absent: set[str]) -> None:
-    check = f"{code}\nimport sys; print('|'.join(sorted(set(sys.modules) & {absent!r})))"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == ""
+    assert loaded(code) & absent == set()
+
+
+def test_importing_the_package_loads_no_room() -> None:
+    assert {name for name in loaded("import souping") if name.startswith("souping.")} == set()

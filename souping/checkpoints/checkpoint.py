@@ -1,8 +1,8 @@
-"""Checkpoint folder, known from its headers: tensors and where they lie, config, side files, fingerprint.
+"""Checkpoint folder, read from its headers: tensors and their places, config, side files, fingerprint.
 
 Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, without running
 their code: `torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight
-either and tells where in the zip file each storage lies (`UntypedStorage._checkpoint_offset`), so that a pickled file
+either and gives the place of each storage in the zip file (`UntypedStorage._checkpoint_offset`), so that a pickled file
 streams like a safetensors file afterwards.
 """
 
@@ -12,7 +12,7 @@ import fnmatch
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,6 @@ class Checkpoint:
     config: dict[str, Any]
     files: tuple[str, ...]
     side: tuple[str, ...]
-    notes: tuple[str, ...] = field(default=())
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -64,20 +63,31 @@ class Checkpoint:
         """Read a folder's headers.
 
         Raises:
-            UserError: it is missing, has no config.json or no weights, holds pickled weights that were not asked
-                for, a name or symlink leaves it, or a header cannot be trusted.
+            UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
+                allowed, a name or symlink leaves it, or a header cannot be trusted.
         """
         folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         before = stamps_in(folder)
         config = _read_config(folder)
-        tensors = _read_weights(folder, allow_pickle)
+        tensors = read_weights(folder, allow_pickle)
         if not tensors:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
+        return cls.of(folder, tensors, config, side_files(folder), before)
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+        side: tuple[str, ...],
+        before: Mapping[str, Stamp],
+    ) -> Checkpoint:
+        """A folder that was read; `before` are the stamps of its files from before that."""
         files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        side = side_files(folder)
-        stamps = stamps_of(folder, (*files, *side), before)
+        stamps = {name: before[name] if name in before else stamp(folder / name) for name in (*files, *side)}
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @property
@@ -151,28 +161,27 @@ def small(path: Path, limit: int = MAX_JSON) -> bytes:
     return path.read_bytes()
 
 
-def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    """The tensor table; one file wins over an index, as in transformers."""
-    if inside(folder, SINGLE).is_file():
-        return read_header(folder / SINGLE)[0]
-    if inside(folder, INDEX).is_file():
-        return _read_sharded(folder, INDEX, lambda path, name: read_header(path, name)[0])
-    pickles = [name for name in (PICKLED, PICKLED_INDEX) if inside(folder, name).is_file()]
-    if not pickles:
-        raise UserError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
-    if not allow_pickle:
-        raise pickled(folder / pickles[0])
-    if pickles[0] == PICKLED:
-        return read_pickled(folder / PICKLED, PICKLED)
-    return _read_sharded(folder, PICKLED_INDEX, read_pickled)
+def read_weights(
+    folder: Path,
+    allow_pickle: bool,
+    safe: Sequence[str] = (SINGLE, INDEX),
+    pickles: Sequence[str] = (PICKLED, PICKLED_INDEX),
+) -> dict[str, Tensor]:
+    """The tensors of the first of these files that is there: a single file wins over an index, as in transformers.
 
-
-def pickled(path: Path) -> UserError:
-    """Error of weights that nobody allowed to be read."""
-    return UserError(
-        f"{path} holds pickled weights, which can run code when opened. "
-        "Convert them to safetensors, or set merge.allow_pickle=true."
-    )
+    Raises:
+        UserError: none is there, it is pickled and that is not allowed, or it cannot be trusted.
+    """
+    name = next((name for name in (*safe, *pickles) if inside(folder, name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder} has no weights: {' or '.join(safe)} is missing")
+    if name in pickles and not allow_pickle:
+        raise UserError(
+            f"{folder / name} holds pickled weights, which can run code when opened. "
+            "Convert them to safetensors, or set merge.allow_pickle=true."
+        )
+    read: Reader = read_pickled if name in pickles else read_header
+    return _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
 
 
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
@@ -214,7 +223,7 @@ def side_files(folder: Path) -> tuple[str, ...]:
 
 
 def stored_names(folder: Path) -> frozenset[str]:
-    """The names of the tensors that a model folder stores, which a pool has taken (pickled ones where it allowed them).
+    """The names of the tensors that a model folder stores, including pickled ones, which the pool has allowed.
 
     Raises:
         UserError: as `Checkpoint.open`.
@@ -235,11 +244,6 @@ def stamp(path: Path) -> Stamp:
 def stamps_in(folder: Path) -> dict[str, Stamp]:
     """The stamps of the files of a folder, to be taken before they are read."""
     return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
-
-
-def stamps_of(folder: Path, names: Iterable[str], before: Mapping[str, Stamp]) -> dict[str, Stamp]:
-    """The stamps of these files, as they were `before`; those of folders below are taken now."""
-    return {name: before[name] if name in before else stamp(folder / name) for name in names}
 
 
 def check_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
@@ -307,7 +311,7 @@ def settled(path: Path) -> Stamp:
     return now
 
 
-def end_tokens(folder: Path) -> tuple[int, ...]:
+def eos_token_ids(folder: Path) -> tuple[int, ...]:
     """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
 
     Raises:
@@ -316,13 +320,13 @@ def end_tokens(folder: Path) -> tuple[int, ...]:
     for name in (GENERATION, "config.json"):
         path = inside(folder, name)
         if path.is_file():
-            ends = _ends(path, parse_json(path, small(path)))
+            ends = _token_ids(path, parse_json(path, small(path)))
             if ends:
                 return ends
     return ()
 
 
-def _ends(path: Path, table: Json) -> tuple[int, ...]:
+def _token_ids(path: Path, table: Json) -> tuple[int, ...]:
     if not isinstance(table, dict):
         raise broken(path, f"{path.name} is not a JSON object")
     text = table.get("text_config")
@@ -381,5 +385,5 @@ def _tensor(path: Path, label: str, name: str, value: torch.Tensor, size: int) -
         raise broken(path, f"a tensor of {value.dtype} cannot be read", name)
     offset, nbytes = start + value.storage_offset() * value.element_size(), value.numel() * value.element_size()
     if not 0 <= offset <= offset + nbytes <= size:
-        raise broken(path, "truncated: its bytes lie behind the end", name)
+        raise broken(path, "truncated: its bytes are beyond the end", name)
     return Tensor(name, tag, tuple(value.shape), label, int(offset), int(nbytes))

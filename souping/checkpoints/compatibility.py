@@ -7,7 +7,6 @@ chat templates are compared by content, not by formatting.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,18 +42,26 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
     Raises:
         UserError: tensors are missing or extra, shapes differ, or a float type cannot be souped.
     """
-    first = next(iter(checkpoints))
-    tables = {name: _table(checkpoint, checkpoints) for name, checkpoint in checkpoints.items()}
-    for name, table in tables.items():
-        _same_names(first, name, tables[first], table, checkpoints)
+    first, *others = checkpoints
+    dropped = redundant(checkpoints)
+    tables = {
+        name: {tensor: place for tensor, place in checkpoint.tensors.items() if tensor not in dropped}
+        for name, checkpoint in checkpoints.items()
+    }
+    for name in others:
+        _same_names(first, name, tables, checkpoints)
     aligned = [_slot(name, tables, checkpoints, vocab) for name in tables[first]]
     _refuse_shapes(aligned, checkpoints, vocab)
-    _refuse_floats(aligned, checkpoints)
+    for index, name in enumerate(checkpoints):
+        bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
+        if bad:
+            names = listed(tensor.name for tensor in bad)
+            raise UserError(f"{name} stores {names} as {bad[0].dtype}: convert it to float32 or 16 bits")
     return aligned
 
 
 def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
-    """Output heads that some ingredients store beside the embedding they are tied to, and others do not.
+    """Output heads that some ingredients store although they are tied to the embedding, and others do not.
 
     They are left out of the soup: the models tie them again when they are loaded.
     """
@@ -75,23 +82,16 @@ def _setting(checkpoint: Checkpoint, key: str) -> Json:
     return checkpoint.config.get(key, inner)
 
 
-def _table(checkpoint: Checkpoint, pool: Mapping[str, Checkpoint]) -> dict[str, Tensor]:
-    drop = redundant(pool)
-    return {name: tensor for name, tensor in checkpoint.tensors.items() if name not in drop}
-
-
-def _same_names(
-    a: str, b: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor], pool: Mapping[str, Checkpoint]
-) -> None:
-    missing, extra = [n for n in left if n not in right], [n for n in right if n not in left]
+def _same_names(a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint]) -> None:
+    missing, extra = ([name for name in tables[x] if name not in tables[y]] for x, y in ((a, b), (b, a)))
     if not missing and not extra:
         return
-    lines = [f"{b} lacks {listed(missing)}"] if missing else []
-    lines += [f"{b} also has {listed(extra)}"] if extra else []
+    differences = [f"{b} lacks {listed(missing)}"] if missing else []
+    differences += [f"{b} also has {listed(extra)}"] if extra else []
     hint = ""
     if tied(pool[a]) != tied(pool[b]) and {*missing, *extra} & set(TIED):
         hint = " (tied embeddings on one side only)"
-    raise UserError(f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(lines)}")
+    raise UserError(f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(differences)}")
 
 
 def _slot(
@@ -117,31 +117,19 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
 
 def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str) -> None:
     names, checkpoints = list(pool), list(pool.values())
-    bad = [
-        slot
-        for slot in aligned
-        if slot.uneven and (vocab == "error" or not _is_vocab(slot.name, slot.parts, checkpoints))
-    ]
+    uneven = [slot for slot in aligned if slot.uneven]
+    vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
+    bad = uneven if vocab == "error" else [slot for slot in uneven if slot not in vocabularies]
     if not bad:
         return
     slot = bad[0]
     other = next(i for i, part in enumerate(slot.parts) if part.shape != slot.parts[0].shape)
-    hint = ""
-    if all(_is_vocab(s.name, s.parts, checkpoints) for s in bad):
-        hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect"
+    alone = len(vocabularies) == len(uneven)
+    hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect" if alone else ""
     raise UserError(
         f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {list(slot.parts[0].shape)} in "
         f"{names[0]} and {list(slot.parts[other].shape)} in {names[other]}{hint}"
     )
-
-
-def _refuse_floats(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint]) -> None:
-    for name, index in zip(pool, range(len(pool)), strict=True):
-        bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
-        if bad:
-            raise UserError(
-                f"{name} stores {listed(t.name for t in bad)} as {bad[0].dtype}: convert it to float32 or 16 bits"
-            )
 
 
 CHUNK = 1 << 22
@@ -198,13 +186,13 @@ def _dtypes(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> lis
 
 
 def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
-    """Heads stored beside a tied embedding by some: fine if they are equal to it, refused if not."""
+    """Notes on tied heads that only some store, which have to equal the embedding."""
     notes = []
     for head in redundant(pool):
         owners = [name for name, checkpoint in pool.items() if head in checkpoint.tensors]
         for owner in owners:
             _equals_embedding(owner, pool[owner], head)
-        notes.append(f"{listed(owners)} stores the tied {head} beside the embedding, others do not: it is left out")
+        notes.append(f"{listed(owners)} stores the tied {head} as well as the embedding, others do not: it is left out")
     return notes
 
 
@@ -239,8 +227,8 @@ def _same_bytes(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
     if left.nbytes != right.nbytes:
         return False
     with (a.folder / left.file).open("rb") as x, (b.folder / right.file).open("rb") as y:
-        x.seek(left.offset, os.SEEK_SET)
-        y.seek(right.offset, os.SEEK_SET)
+        x.seek(left.offset)
+        y.seek(right.offset)
         sizes = [min(CHUNK, left.nbytes - start) for start in range(0, left.nbytes, CHUNK)]
         return all(x.read(size) == y.read(size) for size in sizes)
 
@@ -304,7 +292,7 @@ class Tokenizer:
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a folder; an empty one where it has none.
+    """The tokenizer of a folder; an empty one if it has none.
 
     Raises:
         UserError: a tokenizer file is not JSON, or not one of a tokenizer.
@@ -344,8 +332,12 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
     if left.present != right.present:
         owner, other = (a, b) if left.present else (b, a)
         return [f"{owner} has a tokenizer, {other} has none", *_templates(a, b, left, right)]
-    clash = [token for token, number in left.ids.items() if right.ids.get(token, number) != number]
-    clash += [t for t, n in _swapped(left, right) if t not in clash]
+    names = {number: token for token, number in right.ids.items()}
+    clash = [
+        token
+        for token, number in left.ids.items()
+        if right.ids.get(token, number) != number or names.get(number, token) != token
+    ]
     if clash:
         raise UserError(f"tokenizers of {a} and {b} differ: other ids for {listed(clash)}")
     lone = sorted(set(left.ids) ^ set(right.ids))
@@ -357,12 +349,6 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
     if (left.rules != right.rules and not lone) or left.files != right.files:
         raise UserError(f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings")
     return [*_warn(a, b, left, right), *_templates(a, b, left, right)]
-
-
-def _swapped(left: Tokenizer, right: Tokenizer) -> list[tuple[str, int]]:
-    """Ordinary tokens whose id is another ordinary token on the other side."""
-    names = {number: token for token, number in right.ids.items()}
-    return [(token, number) for token, number in left.ids.items() if names.get(number, token) != token]
 
 
 def _warn(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:

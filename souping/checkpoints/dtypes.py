@@ -1,49 +1,23 @@
-"""Dtypes in one table: tag in a safetensors header, name in torch, bits of an element, and which are souped."""
+"""Dtypes by their tag in a safetensors header: names in torch, bits of an element, and which can be souped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Dtype:
-    """Element's type; `torch` is empty where torch has none that a checkpoint is read into."""
-
-    tag: str
-    torch: str
-    bits: int
-    floating: bool = False
-
-
-TABLE = (
-    Dtype("F32", "float32", 32, True),
-    Dtype("BF16", "bfloat16", 16, True),
-    Dtype("F16", "float16", 16, True),
-    Dtype("F64", "float64", 64, True),
-    Dtype("C64", "", 64, True),
-    Dtype("F8_E4M3", "float8_e4m3fn", 8, True),
-    Dtype("F8_E5M2", "float8_e5m2", 8, True),
-    Dtype("F8_E8M0", "", 8, True),
-    Dtype("F4", "", 4, True),
-    Dtype("F6_E2M3", "", 6, True),
-    Dtype("F6_E3M2", "", 6, True),
-    Dtype("I64", "int64", 64),
-    Dtype("I32", "int32", 32),
-    Dtype("I16", "int16", 16),
-    Dtype("I8", "int8", 8),
-    Dtype("U64", "", 64),
-    Dtype("U32", "", 32),
-    Dtype("U16", "", 16),
-    Dtype("U8", "uint8", 8),
-    Dtype("BOOL", "bool", 8),
-)
 FLOATS = ("F32", "BF16", "F16")
-"""Tags of what is souped, widest first."""
-OTHER_FLOATS = tuple(dtype.tag for dtype in TABLE if dtype.floating and dtype.tag not in FLOATS)
-BITS = {dtype.tag: dtype.bits for dtype in TABLE}
-TAGS = {dtype.torch: dtype.tag for dtype in TABLE if dtype.torch}
-"""{torch's name: tag}"""
+"""Tags of what can be souped, widest first."""
+OTHER_FLOATS = ("F64", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
+BITS = {
+    "F64": 64, "C64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
+    "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F4": 4,
+}  # fmt: skip
+TAGS = {
+    "float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8",
+    "bool": "BOOL",
+}  # fmt: skip
+"""{torch's name: tag} of what a checkpoint is read into."""
 TORCH_DTYPES = {tag: name for name, tag in TAGS.items()}
 TORCH_NAMES = {TORCH_DTYPES[tag]: tag for tag in FLOATS}
 """{torch's name: tag} of what is souped."""

@@ -1,4 +1,4 @@
-"""Safetensors headers, read as if an enemy had written them.
+"""Safetensors headers from untrusted files.
 
 The format: 8 bytes little-endian length, that many bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data
 (https://huggingface.co/docs/safetensors). Nothing is allocated before the file's real size has been compared.
@@ -38,15 +38,17 @@ class Tensor:
         return _product(self.shape)
 
 
-def read_header(path: Path, label: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, in the order of their data, and its metadata. Reads no weight.
+def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in the order of their data. Reads no weight.
 
     Raises:
-        UserError: the file is truncated, or its header lies (length, JSON, dtype, shape, overlap, overrun, holes).
+        UserError: the file is truncated, or its header is wrong (length, JSON, dtype, shape, overlap, overrun, holes).
     """
     file = label or path.name
     size, raw = _raw_header(path)
-    table = _parse(path, raw)
+    if not raw.startswith(b"{"):
+        raise broken(path, "its header is not JSON")
+    table: dict[str, Any] = parse_json(path, raw)
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise broken(path, "its __metadata__ is not a table of texts")
@@ -55,7 +57,7 @@ def read_header(path: Path, label: str | None = None) -> tuple[dict[str, Tensor]
         (_tensor(path, file, start, *entry) for entry in table.items()), key=lambda t: (t.offset, t.nbytes)
     )
     _check_layout(path, tensors, start, size)
-    return {t.name: t for t in tensors}, metadata
+    return {t.name: t for t in tensors}
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) -> bytes:
@@ -112,13 +114,6 @@ def parse_json(path: Path, raw: bytes) -> Any:
         return read_json(raw.decode("utf-8"), unique_keys)
     except ValueError as error:
         raise broken(path, f"not valid JSON ({shown(str(error))})") from None
-
-
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    if not raw.startswith(b"{"):
-        raise broken(path, "its header is not JSON")
-    table = parse_json(path, raw)
-    return dict(table)
 
 
 def _whole(values: Json) -> TypeGuard[list[int]]:

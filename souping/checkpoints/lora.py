@@ -1,9 +1,8 @@
-r"""An adapter folder, known from its headers: the pairs A and B of each adapted module, and their scaling.
+r"""Adapter folder, read from its headers: the factors A and B of each adapted module, and their scaling.
 
-`adapter_config.json` decides the adapter's product B*A, or that it is no plain LoRA. The rules are PEFT's own
-(LoraConfig and get_pattern_key): a module's rank and alpha are those of the first key of rank_pattern and alpha_pattern
-that matches its name as `(.*\.)?(key)$`, else `r` and `lora_alpha`; the product is scaled by alpha / rank, or with
-use_rslora by alpha / sqrt(rank).
+The rules are PEFT's own (LoraConfig and get_pattern_key): a module's rank and alpha are those of the first key of
+rank_pattern and alpha_pattern that matches its name as `(.*\.)?(key)$`, else `r` and `lora_alpha`; the product B*A is
+scaled by alpha / rank, or with use_rslora by alpha / sqrt(rank).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from souping.checkpoints.checkpoint import (
     INDEX,
@@ -26,15 +25,13 @@ from souping.checkpoints.checkpoint import (
     file_digest,
     fingerprint,
     inside,
-    pickled,
-    read_pickled,
+    read_weights,
     side_files,
     small,
     stamps_in,
-    stamps_of,
 )
 from souping.checkpoints.dtypes import FLOATS
-from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.checkpoints.header import Tensor, broken, parse_json
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
@@ -44,7 +41,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-FACTOR = re.compile(r"(?P<module>.+)\.(?P<side>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
+LINEAR, EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
+FACTOR = re.compile(rf"(?P<module>.+)\.(?P<side>{'|'.join(map(re.escape, (*LINEAR, *EMBEDDING)))})")
 MAX_NAME, MAX_DOTS = 150, 15  # generous for a module; they bound what a pattern can cost
 
 
@@ -68,15 +66,15 @@ class FactorPair:
     @property
     def keys(self) -> tuple[str, str]:
         """Names of A and B in a file."""
-        sides = ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_A.weight", "lora_B.weight")
-        return (f"{PREFIX}{self.module}.{sides[0]}", f"{PREFIX}{self.module}.{sides[1]}")
+        a, b = EMBEDDING if self.embedding else LINEAR
+        return (f"{PREFIX}{self.module}.{a}", f"{PREFIX}{self.module}.{b}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """LoRA folder whose headers were read and found sound.
 
-    `whole` are full weights of the base that PEFT saved beside the factors (embeddings), by module: they have to be
+    `whole` are full weights of the base that PEFT saved with the factors (embeddings), by module: they have to be
     the base's own.
     """
 
@@ -95,25 +93,15 @@ class Adapter:
         folder = expanded(folder)
         settings = read_settings(folder)
         before = stamps_in(folder)
-        tensors = _read_weights(folder, allow_pickle)
+        tensors = read_weights(folder, allow_pickle, (WEIGHTS,), (PICKLED_WEIGHTS,))
         side = tuple(name for name in side_files(folder) if name not in ("config.json", "generation_config.json"))
-        files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        stamps = stamps_of(folder, (*files, *side), before)
-        checkpoint = Checkpoint(folder=folder, tensors=tensors, config={}, files=files, side=side, stamps=stamps)
+        checkpoint = Checkpoint.of(folder, tensors, {}, side, before)
         parts, whole = _sort(folder, tensors, settings)
         return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=whole)
 
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
-
-    @property
-    def dtype(self) -> str:
-        return self.checkpoint.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.checkpoint.nbytes
 
     @property
     def has_tokenizer(self) -> bool:
@@ -156,7 +144,7 @@ def is_adapter(folder: Path) -> bool:
     """Whether a folder is a PEFT adapter.
 
     Raises:
-        UserError: it holds a full model's weights too, so that nobody knows which is meant.
+        UserError: it holds a full model's weights too.
     """
     folder = expanded(folder)
     if not (folder / CONFIG).is_file():
@@ -165,16 +153,6 @@ def is_adapter(folder: Path) -> bool:
     if full:
         raise UserError(f"{folder} holds an adapter ({CONFIG}) and a full model ({full[0]}): move one of them away.")
     return True
-
-
-def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    if inside(folder, WEIGHTS).is_file():
-        return read_header(folder / WEIGHTS)[0]
-    if not inside(folder, PICKLED_WEIGHTS).is_file():
-        raise UserError(f"{folder} has no weights: {WEIGHTS} is not there.")
-    if not allow_pickle:
-        raise pickled(folder / PICKLED_WEIGHTS)
-    return read_pickled(folder / PICKLED_WEIGHTS, PICKLED_WEIGHTS)
 
 
 def _sort(
@@ -188,8 +166,10 @@ def _sort(
         factor = FACTOR.fullmatch(name)
         if factor:
             sides.setdefault(factor["module"], {})[factor["side"]] = tensor
+        elif name.endswith(".weight") and "lora_" not in name and "modules_to_save" not in name:
+            whole[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
         else:
-            whole[_whole_module(folder, key, name)] = tensor
+            raise UserError(f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped")
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
     end = time.monotonic() + MATCHING
@@ -200,30 +180,18 @@ def _sort(
         raise broken(folder / CONFIG, what) from None
 
 
-def _whole_module(folder: Path, key: str, name: str) -> str:
-    """The module whose full weight this is; everything else that is no factor is refused by name."""
-    kinds = {"lora_magnitude_vector": "DoRA", "lora_B.bias": "lora_bias", "modules_to_save": "modules_to_save"}
-    kind = next((kind for word, kind in kinds.items() if word in name), "")
-    if kind or not name.endswith(".weight") or "lora_" in name:
-        raise UserError(f"adapter {folder}: {shown(key)} is {kind or 'no part of a plain LoRA'}; it cannot be souped.")
-    return name.removesuffix(".weight").removesuffix(".base_layer")
-
-
 def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings, end: float) -> FactorPair:
     """A and B of one module, which have to fit each other and the config."""
     path = folder / WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
-    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    names = EMBEDDING if embedding else LINEAR
     if set(pair) != set(names):
         raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
     if len(module) > MAX_NAME or module.count(".") > MAX_DOTS or not re.fullmatch(r"[\w.-]+", module):
         raise broken(path, "a module has a name that no module has", module)
     a, b = pair[names[0]], pair[names[1]]
-    dims = {len(a.shape), len(b.shape)}
-    if dims <= {3, 4, 5}:
-        raise UserError(f"adapter {folder}: {module} is a convolution ({len(a.shape)} dimensions); it cannot be souped")
-    if dims != {2} or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} do not fit each other", module)
+    if not len(a.shape) == len(b.shape) == 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other", module)
     if {a.dtype, b.dtype} - set(FLOATS):
         raise broken(path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module)
     rank, scaling = settings.scaling_of(module, end)
@@ -241,14 +209,6 @@ PLAIN = {
     "ensure_weight_tying", "modules_to_tie", "target_modules_to_tie", "runtime_config",
 }  # fmt: skip
 """Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
-REASONS = {
-    "use_dora": "DoRA scales each row by a norm that no sum of products has",
-    "modules_to_save": "it carries whole modules beside its low-rank parts",
-    "trainable_token_indices": "it carries trained token embeddings",
-    "lora_bias": "it carries biases",
-    "layer_replication": "its model has other layers than the base",
-    "target_parameters": "it adapts parameters that are not a module's weight",
-}
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
 MAX_PATTERNS, MAX_PATTERN, MAX_WILD, MAX_OPTIONAL = 4_000, 500, 3, 8
@@ -301,7 +261,7 @@ def _compiled(key: str) -> Pattern[str]:
 
 
 def read_settings(folder: Path) -> AdapterSettings:
-    """Read and judge a folder's adapter_config.json.
+    """Read and check a folder's adapter_config.json.
 
     Raises:
         UserError: it is missing or broken, or asks for something that is not a plain LoRA; that is named.
@@ -312,55 +272,45 @@ def read_settings(folder: Path) -> AdapterSettings:
         raise broken(path, f"{CONFIG} is not a JSON object")
     _refuse(folder, config)
     try:
-        return _settings(path, config)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        return AdapterSettings(
+            rank=_rank("r", config.get("r", 8)),
+            alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
+            rslora=_typed(config, "use_rslora", bool) or False,
+            rank_pattern={key: _rank(key, value) for key, value in _patterns(path, config, "rank_pattern").items()},
+            alpha_pattern={key: _number(key, value) for key, value in _patterns(path, config, "alpha_pattern").items()},
+            transposed=_typed(config, "fan_in_fan_out", bool) or False,
+            base=_typed(config, "base_model_name_or_path", str) or None,
+            revision=_typed(config, "revision", str),
+            task_type=_typed(config, "task_type", str),
+            auto_mapping=config.get("auto_mapping"),
+        )
+    except (TypeError, ValueError, OverflowError) as error:
         raise broken(path, f"a setting has a wrong type ({shown(str(error))})") from None
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
-    """Everything that is not a plain LoRA, by name."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(f"adapter {folder}: peft_type={shown(str(kind))}: only LORA adapters are souped.")
-    bias = config.get("bias", "none")
-    if bias not in ("none", None):
-        raise UserError(f"adapter {folder}: bias={shown(str(bias))}: it trains biases too, only bias=none is souped.")
+    """Refuse everything that is not a plain LoRA, by the key that says so."""
     start = config.get("init_lora_weights", True)
-    if not any(start is known or start == known for known in HARMLESS_STARTS if isinstance(start, type(known))):
-        raise UserError(
-            f"adapter {folder}: init_lora_weights={shown(str(start))}: this start changes the base's weights. Save it "
-            "again with PEFT's path_initial_model_for_weight_conversion."
-        )
-    odd = [key for key, value in config.items() if value and key not in PLAIN]
+    plain = {
+        "peft_type": config.get("peft_type") == "LORA",
+        "bias": config.get("bias", "none") in ("none", None),
+        "init_lora_weights": any(start == one for one in HARMLESS_STARTS if isinstance(start, type(one))),
+    }
+    odd = [key for key, good in plain.items() if not good]
+    odd += [key for key, value in config.items() if value and key not in PLAIN]
     if odd:
-        key = next((key for key in REASONS if key in odd), odd[0])
-        reason = REASONS.get(key, "that is no plain LoRA")
-        raise UserError(f"adapter {folder}: {shown(key)}={shown(str(config[key]))[:40]}: {reason}; it cannot be souped")
+        value = shown(str(config.get(odd[0])))[:40]
+        hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion" * (odd[0] == "init_lora_weights")
+        raise UserError(f"adapter {folder}: {shown(odd[0])}={value}: only plain LoRA adapters can be souped{hint}")
 
 
-def _settings(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
-    texts = {key: config.get(key) for key in ("base_model_name_or_path", "revision", "task_type")}
-    for key, value in texts.items():
-        if value is not None and not isinstance(value, str):
-            raise ValueError(key)
-    return AdapterSettings(
-        rank=_rank("r", config.get("r", 8)),
-        alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
-        rslora=_flag("use_rslora", config),
-        rank_pattern={key: _rank(key, value) for key, value in _patterns(path, config, "rank_pattern").items()},
-        alpha_pattern={key: _number(key, value) for key, value in _patterns(path, config, "alpha_pattern").items()},
-        transposed=_flag("fan_in_fan_out", config),
-        base=texts["base_model_name_or_path"] or None,
-        revision=texts["revision"],
-        task_type=texts["task_type"],
-        auto_mapping=config.get("auto_mapping"),
-    )
+T = TypeVar("T")
 
 
-def _flag(key: str, config: Mapping[str, Any]) -> bool:
-    value = config.get(key) or False
-    if not isinstance(value, bool):
-        raise ValueError(key)
+def _typed(config: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{key}={value}")
     return value
 
 
@@ -380,8 +330,8 @@ def _patterns(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]
     """A table of regular expressions: none fills the memory, or means something else to `regex` than to PEFT."""
     import regex
 
-    table = config.get(key) or {}
-    if not isinstance(table, dict) or len(table) > MAX_PATTERNS:
+    table = _typed(config, key, dict) or {}
+    if len(table) > MAX_PATTERNS:
         raise ValueError(key)
     for pattern in table:
         wild, optional = len(re.findall(r"[*+{]", pattern)), pattern.count("?")

@@ -1,4 +1,4 @@
-"""Pool: which checkpoints may become ingredients, and how large they are (no weight is read)."""
+"""Candidates: which checkpoints may become ingredients, and how large they are (no weight is read)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Literal
 from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import FLOATS, ITEM
-from souping.checkpoints.hub.client import parse
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component
 from souping.core.files import expanded, near_folder
@@ -22,8 +21,8 @@ from souping.core.types import Candidate, UserError
 class Pool:
     """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
 
-    A path's name is its last component, a Hub name's the part behind the slash; a folder that exists goes before a
-    model of the Hub.
+    A path is named by its last component, a model of the Hub by the part after the slash. A folder takes precedence
+    over a model of the Hub.
     """
 
     candidates: list[str | dict[str, str]]
@@ -35,51 +34,51 @@ class Pool:
         """Names and folders, not yet opened.
 
         Raises:
-            UserError: fewer than `at_least` candidates, one given twice, or two of one name.
+            UserError: fewer than `at_least` candidates, one listed twice, or two of one name.
         """
-        candidates: dict[str, Candidate] = {}
+        candidates: list[Candidate] = []
         for number, entry in enumerate(self.candidates):
-            candidate = _candidate(entry, number)
-            twin = candidates.get(candidate.name)
-            if twin and twin.path.resolve() == candidate.path.resolve():
-                raise UserError(f"pool.candidates: {candidate.name} is given twice; list each candidate once")
-            if twin:
-                raise UserError(
-                    f"pool.candidates: {twin.path} and {candidate.path} share the name {candidate.name!r}; "
-                    "name them apart with {name: NAME, path: PATH}"
-                )
-            same = [c.name for c in candidates.values() if c.path.resolve() == candidate.path.resolve()]
-            if same:
-                raise UserError(f"pool.candidates: {same[0]} and {candidate.name} are the same folder; list it once")
-            candidates[candidate.name] = candidate
+            candidate = _candidate(entry, f"pool.candidates[{number}]")
+            for other in candidates:
+                if other.path.resolve() == candidate.path.resolve():
+                    raise UserError(
+                        f"pool.candidates: {other.name} and {candidate.name} are the same folder: list it once"
+                    )
+                if other.name == candidate.name:
+                    raise UserError(
+                        f"pool.candidates: {other.path} and {candidate.path} share the name {candidate.name!r}: "
+                        "give one another name with {name: NAME, path: PATH}"
+                    )
+            candidates.append(candidate)
         if len(candidates) < at_least:
             raise UserError(f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two")
-        return tuple(candidates.values())
+        return tuple(candidates)
 
 
-def _candidate(entry: str | dict[str, str], number: int) -> Candidate:
-    if isinstance(entry, dict):
-        if set(entry) != {"name", "path"} or not all(isinstance(v, str) and v for v in entry.values()):
-            raise UserError(f"pool.candidates[{number}] must be a path or {{name: NAME, path: PATH}}, not {entry}")
-        return Candidate(name=entry["name"], path=expanded(entry["path"], f"pool.candidates[{number}]"))
-    if not isinstance(entry, str) or not entry.strip():
-        raise UserError(f"pool.candidates[{number}] must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
-    path = expanded(entry, f"pool.candidates[{number}]")
-    online = parse(entry)
+def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
+    table = {"path": entry} if isinstance(entry, str) else entry
+    wanted = {"path"} if isinstance(entry, str) else {"name", "path"}
+    if (
+        not isinstance(table, dict)
+        or set(table) != wanted
+        or not all(isinstance(v, str) and v.strip() for v in table.values())
+    ):
+        raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
+    path, online = expanded(table["path"], key), hub.parse(table["path"])
     name = online.name if online else path.name or path.resolve().name
-    return Candidate(name=name.split("@")[0], path=path)
+    return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
 
 Basis = Literal["headers", "Hub", "name", "unknown"]
 WEIGHTS = (".safetensors", ".bin")
 BITS16 = 2
-"""Bytes a parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
+"""Bytes per parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """Model of the pool. `nbytes` are its weights as they lie on disk, `download` what has to be fetched of all its
-    files, both in bytes; `trouble` says why it cannot be had here."""
+    """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
+    both in bytes; `trouble` is why it cannot be used here, `mends` the command that helps."""
 
     name: str
     path: str
@@ -93,17 +92,29 @@ class ModelSize:
 
 
 def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
-    """One candidate. A folder that is broken, and a model that the Hub does not give, carry their trouble."""
-    name = hub.parse(candidate.path)
+    """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
+    online = hub.parse(candidate.path)
     try:
-        if name is None:
-            return _folder(candidate.name, candidate.path, allow_pickle)
-        here = hub.cached(name, allow_pickle)
-        if here is not None:
-            return replace(_folder(candidate.name, here, allow_pickle), path=str(name))
-        return _remote(candidate.name, name, allow_pickle)
+        folder = candidate.path if online is None else hub.cached(online, allow_pickle)
+        if folder is not None:
+            return replace(_of_folder(candidate.name, folder, allow_pickle), path=str(online or folder))
+        assert online is not None
+        files = hub.sizes(online, allow_pickle)
+        nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS))
+        parameters, download = nbytes // BITS16, sum(files.values())
+        return ModelSize(
+            name=candidate.name,
+            path=str(online),
+            basis="Hub",
+            nbytes=nbytes,
+            parameters=parameters,
+            download=download,
+        )
     except (UserError, OSError) as error:
-        guess = parameters_in(str(candidate.path)) if name else 0
+        reason = str(error).splitlines()[0]
+        if online is None:
+            return ModelSize(name=candidate.name, path=str(candidate.path), basis="unknown", trouble=reason)
+        guess, login = parameters_in(str(candidate.path)), "hf auth login"
         return ModelSize(
             name=candidate.name,
             path=str(candidate.path),
@@ -111,32 +122,17 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
             nbytes=guess * BITS16,
             parameters=guess,
             download=guess * BITS16,
-            trouble=f"{candidate.name}: {_short(error)}" if name else str(error).splitlines()[0],
-            mends=_mends(name, error) if name else "",
+            trouble=f"{candidate.name}: {reason}",
+            mends=login if login in str(error) else f"hf download {online.repo}, where the network is",
         )
 
 
-def _short(error: Exception) -> str:
-    """What the Hub's part of the code says, without its advice."""
-    text = str(error).splitlines()[0]
-    if "HF_HUB_OFFLINE" in text:
-        return "not in the Hub's cache, and HF_HUB_OFFLINE=1 forbids to fetch it"
-    return "the Hub cannot be reached" if "cannot be reached" in text else text
-
-
-def _mends(name: hub.HubName, error: Exception) -> str:
-    login = "hf auth login"
-    return login if login in str(error) else f"hf download {name.repo}, where the network is"
-
-
-def _folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
+def _of_folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
-    if is_adapter(folder):
-        opened, adapter = Adapter.open(folder, allow_pickle).checkpoint, True
-    else:
-        opened, adapter = Checkpoint.open(folder, allow_pickle), False
-    return replace(measured(name, opened), path=str(folder), adapter=adapter)
+    adapter = is_adapter(folder)
+    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
+    return replace(measured(name, opened), adapter=adapter)
 
 
 def measured(name: str, checkpoint: Checkpoint) -> ModelSize:
@@ -152,21 +148,8 @@ def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
     return largest.parameters * ITEM[dtype] if dtype in ITEM else largest.nbytes
 
 
-def _remote(name: str, remote: hub.HubName, allow_pickle: bool) -> ModelSize:
-    files = hub.sizes(remote, allow_pickle)
-    nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS))
-    return ModelSize(
-        name=name,
-        path=str(remote),
-        basis="Hub",
-        nbytes=nbytes,
-        parameters=nbytes // BITS16,
-        download=sum(files.values()),
-    )
-
-
 def parameters_in(name: str) -> int:
-    """Parameters by a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 where it says nothing."""
+    """Number of parameters in a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 if there is none."""
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", re.sub(r"[-_/@]", " ", name))
     scale = {"b": 1e9, "m": 1e6}
     return int(float(sizes[-1][0]) * scale[sizes[-1][1].lower()]) if sizes else 0

@@ -32,8 +32,8 @@ from souping.core.files import expanded
 from souping.core.text import first_line, is_theirs, nearest, place_of
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import expectations
+from souping.pipeline.extra_benchmarks import ExtraEntry, held
 from souping.pipeline.settings import KINDS, GateMode, Margin, StopAfter
-from souping.pipeline.side_benchmarks import SideEntry, held
 
 PARTS = (
     "pool",
@@ -69,6 +69,7 @@ class RootKeys:
     seed: Seed = 0
     out: str | None = None
     recipe: str | None = None
+    run: str | None = None
     plan: bool = False
     check: bool = False
     allow_code: bool = False
@@ -180,14 +181,14 @@ def build(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> dict[st
     return {**{group: parts[group] for group in PARTS}, "also": _build_also(config), "analyses": analyses}
 
 
-def _build_also(config: Mapping[str, Any]) -> tuple[SideEntry, ...]:
+def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     """The entries of `also` with the parts that they name."""
     made = []
     for number, entry in enumerate(config["also"]):
         nodes = also_nodes(entry, number, config["evaluator"])
         name = nodes.pop("name")
         parts = {key: build_part(node, KINDS[key], f"also[{number}].{key}") for key, node in nodes.items()}
-        made.append(SideEntry(name=name, **parts))
+        made.append(ExtraEntry(name=name, **parts))
     return tuple(made)
 
 

@@ -17,13 +17,19 @@ from souping.core.versions import __version__
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
-    "analyse": "make analyses of a finished run and add them to its report",
-    "check": "check a run as its plan does, and rehearse it on five items a category",
-    "show": "show answers of a run side by side: what the soup fixed, what it broke",
+    "check": "rehearse a run on five items per category",
+    "show": "show answers of a run side by side: what the soup fixed or broke",
 }
 """{command: what it does}; `conf/config.yaml` lists them in its help."""
-MODULES = ("analyse", "show")
+MODULES = ("show",)
 """Commands that are modules with `main(arguments) -> exit status`."""
+RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
+"""Override that names a finished run."""
+
+
+def finished_run(words: Sequence[str]) -> str | None:
+    """The folder of a finished run that `run=` names, the last of several."""
+    return next((match[1] for word in reversed(words) if (match := RUN.fullmatch(word))), None)
 
 
 def folder() -> Path:

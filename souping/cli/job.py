@@ -181,18 +181,18 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
-            from souping.planning.rehearsal import check_run
+            from souping.plan.check import check_run
 
             check_run(settings)
             return None
         if settings.plan and isinstance(settings, RunSettings):
-            from souping.planning.planner import plan
+            from souping.plan.summary import plan
 
             plan(settings)
             return None
-        from souping.pipeline.run import cook
+        from souping.pipeline.execute import execute
 
-        return cook(settings)
+        return execute(settings)
 
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
@@ -310,7 +310,7 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
-    from souping.pipeline.staged import finish_lines
+    from souping.pipeline.results import finish_lines
     from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)

@@ -8,7 +8,7 @@ import re
 import sys
 
 from souping.cli import LOST, Ended, open_streams, stop
-from souping.cli.help import answered, dispatch
+from souping.cli.help import answered, dispatch, finished_run
 
 
 def main() -> None:
@@ -43,9 +43,14 @@ def _do() -> None:
     status, sys.argv[1:] = dispatch(sys.argv[1:])
     if status is not None:
         stop("", status)
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
+    if finished_run(sys.argv[1:]) is not None:
+        from souping.cli.finished import add
+
+        add(sys.argv[1:])
+        return
     from souping.cli.job import start
 
-    sys.argv[1:] = map(_at_home, sys.argv[1:])
     start()
 
 

@@ -1,8 +1,8 @@
-"""Child processes that end with their parent, and function calls in one with a total deadline and a memory limit.
+"""Child processes that end with their parent, and function calls in one, with limits of time and memory.
 
-Use `call` for work on data that somebody else controls, such as a server's answers: whatever the data does to the
-child, the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The child also ends when the
-caller is killed, because it watches its standard input.
+Use a child for work on data that somebody else controls, such as a server's answers or a model's template: whatever
+the data does to the child, the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The
+child also ends when the caller is killed, because it watches its standard input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import pickle
 import queue
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import IO, Any, TypeVar
 
 from souping.core.system import limit_memory, package_environment
@@ -30,6 +31,105 @@ Report = Callable[[int, int], None]
 GRACE = 2.0
 """Seconds that a child gets to clean up."""
 MEMORY = 2 << 30
+WATCH = 0.2
+"""Seconds between two looks at the memory of a child that has not answered yet."""
+
+
+class Child:
+    """Process that calls module-level functions, one after another. It starts with the first call.
+
+    Functions, arguments and results are pickled. The process may take `memory` bytes of address space (of resident
+    memory on macOS, which does not enforce the other) and has the variables of `environment` alone.
+    """
+
+    def __init__(self, environment: Callable[[], Mapping[str, str]], memory: int = MEMORY) -> None:
+        self._environment, self.memory = environment, memory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._lock = threading.Lock()
+
+    def call(
+        self, function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: Report | None = None
+    ) -> T:
+        """The function's result. With `report`, it gets a callback of that name, whose calls arrive here. After a call
+        that had to be stopped, the next one starts another process.
+
+        Raises:
+            TimeoutError: it did not return within `seconds`, or the child's own alarm (SIGALRM) went off.
+            MemoryError: it needed too much memory, or was killed.
+            UserError: the function raised it.
+            RuntimeError: any other exception of the function, as text.
+        """
+        with self._lock:
+            try:
+                process = self._process or self._start()
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):
+                    pickle.dump((function, arguments, report is not None), process.stdin)
+                    process.stdin.flush()
+                kind, value = self._answer(process, time.monotonic() + seconds, report)
+                if isinstance(value, MemoryError):
+                    raise value
+            except BaseException:  # an interrupt too: the answer would be taken for that of the next call
+                self._end()
+                raise
+        if kind == "raise":
+            raise value
+        result: T = value
+        return result
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "souping.core.child", str(self.memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(self._environment()),
+            start_new_session=True,  # an interrupt from the keyboard is this process's to handle
+        )
+        assert process.stdout is not None
+        self._process, self._messages = process, queue.Queue()
+        threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
+        return process
+
+    def _answer(self, process: subprocess.Popen[bytes], end: float, report: Report | None) -> tuple[str, Any]:
+        import psutil
+
+        while True:
+            left = end - time.monotonic()
+            try:
+                kind, value = self._messages.get(timeout=max(0.0, min(WATCH, left)))
+            except queue.Empty:
+                if left <= 0:
+                    raise TimeoutError from None
+                with suppress(psutil.Error):  # it may have ended since
+                    if psutil.Process(process.pid).memory_info().rss > self.memory:
+                        raise MemoryError from None
+                continue
+            if kind == "end":
+                raise TimeoutError if process.wait() == -signal.SIGALRM else MemoryError
+            if kind != "report":
+                return kind, value
+            if report is not None:
+                report(*value)
+
+    def close(self) -> None:
+        """End the process; a later call starts another."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        with suppress(OSError):  # what is still to be written to it
+            process.stdin.close()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def call(
@@ -40,56 +140,16 @@ def call(
     environment: Mapping[str, str] | None = None,
     report: Report | None = None,
 ) -> T:
-    """The result of a module-level function, run in a process of its own.
-
-    Function, arguments and result are pickled. With `report`, the function gets a callback of that name, whose calls
-    arrive here. `environment` is added to this process's own.
-
-    Raises:
-        TimeoutError: it did not return within `seconds`.
-        MemoryError: it needed more than `MEMORY` bytes of address space (not enforced on macOS), or was killed.
-        UserError: the function raised it.
-        RuntimeError: any other exception of the function, as text.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "souping.core.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})},
-        start_new_session=True,  # an interrupt from the keyboard is this process's to handle
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    end = time.monotonic() + seconds
-    messages: queue.Queue[tuple[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(process.stdout, messages), daemon=True).start()
-    try:
-        pickle.dump((function, arguments, report is not None), process.stdin)
-        process.stdin.flush()
-        while True:
-            kind, value = messages.get(timeout=max(0.0, end - time.monotonic()))
-            if kind == "raise":
-                raise value
-            if kind == "result" or report is None:
-                result: T = value
-                return result
-            report(*value)
-    except queue.Empty:
-        raise TimeoutError from None
-    finally:
-        try:
-            process.communicate(timeout=GRACE)  # closes its standard input
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
+    with closing(Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})) as child:
+        return child.call(function, arguments, seconds, report)
 
 
 def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
-    with suppress(EOFError, pickle.UnpicklingError, ValueError):
+    with stream, suppress(EOFError, pickle.UnpicklingError, ValueError):
         while True:
             messages.put(pickle.load(stream))
-    messages.put(("raise", MemoryError()))
+    messages.put(("end", None))
 
 
 LAUNCHER = "SOUPING_LAUNCHER"
@@ -117,36 +177,37 @@ def launch(parent: int) -> None:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
-def main() -> None:
-    """The child: one request on standard input, messages on what was standard output."""
+def main(memory: int) -> None:
+    """The child: requests on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    function, arguments, reports = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_watch, daemon=True).start()
-    limit_memory(MEMORY)
+    limit_memory(memory)
 
     def send(*message: str | T) -> None:
         pickle.dump(message, out)
         out.flush()
 
-    options = {"report": lambda *counts: send("report", counts)} if reports else {}
-    try:
-        send("result", function(*arguments, **options))
-    except UserError as error:
-        send("raise", UserError(str(error)))
-    except Exception as error:
-        full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
-    except KeyboardInterrupt:
-        pass
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            function, arguments, reports = pickle.load(sys.stdin.buffer)
+            options = {"report": lambda *counts: send("report", counts)} if reports else {}
+            try:
+                send("result", function(*arguments, **options))
+            except UserError as error:
+                send("raise", UserError(str(error)))
+            except Exception as error:
+                full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+                send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
     os._exit(0)  # whatever threads still wait for
 
 
 def _watch() -> None:
     """Interrupt the main thread once the caller has closed the pipe or is gone."""
-    while os.read(0, 1):
-        pass
+    poll = select.poll()
+    poll.register(0, 0)  # nothing but its end
+    poll.poll()
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     time.sleep(2 * GRACE)
     os._exit(1)
@@ -157,4 +218,4 @@ if __name__ == "__main__":
         sys.argv, number = sys.argv[2:], int(sys.argv[1])
         launch(number)
     else:
-        main()
+        main(int(sys.argv[1]))

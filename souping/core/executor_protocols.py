@@ -1,4 +1,4 @@
-"""Protocols of asking soups: the evaluator with a memory, executors, and what a worker does for them."""
+"""Protocols of evaluating soups: the evaluator with a memory, executors, and the workers that they start."""
 
 from __future__ import annotations
 
@@ -6,57 +6,60 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from souping.core.protocols import Part
-from souping.core.types import Answered, BlockTask, Inquiry, Item, ItemScores, Recipe, Reply
+from souping.core.types import Item, ItemScores, Recipe, Request, Response
 
 
 class Worker(Protocol):
-    """Pool and evaluators in one process, which make a soup and ask it."""
+    """Pool and evaluators in one process, which make a soup and evaluate it."""
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """{side: fingerprint of its evaluator}, as this process sees it."""
+        """{name of a benchmark: fingerprint of its evaluator}, as this process sees it."""
         ...
 
-    def answer(self, task: BlockTask) -> Answered: ...
-
-    def close(self) -> None: ...
+    def answer(self, request: Request) -> Response: ...
 
 
 class Workers(Protocol):
-    """Running workers: up to `slots` tasks are worth putting at once; what is done first is taken first."""
+    """Running workers, of which up to `slots` requests are worth sending at once."""
+
+    lost: int = 0
+    """Workers that died during the run and were replaced."""
 
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        return 1
 
-    # workers that died during the run and were replaced
-    lost: int = 0
-
-    def put(self, task: BlockTask) -> None: ...
-
-    def take(self) -> tuple[BlockTask, Answered]:
-        """A task that is done, waited for. Tasks of a worker that was lost go to another."""
+    def put(self, request: Request) -> Response | None:
+        """Send a request. A worker in this process answers at once, the others when `take` returns."""
         ...
 
-    def close(self) -> None: ...
+    def take(self) -> tuple[Request, Response]:
+        """Wait for one of the requests that were sent; what is answered first comes first."""
+        raise LookupError("no request is open")
+
+    def close(self) -> None:
+        return None
 
 
 class Executor(Part, Protocol):
-    """Settings of where soups are made and asked. The driver alone writes to the store, whatever the choice."""
+    """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice."""
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
-        """Workers: the one in this process, or some that `elsewhere`, which can be pickled, makes in theirs."""
+        """The worker in this process, or some that `elsewhere`, which can be pickled, makes in theirs."""
         ...
 
 
 class RecipeEvaluator(Protocol):
-    """Evaluator with a memory: scores soups by their recipes, and answers nothing twice. `reused` counts items.
+    """Evaluator with a memory, which scores soups by their recipes and computes no answer twice.
 
-    Up to `slots` inquiries may be open; replies come in any order.
+    Up to `slots` requests may be open; their scores come in any order.
     """
 
     reused: int
+    """Answers that were in the store."""
     block: int
-    """Items that are asked together; fewer at a time are slow."""
+    """Items that are answered together; fewer at a time are slow."""
 
     @property
     def slots(self) -> int: ...
@@ -67,7 +70,7 @@ class RecipeEvaluator(Protocol):
         ...
 
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        """The ways in which this soup may be asked, the default first."""
+        """The ways in which this soup may be prompted, the default first."""
         ...
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
@@ -76,8 +79,8 @@ class RecipeEvaluator(Protocol):
         """Scores of several soups on the same items, each by a handler."""
         ...
 
-    def submit(self, inquiry: Inquiry) -> None: ...
+    def submit(self, request: Request) -> None: ...
 
-    def collect(self) -> tuple[Inquiry, Reply]:
-        """The next inquiry that is answered, waited for."""
+    def collect(self) -> tuple[Request, ItemScores]:
+        """Wait for the next request that is completely answered."""
         ...

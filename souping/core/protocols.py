@@ -239,11 +239,11 @@ class ModelHost:
     url: str | None = None
 
 
-class Served(Protocol):
-    """Model ready to be evaluated: a live module and its tokenizer or, for an evaluator that `wants` it, a folder.
+class LoadedModel(Protocol):
+    """Model ready to be evaluated, as a live module with its tokenizer or as a folder: whichever an evaluator takes.
 
-    One that wants `either` gets whichever it asks for; `soup` identifies the model, `home` is a complete folder of a
-    model like it. `ends` are the tokens that end an answer: the union of its ingredients'; none where they name none.
+    `soup` identifies the model, `home` is a complete folder of its architecture. `ends` are the tokens that end an
+    answer: those of all ingredients, none if they name none.
     """
 
     soup: str
@@ -299,7 +299,7 @@ class Evaluator(Part, Protocol):
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
 
     @property
     def answers(self) -> int:

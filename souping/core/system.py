@@ -1,6 +1,6 @@
-"""What only some systems have, each with what does its work elsewhere: file locks, reads at a place, room for a file.
+"""System calls with their replacements on systems that lack them.
 
-Linux has all of it; macOS lacks `posix_fallocate`, `posix_fadvise`, `sched_getaffinity` and `/dev/shm`.
+Linux has all of them; macOS lacks `posix_fallocate`, `posix_fadvise`, `sched_getaffinity` and `/dev/shm`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ except ImportError:
     fcntl = resource = None  # type: ignore[assignment]
 
 SHARED_MEMORY = Path("/dev/shm")
-"""A file system in memory: what is written there is read at the speed of memory. Absent on macOS."""
+"""File system in memory. Absent on macOS."""
 UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -29,25 +29,34 @@ def cores() -> int:
 
 
 def package_environment() -> dict[str, str]:
-    """This process's environment for a child that runs a module of this very package, from whatever folder."""
+    """Environment for a child process that runs a module of this package from any folder."""
     paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 def limit_memory(nbytes: int) -> None:
     """Limit this process's address space: more raises MemoryError. macOS does not enforce it."""
+    _limit("RLIMIT_AS", nbytes)
+
+
+def limit_file_size(nbytes: int) -> None:
+    """Limit the files that this process writes: more raises OSError (EFBIG)."""
+    _limit("RLIMIT_FSIZE", nbytes)
+
+
+def _limit(name: str, value: int) -> None:
     if resource is not None:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        most = nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard)
+        number = vars(resource)[name]
+        hard = resource.getrlimit(number)[1]
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+            resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def lock(descriptor: int, wait: bool = True) -> bool:
-    """Lock an open file until it is closed, however its process ends; False where the system has no such locks.
+    """Lock an open file until it is closed or its process ends; False if the system has no such locks.
 
     Raises:
-        BlockingIOError: without `wait`, somebody else holds it.
+        BlockingIOError: without `wait`, if another process holds it.
     """
     if fcntl is None:
         return False
@@ -56,7 +65,7 @@ def lock(descriptor: int, wait: bool = True) -> bool:
 
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Read into `view` from a place of the file; how many bytes came."""
+    """Read into `view` from an offset of the file; the number of bytes."""
     if hasattr(os, "preadv"):  # the system's
         return os.preadv(descriptor, [view], offset)
     piece = os.pread(descriptor, len(view), offset)
@@ -65,17 +74,17 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
 
 
 def write_at(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of `view` at a place of the file."""
+    """Write all of `view` at an offset of the file."""
     while len(view):
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Make a file so large; a disk that is too full says so here, where the system can.
+    """Give a file its size. If the disk is too full, this fails early on systems that can reserve space.
 
     Raises:
-        OSError: no space, or no right to write.
+        OSError: no space, or no permission to write.
     """
     try:
         if hasattr(os, "posix_fallocate"):  # the system's
@@ -88,9 +97,9 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def start_writing(descriptor: int, offset: int, size: int) -> None:
-    """Send part of a file to the disk while others are made, so that the last flush is short.
+    """Start writing part of a file to the disk, so that the last flush is short.
 
-    Advice on dirty pages starts their writing (they stay in the cache until then); elsewhere nothing is done.
+    `POSIX_FADV_DONTNEED` on dirty pages starts their writing; they stay in the cache until then.
     """
     if offset >= 0 and hasattr(os, "posix_fadvise"):  # the system's
         with suppress(OSError):

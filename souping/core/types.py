@@ -202,8 +202,9 @@ class Record:
 class ItemScores:
     """Scores of one model on items, in the items' order; all arrays are [I].
 
-    `truncated` and `unanswered` are shares of an item's answers, `noise` is the variance of its score by the draw of
-    its answers (nan where it has one), `reasons` counts {why there is no answer: answers}.
+    `truncated` and `unanswered` are shares of an item's answers, `noise` is the variance of its score over the draw of
+    its answers (nan if it has one answer), `reasons` counts {why there is no answer: answers}. The answers cost
+    `seconds` and numbers of `generated` and `prefilled` tokens when they were computed; `reused` of them were stored.
     """
 
     items: tuple[Item, ...]
@@ -212,6 +213,10 @@ class ItemScores:
     unanswered: FloatArray = field(default_factory=lambda: np.zeros(0))
     noise: FloatArray = field(default_factory=lambda: np.zeros(0))
     reasons: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    generated: int = 0
+    prefilled: int = 0
+    reused: int = 0
 
     def __post_init__(self) -> None:
         for name, value in (("truncated", 0.0), ("unanswered", 0.0), ("noise", np.nan)):
@@ -411,47 +416,24 @@ class SearchSpace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inquiry:
-    """Soup and the items that it answers, asked by `handler`; numbers tell inquiries apart."""
+class Request:
+    """Items that a soup answers, prompted by one of the evaluator's handlers.
 
-    number: int
-    recipe: Recipe
-    items: tuple[Item, ...]
-    handler: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """Scores of the answers to an inquiry, and what the answers cost when they were first given.
-
-    `generated` and `prefilled` count tokens, `reused` counts items that were in the store.
+    Workers get one block, with the number of the answer (`replicate`) and the name of the `benchmark` whose evaluator
+    computes it; the run's own has an empty name. `number` tells open requests apart.
     """
 
-    scores: ItemScores
-    seconds: float = 0.0
-    generated: int = 0
-    prefilled: int = 0
-    reused: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockTask:
-    """Block that a soup answers at once, for its n-th answers: what a worker is given.
-
-    `side` names the evaluator that asks, the run's own by an empty one; `handler` is its way of asking.
-    """
-
-    number: int
     recipe: Recipe
     items: tuple[Item, ...]
-    side: str = ""
-    handler: str = ""
     replicate: int = 0
+    handler: str = ""
+    benchmark: str = ""
+    number: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """Records of a task in its items' order, and the seconds that they took without making the soup."""
+class Response:
+    """Records of a request in its items' order, and the seconds that they took without making the soup."""
 
     records: tuple[Record, ...]
     seconds: float

@@ -1,4 +1,4 @@
-"""Benchmarks: items with categories, read from a JSON Lines file; none; the evaluator's own."""
+"""Benchmarks: items with categories, from a JSON Lines file, from a list, or from the evaluator."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from souping.core.fields import component, pick
+from souping.core.fields import Name, component, mismatch, pick
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, read_json
 from souping.core.types import Item, Json, OwnScorer, UserError
+
+REQUIRED = ("id", "category", "prompt", "answer")
+TEXTS = ("id", "category", "scorer", "group", "language")
+FORMS: Mapping[str, Any] = {
+    "id": Name | int,
+    "category": Name | int,
+    "scorer": str | int,
+    "group": str | int,
+    "language": str | int,
+    "prompt": str | list[dict[str, Any]],
+    "tools": list[dict[str, Any]],
+}
+"""Annotations of an item's keys; an answer may be any JSON."""
 
 
 @component
 class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
-    `name` (default: the file's stem) is what reports call it; items of the categories in `exclude` are not used.
-    `scorers` are scorers of your own, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
+    `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used.
+    `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
     """
 
     path: str | None = None
@@ -30,14 +44,13 @@ class Benchmark(BenchmarkItems):
 
     @property
     def title(self) -> str:
-        """Name in reports."""
         return self.name or Path(self.path or "").stem
 
     def items(self) -> tuple[Item, ...]:
         """All items, checked.
 
         Raises:
-            UserError: the file is absent, a line is not a valid item (file and line named), or an id stands twice.
+            UserError: a line is not a valid item (with file and line), or an id appears twice.
         """
         if not self.path:
             raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
@@ -55,7 +68,7 @@ class Benchmark(BenchmarkItems):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedItems(BenchmarkItems):
-    """Items that are at hand: `Item`s, or mappings with the keys of a line of the file."""
+    """Items in a list: `Item`s, or mappings with the keys of a line of the file."""
 
     listed: Sequence[Item | Mapping[str, Json]]
 
@@ -65,7 +78,7 @@ class ListedItems(BenchmarkItems):
         """All items, checked.
 
         Raises:
-            UserError: one is not valid (its place named), or an id stands twice.
+            UserError: one is not valid (with its place), or an id appears twice.
         """
         items = _unique((f"items[{n}]", _listed(one, f"items[{n}]")) for n, one in enumerate(self.listed))
         if not items:
@@ -85,7 +98,7 @@ class NoBenchmark(BenchmarkItems):
 
 @component
 class OwnBenchmark(BenchmarkItems):
-    """Items that the evaluator brings itself (`evaluator=lm_eval`, `evaluator=bfcl`), but for some categories."""
+    """Items that come with the evaluator (`evaluator=lm_eval`, `evaluator=bfcl`), except some categories."""
 
     exclude: Sequence[str] = ()
     folds: Mapping[str, float] | None = None
@@ -124,7 +137,7 @@ def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
     """Items of all other categories.
 
     Raises:
-        UserError: a category is not there (nearest named), or nothing would be left.
+        UserError: there is no such category, or nothing would be left.
     """
     categories = list(dict.fromkeys(item.category for item in items))
     for name in exclude:
@@ -136,8 +149,8 @@ def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
 
 
 def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> tuple[Item, ...]:
-    """Items without content: `sizes` of each category, an integer `limit` of them at most; in the categories of
-    `shared`, items of one number are a group.
+    """Items without content: `sizes` of each category, at most an integer `limit` of them. In the categories of
+    `shared`, items of the same number are a group.
     """
     return tuple(
         Item(
@@ -161,11 +174,6 @@ def _lines(path: Path) -> list[str]:
 
 
 def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
-    """The items of {where: item}.
-
-    Raises:
-        UserError: an id stands twice.
-    """
     items: dict[str, Item] = {}
     for where, item in found:
         if item.id in items:
@@ -197,19 +205,29 @@ def _listed(one: object, where: str) -> Item:
 
 
 def _item(row: Mapping[str, Json], where: str, own: Mapping[str, OwnScorer]) -> Item:
-    scorer = _text(row, "scorer", where, default="exact")
-    item = Item(
-        id=_text(row, "id", where),
-        category=_text(row, "category", where),
-        prompt=_prompt(row, where),
-        answer=_answer(row, where),
-        scorer=scorer,
-        own=own.get(scorer),
-        group=_text(row, "group", where, default=""),
-        language=_text(row, "language", where, default="python"),
-        tools=_tools(row, where),
+    values: dict[str, Any] = {"prompt": row.get("messages"), **row}
+    for key in REQUIRED:
+        if values.get(key) is None:
+            raise UserError(f"{where}: `{key}` is missing")
+    for key, hint in FORMS.items():
+        if values.get(key) is not None and (wrong := mismatch(values[key], hint)):
+            raise UserError(f"{where}: `{key}` {wrong}, not {values[key]!r:.60}")
+    prompt, tools = values["prompt"], values.get("tools") or []
+    if isinstance(prompt, str) and tools:
+        raise UserError(f"{where}: `tools` are shown by the chat template: write the prompt as messages")
+    if not prompt:
+        raise UserError(f"{where}: `prompt` is empty")
+    texts = {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
+    return _checked(
+        Item(
+            **texts,
+            prompt=prompt if isinstance(prompt, str) else tuple(_message(message, where) for message in prompt),
+            answer=values["answer"],
+            own=own.get(texts.get("scorer", "")),
+            tools=tuple(tools),
+        ),
+        where,
     )
-    return _checked(item, where)
 
 
 def _checked(item: Item, where: str) -> Item:
@@ -223,53 +241,13 @@ def _checked(item: Item, where: str) -> Item:
     return item
 
 
-def _text(row: Mapping[str, Json], key: str, where: str, default: str | None = None) -> str:
-    value = row.get(key, default)
-    if value is None and default is None:
-        raise UserError(f"{where}: `{key}` is missing")
-    if value is None and default is not None:
-        return default
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or (default is None and not value.strip()):
-        raise UserError(f"{where}: `{key}` must be a non-empty text, not {value!r:.60}")
-    return value
-
-
-def _answer(row: Mapping[str, Json], where: str) -> Json:
-    if row.get("answer") is None:
-        raise UserError(f"{where}: `answer` is missing")
-    return row["answer"]
-
-
-def _prompt(row: Mapping[str, Json], where: str) -> str | tuple[Mapping[str, Json], ...]:
-    """`prompt` as text or messages; `messages` is read the same way."""
-    value = row.get("prompt", row.get("messages"))
-    if value is None:
-        raise UserError(f"{where}: `prompt` is missing")
-    if isinstance(value, str) and value:
-        return value
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: `prompt` must be a text or chat messages [{{role, content}}], not {value!r:.60}")
-    return tuple(_message(message, where) for message in value)
-
-
-def _message(value: Json, where: str) -> Mapping[str, Json]:
-    """A message for the chat template: what it holds beside role and content (tool calls, names) goes there too."""
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        raise UserError(f"{where}: a chat message is an object with `role` and `content`, not {value!r:.60}")
-    content = value.get("content")
+def _message(message: Mapping[str, Json], where: str) -> Mapping[str, Json]:
+    """A message for the chat template, with what it holds beside role and content (tool calls, names)."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise UserError(f"{where}: a chat message is an object with `role` and `content`, not {message!r:.60}")
     if isinstance(content, list):
         raise UserError(f"{where}: a message's `content` must be one text: images and parts are not read")
-    if not isinstance(content, str) and not (content is None and value.get("tool_calls")):
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise UserError(f"{where}: a message's `content` must be a text (or absent beside `tool_calls`)")
-    return {**value, "content": content or ""}
-
-
-def _tools(row: Mapping[str, Json], where: str) -> tuple[Mapping[str, Json], ...]:
-    value = row.get("tools") or []
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise UserError(f"{where}: `tools` must be a list of JSON schemas of functions, not {value!r:.60}")
-    if value and isinstance(row.get("prompt"), str):
-        raise UserError(f"{where}: `tools` are shown by the chat template: write the prompt as messages")
-    return tuple(value)
+    return {**message, "content": content or ""}

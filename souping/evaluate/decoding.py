@@ -1,8 +1,8 @@
-"""Decoding: how tokens are picked from logits, and what a checkpoint's own generation_config would have done.
+"""Decoding: how tokens are picked from logits, and what a checkpoint's own generation_config would do.
 
-Answers are greedy, or sampled so that one depends on (seed, item, number of the answer) and never on its neighbours in
-a batch: Gumbel noise of a generator of its own is added to a row's logits, and the largest wins (Gumbel 1954; the
-"Gumbel-max trick", Maddison, Tarlow and Minka 2014).
+Answers are greedy, or sampled so that each depends on (seed, item, number of the answer) and never on its neighbours in
+a batch: every row has its own generator of Gumbel noise, which is added to the logits, and the largest sum is picked
+(Gumbel 1954; the "Gumbel-max trick", Maddison, Tarlow and Minka 2014).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-"""Keys of a generation_config that say where a text begins and ends, and nothing of how tokens are picked."""
+"""Keys of a generation_config that mark where a text begins and ends, and do not change how tokens are picked."""
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")
 PENALTIES = (
     "repetition_penalty",
@@ -59,9 +59,12 @@ NEUTRAL: Mapping[str, Json] = {
 
 @component
 class Decoding:
-    """Rule by which tokens are picked: greedy at temperature 0, else sampled among the `top_k` likeliest (0: all), of
-    those that make up `top_p`, of those at least `min_p` as likely as the likeliest. `penalties` are further keys of a
-    generation_config, which only `generation=model` fills."""
+    """Rule by which tokens are picked: greedy at temperature 0, otherwise sampled.
+
+    Sampling is among the `top_k` likeliest tokens (0: all), those of them that make up `top_p`, and those of them that
+    are at least `min_p` times as likely as the likeliest. `penalties` are further keys of a generation_config, which
+    only `generation=model` fills.
+    """
 
     temperature: Temperature = 0.0
     top_p: Share = 1.0
@@ -74,9 +77,7 @@ class Decoding:
     def samples(self) -> bool:
         return self.temperature > 0
 
-    @property
-    def told(self) -> str:
-        """The rule in words."""
+    def describe(self) -> str:
         rule = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
         changes = {key: value for key, value in {**rule, **self.penalties}.items() if value != NEUTRAL.get(key)}
         return ", ".join(f"{key}={value}" for key, value in changes.items()) if self.samples or changes else "greedy"
@@ -88,11 +89,7 @@ class Decoding:
 
 
 def check_sampling(temperature: float, samples: int, replicates: int) -> None:
-    """Refuse several answers that would be one.
-
-    Raises:
-        UserError: the key and what it may be.
-    """
+    """Refuse several answers to an item that would all be the same (UserError)."""
     if samples > 1 and temperature == 0:
         raise UserError(f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are alike")
     if replicates > 1 and temperature > 0:
@@ -100,41 +97,37 @@ def check_sampling(temperature: float, samples: int, replicates: int) -> None:
 
 
 def combined(aggregate: str, scores: Sequence[float]) -> float:
-    """An item's score by those of its answers: their `mean`, or with `pass` the best."""
+    """An item's score from those of its answers: their `mean`, or with `pass` the best."""
     return max(scores) if aggregate == "pass" else fmean(scores)
 
 
 def read_generation(folder: Path) -> dict[str, Json]:
-    """The folder's generation_config.json, empty where there is none.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
+    """The folder's generation_config.json; empty if there is none."""
     path = folder / "generation_config.json"
     table: dict[str, Json] = load(path, dict[str, Any]) if path.is_file() else {}
     return table
 
 
-def wishes(folder: Path) -> dict[str, Json]:
-    """What a folder's generation_config would change of greedy decoding, {key: value}."""
+def generation_overrides(folder: Path) -> dict[str, Json]:
+    """What a folder's generation_config changes compared with greedy decoding, {key: value}."""
     own = read_generation(folder)
     keys = PENALTIES + (SAMPLING if own.get("do_sample") else ())
     return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
 
 
 def generation_notes(folders: Mapping[str, Path], instead: str = " (evaluator.generation=model does)") -> list[str]:
-    """Notes of what the candidates' own generation_config would have done; `instead` says what would use it."""
-    told = []
+    """Notes on generation_configs that are not used; `instead` says what would use them."""
+    notes = []
     for name, folder in folders.items():
-        own = wishes(folder)
+        own = generation_overrides(folder)
         if own:
             listed = ", ".join(f"{key}={json.dumps(value)[:40]}" for key, value in own.items())
-            told.append(f"{name}: its generation_config asks for {listed}; not used{instead}")
-    return told
+            notes.append(f"{name}: its generation_config sets {listed}; not used{instead}")
+    return notes
 
 
 def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
-    """Give a folder the generation_config.json of `source`, as far as it says where texts begin and end."""
+    """Write a generation_config.json that holds nothing but the ids of `source` and the end tokens."""
     own = {key: value for key, value in read_generation(source).items() if key in IDS}
     ids = {**own, **({"eos_token_id": list(ends)} if ends else {})}
     path = folder / "generation_config.json"
@@ -143,20 +136,20 @@ def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
 
 
 def common_decoding(folders: Mapping[str, Path], seed: int) -> Decoding:
-    """Decoding that all candidates' generation_configs ask for.
+    """Decoding that the generation_configs of all candidates set.
 
     Raises:
-        UserError: they disagree, so that a soup has none of its own.
+        UserError: they disagree, so that a soup has no decoding of its own.
     """
     first, *others = folders
-    own = wishes(folders[first])
+    own = generation_overrides(folders[first])
     for name in others:
-        theirs = wishes(folders[name])
-        key = next((key for key in (*own, *theirs) if own.get(key) != theirs.get(key)), None)
+        other = generation_overrides(folders[name])
+        key = next((key for key in (*own, *other) if own.get(key) != other.get(key)), None)
         if key is not None:
             raise UserError(
-                f"evaluator.generation=model: {first} and {name} differ in {key} ({own.get(key)}, {theirs.get(key)}), "
-                "a soup of them has no decoding of its own: set evaluator.temperature and its like instead"
+                f"evaluator.generation=model: {first} and {name} differ in {key} ({own.get(key)}, {other.get(key)}), "
+                "so a soup of them has no decoding of its own: set evaluator.temperature and the like instead"
             )
     return Decoding(
         temperature=_number(own, "temperature", 1.0) if own.get("do_sample") else 0.0,
@@ -180,7 +173,7 @@ Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
-    """What turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide."""
+    """Function that turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide."""
 
     def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return with_noise(decoding, logits, seeds, [ids.shape[1] - width] * len(seeds))
@@ -189,7 +182,7 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
 
 
 def with_noise(decoding: Decoding, logits: torch.Tensor, seeds: Sequence[int], places: Sequence[int]) -> torch.Tensor:
-    """Scores [N, V] whose arg max are draws, each for the answer of a seed at a place (number of tokens before it)."""
+    """Scores [N, V] whose arg max are draws, each from an answer's seed and the number of tokens before it."""
     import torch
 
     scores = keep_likely(logits.float() / decoding.temperature, decoding)
@@ -202,7 +195,7 @@ def with_noise(decoding: Decoding, logits: torch.Tensor, seeds: Sequence[int], p
 
 
 def keep_likely(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    """Scores [R, V] with what `top_k`, `top_p` and `min_p` leave out at minus infinity."""
+    """Scores [R, V], minus infinity for tokens that `top_k`, `top_p` or `min_p` leave out."""
     import torch
 
     lowest = -float("inf")

@@ -4,7 +4,7 @@ A group's fold depends on its name and nothing else (that of items without one i
 run's seed, or a shared store would leak one run's report items into another run's search; nor on the name of a file,
 a task or the benchmark. Adding items never moves old ones.
 
-Items that belong together: connected parts of the graph that links each to what it shares with others.
+Items belong together if they share a text, directly or through others (`groups`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,11 @@ from souping.core.text import listed, nearest
 from souping.core.types import FOLDS, Fold, Item, UserError, digest
 
 SALT = "souping folds 4"
-"""Never to be changed. Of forty tried it is the first that leaves each fold of the pantry 20 items of every category;
-no model was asked in choosing it."""
+"""Never to be changed. It is the first of forty that leaves each fold of the pantry 20 items of every category; it was
+chosen without evaluating any model."""
 SHARES: dict[Fold, float] = {"select": 0.2, "search": 0.2, "report": 0.6}
 ENOUGH = 20
-"""Items of a category in a fold below which its rate is too rough to stand alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupMove:
-    """Group of a category with so many `groups`, given by a fold that has most to one that had none."""
-
-    category: str
-    groups: int
-    donor: Fold
-    fold: Fold
+"""Items of a category in a fold below which its mean score is too rough to stand alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +43,16 @@ class Folds:
 
 
 def position(group: str) -> float:
-    """Where a group stands in [0, 1): the first 64 bits of a SHA-256."""
+    """Position of a group in [0, 1): the first 64 bits of a SHA-256."""
     text = "\0".join((SALT, group)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
 def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
-    """`benchmark.folds` as shares: what is not named keeps its proportion of the rest.
+    """`benchmark.folds` as shares of all three folds: those that are not named keep their proportion of the rest.
 
     Raises:
-        UserError: a name is no fold's, a share is not between 0 and 1, or nothing is left for a fold.
+        UserError: a name is not a fold, a share is not between 0 and 1, or nothing is left for a fold.
     """
     if not given:
         return SHARES
@@ -96,12 +86,7 @@ def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, 
     members: dict[str, list[str]] = {}
     for item in items:
         members.setdefault(item.category, []).append(item.group)
-    moves = [
-        move
-        for category, groups in members.items()
-        for move in _fill(category, list(dict.fromkeys(groups)), fold_of, needed)
-    ]
-    notes = _moved(moves)
+    notes = _fill({category: list(dict.fromkeys(groups)) for category, groups in members.items()}, fold_of, needed)
     folds = {fold: tuple(item for item in items if fold_of[item.group] == fold) for fold in FOLDS}
     for fold in needed:
         _check_present(fold, folds[fold], list(members))
@@ -110,63 +95,55 @@ def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, 
 
 
 def limit_folds(folds: Folds, limit: int) -> Folds:
-    """Folds of a dry run: at most `limit` items a category and fold, and none of the report fold.
+    """Folds of a dry run: at most `limit` items of each category in a fold, and none of the report fold.
 
-    Its report is on items of the other folds that neither selects nor searches; a category that has none left is
-    reported on what it searched.
+    The report is on items of the other two folds that are used for neither selection nor search. A category without
+    such items is reported on those of the search.
     """
-    select, search = (_first(folds.items[fold], limit) for fold in ("select", "search"))
+    select, search = (first_items(folds.items[fold], limit) for fold in ("select", "search"))
     taken = {item.group for item in [*select, *search]}
     near = [item for fold in ("search", "select") for item in folds.items[fold]]
-    report = _first([item for item in near if item.group not in taken], limit)
+    report = [*first_items([item for item in near if item.group not in taken], limit)]
     again = {item.category for item in search} - {item.category for item in report}
     report += [item for item in search if item.category in again]
     twice = f" (of {listed(sorted(again))}: the very items of the search)" if again else ""
     note = (
-        f"limit={limit}: a dry run on at most {limit} items a category and fold; its report is on {len(report)} items "
-        f"of the select and search folds{twice}, the report fold stays closed, nothing is claimed"
+        f"limit={limit}: a dry run on at most {limit} items of each category in a fold; it reports on {len(report)} "
+        f"items of the select and search folds{twice}; the report fold stays closed and nothing is claimed"
     )
-    return Folds(items={"select": tuple(select), "search": tuple(search), "report": tuple(report)}, notes=(note,))
-
-
-def _first(items: Sequence[Item], limit: int) -> list[Item]:
-    """The first items of each category."""
-    seen = Counter[str]()
-    kept = []
-    for item in items:
-        seen[item.category] += 1
-        if seen[item.category] <= limit:
-            kept.append(item)
-    return kept
+    return Folds(items={"select": select, "search": search, "report": tuple(report)}, notes=(note,))
 
 
 def first_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
-    """At most `limit` items of each category, the first; all without a limit."""
-    return tuple(items if limit is None else _first(items, limit))
+    """The first `limit` items of each category; all without a limit."""
+    seen = Counter[str]()
+    first = []
+    for item in items:
+        seen[item.category] += 1
+        if limit is None or seen[item.category] <= limit:
+            first.append(item)
+    return tuple(first)
 
 
-def _fill(category: str, groups: list[str], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[GroupMove]:
-    """Give a small category a group in each fold that the hash left empty, taken where it has most."""
-    moves = []
-    for fold in needed:
-        counts = Counter(fold_of[g] for g in groups)
-        if counts[fold] or len(groups) < len(needed):
-            continue
-        donor = max(needed, key=lambda f: counts[f])
-        moved = min((g for g in groups if fold_of[g] == donor), key=position)
-        fold_of[moved] = fold
-        moves.append(GroupMove(category=category, groups=len(groups), donor=donor, fold=fold))
-    return moves
-
-
-def _moved(moves: Sequence[GroupMove]) -> list[str]:
-    """The moves, in a line."""
-    few = [f"{name} ({groups})" for name, groups in {move.category: move.groups for move in moves}.items()]
+def _fill(members: Mapping[str, list[str]], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[str]:
+    """Give a small category a group in each fold that the hash left empty, from the fold that has most. Returns a note
+    on what was moved."""
+    moves: list[tuple[str, Fold, Fold]] = []
+    for category, groups in members.items():
+        for fold in needed:
+            counts = Counter(fold_of[group] for group in groups)
+            if not counts[fold] and len(groups) >= len(needed):
+                donor = max(needed, key=lambda one: counts[one])
+                moved = min((group for group in groups if fold_of[group] == donor), key=position)
+                fold_of[moved] = fold
+                moves.append((category, donor, fold))
+    few = [f"{category} ({len(members[category])})" for category in dict.fromkeys(category for category, *_ in moves)]
     if len(few) > 1:
         listing = f"{len(few)} categories have few groups: {listed(few)}"
         return [f"{listing}: {len(moves)} were moved to folds that had none of their category"]
     return [
-        f"category {m.category} has few groups ({m.groups}): one was moved from {m.donor} to {m.fold}" for m in moves
+        f"category {category} has few groups ({len(members[category])}): one was moved from {donor} to {fold}"
+        for category, donor, fold in moves
     ]
 
 
@@ -191,8 +168,8 @@ Node = tuple[str, str]
 
 
 def groups(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
-    """{id: the first id of its part} from (id, texts) pairs: two ids are in one part that have a text in common,
-    directly or through others."""
+    """{id: the first id of its group} from (id, texts) pairs. Two ids are in one group if they share a text, directly
+    or through others."""
     parent: dict[Node, Node] = {}
 
     def root(node: Node) -> Node:

@@ -15,30 +15,40 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.pool import measured
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
-from souping.core.protocols import Evaluator, ModelHost, ModuleSettings, Served, Wants
+from souping.core.protocols import Evaluator, LoadedModel, ModelHost, ModuleSettings, Wants
 from souping.core.system import cores
-from souping.core.text import first_line, listed
+from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
-from souping.evaluate.engines import NEW, Answer, Engine, left_by
+from souping.evaluate.engines import NEW, Answer, Engine
 from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.scoring import reading, score
 from souping.evaluate.templates import PROCESS, as_seen, no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
-NOT_ASKED = ("engine", "temperature", "top_p", "top_k", "samples", "sampling_seed", "aggregate", "replicates", "_files")
-"""Fields that are in the settings under another name, or that no single answer depends on."""
+NOT_ASKED = (
+    "engine",
+    "temperature",
+    "top_p",
+    "top_k",
+    "samples",
+    "sampling_seed",
+    "aggregate",
+    "replicates",
+    "_defaults",
+)
+"""Fields that appear in the settings under another name, or that no single answer depends on."""
 ROLES = ("system", "user", "assistant", "tool")
 SMALL = 50_000_000
 """Parameters below which one thread is the default."""
 MACHINE = ("dtype", "device", "threads", "workers")
-"""Settings of this process, which an engine that computes elsewhere has no use for."""
+"""Settings of this process, which an engine in other processes does not use."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromFiles:
-    """What an evaluator's settings leave to the candidates' files; `small` models gain nothing by a second thread."""
+class CheckpointDefaults:
+    """What an evaluator's settings leave to the checkpoints; `small` models gain nothing from a second thread."""
 
     decoding: Decoding | None = None
     dtype: str = "auto"
@@ -49,21 +59,21 @@ class FromFiles:
 class LocalEvaluator(Evaluator):
     """Answers by greedy decoding or sampling, in batches that `engine` generates.
 
-    A text prompt is tokenised as it stands; chat messages go through the tokenizer's chat template. An answer ends at
-    an end token of the model (of a soup: of any ingredient), at the first of `stop`, or after `max_new_tokens`
+    A text prompt is tokenised as it is; chat messages go through the tokenizer's chat template. An answer ends at an
+    end token of the model (for a soup, of any ingredient), at the first text of `stop`, or after `max_new_tokens`
     (default: 1,024, or what the context leaves).
 
-    `temperature` 0 is greedy; above it, `samples` answers an item are drawn, each from (`sampling_seed`, item, number
-    of the answer), and `aggregate` says how they become the item's score: their `mean`, `pass` (the best), `majority`
-    (the score of the answer given most often). `replicates` asks greedily again in batches of another size, which shows
-    how often answers flip by rounding. `generation=model` decodes as the candidates' generation_config asks; else
-    nothing of it is used.
+    `temperature` 0 is greedy. Above it, `samples` answers per item are drawn, each from (`sampling_seed`, item, number
+    of the answer), and `aggregate` combines their scores: their `mean`, `pass` (the best) or `majority` (the score of
+    the most frequent answer). `replicates` repeats greedy answers in batches of another size, which shows how often
+    rounding changes an answer. `generation=model` decodes as the candidates' generation_config says; by default it is
+    not used.
 
     With `engine=transformers`, `dtype` is what the module computes in, whatever the soup is stored in (default: the
     checkpoint's own on a GPU, float32 on a CPU), and `workers` share a batch, each generating for every n-th item with
     `threads` torch threads: small models gain from a second worker, not from a second thread. Batch size, dtype,
-    threads, workers and device are part of the fingerprint: other batches shift logits in the last digits. Another
-    engine has settings of its own in place of the last four.
+    threads, workers and device are part of the fingerprint, because they change logits in the last digits. Another
+    engine has its own settings instead of the last four.
     """
 
     length_key = "evaluator.max_new_tokens"
@@ -85,7 +95,7 @@ class LocalEvaluator(Evaluator):
     generation: Literal["settings", "model"] = "settings"
     trust_remote_code: bool = False
     engine: Engine = field(default_factory=TransformersEngine)
-    _files: FromFiles = field(default_factory=FromFiles, init=False, repr=False)
+    _defaults: CheckpointDefaults = field(default_factory=CheckpointDefaults, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.samples, self.replicates)
@@ -94,7 +104,6 @@ class LocalEvaluator(Evaluator):
 
     @property
     def settings(self) -> dict[str, Json]:
-        """Everything an answer depends on beside the model, the item and its block."""
         own = self.engine.settings
         known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ASKED}
         known |= {"decoding": decoding_settings(self.decoding), "generation": self.generation}
@@ -106,16 +115,15 @@ class LocalEvaluator(Evaluator):
 
     @property
     def decoding(self) -> Decoding:
-        """How tokens are picked."""
-        own = self._files.decoding
+        own = self._defaults.decoding
         if self.generation == "model" and own is not None:
             return own
         return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
 
     @property
     def resolved_dtype(self) -> str:
-        """What the module computes in; `auto` where the checkpoint's own dtype is not known yet."""
-        return self.dtype or ("float32" if self.resolved_device == "cpu" else self._files.dtype)
+        """What the module computes in; `auto` as long as the checkpoint's own dtype is not known."""
+        return self.dtype or ("float32" if self.resolved_device == "cpu" else self._defaults.dtype)
 
     @property
     def answers(self) -> int:
@@ -127,22 +135,18 @@ class LocalEvaluator(Evaluator):
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         model = Checkpoint.open(home, allow_pickle=True)  # only headers; the pool has opened it already
         small = measured("", model).parameters < SMALL
-        known = FromFiles(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
-        twin = replace(self)
-        object.__setattr__(twin, "_files", known)
-        return twin
+        known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
+        copy = replace(self)
+        object.__setattr__(copy, "_defaults", known)
+        return copy
 
     @property
     def wants(self) -> Wants:
-        """How the engine takes its soups."""
         return self.engine.wants
 
     def module_settings(self) -> ModuleSettings:
-        """How the module is loaded, as far as the engine leaves that to the evaluator."""
-        device, trust = self.resolved_device, self.trust_remote_code
-        return self.engine.module_settings(
-            ModuleSettings(device=device, dtype=self.resolved_dtype, trust_remote_code=trust)
-        )
+        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
+        return self.engine.module_settings(ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust))
 
     @property
     def host(self) -> ModelHost | None:
@@ -154,41 +158,29 @@ class LocalEvaluator(Evaluator):
 
     def opening(self, home: Path, items: Sequence[Item]) -> str:
         """How long an answer may be, and how many threads compute it."""
-        return "\n".join(filter(None, (self._length_line(home, items), self.threads_line)))
-
-    def _length_line(self, home: Path, items: Sequence[Item]) -> str:
-        key, most = self.length_key, self.answer_tokens
-        context = context_of(home)
-        short, long = (by(map(_length, items), default=0) for by in (min, max))
-        if context is None or most + 4 * long < context:  # a character is four tokens at most, and mostly a fourth
-            return f"answers have at most {most:,} new tokens ({key})"
-        ends = [next(item for item in items if _length(item) == length) for length in (long, short)]
-        least, best = (min(most, left_by(context, prompt_tokens(home, item))) for item in ends)
-        if least == best == most:
-            return f"answers have at most {most:,} new tokens ({key})"
-        span = f"{least:,}" if least == best else f"{least:,} to {best:,}"
-        return f"answers have at most {span} new tokens, what the context of {context:,} leaves of {most:,} ({key})"
+        most, limit = self.answer_tokens, context_of(home)
+        # hardly any text has more tokens than characters
+        fits = limit is None or most + max(map(_length, items), default=0) < limit
+        rest = "" if fits else f", or what the context of {limit:,} leaves"
+        line = f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
+        return "\n".join(filter(None, (line, self.threads_line)))
 
     def needs(self) -> list[Missing]:
         return self.engine.needs()
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse chat messages where the tokenizer has no chat template.
-
-        Raises:
-            UserError: the message names the first such item.
-        """
+        """Refuse chat messages if the tokenizer has no chat template (UserError, with the first such item)."""
         chat = next((item for item in items if not isinstance(item.prompt, str)), None)
         if chat is not None and not chat_template(folder):
             raise no_template(chat)
 
     @property
     def resolved_threads(self) -> int:
-        return self.threads or (1 if self._files.small else min(cores(), 8))
+        return self.threads or (1 if self._defaults.small else min(cores(), 8))
 
     @property
     def threads_line(self) -> str:
-        """How many threads compute answers, where that happens on a CPU in this process; else empty."""
+        """Line with the number of threads that compute answers; empty unless they run on a CPU in this process."""
         if self.engine.settings is not None or self.resolved_device != "cpu":
             return ""
         count = self.resolved_threads
@@ -198,7 +190,7 @@ class LocalEvaluator(Evaluator):
 
     @property
     def resolved_device(self) -> str:
-        """`auto` is the GPU where there is one; torch is asked only where a driver is, for a run may need no torch."""
+        """`auto` is the GPU if there is one. torch is imported only if there is a driver: a run may need no torch."""
         if self.device != "auto":
             return self.device
         if not Path("/dev/nvidiactl").exists():
@@ -208,34 +200,32 @@ class LocalEvaluator(Evaluator):
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
-        """What the candidates' own generation_config would have done, or does."""
         if self.generation == "model":
-            return [f"answers are decoded as the candidates' generation_config asks: {self.decoding.told}"]
+            return [f"answers are decoded as the candidates' generation_config sets: {self.decoding.describe()}"]
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        """Prompts that bypass the tokenizer's chat template, and roles that it does not know."""
         template = chat_template(folder)
         if not template:
             return []
         plain = sum(isinstance(item.prompt, str) for item in items)
-        told = (
+        bypass = (
             f"{plain} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
             'need messages, "prompt": [{"role": "user", "content": "..."}]'
         )
         given = [m["role"] for item in items if not isinstance(item.prompt, str) for m in item.prompt]
         unknown = [str(role) for role in dict.fromkeys(given) if not knows_role(template, str(role))]
         lost = f"the chat template does not know the role {listed(unknown)}: see the prompts that check shows"
-        return [told] * bool(plain) + [lost] * bool(unknown)
+        return [bypass] * bool(plain) + [lost] * bool(unknown)
 
     @property
     def block(self) -> int:
         return self.batch_size
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        """Items of like length together (little padding), in an order that only the items decide.
+        """Items of similar length together (little padding), in an order that depends on the items alone.
 
-        A greedy replicate is asked in batches of another size and other neighbours.
+        A greedy replicate is computed in batches of another size, with other neighbours.
         """
         size = self.batch_size
         if replicate and not self.decoding.samples:
@@ -243,16 +233,16 @@ class LocalEvaluator(Evaluator):
         order = sorted(items, key=lambda item: (_length(item), item.id))
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
-        """A record for every item, in order: its n-th answer.
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+        """The n-th answer to every item, in order.
 
         Raises:
-            UserError: an item needs a chat template that is not there, or the engine cannot run.
+            UserError: an item needs a chat template and there is none, or the engine cannot run.
         """
         answers = self.engine.answer(self, model, items, replicate)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
-    def _record(self, model: Served, item: Item, answer: Answer, replicate: int) -> Record:
+    def _record(self, model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:
         given = answer.outcome != "unanswered"
         return Record(
             item=item.id,
@@ -268,81 +258,58 @@ class LocalEvaluator(Evaluator):
         )
 
     def rescore(self, item: Item, answer: Record) -> Record:
-        """An old answer, scored as the item asks today; NaN where a scorer of the user's has still to be called."""
+        """A stored answer, scored by the item's present scorer; nan if the user's scorer has still to be called."""
         return replace(answer, score=_score(item, answer.output) if answer.outcome != "unanswered" else 0.0)
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        """[I] scores by `aggregate`."""
         return np.array([self._item_score(item, answers) for item, answers in zip(items, records, strict=True)])
 
     def _item_score(self, item: Item, answers: Sequence[Record]) -> float:
         scores = [record.score for record in answers]
         if self.aggregate != "majority" or len(scores) == 1:
             return combined(self.aggregate, scores)
-        said = [reading(item, record.output) for record in answers]
-        most = max(said, key=said.count)  # the first of equals
-        return scores[said.index(most)]
+        readings = [reading(item, record.output) for record in answers]
+        most = max(readings, key=readings.count)  # the first of equals
+        return scores[readings.index(most)]
 
     def close(self) -> None:
-        """Let go of what the engine holds, and of the process that renders templates."""
+        """Close the engine and the process that renders templates."""
         self.engine.close()
         PROCESS.close()
 
 
 def _score(item: Item, output: str) -> float:
-    """Scorers of the user's are called where the store is, which may know what they said."""
+    """The user's scorers are called by the process with the store, which may have the score."""
     return math.nan if item.own is not None else score(item, output)
 
 
-def _text(item: Item) -> str:
-    """What the model is shown, without what a chat template adds."""
-    if isinstance(item.prompt, str):
-        return item.prompt
-    return "\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")])
-
-
 def _length(item: Item) -> int:
-    return len(_text(item))
+    """Characters that the model sees, without what a chat template adds."""
+    if isinstance(item.prompt, str):
+        return len(item.prompt)
+    return len("\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")]))
 
 
 def context_of(folder: Path) -> int | None:
-    """Tokens of prompt and answer that a model was made for, where its config says so."""
+    """Length of a model's context in tokens, if its config says so."""
     config = Checkpoint.open(folder).config
     known = config.get("max_position_embeddings") or part(config, "text_config").get("max_position_embeddings")
     return known if isinstance(known, int) and known > 0 else None
 
 
-def prompt_tokens(folder: Path, item: Item) -> int:
-    """About the tokens of a prompt: without what a chat template adds, a fourth of the characters where the folder has
-    no tokenizer.json.
-
-    Raises:
-        UserError: the file is broken.
-    """
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return _length(item) // 4
-    try:
-        return len(Tokenizer.from_file(str(path)).encode(_text(item)).ids)
-    except Exception as error:  # tokenizers raises bare ones
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
-
-
 def knows_role(template: str, role: str) -> bool:
-    """Whether a chat template names a role, or writes out whichever usual role a message has."""
+    """Whether a chat template names a role, or writes out any usual role of a message."""
     writes_any = re.search(r"\{\{[^}]*\brole\b", template) is not None
     return re.search(rf"\b{re.escape(role)}\b", template) is not None or (writes_any and role in ROLES)
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:
-    """A decoding as settings; a greedy one has no seed."""
+    """The decoding as settings; a greedy one has no seed."""
     table: dict[str, Json] = asdict(decoding)
     return table if decoding.samples else {"temperature": 0.0, "penalties": dict(decoding.penalties)}
 
 
 def compute_dtype(model: Checkpoint) -> str:
-    """The checkpoint's own dtype by torch's name; the narrowest of several, float32 of none that torch computes in."""
+    """The checkpoint's dtype by torch's name: the narrowest of several, float32 if torch computes in none of them."""
     own = [name for name in model.dtype.split("+") if name in ("float32", "bfloat16", "float16")]
     return own[-1] if own else "float32"

@@ -1,10 +1,10 @@
-"""Guard of processes that must not outlive the one which started them.
+"""Guard process: ends other processes once the process that started it is gone.
 
-`python guard.py GRACE run COMMAND...` runs a command, `python guard.py GRACE watch PID...` watches processes that are
-there already. The starter holds the other end of the guard's standard input. When that closes, on purpose or because
-the starter is gone (an exception, Ctrl-C, `kill -9`), they are asked to end, and after GRACE seconds made to: the whole
-process group of a command, processes by their numbers with all that they started. This file runs by itself: standard
-library only, and psutil to watch.
+`python guard.py GRACE run COMMAND...` runs a command, `python guard.py GRACE watch PID...` watches running processes.
+The starter holds the other end of the guard's standard input. When that closes, on purpose or because the starter is
+gone (an exception, Ctrl-C, `kill -9`), the guard sends SIGTERM and, after GRACE seconds, SIGKILL: to the whole process
+group of a command, or to the watched processes and all that they started. This file runs by itself: it needs only the
+standard library, and psutil to watch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from psutil import Process
 
 GRACE = 10.0
-"""Seconds that processes get to end by themselves."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 class PidGuard:
-    """Guard that ends the processes of these numbers and their children once this one is gone, or told to `stop`."""
+    """Guard that ends processes and their children once this process is gone, or at `stop`."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._process = subprocess.Popen(
@@ -40,7 +40,7 @@ class PidGuard:
             start_new_session=True,  # a Ctrl-C on the terminal is for the run
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it knows their children: from here nothing is lost
+        self._process.stdout.readline()  # from here on it knows their children
 
     def stop(self) -> None:
         """End them now; returns when they are gone."""
@@ -70,7 +70,7 @@ def run(command: Sequence[str], grace: float) -> None:
 
 
 def _end_group(child: subprocess.Popen[bytes], grace: float) -> None:
-    """Ask the whole group to end, then make it, this process included."""
+    """End the whole group, this process included."""
     if child.returncode is not None:
         print(f"ended by itself with status {child.returncode}", flush=True)
     os.killpg(0, signal.SIGTERM)
@@ -83,7 +83,7 @@ def _end_group(child: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def watch(pids: Sequence[int], grace: float) -> None:
-    """Wait until the starter is gone, then end these processes. One that was closed properly is gone by then."""
+    """Wait until the starter is gone, then end those of these processes that still run."""
     import psutil
 
     roots: list[Process] = []
@@ -91,7 +91,7 @@ def watch(pids: Sequence[int], grace: float) -> None:
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
             roots.append(psutil.Process(pid))
-            children += roots[-1].children(recursive=True)  # they are nobody's children once it is gone
+            children += roots[-1].children(recursive=True)  # once it is gone, they have another parent
     print("watching", flush=True)
     while os.read(0, 1):
         pass
@@ -99,7 +99,7 @@ def watch(pids: Sequence[int], grace: float) -> None:
 
 
 def _end_each(processes: Sequence[Process], grace: float) -> None:
-    """Ask each to end, then make it; psutil refuses where the number is another process's by now."""
+    """End each process. psutil notices if a number belongs to another process by now."""
     import psutil
 
     for process in processes:
@@ -112,7 +112,7 @@ def _end_each(processes: Sequence[Process], grace: float) -> None:
 
 
 def _stay(number: int, frame: FrameType | None) -> None:
-    """Neither Ctrl-C nor a polite signal ends the guard before those that it guards."""
+    """Ctrl-C and SIGTERM do not end the guard before the processes that it guards."""
 
 
 if __name__ == "__main__":

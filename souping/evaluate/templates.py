@@ -1,141 +1,138 @@
-"""Prompts as token ids, and the process that renders templates: they are code of a candidate or of a task file, which
-must neither fill the memory nor run forever.
+"""Prompts as token ids, and the child process that renders templates.
+
+Templates are code that comes with a candidate or a task file, which must neither fill the memory nor run forever.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
-import pickle
-import select
+import re
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
-from threading import Lock
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from souping.core.child import Child
+from souping.core.system import package_environment
 from souping.core.text import first_line
 from souping.core.types import Item, Json, UserError
-from souping.evaluate.rendering import BYTES, MEMORY
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 20.0
 """Time that a template has for one item."""
-WATCH = 200
-"""Milliseconds between two looks at the memory of a process that has not answered yet."""
+START = 600.0
+"""Seconds for the process to start, import its libraries and render a template."""
+BYTES = 5 << 28
+"""Memory of the process: a sixth of it is taken before the first template."""
+LONGEST = 50_000_000
+"""Characters that a template may write: no tokenizer gets through more."""
 PASSED = ("PATH", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that the process gets: it needs no keys or tokens."""
-THREADS = {"OPENBLAS_NUM_THREADS": "1"}
-"""numpy sets memory aside for each thread."""
-ENDINGS = {MEMORY: "it takes more than 1 GB of memory", -signal.SIGALRM: f"it did not end in {SECONDS:g} s"}
-"""What the exit status of the process says of the template."""
 
 
 class TemplateStoppedError(Exception):
     """A template took too long or too much memory, or failed by other means than jinja's own errors."""
 
 
-class TemplateProcess:
-    """Process that renders all templates of a run. It starts with the first one; after a template that had to be
-    stopped, a new one starts. It has a session of its own, so that a Ctrl-C on the terminal is for the run alone.
-    """
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = Lock()
-
-    def render(self, kind: str, *arguments: object) -> str:
-        """The text that a template makes of its arguments.
-
-        Raises:
-            TemplateStoppedError: it takes too long or too much memory, or fails.
-            jinja2.TemplateError: the template refuses what it is given.
-        """
-        request = pickle.dumps((kind, SECONDS, arguments))
-        with self._lock:
-            if self._process is None:
-                self._process = _start()
-            try:
-                reply = _exchange(self._process, request)
-            except BaseException:  # an interrupt too: the reply would be taken for that of the next request
-                self._end()
-                raise
-        if "text" in reply:
-            return str(reply["text"])
-        from jinja2 import TemplateError
-
-        raise (TemplateError if reply["refused"] else TemplateStoppedError)(str(reply["error"]))
-
-    def close(self) -> None:
-        """End the process; a later template starts another."""
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            with suppress(OSError), process:  # what is still to be written to it
-                pass
+def _environment() -> dict[str, str]:
+    package = package_environment()
+    path = os.pathsep.join([package["PYTHONPATH"], *filter(None, sys.path)])
+    passed = {name: value for name, value in os.environ.items() if name in PASSED}
+    return {**passed, "PYTHONPATH": path, "PYTHONSAFEPATH": package["PYTHONSAFEPATH"], "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _start() -> subprocess.Popen[bytes]:
-    """The process, with the import path of this one: it starts without the environment that may have set it."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", str(Path(__file__).with_name("rendering.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={name: value for name, value in os.environ.items() if name in PASSED} | THREADS,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    pickle.dump(sys.path, process.stdin)
-    return process
+PROCESS = Child(_environment, BYTES)
+"""Process that renders all templates of a run."""
+atexit.register(PROCESS.close)
 
 
-def _exchange(process: subprocess.Popen[bytes], request: bytes) -> dict[str, Json]:
-    """The reply to a request.
+# ------------------------------------------------------------ in the child
+
+
+def _chat_in_child(
+    template: str, special_tokens: Mapping[str, str], messages: list[str], options: dict[str, str], seconds: float
+) -> tuple[str, str]:
+    """A chat template as transformers renders it, without the tokenizer, of which it needs the special tokens."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # slow to import, and of no use to a template
+    from transformers import PreTrainedTokenizerBase as Base
+
+    choose: Callable[..., str] = Base.get_chat_template
+    apply: Callable[..., object] = Base.apply_chat_template
+    tokenizer = SimpleNamespace(chat_template=template, special_tokens_map=special_tokens)
+    tokenizer.get_chat_template = partial(choose, tokenizer)
+    return _rendered(lambda: str(apply(tokenizer, messages, **options)), seconds)
+
+
+def _task_in_child(template: str, doc: Mapping[str, Any], seconds: float) -> tuple[str, str]:
+    """A task's template as lm_eval renders it, in jinja's sandbox."""
+    return _rendered(lambda: _compiled(template).render(doc), seconds)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(template: str) -> Template:
+    from jinja2 import BaseLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    sandbox = ImmutableSandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+    sandbox.filters["regex_replace"] = lambda string, pattern, repl, count=0: re.sub(pattern, repl, string, count=count)
+    return sandbox.from_string(template)
+
+
+def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
+    """("text", the text), or why there is none. The alarm ends the process, which also ends a call into C."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        text = render()
+        if len(text) > LONGEST:
+            return "stopped", f"it makes a text of {len(text):.0e} characters"
+        return "text", text
+    except MemoryError:
+        raise
+    except Exception as error:  # a template can raise anything
+        kind = "refused" if type(error).__module__.startswith("jinja2.") else "stopped"
+        return kind, str(error)[:2000] or type(error).__name__
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+# ------------------------------------------------------------ here
+
+
+def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
+    """The text that a template makes of its arguments.
 
     Raises:
-        TemplateStoppedError: the process ended, or has grown too large on a system that sets it no limit.
+        TemplateStoppedError: it takes too long or too much memory, or fails.
+        jinja2.TemplateError: the template refuses its arguments (`raise_exception`).
     """
-    import psutil
+    try:
+        kind, text = PROCESS.call(function, (*arguments, SECONDS), START)
+    except TimeoutError:
+        raise TemplateStoppedError(f"it did not end in {SECONDS:g} s") from None
+    except MemoryError:
+        raise TemplateStoppedError("it takes more than 1 GB of memory") from None
+    if kind == "text":
+        return text
+    from jinja2 import TemplateError
 
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(BrokenPipeError):
-        process.stdin.write(request)
-        process.stdin.flush()
-    poll = select.poll()
-    poll.register(process.stdout, select.POLLIN)
-    while not poll.poll(WATCH):
-        with suppress(psutil.Error):  # it may have ended since
-            if psutil.Process(process.pid).memory_info().rss > BYTES:
-                raise TemplateStoppedError(ENDINGS[MEMORY])
-    line = process.stdout.readline()
-    if not line:
-        status = process.wait()
-        raise TemplateStoppedError(ENDINGS.get(status, f"the process that renders it ended with status {status}"))
-    reply: dict[str, Json] = json.loads(line)
-    return reply
+    raise (TemplateError if kind == "refused" else TemplateStoppedError)(text)
 
 
-PROCESS = TemplateProcess()
-atexit.register(PROCESS.close)
+def render_task(template: str, doc: Mapping[str, Any]) -> str:
+    """A task's template with a document, in place of lm_eval's own function. Raises as `apply_chat_template`."""
+    return _render(_task_in_child, template, doc)
 
 
 def apply_chat_template(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Json]], options: Mapping[str, Any]
 ) -> str:
-    """What `tokenizer.apply_chat_template(messages, **options)` gives, rendered by the process for templates.
+    """`tokenizer.apply_chat_template(messages, **options)`, rendered by the child process.
 
     Raises:
         TemplateStoppedError: the template takes too long or too much memory, or fails.
@@ -143,9 +140,9 @@ def apply_chat_template(
     """
     from transformers import PreTrainedTokenizerBase as Base
 
-    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with a format of its own
+    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with its own format
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
-    return PROCESS.render("chat", tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
+    return _render(_chat_in_child, tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
@@ -160,7 +157,7 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
 
 
 def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
-    """A prompt in letters as the model sees it, with the tokens that mark its parts; `key` is the digest of its ids."""
+    """A prompt as text, as the model sees it, with its special tokens; `key` is the digest of its ids."""
     known = _seen(tokenizer)
     if key not in known:
         known[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
@@ -169,12 +166,12 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
 
 @lru_cache(maxsize=8)
 def _seen(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Prompts that this tokenizer wrote, by the digest of their ids: every model of a run is asked the same."""
+    """Prompts that this tokenizer wrote, by the digest of their ids; every model of a run gets the same ones."""
     return {}
 
 
 def no_template(item: Item) -> UserError:
-    """Error of an item whose messages nothing can write out."""
+    """Error of an item with chat messages for a tokenizer without a chat template."""
     return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
 
 
@@ -190,5 +187,5 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
     try:
         return apply_chat_template(tokenizer, messages, options)
-    except Exception as error:  # a template is code of the candidate's
+    except Exception as error:  # a template is the candidate's code
         raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error

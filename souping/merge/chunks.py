@@ -1,6 +1,6 @@
 """Work of a plan, as contiguous chunks of bytes that ranks share and threads mix block by block.
 
-Where the method asks for inner products of whole tensors, a chunk's weights are settled by them first.
+If the method needs inner products of whole tensors, they settle a chunk's weights first.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ import numpy as np
 from souping.checkpoints.dtypes import size_of
 from souping.core.text import shown
 from souping.core.types import UserError
-from souping.merge.kernels import mix_block, store
-from souping.merge.kernels.reference import BLOCK, Raw, finite, linear, widen
+from souping.merge.kernels import BLOCK, Raw, finite, linear, mix_block, store, widen
 from souping.merge.methods import Gram, Method, get_method, gram
 from souping.merge.plan import MergePlan, Piece, PlannedTensor, Source
 
 log = logging.getLogger(__name__)
 WARNING = threading.Lock()
 ROWS = 1 << 21  # elements of all ingredients that a thread holds at once: memory does not grow with their number
-STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the same sums whoever computes them
+STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`count` elements of a shard from byte `offset` of its data, mixed alike from bytes that are contiguous too.
+    """`count` elements of a shard from byte `offset` of its data, mixed by one rule from contiguous bytes.
 
-    An `indivisible` chunk is a whole piece that the method has to look at as one, so ranks do not share it.
+    An `indivisible` chunk is a whole piece that the method needs at once, so ranks do not share it.
     """
 
     op: str
@@ -100,14 +99,14 @@ def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
     """The chunks of one rank: as many bytes for each, cut at whole blocks (indivisible chunks stay whole)."""
     total = sum(chunk.nbytes for chunk in work)
     low, high = total * rank // ranks, total * (rank + 1) // ranks
-    mine, passed = [], 0
+    share, passed = [], 0
     for chunk in work:
         size = size_of(chunk.dtype)
         first, last = (_cut(chunk, edge - passed, size) for edge in (low, high))
         if last > first:
-            mine.append(chunk.part(first, last - first))
+            share.append(chunk.part(first, last - first))
         passed += chunk.nbytes
-    return mine
+    return share
 
 
 def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
@@ -117,9 +116,9 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
     return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
 
 
-def blocks(chunk: Chunk) -> Iterator[Chunk]:
-    """A chunk in pieces of at most BLOCK elements, fewer where many ingredients would hold more than ROWS."""
-    size = max(1 << 12, min(BLOCK, ROWS // max(1, len(chunk.sources)) & ~0xFFF))
+def blocks(chunk: Chunk, most: int = BLOCK, rows: int = ROWS) -> Iterator[Chunk]:
+    """A chunk in pieces of at most `most` elements, fewer if all ingredients together would hold more than `rows`."""
+    size = max(1 << 12, min(most, rows // max(1, len(chunk.sources)) & ~0xFFF))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))
 
@@ -130,7 +129,7 @@ def name_at(plan: MergePlan, shard: int, offset: int) -> str:
 
 
 def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
-    """An error that names the tensor and, where one is to blame, the ingredient's file."""
+    """An error that names the tensor and, if one is the cause, the ingredient's file."""
     name = shown(name_at(plan, chunk.shard, chunk.offset))
     where = ""
     if source is not None:
@@ -139,7 +138,7 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     return UserError(f"{what} in tensor {name}{where}")
 
 
-def agree(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
+def check_equal(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
     """Refuse values that are not floats and differ between the ingredients."""
     for source, row in zip(chunk.sources, rows, strict=True):
         if not np.array_equal(row, rows[0]):
@@ -157,7 +156,7 @@ def check_finite(plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw],
     first = _first_bad(chunk, rows)
     guilty = None if first is None else chunk.sources[first[0]]
     at = chunk if first is None else chunk.part(first[1], 1)
-    made = "overflow to infinity, or NaN that merge.method makes,"
+    made = "overflow to infinity, or NaN from merge.method,"
     error = complaint(plan, at, made if guilty is None else "NaN or infinity", guilty)
     if plan.nonfinite == "error":
         raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
@@ -188,13 +187,13 @@ def settled(method: Method, chunk: Chunk, read: Read) -> Chunk:
 
 
 def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
-    """The soup's bytes of a block from its sources' rows, as `stored`: in `out`, or the first row where that is it.
+    """The soup's bytes of a block from its sources' rows, as `stored`: `out`, or the first row if it is a copy.
 
     Raises:
         UserError: values that have to agree differ, or one is NaN or infinite (or one warning a tensor).
     """
     if chunk.op == "same":
-        agree(plan, chunk, rows)
+        check_equal(plan, chunk, rows)
         return rows[0]
     if chunk.op == "copy" and stored == chunk.dtype:
         check_finite(plan, chunk, finite(rows[0], chunk.dtype), rows, warned)

@@ -1,7 +1,7 @@
-"""Digests of files whose bytes pass by while they are averaged, so that nothing is read twice.
+"""Digests of files that are taken while the files are averaged, so that nothing is read twice.
 
-A recipe names its ingredients by their content. Where nobody has hashed a file yet, a stand-in takes the digest's place
-until the averaging has read it; the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
+A recipe names its ingredients by their content. For a file without a known digest, a stand-in is used until averaging
+has read the file; the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from souping.checkpoints.checkpoint import digest_key, file_digest, settled
 from souping.core.types import Recipe, digest
-from souping.merge.kernels.reference import Raw
+from souping.merge.kernels import Raw
 from souping.merge.plan import Ingredient, MergePlan
 
 PIECE = 1 << 20
 
 
 class StandIns(MutableMapping[str, str]):
-    """Known digests, and stand-ins for files that nobody has hashed: `pending` says whether any were given out."""
+    """Known digests, and stand-ins for files that were not hashed yet; `pending` tells whether there are any."""
 
     def __init__(self, known: MutableMapping[str, str]) -> None:
         self.known, self.pending = known, False
@@ -58,18 +58,20 @@ class Late:
 
 
 class PassingDigest:
-    """SHA-256 of one file from pieces that several threads bring, each in its turn; what nobody brings is read."""
+    """SHA-256 of one file from pieces that several threads feed in the order of the file; missing pieces are read."""
 
     def __init__(self, path: Path, start: int) -> None:
-        """Hash the first `start` bytes, the header, which no piece brings."""
+        """Hash the first `start` bytes, the header, which no piece covers."""
         self._path, self._stamp = path, settled(path)
         self._hash, self._at, self._promised, self._broken = hashlib.sha256(), 0, start, False
         self._turn = threading.Condition()
         self._read(start)
 
     def promise(self, offset: int, size: int) -> bool:
-        """Whether a piece follows on what is promised so far: then whoever asked brings it (`feed`), or ends it all
-        (`abandon`). Promises of all files are made piece by piece in one order, so nobody waits in a circle."""
+        """Whether a piece continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
+
+        All files' pieces are promised in one order, so threads never wait for each other in a circle.
+        """
         follows = offset == self._promised
         self._promised += size if follows else 0
         return follows
@@ -86,17 +88,17 @@ class PassingDigest:
             self._turn.notify_all()
 
     def abandon(self) -> None:
-        """Let nobody wait for a thread that failed."""
+        """Release the threads that wait for one that failed."""
         with self._turn:
             self._broken = True
             self._turn.notify_all()
 
     def finish(self) -> None:
-        """Read and hash what nobody brought."""
+        """Read and hash what was not fed."""
         self._read(None)
 
     def keep(self, known: MutableMapping[str, str]) -> None:
-        """Put the finished digest beside the known ones; a file that changed has none."""
+        """Add the finished digest to the known ones, unless the file has changed."""
         if settled(self._path) == self._stamp and time.time_ns() > self._stamp[2]:
             known[digest_key(self._path, self._stamp)] = self._hash.hexdigest()
 

@@ -28,8 +28,8 @@ from souping.core.merge_protocols import Pourable
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
-from souping.merge.kernels.gpu import blend, copied, torch_dtype
-from souping.merge.kernels.reference import DIFFERENCES, Combine, Raw, linear
+from souping.merge.gpu import blend, copied, torch_dtype
+from souping.merge.kernels import DIFFERENCES, Combine, Raw, linear
 from souping.merge.methods import Gram, Method, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
@@ -43,7 +43,7 @@ THREADS = 2
 LOCK = threading.Lock()
 STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
 Snapshot = list[tuple["torch.Tensor", int]]
-"""A module's parameters and buffers, and where each lies."""
+"""A module's parameters and buffers, with their addresses."""
 Row = Callable[[MergePlan, Source, int], Raw]
 """row(plan, source, count): an ingredient's bytes in host memory"""
 
@@ -73,9 +73,9 @@ class LiveModule(Pourable):
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
 
-        Where the soup has another number of vocabulary rows, the module's embeddings are resized first. Where the
-        module's names are not the checkpoints' (experts that transformers stacks), transformers loads the soup into a
-        second module, which is copied: exact too, with three times the memory.
+        If the soup has another number of vocabulary rows, the module's embeddings are resized first. If the module's
+        names are not the checkpoints' (experts that transformers stacks), transformers loads the soup into a second
+        module, which is copied: exact too, with three times the memory.
 
         Raises:
             UserError: the ingredients do not fit each other or the module, one has changed since it was opened, or NaN
@@ -143,7 +143,7 @@ class LiveModule(Pourable):
         return self._files.row(path, source.offset, count * size_of(source.dtype))
 
     def _elsewhere(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, target: ParameterTarget) -> None:
-        """A parameter off the CPU is mixed where it is, one that is not in one piece beside it, and copied."""
+        """Mix a parameter on its device, or on the CPU if it is not contiguous or the method has no form there."""
         import torch
 
         function, where = get_method(plan.method).function, target.tensor.device
@@ -239,7 +239,7 @@ class PourWork:
     snapshot: Snapshot
 
     def fits(self, weighing: Weighing) -> bool:
-        """Whether another recipe asks for the same operations on the same sources."""
+        """Whether another recipe needs the same operations on the same sources."""
         return all(mix.differs_in_weights_alone(weighing.mix(kind)) for kind, mix in self.mixes.items())
 
 
@@ -252,7 +252,7 @@ class WeightFiles:
         self._lock = threading.Lock()
 
     def row(self, path: Path, offset: int, nbytes: int) -> Raw:
-        """Bytes of a file, fewer where it ends before. No copy.
+        """Bytes of a file without a copy; fewer if the file ends early.
 
         Raises:
             UserError: it cannot be mapped.
@@ -277,7 +277,7 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class ParameterTarget:
-    """Parameter or buffer; `flat` are its bytes where it lies in CPU memory in one piece, else None."""
+    """Parameter or buffer; `flat` are its bytes if it is contiguous in CPU memory, else None."""
 
     tensor: torch.Tensor
     pointer: int
@@ -353,7 +353,7 @@ class ModuleTargets:
         return None
 
     def _target(self, name: str, tensor: torch.Tensor) -> ParameterTarget:
-        """Remembered between pours, as long as the storage stays where it is."""
+        """Kept between pours as long as the storage does not move."""
         pointer = tensor.data_ptr()
         known = self._targets.get(name)
         if known is None or known.pointer != pointer or known.tensor is not tensor:
@@ -369,7 +369,7 @@ class ModuleTargets:
 
 
 def _flat(tensor: torch.Tensor) -> Raw | None:
-    """The tensor's own bytes as numpy, or None off the CPU or where it is not contiguous."""
+    """The tensor's own bytes as numpy, or None off the CPU or if it is not contiguous."""
     import torch
 
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.numel() == 0:

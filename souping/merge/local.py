@@ -1,4 +1,4 @@
-"""`merge=local`: the settings of a merge as one component, and the verbs the pipeline calls."""
+"""`merge=local`: the settings of a merge as one component."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class LocalMerge(ModelMerge[MergePlan]):
         return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
 
     def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
-        """The pool held open beside a module that `pour(recipe)` fills, again and again."""
+        """The open pool and a module that `pour(recipe)` fills, again and again."""
         from souping.merge.live import LiveModule
 
         aligned = models if isinstance(models, Alignment) else self.align(models)

@@ -29,7 +29,7 @@ from souping.core.types import Json, Missing, Recipe, UserError, number, part
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
-from souping.merge.writer import ending, write_checkpoint
+from souping.merge.writer import generation_config, write_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -73,12 +73,11 @@ class MergekitPlan(SoupPlan):
 
 @component
 class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
-    """Soups made by mergekit in a process of its own.
+    """Soups that mergekit makes in a separate process.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
-    the recipe's weights become each model's `weight`; `seed` is that of the methods that draw random numbers. `command`
-    starts mergekit where it lives in another
-    environment, such as `/opt/mergekit/bin/mergekit-yaml`; by default it is looked for beside this Python.
+    the recipe's weights become each model's `weight`; `seed` is for the methods that draw random numbers. `command` is
+    mergekit in another environment, such as `/opt/mergekit/bin/mergekit-yaml`; the default is the one of this Python.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -128,7 +127,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         if recipe.settings.get("by") != "mergekit":
             return models.plan(recipe, nonfinite=self.nonfinite)
         if recipe.method in STOCHASTIC and "seed" not in recipe.settings:
-            raise UserError(f"soup {recipe.id}: {recipe.method} drew random numbers without a seed: nobody can again")
+            raise UserError(f"soup {recipe.id}: {recipe.method} drew random numbers without a seed: no run repeats it")
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
         ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in used.items())
@@ -177,7 +176,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            raise UserError(f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'it said nothing'}")
+            raise UserError(f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'no message'}")
         (stage / "mergekit_config.yml").unlink(missing_ok=True)  # it holds the folders' paths
 
     def _command(self) -> list[str]:
@@ -192,20 +191,20 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
-    models = _weighted([each.folder for each in ingredients], recipe)
-    parameters = dict(part(recipe.settings, "parameters"))
-    document: dict[str, Json] = {"merge_method": recipe.method, "models": models, "parameters": parameters}
-    document["dtype"] = "float32"
-    if recipe.dtype in TORCH_NAMES:
-        document["out_dtype"] = recipe.dtype
+    document = _document(recipe, [ingredient.folder for ingredient in ingredients])
+    document |= {"parameters": dict(part(recipe.settings, "parameters")), "dtype": "float32"}
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = ingredients[-1].folder
     return _dump(document)
 
 
-def _weighted(paths: Sequence[str], recipe: Recipe) -> list[Json]:
+def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     """The recipe's models with their weights; a base, which is last among the paths, has none."""
-    return [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, recipe.weights, strict=False)]
+    models: list[Json] = [
+        {"model": path, "parameters": {"weight": weight}} for path, weight in zip(paths, recipe.weights, strict=False)
+    ]
+    document: dict[str, Json] = {"merge_method": recipe.method, "models": models}
+    return document | ({"dtype": "float32", "out_dtype": recipe.dtype} if recipe.dtype in TORCH_NAMES else {})
 
 
 def _dump(document: Mapping[str, Json]) -> str:
@@ -226,7 +225,8 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
         (stage / name).unlink()
     own = {name: small(inside(folder, name)) for name in carrier.stamps if name not in (*weights, "config.json")}
     write_files(stage, own)
-    write_files(stage, ending(stage, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]]))
+    mixed = [Path(ingredient.folder) for ingredient in plan.ingredients[: len(plan.recipe.ingredients)]]
+    write_files(stage, generation_config(stage, mixed))
 
 
 class MergekitLive(Pourable):
@@ -261,21 +261,16 @@ def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str 
     for key in ("overrides", "vocab"):
         if key in recipe.settings:
             raise UserError(f"merge.{key} has no counterpart in mergekit's YAML: export a recipe without it")
-    document = _document(recipe, [str(folders[name]) for name in recipe.ingredients], base)
-    if recipe.dtype in TORCH_NAMES:
-        document |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    return _dump(document)
-
-
-def _document(recipe: Recipe, paths: list[str], base: Path | str | None) -> dict[str, Json]:
-    weighted = _weighted(paths, recipe)
-    if recipe.method == "slerp" and len(paths) == 2:
-        t = recipe.weights[1] / sum(recipe.weights)
+    paths = [str(folders[name]) for name in recipe.ingredients]
+    document = _document(recipe, paths)
+    parameters: dict[str, Json] = {"normalize": False}
+    if recipe.method == "slerp":
         models: list[Json] = [{"model": path} for path in paths]
-        return {"merge_method": "slerp", "base_model": paths[0], "models": models, "parameters": {"t": t}}
+        document |= {"models": models, "base_model": paths[0]}
+        parameters = {"t": recipe.weights[1] / sum(recipe.weights)}
     if recipe.method == "task_arithmetic":
         if base is None:
             raise UserError("merge.method=task_arithmetic needs the base model: set merge.base=FOLDER")
-        settings = {"normalize": False, "lambda": number(recipe.settings.get("scale", 1.0))}
-        return {"merge_method": "task_arithmetic", "base_model": str(base), "models": weighted, "parameters": settings}
-    return {"merge_method": "linear", "models": weighted, "parameters": {"normalize": False}}
+        document["base_model"] = str(base)
+        parameters["lambda"] = number(recipe.settings.get("scale", 1.0))
+    return _dump(document | {"parameters": parameters})

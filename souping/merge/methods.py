@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from souping.core.fields import pick
 from souping.core.text import is_theirs
 from souping.core.types import UserError, Weights
-from souping.merge.kernels.reference import Combine, Float32, delta, linear
+from souping.merge.kernels import Combine, Float32, delta, linear
 
 Gram = NDArray[np.float64]
 

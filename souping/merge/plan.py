@@ -231,7 +231,7 @@ def recipe_from_dict(table: dict[str, Any]) -> Recipe:
 
 
 def base_name(names: Iterable[str]) -> str:
-    """What the base model is called in a plan beside candidates of these names."""
+    """A name for the base model that none of the candidates has."""
     taken, name = set(names), "base"
     while name in taken:
         name += " model"

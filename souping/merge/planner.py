@@ -29,8 +29,8 @@ DEFAULT_SHARD = 5_000_000_000
 LAYOUTS = 32
 """Sets of ingredients whose layouts are kept: a search goes through few."""
 Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
-"""What a band's mix follows from beside the recipe: models that have its rows, all models' dtypes, number of the
-override that its tensor falls under (-1: none)."""
+"""What decides a band's mix besides the recipe: models that have its rows, all models' dtypes, number of the override
+that applies to its tensor (-1: none)."""
 
 
 def plan(
@@ -43,7 +43,7 @@ def plan(
     allow_pickle: bool = False,
     carry: str | None = None,
 ) -> MergePlan:
-    """Plan a recipe whose ingredients lie in `folders` (others in the mapping are not opened).
+    """Plan a recipe of the models in `folders` (those that are no ingredients are not opened).
 
     `base` is the base model's folder for the methods that have one; `carry` names the ingredient whose config and
     tokenizer the soup gets (default: the first, or with `vocab` settings the first that has the soup's vocabulary).
@@ -56,20 +56,8 @@ def plan(
         raise UserError(f"the recipe's ingredient {missing[0]} has no folder: the pool has {', '.join(folders)}")
     opened = {name: Checkpoint.open(folders[name], allow_pickle) for name in recipe.ingredients}
     foundation = Checkpoint.open(base, allow_pickle) if base is not None else None
-    return plan_opened(recipe, opened, base=foundation, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
-
-
-def plan_opened(
-    recipe: Recipe,
-    checkpoints: Mapping[str, Checkpoint],
-    *,
-    base: Checkpoint | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD,
-    nonfinite: str = "error",
-    carry: str | None = None,
-) -> MergePlan:
-    """`plan` for checkpoints that are open already; for many recipes of one pool, keep its `Alignment`."""
-    return Alignment(checkpoints, base).plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
+    aligned = Alignment(opened, foundation)
+    return aligned.plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
 
 
 class Alignment:
@@ -81,10 +69,6 @@ class Alignment:
     def __init__(self, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None = None) -> None:
         self.checkpoints, self.base = dict(checkpoints), base
         self._layouts: dict[tuple[str, ...], Layout] = {}
-
-    @property
-    def folders(self) -> dict[str, Path]:
-        return {name: checkpoint.folder for name, checkpoint in self.checkpoints.items()}
 
     def check_unchanged(self, recipe: Recipe) -> None:
         """Raises UserError where weights that the recipe mixes are not those that were opened."""
@@ -221,7 +205,7 @@ class Layout:
         return fits[0] if fits else 0
 
     def notes(self, recipe: Recipe) -> tuple[str, ...]:
-        """What the user should hear of: dtypes that differ, rows that some lack."""
+        """What the user should know: dtypes that differ, rows that some models lack."""
         notes = []
         if recipe.dtype not in TORCH_NAMES and any(len(set(tensor.stored)) > 1 for tensor in self.tensors.values()):
             stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in self.pool.items())
@@ -304,7 +288,7 @@ class Weighing:
         return self._mixes[kind]
 
     def _mix(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
-        """Where a model lacks the rows the others' weights keep the same sum."""
+        """If a model lacks the rows, the other weights are scaled to the same sum."""
         given = self._weights[number]
         used = [tag for tag, weight in zip(stored, given, strict=False) if weight != 0]
         dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, end_tokens, fingerprint_of
+from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprint_of
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.pool import largest_bytes, measured
@@ -26,16 +26,14 @@ P = TypeVar("P", bound=SoupPlan)
 
 
 class ModelMerge(MergeBackend, Protocol[P]):
-    """Merge backend of full models, a dataclass: the verbs that a pool of them asks for. Plans are of a kind of its
-    own."""
+    """Merge backend of full models, a dataclass, with its own type of plans."""
 
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
         assert is_dataclass(self)
-        own = {field.name for field in fields(self) if field.init}
-        return replace(self, **{key: value for key, value in settings.items() if key in own})
+        known = {field.name for field in fields(self) if field.init}
+        return replace(self, **{key: value for key, value in settings.items() if key in known})
 
     def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
-        """The candidates side by side, with the base model where there is one."""
         base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
         return Alignment(checkpoints, base)
 
@@ -50,9 +48,8 @@ class ModelMerge(MergeBackend, Protocol[P]):
         """The recipe of these weights with all settings that decide the soup's numbers.
 
         `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`; `base` is the
-        base model's fingerprint, which is taken from its folder where it is not given. A single
-        ingredient is that model itself, whatever the method. Settings that change nothing are left out, so that equal
-        soups have equal ids.
+        base model's fingerprint, taken from its folder by default. A single ingredient is that model itself, whatever
+        the method. Settings that change nothing are left out, so that equal soups have equal ids.
 
         Raises:
             UserError: a list in `overrides` has another length than the pool.
@@ -69,7 +66,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
         )
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
-        """The settings of a recipe of several ingredients `used` of the pool; `base` as in `recipe`."""
+        """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
         ...
 
     def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> P: ...
@@ -86,7 +83,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
 
 
 class FullModelPool(CandidatePool, Generic[P]):
-    """Full models of one architecture. Headers are read here; what takes reading more waits until it is asked for."""
+    """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
 
     def __init__(
         self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
@@ -110,7 +107,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         return [*notes, *note_ends(self._ends)]
 
     def _check_carrier(self, carry: str | None) -> None:
-        """Refuse, before any work, a carrier that gives the soup no tokenizer, or not the soup's."""
+        """Refuse, before any work, a carrier without a tokenizer, or without the soup's."""
         if carry is None or carry not in self._checkpoints:
             return
         with_one = [name for name, each in self._checkpoints.items() if set(each.side) & set(TOKENIZERS)]
@@ -121,7 +118,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def _ends(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: end_tokens(folder) for name, folder in self._folders.items()}
+        return {name: eos_token_ids(folder) for name, folder in self._folders.items()}
 
     def ends(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
@@ -178,7 +175,7 @@ class FullModelPool(CandidatePool, Generic[P]):
             check_tokenizer(name, folder)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """That of the carrier: `merge.carry`, the first, or one with the soup's vocabulary where they may differ."""
+        """The carrier's: `merge.carry`, the first ingredient, or one with the soup's vocabulary if they may differ."""
         carry = carried(self._merge.carry, recipe)
         if self._merge.vocab == "error":
             return self._folders[carry or recipe.ingredients[0]]
@@ -197,13 +194,12 @@ class FullModelPool(CandidatePool, Generic[P]):
         return largest_bytes(models, self._merge.dtype) + max(sides)
 
     def close(self) -> None:
-        """Close the backend, which starts again what the next soup needs (a backend of `with_settings` has no other
-        owner)."""
+        """Close the backend: one made by `with_settings` has no other owner."""
         self._merge.close()
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
-    """The dtype of their soup by torch's name; several joined by `+` where a model itself mixes dtypes."""
+    """The dtype of their soup by torch's name; several joined by `+` if a model itself mixes dtypes."""
     stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
     if len(stored) == 1:
         return stored[0]
@@ -211,17 +207,17 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
 
 
 def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One note where models end their answers at different tokens."""
+    """One note if the models end their answers at different tokens."""
     if len({*ends.values(), ()}) <= 2:
         return []
-    said = ", ".join(f"{name} {'/'.join(map(str, tokens)) or 'none'}" for name, tokens in ends.items())
-    return [f"answers end at different tokens ({said}): the soup's end at any of them"]
+    tokens = ", ".join(f"{name} {'/'.join(map(str, own)) or 'none'}" for name, own in ends.items())
+    return [f"answers end at different tokens ({tokens}): the soup's end at any of them"]
 
 
 def open_pool(
     folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
 ) -> CandidatePool:
-    """The pool of adapters in these folders, or of full models where none of them is an adapter.
+    """The pool of full models in these folders, or of adapters.
 
     Raises:
         UserError: adapters and full models are mixed, or as AdapterPool and FullModelPool.

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import GENERATION, end_tokens, inside, side_files, small, stamp
+from souping.checkpoints.checkpoint import GENERATION, INDEX, eos_token_ids, inside, side_files, small, stamp
 from souping.checkpoints.dtypes import TORCH_NAMES, size_of
 from souping.checkpoints.header import parse_json
 from souping.core.files import staged, write_files
@@ -31,14 +31,14 @@ from souping.core.system import read_at, reserve, start_writing, write_at
 from souping.core.types import Json, Recipe, UserError
 from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank, work_off
 from souping.merge.digests import Digests, Late, passing, with_contents
-from souping.merge.kernels.reference import Raw
+from souping.merge.kernels import Raw
 from souping.merge.methods import get_method
 from souping.merge.plan import Ingredient, MergePlan
 
 THREADS = 2
-RESERVE = 100  # files that libraries and the command line hold beside a merge's own
+RESERVE = 100  # files that libraries and the command line hold open
 LINE = 64  # bytes of a line of the cache, at which rows begin
-LARGE = 4 << 20  # bytes from which on numpy asks for large pages, in which copies are faster
+LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
 
@@ -87,9 +87,12 @@ class ShardWriter:
         total, queue = sum(chunk.nbytes for chunk in work), self._queue(work)
         self._done = 0
         with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
-            jobs = [pool.submit(self._drain, queue, total, progress) for _ in range(threads)]
-        for job in jobs:
-            job.result()
+            try:
+                for job in [pool.submit(self._drain, queue, total, progress) for _ in range(threads)]:
+                    job.result()
+            except BaseException:  # an interrupt too: the threads end at their next block
+                self._failed = True
+                raise
 
     def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
@@ -157,7 +160,7 @@ class ShardWriter:
 
 
 class OpenFile:
-    """File that is kept open or, where a process may not hold as many, is opened for each use."""
+    """File that is kept open or opened for each use if a process may not hold so many."""
 
     def __init__(self, path: Path, flags: int, keep: bool) -> None:
         self._path, self._flags = path, flags | getattr(os, "O_CLOEXEC", 0)  # the system's
@@ -179,7 +182,7 @@ class OpenFile:
 
 
 def can_hold(count: int) -> bool:
-    """Whether so many files may be open at once beside what a process has; the limit is raised where it may be."""
+    """Whether so many more files may be open at once; the limit is raised if that is allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = count + RESERVE
     if need > soft and (need <= hard or hard == resource.RLIM_INFINITY):
@@ -219,7 +222,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
 
 
 Shares = Callable[[MergePlan, Path, Progress | None], None]
-"""Fills the prepared shards in a staging folder: alone, or by ranks that each take a share."""
+"""Fills the prepared shards in a staging folder, as ranks do that each take a share."""
 
 
 def write_checkpoint(
@@ -244,16 +247,18 @@ def write_checkpoint(
     files = _files(plan, late.files(plan.recipe) if late else extra_files)
     with staged(out) as stage:
         prepare(plan, stage)
+        digests = passing(plan, late.known) if late else {}
+        if shares is not None:
+            shares(plan, stage, progress)
+        else:
+            with ShardWriter(plan, stage, digests) as writer:
+                writer.fill(progress=progress)
         if late:
-            digests = passing(plan, late.known)
-            _fill(plan, stage, progress, digests)
             work_off([each.finish for each in digests.values()], THREADS)
             for each in digests.values():
                 each.keep(late.known)
             plan = with_contents(plan, late.known)
             files = _files(plan, late.files(plan.recipe))
-        else:
-            (shares or alone)(plan, stage, progress)
         write_files(stage, files)
         plan.check_unchanged()
     return Path(out)
@@ -266,7 +271,7 @@ def _files(plan: MergePlan, extra: Mapping[str, str] | None) -> dict[str, str | 
 def with_extra(
     files: Mapping[str, str | bytes], weights: Iterable[str], extra: Mapping[str, str] | None
 ) -> dict[str, str | bytes]:
-    """Files beside the weights, and more that must not replace any of them (UserError)."""
+    """The model's files and the extra ones, which must not replace any of them (UserError)."""
     if own := {*files, *weights} & {*(extra or {})}:
         raise UserError(f"the extra file {min(own)} would replace a file of the model")
     return {**files, **(extra or {})}
@@ -291,19 +296,6 @@ def _stamped(ingredient: Ingredient) -> Ingredient:
     return replace(ingredient, stamps=stamps)
 
 
-def alone(plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
-    """All shares in this process, with two threads."""
-    _fill(plan, stage, progress, None)
-
-
-def _fill(plan: MergePlan, stage: Path, progress: Progress | None, digests: Digests | None) -> None:
-    with ShardWriter(plan, stage, digests) as writer:
-        writer.fill(threads=THREADS, progress=progress)
-
-
-INDEX_NAME = "model.safetensors.index.json"
-
-
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     carrier = plan.ingredients[plan.carry]
@@ -311,21 +303,22 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     files = {name: small(inside(folder, name)) for name in carrier.stamps if name not in weights}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
-    files |= ending(folder, [Path(i.folder) for i in plan.ingredients[: len(plan.recipe.ingredients)]], plan.vocab_size)
+    mixed = [Path(ingredient.folder) for ingredient in plan.ingredients[: len(plan.recipe.ingredients)]]
+    files |= generation_config(folder, mixed, plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
     files["recipe.json"] = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size).encode()
     index = plan.index()
-    return {**files, INDEX_NAME: index} if index is not None else files
+    return {**files, INDEX: index} if index is not None else files
 
 
-def ending(folder: Path, ingredients: Iterable[Path], rows: int | None = None) -> dict[str, bytes]:
-    """generation_config.json of `folder` with the end tokens of all ingredients; nothing where it has them already.
+def generation_config(folder: Path, ingredients: Iterable[Path], rows: int | None = None) -> dict[str, bytes]:
+    """generation_config.json of `folder` with the end tokens of all ingredients; empty if it has them already.
 
-    Tokens behind the last of `rows` are none of the soup's.
+    Tokens beyond the soup's `rows` are left out.
     """
-    named = {token for ingredient in ingredients for token in end_tokens(ingredient)}
+    named = {token for ingredient in ingredients for token in eos_token_ids(ingredient)}
     ends = sorted(token for token in named if rows is None or token < rows)
-    if not ends or tuple(ends) == end_tokens(folder):
+    if not ends or tuple(ends) == eos_token_ids(folder):
         return {}
     path = inside(folder, GENERATION)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Analyses of a run: the scores that they see, and what they say."""
+"""Analyses of a run: the scores that they see, and what comes of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe,
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.settings import RunSettings
 
-Asked = Iterable[tuple[Recipe, str]]
-"""Models, and the handlers that asked them."""
+Asks = Iterable[tuple[Recipe, str]]
+"""Models, and the handlers by which they answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisInput:
-    """What is known of a run when its analyses begin. `stored` only reads: what is not in the store has no score.
+    """What is known of a run when its analyses begin. `stored` only reads: an answer outside the store has no score.
 
-    `trials` are the search's, `contenders` the report's models; `handler` asked the winner, `metric` names the
+    `trials` are the search's, `contenders` the report's models; `handler` is the winner's, `metric` the name of the
     selector's correlation.
     """
 
-    run: RunSettings
+    settings: RunSettings
     soups: RunSoups
     trials: tuple[tuple[Recipe, str], ...]
     contenders: tuple[Recipe, ...]
@@ -37,16 +37,16 @@ class AnalysisInput:
     metric: str
     stored: Evaluation
 
-    def scores(self, asked: Asked = ()) -> RunScores:
-        """All item scores that are there, those of an analysis's own soups (`asked`) among them."""
+    def scores(self, own: Asks = ()) -> RunScores:
+        """All item scores in the store, those of an analysis's `own` soups among them."""
         singles = [(recipe, "") for recipe in self.soups.candidates.values()]
-        whole, parts = self._searched([*singles, *self.trials, *asked])
+        whole, parts = self._searched([*singles, *self.trials, *own])
         trials = {recipe.id: recipe for recipe, _ in self.trials}
         return RunScores(
             soups=self.soups,
             trials=tuple(trials.values()),
-            objective=self.run.objective,
-            correlation=self.run.selector.measure or pearson,
+            objective=self.settings.objective,
+            correlation=self.settings.selector.measure or pearson,
             metric=self.metric or "pearson",
             search=whole,
             parts=parts,
@@ -55,17 +55,17 @@ class AnalysisInput:
             read=self._read,
         )
 
-    def _searched(self, asked: Asked) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
+    def _searched(self, asks: Asks) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
         """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
 
-        The first way of asking one stands.
+        Of several handlers the first counts.
         """
         items, whole, parts = self.items["search"], dict[str, ItemScores](), dict[str, FloatArray]()
         place = {item.id: n for n, item in enumerate(items)}
-        for recipe, way in asked:
+        for recipe, handler in asks:
             if recipe.id in whole or not items:
                 continue
-            found = self.stored.found(recipe, items, way)
+            found = self.stored.found(recipe, items, handler)
             if len(found.items) == len(items):
                 whole[recipe.id] = found
             elif found.items and recipe.id not in parts:
@@ -75,12 +75,12 @@ class AnalysisInput:
 
     def _reported(self) -> dict[str, ItemScores]:
         """Scores of the models that answered the whole report fold."""
-        items, way = self.items["report"], self.handler
-        known = [recipe for recipe in self.contenders if items and not self.stored.missing(recipe, items, way)]
-        return {recipe.id: self.stored.scores(recipe, items, way) for recipe in known}
+        items, handler = self.items["report"], self.handler
+        known = [recipe for recipe in self.contenders if items and not self.stored.missing(recipe, items, handler)]
+        return {recipe.id: self.stored.scores(recipe, items, handler) for recipe in known}
 
     def _read(self, recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
-        alone = fold == "search" and len(recipe.ingredients) == 1  # asked in the default way there
+        alone = fold == "search" and len(recipe.ingredients) == 1  # candidates answer this fold by their default
         return self.stored.records(recipe, self.items[fold], "" if alone else self.handler)
 
 
@@ -92,19 +92,19 @@ def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
     """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
     try:
         data = analysis.analyse(scores)
-        odd = _odd(data)
-        return {"failed": f"{named(analysis)} {odd}"} if odd else data
+        fault = _fault(data)
+        return {"failed": f"{named(analysis)} {fault}"} if fault else data
     except NotEstimableError as error:
         return {"not_estimable": str(error)}
     except UserError as error:
         return {"failed": str(error)}
-    except Exception as error:  # a part of the user's may raise anything, and the run's results are worth more
+    except Exception as error:  # user code may raise anything, and the run's results are worth more
         last = traceback.extract_tb(error.__traceback__)[-1]
         return {"failed": safe(f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})")}
 
 
-def _odd(data: Mapping[str, Json]) -> str:
-    """What could not be kept or shown of what an analysis, which may be the user's, gave; nothing where all can be."""
+def _fault(data: Mapping[str, Json]) -> str:
+    """What is wrong with the data of an analysis, which may be user code; empty if it can be kept and shown."""
     if not isinstance(data, Mapping):
         return f"gave a {type(data).__name__}, not a mapping"
     for key in ("sentences", "tables"):

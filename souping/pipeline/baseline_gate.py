@@ -1,15 +1,15 @@
-"""Baseline gate: single models are measured first, and where one is not what was expected the run stops.
+"""Expected scores of candidates: if one does not score as published, the run stops before the search.
 
-A wrong chat template, stop text or token limit moves a single model far from its published score; found here it costs
-the singles on one fold, not a search.
+A wrong chat template, stop text or token limit moves a candidate far from its published score. Found here, it costs
+the candidates on one fold and no search.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from souping.core.fields import pick
 from souping.core.protocols import Objective
@@ -19,73 +19,23 @@ if TYPE_CHECKING:
     from souping.analysis.intervals import Interval
 
 FALSE_ALARM = 0.01
-"""Chance that a gate of any size stops a run whose singles are all as published (Bonferroni over its checks)."""
+"""Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
 CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
-Verdict = Literal["as expected", "too low", "too high"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """Published figure of a single model: of one category, or of the objective (`category` None). Fraction of 1."""
+    """Published score of a candidate: of one category, or of the objective (`category` None). Fraction of 1."""
 
     candidate: str
     category: str | None
     score: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """Expectation beside what was measured. `low` and `high` hold for all checks of the gate at once."""
-
-    candidate: str
-    category: str | None
-    expected: float
-    measured: float
-    low: float
-    high: float
-    n: int
-    groups: int
-    verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """Outcome of the gate on `fold`."""
-
-    mode: str
-    fold: Fold
-    checks: tuple[Check, ...]
-
-    @property
-    def failed(self) -> tuple[Check, ...]:
-        return tuple(check for check in self.checks if check.verdict != "as expected")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form of `report.json`."""
-        checks = [asdict(check) for check in self.checks]
-        return {
-            "mode": self.mode,
-            "fold": self.fold,
-            "false_alarm": FALSE_ALARM,
-            "passed": not self.failed,
-            "checks": checks,
-        }
-
-    def sentence(self) -> str:
-        """What came out, in one line."""
-        names = list(dict.fromkeys(check.candidate for check in self.failed))
-        if not names:
-            return f"gate: {len(self.checks)} figures as expected on the {self.fold} fold"
-        return (
-            f"gate: {', '.join(names)} {'does' if len(names) == 1 else 'do'} not score as expected on the {self.fold} "
-            f"fold: check {CAUSES}"
-        )
-
-
 def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
     """Read `expected`: {candidate: score} of the objective, or {candidate: {category: score}}.
 
-    Scores are fractions, or percent as a whole where any is above 1.
+    If any score is above 1, all are percent.
 
     Raises:
         UserError: a value is not a score.
@@ -109,41 +59,49 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
 
 
 def check_names(expected: Sequence[Expectation], candidates: Sequence[str], categories: Sequence[str]) -> None:
-    """Refuse, before any work, names that the pool or the benchmark does not have; the nearest is named."""
+    """Refuse, before any work, names that the pool or the benchmark does not have."""
     for one in expected:
         pick(one.candidate, candidates, "expected: candidate")
         if one.category is not None and categories:
             pick(one.category, categories, f"expected.{one.candidate}: category")
 
 
-def judge(
-    expected: Sequence[Expectation], scores: Mapping[str, ItemScores], objective: Objective, *, mode: str, fold: Fold
-) -> Gate:
-    """Hold the scores of every candidate that is expected to score something against its figures.
+def check_expected(
+    expected: Sequence[Expectation], scores: Mapping[str, ItemScores], objective: Objective, mode: str, fold: Fold
+) -> dict[str, Any]:
+    """`gate` of report.json: each expectation with what was measured; `scores` are {candidate: scores on `fold`}.
 
-    Each interval is widened so that together they hold with probability 1 - FALSE_ALARM. The figure counts as exact:
-    published figures are of the whole benchmark, of which the fold is a part, so that the interval, made for a sample
-    of endlessly many items, is already wider than it need be.
+    A check fails if the expected score is outside the interval of the measured one, and all intervals hold at once.
     """
-    checks = []
-    for one in expected:
-        interval = _interval(scores[one.candidate], one.category, objective)
-        low, high = widened(interval, len(expected))
-        verdict: Verdict = "too low" if one.score > high else "too high" if one.score < low else "as expected"
-        checks.append(
-            Check(
-                candidate=one.candidate,
-                category=one.category,
-                expected=one.score,
-                measured=interval.mean,
-                low=low,
-                high=high,
-                n=interval.n,
-                groups=interval.groups,
-                verdict=verdict,
-            )
-        )
-    return Gate(mode=mode, fold=fold, checks=tuple(checks))
+    checks = [_check(one, scores[one.candidate], objective, len(expected)) for one in expected]
+    passed = all(check["verdict"] == "as expected" for check in checks)
+    return {"mode": mode, "fold": fold, "false_alarm": FALSE_ALARM, "passed": passed, "checks": checks}
+
+
+def _check(one: Expectation, scores: ItemScores, objective: Objective, count: int) -> dict[str, Any]:
+    interval = _interval(scores, one.category, objective)
+    low, high = widened(interval, count)
+    return {
+        "candidate": one.candidate,
+        "category": one.category,
+        "expected": one.score,
+        "measured": interval.mean,
+        "low": low,
+        "high": high,
+        "n": interval.n,
+        "groups": interval.groups,
+        "verdict": "too low" if one.score > high else "too high" if one.score < low else "as expected",
+    }
+
+
+def gate_sentence(gate: Mapping[str, Any]) -> str:
+    """Outcome of the gate in one line."""
+    failed = [check["candidate"] for check in gate["checks"] if check["verdict"] != "as expected"]
+    names = list(dict.fromkeys(failed))
+    if not names:
+        return f"gate: {len(gate['checks'])} scores as expected on the {gate['fold']} fold"
+    verb = "does" if len(names) == 1 else "do"
+    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate['fold']} fold: check {CAUSES}"
 
 
 def _interval(scores: ItemScores, category: str | None, objective: Objective) -> Interval:
@@ -157,7 +115,7 @@ def _interval(scores: ItemScores, category: str | None, objective: Objective) ->
 
 
 def widened(interval: Interval, checks: int) -> tuple[float, float]:
-    """A 95 % interval stretched to the level of one of `checks` (Bonferroni), both arms by the ratio of quantiles."""
+    """A 95 % interval at the level of one of `checks` (Bonferroni): both arms stretched by the ratio of quantiles."""
     from souping.analysis.intervals import Z95
 
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * checks)) / Z95

@@ -1,41 +1,59 @@
-"""Evaluation of recipes through the store: what is there is never computed again."""
+"""Evaluation of recipes through the store: an answer that is stored is never computed again.
+
+A request for a soup's scores on a fold is cut into blocks, by a rule of the evaluator. What the store lacks of a block
+goes to a worker as a smaller request, and the response is committed before anything else happens. `executor=local` has
+one worker, in this process.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.executor_protocols import RecipeEvaluator, Workers
-from souping.core.protocols import Evaluator, Served
+from souping.core.executor_protocols import Executor, RecipeEvaluator, Worker, Workers
+from souping.core.fields import component
+from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.text import named
 from souping.core.types import (
-    Answered,
-    BlockTask,
+    OUTCOMES,
+    Candidate,
     FloatArray,
-    Inquiry,
     Item,
     ItemScores,
     Outcome,
     Recipe,
     Record,
-    Reply,
+    Request,
+    Response,
+    UserError,
     digest,
 )
 from souping.evaluate.scoring.own import Grade, grades
-from souping.pipeline.executors import EvaluatorWorker, LocalWorkers, batches_of
-from souping.pipeline.store import Store
-from souping.pipeline.stored_answers import StoredAnswers
+from souping.pipeline.models import OpenPool
+from souping.pipeline.store import Store, StoredAnswers
+
+if TYPE_CHECKING:
+    from souping.core.merge_protocols import MergeBackend
+
+ROUNDING = 1e-9
+"""By how much a mean of scores may leave the range from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Items of a block, for their n-th answer: what the store knows of them, and which of them are asked.
+    """Items of one block, for their n-th answer. `key` is what keys their answers in the store beside the question.
 
-    `known` is {item: record}; the records of `rescored` items have a score that the store does not have yet.
+    `known` are {item id: record} in the store; the scores of `rescored` items are not stored yet. `missing` items have
+    to be answered, together with the rest of their block if its answers depend on each other.
     """
 
     key: str
@@ -43,81 +61,77 @@ class Block:
     replicate: int
     known: Mapping[str, Record]
     rescored: tuple[Item, ...]
-    asked: tuple[Item, ...]
+    missing: tuple[Item, ...]
 
 
 @dataclass(kw_only=True)
-class PendingInquiry:
-    """Inquiry on its way: records by item as far as they are there, and blocks that are out."""
+class Pending:
+    """Request that waits for `open` blocks, with its records so far by (item id, replicate) and what they cost."""
 
-    inquiry: Inquiry
-    asking: Evaluator
-    answers: dict[str, list[Record | None]]
-    out: int = 0
+    request: Request
+    evaluator: Evaluator
+    records: dict[tuple[str, int], Record] = field(default_factory=dict)
+    open: int = 1
     reused: int = 0
-    costs: list[Cost] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    generated: int = 0
+    prefilled: int = 0
 
     def take(self, block: Block, records: Mapping[str, Record]) -> None:
         for item in block.items:
-            one = records[item.id]
-            self.costs.append(Cost(one.seconds, len(one.tokens), one.prompt_tokens))
-            self.answers[item.id][block.replicate] = replace(one, tokens=(), prompt="")  # they are in the store
+            record = records[item.id]
+            self.seconds.append(record.seconds)
+            self.generated += len(record.tokens)
+            self.prefilled += record.prompt_tokens
+            # tokens and prompts are in the store; a fold of them would fill the memory
+            self.records[item.id, block.replicate] = replace(record, tokens=(), prompt="")
 
-    def reply(self) -> Reply:
-        items = self.inquiry.items
-        answers = [[record for record in self.answers[item.id] if record is not None] for item in items]
-        return Reply(
-            scores=item_scores(self.asking, items, answers),
-            seconds=math.fsum(cost.seconds for cost in self.costs),
-            generated=sum(cost.generated for cost in self.costs),
-            prefilled=sum(cost.prefilled for cost in self.costs),
+    def scores(self) -> ItemScores:
+        items, replicates = self.request.items, range(self.evaluator.answers)
+        answers = [[self.records[item.id, n] for n in replicates] for item in items]
+        return replace(
+            item_scores(self.evaluator, items, answers),
+            seconds=math.fsum(self.seconds),
+            generated=self.generated,
+            prefilled=self.prefilled,
             reused=self.reused,
         )
 
 
-class Cost(NamedTuple):
-    """Seconds that an answer took when it was first given, and its tokens, generated and prefilled."""
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """Block that a worker has, and the requests that wait for it."""
 
-    seconds: float
-    generated: int
-    prefilled: int
-
-
-@dataclass(kw_only=True)
-class BlockOut:
-    """Block that a worker has, and the inquiries that wait for it."""
-
-    recipe: Recipe
-    asking: Evaluator
-    block: Block
-    waiting: list[PendingInquiry]
+    request: Request
+    evaluator: Evaluator
+    waiting: list[tuple[Pending, Block]]
 
 
 class Evaluation(RecipeEvaluator):
-    """Evaluator of recipes, the workers that ask soups, and the store that remembers; this process alone writes to it.
+    """Evaluator of recipes with the store that remembers; this process alone writes to it.
 
-    `evaluated` and `reused` count answers, `answers` those to an item. `serve` is called only for soups with answers
-    that are not in the store, unless `workers`, to whom the evaluator is known by its `side`, do that. `ends` gives a
-    soup's end tokens, which its answers depend on; `grade` calls scorers of the user's.
+    `evaluated` and `reused` count answers, `answers` those to one item. `serve` is called only for soups with missing
+    answers, unless `workers`, which know the evaluator by the name of its `benchmark`, do that. `ends` gives the
+    end tokens that a soup's answers depend on. `grade` calls the user's own scorers.
     """
 
     def __init__(
         self,
         store: Store,
         evaluator: Evaluator,
-        serve: Callable[[Recipe], Served],
+        serve: Callable[[Recipe], LoadedModel],
         ends: Callable[[Recipe], tuple[int, ...]],
         advance: Callable[[int], None],
         workers: Workers | None = None,
-        side: str = "",
+        benchmark: str = "",
         grade: Grade = grades,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
-        self._workers = workers or LocalWorkers(EvaluatorWorker({side: (evaluator, serve)}))
-        self._side, self._grade = side, grade
-        self._tasks = 0
-        self._out: dict[int, BlockOut] = {}
-        self._done: deque[PendingInquiry] = deque()
+        self._workers = workers or LocalWorkers(EvaluatorWorker({benchmark: (evaluator, serve)}))
+        self._benchmark, self._grade = benchmark, grade
+        self._sent: dict[int, Sent] = {}
+        self._done: deque[Pending] = deque()
+        self._requests = 0
         self.evaluated = self.reused = 0
         self.length_key = evaluator.length_key
         self.block, self.answers = evaluator.block, evaluator.answers
@@ -131,193 +145,186 @@ class Evaluation(RecipeEvaluator):
         return self._evaluator.whole_folds
 
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        """The ways in which this soup may be asked, the default first."""
         return self._evaluator.choices(recipe)
 
     def key(self, recipe: Recipe, handler: str = "") -> str:
         """What keys this soup's answers in the store beside the soup, the items and their blocks."""
-        return self._asking(recipe, handler).fingerprint
+        return self._by(recipe, handler).fingerprint
 
-    def missing(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
-        """(question, number of the answer) of all that would be asked."""
-        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
-        return [(item.question, block.replicate) for block in blocks for item in block.asked]
+    # ------------------------------------------------------------ requests
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
-        """Scores of one soup on items, in the items' order. What comes is committed before more is asked."""
+        """Scores of one soup on items, in the items' order."""
         return self.all_scores([(recipe, handler)], items)[0]
 
     def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        """Scores of several soups on the same items; as many are asked at once as there are workers."""
-        replies: dict[int, Reply] = {}
-        waiting = deque(enumerate(asks))
-        while len(replies) < len(asks):
-            while waiting and len(asks) - len(waiting) - len(replies) < self.slots:
-                number, (recipe, handler) = waiting.popleft()
-                self.submit(Inquiry(number=number, recipe=recipe, items=tuple(items), handler=handler))
-            inquiry, reply = self.collect()
-            replies[inquiry.number] = reply
-        return [replies[number].scores for number in range(len(asks))]
+        scores: dict[int, ItemScores] = {}
+        for number, (recipe, handler) in enumerate(asks):
+            if number >= self.slots:
+                self._collect_into(scores)
+            self.submit(Request(number=number, recipe=recipe, items=tuple(items), handler=handler))
+        while len(scores) < len(asks):
+            self._collect_into(scores)
+        return [scores[number] for number in range(len(asks))]
 
-    def submit(self, inquiry: Inquiry) -> None:
-        """Take from the store what is there and give the rest to the workers, block by block."""
-        asking = self._asking(inquiry.recipe, inquiry.handler)
-        slots: dict[str, list[Record | None]] = {item.id: [None] * asking.answers for item in inquiry.items}
-        pending = PendingInquiry(inquiry=inquiry, asking=asking, answers=slots)
-        for block in self._blocks(asking, inquiry.recipe, inquiry.items):
+    def _collect_into(self, scores: dict[int, ItemScores]) -> None:
+        request, found = self.collect()
+        scores[request.number] = found
+
+    def submit(self, request: Request) -> None:
+        """Take what is stored, and send the rest to the workers, block by block."""
+        pending = Pending(request=request, evaluator=self._by(request.recipe, request.handler))
+        for block in self._blocks(pending.evaluator, request.recipe, request.items):
             self._begin(pending, block)
-        if not pending.out:
-            self._done.append(pending)
+        self._close_one(pending)
 
-    def collect(self) -> tuple[Inquiry, Reply]:
-        """The next inquiry with all of its answers; each block is committed when it comes."""
+    def collect(self) -> tuple[Request, ItemScores]:
         while not self._done:
-            task, answered = self._workers.take()
-            out = self._out.pop(task.number)
-            self._finish(out, self._keep(out, answered))
+            request, response = self._workers.take()
+            self._finish(self._sent.pop(request.number), response)
         pending = self._done.popleft()
-        return pending.inquiry, pending.reply()
+        return pending.request, pending.scores()
 
-    def _begin(self, pending: PendingInquiry, block: Block) -> None:
-        recipe, asking = pending.inquiry.recipe, pending.asking
+    def _begin(self, pending: Pending, block: Block) -> None:
+        recipe, evaluator = pending.request.recipe, pending.evaluator
         if block.rescored:
-            old = {item.id: block.known[item.id] for item in block.rescored}
-            self._add(recipe, asking, block, block.rescored, list(old.values()))
-            graded = self._graded(recipe, asking, block, block.rescored, list(old.values()))
-            block = replace(block, known={**block.known, **dict(zip(old, graded, strict=True))}, rescored=())
-        if not block.asked:
+            old = [block.known[item.id] for item in block.rescored]
+            scored = self._commit(recipe, evaluator, block, block.rescored, old)
+            block = replace(block, known={**block.known, **scored})
+        if not block.missing:
             self._settle(pending, block, {})
             return
-        pending.out += 1
-        for out in self._out.values():  # two inquiries of one soup: it is asked once
-            if out.recipe.fingerprint == recipe.fingerprint and out.block == block and out.asking == asking:
-                out.waiting.append(pending)
-                return
-        self._tasks += 1
-        self._out[self._tasks] = BlockOut(recipe=recipe, asking=asking, block=block, waiting=[pending])
-        self._workers.put(
-            BlockTask(
-                number=self._tasks,
-                recipe=recipe,
-                items=block.asked,
-                side=self._side,
-                handler=self._handler(recipe, pending.inquiry.handler),
-                replicate=block.replicate,
-            )
+        pending.open += 1
+        request = Request(
+            number=self._requests,
+            recipe=recipe,
+            items=block.missing,
+            replicate=block.replicate,
+            handler=self._handler(recipe, pending.request.handler),
+            benchmark=self._benchmark,
         )
+        for sent in self._sent.values():  # two requests for one soup: its answers are computed once
+            if replace(sent.request, number=request.number) == request:
+                sent.waiting.append((pending, block))
+                return
+        self._requests += 1
+        sent = Sent(request=request, evaluator=evaluator, waiting=[(pending, block)])
+        response = self._workers.put(request)
+        if response is None:
+            self._sent[request.number] = sent
+        else:
+            self._finish(sent, response)
 
-    def _add(
-        self, recipe: Recipe, asking: Evaluator, block: Block, items: Sequence[Item], records: Sequence[Record]
-    ) -> None:
-        self._store.add(recipe, asking.fingerprint, asking.settings, block.key, items, records)
+    def _finish(self, sent: Sent, response: Response) -> None:
+        """Commit a block's answers and give them to the requests that wait for them."""
+        request, (_, block) = sent.request, sent.waiting[0]
+        each = response.seconds / len(request.items)
+        records = [replace(record, seconds=each) for record in response.records]
+        fresh = self._commit(request.recipe, sent.evaluator, block, request.items, records)
+        for pending, block in sent.waiting:
+            self._settle(pending, block, fresh)
+            self._close_one(pending)
 
-    def _keep(self, out: BlockOut, answered: Answered) -> list[Record]:
-        """Commit a block's answers as they came, with their time."""
-        block, each = out.block, answered.seconds / len(out.block.asked)
-        records = [replace(record, seconds=each) for record in answered.records]
-        self._add(out.recipe, out.asking, block, block.asked, records)
-        self._store.add_timing(out.recipe.fingerprint, out.asking.fingerprint, len(block.asked), answered.seconds)
-        return records
+    def _close_one(self, pending: Pending) -> None:
+        pending.open -= 1
+        if not pending.open:
+            self._done.append(pending)
 
-    def _finish(self, out: BlockOut, records: list[Record]) -> None:
-        """Score a block's answers, and give them to whoever waits for them."""
-        block = out.block
-        records = self._graded(out.recipe, out.asking, block, block.asked, records)
-        for pending in out.waiting:
-            pending.out -= 1
-            self._settle(pending, block, {record.item: record for record in records})
-            if not pending.out:
-                self._done.append(pending)
+    def _commit(
+        self, recipe: Recipe, evaluator: Evaluator, block: Block, items: Sequence[Item], records: list[Record]
+    ) -> dict[str, Record]:
+        """Store answers as they came, then let the user's scorers score those without a score, and store that."""
+        where = recipe, evaluator.fingerprint, evaluator.settings, block.key, items
+        self._store.add(*where, records)
+        if waiting := [number for number, record in enumerate(records) if math.isnan(record.score)]:
+            unscored = [items[number] for number in waiting]
+            outputs, known = [records[number].output for number in waiting], self._store.verdicts(unscored)
+            values, error = self._grade(unscored, outputs, known)
+            for number, value in zip(waiting, values, strict=True):
+                records[number] = replace(records[number], score=value)
+            self._store.add(*where, records)
+            if error is not None:
+                raise error
+        return {record.item: record for record in records}
 
-    def _graded(
-        self, recipe: Recipe, asking: Evaluator, block: Block, items: Sequence[Item], records: list[Record]
-    ) -> list[Record]:
-        """Records that lie in the store with their scores; those by scorers of the user's are committed."""
-        waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
-        if not waiting:
-            return records
-        mine = [items[number] for number in waiting]
-        verdicts, error = self._grade(mine, [records[number].output for number in waiting], self._store.verdicts(mine))
-        for number, verdict in zip(waiting, verdicts, strict=True):
-            records[number] = replace(records[number], score=verdict)
-        self._add(recipe, asking, block, items, records)
-        if error is not None:
-            raise error
-        return records
-
-    def _settle(self, pending: PendingInquiry, block: Block, fresh: Mapping[str, Record]) -> None:
+    def _settle(self, pending: Pending, block: Block, fresh: Mapping[str, Record]) -> None:
         pending.take(block, {**block.known, **fresh})
-        reused = len(block.items) - len(block.asked)
-        self.evaluated += len(block.asked)
+        reused = len(block.items) - len(block.missing)
+        self.evaluated += len(block.missing)
         self.reused += reused
         pending.reused += reused
         self._advance(len(block.items))
 
     def _handler(self, recipe: Recipe, handler: str) -> str:
-        """A handler that this soup does not have leaves it with its default."""
-        mine = self.handlers(recipe)
-        return handler if handler in mine else mine[0]
+        """The handler, or the soup's default if the soup does not have it."""
+        own = self.handlers(recipe)
+        return handler if handler in own else own[0]
 
-    def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
-        """{item id: its answers} that the store has of a whole fold, of items with all of them. Asks nothing."""
-        asking, answers = self._asking(recipe, handler), dict[str, list[Record]]()
-        for block in self._blocks(asking, recipe, items):
-            for name, record in block.known.items():
-                answers.setdefault(name, []).append(replace(record, tokens=()))
-        return {name: records for name, records in answers.items() if len(records) == asking.answers}
-
-    def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
-        """Scores of the items whose answers the store has. Asks nothing.
-
-        Those of the whole fold's own blocks come first, then those of other blocks, as a search asks them.
-        """
-        asking, answers = self._asking(recipe, handler), self.given(recipe, items, handler)
-        stored = self._store.load(recipe.fingerprint, asking.fingerprint)
-        for item in (item for item in items if item.id not in answers):
-            first = [stored.first(item, n) for n in range(asking.answers)]
-            if all(first):
-                answers[item.id] = [record for record in first if record is not None]
-        known = [item for item in items if item.id in answers]
-        if not known:
-            return ItemScores(items=(), values=np.zeros(0))
-        return item_scores(asking, known, [answers[item.id] for item in known])
-
-    def lacking(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
-        """What an analysis would ask: nothing where all that the store has, parts of a fold too, is the whole fold."""
-        whole = self.found(recipe, items, handler).items == tuple(items)
-        return [] if whole else self.missing(recipe, items, handler)
-
-    def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
-        """{item id: the first answer} of all that the store has of a whole fold. Asks nothing."""
-        blocks = self._blocks(self._asking(recipe, handler), recipe, items)
-        return {name: record for block in blocks if not block.replicate for name, record in block.known.items()}
-
-    def _asking(self, recipe: Recipe, handler: str) -> Evaluator:
-        """The evaluator that asks this soup."""
+    def _by(self, recipe: Recipe, handler: str) -> Evaluator:
+        """The evaluator that prompts this soup by a handler."""
         chosen = self._handler(recipe, handler)
         return self._evaluator.by(chosen) if chosen else self._evaluator
 
-    def _blocks(self, asking: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
-        """The blocks of these items, as the evaluator's fixed rule cuts them, against what the store has."""
-        stored, ends = self._store.load(recipe.fingerprint, asking.fingerprint), list(self._ends(recipe))
-        for replicate in range(asking.answers):
-            for members in batches_of(asking, items, replicate):
-                yield _block(asking, stored, members, replicate, ends)
+    # ------------------------------------------------------------ what is stored; nothing is computed
+
+    def missing(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
+        """(question, number of the answer) of every answer that would be computed."""
+        blocks = self._blocks(self._by(recipe, handler), recipe, items)
+        return [(item.question, block.replicate) for block in blocks for item in block.missing]
+
+    def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
+        """{item id: its answers} of the items of a whole fold that have all their answers."""
+        evaluator, answers = self._by(recipe, handler), dict[str, list[Record]]()
+        for block in self._blocks(evaluator, recipe, items):
+            for name, record in block.known.items():
+                answers.setdefault(name, []).append(replace(record, tokens=()))
+        return {name: records for name, records in answers.items() if len(records) == evaluator.answers}
+
+    def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
+        """{item id: its first answer} of a whole fold."""
+        return {name: records[0] for name, records in self.given(recipe, items, handler).items()}
+
+    def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
+        """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
+        evaluator, answers = self._by(recipe, handler), self.given(recipe, items, handler)
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        for item in (item for item in items if item.id not in answers):
+            records = [record for n in range(evaluator.answers) if (record := stored.first(item, n)) is not None]
+            if len(records) == evaluator.answers:
+                answers[item.id] = records
+        known = [item for item in items if item.id in answers]
+        if not known:
+            return ItemScores(items=(), values=np.zeros(0))
+        return item_scores(evaluator, known, [answers[item.id] for item in known])
+
+    def lacking(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
+        """What an analysis would compute: nothing if the stored answers, from whatever blocks, cover the fold."""
+        whole = self.found(recipe, items, handler).items == tuple(items)
+        return [] if whole else self.missing(recipe, items, handler)
+
+    def _blocks(self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
+        """The blocks of these items as the evaluator cuts them, compared with the store."""
+        stored, ends = self._store.load(recipe.fingerprint, evaluator.fingerprint), list(self._ends(recipe))
+        for replicate in range(evaluator.answers):
+            for members in batches_of(evaluator, items, replicate):
+                yield _block(evaluator, stored, members, replicate, ends)
 
 
 def _block(
-    asking: Evaluator, stored: StoredAnswers, members: tuple[Item, ...], replicate: int, ends: list[int]
+    evaluator: Evaluator, stored: StoredAnswers, members: tuple[Item, ...], replicate: int, ends: list[int]
 ) -> Block:
-    """A block against what is stored. It is asked whole or not at all if answers depend on what is asked with them."""
-    key = digest([[item.question for item in members] if asking.blocks_matter else [], ends])
-    known, rescored = {}, []
+    # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
+    # block: the key names all members, and a block that lacks one answer is computed whole.
+    together = evaluator.blocks_matter
+    key = digest([[item.question for item in members] if together else [], ends])
+    known, rescored = dict[str, Record](), list[Item]()
     for item in members:
-        record = stored.graded(item, replicate, key)
-        answer = stored.answer(item, replicate, key)
-        if record is None and answer is not None and (record := asking.rescore(item, answer)) is not None:
-            rescored.append(item)
+        record = stored.find(item, replicate, key)
+        if record is not None and math.isnan(record.score):
+            record = evaluator.rescore(item, record)
+            rescored += [item] if record is not None else []
         if record is not None:
-            known[item.id] = record if record.item == item.id else replace(record, item=item.id)
+            known[item.id] = record
     missing = tuple(item for item in members if item.id not in known)
     return Block(
         key=key,
@@ -325,21 +332,21 @@ def _block(
         replicate=replicate,
         known=known,
         rescored=tuple(rescored),
-        asked=members if missing and asking.blocks_matter else missing,
+        missing=members if missing and together else missing,
     )
 
 
 def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]) -> ItemScores:
-    """Scores of the items, and what became of their answers (in the items' order)."""
-    flat = [record for records in answers for record in records]
+    """Scores of the items and how their answers ended, in the items' order."""
     values = evaluator.item_scores(items, answers)
+    unanswered = [record.reason for records in answers for record in records if record.outcome == "unanswered"]
     return ItemScores(
         items=tuple(items),
         values=values,
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
         noise=np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
-        reasons=Counter(record.reason for record in flat if record.outcome == "unanswered"),
+        reasons=Counter(unanswered),
     )
 
 
@@ -348,7 +355,122 @@ def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray
 
 
 def _noise(scores: Sequence[float], value: float) -> float:
-    """Variance of an item's score by the draw of its answers; nan where it is not their mean (pass@k, a majority)."""
+    """Variance of an item's score over the draw of its answers; nan if it is not their mean (pass@k, a majority)."""
     if len(scores) < 2 or not math.isclose(value, np.mean(scores), abs_tol=1e-9):
         return math.nan
     return float(np.var(scores, ddof=1) / len(scores))
+
+
+# ------------------------------------------------------------ what evaluators return, which may be the user's
+
+
+def batches_of(evaluator: Evaluator, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    """The blocks into which an evaluator cuts these items.
+
+    Raises:
+        UserError: an item is in no block, or in two.
+    """
+    batches = [tuple(block) for block in evaluator.batches(items, replicate) or ()]
+    cut = [item.id for block in batches for item in block]
+    if sorted(cut) != sorted(item.id for item in items):
+        raise UserError(f"evaluator {named(evaluator)}: its batches have {len(cut)} items of {len(items)}: each once")
+    return batches
+
+
+def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Record]) -> list[Record]:
+    """The records that an evaluator returned for a block, in the items' order.
+
+    Raises:
+        UserError: one is missing, or cannot be stored.
+    """
+    name = f"evaluator {named(evaluator)}"
+    records = [*given] if isinstance(given, Iterable) else [given]
+    known = {record.item: record for record in records if isinstance(record, Record)}
+    due = {item.id for item in items}
+    odd = [repr(one) for one in records if not isinstance(one, Record)]
+    odd += [f"one of item {item!r}" for item in known if item not in due]
+    odd += [f"none of item {item.id!r}" for item in items if item.id not in known]
+    if odd or len(records) != len(items):
+        example = f" ({odd[0]:.60})" if odd else ""
+        raise UserError(f"{name} returned {len(records)} records{example}: return one for each of {len(items)} items")
+    return [_plain(known[item.id], name, evaluator.fractions) for item in items]
+
+
+def _plain(record: Record, name: str, fractions: bool) -> Record:
+    """The record with Python's own numbers, since numpy's would be stored as bytes; nan waits for the item's scorer."""
+    where = f"{name}, item {record.item!r:.60}:"
+    for value in (record.score, *record.statistics):
+        if not isinstance(value, Real):
+            raise UserError(f"{where} {value!r:.60} is not a number")
+    in_range = math.isnan(record.score) or -ROUNDING <= record.score <= 1 + ROUNDING
+    if fractions and not in_range and not record.statistics:
+        raise UserError(f"{where} score {float(record.score):g} must be a fraction of 1")
+    if not isinstance(record.output, str) or record.outcome not in OUTCOMES:
+        raise UserError(f"{where} output must be a text, outcome one of {', '.join(OUTCOMES)}")
+    return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
+
+
+# ------------------------------------------------------------ workers
+
+
+class EvaluatorWorker(Worker):
+    """Evaluators by the name of their benchmark, each with a function that serves it soups."""
+
+    def __init__(self, evaluators: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
+        self._evaluators = evaluators
+
+    def answer(self, request: Request) -> Response:
+        evaluator, serve = self._evaluators[request.benchmark]
+        evaluator = evaluator.by(request.handler) if request.handler else evaluator
+        model, started = serve(request.recipe), time.monotonic()
+        records = records_of(evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate))
+        return Response(records=tuple(records), seconds=time.monotonic() - started)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
+
+
+@dataclass(kw_only=True)
+class KnownContents:
+    """Digests of files alone, for a worker without a store and for a plan, which leaves no trace in one."""
+
+    hashes: MutableMapping[str, str]
+
+    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
+        """Nothing is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """Everything that makes a worker in another process; paths are relative to `home`."""
+
+    home: Path
+    candidates: tuple[Candidate, ...]
+    merge: MergeBackend
+    evaluators: Mapping[str, Evaluator]
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self) -> EvaluatorWorker:
+        if self.home.is_dir():
+            os.chdir(self.home)
+        pool = OpenPool(self.candidates, self.merge, KnownContents(hashes=dict(self.digests)))
+        return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in self.evaluators.items()})
+
+
+class LocalWorkers(Workers):
+    """One worker, in this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def put(self, request: Request) -> Response:
+        return self._worker.answer(request)
+
+
+@component
+class LocalExecutor(Executor):
+    """Soups are made and evaluated in this process, one after another."""
+
+    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
+        return LocalWorkers(here)

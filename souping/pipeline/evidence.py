@@ -19,8 +19,8 @@ from souping.search.loop import SearchResult
 UNDECIDED = "no difference shown"
 Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
 WARN, REFUSE = 0.02, 0.2
-"""Shares of a model's answers that are cut off or missing: from the first it is said, above the second nothing is
-claimed."""
+"""Shares of a model's answers that are cut off or missing: from the first on there is a warning, above the second
+nothing is claimed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,9 @@ class Pair:
 
 
 def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Every pair of two models in every category as JSON, with limits and p-values that hold for all at once (max-T).
+    """Every pair of models in every category as JSON, with limits and p-values that hold for all at once (max-T).
 
-    `verdict` is what they allow to be said of the soup, `least` the smallest difference that is beyond chance.
+    `verdict` is about the soup, `least` the smallest difference that is beyond chance.
     """
     cells = [
         (pair, name, np.flatnonzero(pair.table.categories == number))
@@ -89,7 +89,7 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 
 def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
-    """Comparisons as JSON with Holm's p-value, and what it allows to be said of the soup."""
+    """Comparisons as JSON with Holm's p-value and the verdict on the soup."""
     adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
     words = {1: "higher", -1: "lower"}
     return [
@@ -199,7 +199,7 @@ def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> li
 
 
 def losses(pair: Pair) -> dict[str, Any] | None:
-    """The soup against the best single by category; None where they are one model, or there is one category."""
+    """The soup against the best single by category; None if they are one model or there is one category."""
     if pair.same or len(pair.table.names) < 2:
         return None
     tables = by_category([pair])
@@ -228,7 +228,7 @@ def _ends(scores: ItemScores, mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> str:
-    """The model with the most answers cut off or missing, where they are too many for a claim; else empty."""
+    """The model with the most answers cut off or missing, if they are too many for a claim; else empty."""
     worst = max(ends, key=lambda name: _lost(ends[name]))
     if _lost(ends[worst]) <= REFUSE:
         return ""
@@ -239,7 +239,7 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> s
 
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
-    """A warning where 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
+    """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
     ends = {name: {**_ends(own, _all(own)), "reasons": own.reasons} for name, own in scores.items()}
     hit = [name for name in ends if _lost(ends[name]) >= WARN]
     if not hit:

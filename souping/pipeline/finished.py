@@ -1,152 +1,118 @@
-"""Finished run, taken up again for more analyses: its report and trials as it left them, its answers in the store."""
+"""A finished run, opened again for more analyses: its report and trials from its folder, its answers from the store."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from souping.core.files import locked, nearby
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError, elements, entries, number, part, texts
-from souping.pipeline.schedule import Stage
+from souping.pipeline.run import Run
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.stages import RunStages
 from souping.pipeline.store import Store
 from souping.report.files import read_report, read_trials, write_report
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
-
-@dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """Report and trials that a run left in its directory."""
-
-    report: Mapping[str, Json]
-    trials: Sequence[Mapping[str, Json]]
-
-    @classmethod
-    def read(cls, run_dir: Path) -> FinishedRun:
-        """What lies there.
-
-        Raises:
-            UserError: there is no whole run.
-        """
-        for name in ("report.json", "trials.csv"):
-            if not (run_dir / name).is_file():
-                raise UserError(f"{run_dir}: no {name}: name the directory of a finished run")
-        report, trials = read_report(run_dir / "report.json"), read_trials(run_dir / "trials.csv")
-        if not part(report, "recipe") or not entries(report, "rows"):
-            raise UserError(f"{run_dir}: its report.json is none of a whole run: name the directory of a finished one")
-        return cls(report=report, trials=trials)
+Rows = Sequence[Mapping[str, Json]]
 
 
-def analyse_again(run: RunSettings) -> list[Path]:
-    """Make the run's analyses and write its report anew, those that it had before included; the files.
+def add_analyses(settings: RunSettings) -> list[Path]:
+    """Make the analyses of `settings` on the run in its `run_dir` and add them to its report; the files.
 
-    With `plan` only the price is told. Soups that an analysis asks for are evaluated, and their answers stored.
+    The soup is left alone and no look at the report fold is counted; only models that an analysis needs are evaluated.
 
     Raises:
-        UserError: the run is not whole, or pool, items or store are not here, or others than the run's.
+        UserError: the run has no report, or the items, candidates or store are not those of the run.
     """
-    known = FinishedRun.read(run.run_dir)
-    if not run.store_path.is_file():
-        raise UserError(f"store.path={run.store_path} is not here: start where the run was started, or name its store")
+    report, trials = read_finished(settings.run_dir)
+    if not settings.store_path.is_file():
+        raise UserError(
+            f"store.path={settings.store_path} does not exist: start in the folder where the run was started, or name "
+            "its store"
+        )
     with ExitStack() as parts:
-        parts.callback(run.evaluator.close)
-        parts.callback(run.merge.close)
-        progress, store = parts.enter_context(Progress()), parts.enter_context(Store(run.store_path))
-        stages = RunStages.open(run.with_items(), store, progress)
-        parts.callback(stages.pool.close)
-        _check_items(stages, known)
-        asked = _take_up(stages, known)
-        if run.plan:
-            return []
-        for name, stage in asked.items():
-            stages.analyse(name, stage)
-    with locked(run.run_dir):  # another process may have added analyses meanwhile, or be about to
-        known = FinishedRun.read(run.run_dir)
-        report = {**known.report, "analyses": {**part(known.report, "analyses"), **stages.analyses}}
-        return write_report(report, known.trials, run.run_dir)
+        for one in settings.open_parts:
+            parts.callback(one.close)
+        progress, store = parts.enter_context(Progress()), parts.enter_context(Store(settings.store_path))
+        run = parts.enter_context(closing(Run(settings.with_items(), store, progress)))
+        _resume(run, report, trials)
+        assert run.selection is not None
+        assert run.winner is not None
+        soups = run.soups(run.selection.ingredients, run.winner)
+        for name, analysis in settings.analyses.items():
+            run.analyse(name, run.analysis_stage(name, analysis, soups, run.winner.handler))
+    with locked(settings.run_dir):  # another process may have added analyses meanwhile
+        report, trials = read_finished(settings.run_dir)
+        whole = {**report, "analyses": {**part(report, "analyses"), **run.analyses}}
+        return write_report(whole, trials, settings.run_dir)
 
 
-def _check_items(stages: RunStages, known: FinishedRun) -> None:
-    """Refuse items that have changed since: the run's numbers and the analyses' would be of different ones.
+def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
+    """(report, trials) of a run that ended with a report.
 
     Raises:
-        UserError: a fold has more or fewer items than the report counts, or others.
+        UserError: there is none.
     """
-    told, where = part(known.report, "folds"), f"{nearby(stages.run.run_dir)}: the items are not those of the run:"
-    for fold, here in stages.folds.counts().items():
-        there = _float(told.get(fold)) + (_float(told.get("left_out")) if fold == "report" else 0)
-        if here != there:
-            raise UserError(f"{where} fold {fold} had {there:,.0f}, now {here:,}; put the run's items back")
-    if known.report.get("items", stages.folds.content) != stages.folds.content:  # older reports only count
-        raise UserError(f"{where} there are as many, but some are others; put the run's items back")
+    for name in ("report.json", "trials.csv"):
+        if not (run_dir / name).is_file():
+            raise UserError(f"run={run_dir} has no {name}: name the folder of a finished run")
+    report = read_report(run_dir / "report.json")
+    if not part(report, "recipe") or not entries(report, "rows"):
+        raise UserError(f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run")
+    return report, read_trials(run_dir / "trials.csv")
 
 
-def _take_up(stages: RunStages, known: FinishedRun) -> dict[str, Stage]:
-    """Put the stages where the run's end left them; {analysis: what it asks}, whose price is told."""
-    ingredients = tuple(texts(part(known.report, "selection"), "ingredients"))
-    recipe = part(known.report, "recipe")
-    weights = dict(zip(texts(recipe, "ingredients"), map(_float, elements(recipe, "weights")), strict=False))
-    soup = _recipe(stages, weights, recipe.get("id"))
-    trials = tuple(_trial(stages, row) for row in known.trials)
-    own = [trial for trial in trials if trial.recipe.id == soup.id]
-    handler = own[0].handler if own else ""
-    result = own[0].result if own else Result(objective=0.0, categories={}, items=0)
-    metric = str(part(known.report, "selection").get("metric") or "")
-    stages.selection = Selection(ingredients=ingredients, metric=metric)
-    stages.outcome = SearchResult(
-        recipe=soup, weights=tuple(weights.values()), result=result, trials=trials, handler=handler
+def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> None:
+    """Bring a run to where its last step left it.
+
+    Raises:
+        UserError: items or candidates are not those of the run: its numbers would be of other ones.
+    """
+    if report.get("items") != run.cut.content:
+        raise UserError(
+            f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
+            "restore them"
+        )
+    recipe = part(report, "recipe")
+    shares = map(number, elements(recipe, "weights"))
+    soup = _recipe(run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id"))
+    tried = tuple(_trial(run, place, row) for place, row in enumerate(trials))
+    handler = next((trial.handler for trial in tried if trial.recipe.id == soup.id), "")
+    selection = part(report, "selection")
+    run.selection = Selection(
+        ingredients=tuple(texts(selection, "ingredients")), metric=str(selection.get("metric") or "")
     )
-    stages.contenders, stages.on_report = _contenders(stages, known, soup), stages.unseen(stages.folds.items["report"])
-    soups = stages.schedule.soups(ingredients, stages.outcome)
-    asked = {
-        name: stages.schedule.analysis_stage(name, analysis, soups, handler)
-        for name, analysis in stages.run.analyses.items()
-    }
-    for stage in asked.values() if stages.run.plan else ():
-        stages.tell_price(stage)
-    return asked
+    result = Result(objective=0.0, categories={}, items=0)
+    run.winner = SearchResult(recipe=soup, weights=soup.weights, result=result, trials=tried, handler=handler)
+    ids = {row.get("recipe_id") for row in entries(report, "rows")}
+    models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
+    models += [(name, run.single(name)) for name in run.pool.names]
+    run.rows = tuple((name, model) for name, model in models if model.id in ids)
+    run.reported = run.unseen(soup)
 
 
-def _recipe(stages: RunStages, weights: Mapping[str, float], expected: Json) -> Recipe:
+def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Recipe:
     """The recipe of a run's weights.
 
     Raises:
-        UserError: the candidates are others than the run's.
+        UserError: the candidates or merge settings are not those of the run.
     """
-    gone = [name for name in weights if name not in stages.pool.names]
-    recipe = None if gone else stages.pool.recipe(weights)
+    used = {name: weight for name, weight in weights.items() if weight}
+    absent = [name for name in used if name not in run.pool.names]
+    recipe = None if absent else run.single(run.pool.names[0]) if not used else run.pool.recipe(used)
     if recipe is None or recipe.id != expected:
-        what = f"{gone[0]} is not in the pool" if gone else f"soup {expected} is {recipe.id if recipe else ''} now"
-        raise UserError(f"{nearby(stages.run.run_dir)}: the candidates or merge settings are not the run's: {what}")
+        found = f"{absent[0]} is not in the pool" if absent else f"soup {expected} is now {recipe.id if recipe else ''}"
+        raise UserError(
+            f"{nearby(run.settings.run_dir)}: the candidates or merge settings are not those of the run: {found}"
+        )
     return recipe
 
 
-def _trial(stages: RunStages, row: Mapping[str, Json]) -> Trial:
-    weights = {name: _float(value) for name, value in part(row, "weights").items()}
-    used = {name: value for name, value in weights.items() if value}
-    scores = {name: _float(value) for name, value in part(row, "categories").items()}
-    result = Result(objective=_float(row.get("objective")), categories=scores, items=int(_float(row.get("items"))))
-    return Trial(
-        number=int(_float(row.get("number"))),
-        recipe=_recipe(stages, used, row.get("recipe_id")),
-        weights=tuple(weights.values()),
-        result=result,
-        handler=str(row.get("handler") or ""),
-        whole=number(row.get("objective")) is not None,
-    )
-
-
-def _contenders(stages: RunStages, known: FinishedRun, soup: Recipe) -> tuple[Recipe, ...]:
-    """The models of the report's rows, each once."""
-    ids = {row.get("recipe_id") for row in entries(known.report, "rows")}
-    schedule, names = stages.schedule, stages.pool.names
-    able = [*(stages.pool.recipe({name: 1.0}) for name in names), schedule.uniform(names), soup]
-    return tuple(recipe for recipe in {recipe.id: recipe for recipe in able}.values() if recipe.id in ids)
-
-
-def _float(value: Json) -> float:
-    return number(value) or 0.0
+def _trial(run: Run, place: int, row: Mapping[str, Json]) -> Trial:
+    weights = {name: number(value) for name, value in part(row, "weights").items()}
+    recipe = _recipe(run, weights, row.get("recipe_id"))
+    result = Result(objective=0.0, categories={}, items=int(number(row.get("items")) or 0))
+    handler = str(row.get("handler") or "")
+    return Trial(number=place, recipe=recipe, weights=recipe.weights, result=result, handler=handler)

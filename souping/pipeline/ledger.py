@@ -1,9 +1,9 @@
 """Ledger of the report fold: what was claimed and shown on its items, and on which items searches chose.
 
-It is part of the results store and goes by content: items by what they show the model (`Item.identity`), models by
-their weights. Other names, files, groups or settings do not start it anew.
+It is part of the results store and identifies everything by its content: items by what the model sees
+(`Item.identity`), models by their weights. Other names, files, groups or settings do not reset it.
 
-The table `written` counts the rows of `looks`, `shown` and `searches` apart, so rows that somebody deleted are noticed.
+The table `written` counts the rows of `looks`, `shown` and `searches` separately, so that deleted rows are noticed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from dataclasses import dataclass
 from souping.analysis.significance import penalty
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
-from souping.pipeline.store import Store, intern
+from souping.pipeline.store import Store, row_number
 
 NEAR = 0.05
 """Two soups are one to the ledger if no weight differs by more."""
 DEEP = 20
-"""Levels of soups of soups that are followed; more than anybody makes, and an edited recipe.json may go in a circle."""
+"""Levels of soups of soups that are followed. An edited recipe.json may contain itself."""
 Mixture = dict[str, float]
 """Shares of a model by ingredient; a single model is one ingredient."""
-Values = dict[str, str | int]
-"""A row to be written, by column."""
 
 
 def parts_of(recipe: Recipe) -> Mixture:
@@ -40,7 +38,7 @@ def parts_of(recipe: Recipe) -> Mixture:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a report is about to say of a frozen soup. `candidates` are fingerprints, `margin` is in points."""
+    """What a report is about to claim of a frozen soup. `candidates` are fingerprints, `margin` is in points."""
 
     soup: Recipe
     candidates: tuple[str, ...]
@@ -51,10 +49,10 @@ class Claim:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that the claim is about, names and order left out.
+        """Digest of everything that the claim is about, without names and order.
 
-        An item counts with its weight in the objective. That holds the coefficients too, whatever the categories are
-        called. The soup's weights are rounded, since a change in the last digits makes no other soup.
+        An item counts with its weight in the objective, which covers the coefficients whatever the categories are
+        called. The soup's weights are rounded, because a change in the last digits does not make another soup.
         """
         soup, names = self.soup, list(dict.fromkeys(item.category for item in self.items))
         sizes = Counter(item.category for item in self.items)
@@ -69,8 +67,8 @@ class Claim:
 class Look:
     """A claim's look: its number k, and whether this run is the first to make the claim.
 
-    `shown` counts the soups whose scores on these items were known before the claim, if it is them that the look is
-    paid for because its own soup was one of them; else it is 0.
+    `shown` is the number of soups whose scores on these items were known before the claim, if the claim's own soup was
+    one of them and therefore pays for all; otherwise 0.
     """
 
     number: int
@@ -96,9 +94,9 @@ class Ledger:
     def open_report(self, claim: Claim) -> Look:
         """Write a claim to the ledger before the report fold opens, and return its look.
 
-        The number is fixed when the claim is first written, so a run that is repeated has the look that it had. It is
-        one more than the most other claims that any of the items has seen. Whoever picked the soup among soups that
-        were shown pays for all of them, and rows that were deleted count as claims.
+        The number is fixed when the claim is first written, so that a repeated run keeps its look. It is one more than
+        the largest number of other claims on any of the items. A soup that was picked among soups with known scores
+        pays for all of them, and deleted rows count as claims.
         """
         with self._store.writing() as db:
             key, item_set = claim.fingerprint, _item_set(db, [item.identity for item in claim.items])
@@ -108,12 +106,11 @@ class Ledger:
             claims, shown = _claims(db, item_set), _Mixtures(db).shown_beside(parts_of(claim.soup), item_set)
             number = 1 + max(claims, shown) + _deleted(db)
             shown = shown if shown > claims else 0
-            values: Values = {"claim": key, "number": number, "shown": shown, "item_set": item_set}
-            _insert(db, "looks", values)
+            _insert(db, "looks", key, number, shown, item_set)
             return Look(number, shown, first=True)
 
     def claims(self, items: Sequence[Item]) -> int:
-        """The most claims that were made on one of these items."""
+        """The largest number of claims on one of these items."""
         with self._store.writing() as db:
             return _claims(db, _item_set(db, [item.identity for item in items]))
 
@@ -125,33 +122,31 @@ class Ledger:
         return f"{what}: a report that is not one of those is look {count + 1} or later, {_price(count + 1)}"
 
     def note_shown(self, recipes: Iterable[Recipe], items: Sequence[Item]) -> None:
-        """Remember that the scores of these models on these items were shown. Only soups matter, single models not."""
+        """Note that the scores of these soups on these items were shown. Single models do not matter."""
         with self._store.writing() as db:
             mixtures, item_set = _Mixtures(db), _item_set(db, [item.identity for item in items])
             for parts in map(parts_of, recipes):
                 if len(mixtures.of(parts)) > 1:
-                    values: Values = {"soup": json.dumps(parts, sort_keys=True), "item_set": item_set}
-                    _insert(db, "shown", values)
+                    _insert(db, "shown", json.dumps(parts, sort_keys=True), item_set)
 
     def deleted(self) -> int:
-        """Rows of the ledger that were deleted."""
+        """Number of rows that somebody deleted."""
         with self._store.reading() as db:
             return _deleted(db)
 
     # ------------------------------------------------------------ searches
 
     def note_search(self, candidates: Iterable[str], items: Sequence[Item]) -> None:
-        """Remember that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
+        """Note that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
             item_set = _item_set(db, [item.identity for item in items])
-            values: Values = {"ingredients": json.dumps(sorted(set(candidates))), "item_set": item_set}
-            _insert(db, "searches", values)
+            _insert(db, "searches", json.dumps(sorted(set(candidates))), item_set)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
-        """Identities of the items that any run chose on among models with an ingredient of this recipe.
+        """Identities of the items on which any run chose among models with an ingredient of this recipe.
 
-        Weights, order, dtype and side files do not matter: whoever has seen how a mixture of A and B does on an item
-        knows how its neighbours do.
+        Weights, order, dtype and companion files do not matter: how a mixture of A and B does on an item tells how its
+        neighbours do.
         """
         query = "SELECT fingerprint FROM contents JOIN members ON content = contents.id WHERE item_set = ?"
         with self._store.reading() as db:
@@ -164,13 +159,13 @@ class Ledger:
     # ------------------------------------------------------------ views
 
     def note_view(self, recipe: str, identities: Iterable[str]) -> None:
-        """Remember that somebody looked at the answers to these items of the report of a frozen recipe (its id)."""
+        """Note that somebody read the answers to these items in the report of a frozen recipe (its id)."""
         with self._store.writing() as db:
             shown = _item_set(db, identities)
             db.execute("INSERT OR IGNORE INTO views VALUES (?, ?)", (recipe, shown))
 
     def viewed(self, recipe: str, items: Sequence[Item]) -> int:
-        """Number of these items whose answers were looked at in the report of another recipe than this one (its id)."""
+        """Number of these items whose answers somebody read in the report of another recipe than this one (its id)."""
         query = (
             "SELECT DISTINCT fingerprint FROM contents JOIN members ON content = contents.id "
             "JOIN views USING (item_set) WHERE views.recipe != ?"
@@ -181,10 +176,10 @@ class Ledger:
 
 
 class _Mixtures:
-    """Models as mixtures of ingredients, which are known by their weights alone.
+    """Models as mixtures of ingredients, which are identified by their weights alone.
 
-    Rows hold fingerprints as recipes have them. They become weights here, on reading, because the store may meet an
-    ingredient after a soup of it. A candidate that is a soup stands for its own ingredients.
+    Rows hold fingerprints as recipes have them. They are replaced by digests of weights on reading, because the store
+    may meet an ingredient after a soup of it. A candidate that is a soup stands for its own ingredients.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -243,24 +238,16 @@ def _deleted(db: sqlite3.Connection) -> int:
     return sum(rows - int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]) for table, rows in written)
 
 
-def _insert(db: sqlite3.Connection, table: str, values: Values) -> None:
+def _insert(db: sqlite3.Connection, table: str, *values: str | int) -> None:
     """Write a row unless one with its key exists, and count it."""
-    names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
-    if db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", values).rowcount:
+    if db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(values))})", values).rowcount:
         db.execute("INSERT INTO written VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1", (table,))
 
 
-def _item_set(db: sqlite3.Connection, shown: Iterable[str]) -> int:
-    """The row number of a set of items, by what they show the model."""
-    identities = sorted(set(shown))
-    fingerprint = digest(list(identities))
-    row = db.execute("SELECT id FROM item_sets WHERE fingerprint = ?", (fingerprint,)).fetchone()
-    if row:
-        return int(row[0])
-    number = intern(db, "item_sets", "", fingerprint)
-    db.executemany("INSERT OR IGNORE INTO contents (fingerprint) VALUES (?)", [(name,) for name in identities])
-    db.executemany(
-        "INSERT OR IGNORE INTO members SELECT ?, id FROM contents WHERE fingerprint = ?",
-        [(number, name) for name in identities],
-    )
+def _item_set(db: sqlite3.Connection, identities: Iterable[str]) -> int:
+    """The row number of a set of items, which is written if it is new."""
+    members = sorted(set(identities))
+    number = row_number(digest(members))
+    db.executemany("INSERT OR IGNORE INTO contents VALUES (?, ?)", [(row_number(name), name) for name in members])
+    db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", [(number, row_number(name)) for name in members])
     return number

@@ -7,7 +7,6 @@ import math
 import reprlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from souping.core.merge_protocols import MergeBackend
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import MeasuredScores, read_table
-from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, Trial, UserError, entries, number, part
+from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
 from souping.report.progress import EARLY, logged
@@ -73,9 +72,9 @@ class RunTrial:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to. `report` is report.json's content, as far as the run went; `trials` the soups it tried.
+    """Outcome of a run. `report` is report.json's content as far as the run went; `trials` are the soups it tried.
 
-    Scores are fractions of 1. `soup` is the winner's folder, None where none was written.
+    Scores are fractions of 1. `soup` is the winner's folder, None if none was written.
     """
 
     report_dir: Path
@@ -85,9 +84,9 @@ class RunResult:
 
     @property
     def verdict(self) -> RunVerdict:
-        told = part(self.report, "verdict")
-        claim, sentence = (str(told.get(key) or "") for key in ("claim", "sentence"))
-        return RunVerdict(claim=claim, sentence=sentence, p_value=number(told.get("p_value")))
+        verdict = part(self.report, "verdict")
+        claim, sentence = (str(verdict.get(key) or "") for key in ("claim", "sentence"))
+        return RunVerdict(claim=claim, sentence=sentence, p_value=number(verdict.get("p_value")))
 
     @property
     def recipe(self) -> Mapping[str, Json]:
@@ -103,7 +102,15 @@ class RunResult:
     @property
     def rows(self) -> tuple[RunRow, ...]:
         """The models of the report, the soup last."""
-        return tuple(map(_row, entries(self.report, "rows")))
+        return tuple(
+            RunRow(
+                name=str(row["name"]),
+                kind=str(row["kind"]),
+                objective=_score(row, "objective"),
+                scores={name: _score(part(row, "scores"), name) for name in part(row, "scores")},
+            )
+            for row in entries(self.report, "rows")
+        )
 
     @property
     def comparisons(self) -> Sequence[Mapping[str, Json]]:
@@ -116,34 +123,23 @@ class RunResult:
         return part(self.report, "selection")
 
     def __repr__(self) -> str:
-        said = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
+        sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
         mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
-        return f"RunResult({said} Soup: {mixed or 'none'}. Files: {self.report_dir})"
+        return f"RunResult({sentence} Soup: {mixed or 'none'}. Files: {self.report_dir})"
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: a model a line, its score on the report fold in percent."""
-        lines = []
+        """A table for notebooks: one model per line, with its score on the report fold in percent."""
+        sentence, table = html.escape(self.verdict.sentence or repr(self)), ""
         for row in self.rows:
-            score = row.objective
-            cells = [row.name, *map(_percent, (score.mean, score.low, score.high))]
-            lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+            ends = (row.objective.mean, row.objective.low, row.objective.high)
+            cells = [row.name, *("" if value is None else f"{100 * value:.1f}" for value in ends)]
+            table += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         head = "<tr><th>model</th><th>score %</th><th>low</th><th>high</th></tr>"
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        said = html.escape(self.verdict.sentence or repr(self))
-        return f"<p>{said}</p><table>{head}{body}</table>" if lines else f"<p>{said}</p>"
+        return f"<p>{sentence}</p>" + (f"<table>{head}{table}</table>" if table else "")
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def _row(row: Mapping[str, Json]) -> RunRow:
-    scores = {name: _score(part(part(row, "scores"), name)) for name in part(row, "scores")}
-    return RunRow(name=str(row["name"]), kind=str(row["kind"]), objective=_score(part(row, "objective")), scores=scores)
-
-
-def _score(told: Mapping[str, Json]) -> RunScore:
-    mean, low, high = (number(told.get(key)) for key in ("mean", "low", "high"))
+def _score(row: Mapping[str, Json], key: str) -> RunScore:
+    mean, low, high = (number(part(row, key).get(end)) for end in ("mean", "low", "high"))
     return RunScore(mean=math.nan if mean is None else mean, low=low, high=high)
 
 
@@ -166,19 +162,19 @@ def run(
     analyses: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
-    """Select, search, soup and prove, as `python -m souping` does with the same parts.
+    """Select, search, soup and report, as `python -m souping` does with the same components.
 
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
-    run's directory (default: a new one under `outputs/`); the soup is written to `out/soup`, what was said to
-    `out/run.log`. `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so
-    many items a category and fold; `analyses` are {name: analysis}, those that ask for no answers by default. Defaults:
+    run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
+    `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so many items per
+    category and fold; `analyses` are {name: analysis}, by default those that need no further answers. Defaults:
     SoCE with Pearson's correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
         UserError: what the command line would refuse, in the same words.
     """
     given = dict(locals())
-    from souping.pipeline.executors import LocalExecutor
+    from souping.pipeline.evaluation import LocalExecutor
 
     check_arguments(run, {key: value for key, value in given.items() if key != "items"})
     objective = objective or Mean()
@@ -202,42 +198,39 @@ def run(
 
 
 def _perform(settings: RunSettings) -> RunResult:
-    from souping.pipeline.kept_soup import written_soup
-    from souping.pipeline.run import check_settings
-    from souping.pipeline.staged import perform
+    from souping.pipeline.execute import check_settings, perform
+    from souping.pipeline.merge_only import written_soup
 
     check_settings(settings)
     made = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with logged(settings.run_dir, settings.command), ExitStack() as parts:
-            parts.callback(settings.evaluator.close)
-            parts.callback(settings.merge.close)
-            report, won = perform(settings)
+        with logged(settings.run_dir, settings.command):
+            report, winner = perform(settings)
     except LateError:
         raise
     except UserError:
         discard(settings.run_dir, made, EARLY if made else ())
         raise
-    tried = () if won is None else won.trials
-    return RunResult(settings.run_dir, report, tuple(map(_point, tried)), written_soup(settings, report))
+    tried = () if winner is None else winner.trials
+    trials = tuple(
+        RunTrial(
+            weights=dict(zip(one.recipe.ingredients, one.recipe.weights, strict=True)), objective=one.result.objective
+        )
+        for one in tried
+    )
+    return RunResult(settings.run_dir, report, trials, written_soup(settings, report))
 
 
 def _call(name: str, arguments: Mapping[str, object]) -> str:
-    """The call as it would be typed, without what was left at None; long values are cut, items are counted."""
+    """The call as it would be typed, without arguments that are None; long values are cut, items are counted."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 300
     short.maxdict = short.maxlist = short.maxtuple = 40
-    given = {key: value for key, value in arguments.items() if value is not None}
-    said = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    if isinstance(items := said.get("items"), list | tuple):
-        said["items"] = f"{len(items)} items"
-    return f"{name}({', '.join(f'{key}={short.repr(value)}' for key, value in said.items())})"
-
-
-def _point(trial: Trial) -> RunTrial:
-    weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
-    return RunTrial(weights=weights, objective=trial.result.objective)
+    words = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
+    if isinstance(items := words.get("items"), list | tuple):
+        words["items"] = f"{len(items)} items"
+    return f"{name}({', '.join(f'{key}={short.repr(value)}' for key, value in words.items() if value is not None)})"
 
 
 def soup(
@@ -250,7 +243,7 @@ def soup(
 ) -> Path:
     """Write the weighted average of models as a complete folder; returns `out`.
 
-    `weights` are one a model, in order, or {model's name: weight}; equal without them.
+    `weights` has one weight per model, in order, or is {model's name: weight}; without it all are equal.
 
     Raises:
         UserError: the models do not fit each other, or `out` is there already.
@@ -328,7 +321,7 @@ def _soce(objective: Objective) -> SoCE:
 
 
 def _analyses() -> dict[str, Analysis]:
-    """What the command line makes by default."""
+    """The command line's default."""
     from souping.analysis.consistency import Consistency
     from souping.analysis.parents import Parents
     from souping.analysis.surface import ResponseSurface

@@ -1,11 +1,12 @@
-"""Soups without a search: from weights given by hand, and from the recipe that lies beside a soup."""
+"""Soups without a search: from given weights, from a recipe.json, and the soup that `out` already holds."""
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
@@ -13,77 +14,77 @@ from annotated_types import Interval
 from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
-from souping.core.files import put
+from souping.core.files import hold, nearby, put
 from souping.core.merge_protocols import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
 from souping.core.text import safe, shown
-from souping.core.types import Candidate, Json, Recipe, SearchSpace, UserError
+from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
 from souping.merge.local import LocalMerge
 from souping.merge.methods import METHODS, source
 from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict
-from souping.pipeline.models import OpenPool, folder_of, with_base
-from souping.pipeline.settings import MergeSettings
+from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
+from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.report.cards import card
 from souping.report.progress import Throughput, say
 
-CARD = "README.md"
+CARD, RECIPE = "README.md", "recipe.json"
 
 
-def merge(run: MergeSettings) -> Path | None:
-    """`experiment=merge`: pool and weights in, soup out, nothing evaluated."""
-    with Store(run.store_path) as store, ExitStack() as parts:
-        candidates, late = run.pool.resolve(), not run.plan
-        pool = parts.enter_context(closing(OpenPool(candidates, run.merge, store, tokenizers=False, late=late)))
+def merge(settings: MergeSettings) -> Path | None:
+    """`experiment=merge`: the soup of a pool and weights, without any evaluation."""
+    with Store(settings.store_path) as store, ExitStack() as parts:
+        candidates, late = settings.pool.resolve(), not settings.plan
+        pool = parts.enter_context(closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late)))
         for warning in pool.warnings:
             say(f"note: {warning}")
-        if run.optimiser.count(len(pool.names)) != 1:
+        if settings.optimiser.count(len(pool.names)) != 1:
             raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
-        cell = run.optimiser.start(SearchSpace(ingredients=pool.names, candidates=pool.names), run.seed).ask()
+        space = SearchSpace(ingredients=pool.names, candidates=pool.names)
+        cell = settings.optimiser.start(space, settings.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
         if not pool.late:
-            return _make(run, Soup(pool.pool, recipe, pool.folders, pool.base, _card(run, recipe)))
+            return _write(settings, pool.pool, recipe, pool.folders, pool.base, _card(settings, recipe))
         with Throughput("soup") as progress:
-            soup, notes = pool.write_late(recipe, run.out, lambda known: {CARD: _card(run, known)}, progress)
+            soup, notes = pool.write_late(recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress)
         for note in notes:
             say(f"note: {note}")
         return soup
 
 
-def rebuild(run: MergeSettings, path: Path) -> Path | None:
+def rebuild(settings: MergeSettings, path: Path) -> Path | None:
     """`experiment=rebuild`: the soup of a recipe.json again, bit for bit.
 
-    Ingredients are looked for by name in `pool.candidates`, then by content where this store has seen them, then on the
-    Hub where they came from.
+    Ingredients are looked for by name in `pool.candidates`, then by content in the store, then on the Hub.
 
     Raises:
         UserError: the recipe cannot be read, an ingredient is not found, or its content is not the recipe's.
     """
-    with Store(run.store_path) as store:
+    with Store(settings.store_path) as store:
         recipe, table = read_recipe(path)
         _check_method(recipe)
-        backend, hashes = maker(run.merge, recipe), dict[str, str]()  # every byte is read anew, once
-        given = {c.name: c for c in run.pool.resolve(at_least=0)}
+        backend, hashes = maker(settings.merge, recipe), dict[str, str]()  # every byte is read anew, once
+        given = {c.name: c for c in settings.pool.resolve(at_least=0)}
+        expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
         folders = {
-            name: _find(name, expected, recipe, given, store, backend, hashes)
-            for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True)
+            name: _find(name, content, recipe, given, store, backend, hashes) for name, content in expected.items()
         }
-        settings = _settings(backend, recipe, table, store, list(folders.values()), hashes)
+        backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
         text = text_of(beside) if beside.is_file() else None
-        with closing(settings.open(folders, hashes)) as pool:
-            for name, expected in zip(recipe.ingredients, recipe.fingerprints, strict=True):
-                _check_content(name, folders[name], pool.fingerprints[name], expected)
-            return _make(run, Soup(pool, recipe, folders, settings.base, text))
+        with closing(backend.open(folders, hashes)) as pool:
+            for name, content in expected.items():
+                _check_content(name, folders[name], pool.fingerprints[name], content)
+            return _write(settings, pool, recipe, folders, backend.base, text)
 
 
 def _check_method(recipe: Recipe) -> None:
-    """Refuse a soup by a method of somebody's own whose code is not here, or is not what it was."""
+    """Refuse a soup by a user's merge method whose code is missing or has changed."""
     made_by = recipe.settings.get("source")
     if made_by is None:
         return
     if recipe.method not in METHODS:
         name = shown(recipe.method)
-        raise UserError(f"{name} is a method of somebody's own: name its class, merge._target_=MODULE.CLASS")
+        raise UserError(f"{name} is not a method of souping: name its class, merge._target_=MODULE.CLASS")
     if source(recipe.method) != made_by:
         raise UserError(f"the code of merge.method={recipe.method} is not what made this soup: the file has changed")
 
@@ -99,43 +100,41 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     return (MergekitMerge(method="linear") if theirs else LocalMerge()).with_settings(kept)
 
 
-@dataclass(frozen=True)
-class Soup:
-    """Soup to be made of an opened pool, and the text that lies beside it."""
-
-    pool: CandidatePool
-    recipe: Recipe
-    folders: Mapping[str, Path]
-    base: str | None
-    text: str | None
-
-
-def _make(run: MergeSettings, soup: Soup) -> Path | None:
-    """Write the soup; with `plan=true` print and save its plan instead."""
-    if run.plan:
-        _plan(run, soup)
+def _write(
+    settings: MergeSettings,
+    pool: CandidatePool,
+    recipe: Recipe,
+    folders: Mapping[str, Path],
+    base: str | None,
+    text: str | None,
+) -> Path | None:
+    """Write the soup with `text` as its card; with `plan=true` print and save its plan instead."""
+    if settings.plan:
+        _show_plan(settings, pool, recipe, folders, base)
         return None
     with Throughput("soup") as progress:
-        extra = {CARD: soup.text} if soup.text is not None else {}
-        return soup.pool.write(soup.recipe, run.out, progress=progress, extra_files=extra)
+        extra = {CARD: text} if text is not None else {}
+        return pool.write(recipe, settings.out, progress=progress, extra_files=extra)
 
 
-def _plan(run: MergeSettings, soup: Soup) -> None:
+def _show_plan(
+    settings: MergeSettings, pool: CandidatePool, recipe: Recipe, folders: Mapping[str, Path], base: str | None
+) -> None:
     from souping.merge.mergekit import to_yaml
-    from souping.pipeline.requirements import look, missing
+    from souping.pipeline.requirements import machine_facts, missing
 
-    plan = soup.pool.plan(soup.recipe)
+    plan = pool.plan(recipe)
     print(plan.describe())
-    for one in missing(run, (), look(), ()):
+    for one in missing(settings, (), machine_facts(), ()):
         print(f"missing on this machine: {one.sentence()}")
-    plan.save(run.run_dir / "plan.json")
-    with suppress(UserError):  # what mergekit has no words for is not exported
-        named = {name: soup.recipe.sources.get(name, folder) for name, folder in soup.folders.items()}
-        put(run.run_dir / "mergekit.yml", to_yaml(soup.recipe, named, soup.base).encode())
+    plan.save(settings.run_dir / "plan.json")
+    with suppress(UserError):  # mergekit cannot express every recipe
+        named = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
+        put(settings.run_dir / "mergekit.yml", to_yaml(recipe, named, base).encode())
 
 
-def _card(run: MergeSettings, recipe: Recipe) -> str:
-    return card({"experiment": run.name, "recipe": recipe.as_dict(), "rebuild": run.rebuild_command})
+def _card(settings: MergeSettings, recipe: Recipe) -> str:
+    return card({"experiment": settings.name, "recipe": recipe.as_dict(), "rebuild": settings.rebuild_command})
 
 
 Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
@@ -234,7 +233,7 @@ def _check_content(name: str, path: Path, held: str, expected: str) -> None:
         raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
 
 
-def _settings(
+def _as_written(
     backend: MergeBackend,
     recipe: Recipe,
     table: Mapping[str, Json],
@@ -256,3 +255,57 @@ def _settings(
     if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
         raise UserError(f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER")
     return backend.with_settings({**changes, "base": folder})
+
+
+def soup_in(out: Path) -> Recipe | None:
+    """The recipe of the soup in a folder; None if there is none that can be read."""
+    try:
+        return read_recipe(out / RECIPE)[0]
+    except (UserError, OSError):
+        return None
+
+
+def check_kept(settings: RunSettings, pool: OpenPool) -> None:
+    """Refuse a soup in `out` that no search over this pool can find: of other models or other merge settings."""
+    kept = soup_in(settings.out)
+    if kept is None:
+        return
+    names = {candidate.fingerprint: candidate.name for candidate in pool.candidates}
+    weights = {names.get(content, ""): weight for content, weight in zip(kept.fingerprints, kept.weights, strict=True)}
+    if "" in weights or pool.recipe(weights).fingerprint != kept.fingerprint:
+        raise UserError(
+            f"out={settings.out} holds soup {kept.id} of other models or merge settings: choose another folder"
+        )
+
+
+def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
+    """Write the soup again to a temporary folder and compare every file in `out` but the card with it.
+
+    Raises:
+        UserError: a file is missing or differs.
+    """
+    place = scratch_place(pool.pool.soup_bytes)
+    check_space(place, pool.pool.soup_bytes)
+    with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold(Path(folder)):
+        made = pool.write(recipe, Path(folder) / "soup", {})
+        for path in sorted(made.iterdir()):
+            kept = out / path.name
+            if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):
+                raise UserError(f"out={out}: {path.name} is not what its recipe makes: move it away, or choose another")
+
+
+def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | None:
+    """The folder of a run's soup, None if it wrote none.
+
+    Raises:
+        LateError: `out` holds another soup, which was not replaced.
+    """
+    winner = part(report, "recipe").get("id")
+    kept = soup_in(settings.out) if isinstance(settings, RunSettings) and winner and not settings.stop_after else None
+    if kept is not None and kept.id != winner:
+        recipe = nearby(settings.run_dir / RECIPE)
+        raise LateError(
+            f"out={settings.out} holds soup {kept.id} of an earlier run, and this run found soup {winner}: nothing was "
+            f"replaced. To write it: python -m souping +experiment=rebuild recipe={recipe} out=NEW"
+        )
+    return settings.out if ("soup" in report or "rebuild" in report) and settings.out.exists() else None

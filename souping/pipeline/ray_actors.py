@@ -1,7 +1,7 @@
 """`executor=ray`: actors that hold the pool and the evaluators, on this machine or on a cluster.
 
-An actor takes a block at a time; the blocks of one soup go to one actor, so that it is made once. None waits for
-another. What a lost actor had goes to the others, and a new one takes its place.
+An actor takes one block at a time. The blocks of one soup go to one actor, so that the soup is made once. Ray restarts
+an actor that is lost and gives it its blocks again.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections import deque
+import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
@@ -21,40 +21,39 @@ from souping.core.executor_protocols import Executor, Worker, Workers
 from souping.core.fields import Count, component
 from souping.core.system import cores
 from souping.core.text import first_line, install
-from souping.core.types import Answered, BlockTask, Missing, UserError
+from souping.core.types import Missing, Request, Response, UserError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
-    from ray.exceptions import RayTaskError
 
 
 log = logging.getLogger(__name__)
 Resource = Annotated[float, Interval(ge=0, lt=1e6)]
 PATIENCE = 20.0
-"""Seconds without an answer after which it is looked whether Ray still has a machine: an actor that waits for one waits
-for ever."""
+"""Seconds without a response after which it is checked that Ray still has a machine: otherwise actors wait forever."""
+STORED = "the answers so far are in the store: the same command resumes"
 
 
 class PoolActor:
-    """What runs in an actor's process."""
+    """What runs in an actor's process; `process` tells a restarted one from the one before."""
 
     def __init__(self, open_worker: Callable[[], Worker]) -> None:
-        self._worker = open_worker()
+        self._worker, self._process = open_worker(), uuid.uuid4().hex
 
-    def fingerprints(self) -> dict[str, str]:
-        return dict(self._worker.fingerprints)
+    def fingerprints(self) -> tuple[str, dict[str, str]]:
+        return self._process, dict(self._worker.fingerprints)
 
-    def answer(self, task: BlockTask) -> Answered:
-        return self._worker.answer(task)
+    def answer(self, request: Request) -> tuple[str, Response]:
+        return self._process, self._worker.answer(request)
 
 
 @component
 class RayExecutor(Executor):
-    """Ray actors, each with `gpus` (fractions share one) and `cpus`; as many as there is room for, unless said.
+    """Ray actors, each with `gpus` (fractions share one) and `cpus`; by default as many as there is room for.
 
-    `address` is a running cluster's, `auto` the one that this machine is part of; without one ($RAY_ADDRESS counts) Ray
-    is started on this machine and ended with the run. After more than `restarts` lost actors the run gives up.
+    `address` is a running cluster's, `auto` the one that this machine is part of. Without one ($RAY_ADDRESS counts),
+    Ray is started on this machine and ends with the run. An actor that is lost is restarted up to `restarts` times.
     """
 
     actors: Count | None = None
@@ -71,10 +70,9 @@ class RayExecutor(Executor):
             raise UserError("executor.gpus=0 and executor.cpus=0: give an actor one of them, or both")
 
     def needs(self) -> list[Missing]:
-        """The package, or what this machine or the cluster that was named lacks."""
         if not find_spec("ray"):
             return [Missing(what="the package ray is not installed", mends=install("ray"))]
-        lacks = _unreachable(self.cluster) if self.cluster else self.misfit(_here())
+        lacks = _unreachable(self.cluster) if self.cluster else self.misfit(_resources())
         return [Missing(what=lacks)] if lacks else []
 
     @property
@@ -86,153 +84,117 @@ class RayExecutor(Executor):
         """What an actor takes, by Ray's name of it."""
         return {name: each for name, each in (("GPU", self.gpus), ("CPU", self.cpus)) if each}
 
-    def room(self, held: Mapping[str, float]) -> int:
-        """Actors that fit into what is there."""
-        return min(int(held.get(name, 0) / each + 1e-6) for name, each in self.share.items())
+    def room(self, resources: Mapping[str, float]) -> int:
+        """Number of actors that fit into these resources."""
+        return min(int(resources.get(name, 0) / each + 1e-6) for name, each in self.share.items())
 
-    def misfit(self, held: Mapping[str, float]) -> str:
-        """Why the actors do not fit into what is there; empty where they do."""
+    def misfit(self, resources: Mapping[str, float]) -> str:
+        """Why the actors do not fit into these resources; empty if they do."""
         wanted = self.actors or 1
-        if wanted <= self.room(held):
+        if wanted <= self.room(resources):
             return ""
         each = " and ".join(f"{number:g} {name}" for name, number in self.share.items())
-        has = ", ".join(f"{held.get(name, 0):g} {name}" for name in self.share)
+        has = ", ".join(f"{resources.get(name, 0):g} {name}" for name in self.share)
         return (
             f"executor=ray: {wanted} actor{'s' * (wanted > 1)} with {each} each do not fit into {has}; "
-            "set executor.actors, executor.gpus or executor.cpus to what there is"
+            "lower executor.actors, executor.gpus or executor.cpus"
         )
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
         return RayWorkers(self, here, elsewhere)
 
 
-@dataclass(eq=False)
-class Seat:
-    """Place of an actor: the actor, and the tasks that it has, oldest first."""
-
-    actor: ActorHandle[PoolActor]
-    tasks: dict[ObjectRef[Answered], BlockTask] = field(default_factory=dict)
-
-
 class RayWorkers(Workers):
-    """Actors on their way. Ray is started with the first task: a run that finds all in the store starts none."""
+    """Ray's actors. Ray is started with the first request: a run that finds everything in the store starts none."""
 
     def __init__(self, settings: RayExecutor, here: Worker, elsewhere: Callable[[], Worker]) -> None:
         self._settings, self._here, self._elsewhere = settings, here, elsewhere
-        self._seats: list[Seat] = []
-        self._own = False
+        self._actors: list[ActorHandle[PoolActor]] = []
+        self._sent: dict[ObjectRef[tuple[str, Response]], tuple[int, Request]] = {}
+        self._processes = set[str]()
+        self._started_ray = False
 
     @property
     def slots(self) -> int:
-        """Inquiries that may be open: one an actor."""
-        return len(self._seats) or self._settings.actors or self._room()
+        """One request per actor."""
+        if not self._actors and not self._settings.actors and self._settings.cluster:
+            self._start()  # only the cluster knows how many fit
+        return len(self._actors) or self._settings.actors or max(1, self._settings.room(_resources()))
 
-    def _room(self) -> int:
-        """Actors that there is room for, as far as it is known before Ray is started."""
-        if self._settings.cluster:
-            self._begin()
-            return len(self._seats)
-        return max(1, self._settings.room(_here()))
+    def put(self, request: Request) -> None:
+        """Send to the actor that has the soup, or to the one with the least to do."""
+        self._start()
+        same = next((actor for actor, other in self._sent.values() if other.recipe == request.recipe), None)
+        load = Counter(actor for actor, _ in self._sent.values())
+        actor = same if same is not None else min(range(len(self._actors)), key=lambda n: load[n])
+        self._sent[self._actors[actor].answer.remote(request)] = actor, request
 
-    def put(self, task: BlockTask) -> None:
-        """To the actor that has the soup, or to the one with the least to do."""
-        self._begin()
-        same = [seat for seat in self._seats for one in seat.tasks.values() if one.recipe == task.recipe]
-        seat = same[0] if same else min(self._seats, key=lambda seat: len(seat.tasks))
-        seat.tasks[seat.actor.answer.remote(task)] = task
-
-    def take(self) -> tuple[BlockTask, Answered]:
+    def take(self) -> tuple[Request, Response]:
         import ray
-        from ray.exceptions import RayError, RayTaskError
 
-        while True:
-            refs = [ref for seat in self._seats for ref in seat.tasks]
-            done, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE)
-            if not done:
-                _check_nodes()
-                continue
-            ready = done[0]
-            seat = next(seat for seat in self._seats if ready in seat.tasks)
-            try:
-                answered = ray.get(ready)
-            except RayTaskError as error:
-                raise _told(error) from error
-            except RayError as error:
-                self._replace(seat, error)
-            else:
-                return seat.tasks.pop(ready), answered
+        while not (ready := ray.wait(list(self._sent), num_returns=1, timeout=PATIENCE)[0]):
+            if not any(node["Alive"] for node in ray.nodes()):
+                raise UserError(f"executor=ray: Ray has no living node left (its log says why)\n{STORED}")
+        _, request = self._sent.pop(ready[0])
+        answer: tuple[str, Response] = _result(ready[0])
+        process, response = answer
+        if process not in self._processes:
+            self._processes.add(process)
+            self.lost += 1
+            log.warning("executor=ray: an actor was lost and restarted; its blocks are computed again")
+        return request, response
 
-    def _begin(self) -> None:
-        if self._seats:
+    def _start(self) -> None:
+        if self._actors:
             return
         import ray
 
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            self._own = True
+            self._started_ray = True
             _connect(self._settings.cluster)
-        held = ray.cluster_resources()
-        if misfit := self._settings.misfit(held):
+        resources = ray.cluster_resources()
+        if misfit := self._settings.misfit(resources):
             self.close()
             raise UserError(misfit)
-        wanted = self._settings.actors or self._settings.room(held)
-        self._seats = [Seat(actor) for actor in [self._actor() for _ in range(wanted)]]
+        restarts = self._settings.restarts
+        actor = ray.remote(PoolActor).options(
+            num_gpus=self._settings.gpus,
+            num_cpus=self._settings.cpus,
+            max_restarts=restarts,
+            max_task_retries=restarts,
+        )
+        wanted = self._settings.actors or self._settings.room(resources)
+        self._actors = [actor.remote(self._elsewhere) for _ in range(wanted)]
         self._check()
-
-    def _actor(self) -> ActorHandle[PoolActor]:
-        import ray
-
-        kind = ray.remote(PoolActor).options(num_gpus=self._settings.gpus, num_cpus=self._settings.cpus)
-        return kind.remote(self._elsewhere)
 
     def _check(self) -> None:
         """Refuse actors whose machine decides otherwise than this one: their answers would have another key.
 
         Raises:
-            UserError: an actor cannot be made, or its device, dtype or threads are not those of here.
+            UserError: an actor cannot be started, or has another device, dtype or number of threads.
         """
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-
-        own = dict(self._here.fingerprints)
-        for seat in self._seats:
-            try:
-                theirs: dict[str, str] = ray.get(seat.actor.fingerprints.remote())
-            except RayTaskError as error:
-                raise _told(error) from error
-            except RayActorError as error:
-                raise UserError(f"executor=ray: an actor cannot be started: {_why(error)}") from error
-            if theirs != own:
+        for ref in [actor.fingerprints.remote() for actor in self._actors]:
+            identity: tuple[str, dict[str, str]] = _result(ref)
+            process, fingerprints = identity
+            self._processes.add(process)
+            if fingerprints != self._here.fingerprints:
                 raise UserError(
-                    "executor=ray: an actor would answer by other settings than this machine: set evaluator.device and "
-                    "evaluator.threads (and dtype) instead of leaving them to each machine"
+                    "executor=ray: an actor would answer with other settings than this machine: set evaluator.device "
+                    "and evaluator.threads (and dtype) instead of leaving them to each machine"
                 )
 
-    def _replace(self, seat: Seat, error: Exception) -> None:
-        """Give a lost actor's tasks back, oldest first, and put another in its place."""
-        self.lost += 1
-        if self.lost > self._settings.restarts:
-            raise UserError(
-                f"executor=ray: {self.lost} actors were lost, the last: {_why(error)}\nwhat was answered is in "
-                "the store, the same command goes on (executor.restarts allows more)"
-            ) from error
-        log.warning("executor=ray: an actor was lost (%s); another takes over its work", _why(error))
-        tasks, seat.tasks = deque(seat.tasks.values()), {}
-        seat.actor = self._actor()
-        while tasks:
-            self.put(tasks.popleft())
-
     def close(self) -> None:
-        """End the actors, and Ray where it was started here."""
-        if not self._seats and not self._own:
+        """End the actors, and Ray if it was started here."""
+        if not self._actors and not self._started_ray:
             return
         import ray
 
-        for seat in self._seats:
-            ray.kill(seat.actor)
-        self._seats = []
-        if self._own:
-            self._own = False
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors, self._sent = [], {}
+        if self._started_ray:
+            self._started_ray = False
             ray.shutdown()
 
 
@@ -254,27 +216,24 @@ def _connect(address: str | None) -> None:
         raise UserError(f"{where}: Ray cannot be reached: {first_line(error)}") from error
 
 
-def _check_nodes() -> None:
-    """Refuse to wait for actors that have nowhere to run."""
+def _result(ref: ObjectRef[Any]) -> Any:
+    """What an actor returned; what its code raised, or that it is gone, as an error of one or two lines."""
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
-    if not any(node["Alive"] for node in ray.nodes()):
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(f"executor=ray: {type(cause).__name__}: {first_line(cause)}") from error
+    except RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines or [type(error).__name__])[-1][:200]
         raise UserError(
-            "executor=ray: Ray has no living node left (its log says why)\nwhat was answered is in the store, the same "
-            "command goes on"
-        )
-
-
-def _told(error: RayTaskError) -> UserError:
-    """What a worker's code raised, in a line."""
-    cause = error.cause if isinstance(error.cause, Exception) else error
-    said = f"executor=ray: {type(cause).__name__}: {first_line(cause)}"
-    return cause if isinstance(cause, UserError) else UserError(said)
-
-
-def _why(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200]
+            f"executor=ray: an actor is gone (executor.restarts allows more): {reason}\n{STORED}"
+        ) from error
 
 
 def _unreachable(address: str) -> str:
@@ -289,13 +248,11 @@ def _unreachable(address: str) -> str:
     return ""
 
 
-def _here() -> dict[str, float]:
+def _resources() -> dict[str, float]:
     """What this machine has, by Ray's names."""
-    return {"GPU": len(_gpus_here()), "CPU": cores()}
-
-
-def _gpus_here() -> list[str]:
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        return [name for name in shown.split(",") if name.strip()]
-    return [name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = [name for name in visible.split(",") if name.strip()]
+    else:
+        gpus = [name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]
+    return {"GPU": len(gpus), "CPU": cores()}

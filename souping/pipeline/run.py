@@ -1,155 +1,425 @@
-"""cook(): pool, score, select, search, write, report. One run from candidates to evidence."""
+"""Run: performs the six steps, writes the soup, and keeps what the report says."""
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from souping.core.files import nearby, said
-from souping.core.protocols import Part
-from souping.core.text import fitted, safe
-from souping.core.types import LateError, UserError
-from souping.pipeline.kept_soup import check_target, written_soup
-from souping.pipeline.settings import MergeSettings, RunSettings
-from souping.pipeline.upload import Target, check, push
+from souping.analysis.correlation import few_models
+from souping.analysis.significance import Power, power_of
+from souping.analysis.stability import stability
+from souping.core.files import put
+from souping.core.protocols import Evaluator
+from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, Trial, UserError
+from souping.pipeline.analyses import AnalysisInput, analyse, unserved
+from souping.pipeline.baseline_gate import check_expected, gate_sentence
+from souping.pipeline.checks import check_pool, cut_folds, flat_categories, refusals, run_notes
+from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerPlan
+from souping.pipeline.evidence import Contender, best_mixture, dry_verdict, gather, lost_answers
+from souping.pipeline.extra_benchmarks import compare_on, extra_benchmarks
+from souping.pipeline.ledger import Claim, Ledger
+from souping.pipeline.merge_only import RECIPE, soup_in, verify
+from souping.pipeline.models import OpenPool
+from souping.pipeline.requirements import check_machine
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.steps import SEARCH, Stage, Steps
+from souping.pipeline.store import Store
+from souping.report.cards import card
+from souping.report.files import as_json, selection_dict, trial_rows, write_selection
+from souping.report.progress import Progress
+from souping.report.sections import ended
+from souping.report.terminal import gate_table
+from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
 
-SHOWN = (
-    "report.html",
-    "report.md",
-    "report.json",
-    "selection.json",
-    "trials.csv",
-    "samples.jsonl.gz",
-    "recipe.json",
-    "plan.json",
-    "config.yaml",
-)
 
+class Run(Steps):
+    """Run that evaluates. What came of its steps is in its attributes."""
 
-def cook(run: MergeSettings) -> float | None:
-    """Select, search, soup and prove, or only merge. Returns the objective on the search fold, None without a search.
+    def __init__(self, settings: RunSettings, store: Store, progress: Progress) -> None:
+        """Check everything that can be refused before a model is loaded.
 
-    A merge loads none of what a search needs.
-    """
-    if isinstance(run, RunSettings) and run.benchmark.opening:
-        print(run.benchmark.opening, flush=True)
-    check_settings(run)
-    if run.upload is not None and not run.plan:
-        check(run.upload)  # whoever may not write to the Hub learns it before the run, not after it
-    with ExitStack() as parts:
-        for part in _parts(run):
-            parts.callback(part.close)  # servers and ranks wait for the next soup until then
-        outcome, objective = _made(run)
-    with _results_stay():
+        Raises:
+            UserError: settings, items, pool and machine do not fit each other.
+        """
+        self.items = items = settings.benchmark.items()
+        self.cut = cut_folds(settings, items)
+        extra = extra_benchmarks(settings.also, settings.evaluator, settings.limit)
+        asked = [(settings.evaluator, items), *((one.evaluator, one.items) for one in extra)]
+        for error in refusals(settings, self.cut.items, asked):
+            raise error
+        check_machine(settings, [evaluator for evaluator, _ in asked])
+        pool = OpenPool(settings.pool.resolve(), settings.merge, store, progress.aside, with_base=settings.uses_base)
+        check_pool(settings, pool, asked)
+        settings = replace(settings, evaluator=pool.bound(settings.evaluator))
+        extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
+        super().__init__(settings, pool, self.cut.items, {one.name: one.items for one in extra})
+        self.pool, self.store, self.progress = pool, store, progress
+        self.benchmarks = {one.name: one for one in extra}
+        evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
+        self.workers = settings.executor.start(
+            EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
+            WorkerPlan(
+                home=Path.cwd(),
+                candidates=pool.candidates,
+                merge=settings.merge,
+                evaluators=evaluators,
+                digests=dict(store.hashes),
+            ),
+        )
+        self.evaluations = {name: self._evaluation(one, name) for name, one in evaluators.items()}
+        self.evaluation = self.evaluations[""]
+        self.notes: list[str] = []
+        self.gate: dict[str, Any] | None = None
+        self.selection: Selection | None = None
+        self.power: Power | None = None
+        self.winner: SearchResult | None = None
+        self.best = 0.0
+        self.parts: dict[str, Any] = {}
+        self.frozen: Path | None = None
+        self.first_card = ""
+        self.rows: tuple[tuple[str, Recipe], ...] = ()
+        self.reported: tuple[Item, ...] = ()
+        self.analyses: dict[str, Mapping[str, Json]] = {}
+        self.note(*run_notes(settings, pool, self.cut))
+
+    def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
+        pool = self.pool
+        serve = pool.serving(evaluator)
+        return Evaluation(self.store, evaluator, serve, pool.ends, self.progress.advance, self.workers, name)
+
+    def walk(self) -> None:
+        """Perform the steps; what a reader should know before the first is printed here."""
+        reports = self.settings.limit is None and self.settings.stop_after is None
+        if reports and (looks := Ledger(self.store).announcement(self.folds["report"])):
+            self.progress.say(looks)
+        if banner := self.settings.evaluator.opening(self.pool.pool.home, self.items):
+            self.progress.say(banner)
+        super().walk()
+
+    def note(self, *notes: str) -> None:
+        """Keep what a reader of the report must know, and print it now."""
+        self.notes += notes
+        for note in notes:
+            self.progress.say(f"note: {note}")
+
+    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+        evaluation = self.evaluations[stage.side]
+        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
+        measured = evaluation.all_scores(stage.asks, stage.items)
+        by_model = {_label(recipe): one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
+        self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
+        return {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
+
+    def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
+        scores = self.answer(stage)
+        return {recipe.ingredients[0]: scores[recipe.id] for recipe, _ in stage.asks}
+
+    def check_expected(self, stage: Stage) -> None:
+        """Stop, or warn, if a candidate does not score as expected, before anything else costs time."""
+        settings = self.settings
+        measured = self._by_candidate(stage)
+        self.gate = check_expected(settings.expected, measured, settings.objective, settings.gate, stage.fold)
+        sentence = gate_sentence(self.gate)
+        if self.gate["passed"]:
+            self.progress.say(sentence)
+            return
+        self.progress.show(gate_table({"gate": self.gate}))
+        if settings.gate == "error":
+            raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
+        self.notes.append(sentence)
+
+    def select(self, stage: Stage | None) -> Selection:
+        settings, answers = self.settings, dict[str, ItemScores]()
+        if stage is not None:
+            self._remember_choice("select")
+            answers = self._by_candidate(stage)
+        self.scores = settings.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
+        self.note(*flat_categories(self.scores))
+        self.selection = select(settings, self.scores, self.progress)
+        if settings.limit is None:
+            self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.margin / 100)
+            self.progress.say(self.power.sentence() if self.power else "all candidates gave the same answers")
+        return self.selection
+
+    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+        self._remember_choice("search")
+        items = self.folds["search"]
+        if len(ingredients) == 1:
+            self.progress.say(f"{ingredients[0]} is the expert for every category: there is nothing to soup")
+        else:
+            if (stage := self.ingredient_stage(ingredients)) is not None:
+                self.answer(stage)
+            self._announce(ingredients, items)
+        searcher = self.searcher(self.evaluation, self._log)
+        self.winner = winner = searcher.search(ingredients, items)
+        handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
+        if len(handlers) > 1:
+            self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")
+        parts = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
+        soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
+        self.progress.end_stage()
+        self.progress.say(f"chosen: {soup}, {100 * winner.result.objective:.1f} % on the search fold")
+        if words := ended(winner.summary):
+            self.progress.say(words)
+        return winner
+
+    def _remember_choice(self, fold: Fold) -> None:
+        """Note in the ledger, before any score is shown, that candidates and their soups compete on this fold."""
+        fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
+        Ledger(self.store).note_search(fingerprints, self.folds[fold])
+
+    def _announce(self, ingredients: tuple[str, ...], items: Sequence[Item]) -> None:
+        """Say what the search is about to evaluate."""
+        strategy, size = self.settings.optimiser, len(ingredients)
+        ways = len(self.evaluation.handlers(self.pool.uniform(ingredients)))
+        by = f", each with {ways} handlers" if ways > 1 else ""
+        self.progress.say(f"search on {len(items):,} items: {strategy.describe(size)}{by}")
+        in_parts = strategy.workload(size, len(items)) is not None  # then the number of soups is not known
+        count = None if in_parts else trial_limit(strategy, size, ways, len(items))
+        total = count * len(items) * self.evaluation.answers if count else None
+        self.progress.stage(SEARCH, items=total, trials=count)
+
+    def _log(self, trial: Trial) -> None:
+        self.settings.tracker.log(trial)
+        if trial.whole:
+            self.best = max(self.best, trial.result.objective)
+            self.progress.trial(trial.number, trial.result.objective, self.best)
+
+    def best_candidate(self, stage: Stage) -> str:
+        """The candidate that the search would have deployed; the first of equals."""
+        scores = self._by_candidate(stage)
+        merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
+        return max(merits, key=lambda name: round(merits[name], 12))
+
+    def freeze(self, selection: Selection, winner: SearchResult) -> None:
+        """Write the soup, whole or not at all, with a card that has no numbers: the report fold is still closed."""
+        settings, recipe = self.settings, winner.recipe
+        assert self.scores is not None
+        self.parts = {
+            "experiment": settings.name,
+            "benchmark": {"name": settings.benchmark.label, "note": settings.benchmark.note},
+            **({} if settings.limit is None else {"limit": settings.limit}),
+            "objective": self._objective(winner),
+            "selection": selection_dict(selection, self.scores),
+            "recipe": recipe.as_dict(),
+            "folds": self.cut.counts(),
+            "items": self.cut.content,
+            "warnings": self._warnings(),
+            **({} if self.power is None else {"power": asdict(self.power)}),
+        }
+        kept = soup_in(settings.out)
+        if kept is not None and kept.fingerprint != recipe.fingerprint:
+            put(settings.run_dir / RECIPE, as_json(recipe.as_dict()).encode())
+            self.note(
+                f"out={settings.out} holds another soup, {kept.id}, which stays; this run's recipe is in {RECIPE}"
+            )
+        elif len(selection.ingredients) > 1:
+            self.parts["rebuild"] = settings.rebuild_command
+            self.first_card = card(self.parts)
+            if kept is None:
+                self.progress.stage("writing the soup")
+                self.pool.write(recipe, settings.out, {"README.md": self.first_card})
+            else:
+                self.progress.stage("verifying the existing soup")
+                verify(self.pool, recipe, settings.out)
+            self.frozen = settings.out
+            self.progress.say("the recipe is frozen: from here on the soup is measured and nothing is chosen")
+        if self.gate is not None:
+            self.parts["gate"] = self.gate
+
+    def _objective(self, winner: SearchResult) -> dict[str, Any]:
+        names, objective = list(winner.result.categories), self.settings.objective
+        weights = objective.coefficients(names).tolist()
+        coefficients = dict(zip(names, weights, strict=True))
+        return {"name": objective.name, "coefficients": coefficients, "search": winner.result.objective}
+
+    def _warnings(self) -> list[str]:
+        """What a reader of the report must know."""
+        if self.scores is None or not self.scores.published:
+            return list(self.notes)
+        return [*self.notes, "selection saw published scores: the benchmark's own test set chose the ingredients"]
+
+    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+        """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
+        settings, winner, selection = self.settings, self.winner, self.selection
+        assert winner is not None
+        assert selection is not None
+        dry, items = settings.limit is not None, self.unseen(winner.recipe)
+        looks = 1 if dry else self._count_looks(winner.recipe, items)
+        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), items)
+        measured = self.answer(replace(stage, items=items))
+        self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
+        evidence = gather(
+            contenders,
+            measured,
+            settings.objective,
+            selection.ingredients,
+            looks,
+            settings.margin / 100,
+            settings.evaluator.length_key,
+            best_mixture(winner, self.folds["search"], settings.objective),
+        )
+        if dry:
+            evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
+        self.parts |= evidence
+
+    def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
+        """Looks at these items, this one included, which is noted in the ledger first."""
+        ledger, settings = Ledger(self.store), self.settings
+        look = ledger.open_report(
+            Claim(
+                soup=recipe,
+                candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
+                evaluator=settings.evaluator.look,
+                objective=settings.objective,
+                margin=settings.margin,
+                items=items,
+            )
+        )
+        if deleted := ledger.deleted():
+            self.note(f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report")
+        if look.first and (viewed := ledger.viewed(recipe.id, items)):
+            self.note(
+                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
+                "report: what was chosen since then has seen them"
+            )
+        if look.number > 1:
+            self.note(look.sentence())
+        return look.number
+
+    def unseen(self, recipe: Recipe) -> tuple[Item, ...]:
+        """The items of the report fold on which no run chose among this recipe's ingredients.
+
+        Raises:
+            UserError: a category has none left.
+        """
+        items = self.folds["report"]
+        if self.settings.limit is not None:  # a dry run holds none of the report fold's items
+            return items
+        chosen_on = Ledger(self.store).chosen_on(recipe)
+        unseen = tuple(item for item in items if item.identity not in chosen_on)
+        if len(unseen) == len(items):
+            return items
+        if gone := {item.category for item in items} - {item.category for item in unseen}:
+            raise UserError(
+                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
+                "report items, so nothing can be reported on them: add items that no run has seen"
+            )
+        left_out = len(items) - len(unseen)
+        self.parts["folds"] = {**self.cut.counts(), "report": len(unseen), "left_out": left_out}
+        self.note(
+            f"{left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
+            "these ingredients on them"
+        )
+        return unseen
+
+    def extra_benchmark(self, stage: Stage) -> None:
+        """The frozen soup and its ingredients on all items of another benchmark."""
+        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), stage.items)
+        measured = self.answer(stage)
+        assert self.winner is not None
+        assert self.selection is not None
+        prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
+        ingredients = {name: self.single(name) for name in self.selection.ingredients}
+        compared = compare_on(self.benchmarks[stage.side], self.winner.recipe, ingredients, measured)
+        compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
+        self.parts.setdefault("also", []).append(compared)
+
+    def analyse(self, name: str, stage: Stage) -> None:
+        """Evaluate what an analysis needs, then keep what it finds. Whatever goes wrong, the run goes on without it."""
         try:
-            soup = written_soup(run, outcome)
-        except LateError:
-            _show(run, outcome, None)
-            raise
-        _show(run, outcome, soup)
-        if run.upload is not None and not run.plan:
-            _upload(run, run.upload, soup)
-    return objective
+            if stage.asks:
+                self._answer_missing(stage)
+            self.analyses[name] = analyse(self.settings.analyses[name], self._analysis_input().scores(stage.asks))
+        except UserError as error:  # of a component that answers
+            self.analyses[name] = {"failed": str(error)}
+
+    def _answer_missing(self, stage: Stage) -> None:
+        """Say what an analysis costs, then evaluate the models that lack answers."""
+        new = [len(self.evaluation.lacking(recipe, stage.items, handler)) for recipe, handler in stage.asks]
+        self.progress.say(
+            f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
+            f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
+        )
+        asks = tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
+        self.answer(replace(stage, asks=asks))
+
+    def _analysis_input(self) -> AnalysisInput:
+        winner, selection, settings = self.winner, self.selection, self.settings
+        assert winner is not None
+        assert selection is not None
+        stored = Evaluation(self.store, settings.evaluator, unserved, self.pool.ends, lambda items: None)
+        return AnalysisInput(
+            settings=settings,
+            soups=self.soups(selection.ingredients, winner),
+            trials=tuple((trial.recipe, trial.handler) for trial in winner.trials),
+            contenders=tuple({recipe.fingerprint: recipe for _, recipe in self.rows}.values()),
+            items={**self.folds, "report": self.reported},
+            handler=winner.handler,
+            metric=selection.metric,
+            stored=stored,
+        )
+
+    def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """report.json and the rows of its trials, after the last step."""
+        assert self.scores is not None
+        assert self.selection is not None
+        assert self.winner is not None
+        trials = trial_rows(self.winner.trials, self.selection)
+        if self.winner.summary:
+            self.parts["search"] = dict(self.winner.summary)
+        self.progress.stage("stability of the selection")
+        steady = stability(self.scores, self.settings.selector)
+        more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
+        return {**self.parts, **more, "analyses": self.analyses}, trials
+
+    def replace_card(self, report: Mapping[str, Any]) -> None:
+        """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""
+        if self.frozen is None or not self.frozen.is_dir():
+            return
+        path = self.frozen / "README.md"
+        if not path.exists() or path.read_bytes() == self.first_card.encode():
+            put(path, card(report).encode())
+
+    def _cost(self, winner: SearchResult) -> dict[str, Any]:
+        evaluations = self.evaluations.values()
+        return {
+            "evaluated_items": sum(evaluation.evaluated for evaluation in evaluations),
+            "reused_items": sum(evaluation.reused for evaluation in evaluations),
+            "trials": len(winner.trials),
+            "seconds": round(time.monotonic() - self.settings.started, 3),
+            **({"lost_workers": self.workers.lost} if self.workers.lost else {}),
+            **({"search": self._search_cost(winner)} if winner.trials else {}),
+        }
+
+    def _search_cost(self, winner: SearchResult) -> dict[str, Any]:
+        """What the search took, and what the paper's grid would have taken at the same rates."""
+        assert self.selection is not None
+        singles = [self.single(name).fingerprint for name in self.pool.names]
+        rate = self.store.throughput(singles, self.settings.evaluator.fingerprint)
+        grid = full_grid(winner.cost, len(self.selection.ingredients), len(self.folds["search"]), rate)
+        return {**asdict(winner.cost), "soups": len(winner.trials), "full_grid": grid}
+
+    def close(self) -> None:
+        self.workers.close()
+        self.pool.close()
 
 
-def _parts(run: MergeSettings) -> list[Part]:
-    """The parts that may hold something between two soups."""
-    if not isinstance(run, RunSettings):
-        return [run.merge]
-    beside = [entry.evaluator for entry in run.also if entry.evaluator is not None]
-    return [run.evaluator, run.merge, *beside]
+def select(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
+    """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
+    selection = settings.selector.chosen(scores)
+    few = few_models(len(scores.models)) if selection.correlations is not None else ""
+    selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
+    progress.say(f"selected {', '.join(selection.ingredients)}")
+    for note in selection.notes:
+        progress.say(f"note: {note}")
+    limit = {} if settings.limit is None else {"limit": settings.limit}
+    write_selection(selection_dict(selection, scores) | limit, settings.run_dir / "selection.json")
+    return selection
 
 
-def _made(run: MergeSettings) -> tuple[dict[str, Any], float | None]:
-    """(parts of the report, objective on the search fold)."""
-    if not isinstance(run, RunSettings):
-        from souping.pipeline.merge_only import merge, rebuild
-
-        return {"soup": rebuild(run, run.recipe) if run.recipe else merge(run)}, None
-    from souping.pipeline.staged import perform
-
-    outcome, won = perform(run)
-    return outcome, None if won is None else won.result.objective
-
-
-def check_settings(run: MergeSettings) -> None:
-    """Refuse a target that is in use, and items for an evaluator that brings its own (an experiment may name some).
-
-    Raises:
-        UserError: the key and what to do.
-    """
-    check_target(run)
-    if not isinstance(run, RunSettings):
-        return
-    from souping.evaluate.benchmark import OwnBenchmark
-
-    if run.upload is not None and run.stop_after:
-        raise UserError(f"upload={run.upload.repo} sends a finished soup: leave stop_after={run.stop_after} out")
-    if run.upload is not None and run.limit is not None:
-        raise UserError(f"limit={run.limit} is a dry run, whose soup is not for the Hub: leave upload out")
-    if run.evaluator.brings_items and not isinstance(run.benchmark, OwnBenchmark):
-        name = type(run.evaluator).__name__
-        raise UserError(f"evaluator={name} brings its own items and asks no others: add benchmark=own")
-
-
-@contextmanager
-def _results_stay() -> Iterator[None]:
-    """What goes wrong once everything is written (a pipe that closed, the Hub) takes none of it away."""
-    try:
-        yield
-    except LateError:
-        raise
-    except (UserError, OSError) as error:
-        raise LateError(said(error)) from error
-
-
-def _upload(run: MergeSettings, goal: Target, soup: Path | None) -> None:
-    if soup is None:  # one expert for everything: no soup was written
-        print(f"  {'upload':16} nothing to send: there is no soup")
-        return
-    url = push(goal, soup, run.run_dir / "report.json", run.store_path)
-    print(f"  {'upload':16} {url}")
-
-
-def _show(run: MergeSettings, outcome: dict[str, Any], soup: Path | None) -> None:
-    """The end of a run on standard output: the rows, and where everything lies."""
-    if "soup" not in outcome:
-        _tables(outcome)
-    for name in SHOWN:
-        if (run.run_dir / name).exists():
-            print(f"  {name:16} {safe(nearby(run.run_dir / name))}")
-    if soup is not None:
-        print(f"  {'soup':16} {safe(nearby(soup))}")
-        if (soup / "recipe.json").exists():
-            _command("rebuild", run.rebuild_command)
-    if run.tracker.hint:
-        print(f"  {'tracker':16} {safe(run.tracker.hint)}")
-    _hint(run)
-
-
-def _command(what: str, command: str) -> None:
-    """A command to be copied: on a terminal over several lines that a shell reads as one."""
-    line = f"  {what:16} {safe(command)}"
-    print(fitted(line, shutil.get_terminal_size().columns, " \\") if sys.stdout.isatty() else line)
-
-
-def _hint(run: MergeSettings) -> None:
-    """What to do next: the last line."""
-    if isinstance(run, RunSettings) and run.stop_after == "search" and run.command and not run.sweep:
-        _command("finish", run.finish_command)
-    elif (run.run_dir / "report.html").exists():
-        print(f"open {safe(shlex.quote(nearby(run.run_dir / 'report.html')))}")
-
-
-def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.terminal import also_table, output_console, report_table
-
-    out = output_console()
-    out.print(report_table(outcome))
-    if outcome.get("also"):
-        out.print(also_table(outcome))
+def _label(recipe: Recipe) -> str:
+    return recipe.ingredients[0] if len(recipe.ingredients) == 1 else f"soup {recipe.id}"

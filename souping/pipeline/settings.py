@@ -1,4 +1,4 @@
-"""Settings of a run: its built parts and root settings."""
+"""Settings of a run: its components and root settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from souping.report.format import quoted
 if TYPE_CHECKING:
     from souping.analysis import Analysis
     from souping.pipeline.baseline_gate import Expectation
-    from souping.pipeline.side_benchmarks import SideEntry
+    from souping.pipeline.extra_benchmarks import ExtraEntry
     from souping.pipeline.upload import Target
 
 StopAfter = Literal["select", "search"]
@@ -41,7 +41,7 @@ GateMode = Literal["error", "warn", "off"]
 Margin = Annotated[float, Interval(ge=0, le=100)]
 """Percent points."""
 STORE = Path("outputs/store.sqlite")
-"""Where a rebuild looks for folders if it is not told another store."""
+"""The default of store.path."""
 KINDS: Mapping[str, Any] = {
     "pool": Pool,
     "benchmark": BenchmarkItems,
@@ -60,7 +60,7 @@ KINDS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSettings:
-    """Parts and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
+    """Components and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
 
     `sweep` says that the run is one job of a multirun.
     """
@@ -84,7 +84,7 @@ class MergeSettings:
 
     @property
     def parts(self) -> list[Part]:
-        """Parts that may lack something here, beside evaluators and the tracker."""
+        """Components that may lack something on this machine, beside evaluators and the tracker."""
         return [self.merge]
 
     @property
@@ -121,9 +121,9 @@ class MergeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(MergeSettings):
-    """Parts of a run with stages and its root settings, as the command line built them.
+    """Components and root settings of a run.
 
-    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items a
+    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items per
     category and fold.
     """
 
@@ -139,12 +139,17 @@ class RunSettings(MergeSettings):
     margin: float = 1.0
     gate: GateMode = "error"
     expected: tuple[Expectation, ...] = ()
-    also: tuple[SideEntry, ...] = ()
+    also: tuple[ExtraEntry, ...] = ()
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[Part]:
         return [self.merge, self.executor]
+
+    @property
+    def open_parts(self) -> list[Part]:
+        """Components that may hold processes or memory until they are closed."""
+        return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
 
     @property
     def uses_base(self) -> bool:
@@ -154,7 +159,7 @@ class RunSettings(MergeSettings):
 
     @property
     def selects_from_table(self) -> bool:
-        """Whether published scores alone are asked: no item, no folder and no evaluator is."""
+        """Whether published scores are all that the run needs: no item, folder or evaluator."""
         return self.stop_after == "select" and self.scores.published
 
     def with_items(self) -> RunSettings:
@@ -163,7 +168,7 @@ class RunSettings(MergeSettings):
 
 
 def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
-    """Benchmark that is asked: the evaluator's own for `benchmark=own`, where it brings one.
+    """The evaluator's own benchmark for `benchmark=own`, if it brings one; else the given one.
 
     Raises:
         UserError: they cannot be had here.

@@ -6,18 +6,17 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
-from souping.core.types import Json, entries, number, part, texts
+from souping.core.text import first_line
+from souping.core.types import Json, UserError, entries, number, part, texts
 from souping.report import sections, tables
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
 from souping.report.sections import benchmark, headline
 from souping.report.tables import Report, Row, comparisons, scores
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
-
+CARD = "README.md"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 """Overrides of a rebuild that hold on every machine."""
@@ -26,30 +25,14 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 def card(parts: Report, licences: Mapping[str, str] | None = None) -> str:
     """README.md of a soup, with the Hub's front matter; `licences` are {ingredient: the Hub's name, "" if unknown}.
 
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. Numbers are the report
-    fold's and nothing else's: before there is a report the card has none. No date and no timing enters, and of a
-    path-like name its last part alone.
+    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
+    the report fold; a card that is written before the report has none. Dates, timings and folders stay out.
     """
-    known = named(parts)
-    blocks = [*head(known), *_evidence(known), *_usage(known), *rebuild(known), *_licence(licences)]
-    return "\n\n".join(block for block in [_front(known, licences), *blocks] if block) + "\n"
-
-
-def named(parts: Report) -> Report:
-    """The parts with ingredients' names that show no machine."""
-    return {**parts, "recipe": _named(part(parts, "recipe"))}
-
-
-def head(known: Report) -> list[str]:
-    """Title, what it is, and the recipe."""
-    return [f"# {_title(known)}", _summary(known), "## Recipe", markdown_table(tables.recipe(known)), _method(known)]
-
-
-def parents_named(recipe: Row) -> list[str]:
-    """The models that a recipe is made of as the Hub names them: those that came from there, else all names it could
-    have."""
-    sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
-    return sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
+    known = {**parts, "recipe": _public(part(parts, "recipe"))}
+    title = f"# Soup {escape_markdown(part(known, 'recipe').get('id'))}"
+    recipe = ["## Recipe", markdown_table(tables.recipe(known)), _method(known)]
+    blocks = [_front(known, licences), title, _summary(known), *recipe, *_evidence(known), *_usage(known)]
+    return "\n\n".join([*blocks, *_rebuild(known), *_licence(licences)]) + "\n"
 
 
 def public_name(name: Json) -> str:
@@ -58,19 +41,9 @@ def public_name(name: Json) -> str:
     return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
-def _named(recipe: Row) -> Row:
+def _public(recipe: Row) -> Row:
     sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
     return {**recipe, "ingredients": [public_name(n) for n in texts(recipe, "ingredients")], "sources": sources}
-
-
-def _title(parts: Report) -> str:
-    return f"Soup {escape_markdown(part(parts, 'recipe').get('id'))}"
-
-
-def kind(parts: Report) -> str:
-    told = parts.get("benchmark")
-    name = told.get("name") if isinstance(told, Mapping) else told
-    return re.sub(r"[^\w.-]+", "-", clean(name)).strip("-") or "benchmark"
 
 
 def _summary(parts: Report) -> str:
@@ -93,7 +66,7 @@ def _why(parts: Report) -> str:
     return f"Experts: {shown}." if shown else ""
 
 
-def rebuild(parts: Report) -> list[str]:
+def _rebuild(parts: Report) -> list[str]:
     """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
     recipe = part(parts, "recipe")
     absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
@@ -126,44 +99,42 @@ def _method(parts: Report) -> str:
     return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
 
 
-def relicensed(text: str, licences: Mapping[str, str]) -> str:
+def relicensed(text: str, licences: Mapping[str, str], path: str = CARD) -> str:
     """A soup's card with the licences replaced.
 
     Raises:
-        ValueError: its front matter cannot be read.
+        UserError: its front matter cannot be read.
     """
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    import yaml
 
+    front = re.match(r"\s*---\n(.*?)\n---(?:\n|$)", text, re.DOTALL)
     try:
-        made = ModelCard(text, ignore_metadata_errors=True)
-    except YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    for key, value in _licence_keys(licences).items():
-        setattr(made.data, key, value)
-    body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", made.text, flags=re.DOTALL).strip()
-    return "\n\n".join([f"---\n{made.data.to_yaml()}\n---", body, *_licence(licences)]) + "\n"
+        table = (yaml.safe_load(front[1]) if front else None) or {}
+        keys = {**table, **_licence_keys(licences)}
+    except (yaml.YAMLError, TypeError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path}: cannot be read as a model card: {reason}: correct it, or delete it") from error
+    body = re.sub(r"\n## Licence\n.*?(?=\n## |\Z)", "\n", text[front.end() if front else 0 :], flags=re.DOTALL).strip()
+    return "\n\n".join([_matter(keys), body, *_licence(licences)]) + "\n"
+
+
+def _matter(table: Mapping[str, Any]) -> str:
+    import yaml  # type: ignore[import-untyped]
+
+    return f"---\n{yaml.dump(dict(table), allow_unicode=True, sort_keys=False).strip()}\n---"
 
 
 def _front(known: Report, licences: Mapping[str, str] | None) -> str:
-    """The front matter. Names that the Hub cannot have are left out; results are put in by the Hub's own writer."""
+    """The front matter, without ingredients that cannot be a model's name on the Hub."""
     recipe = part(known, "recipe")
-    parents = parents_named(recipe)
-    table: dict[str, Json] = {"base_model": parents} if parents else {}
+    sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
+    parents = sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
+    table: dict[str, Any] = {"base_model": parents} if parents else {}
     table |= {"library_name": "transformers", **_licence_keys(licences), "tags": ["merge", "souping"]}
     table |= {"base_model_relation": "merge"} if parents else {}
-    if not entries(known, "rows"):
-        import yaml
-
-        return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
-    from huggingface_hub import ModelCardData
-
     results = _results(known)
-    name = f"soup {clean(recipe.get('id'))}" if results else None
-    data = ModelCardData(model_name=name, eval_results=results or None)
-    for key, value in table.items():
-        data[key] = value
-    return f"---\n{data.to_yaml()}\n---"
+    table |= {"model-index": [{"name": f"soup {clean(recipe.get('id'))}", "results": [results]}]} if results else {}
+    return _matter(table)
 
 
 def _licence_keys(licences: Mapping[str, str] | None) -> dict[str, str]:
@@ -176,28 +147,24 @@ def _licence_keys(licences: Mapping[str, str] | None) -> dict[str, str]:
     return {"license": "other", "license_name": "licences-of-the-ingredients", "license_link": "README.md"}
 
 
-def _results(known: Report) -> list[EvalResult]:
-    """The soup's objective and categories on the report fold."""
-    from huggingface_hub import EvalResult
-
+def _results(known: Report) -> dict[str, Any]:
+    """The soup's objective and categories on the report fold, as the Hub's model index has them."""
     row = next((row for row in entries(known, "rows") if row.get("kind") == "soup"), None)
     if row is None or known.get("limit"):
-        return []
-    data = {"name": f"{benchmark(known) or 'benchmark'}, report fold", "type": kind(known)}
+        return {}
     pairs = [("objective", row.get("objective")), *part(row, "scores").items()]
     values = [(clean(label), number(score.get("mean"))) for label, score in pairs if isinstance(score, Mapping)]
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_name=data["name"],
-            dataset_type=data["type"],
-            metric_type="accuracy",
-            metric_name=label,
-            metric_value=round(value, 6),
-        )
-        for label, value in values
-        if value is not None
-    ]
+    name = benchmark(known) or "benchmark"
+    kind = re.sub(r"[^\w.-]+", "-", clean(part(known, "benchmark").get("name") or name)).strip("-")
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": f"{name}, report fold", "type": kind or "benchmark"},
+        "metrics": [
+            {"type": "accuracy", "name": label, "value": round(value, 6)}
+            for label, value in values
+            if value is not None
+        ],
+    }
 
 
 def _evidence(known: Report) -> list[str]:

@@ -21,7 +21,7 @@ LONG = 28
 """Letters of a heading above which its column is made wider."""
 
 FOOT = (
-    "Scores are fractions of 1 in report.json and percent here; every key is in docs/report.md."
+    "Scores are fractions of 1 in report.json and percent here; every key is in docs/reference.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
 )
 

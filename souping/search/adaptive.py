@@ -90,8 +90,8 @@ class Adaptive(LimitedStrategy):
         return min(expected, limit), min(LONGEST * expected, limit)
 
     def describe(self, size: int) -> str:
-        ends = ", ".join([*(["until more cannot pay"] if self.stop == "auto" else []), *endings(self)])
-        return f"adaptive over {len(self._points(size))} soups: {ends or 'the whole grid'}"
+        stop = ["stops when more answers would not change the pick"] if self.stop == "auto" else []
+        return ", ".join([f"adaptive, {len(self._points(size))} possible soups", *stop, *endings(self)])
 
 
 class AdaptiveSearch(Optimiser):

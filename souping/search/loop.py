@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -16,13 +17,13 @@ from souping.core.text import named
 from souping.core.types import (
     Cell,
     FloatArray,
-    Inquiry,
     Item,
     ItemScores,
     Json,
     Recipe,
-    Reply,
+    Request,
     Result,
+    SearchSpace,
     Trial,
     UserError,
     Weights,
@@ -43,12 +44,12 @@ class SearchCost:
     generated_tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, inquiry: Inquiry, reply: Reply) -> None:
-        self.items += len(inquiry.items)
-        self.evaluated += len(inquiry.items) - reply.reused
-        self.prefilled_tokens += reply.prefilled
-        self.generated_tokens += reply.generated
-        self.seconds += reply.seconds
+    def add(self, scores: ItemScores) -> None:
+        self.items += len(scores.items)
+        self.evaluated += len(scores.items) - scores.reused
+        self.prefilled_tokens += scores.prefilled
+        self.generated_tokens += scores.generated
+        self.seconds += scores.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,72 @@ def check_budget(strategy: Strategy, items: int) -> None:
         raise UserError(f"optimiser.budget={strategy.budget} is below the {items} items of the search fold")
 
 
+class RecipeSource(Protocol):
+    """Pool as far as a search needs it: names of candidates, and recipes of weights."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base model in recipes if an analysis needs it, else empty."""
+        ...
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searcher:
+    """Everything that a weight search is made of but the ingredients and their items; `log` gets every trial."""
+
+    strategy: Strategy
+    objective: Objective
+    seed: int
+    pool: RecipeSource
+    evaluation: RecipeEvaluator
+    log: Callable[[Trial], None] = lambda trial: None
+
+    def search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult:
+        """The best weights of the ingredients on these items. One ingredient needs no search."""
+        singles = [self.pool.recipe({name: 1.0}) for name in ingredients]
+        if len(ingredients) == 1:
+            (handler,) = self.evaluation.handlers(singles[0])
+            result = result_of(self.evaluation.scores(singles[0], items), self.objective)
+            return SearchResult(recipe=singles[0], weights=(1.0,), result=result, trials=(), handler=handler)
+        asks = [(recipe, "") for recipe in singles] if self.strategy.uses_singles else []
+        known = [scores.values for scores in self.evaluation.all_scores(asks, items)]
+        optimiser = self.strategy.start(self._space(ingredients, items, known), self.seed)
+        if Optimiser not in type(optimiser).__mro__:
+            name = f"optimiser {named(self.strategy)}"
+            raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
+
+        def recipe_of(weights: Weights) -> Recipe:
+            if len(weights) != len(ingredients):
+                name = f"optimiser {named(self.strategy)}"
+                raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
+            return self.pool.recipe(dict(zip(ingredients, weights, strict=True)))
+
+        scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+        return SearchRun(
+            optimiser, self.strategy, recipe_of, self.evaluation, items, self.objective, self.log, scores
+        ).run()
+
+    def _space(self, ingredients: tuple[str, ...], items: Sequence[Item], singles: Sequence[FloatArray]) -> SearchSpace:
+        """What the search is over; `singles` are the ingredients' scores if the strategy uses them."""
+        names = list(dict.fromkeys(item.category for item in items))
+        uniform = self.pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
+        return SearchSpace(
+            ingredients=ingredients,
+            candidates=self.pool.names,
+            categories=tuple(item.category for item in items),
+            groups=tuple(item.group for item in items),
+            coefficients=dict(zip(names, self.objective.coefficients(names).tolist(), strict=True)),
+            singles=np.array(singles) if singles else None,
+            block=self.evaluation.block,
+            whole=self.evaluation.whole_folds or len(self.evaluation.handlers(uniform)) > 1,
+        )
+
+
 @dataclass(kw_only=True)
 class SearchedSoup:
     """Soup of a search: its scores [I] so far, nan where it was not asked, and its trial once it has answered all."""
@@ -95,7 +162,7 @@ class SearchedSoup:
 
 @dataclass(kw_only=True)
 class OpenCell:
-    """Cell whose answers are on their way: inquiries that are open, and results that are there."""
+    """Cell that waits for answers: the numbers of its open requests, and the results so far."""
 
     cell: Cell
     soup: SearchedSoup
@@ -127,7 +194,7 @@ class SearchRun:
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
-        self._known, self._asked, self._promised, self._inquiries = dict(known or {}), 0, 0, 0
+        self._known, self._asked, self._promised, self._requests = dict(known or {}), 0, 0, 0
         self._ended, self._counted = False, set[Weights]()
 
     def run(self) -> SearchResult:
@@ -202,35 +269,35 @@ class SearchRun:
         for handler in handlers if cell.items is None else handlers[:1]:
             if entry.open and not self._admits(cell):
                 break
-            self._inquiries += 1
+            self._requests += 1
             self._asked += fresh
             self._promised += len(known)
-            entry.open.add(self._inquiries)
-            self._open[self._inquiries] = entry
-            inquiry = Inquiry(number=self._inquiries, recipe=soup.recipe, items=known, handler=handler)
-            self._evaluation.submit(inquiry)
+            entry.open.add(self._requests)
+            self._open[self._requests] = entry
+            request = Request(number=self._requests, recipe=soup.recipe, items=known, handler=handler)
+            self._evaluation.submit(request)
 
     def _take(self) -> None:
-        """One inquiry's answers, and the optimiser told once a cell has all of its."""
-        inquiry, reply = self._evaluation.collect()
-        entry = self._open.pop(inquiry.number)
-        entry.open.remove(inquiry.number)
-        self._cost.add(inquiry, reply)
-        entry.results.append(self._heard(entry, inquiry, reply))
+        """Collect one request, and report to the optimiser once a cell has all of its results."""
+        request, scores = self._evaluation.collect()
+        entry = self._open.pop(request.number)
+        entry.open.remove(request.number)
+        self._cost.add(scores)
+        entry.results.append(self._observe(entry, request, scores))
         if not entry.open:
             self._optimiser.tell(entry.cell, max(entry.results, key=lambda result: result.objective))
 
-    def _heard(self, entry: OpenCell, inquiry: Inquiry, reply: Reply) -> Result:
-        """What a reply says of its soup: a trial where the soup was asked whole, or has now answered all."""
+    def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
+        """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
         cell, soup = entry.cell, entry.soup
         spread = np.full(len(self._items), np.nan)
-        spread[list(range(len(self._items)) if cell.items is None else cell.items)] = reply.scores.values
+        spread[list(range(len(self._items)) if cell.items is None else cell.items)] = scores.values
         whole = cell.items is None
         soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
-        soup.reused = reply.reused + (0 if whole else soup.reused)
+        soup.reused = scores.reused + (0 if whole else soup.reused)
         if whole or (soup.complete and soup.trial is None):
-            self._note(soup, self._result(soup.values), inquiry.handler)
-        return replace(self._result(spread), values=reply.scores.values, seconds=reply.seconds, tokens=reply.generated)
+            self._note(soup, self._result(soup.values), request.handler)
+        return replace(self._result(spread), values=scores.values, seconds=scores.seconds, tokens=scores.generated)
 
     def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
         """A trial: of several of one soup, the best is the soup's."""
@@ -279,10 +346,10 @@ class SearchRun:
 
     def _take_last(self) -> None:
         """The rest of the winner, of which the optimiser is not told."""
-        inquiry, reply = self._evaluation.collect()
-        entry = self._open.pop(inquiry.number)
-        self._cost.add(inquiry, reply)
-        self._heard(entry, inquiry, reply)
+        request, scores = self._evaluation.collect()
+        entry = self._open.pop(request.number)
+        self._cost.add(scores)
+        self._observe(entry, request, scores)
 
 
 def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
@@ -291,12 +358,14 @@ def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
     Raises:
         UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
     """
-    name = f"optimiser {named(strategy)}"
-    if not isinstance(cell, Cell):
-        raise UserError(f"{name} asked {cell!r:.60}, which is no Cell")
-    simplex.check_weights(cell.weights, f"{name}: weights")
-    if cell.items is not None and not all(0 <= place < items for place in cell.items):
-        raise UserError(f"{name} asked for an item beyond the {items} of the search fold")
+    try:
+        if not isinstance(cell, Cell):
+            raise UserError(f"asked {cell!r:.60}, which is no Cell")
+        simplex.check_weights(cell.weights, "weights")
+        if cell.items is not None and not all(0 <= place < items for place in cell.items):
+            raise UserError(f"asked for an item beyond the {items} of the search fold")
+    except UserError as error:
+        raise UserError(f"optimiser {named(strategy)}: {error}") from None
 
 
 def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:

@@ -77,7 +77,7 @@ class TestAnalysis:
         with pytest.raises(NotEstimableError, match=r"takes|ask"):
             analysis.analyse(replace(run, search=single, report={}, trials=()))
 
-    @pytest.mark.parametrize("size", [2, 3, 4])
+    @pytest.mark.parametrize("size", [2, 4])
     def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:
         name = name_of(analysis)
         data = json.loads(as_json(analysis.analyse(run_of(size, asked=analysis.asks))))

@@ -1,4 +1,4 @@
-"""The nulls of docs/statistics.md in small, with fixed seeds; benchmarks/nulls.py runs 2,000 repetitions.
+"""The nulls of docs/how-it-works.md in small, with fixed seeds; benchmarks/nulls.py runs 2,000 repetitions.
 
 A procedure that is wrong by a factor of two or more (as ignoring groups is) goes past what 300 repetitions accept.
 """
@@ -14,7 +14,6 @@ from tests.support.scripts import script
 REPETITIONS = 300
 QUICK = {
     "all candidates equal",
-    "near-duplicate pair",
     "five equal candidates, soup equal, s.e. 1",
     "soup 1 point better, 600 items",
     "8 x 75 items, 70 % right, half discordant groups",

@@ -59,7 +59,11 @@ def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetit
 
 @pytest.mark.parametrize(
     ("rates", "most"),
-    [([BASE] * 5, 0.9), ([BASE, 0.4, 0.4], 0.9), ([BASE, BASE - 0.03, BASE - 0.03, BASE - 0.06], 1.0)],
+    [
+        ([BASE] * 5, 0.9),
+        pytest.param([BASE, 0.4, 0.4], 0.9, marks=pytest.mark.slow),
+        pytest.param([BASE, BASE - 0.03, BASE - 0.03, BASE - 0.06], 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: float) -> None:
     """Where candidates differ by less than the select fold can tell, they count as equal: the power is higher."""

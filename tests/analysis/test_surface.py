@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from souping.analysis import NotEstimableError
-from souping.analysis.surface import ResponseSurface, SurfaceBand, band
+from souping.analysis.surface import ResponseSurface, SurfaceBand, band, files
 from souping.core.simplex import grid, uniform, vertices
-from souping.report.analyses.surface import files
 from tests.support.analyses import run_of
 
 POINTS = np.array([uniform(3), *vertices(3), *grid(3, 0.1)])

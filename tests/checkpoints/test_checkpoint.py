@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from souping.checkpoints.checkpoint import (
     Checkpoint,
-    end_tokens,
+    eos_token_ids,
     fingerprint,
     fingerprint_of,
     stored_names,
@@ -70,25 +70,16 @@ def test_absurd_header_lengths_allocate_nothing(length: int, tmp_path: Path) -> 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
-OUTSIDE = ["../outside.safetensors", "/etc/passwd", "a/../../x.safetensors", "x\0y", "", "\ud800"]
+OUTSIDE = ["../outside.safetensors", "/etc/passwd", "a/../../x.safetensors", "x\0y", "", "\ud800", "x" * 5000]
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", OUTSIDE, ids=range(len(OUTSIDE)))
 def test_shards_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "m", random_tensors(0))
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"weight_map": {"model.norm.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"leaves the folder|cannot be followed"):
-        Checkpoint.open(folder)
-
-
-def test_names_too_long_for_the_system_are_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path / "m", random_tensors(0))
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"model.norm.weight": "x" * 5000}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(OSError, match="File name too long"):
+    with pytest.raises((UserError, OSError), match=r"leaves the folder|cannot be followed|File name too long"):
         Checkpoint.open(folder)
 
 
@@ -97,17 +88,11 @@ def test_symlinks_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> No
     folder = save(tmp_path / "m", random_tensors(0))
     (folder / "tokenizer.json").write_text("{}")
     (folder / name).rename(tmp_path / name)
-    (folder / name).symlink_to(tmp_path / name)
-    with pytest.raises(UserError, match="symlink that leads out"):
-        Checkpoint.open(folder)
-
-
-def test_symlink_loops_are_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path / "m", random_tensors(0))
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to("model.safetensors")
-    with pytest.raises(UserError):
-        Checkpoint.open(folder)
+    for target, message in ((tmp_path / name, "symlink that leads out"), (Path(name), "cannot be followed")):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+        with pytest.raises(UserError, match=message):
+            Checkpoint.open(folder)
 
 
 def test_the_hub_cache_is_links_and_opens(tmp_path: Path) -> None:
@@ -239,7 +224,7 @@ def test_end_tokens_of_a_folder(
     folder = save(tmp_path / "m", random_tensors(0), config)
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
-    assert end_tokens(folder) == ends
+    assert eos_token_ids(folder) == ends
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -176,6 +176,7 @@ def test_odd_values_of_a_root_key(key: str, tmp_path: Path, monkeypatch: pytest.
     assert [f"{key}={value!r}" for key, value in taken if absurd(value)] == []
 
 
+@pytest.mark.slow
 def test_every_root_key_by_way_of_omegaconf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Hydra's schema converts and refuses first."""
     monkeypatch.chdir(tmp_path)

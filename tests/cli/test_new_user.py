@@ -12,8 +12,12 @@ import pytest
 from souping.core.types import Item
 from souping.evaluate.generate import LocalEvaluator
 from tests.conftest import Cli, pool_of
-from tests.support.own_family import TEMPLATE, make
 
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' or m.role == 'user' or m.role == 'assistant' %}"
+    "[{{ m.content }}]{% endif %}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 QUICK = ("selector=all", "optimiser=uniform", "analysis=[]", "out=soup")
 
 
@@ -26,10 +30,21 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda report: report["cost"]["evaluated_items"] == 0)
 
 
+def chat_family(family: Path, folder: Path, template: str) -> list[str]:
+    """Arguments of a run on three of the family with a chat template; `chat.jsonl` has their items as messages."""
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(family / name, folder / name)
+        (folder / name / "chat_template.jinja").write_text(template)
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    chat = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in rows]
+    (folder / "chat.jsonl").write_text("\n".join(chat))
+    return [*pool_of(folder, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}"]
+
+
 @pytest.mark.slow
-def test_own_models_from_check_to_show(souping: Cli, tmp_path: Path) -> None:
-    make(tmp_path)
-    own = ("pool.candidates=[neighbours,cases,places]", "benchmark.path=items.jsonl")
+def test_own_models_from_check_to_show(family: Path, souping: Cli, tmp_path: Path) -> None:
+    chat_family(family, tmp_path, PLAIN)
+    own = ("pool.candidates=[ant,bee,cat]", "benchmark.path=chat.jsonl", "evaluator.max_new_tokens=4")
     checked = souping("check", *own)
     assert checked.code == 0, checked.err
     assert "evaluator.threads" in checked.out
@@ -55,10 +70,10 @@ def test_the_same_command_keeps_its_soup(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("souping.pipeline.stages.RunStages.report", interrupt)
-        assert souping(*pool_of(family), *QUICK).code == 130
+        patch.setattr("souping.pipeline.run.Run.report", interrupt)
+        assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 130
     before = contents(tmp_path / "soup")
-    done = souping(*pool_of(family), *QUICK)
+    done = souping(*pool_of(family, "ant", "bee"), *QUICK)
     assert done.code == 0, done.err
     after = contents(tmp_path / "soup")
     assert {name for name in before if before[name] != after[name]} == {"README.md"}
@@ -66,35 +81,35 @@ def test_the_same_command_keeps_its_soup(
     assert report["verdict"]["sentence"].split(":")[0] in (tmp_path / "soup/README.md").read_text()
     (tmp_path / "soup/README.md").write_text("mine")
     (tmp_path / "soup/notes.txt").write_text("mine")
-    assert souping(*pool_of(family), *QUICK).code == 0
+    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     assert contents(tmp_path / "soup") == {**after, "README.md": b"mine", "notes.txt": b"mine"}
 
 
 def test_another_soup_in_the_target_stays_and_the_report_is_written(family: Path, souping: Cli, tmp_path: Path) -> None:
-    assert souping(*pool_of(family), *QUICK).code == 0
+    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     before = contents(tmp_path / "soup")
-    weights = ("optimiser=fixed", "optimiser.weights=[0.7,0.1,0.1,0.1]")
-    other = souping(*pool_of(family), *QUICK, *weights, "name=other")
+    weights = ("optimiser=fixed", "optimiser.weights=[0.7,0.3]")
+    other = souping(*pool_of(family, "ant", "bee"), *QUICK, *weights, "name=other")
     assert other.code == 2
     assert "out=soup" in other.err
     assert contents(tmp_path / "soup") == before
     (place,) = tmp_path.glob("outputs/other/*")
     report = json.loads((place / "report.json").read_text())
-    assert report["recipe"]["weights"] == [0.7, 0.1, 0.1, 0.1]
+    assert report["recipe"]["weights"] == [0.7, 0.3]
     assert "rebuild" not in report
     assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
 
 
 def test_a_target_that_cannot_be_this_runs_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
-    assert souping(*pool_of(family), *QUICK).code == 0
-    souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")
-    souping(*pool_of(family), *QUICK, "merge.dtype=float32").refused("out=soup")
+    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
+    souping(*pool_of(family, "ant", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, "merge.dtype=float32").refused("out=soup")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/recipe.json").write_text("{}")
-    souping(*pool_of(family), *QUICK, "out=foreign").refused("out=foreign")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, "out=foreign").refused("out=foreign")
     weights = tmp_path / "soup/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
-    souping(*pool_of(family), *QUICK).refused("out=soup", "model.safetensors")
+    souping(*pool_of(family, "ant", "bee"), *QUICK).refused("out=soup", "model.safetensors")
     assert len(reports(tmp_path)) == 1
 
 
@@ -118,16 +133,10 @@ def test_prompts_that_a_chat_model_is_not_meant_to_see_are_noted(tmp_path: Path)
 
 
 def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, tmp_path: Path) -> None:
-    for name in ("ant", "bee", "cat"):
-        shutil.copytree(family / name, tmp_path / name)
-        (tmp_path / name / "chat_template.jinja").write_text(TEMPLATE)
-    own = (*pool_of(tmp_path, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}")
+    own = chat_family(family, tmp_path, TEMPLATE)
     for words in (("plan=true",), ("check=true",)):
         assert "180 of 180 prompts are plain texts" in " ".join(souping(*own, *words).out.split())
     (tmp_path / "cat/chat_template.jinja").unlink()
-    chat = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    rows = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in chat]
-    (tmp_path / "chat.jsonl").write_text("\n".join(rows))
     souping(*own, "benchmark.path=chat.jsonl").refused("candidate cat", "chat template")
 
 

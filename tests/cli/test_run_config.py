@@ -76,9 +76,9 @@ def test_a_run_directory_of_somebody_else_imports_nothing(
         OmegaConf.update(config, key, value)
     (tmp_path / "got").mkdir()
     OmegaConf.save(config, tmp_path / "got" / "config.yaml")
-    souping("analyse", "got").refused("got/config.yaml", "selector._target_=evil.Evil", "allow_code=true")
+    souping("run=got").refused("got/config.yaml", "selector._target_=evil.Evil", "allow_code=true")
     assert not (tmp_path / "RAN").exists()
-    assert souping("analyse", "got", "allow_code=true").code == 2  # and is no part
+    assert souping("run=got", "allow_code=true").code == 2  # and is no part
     assert (tmp_path / "RAN").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import shlex
@@ -19,25 +18,16 @@ import yaml
 from souping.core import simplex
 from souping.search.points import Grid
 from tests.conftest import ROOT, Cli, pool_of
+from tests.support.scripts import script
 from tests.support.wandb import log_of, of_type
 
 SWEEPS = ROOT / "sweeps"
 FILES = sorted(SWEEPS.glob("wandb_*.yaml"))
 
 
-def load(path: Path) -> ModuleType:
-    """A script as a module."""
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def weight_grid() -> ModuleType:
-    return load(SWEEPS / "weight_grid.py")
+    return script(SWEEPS / "weight_grid.py")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -162,6 +152,7 @@ def test_the_weight_grid_as_a_multirun_finds_what_the_search_finds(
     assert {trial["reused"] for trial in trials} == {trials[0]["items"]}
 
 
+@pytest.mark.slow
 def test_the_overlay_alone_makes_a_run_a_multirun(
     family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
 ) -> None:

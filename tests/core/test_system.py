@@ -21,18 +21,17 @@ def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, by
     return {path.name: path.read_bytes() for path in (tmp_path / out).iterdir() if path.name != "README.md"}
 
 
-@pytest.mark.parametrize("name", ["posix_fallocate", "posix_fadvise", "preadv", "fcntl", "/dev/shm"])
-def test_a_soup_without_it(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_soup_without_it(family: Path, souping: Cli, tmp_path: Path) -> None:
     whole = merged(souping, family, tmp_path, "whole")
-    if name == "fcntl":
-        monkeypatch.setattr(system, "fcntl", None)
-    elif name == "/dev/shm":
-        monkeypatch.setattr("souping.pipeline.models.SHARED_MEMORY", tmp_path / "absent")
-    else:
-        monkeypatch.delattr(os, name)
-    assert merged(souping, family, tmp_path, "without") == whole
+    for name in ("posix_fallocate", "posix_fadvise", "preadv", "fcntl", "shm"):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "fcntl":
+                patch.setattr(system, "fcntl", None)
+            elif name == "shm":
+                patch.setattr("souping.pipeline.models.SHARED_MEMORY", tmp_path / "absent")
+            else:
+                patch.delattr(os, name)
+            assert merged(souping, family, tmp_path, f"without-{name}") == whole, name
 
 
 def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

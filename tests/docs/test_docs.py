@@ -1,31 +1,49 @@
-"""The pages keep together: each is reachable from the README, and what they link to, name or import exists."""
+"""README and docs: every page can be reached; the links, files, modules, commands and keys that it names exist."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
+import json
 import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import fields
+from io import StringIO
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
+import yaml
 
-from tests.conftest import ROOT
+import souping as library
+from souping.cli.config import GROUPS, Config, compose
+from souping.evaluate.benchmark import Benchmark
+from tests.conftest import ROOT, Cli
+from tests.support.report import sample
+from tests.support.scripts import script
 
 README = ROOT / "README.md"
 PAGES = [
     README,
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "tests/README.md")),
-    *(ROOT / name for name in ("sweeps/README.md", "notebooks/README.md")),
+    *(ROOT / name for name in ("sweeps/README.md", "sweeps/paper/README.md", "notebooks/README.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
-"""CHANGELOG.md is left out: it names what is gone."""
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+OPTIONAL = ("limit", "gate", "also", "rebuild", "variance", "search", "selection.clusters", "recipe.s", "cost.lost")
+"""Keys of report.json that only some runs have, by their beginning."""
 
 
 def names_of(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def links(page: Path) -> list[tuple[Path, str]]:
@@ -43,29 +61,22 @@ def anchors(page: Path) -> set[str]:
 
 def exists(name: str) -> bool:
     """Whether a dotted name is a module, or what a module holds."""
-    module, rest = name, ""
-    while not _is_module(module):
-        module, _, last = module.rpartition(".")
-        rest = f"{last}.{rest}".rstrip(".")
-        if not module:
-            return False
-    value = importlib.import_module(module)
-    for part in filter(None, rest.split(".")):
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
     return True
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+def commands(page: Path) -> Iterator[list[str]]:
+    """Overrides of every run on a page, of a multirun the first; without those that other tests run."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    for line in (re.sub(r"\s#.*", "", line).split("&&")[-1].strip() for line in lines):
+        found = re.search(r"python -m souping (?!show|run=)(.*)", line)
+        if found is None or "..." in found[1] or "$MODELS" in line or "--config-dir" in line:
+            continue
+        words = [word for word in shlex.split(found[1]) if word not in ("-m", "check") and "hydra" not in word]
+        yield [re.sub(r"(?<=\]),\[.*|(?<=[\w.]),\w[^\]\}]*$", "", word) for word in words]
 
 
 def test_every_page_of_the_docs_is_reachable_from_the_readme() -> None:
@@ -80,46 +91,54 @@ def test_every_page_of_the_docs_is_reachable_from_the_readme() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
 class TestPage:
     def test_links_lead_somewhere(self, page: Path) -> None:
-        dead = [str(path) for path, _ in links(page) if not path.exists()]
-        assert dead == []
+        assert [str(path) for path, _ in links(page) if not path.exists()] == []
         lost = [f"{p.name}#{anchor}" for p, anchor in links(page) if anchor and anchor not in anchors(p)]
         assert lost == []
 
-    def test_named_files_are_there(self, page: Path) -> None:
-        named = re.findall(r"(?<![\w./~])((?:souping|tests|benchmarks|docs|examples)/[\w./-]*\w)", page.read_text())
-        places = [path for path in named if path.rpartition(".")[2] in ("py", "md", "csv", "jsonl")]
+    def test_named_files_and_modules_are_there(self, page: Path) -> None:
+        text = page.read_text()
+        named = re.findall(r"(?<![\w./~])((?:souping|tests|benchmarks|docs|examples|sweeps)/[\w./-]*\w)", text)
+        places = [
+            path for path in named if path.rpartition(".")[2] in ("py", "md", "csv", "jsonl", "txt", "sh", "yaml")
+        ]
         assert [path for path in places if not (ROOT / path).exists()] == []
+        modules = set(re.findall(r"(?<![\w./-])(souping(?:\.[A-Za-z_]\w*)+)(?!/)", text))
+        assert [name for name in sorted(modules) if not exists(name)] == []
 
-    def test_named_modules_are_there(self, page: Path) -> None:
-        named = set(re.findall(r"(?<![\w./-])(souping(?:\.[A-Za-z_]\w*)+)(?!/)", page.read_text()))
-        assert [name for name in sorted(named) if not exists(name)] == []
-
-    def test_commands_are_modules_that_run(self, page: Path) -> None:
+    def test_modules_that_it_starts_can_be_started(self, page: Path) -> None:
         for name in set(re.findall(r"-m ((?:souping|examples)(?:\.\w+)*)", page.read_text())):
-            spec = importlib.util.find_spec(name)
-            assert spec is not None, name
-            main = importlib.util.find_spec(f"{name}.__main__") if spec.submodule_search_locations else spec
-            assert main is not None, name
-            assert Path(str(main.origin)).read_text().count("__main__") or main.name.endswith("__main__"), name
+            assert importlib.util.find_spec(f"{name}.__main__") is not None, name
 
     def test_python_imports_what_there_is(self, page: Path) -> None:
-        for node in (node for block in python_blocks(page) for node in ast.walk(ast.parse(block))):
+        for node in (node for block in blocks(page, "python") for node in ast.walk(ast.parse(block))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("souping"):
                 assert all(exists(f"{node.module}.{alias.name}") for alias in node.names), ast.unparse(node)
 
+    def test_its_commands_compose(self, page: Path) -> None:
+        for words in commands(page):
+            assert compose(words)["name"], words
 
-def test_the_python_of_merging_and_distributed_runs(
-    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "models").mkdir()
-    for link, name in (("A", "ant"), ("B", "bee"), ("models/a", "ant"), ("models/b", "bee")):
-        (tmp_path / link).symlink_to(family / name)
-    monkeypatch.chdir(tmp_path)
-    for page in ("merging.md", "distributed.md"):
-        for block in python_blocks(ROOT / "docs" / page):
-            exec(compile(block, page, "exec"), {})
-    assert (tmp_path / "soup" / "model.safetensors").exists()
-    assert (tmp_path / "plan.json").exists()
+    def test_its_items_load(self, page: Path, tmp_path: Path) -> None:
+        (tmp_path / "items.jsonl").write_text("".join(blocks(page, "json")) if page.stem != "extending" else "")
+        count = len((tmp_path / "items.jsonl").read_text().splitlines())
+        assert count == 0 or len(Benchmark(path=str(tmp_path / "items.jsonl")).items()) == count
+
+
+def test_the_two_commands_open_the_readme() -> None:
+    first, second = blocks(README, "bash")[0].strip().splitlines()
+    assert first.startswith("pip install -e . && python -m souping +experiment=bfcl")
+    assert second.startswith('pip install -e ".[dev]" && pytest')
+    assert len(list(commands(README))) >= 3
+
+
+def test_the_page_selects_from_a_table(souping: Cli) -> None:
+    page, printed = ROOT / "docs" / "your-models.md", StringIO()
+    with redirect_stdout(printed):
+        exec(compile("".join(blocks(page, "python")), page.name, "exec"), {})
+    assert "xLAM-2-8b-fc-r" in printed.getvalue()
+    done = souping(*next(words for words in commands(page) if any("bfcl_8b.csv" in word for word in words)))
+    assert done.code == 0, done.err
+    assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.out + done.err
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -129,18 +148,51 @@ def test_an_experiment_says_what_it_is(path: Path) -> None:
     assert re.match(r"# (Demo|Paper|Tool): \w.{10,}", second), second
 
 
-def test_experiments_are_flat() -> None:
-    assert [str(path) for path in (ROOT / "conf" / "experiment").iterdir() if path.suffix != ".yaml"] == []
+class TestReference:
+    def test_it_is_what_the_script_prints(self) -> None:
+        reference = script(ROOT / "docs" / "make_reference.py")
+        assert (ROOT / "docs" / "reference.md").read_text() == reference.page(), (
+            "python docs/make_reference.py > docs/reference.md"
+        )
+
+    def test_it_has_every_root_key_and_name(self) -> None:
+        known = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())
+        assert set(known["python"]) == set(library.__all__)
+        keys = {field.name for field in fields(Config)} - {*GROUPS, "store", "analysis", "shapley"}
+        assert keys <= set(known["root"])
+
+    def test_it_has_every_key_of_a_report_and_no_other(self) -> None:
+        keys = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())["report"]
+        reports = [json.loads((ROOT / "tests" / "data" / "main_job" / "report.json").read_text()), sample(columns=2)[0]]
+        paths = {path for report in reports for path in paths_of(report)}
+        assert {path for path in paths if not any(below(path, key) for key in keys)} == set()
+        unmet = {key for key in keys if not any(below(path, key) for path in paths)}
+        assert {key for key in unmet if not key.startswith((*OPTIONAL, "analyses.", "stability."))} == set()
 
 
-CHOICES = sorted((ROOT / "conf").glob("*/*.yaml"))
+def below(path: str, key: str) -> bool:
+    return path == key or path.startswith((f"{key}.", f"{key}["))
 
 
-@pytest.mark.parametrize("path", CHOICES, ids=names_of(CHOICES))
-def test_the_reference_names_every_group_and_choice(path: Path) -> None:
-    rows = [line.split(" | ") for line in (ROOT / "docs/reference.md").read_text().splitlines() if line[:3] == "| `"]
-    row = {cells[0].strip("| `"): " ".join(cells[1:2]) for cells in rows}
-    assert f"`{path.stem}`" in row[path.parent.name]
+def paths_of(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys of a report; `[]` marks a list of objects."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from paths_of(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for inner in value:
+            yield from paths_of(inner, f"{path}[]")
+    else:
+        yield path
+
+
+def test_project_files() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    assert f'version="{citation["version"]}"' in (ROOT / "setup.py").read_text()
+    assert citation["version"] == library.__version__
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert all({"name", "description", "body"} <= set(yaml.safe_load(path.read_text())) for path in forms)
 
 
 def test_what_is_not_there_is_found() -> None:
@@ -148,4 +200,4 @@ def test_what_is_not_there_is_found() -> None:
     assert exists("souping.core.objectives.Mean")
     assert not exists("souping.core.objectives.Median")
     assert not exists("souping.objective")
-    assert "other-benchmarks-also" in anchors(ROOT / "docs" / "planning.md")
+    assert "compare-settings" in anchors(ROOT / "docs" / "your-models.md")

@@ -33,13 +33,19 @@ def run(script: Path, folder: Path, *words: str, **variables: str) -> subprocess
     return subprocess.run(command, cwd=folder, env={**clean, **own}, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all scripts: table 3 finds the answers of table 1b in the store."""
+    return tmp_path_factory.mktemp("paper")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 @pytest.mark.slow
-def test_it_runs_small(script: Path, tmp_path: Path) -> None:
-    done = run(script, tmp_path, TINY="1")
+def test_it_runs_small(script: Path, place: Path) -> None:
+    done = run(script, place, TINY="1")
     assert done.returncode == 0, done.stderr + done.stdout
     assert re.findall(r"^== \w+: (\w+)$", done.stdout, re.MULTILINE) == ["download", "plan", "run", "collect"]
-    folder = tmp_path / "outputs" / "paper" / f"{script.stem}-tiny"
+    folder = place / "outputs" / "paper" / f"{script.stem}-tiny"
     table = (folder / "table.md").read_text()
     assert table in done.stdout
     assert "its scores compare nothing" in done.stdout

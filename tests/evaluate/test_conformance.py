@@ -77,41 +77,27 @@ def test_it_conforms(row: Row) -> None:
     check_evaluator(row.evaluator, row.models[0], row.items)
 
 
-def test_the_settings_hold_its_title(row: Row) -> None:
-    settings = row.evaluator.settings
-    assert row.evaluator.title == settings.get("evaluator", settings.get("name"))
-
-
 def test_values_have_the_mean_of_the_scores(row: Row) -> None:
     records = row.evaluator.evaluate(row.models[0], row.items)
     values = row.evaluator.item_scores(row.items, [[record] for record in records])
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
 
 
-def test_how_a_soup_reaches_it_is_said(row: Row) -> None:
-    assert row.evaluator.wants in ("module", "folder", "either")
-    assert isinstance(row.evaluator.module_settings(), ModuleSettings)
-    assert (row.evaluator.host is None) == (row.evaluator.wants == "module")
-    assert row.evaluator.device in ("auto", "cpu")
-
-
-def test_nothing_is_lacking_here(row: Row) -> None:
-    assert row.evaluator.needs() == []
-    row.evaluator.check(MODELS)
-    row.evaluator.check_tokenizer(pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)])
-
-
-def test_items_of_its_own_are_named_once(row: Row) -> None:
-    benchmark = row.evaluator.benchmark
-    assert row.evaluator.brings_items == (benchmark is not None)
+def test_what_it_declares(row: Row) -> None:
+    evaluator, benchmark, outline = row.evaluator, row.evaluator.benchmark, row.evaluator.outline()
+    assert evaluator.title == evaluator.settings.get("evaluator", evaluator.settings.get("name"))
+    assert evaluator.wants in ("module", "folder", "either")
+    assert isinstance(evaluator.module_settings(), ModuleSettings)
+    assert (evaluator.host is None) == (evaluator.wants == "module")
+    assert evaluator.device in ("auto", "cpu")
+    assert evaluator.needs() == []
+    evaluator.check(MODELS)
+    evaluator.check_tokenizer(pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)])
+    assert evaluator.brings_items == (benchmark is not None)
     if benchmark is not None:
         assert benchmark.title == benchmark.label
         assert len({item.id for item in benchmark.items()}) == len(benchmark.items()) == len(row.items)
-
-
-def test_an_outline_has_no_content(row: Row) -> None:
-    outline = row.evaluator.outline()
-    assert not outline or row.evaluator.brings_items
+    assert not outline or evaluator.brings_items
     assert not any(item.prompt or item.answer for item in outline)
 
 

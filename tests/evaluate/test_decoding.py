@@ -18,6 +18,7 @@ from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.decoding import Decoding, keep_likely, sampler
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
@@ -54,10 +55,8 @@ def test_no_generation_config_decodes_anything(
     folder = copy(family, tmp_path, "ant", PENALTY)
     odd = SimpleNamespace(module=load_module(folder, LOCAL.module_settings()), tokenizer=served.tokenizer, ends=())
     assert [record.tokens for record in LOCAL.evaluate(odd, items)] == plain  # type: ignore[arg-type]
-    live = replace(LOCAL, generation="model").for_pool(folder, {"ant": folder})
-    assert isinstance(live, LocalEvaluator)
-    changed = replace(live.decoding, temperature=0.0)
-    object.__setattr__(live, "_files", replace(live._files, decoding=changed))
+    greedy = copy(family, tmp_path, "bee", {**PENALTY, "do_sample": False})
+    live = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
     assert [record.tokens for record in live.evaluate(odd, items)] != plain  # type: ignore[arg-type]
 
 
@@ -66,18 +65,18 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
     before = {path: path.read_bytes() for path in folders["ant"].iterdir()}
     with Store(tmp_path / "s") as store:
         pool = OpenPool([Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store)
-        folder_wanted = replace(LOCAL)
+        serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
         for weights in ({"ant": 1.0}, {"ant": 0.5, "bee": 0.5}):
             ends = pool.ends(pool.recipe(weights))
-            folder = pool._scratch.serve(pool.recipe(weights)).folder
+            folder = serve(pool.recipe(weights)).folder
             assert json.loads((folder / "generation_config.json").read_text()) == {
                 "bos_token_id": 1,
                 "eos_token_id": list(ends),
                 "pad_token_id": 0,
             }
             assert ends == (2, 9)
-            assert pool.serving(folder_wanted)(pool.recipe(weights)).ends == ends
-        assert pool._scratch.serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
+            assert serve(pool.recipe(weights)).ends == ends
+        assert serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
         pool.close()
     assert before == {path: path.read_bytes() for path in folders["ant"].iterdir()}
 
@@ -85,7 +84,8 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
 def test_what_a_generation_config_would_have_done_is_a_note(family: Path, tmp_path: Path) -> None:
     folders = {"ant": copy(family, tmp_path, "ant", {"temperature": 0.3, "repetition_penalty": 1.2}), "bee": family}
     (note,) = LOCAL.pool_notes(folders)
-    assert note.startswith("ant: its generation_config asks for repetition_penalty=1.2; not used")
+    assert note.startswith("ant: ")
+    assert "repetition_penalty=1.2" in note
     (folders["ant"] / "generation_config.json").write_text("[1")
     with pytest.raises(UserError, match=r"generation_config\.json: not JSON"):
         LOCAL.pool_notes(folders)
@@ -175,9 +175,8 @@ def test_how_answers_become_a_score() -> None:
     for how, score in (("mean", 0.4), ("pass", 1.0), ("majority", 0.0)):
         found = replace(DRAWN, aggregate=how).item_scores([item], records)  # type: ignore[arg-type]
         assert found.tolist() == [pytest.approx(score)]
-    assert replace(DRAWN, aggregate="majority").item_scores([item], [records[0][:1] + records[0][3:4]]).tolist() == [
-        1.0
-    ]
+    majority = replace(DRAWN, aggregate="majority").item_scores([item], [[records[0][0], records[0][3]]])
+    assert majority.tolist() == [1.0]
 
 
 def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:

@@ -26,16 +26,8 @@ def test_a_groups_fold_is_a_function_of_its_name_alone(group: str) -> None:
 
 def test_the_cut_is_for_good() -> None:
     """Another salt or rule would let items of a report into searches: raise the salt's version with open eyes."""
-    assert [assign(f"g{n}") for n in range(8)] == [
-        "report",
-        "report",
-        "report",
-        "search",
-        "select",
-        "report",
-        "report",
-        "select",
-    ]
+    folds = "report report report search select report report select"
+    assert [assign(f"g{n}") for n in range(8)] == folds.split()
     alone = Item(id="7", category="c", prompt="what is 2 + 2?", answer="4")
     assert alone.group == "prompt da029bd12a16038c"
     assert replace(alone, id="8", category="d", answer="5", group="").group == alone.group
@@ -121,19 +113,19 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         (["{oops"], r"x.jsonl:1: not a JSON object"),
-        ([GOOD, "[1]"], r"x.jsonl:2: an item is a JSON object on a line of its own, not list"),
-        (["[", GOOD, "]"], "x.jsonl:1: not a JSON object: .*one object per line, and no list around them"),
-        ([{"id": "1", "category": "c", "answer": "a"}], r"x.jsonl:1: `prompt` is missing"),
+        ([GOOD, "[1]"], r"x.jsonl:2: .*not list"),
+        (["[", GOOD, "]"], "x.jsonl:1: not a JSON object: .*no list"),
+        ([{"id": "1", "category": "c", "answer": "a"}], r"x.jsonl:1: `prompt`"),
         ([{"category": "c", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `id` is missing"),
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
-        ([{**GOOD, "category": " "}], r"`category` must be a non-empty text"),
-        ([{**GOOD, "prompt": 3}], r"`prompt` must be a text or chat messages"),
-        ([{**GOOD, "prompt": [{"role": "user"}]}], r"`content` must be a text \(or absent beside `tool_calls`\)"),
-        ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"images and parts are not read"),
-        ([{**GOOD, "prompt": ["hi"]}], r"a chat message is an object with `role` and `content`, not 'hi'"),
-        ([{**GOOD, "tools": [{}]}], r"write the prompt as messages"),
-        ([{**GOOD, "tools": "f"}], r"`tools` must be a list of JSON schemas"),
-        ([{k: v for k, v in GOOD.items() if k != "answer"}], r"`answer` is missing"),
+        ([{**GOOD, "category": " "}], r"x.jsonl:1: `category`"),
+        ([{**GOOD, "prompt": 3}], r"x.jsonl:1: `prompt`"),
+        ([{**GOOD, "prompt": [{"role": "user"}]}], r"x.jsonl:1: .*`content`"),
+        ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"x.jsonl:1: .*`content`"),
+        ([{**GOOD, "prompt": ["hi"]}], r"x.jsonl:1: `prompt`"),
+        ([{**GOOD, "tools": [{}]}], r"x.jsonl:1: `tools`"),
+        ([{**GOOD, "tools": "f"}], r"x.jsonl:1: `tools`"),
+        ([{k: v for k, v in GOOD.items() if k != "answer"}], r"x.jsonl:1: `answer`"),
         ([{**GOOD, "scorer": "exat"}], r"x.jsonl:1: .*exact"),
         (["[" * 100000], r"x.jsonl:1"),
         ([], r"holds no items"),

@@ -36,17 +36,9 @@ def items(family: Path) -> tuple[Item, ...]:
 
 
 def test_settings_decide_the_fingerprint() -> None:
-    assert LOCAL.fingerprint == replace(LOCAL).fingerprint
-    for change in (
-        {"batch_size": 3},
-        {"max_new_tokens": 9},
-        {"dtype": "float16"},
-        {"threads": 2},
-        {"workers": 2},
-        {"stop": ["x"]},
-    ):
-        changed = replace(LOCAL, **change)  # type: ignore[arg-type]
-        assert changed.fingerprint != LOCAL.fingerprint
+    changes = {"batch_size": 3, "max_new_tokens": 9, "dtype": "float16", "threads": 2, "workers": 2, "stop": ["x"]}
+    changed = [replace(LOCAL, **{key: value}) for key, value in changes.items()]  # type: ignore[arg-type]
+    assert len({one.fingerprint for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
 
 
 def test_other_weights_change_the_answers(served: SimpleNamespace, family: Path, items: tuple[Item, ...]) -> None:
@@ -61,16 +53,12 @@ def item(prompt: Any, name: str = "i") -> Item:
     return Item(id=name, category="c", prompt=prompt, answer="x")
 
 
-def test_batching_does_not_change_the_answers(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
-    together = [r.output for r in LOCAL.evaluate(served, items[:12])]
-    alone = [LOCAL.evaluate(served, [i])[0].output for i in items[:12]]
-    assert together == alone
-
-
-def test_workers_share_a_batch_and_keep_its_order(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+def test_neither_batches_nor_workers_change_the_answers(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    together = [r.output for r in LOCAL.evaluate(served, items[:11])]
+    assert together == [LOCAL.evaluate(served, [i])[0].output for i in items[:11]]
     for count in (1, 2, 11):
         shared = replace(LOCAL, workers=3).evaluate(served, items[:count])
-        assert shared == LOCAL.evaluate(served, items[:count])
+        assert [r.output for r in shared] == together[:count]
 
 
 def test_generation_equals_a_loop_without_a_cache(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
@@ -87,42 +75,32 @@ def test_generation_equals_a_loop_without_a_cache(served: SimpleNamespace, items
     assert LOCAL.evaluate(served, items[:1])[0].output == expected
 
 
-def test_an_answer_ends_at_a_stop_text(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
-    whole = LOCAL.evaluate(served, items[:1])[0].output
-    cut = replace(LOCAL, stop=[whole[2]]).evaluate(served, items[:1])[0].output
-    assert cut == whole[: whole.index(whole[2])]
+TOOL = {"type": "function", "function": {"name": "r", "description": "e", "parameters": {}}}
+PROMPT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+TOOLS = "{% for t in tools %}{{ t.function.name + t.function.description }}d{% endfor %}{{ messages[1].content }}"
+CHAT = item(({"role": "system", "content": "red"}, {"role": "user", "content": " 1:"}))
 
 
-def test_chat_messages_go_through_the_template(served: SimpleNamespace) -> None:
-    messages = ({"role": "user", "content": "red 1:"},)
-    with pytest.raises(UserError, match="item i: chat messages need a chat template"):
-        LOCAL.evaluate(served, [item(messages)])
-    served.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    try:
-        as_chat = LOCAL.evaluate(served, [item(messages)])[0].output
-    finally:
-        served.tokenizer.chat_template = None
-    assert as_chat == LOCAL.evaluate(served, [item("red 1:")])[0].output
-
-
-def test_tools_and_system_prompts_go_through_the_template(served: SimpleNamespace) -> None:
-    tool = {"type": "function", "function": {"name": "r", "description": "e", "parameters": {}}}
-    messages = ({"role": "system", "content": "red"}, {"role": "user", "content": " 1:"})
-    asked = replace(item(messages), tools=(tool,))
-    assert asked.fingerprint != item(messages).fingerprint
-    served.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    try:
-        with pytest.raises(UserError, match="item i: the tokenizer's chat template shows no tools"):
+@pytest.mark.parametrize(
+    ("template", "asked", "refused"),
+    [
+        (PROMPT, CHAT, ""),
+        (TOOLS, replace(CHAT, tools=(TOOL,)), ""),
+        (None, CHAT, "chat template"),
+        (PROMPT, replace(CHAT, tools=(TOOL,)), "tools"),
+        ("{{ raise_exception('no system role') }}", CHAT, "no system role"),
+    ],
+)
+def test_messages_and_tools_go_through_the_template(
+    served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, template: str | None, asked: Item, refused: str
+) -> None:
+    monkeypatch.setattr(served.tokenizer, "chat_template", template)
+    if refused:
+        with pytest.raises(UserError, match=f"item i: .*{refused}"):
             LOCAL.evaluate(served, [asked])
-        served.tokenizer.chat_template = (
-            "{% for t in tools %}{{ t.function.name + t.function.description }}d{% endfor %}{{ messages[1].content }}"
-        )
+    else:
         assert LOCAL.evaluate(served, [asked])[0].output == LOCAL.evaluate(served, [item("red 1:")])[0].output
-        served.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-        with pytest.raises(UserError, match="item i: the chat template refuses its messages: no system role"):
-            LOCAL.evaluate(served, [item(messages)])
-    finally:
-        served.tokenizer.chat_template = None
+    assert replace(CHAT, tools=(TOOL,)).fingerprint != CHAT.fingerprint
 
 
 def test_a_prompt_that_does_not_fit_is_unanswered_and_says_why(served: SimpleNamespace) -> None:
@@ -135,7 +113,7 @@ def test_a_prompt_that_does_not_fit_is_unanswered_and_says_why(served: SimpleNam
 
 
 def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
-    asked = [replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items]
+    asked = (replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items)
     cut = next(record for record in asked if len(set(record.tokens)) > 2)
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
@@ -195,11 +173,10 @@ def test_what_a_context_leaves_fits_and_is_most_of_it(context: int, prompt: int)
     assert 7 / 8 * free <= left_by(context, prompt) <= free
 
 
-def test_a_limit_that_is_left_open_is_1024_or_what_the_context_leaves() -> None:
+def test_the_default_limit_is_1024_or_what_the_context_leaves() -> None:
     assert room([1] * 10, None, None) == room([1] * 10, None, 4096) == (1024, "")
-    assert room([1] * 100, None, 612) == (512, "")
-    assert room([1] * 100, 600, 612) == (512, "")
-    assert room([1] * 10, None, 10) == (0, "the prompt does not fit the context of 10 tokens")
+    assert room([1] * 100, None, 612) == room([1] * 100, 600, 612) == (512, "")
+    assert room([1] * 10, None, 10)[0] == 0
 
 
 def test_prompts_of_like_length_are_asked_together_and_within_the_context(served: Any, family: Path) -> None:
@@ -218,6 +195,8 @@ def test_prompts_of_like_length_are_asked_together_and_within_the_context(served
 def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
     short, long = (Item(id=t, category="c", prompt=t, answer="") for t in ("x" * 20, "y" * 60))
     free = replace(LOCAL, max_new_tokens=None)
-    assert "at most 104 new tokens, what the context of 128 leaves of 1,024" in free.opening(family / "ant", [short])
-    assert "at most 64 to 104 new tokens" in free.opening(family / "ant", [long, short])
-    assert "at most 4 new tokens (evaluator.max_new_tokens)" in LOCAL.opening(family / "ant", [long])
+    for settings, items, tokens, rest in ((free, [long, short], "1,024", True), (LOCAL, [short], "4", False)):
+        line = settings.opening(family / "ant", items)
+        assert f" {tokens} new tokens" in line
+        assert "evaluator.max_new_tokens" in line
+        assert ("context of 128" in line) == rest

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from souping.checkpoints.dtypes import size_of
 from souping.core.types import UserError
-from souping.merge.kernels import mix_block, store
-from souping.merge.kernels.compiled import _engine, native
-from souping.merge.kernels.reference import Raw, delta, fma, linear, narrow, widen
+from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
 from souping.merge.methods import METHODS, Method, check_count, slerp_weights, stock_weights
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

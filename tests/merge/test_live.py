@@ -14,10 +14,10 @@ from souping.checkpoints.compatibility import align
 from souping.core.types import UserError
 from souping.merge import planner
 from souping.merge.chunks import chunks
-from souping.merge.kernels.reference import delta, linear
+from souping.merge.kernels import delta, linear
 from souping.merge.live import Device, LiveModule
 from souping.merge.local import LocalMerge
-from souping.merge.planner import plan_opened
+from souping.merge.planner import Alignment
 from tests.support.checkpoints import opened
 
 
@@ -120,7 +120,7 @@ def test_the_code_for_devices_gives_the_same_bits(
     merge, (checkpoints, fingerprints) = LocalMerge(method=method, **fields), opened(folders)
     recipe = merge.recipe(("m0", "m1"), (0.35, 0.65), checkpoints, fingerprints)
     base = checkpoints["m2"] if method != "linear" else None
-    made = plan_opened(recipe, checkpoints, base=base)
+    made = Alignment(checkpoints, base).plan(recipe)
     live = LiveModule(checkpoints, llama(0), base=base)
     device = Device(torch.device("cpu"), live._row, keep)
     out = torch.from_file(str(merge.write(made, tmp_path / "soup") / "model.safetensors"), size=8, dtype=torch.uint8)
@@ -148,13 +148,14 @@ def test_the_pool_is_aligned_once_and_recipes_bring_weights(tmp_path: Path, monk
     assert len(aligned) == 3 + 9  # three sets of ingredients; each plan of folders is on its own
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "model_stock"])
-def test_later_pours_equal_first_ones(tmp_path: Path, method: str) -> None:
-    """Whatever was poured before: other weights, dtypes, signs, overrides that give a tensor one model."""
+@pytest.mark.parametrize(("method", "resident"), [
+    ("linear", "none"), ("linear", "cpu"), ("slerp", "none"), ("task_arithmetic", "cpu"), ("model_stock", "none"),
+])  # fmt: skip
+def test_whatever_was_poured_before_a_pour_equals_what_is_written(tmp_path: Path, method: str, resident: str) -> None:
+    """Other weights, dtypes and signs before it, and overrides that give a tensor one model."""
     folders = pool_of(tmp_path)
     based: dict[str, Any] = {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
-    checkpoints, fingerprints = opened(folders)
-    recipes = []
+    (checkpoints, fingerprints), recipes = opened(folders), []
     for scale, dtype in ((1.0, None), (0.5, "float32")):
         merge = LocalMerge(method=method, dtype=dtype, **based, **({"scale": scale} if based else {}))
         recipes += [
@@ -162,17 +163,19 @@ def test_later_pours_equal_first_ones(tmp_path: Path, method: str) -> None:
             for weights in ((0.35, 0.65), (0.9, 0.1), (0.0, 1.0), (0.35, 0.65))
         ]
     if method == "linear":
-        recipes += [
-            replace(recipes[1], settings={"overrides": [["layers.0", [1.0, 0.0]]]}),
-            replace(recipes[0], settings={"overrides": [["layers.0", [0.5, 0.5]]]}),
-        ]
+        overrides = (recipes[1], [1.0, 0.0]), (recipes[0], [0.5, 0.5])
+        recipes += [replace(each, settings={"overrides": [["layers.0", row]]}) for each, row in overrides]
+    merge = LocalMerge(method=method, resident=resident, **based)
+    written = {}
+    for recipe in recipes:
+        if recipe.id not in written:
+            out = merge.write(merge.plan(recipe, folders), tmp_path / recipe.id)
+            written[recipe.id] = loaded(out, torch.float32).state_dict()
     module = loaded(folders["m0"], torch.float32)
-    live = LocalMerge(method=method, **based).live(checkpoints, module)
+    live = merge.live(checkpoints, module)
     for recipe in [*recipes, *reversed(recipes)]:
         live.pour(recipe)
-        fresh = loaded(folders["m1"], torch.float32)
-        LocalMerge(method=method, **based).live(checkpoints, fresh).pour(recipe)
-        assert all(torch.equal(t, fresh.state_dict()[name]) for name, t in module.state_dict().items()), recipe
+        assert all(torch.equal(t, written[recipe.id][name]) for name, t in module.state_dict().items()), recipe
 
 
 def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
 from souping.merge import chunks
 from souping.merge.__main__ import main
-from souping.merge.kernels.reference import Float32
+from souping.merge.kernels import Float32
 from souping.merge.methods import METHODS, Method
 from souping.merge.plan import MergePlan
 from souping.merge.planner import plan
@@ -66,12 +66,6 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1}', '{"version": 9}', "null"])
-def test_texts_that_are_no_plan(text: str) -> None:
-    with pytest.raises(UserError, match="not a merge plan"):
-        MergePlan.from_json(text)
-
-
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_corrupt_plans_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -105,16 +99,6 @@ def test_zero_weights_are_not_read(tmp_path: Path) -> None:
     write_checkpoint(plan(simple(folders, (0.5, 0.0, 0.5)), folders), tmp_path / "soup")
 
 
-def test_an_ingredient_that_changed_is_refused(tmp_path: Path) -> None:
-    folders = family(tmp_path, 2)
-    made = plan(simple(folders, (0.5, 0.5)), folders)
-    with (folders["m0"] / "model.safetensors").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(UserError, match="has changed since it was opened"):
-        write_checkpoint(made, tmp_path / "soup")
-    assert not (tmp_path / "soup").exists()
-
-
 def hostile(table: dict[str, Any], **changes: Any) -> str:
     return json.dumps({**table, **changes})
 
@@ -144,6 +128,7 @@ def test_a_plan_that_an_enemy_wrote(tmp_path: Path, capsys: pytest.CaptureFixtur
         "carry": hostile(table, carry=10**30),
         "version": hostile(table, version=[1]),
         "deep": "[" * 100_000,
+        **{text: text for text in ("", "{}", "[]", '{"version": 1}', '{"version": 9}', "null")},
     }
     for name, text in texts.items():
         (tmp_path / "plan.json").write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -167,6 +152,8 @@ def test_a_plan_that_an_enemy_wrote(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_dtypes(tmp_path: Path, types: tuple[torch.dtype, torch.dtype], asked: str | None, got: torch.dtype) -> None:
     folders = {str(i): save(tmp_path / str(i), random_tensors(i, dtype)) for i, dtype in enumerate(types)}
+    note = f"ingredients differ in dtype (0 {str(types[0])[6:]}, 1 {str(types[1])[6:]})"
+    assert (note in plan(simple(folders, (0.35, 0.65)), folders).describe()) == (types[0] != types[1])
     soup = soup_of(folders, tmp_path / "soup", (0.35, 0.65), dtype=asked)
     parts = [random_tensors(i, dtype) for i, dtype in enumerate(types)]
     for name in soup:
@@ -203,7 +190,7 @@ def test_nan_and_infinity_name_file_and_tensor(tmp_path: Path, bad: float, caplo
 
 def test_overflow_of_a_narrow_dtype_is_found(tmp_path: Path) -> None:
     folders = {str(i): save(tmp_path / str(i), {"w": torch.full((9,), 7e4)}) for i in range(2)}
-    with pytest.raises(UserError, match=r"overflow to infinity, or NaN that merge.method makes, in tensor w"):
+    with pytest.raises(UserError, match=r"overflow to infinity, or NaN from merge.method, in tensor w"):
         soup_of(folders, tmp_path / "soup", (0.5, 0.5), dtype="float16")
 
 
@@ -247,16 +234,6 @@ def test_a_single_model_of_a_mixed_pool_can_be_cast(tmp_path: Path) -> None:
     soup = soup_of(folders, tmp_path / "soup", (0.0, 1.0), dtype="float32")
     own = random_tensors(1)
     assert all(torch.equal(soup[name], own[name].float()) for name in own)
-
-
-def test_what_a_plan_says(tmp_path: Path) -> None:
-    folders = {
-        str(i): save(tmp_path / str(i), random_tensors(i, d)) for i, d in enumerate((torch.bfloat16, torch.float32))
-    }
-    text = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=300).describe()
-    assert "linear soup" in text
-    assert "0.5 x 0 + 0.5 x 1" in text
-    assert "note: ingredients differ in dtype (0 bfloat16, 1 float32): the widest is written" in text
 
 
 def test_a_pool_of_70b_is_planned_from_headers_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from souping.core.objectives import Mean
-from souping.core.protocols import Served
+from souping.core.protocols import LoadedModel
 from souping.core.types import Item, Recipe, Record, SearchSpace
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store
@@ -44,7 +44,7 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
 
 def test_a_killed_run_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
     class Killed(FakeEvaluator):
-        def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+        def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
             if len(self.asked) >= 14:
                 raise KeyboardInterrupt
             return super().evaluate(model, items, replicate)
@@ -138,7 +138,7 @@ def test_another_reference_needs_no_new_answer_where_an_old_one_can_be_scored(tm
 class Wavering(FakeEvaluator):
     """Right in the first of its answers; never answers the first item; the second answer to the next is cut."""
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         records = []
         for record in super().evaluate(model, items, replicate):
             number = int(record.item.split("-")[1])

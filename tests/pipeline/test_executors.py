@@ -1,4 +1,4 @@
-"""What every executor promises: tasks come back whole, whatever the order."""
+"""What every executor promises, and what is checked of an evaluator's batches and records."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from souping.core.executor_protocols import Executor, Workers
 from souping.core.types import Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.executors import LocalExecutor, batches_of, records_of
+from souping.pipeline.evaluation import LocalExecutor, batches_of, records_of
 from souping.pipeline.ray_actors import RayExecutor
-from tests.support.actors import Busy, Makes, tasks
+from tests.support.actors import Busy, Makes, requests
 from tests.support.choices import differing
 
 ROWS: dict[str, list[Executor]] = {"local": [LocalExecutor()], "ray": [RayExecutor(actors=2, cpus=0.5)]}
@@ -30,7 +30,7 @@ def test_every_choice_has_a_row() -> None:
 @pytest.mark.parametrize(
     "executor", [*ROWS["local"], *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"])]
 )
-def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
+def test_every_request_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
     assert Executor in type(executor).__mro__
     if isinstance(executor, RayExecutor) and not find_spec("ray"):
         assert "ray" in executor.needs()[0].sentence()
@@ -38,17 +38,16 @@ def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path
     assert executor.needs() == []
     workers = executor.start(Busy(tmp_path), Makes(tmp_path))
     assert Workers in type(workers).__mro__
-    asked = tasks(5)
-    for task in asked:
-        workers.put(task)
-    done = [workers.take() for _ in asked]
-    workers.close()
-    workers.close()
-    assert sorted(task.number for task, _ in done) == list(range(5))
+    sent = requests(5)
+    done = [(request, response) for request in sent if (response := workers.put(request)) is not None]
+    done += [workers.take() for _ in range(5 - len(done))]
     assert workers.slots >= 1
-    for task, answered in done:
-        assert [record.item for record in answered.records] == [item.id for item in task.items]
-        assert {record.score for record in answered.records} == {task.recipe.weights[0]}
+    workers.close()
+    workers.close()
+    assert sorted(request.number for request, _ in done) == list(range(5))
+    for request, response in done:
+        assert [record.item for record in response.records] == [item.id for item in request.items]
+        assert {record.score for record in response.records} == {request.recipe.weights[0]}
 
 
 @pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray")
@@ -57,18 +56,15 @@ def test_every_task_comes_back_with_its_own_records(executor: Executor, tmp_path
     [
         (RayExecutor(gpus=999), "1 actor with 999 GPU and 1 CPU each do not fit"),
         (RayExecutor(actors=9999), "9999 actors with 1 CPU each do not fit"),
-        (RayExecutor(address="127.0.0.1:1"), "nothing answers at executor.address=127.0.0.1:1"),
+        (RayExecutor(address="127.0.0.1:1"), "executor.address=127.0.0.1:1"),
     ],
 )
-def test_what_the_machine_or_the_cluster_lacks_is_told_before_work(executor: Executor, said: str) -> None:
+def test_what_the_machine_or_the_cluster_lacks_is_reported_before_work(executor: Executor, said: str) -> None:
     assert said in executor.needs()[0].sentence()
-
-
-def test_a_cluster_is_not_measured_by_this_machine() -> None:
     assert not [one for one in RayExecutor(gpus=999, address="auto").needs() if "fit" in one.what]
 
 
-ASKED = [Item(id=name, category="c", prompt=name, answer="") for name in ("a", "b")]
+ITEMS = [Item(id=name, category="c", prompt=name, answer="") for name in ("a", "b")]
 GIVEN = [Record(item="a", score=1.0), Record(item="b", score=0.0)]
 
 
@@ -79,44 +75,40 @@ class Own(LocalEvaluator):
         return [tuple(items[:-1])]
 
 
+class Tool(Own):
+    fractions = False
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (None, "gave None where a Record of each item was due"),
-        ([1.0, 0.0], "gave 1.0 where a Record"),
-        (GIVEN[:1], r"gave no record of item 'b' \(1 of 2 items\)"),
-        ([*GIVEN, Record(item="z", score=1.0)], "a record of item 'z', which it was not asked"),
-        ([GIVEN[0], Record(item="b", score="good")], "item 'b': 'good' is no number"),  # type: ignore[arg-type]
-        ([GIVEN[0], Record(item="b", score=75.0)], "item 'b': score 75 is no fraction of 1"),
-        ([*GIVEN, GIVEN[0]], "gave 3 records of 2 items"),
-        ([GIVEN[0], Record(item="b", score=1.0, output=None)], "output is a text"),  # type: ignore[arg-type]
-        ([GIVEN[0], Record(item="b", score=1.0, outcome="odd")], "outcome one of finished"),  # type: ignore[arg-type]
+        (None, "None"),
+        ([1.0, 0.0], "1.0"),
+        (GIVEN[:1], "item 'b'"),
+        ([*GIVEN, Record(item="z", score=1.0)], "item 'z'"),
+        ([GIVEN[0], Record(item="b", score="good")], "item 'b': 'good'"),  # type: ignore[arg-type]
+        ([GIVEN[0], Record(item="b", score=75.0)], "item 'b': score 75"),
+        ([*GIVEN, GIVEN[0]], "3 records: .* 2 items"),
+        ([GIVEN[0], Record(item="b", score=1.0, output=None)], "output"),  # type: ignore[arg-type]
+        ([GIVEN[0], Record(item="b", score=1.0, outcome="odd")], "outcome"),  # type: ignore[arg-type]
     ],
 )
-def test_what_an_evaluator_gives_is_looked_at(given: Any, said: str) -> None:
+def test_what_an_evaluator_returns_is_checked(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=rf"evaluator tests.*Own \(.*test_executors.py:\d+\).*{said}"):
-        records_of(Own(), ASKED, given)
-
-
-def test_a_tool_that_says_what_its_scores_are_may_give_others() -> None:
-    class Tool(Own):
-        fractions = False
-
-    odd = [replace(GIVEN[0], score=23.4), replace(GIVEN[1], score=-3.1)]
-    assert [record.score for record in records_of(Tool(), ASKED, odd)] == [23.4, -3.1]
-    over = [replace(GIVEN[0], score=1 + 2**-52), GIVEN[1]]
-    assert records_of(Own(), ASKED, over)[0].score > 1
+        records_of(Own(), ITEMS, given)
 
 
 def test_records_come_in_the_items_order_with_plain_numbers() -> None:
     odd = [Record(item="b", score=np.float32(0.5), statistics=(np.float32(2),)), replace(GIVEN[0], score=math.nan)]  # type: ignore[arg-type]
-    first, second = records_of(Own(), ASKED, iter(odd))
-    assert (first.item, second.item) == ("a", "b")
-    assert math.isnan(first.score)
+    first, second = records_of(Own(), ITEMS, iter(odd))
+    assert (first.item, second.item, math.isnan(first.score)) == ("a", "b", True)
     assert [type(number) for number in (second.score, *second.statistics)] == [float, float]
+    outside = [replace(GIVEN[0], score=23.4), replace(GIVEN[1], score=-3.1)]  # what a tool calls a score
+    assert [record.score for record in records_of(Tool(), ITEMS, outside)] == [23.4, -3.1]
+    assert records_of(Own(), ITEMS, [replace(GIVEN[0], score=1 + 2**-52), GIVEN[1]])[0].score > 1  # a rounded mean
 
 
 def test_batches_hold_each_item_once() -> None:
-    assert batches_of(LocalEvaluator(batch_size=1), ASKED) == [(ASKED[0],), (ASKED[1],)]
-    with pytest.raises(UserError, match="its batches have 1 items of 2: each once"):
-        batches_of(Own(), ASKED)
+    assert batches_of(LocalEvaluator(batch_size=1), ITEMS) == [(ITEMS[0],), (ITEMS[1],)]
+    with pytest.raises(UserError, match="1 items of 2"):
+        batches_of(Own(), ITEMS)

@@ -108,7 +108,7 @@ def test_the_order_of_the_pool_changes_no_answer(family: Path, souping: Cli, tmp
         search = ("selector=all", "optimiser=uniform", "stop_after=search", f"store.path={number}.sqlite")
         done = souping(*base, pool, *search)
         assert done.code == 0, done.err
-        assert "ant: its generation_config asks for repetition_penalty=1.9; not used" in done.out
+        assert "ant: its generation_config sets repetition_penalty=1.9; not used" in done.out
         rows.append(answers(tmp_path / f"{number}.sqlite"))
     common = rows[0].keys() & rows[1].keys()
     assert len(common) > 30

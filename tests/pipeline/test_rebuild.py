@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from souping.core.merge_protocols import MergeBackend
-from souping.merge.distributed.backend import AccelerateMerge
+from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
 from souping.merge.methods import METHODS
-from souping.pipeline.models import ScratchCheckpoint
+from souping.pipeline.models import ScratchFolder
 from tests.conftest import Cli
 
 mergekit = pytest.importorskip("mergekit.merge_methods.registry", reason="mergekit is not installed")
@@ -100,8 +100,8 @@ def test_evaluated_written_and_rebuilt_are_one(
         recipe = opened.recipe(dict(zip(names, weights, strict=True)))
         assert recipe.id == json.loads(written["recipe.json"])["id"]
         assert ("seed" in recipe.settings) == (backend == "mergekit" and method in STOCHASTIC)
-        with closing(ScratchCheckpoint(opened)) as scratch:
-            evaluated = content(scratch.serve(recipe).folder)
+        with closing(ScratchFolder(opened)) as scratch:
+            evaluated = content(scratch.write(recipe))
             decoding = json.loads(evaluated.pop("generation_config.json"))  # the evaluator's own, but for the ends
             assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.ends(recipe) == (2,)
             assert evaluated == {name: data for name, data in written.items() if name != "generation_config.json"}

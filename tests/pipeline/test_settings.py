@@ -68,7 +68,7 @@ def test_a_soup_without_a_report_has_a_card_without_numbers(
     def broken(*_: object) -> None:
         raise UserError("the report went wrong")
 
-    monkeypatch.setattr("souping.pipeline.stages.gather", broken)
+    monkeypatch.setattr("souping.pipeline.run.gather", broken)
     done = souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "hydra.run.dir=run")
     assert "the report went wrong" in done.err
     card = (tmp_path / "run/soup/README.md").read_text()

@@ -54,10 +54,38 @@ def test_after_the_report_the_numbers_are_the_report_folds() -> None:
 def test_the_hubs_own_reader_takes_it() -> None:
     from huggingface_hub import ModelCard
 
-    report, _ = sample(columns=3)
-    data = ModelCard(card(report)).data
+    data = ModelCard(card(sample(columns=3)[0], {"a": "mit", "b": ""})).data
     assert data.base_model == parts()["recipe"]["ingredients"]
     assert len(data.eval_results) == 4
+    assert (data.license, data.license_link) == ("other", "README.md")
+    assert data.license_name
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["apache-2.0", "Apache-2.0"], "apache-2.0"),
+        (["gpl-2.0"], "gpl-2.0"),
+        (["mit", "apache-2.0"], "other"),
+        (["mit", ""], "other"),
+        (["unknown", "unknown"], "other"),
+        (["other: qwen", "other: qwen"], "other"),
+    ],
+)
+def test_a_licence_that_all_ingredients_share_is_the_soups(found: list[str], expected: str) -> None:
+    text = card(parts(), {f"m{i}": name for i, name in enumerate(found)})
+    assert front(text)["license"] == expected
+    assert all(f"m{i} ({name or 'unknown'})" in text for i, name in enumerate(found))
+
+
+def test_a_card_that_somebody_edited_changes_in_its_licence_alone() -> None:
+    old = "---\nlicense: mit\ntags:\n- x\n---\n\n# Title\n\ntext\n\n## Licence\n\nold words\n\n## More\n\nend\n"
+    new = relicensed(old, {"a": "gpl-3.0"})
+    assert front(new) == {"license": "gpl-3.0", "tags": ["x"]}
+    assert "old words" not in new
+    assert "## More\n\nend\n\n## Licence\n" in new
+    assert "a (gpl-3.0)" in new
+    assert relicensed(new, {"a": "gpl-3.0"}) == new
 
 
 def test_it_tells_recipe_fingerprints_use_and_how_to_rebuild() -> None:

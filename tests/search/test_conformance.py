@@ -34,16 +34,8 @@ def test_every_choice_has_a_row() -> None:
 @pytest.mark.parametrize("strategy", each(ROWS))
 def test_it_conforms(strategy: Strategy) -> None:
     check_strategy(strategy)
-
-
-@pytest.mark.parametrize("strategy", each(ROWS))
-def test_a_search_without_a_result_names_the_limits(strategy: Strategy) -> None:
     with pytest.raises(UserError, match=r"optimiser\.trials"):
         strategy.start(search_space(), 0).best()
-
-
-@pytest.mark.parametrize("strategy", each(ROWS))
-def test_all_points_known_beforehand_are_requested(strategy: Strategy) -> None:
     known = strategy.known_points(3)
     if known is not None:
         requested = set(search(strategy, limit=200)[0])

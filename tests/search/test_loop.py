@@ -13,12 +13,11 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Optimiser, Strategy
 from souping.core.types import (
     Cell,
-    Inquiry,
     Item,
     ItemScores,
     Json,
     Recipe,
-    Reply,
+    Request,
     Result,
     SearchSpace,
     Trial,
@@ -38,11 +37,11 @@ def truth(weights: Sequence[float], item: Item) -> float:
 
 @dataclass
 class Table(RecipeEvaluator):
-    """Answers by a table, `slots` at once; the latest inquiry is answered first."""
+    """Answers by a table, `slots` at once; the latest request is answered first."""
 
     at_once: int = 1
     costs: float = 1.0
-    open: list[Inquiry] = field(default_factory=list)
+    open: list[Request] = field(default_factory=list)
     asked: list[tuple[Weights, int]] = field(default_factory=list)
     most: int = 0
 
@@ -66,25 +65,25 @@ class Table(RecipeEvaluator):
         return ("",)
 
     def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        raise AssertionError("the loop asks by inquiries")
+        raise AssertionError("the loop submits requests")
 
     def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
-        raise AssertionError("the loop asks by inquiries")
+        raise AssertionError("the loop submits requests")
 
-    def submit(self, inquiry: Inquiry) -> None:
-        self.open.append(inquiry)
+    def submit(self, request: Request) -> None:
+        self.open.append(request)
         self.most = max(self.most, len(self.open))
 
-    def collect(self) -> tuple[Inquiry, Reply]:
-        inquiry = self.open.pop()
+    def collect(self) -> tuple[Request, ItemScores]:
+        request = self.open.pop()
         full = dict(zip(("a", "b"), (0.0, 0.0), strict=True)) | dict(
-            zip(inquiry.recipe.ingredients, inquiry.recipe.weights, strict=True)
+            zip(request.recipe.ingredients, request.recipe.weights, strict=True)
         )
-        values = np.array([truth(tuple(full.values()), item) for item in inquiry.items])
-        self.asked.append((tuple(full.values()), len(inquiry.items)))
-        number = len(inquiry.items)
-        scores = ItemScores(items=inquiry.items, values=values)
-        return inquiry, Reply(scores=scores, seconds=self.costs * number, generated=3 * number, prefilled=5 * number)
+        values = np.array([truth(tuple(full.values()), item) for item in request.items])
+        self.asked.append((tuple(full.values()), len(request.items)))
+        number = len(request.items)
+        costs = {"seconds": self.costs * number, "generated": 3 * number, "prefilled": 5 * number}
+        return request, ItemScores(items=request.items, values=values, **costs)
 
 
 @dataclass

@@ -20,93 +20,65 @@ from search_tables import Simulation, TruthTable
 W = np.array([*np.eye(3), *simplex.grid(3, 0.2, 0.2, 0.6)])
 OK = np.random.default_rng(0).integers(0, 2, (len(W), 90))
 SOUND = {"ok": OK, "cat": np.arange(90) % 3, "group": np.arange(90), "w": W}
+WORLDS = np.random.default_rng(1).integers(0, 2, (2, 90, len(W)))
+PACKED = np.packbits(WORLDS.astype(bool), axis=2)
 
 
-def table(folder: Path, **arrays: np.ndarray | None) -> TruthTable:
+def tables(folder: Path, **arrays: np.ndarray | None) -> list[TruthTable]:
     path = folder / "t.npz"
     np.savez(path, **{key: array for key, array in {**SOUND, **arrays}.items() if array is not None})
-    return TruthTable.read(path)[0]
+    return list(TruthTable.read(path))
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "words"),
     [
         ({"ok": None}, "no array 'ok'"),
         ({"ok": OK[0]}, "must be \\[S, I\\]"),
         ({"ok": OK[:1]}, "two soups or more"),
-        ({"ok": OK[:0]}, "two soups or more"),
-        ({"w": None}, "no array 'w'"),
-        ({"ok": np.where(OK, np.nan, 1)}, "from 0 to 1"),
         ({"ok": 100 * OK}, "from 0 to 1"),
-        ({"ok": OK - 1}, "from 0 to 1"),
         ({"ok": OK.astype(str)}, "where numbers are wanted"),
         ({"ok": OK.astype(object)}, "no .npz file of plain arrays"),
-        ({"cat": np.arange(10)}, "must agree"),
         ({"group": np.arange(10)}, "must agree"),
         ({"cat": np.full(90, np.nan)}, "needs a category"),
-        ({"w": W[:5]}, "must agree"),
-        ({"w": W[:, 0]}, "must agree"),
-        ({"w": 2 * W}, "sum to 1"),
-        ({"w": W - 0.1}, "sum to 1"),
         ({"w": W * np.nan}, "sum to 1"),
         ({"w": np.eye(3), "ok": OK[:3]}, "single models alone"),
+        ({"ok": None, "bits": PACKED[0]}, "bits"),
+        ({"ok": None, "bits": PACKED.astype(int)}, "bits"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(arrays: dict[str, np.ndarray | None], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        table(tmp_path, **arrays)
+def test_what_cannot_be_searched_is_refused(arrays: dict[str, np.ndarray | None], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        tables(tmp_path, **arrays)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello"])
-def test_a_file_of_another_kind_is_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "t.npz").write_bytes(content)
+def test_a_file_of_another_kind_and_a_budget_below_one_soup_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.npz").write_bytes(b"hello")
     with pytest.raises(UserError, match="file of plain arrays"):
         TruthTable.read(tmp_path / "t.npz")
-    np.save(tmp_path / "t.npy", OK)
-    with pytest.raises(UserError, match="file of plain arrays"):
-        TruthTable.read(tmp_path / "t.npy")
-
-
-def test_a_budget_below_one_soup_is_said() -> None:
     soups = TruthTable("soups", OK[3:].astype(float), SOUND["cat"], SOUND["group"], W[3:])
     with pytest.raises(UserError, match="below one soup"):
         ways.random_soups(Simulation(soups, 0, 30), 5)
 
 
-@pytest.mark.parametrize("kind", [bool, float, np.float32, np.uint8])
+@pytest.mark.parametrize("kind", [bool, np.float32, np.uint8])
 def test_a_table_is_read_whatever_its_numbers(kind: type, tmp_path: Path) -> None:
-    read = table(tmp_path, ok=OK.astype(kind), cat=SOUND["cat"].astype(str), w=np.round(W.astype(np.float32), 2))
+    (read,) = tables(tmp_path, ok=OK.astype(kind), cat=SOUND["cat"].astype(str), w=np.round(W.astype(np.float32), 2))
     assert read.ok.sum() == OK.sum()
     assert read.singles == [0, 1, 2]
     assert Adaptive().over(read.points, Simulation(read, 0, 30).space, 0).ask() is not None
+
+
+def test_a_packed_table_is_one_table_a_world(tmp_path: Path) -> None:
+    assert [world.ok.T.tolist() for world in tables(tmp_path, ok=None, bits=PACKED)] == WORLDS.tolist()
 
 
 def test_points_that_come_twice_are_one() -> None:
     points = simplex.grid(2, 0.25, 0.25, 0.75)
     space = SearchSpace(ingredients=("a", "b"), categories=("x",) * 12, groups=tuple("abcdefghijkl"),
                         coefficients={"x": 1.0}, block=4)  # fmt: skip
-    twice = Adaptive(stop="never", budget=60).over([*points, *points], space, 0)
-    once = Adaptive(stop="never", budget=60).over(points, space, 0)
+    twice, once = (Adaptive(stop="never", budget=60).over(some, space, 0) for some in ([*points, *points], points))
     assert [twice.ask() for _ in range(5)] == [once.ask() for _ in range(5)]
-
-
-WORLDS = np.random.default_rng(1).integers(0, 2, (2, 90, len(W)))
-PACKED = np.packbits(WORLDS.astype(bool), axis=2)
-
-
-def test_a_packed_table_is_one_table_a_world(tmp_path: Path) -> None:
-    path = tmp_path / "t.npz"
-    np.savez(path, bits=PACKED, cat=SOUND["cat"], group=SOUND["group"], w=W)
-    read = TruthTable.read(path)
-    assert [world.ok.T.tolist() for world in read] == WORLDS.tolist()
-
-
-@pytest.mark.parametrize("bits", [PACKED[0], PACKED[..., :0], PACKED[:0], PACKED.astype(int)])
-def test_a_table_that_is_packed_otherwise_is_refused(bits: np.ndarray, tmp_path: Path) -> None:
-    path = tmp_path / "t.npz"
-    np.savez(path, bits=bits, cat=SOUND["cat"], group=SOUND["group"], w=W)
-    with pytest.raises(UserError, match="bits"):
-        TruthTable.read(path)
 
 
 def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
@@ -122,17 +94,13 @@ def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
 def test_any_search_that_asks_and_tells_can_be_measured(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from souping.core.types import Cell\n\n\nclass Third:\n"
-        "    def __init__(self, points, space, seed, auto, budget):\n        self.cells = [Cell(weights=points[2])]\n\n"
-        "    def ask(self):\n        return self.cells.pop() if self.cells else None\n\n"
-        "    def tell(self, cell, result):\n        self.pick = cell.weights\n\n"
-        "    def best(self):\n        return self.pick\n\n"
-        "    def summary(self):\n        return {}\n"
+        "from souping.search.points import Search\n\n\n"
+        "def third(points, space, seed, auto, budget):\n    return Search([points[2]])\n"
     )
     sim = Simulation(TruthTable("t", OK.astype(float), SOUND["cat"], SOUND["group"], W), 0, 30)
-    assert ways.from_file(f"{file}:Third")(sim, 0).pick == 2
-    with pytest.raises(UserError, match="Fourth"):
-        ways.from_file(f"{file}:Fourth")
+    assert ways.from_file(f"{file}:third")(sim, 0).pick == 2
+    with pytest.raises(UserError, match="fourth"):
+        ways.from_file(f"{file}:fourth")
 
 
 @pytest.mark.parametrize(("name", "size", "rises"), [("nets6", 6, True), ("nets8", 8, True), ("flat4", 4, False)])

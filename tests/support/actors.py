@@ -1,4 +1,4 @@
-"""Workers whose answers take time, for tests of executors; they leave a file a task, named by their process."""
+"""Workers for tests of executors: their answers take time, and leave a file for each request, named by the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.executor_protocols import Worker
-from souping.core.types import Answered, BlockTask, Record, UserError
+from souping.core.types import Record, Request, Response, UserError
 from tests.conftest import make_items, recipe
 
 
@@ -26,25 +26,22 @@ class Busy(Worker):
     def fingerprints(self) -> Mapping[str, str]:
         return {"": self.mark}
 
-    def answer(self, task: BlockTask) -> Answered:
+    def answer(self, request: Request) -> Response:
         if self.refuses:
             raise UserError(self.refuses)
-        (self.folder / f"{os.getpid()}-{task.number}").touch()
+        (self.folder / f"{os.getpid()}-{request.number}").touch()
         end, number = time.process_time() + self.seconds, 1
         while time.process_time() < end:
             number = number * 31 % 1000003
-        return Answered(
-            records=tuple(Record(item=item.id, score=task.recipe.weights[0]) for item in task.items),
+        return Response(
+            records=tuple(Record(item=item.id, score=request.recipe.weights[0]) for item in request.items),
             seconds=self.seconds,
         )
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 @dataclass(frozen=True)
 class Makes:
-    """What an actor makes its worker of."""
+    """Function that makes an actor's worker."""
 
     folder: Path
     seconds: float = 0.0
@@ -55,10 +52,10 @@ class Makes:
         return Busy(self.folder, self.seconds, self.mark, self.refuses)
 
 
-def tasks(number: int) -> list[BlockTask]:
-    """One task a soup."""
+def requests(number: int) -> list[Request]:
+    """One request for each soup."""
     items = tuple(make_items(2, categories=("c",)))
     return [
-        BlockTask(number=n, recipe=recipe((n + 1) / (number + 1), 1 - (n + 1) / (number + 1)), items=items)
+        Request(number=n, recipe=recipe((n + 1) / (number + 1), 1 - (n + 1) / (number + 1)), items=items)
         for n in range(number)
     ]

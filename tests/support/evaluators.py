@@ -12,8 +12,7 @@ from souping.core.protocols import ModelHost
 from souping.core.types import Json
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
 from souping.evaluate.bfcl.environment import VERSION, Environment
-from souping.evaluate.servers import Server
-from souping.evaluate.servers.process import RunningServer
+from souping.evaluate.servers import RunningServer, Server
 
 
 class Sink:
@@ -65,13 +64,13 @@ class DeadServer(Server):
     def command(self, folder: Path, port: int) -> list[str]:
         return []
 
-    def take(self, address: str, folder: Path, name: str) -> RunningServer:
+    def take(self, address: str, folder: Path) -> RunningServer:
         raise AssertionError
 
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Any = None) -> RunningServer:
+    def start(self, folder: Path, name: str) -> RunningServer:
         self.started.append(folder)
         end = lambda: self.stopped.append(folder)  # noqa: E731
-        return RunningServer(url="http://127.0.0.1:9/v1", host="127.0.0.1", port=9, model=name, end=end)
+        return RunningServer(url="http://127.0.0.1:9/v1", model=name, end=end)
 
 
 def bfcl_place(place: Path, count: int = 6) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.support.family import save_model
+from tests.support.scripts import script
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}me: {% endif %}"
@@ -102,14 +102,8 @@ def infinitebench(folder: Path, share: float) -> Path:
 
 
 def flores_module() -> Any:
-    """The module beside the FLORES tasks, as the harness imports it."""
-    path = ROOT / "souping" / "paper" / "tasks" / "flores36" / "flores36.py"
-    spec = importlib.util.spec_from_file_location("flores36", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module beside the FLORES tasks."""
+    return script(ROOT / "souping" / "paper" / "tasks" / "flores36" / "flores36.py")
 
 
 def flores(folder: Path, count: int) -> Path:

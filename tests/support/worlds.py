@@ -1,70 +1,88 @@
-"""Little worlds for searches: soups on a simplex whose answers to items are known and alike where soups are near."""
+"""Little worlds for searches: soups on a simplex whose scores on all items are known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.protocols import Optimiser
-from souping.core.types import Cell, Result, SearchSpace, Weights
-from souping.search.points import Grid
+from souping.core.types import Cell, FloatArray, Result, SearchSpace, Weights
+from souping.search.adaptive import Adaptive
 
 
 @dataclass(frozen=True)
-class AnswerWorld:
-    """Answers `ok` [S, I] of soups at `points`."""
+class World:
+    """Scores `values` [S, I] of soups at `points`; `space` describes the search fold, the first of the items."""
 
     points: list[Weights]
-    ok: NDArray[np.bool_]
+    values: FloatArray
+    categories: NDArray[np.int64]
     space: SearchSpace
 
-    def answer(self, cell: Cell) -> Result:
-        soup = self.points.index(cell.weights)
-        items = list(range(self.ok.shape[1])) if cell.items is None else list(cell.items)
-        values = self.ok[soup, items].astype(float)
-        return Result(objective=float(values.mean()), categories={}, items=len(items), values=values)
+    @property
+    def fold(self) -> int:
+        return len(self.space.groups)
+
+    @property
+    def truth(self) -> FloatArray:
+        """Mean of the categories' means over all items [S]."""
+        return np.mean([self.values[:, self.categories == c].mean(1) for c in np.unique(self.categories)], axis=0)
 
     def score(self, weights: Weights) -> float:
-        return float(self.ok[self.points.index(weights)].mean())
+        return float(self.truth[self.points.index(weights)])
+
+    def answer(self, cell: Cell) -> Result:
+        row = self.values[self.points.index(cell.weights), : self.fold]
+        values = row if cell.items is None else row[list(cell.items)]
+        return Result(objective=float(values.mean()), categories={}, items=len(values), values=values)
 
 
-def world(seed: int = 0, items: int = 120, categories: int = 3, **changes: bool) -> AnswerWorld:
-    """An item is right where a soup's skill in its category beats the item's difficulty; two soups near each other
-    have nearly the same skill, so they answer alike."""
-    rng, points = np.random.default_rng(seed), Grid().known_points(3)
-    table, names = np.array(points), [f"c{i % categories}" for i in range(items)]
-    skill = np.stack([1.2 * np.sqrt(table[:, c % 3]) for c in range(categories)])
-    own = np.stack([skill[i % categories] for i in range(items)], 1)
-    lean = own + 0.3 * table @ rng.standard_normal((3, items)) - 0.55 - 0.35 * rng.standard_normal(items)
+def world(
+    seed: int = 0, *, size: int = 3, items: int = 120, shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3),
+    group: int = 1, even: bool = False, fold: float = 1.0, **changes: Any,
+) -> World:  # fmt: skip
+    """Soups of `size` ingredients, `items` in categories of these shares and in groups of `group`.
+
+    A soup's skill in a category is a blend of its ingredients' plus a bonus for mixing. Half of the luck on an item is
+    shared by all soups. With `even` all soups are alike in the first category; `fold` is the share of the items that
+    the search sees, and `changes` are fields of its space.
+    """
+    rng, points, kinds = np.random.default_rng(seed), Adaptive()._points(size), len(shares)
+    table, place = np.array(points), np.arange(items) // group
+    categories = np.concatenate([np.arange(kinds), rng.choice(kinds, items, p=shares)])[place]
+    skill = table @ rng.standard_normal((size, kinds))
+    skill += 2.0 * (1 - np.square(table).sum(1))[:, None] * rng.random(kinds)
+    chance = 1 / (1 + np.exp(1.5 * rng.standard_normal(items)[place] - skill[:, categories]))
+    values = (0.5 * rng.random(items) + 0.5 * rng.random(chance.shape) < chance).astype(float)
+    values[:, categories == 0] = 1.0 if even else values[:, categories == 0]
+    seen = round(fold * items)
+    names = tuple(f"c{c}" for c in categories[:seen])
     space = SearchSpace(
-        ingredients=("a", "b", "c"),
-        categories=tuple(names),
-        groups=tuple(f"g{i}" for i in range(items)),
-        coefficients={f"c{c}": 1 / categories for c in range(categories)},
-        singles=(lean > 0)[1:4].astype(float),
-    )
-    return AnswerWorld(points, lean > 0, replace(space, **changes))
+        ingredients=tuple(f"m{k}" for k in range(size)), categories=names, groups=tuple(f"g{p}" for p in place[:seen]),
+        coefficients=dict.fromkeys(sorted(set(names)), 1 / len(set(names))), singles=values[1 : size + 1, :seen],
+    )  # fmt: skip
+    return World(points, values, categories, replace(space, **changes))
 
 
-def searched(optimiser: Optimiser, of: AnswerWorld, opened: int = 1, limit: int = 10_000) -> list[Cell]:
-    """The cells that a search asked, `opened` of them open at once; the latest is told first."""
-    asked: list[Cell] = []
+def searched(optimiser: Optimiser, of: World, opened: int = 1) -> list[Cell]:
+    """The requests of a search, `opened` of them open at once; the latest is answered first."""
+    requests: list[Cell] = []
     waiting: list[Cell] = []
-    while len(asked) < limit:
+    while True:
         cell = optimiser.ask() if len(waiting) < opened else None
         if cell is not None:
-            asked.append(cell)
+            requests.append(cell)
             waiting.append(cell)
         elif waiting:
-            told = waiting.pop()
-            optimiser.tell(told, of.answer(told))
+            latest = waiting.pop()
+            optimiser.tell(latest, of.answer(latest))
         else:
-            break
-    return asked
+            return requests
 
 
-def price(cells: list[Cell], of: AnswerWorld) -> int:
-    """Items that cells generate."""
-    return sum(of.ok.shape[1] if cell.items is None else len(cell.items) for cell in cells)
+def price(cells: list[Cell], of: World) -> int:
+    """Number of answers that these requests generate."""
+    return sum(of.fold if cell.items is None else len(cell.items) for cell in cells)

@@ -14,7 +14,7 @@ import numpy as np
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Threads, component, pick
-from souping.core.protocols import Evaluator, ModelHost, Served, Wants
+from souping.core.protocols import Evaluator, LoadedModel, ModelHost, Wants
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
@@ -37,8 +37,7 @@ from souping.evaluate.bfcl.environment import (
     records,
 )
 from souping.evaluate.decoding import Decoding, check_sampling, combined, generation_notes
-from souping.evaluate.servers import Server
-from souping.evaluate.servers.process import RunningServer
+from souping.evaluate.servers import RunningServer, Server
 
 PROTOCOL = 2
 """Raised when the same settings would give other answers or scores."""
@@ -232,7 +231,7 @@ class BfclEvaluator(Evaluator):
         order = items[::-1] if replicate % 2 else items
         return [tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """Ask and score. An item that has no answer scores 0, and its record says why.
 
         Raises:

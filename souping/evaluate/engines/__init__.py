@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core.protocols import ModelHost, ModuleSettings, Part, Served, Wants
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings, Part, Wants
 from souping.core.types import Item, Json, Outcome
 from souping.evaluate.decoding import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Text that an engine gives, how it ended, its token ids with their end, and the prompt's length and digest."""
+    """Text from an engine, how it ended, its token ids with the end token, and the prompt's length and digest."""
 
     text: str = ""
     outcome: Outcome = "finished"
@@ -27,7 +27,6 @@ class Answer:
 
     @classmethod
     def none(cls, prompt: Sequence[int], reason: str) -> Answer:
-        """No answer, and why."""
         return cls(outcome="unanswered", reason=reason, prompt_tokens=len(prompt), prompt_key=prompt_key(prompt))
 
 
@@ -37,12 +36,11 @@ def prompt_key(prompt: Sequence[int]) -> str:
 
 
 NEW = 1024
-"""Tokens that an answer may have where the settings leave it open."""
+"""Tokens that an answer may have by default."""
 
 
-def context(model: Served) -> int | None:
-    """Tokens of prompt and answer that a live model was made for, where its config says so: models of text and images
-    say it of their text part."""
+def context(model: LoadedModel) -> int | None:
+    """Length of a live model's context in tokens, if its config says so; of its text part if it has several."""
     config = model.module.config.get_text_config(decoder=True)
     known = getattr(config, "max_position_embeddings", None)  # transformers'
     return known if isinstance(known, int) and known > 0 else None
@@ -51,8 +49,7 @@ def context(model: Served) -> int | None:
 def room(prompt: Sequence[int], new: int | None, limit: int | None) -> tuple[int, str]:
     """(tokens that an answer may have in a context of `limit`, why it can have none).
 
-    Where `new` is None, `NEW` or what the context leaves, cut to its first four binary digits: so prompts of like
-    length get the same and can be asked together.
+    If `new` is None, that is `NEW` or what the context leaves.
     """
     if not prompt:
         return 0, "the tokenizer makes no token of the prompt"
@@ -65,17 +62,15 @@ def room(prompt: Sequence[int], new: int | None, limit: int | None) -> tuple[int
 
 
 def left_by(limit: int, prompt: int) -> int:
-    """What a context leaves for the answer to a prompt of so many tokens, cut to its first four binary digits."""
+    """Tokens that a context leaves for the answer to a prompt, rounded down to four binary digits."""
     free = max(0, limit - prompt)
+    # rounded, so that prompts of similar length have the same limit and fit into one batch
     step = 1 << max(0, free.bit_length() - 4)
     return free // step * step
 
 
-class Asked(Protocol):
-    """Wish of an evaluator: answers by its decoding that end at a text of `stop` or after `max_new_tokens`.
-
-    The rest says how the machine is used, where the engine lets the evaluator say it.
-    """
+class GenerationSettings(Protocol):
+    """Settings of an evaluator that an engine uses: answers end at a text of `stop` or after `max_new_tokens`."""
 
     @property
     def max_new_tokens(self) -> int | None: ...
@@ -100,43 +95,50 @@ class Asked(Protocol):
 
 
 class Engine(Part, Protocol):
-    """Settings of an engine, checked at composition. What it holds between two soups, `close` lets go."""
+    """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
     wants: Wants = "module"
-    """How soups come: poured into a module that the engine generates with, or `either` way, when asked for."""
+    """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
 
-    def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
+    def answer(
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+    ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
         ...
 
     @property
     def settings(self) -> Mapping[str, Json] | None:
-        """What answers depend on beside the evaluator's settings. None where the evaluator's settings say it all;
-        else those of the machine (dtype, device, threads, workers) have no part in it."""
+        """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
+        settings of the machine (dtype, device, threads, workers) are not used."""
         return None
 
-    def module_settings(self, wished: ModuleSettings) -> ModuleSettings:
-        """How the live module is loaded, where the evaluator wishes it so."""
-        return wished
+    def module_settings(self, default: ModuleSettings) -> ModuleSettings:
+        """How the live module is loaded; `default` is how the evaluator would load it."""
+        return default
 
     @property
     def host(self) -> ModelHost | None:
-        """What holds the model in processes of its own, if anything does."""
+        """Processes that hold the model, if there are any."""
         return None
 
 
 def answer_of(
-    asked: Asked, model: Served, prompt: list[int], row: list[int], ends: Sequence[int], pad: int, new: int
+    settings: GenerationSettings,
+    model: LoadedModel,
+    prompt: list[int],
+    row: list[int],
+    ends: Sequence[int],
+    pad: int,
+    new: int,
 ) -> Answer:
-    """One row of generated ids as an answer: to its first end token, without the padding behind a stop text."""
+    """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
     end = next((n for n, token in enumerate(row) if token in ends), None)
     tokens = row[: end + 1] if end is not None else row
-    if (end is None and len(row) < new) or asked.stop:
+    if (end is None and len(row) < new) or settings.stop:
         while end is None and tokens and tokens[-1] == pad:
             tokens.pop()
-    said = tokens[:-1] if end is not None else tokens
-    text = str(model.tokenizer.decode(said, skip_special_tokens=True))
-    short = cut(text, asked.stop)
+    text = str(model.tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
+    short = cut(text, settings.stop)
     finished = end is not None or len(short) < len(text) or len(tokens) < new
     return Answer(
         text=short,
@@ -147,14 +149,14 @@ def answer_of(
     )
 
 
-def ends_of(model: Served) -> tuple[int, ...]:
-    """Tokens that end answers: the soup's, else its tokenizer's, else those that the live module would take itself."""
+def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
+    """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
     end = next((end for end in own if end is not None), ())
     return model.ends or ((end,) if isinstance(end, int) else tuple(end))
 
 
-def pad_id(model: Served) -> int:
+def pad_id(model: LoadedModel) -> int:
     for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
         if isinstance(value, list):
             value = value[0]

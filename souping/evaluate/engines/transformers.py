@@ -1,6 +1,6 @@
 """`engine=transformers`: transformers' own generation, with the poured module, in this process.
 
-Below it is what every engine does alike: modules and tokenizers loaded from a folder, items made into tokens.
+Below it are the functions that load modules and tokenizers from a folder.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.core.fields import component
-from souping.core.protocols import ModuleSettings, Served
+from souping.core.protocols import LoadedModel, ModuleSettings
 from souping.core.text import first_line
 from souping.core.types import Item, UserError
 from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.engines import Answer, Asked, Engine, answer_of, context, ends_of, pad_id, room
+from souping.evaluate.engines import Answer, Engine, GenerationSettings, answer_of, context, eos_token_ids, pad_id, room
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
@@ -26,64 +26,69 @@ if TYPE_CHECKING:
 
 @component
 class TransformersEngine(Engine):
-    """Batched decoding with a KV cache. What decodes it says itself: dtype, device, threads and workers are settings of
-    the evaluator.
-    """
+    """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
 
-    def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
-        """The n-th answers, in the items' order; each of `asked.workers` threads answers every n-th item."""
-        workers = min(asked.workers, len(items))
+    def answer(
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+    ) -> list[Answer]:
+        """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
+        workers = min(settings.workers, len(items))
         if workers < 2:
-            return _share(asked, model, items, replicate)
+            return _share(settings, model, items, replicate)
         with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
             shares = (items[worker::workers] for worker in range(workers))
-            parts = list(pool.map(lambda share: _share(asked, model, share, replicate), shares))
+            parts = list(pool.map(lambda share: _share(settings, model, share, replicate), shares))
         return [parts[i % workers][i // workers] for i in range(len(items))]
 
 
-def _share(asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
-    """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is asked by itself; where that is
-    open, prompts that leave the same are asked together."""
+def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int) -> list[Answer]:
+    """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that
+    setting, prompts that leave the same room share a batch."""
     import torch
 
-    torch.set_num_threads(asked.resolved_threads)  # counts for the calling thread alone
+    torch.set_num_threads(settings.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
     limit = context(model)
     answers: dict[int, Answer] = {}
     together: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        free, reason = room(prompt, asked.max_new_tokens, limit)
+        free, reason = room(prompt, settings.max_new_tokens, limit)
         if reason:
             answers[number] = Answer.none(prompt, reason)
         else:
-            alone = asked.max_new_tokens is not None and free < asked.max_new_tokens
+            alone = settings.max_new_tokens is not None and free < settings.max_new_tokens
             together.setdefault((free, number if alone else None), []).append(number)
     with torch.inference_mode():
         for (free, _), numbers in together.items():
-            asked_now = [prompts[n] for n in numbers], [items[n] for n in numbers]
-            answers |= dict(zip(numbers, _generate(asked, model, *asked_now, replicate, free), strict=True))
+            batch = [prompts[n] for n in numbers], [items[n] for n in numbers]
+            answers |= dict(zip(numbers, _generate(settings, model, *batch, replicate, free), strict=True))
     return [answers[number] for number in range(len(items))]
 
 
 def _generate(
-    asked: Asked, model: Served, prompts: Sequence[list[int]], items: Sequence[Item], replicate: int, new: int
+    settings: GenerationSettings,
+    model: LoadedModel,
+    prompts: Sequence[list[int]],
+    items: Sequence[Item],
+    replicate: int,
+    new: int,
 ) -> list[Answer]:
     pad = pad_id(model)
     ids, mask = left_padded(prompts, pad)
     width = ids.shape[1]
     device = next(model.module.parameters()).device
     seq2seq = bool(model.module.config.is_encoder_decoder)
-    ends = ends_of(model)
-    seeds = [asked.decoding.seed_of(item, replicate) for item in items]
+    ends = eos_token_ids(model)
+    seeds = [settings.decoding.seed_of(item, replicate) for item in items]
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=neutral_config(model.module, asked.decoding, pad, ends, new, asked.stop),
-        logits_processor=draws(asked.decoding, seeds, 1 if seq2seq else width),
-        **({"tokenizer": model.tokenizer} if asked.stop else {}),
+        generation_config=neutral_config(model.module, settings.decoding, pad, ends, new, settings.stop),
+        logits_processor=draws(settings.decoding, seeds, 1 if seq2seq else width),
+        **({"tokenizer": model.tokenizer} if settings.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
-    return [answer_of(asked, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
+    return [answer_of(settings, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +105,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
 
 
 def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
-    """What makes answers with these seeds, one a row, the arg max; None where decoding is greedy."""
+    """Processor after which the arg max of each row is a draw with its seed; None for greedy decoding."""
     if not decoding.samples:
         return None
     from transformers import LogitsProcessorList
@@ -129,7 +134,7 @@ def neutral_config(
 
 
 def quiet() -> None:
-    """No progress bars or advice from transformers: the run has one display of its own."""
+    """Turn off progress bars and advice of transformers: the run has its own display."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -1,11 +1,12 @@
 """`engine=vllm`: one running vLLM engine that takes soup after soup.
 
-All that is known of vLLM's Python interface is here, for the versions in `VERSIONS`, the range of setup.py's extra.
+Everything that depends on vLLM's Python interface is here, for the versions in `VERSIONS` (the range of setup.py's
+extra).
 
 Weights go into a running engine in four steps: `init_weight_transfer_engine` once, then `start_weight_update`,
-`update_weights` chunk by chunk and `finish_weight_update` for every soup. The transport is CUDA IPC: a chunk lies in
-one buffer on every GPU that a worker uses, and the workers get the handles. The way around is `reload_weights`, by
-which the workers read a folder.
+`update_weights` chunk by chunk and `finish_weight_update` for every soup. The transport is CUDA IPC: a chunk is copied
+to one buffer on every GPU that a worker uses, and the workers get the handles. The alternative is `reload_weights`,
+with which the workers read a folder.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import ModelHost, ModuleSettings, Served
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import Answer, Asked, Engine, cut, prompt_key, room
+from souping.evaluate.engines import Answer, Engine, GenerationSettings, cut, prompt_key, room
 from souping.evaluate.guard import PidGuard
 from souping.evaluate.templates import render
 
@@ -43,7 +44,7 @@ log = logging.getLogger("souping.evaluate")
 
 
 class EngineState:
-    """Live side: the engine, the soup that is in it, and the way that soups take."""
+    """Running engine, the soup that is loaded in it, and how soups reach it."""
 
     def __init__(self) -> None:
         self.engine: Vllm | None = None
@@ -64,11 +65,9 @@ class VllmEngine(Engine):
 
     `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup reaches the
     workers by `weights`: `transfer` pours it into a module in main memory and sends that through CUDA IPC, `reload`
-    writes it as a folder (to shared memory where it fits) that the workers read, `auto` transfers where the module's
-    tensors are the checkpoint's and turns to folders where they are not or a transfer fails. All give the same
-    weights, so `weights` and the GPU fraction are not part of the fingerprint.
-
-    `speculative` is vLLM's own `speculative_config`, passed on as it is.
+    writes a folder (to shared memory if it fits) that the workers read, `auto` transfers unless the module's tensors
+    are not the checkpoint's or a transfer fails. All give the same weights, so `weights` and the GPU fraction are not
+    part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
     """
 
     wants = "either"
@@ -89,9 +88,9 @@ class VllmEngine(Engine):
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
 
-    def module_settings(self, wished: ModuleSettings) -> ModuleSettings:
+    def module_settings(self, default: ModuleSettings) -> ModuleSettings:
         """Soups are poured in main memory: the GPUs are vLLM's."""
-        return replace(wished, device="cpu", dtype=self.dtype)
+        return replace(default, device="cpu", dtype=self.dtype)
 
     @property
     def host(self) -> ModelHost:
@@ -105,29 +104,33 @@ class VllmEngine(Engine):
         """End vLLM's processes."""
         self.running.close()
 
-    def answer(self, asked: Asked, model: Served, items: Sequence[Item], replicate: int) -> list[Answer]:
-        """The n-th answers, in the items' order. A sampled one has a seed of its own, whatever vLLM batches.
+    def answer(
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+    ) -> list[Answer]:
+        """The n-th answers, in the items' order. Each sampled one has its own seed, whatever vLLM batches.
 
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        check_decoding(asked.decoding)
-        engine = self._with(model, asked.trust_remote_code)
+        check_decoding(settings.decoding)
+        engine = self._with(model, settings.trust_remote_code)
         answers: dict[int, Answer] = {}
         wanted: list[tuple[int, list[int], dict[str, Json]]] = []
         for number, item in enumerate(items):
             prompt = render(model.tokenizer, item)
-            free, reason = room(prompt, asked.max_new_tokens, engine.context)
+            free, reason = room(prompt, settings.max_new_tokens, engine.context)
             if reason:
                 answers[number] = Answer.none(prompt, reason)
             else:
-                seed = asked.decoding.seed_of(item, replicate)
-                wanted.append((number, prompt, sampling_arguments(free, asked.stop, asked.decoding, seed, model.ends)))
+                seed = settings.decoding.seed_of(item, replicate)
+                wanted.append(
+                    (number, prompt, sampling_arguments(free, settings.stop, settings.decoding, seed, model.ends))
+                )
         done = engine.generate([prompt for _, prompt, _ in wanted], [sampling for _, _, sampling in wanted])
         for (number, prompt, _), (tokens, reason) in zip(wanted, done, strict=True):
-            said = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
+            kept = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
             answers[number] = Answer(
-                text=cut(str(model.tokenizer.decode(said, skip_special_tokens=True)), asked.stop),
+                text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
                 outcome="truncated" if reason == "length" else "finished",
                 tokens=tuple(tokens),
                 prompt_tokens=len(prompt),
@@ -135,7 +138,7 @@ class VllmEngine(Engine):
             )
         return [answers[number] for number in range(len(items))]
 
-    def _with(self, model: Served, trust: bool) -> Vllm:
+    def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
         state = self.running
         if state.engine is None or state.served != model.soup:
@@ -147,8 +150,8 @@ class VllmEngine(Engine):
         assert state.engine is not None
         return state.engine
 
-    def _transfer(self, model: Served, trust: bool) -> bool:
-        """Send the poured module's tensors; whether that could be done. With `weights=transfer` it must be."""
+    def _transfer(self, model: LoadedModel, trust: bool) -> bool:
+        """Send the poured module's tensors. Returns whether that worked; with `weights=transfer` it must."""
         state = self.running
         if state.engine is None:
             self._start(model.home, trust, transfer=True)
@@ -161,13 +164,13 @@ class VllmEngine(Engine):
         except Exception as error:
             if self.weights == "transfer":
                 raise UserError(f"engine.weights=transfer failed: {first_line(error)}; try reload") from error
-            log.warning("vLLM's weight transfer does not serve (%s): soups go by folders", first_line(error))
+            log.warning("vLLM's weight transfer failed (%s): soups are passed as folders", first_line(error))
             state.by_folder = True
             return False
         return True
 
-    def _reload(self, model: Served, trust: bool) -> None:
-        """Let the workers read the soup's folder; where they cannot, or its config is another, start anew with it."""
+    def _reload(self, model: LoadedModel, trust: bool) -> None:
+        """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
         state, folder = self.running, model.folder
         config = (folder / "config.json").read_text(encoding="utf-8")
         if state.engine is not None and state.in_place and config == state.config:
@@ -175,7 +178,7 @@ class VllmEngine(Engine):
                 state.engine.reload(folder)
                 return
             except Exception as error:
-                log.warning("vLLM takes no weights in place (%s): it starts anew for every soup", first_line(error))
+                log.warning("vLLM cannot reload weights (%s): it is restarted for every soup", first_line(error))
                 state.in_place = False
         state.close()
         self._start(folder, trust, transfer=False)
@@ -272,7 +275,7 @@ def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Han
 
 
 class Vllm:
-    """One running vLLM engine. Its workers are processes of its own, which end with `close`."""
+    """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Json], transfer: bool) -> None:
         """Load the model in `folder`; `transfer` makes ready for `send`.
@@ -282,14 +285,14 @@ class Vllm:
         """
         check_version()
         self._gpus = int(str(settings["tensor_parallel_size"]))
-        self._added = _set_environment()  # it reads them for as long as it lives
+        for name, value in ENVIRONMENT.items():  # it reads them for as long as it lives
+            os.environ.setdefault(name, value)
         before = {child.pid for child in multiprocessing.active_children()}
         try:
             import vllm
 
             self._llm: LLM = vllm.LLM(**llm_arguments(folder, settings, transfer))
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
-            self._restore()
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
         own = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in own if pid])
@@ -348,8 +351,8 @@ class Vllm:
         """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order."""
         if not prompts:
             return []
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        done = self._llm.generate(asked, [self._sampling(**one) for one in sampling], use_tqdm=False)
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        done = self._llm.generate(inputs, [self._sampling(**one) for one in sampling], use_tqdm=False)
         return [(list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason)) for answer in done]
 
     def close(self) -> None:
@@ -362,18 +365,6 @@ class Vllm:
             del engine
             gc.collect()
             self._guard.stop()
-            self._restore()
-
-    def _restore(self) -> None:
-        for key in self._added:
-            os.environ.pop(key, None)
-
-
-def _set_environment() -> list[str]:
-    """Set what vLLM reads from the environment; the names of what was not set before."""
-    added = [key for key in ENVIRONMENT if key not in os.environ]
-    os.environ.update({key: ENVIRONMENT[key] for key in added})
-    return added
 
 
 Named = tuple[str, "torch.Tensor"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component
-from souping.core.protocols import BenchmarkItems, Evaluator, ModuleSettings, Served
+from souping.core.protocols import BenchmarkItems, Evaluator, LoadedModel, ModuleSettings
 from souping.core.text import install
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
 from souping.evaluate.benchmark import outline_items
@@ -174,7 +174,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         size = CUT * self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def evaluate(self, model: Served, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """A record for every item, in order.
 
         Raises:

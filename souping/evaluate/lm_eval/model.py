@@ -15,7 +15,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from souping.core.protocols import Served
+from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Json, Record, UserError
 from souping.evaluate.engines import Answer
@@ -285,7 +285,7 @@ class HarnessModelCache:
 
     @contextmanager
     def model(
-        self, served: Served, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
+        self, served: LoadedModel, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
     ) -> Iterator[HFLM]:
         """The harness's model of what is served, asked for the n-th answers to these items (by task and place).
 

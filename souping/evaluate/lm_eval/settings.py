@@ -18,10 +18,10 @@ Spec = str | dict[str, Json]
 class HarnessSettings:
     """Tasks of lm-evaluation-harness, and how they are asked.
 
-    Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/lm_eval.md` says
-    what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`), and which of the harness's are
-    fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them is left to each
-    task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
+    Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
+    says what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`), and which of the harness's
+    are fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them is left to
+    each task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
     """
 
     tasks: list[str | dict[str, Any]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from souping.core.files import expanded
 from souping.core.text import first_line
 from souping.core.types import Json, UserError
 from souping.evaluate.lm_eval.settings import HarnessSettings, Spec
-from souping.evaluate.templates import PROCESS
+from souping.evaluate.templates import render_task
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -224,7 +224,7 @@ def sandbox() -> None:
     from lm_eval import utils
     from lm_eval.api import task
 
-    utils.apply_template = partial(PROCESS.render, "task")
+    utils.apply_template = render_task
     if not set(utils.env.filters) - set(FILTERS) - {"regex_replace"}:
         try:
             task.utils.apply_template(SANDBOX, {})

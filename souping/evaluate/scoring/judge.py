@@ -1,4 +1,4 @@
-"""Judge: a scorer that asks a language model behind an OpenAI-compatible endpoint."""
+"""Judge: a scorer that lets a language model behind an OpenAI-compatible endpoint grade answers."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Judge:
 
     `prompt` holds `$question`, `$reference` and `$answer`. The last match of `verdict` in the reply is looked up in
     `scores` (small letters); a number that is not there counts as it stands, over `scale`. `key` names the environment
-    variable that holds the key, empty for none. The judge is asked at temperature 0; `url`, `model`, prompt, verdict
-    and scores enter the fingerprint, how often and how fast it is asked does not.
+    variable that holds the key, empty for none. Requests have temperature 0. `url`, `model`, prompt, verdict and scores
+    enter the fingerprint; retries, threads and times do not.
     """
 
     model: str
@@ -67,7 +67,7 @@ class Judge:
 
     @property
     def fingerprint(self) -> str:
-        """What a verdict depends on beside item and answer."""
+        """What a verdict depends on besides item and answer."""
         rules: list[Json] = [self.verdict, dict(self.scores), self.scale, self.max_tokens, dict(self.extra)]
         kind = f"{type(self).__module__}.{type(self).__qualname__}"
         return digest(["judge", VERSION, kind, self.url.rstrip("/"), self.model, self.system, self.prompt, rules])
@@ -76,7 +76,7 @@ class Judge:
         """Score of an output, a fraction of 1.
 
         Raises:
-            UserError: the endpoint cannot be asked after all retries, refuses, or its reply holds no verdict.
+            UserError: the endpoint refuses or fails after all retries, or its reply holds no verdict.
         """
         reply = self.ask(self.request(item, output))
         found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
@@ -91,7 +91,7 @@ class Judge:
             raise UserError(f"judge {self.model}: the verdict {word!r} is neither in scores nor a number") from None
 
     def request(self, item: Item, output: str) -> dict[str, Json]:
-        """What the endpoint is sent."""
+        """Body of the request to the endpoint."""
         question = item.prompt if isinstance(item.prompt, str) else _transcript(item)
         reference = item.answer if isinstance(item.answer, str) else json.dumps(item.answer, ensure_ascii=False)
         text = Template(self.prompt).safe_substitute(question=question, reference=reference, answer=output)
@@ -101,20 +101,20 @@ class Judge:
         return {"model": self.model, "messages": messages, **settings}
 
     def ask(self, body: Mapping[str, Json]) -> str:
-        """The reply's text; a busy, failing or silent endpoint is asked again, after pauses that double."""
-        told = ""
+        """The reply's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
+        reason = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
                 return self._once(body)
             except ServerError as error:
-                told = f"HTTP {error.status}: {error}" if error.status else str(error)
+                reason = f"HTTP {error.status}: {error}" if error.status else str(error)
                 if error.status and error.status not in RETRIED:
                     break
         raise UserError(
-            f"judge {self.model} at {self.url} cannot be asked: {' '.join(told.split())[:200]}\n"
-            "what was answered and judged is in the store; the same command continues"
+            f"judge {self.model} at {self.url} does not answer: {reason[:200]}\n"
+            "all answers and verdicts so far are in the store; the same command continues"
         )
 
     def _once(self, body: Mapping[str, Json]) -> str:

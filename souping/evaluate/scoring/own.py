@@ -1,6 +1,6 @@
-"""Scorers of the user's own, named in the configuration: `benchmark.scorers={name: my_module.my_function}`.
+"""User's scorers, named in the configuration: `benchmark.scorers={name: my_module.my_function}`.
 
-A file of items names a scorer and imports nothing; what a name stands for is said where the run is configured.
+A file of items only names a scorer and imports nothing; the configuration says what the name stands for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from souping.core.fields import pick
 from souping.core.text import first_line
@@ -27,14 +28,14 @@ Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], User
 
 
 def load(scorers: Mapping[str, str], taken: Mapping[str, object]) -> dict[str, OwnScorer]:
-    """{name: scorer}; `taken` are names that are built in.
+    """{name: scorer}; `taken` are the names of built-in scorers.
 
     Raises:
-        UserError: a name is taken, or what it stands for cannot be imported, called or read.
+        UserError: a name is taken, or its function cannot be imported, called or read.
     """
     for name in scorers:
         if name in taken:
-            raise UserError(f"benchmark.scorers.{name}: {name} is a scorer already: give yours another name")
+            raise UserError(f"benchmark.scorers.{name}: {name} is a built-in scorer: give yours another name")
     return {name: _own(name, path) for name, path in scorers.items()}
 
 
@@ -49,40 +50,44 @@ def _own(name: str, path: str) -> OwnScorer:
 
 
 def _imported(path: str, where: str) -> tuple[ModuleType, Callable[[Item, str], float]]:
-    """The module that holds it, and what is called."""
+    """The module, and the function in it."""
     parent, _, attribute = path.rpartition(".")
     if not parent:
         raise UserError(f"{where} names no module: write my_module.my_function")
     try:
         module = import_module(parent)
-    except ModuleNotFoundError as error:
-        if error.name and (parent == error.name or parent.startswith(f"{error.name}.")):
-            raise UserError(f"{where}: no module {error.name} in this folder, PYTHONPATH or installed") from None
-        raise UserError(f"{where}: {parent} cannot be imported: {first_line(error)}") from error
     except Exception as error:  # whatever the module does while it is imported
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent and f"{parent}.".startswith(f"{absent}."):
+            raise UserError(f"{where}: no module {absent} in this folder, PYTHONPATH or installed") from None
         raise UserError(f"{where}: {parent} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     names = [name for name in vars(module) if not name.startswith("_") or name == attribute]
     return module, vars(module)[pick(attribute, names, f"{where}: name in {parent}")]
 
 
 def _source(module: ModuleType, function: Callable[[Item, str], float], path: str, where: str) -> str:
-    """Digest of the files that decide what it says: that of the name, and that of the function or its class."""
-    inner = inspect.unwrap(function)
+    """Digest of the files that decide a score: the named module, and that of the function or its class."""
     files: list[Path] = []
-    for part in (module, inner if inspect.isroutine(inner) else type(inner)):
+    for part in (module, _definition(function)):
         try:
             files.append(Path(inspect.getsourcefile(part) or ""))
         except TypeError:
-            raise UserError(f"{where} has no Python source to know it by: call it in a function of your own") from None
+            raise UserError(f"{where} has no Python source: call it in a function of your own") from None
     texts = [file.read_bytes() for file in dict.fromkeys(files) if file.is_file()]
     return hashlib.sha256(b"\0".join([path.encode(), *texts])).hexdigest()
+
+
+def _definition(function: Callable[[Item, str], float]) -> Any:
+    """The function itself, or the class of an object that can be called."""
+    inner = inspect.unwrap(function)
+    return inner if inspect.isroutine(inner) else type(inner)
 
 
 def graded(item: Item, output: str) -> float:
     """Score of an output by the item's own scorer.
 
     Raises:
-        UserError: it fails, or gives something else than a fraction of 1; scorer, file and item are named.
+        UserError: the scorer fails, or its value is not a number from 0 to 1.
     """
     own = item.own
     assert own is not None
@@ -90,19 +95,17 @@ def graded(item: Item, output: str) -> float:
         value = own.function(item, output)
     except UserError:
         raise
-    except Exception as error:  # code of the user's
+    except Exception as error:  # the user's code
         raise UserError(
             f"scorer {own.name} ({_place(own)}) fails on item {item.id}: {type(error).__name__}: {first_line(error)}"
         ) from error
-    fine = isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1
-    if not fine:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise UserError(f"scorer {own.name} ({_place(own)}) gives {value!r:.60} for item {item.id}, not 0 to 1")
     return float(value)
 
 
 def _place(own: OwnScorer) -> str:
-    inner = inspect.unwrap(own.function)
-    part = inner if inspect.isroutine(inner) else type(inner)
+    part = _definition(own.function)
     try:
         return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
     except (OSError, TypeError):
@@ -110,8 +113,8 @@ def _place(own: OwnScorer) -> str:
 
 
 def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:
-    """Scores of outputs on items by their own scorers: equal answers are judged once, several at a time where a scorer
-    allows it. After an error nothing more is begun; what was scored by then is kept."""
+    """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
+    allows it. After an error no further scorer is called; scores so far are kept."""
     keys = [(item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)]
     asked = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
     scores, errors = dict(known), list[UserError]()

@@ -2,35 +2,86 @@
 
 from __future__ import annotations
 
-import importlib.util
+import logging
+import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from souping.core.fields import Port, Seconds, component
+from souping.checkpoints.checkpoint import stores_head
+from souping.core.fields import Count, Port, Precision, Seconds, Seed, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
+from souping.core.text import install
 from souping.core.types import Json, Missing, UserError
-from souping.evaluate.servers.process import LaunchSpec, RunningServer, Say, ServerError, base, launch, models_at
+from souping.evaluate.servers.process import (
+    HOST,
+    Process,
+    ServerError,
+    ask,
+    base,
+    free_port,
+    models_at,
+    parsed,
+    served,
+)
+
+SAY_EVERY = 15.0
+"""Seconds between two lines on how long a model has been loading."""
+QUIET = {
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+log = logging.getLogger("souping.evaluate.servers")
+NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
+"""Packages that `transformers serve` imports."""
+
+
+@dataclass(kw_only=True)
+class RunningServer:
+    """Server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
+
+    url: str
+    model: str
+    process: Process | None = None
+    end: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def stop(self) -> None:
+        """End the server and all of its processes, if this run started it. A second call does nothing."""
+        self.end()
 
 
 @component
 class Server(ABC):
-    """Settings of a server, checked at composition; `start` makes it serve one model.
+    """Settings of a server; `start` makes it serve one model.
 
-    `url` is one that somebody else runs; else it is started on `port` (a free one by default) by `python` (the
-    interpreter of another environment; this one by default), which has `timeout` seconds to load a model. `extra_args`
-    go to its command line as they are.
+    `url` is a server that somebody else runs. Without it, one is started on `port` (default: a free one) by `python`
+    (the interpreter of another environment; default: this one), which has `timeout` seconds to load a model.
+    `extra_args` go to its command line unchanged.
     """
 
     title: ClassVar[str]
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    """Raise when the same settings would give other answers."""
+    decisive: ClassVar[tuple[str, ...]]
+    """Fields of a server of ours that can change an answer."""
+    how_to_start: ClassVar[str]
+    """How somebody must have started a server for `url`."""
     draws: ClassVar[bool] = False
-    """Whether a request's own seed, and nothing else, decides the answer that is drawn for it."""
+    """Whether a drawn answer depends on the request's own seed alone."""
 
     url: str | None = None
     port: Port | None = None
@@ -47,16 +98,14 @@ class Server(ABC):
     def interpreter(self) -> str:
         return str(expanded(self.python, "server.python")) if self.python else sys.executable
 
-    def common(self, name: str, version: int) -> dict[str, Json]:
-        """The settings, common to all servers, that can change answers. Of a found server only its address is known."""
-        if self.url is not None:
-            return {"name": name, "version": version, "url": base(self.url)}
-        return {"name": name, "version": version, "extra_args": list(self.extra_args)}
-
     @property
-    @abstractmethod
     def settings(self) -> Mapping[str, Json]:
-        """Everything that can change an answer beside the model and the request."""
+        """Everything that can change an answer besides model and request. Of a found server only the address is
+        known."""
+        known: dict[str, Json] = {"name": self.kind, "version": self.version}
+        if self.url is not None:
+            return {**known, "url": base(self.url)}
+        return {**known, "extra_args": list(self.extra_args), **{name: vars(self)[name] for name in self.decisive}}
 
     @property
     @abstractmethod
@@ -69,7 +118,7 @@ class Server(ABC):
         return {}
 
     def needs(self) -> list[Missing]:
-        """What `check` refuses, as something that can be mended."""
+        """What `check` refuses, with its fix."""
         try:
             self.check()
         except UserError as error:
@@ -90,28 +139,64 @@ class Server(ABC):
         except ServerError as error:
             raise UserError(f"server.url={self.url} does not answer: {error}") from error
 
-    def start(self, folder: Path, name: str, log_dir: Path | None = None, say: Say | None = None) -> RunningServer:
-        """A running server for the model in `folder`, called `name` in messages; `say` hears how long it loads.
+    def start(self, folder: Path, name: str) -> RunningServer:
+        """A running server for the model in `folder`, called `name` in messages.
 
-        Its log goes to `log_dir`, else to a temporary folder that stays only where it fails. The caller calls `stop()`;
-        the server ends in any case when the caller's process does.
+        Its log is in a temporary folder, which stays only if the server fails. The caller calls `stop()`; the server
+        ends in any case when the caller's process does.
 
         Raises:
-            UserError: as `check`, or the model does not load.
+            UserError: as `check`, the port is taken, or the model does not load.
         """
         self.check()
         folder = folder.absolute()
         if self.url is not None:
-            return self.take(base(self.url), folder, name)
-        order = LaunchSpec(
-            title=self.title,
-            folder=folder,
-            name=name,
-            command=lambda port: self.command(folder, port),
-            port=self.port,
-            timeout=self.timeout,
-        )
-        return launch(order, log_dir, say)
+            try:
+                return self.take(base(self.url), folder)
+            except ServerError as error:
+                raise UserError(
+                    f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
+                    f"start it {self.how_to_start}, or leave server.url out"
+                ) from error
+        try:
+            port = free_port(self.port or 0)
+        except OSError:
+            raise UserError(f"server.port={self.port} is taken: leave it out for a free one, or name another") from None
+        logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
+        plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
+        process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{plain}.log")
+
+        def end() -> None:
+            process.stop()
+            shutil.rmtree(logs, ignore_errors=True)
+
+        try:
+            model = self._wait(folder, name, f"http://{HOST}:{port}", process)
+        except Exception:
+            process.stop()
+            raise
+        except BaseException:  # after Ctrl-C nobody reads the log
+            end()
+            raise
+        return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, end=end)
+
+    def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
+        """The id under which the server lists the model, as soon as it does."""
+        start = reported = time.monotonic()
+        while process.alive:
+            with suppress(ServerError):
+                return served(address, folder)
+            now = time.monotonic()
+            if now - start > self.timeout:
+                raise UserError(
+                    f"{self.title} has not loaded {name} after {self.timeout:g} s: raise server.timeout\n"
+                    f"the last line of its log {process.log}: {process.reason()}"
+                )
+            if now - reported > SAY_EVERY:
+                reported = now
+                log.info(f"{self.title} loads {name}: {now - start:.0f} s")
+            time.sleep(min(1.0, 0.1 + (now - start) / 10))
+        raise UserError(f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}")
 
     @abstractmethod
     def check_installed(self) -> None:
@@ -122,38 +207,157 @@ class Server(ABC):
         """The command line."""
 
     @abstractmethod
-    def take(self, address: str, folder: Path, name: str) -> RunningServer:
-        """A server that is there already, with the model in `folder` in it (UserError where it does not take it)."""
+    def take(self, address: str, folder: Path) -> RunningServer:
+        """A found server, with the model in `folder` in it.
+
+        Raises:
+            ServerError: it does not load the model.
+        """
 
 
 @lru_cache(maxsize=16)
 def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own: str, other: str) -> None:
-    """Refuse an interpreter without these packages; `own` is the command that mends this one, `other` what to install
-    into that one.
+    """Refuse an interpreter without these packages. `own` is the command that installs them for this interpreter,
+    `other` what to install for another.
 
     Raises:
         UserError: packages are absent, or the interpreter cannot be run.
     """
-    if interpreter == sys.executable:
-        absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    else:
-        absent = _absent_there(interpreter, packages)
-    if not absent:
-        return
-    who = f"server={server}" if interpreter == sys.executable else interpreter
-    how = own if interpreter == sys.executable else f'{interpreter} -m pip install "{other}"'
-    raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
-
-
-def _absent_there(interpreter: str, packages: Sequence[str]) -> list[str]:
-    code = (
-        "import importlib.util, sys\n"
-        "print(' '.join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))"
-    )
+    code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
+    words = [interpreter, "-c", code, *packages]
     try:
-        done = subprocess.run([interpreter, "-c", code, *packages], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        absent = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
-    if done.returncode:
-        raise UserError(f"server.python={interpreter} is no Python interpreter: it ended with {done.returncode}")
-    return done.stdout.split()
+    if absent:
+        here = interpreter == sys.executable
+        who, how = (f"server={server}", own) if here else (interpreter, f'{interpreter} -m pip install "{other}"')
+        raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
+
+
+@component
+class VllmServer(Server):
+    """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs. It takes the fraction `gpu_memory_utilization` of
+    each. `max_model_len` (tokens) limits prompt and answer together; the default is the model's own limit.
+
+    With `url` the server keeps its tokenizer and its settings, and only its weights change. It must see this machine's
+    files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already.
+    """
+
+    title: ClassVar[str] = "vllm serve"
+    kind: ClassVar[str] = "vllm"
+    version: ClassVar[int] = 2
+    decisive: ClassVar[tuple[str, ...]] = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+    how_to_start: ClassVar[str] = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
+    draws: ClassVar[bool] = True
+
+    tensor_parallel_size: Threads = 1
+    gpu_memory_utilization: Share = 0.9
+    max_model_len: Count | None = None
+    dtype: Precision | Literal["auto"] = "auto"
+    enforce_eager: bool = False
+    seed: Seed = 0
+
+    @property
+    def request(self) -> dict[str, Json]:
+        return {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+    @property
+    def host(self) -> ModelHost:
+        gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
+        return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
+
+    def check_installed(self) -> None:
+        check_packages("vllm", self.interpreter, ("vllm",), install("vllm"), "vllm")
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
+        flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
+        flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
+        flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
+        flags += ["--enforce-eager"] if self.enforce_eager else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
+
+    def take(self, address: str, folder: Path) -> RunningServer:
+        return RunningServer(url=f"{address}/v1", model=self._renew(address, folder))
+
+    def _renew(self, address: str, folder: Path) -> str:
+        """The served id, once the weights are the folder's. A server that cannot reload keeps its first model."""
+        try:
+            about = ask(f"{address}/server_info", timeout=60.0)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            return served(address, folder)
+        if re.search(r"device(_config)?=.?cpu", about) and not stores_head(folder):
+            raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
+        order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        ask(f"{address}/collective_rpc", order, timeout=self.timeout)
+        ask(f"{address}/reset_prefix_cache", {}, timeout=60.0)
+        models = models_at(address)
+        if not models:
+            raise ServerError("it lists no model")
+        return str(models[0]["id"])
+
+
+@component
+class TransformersServer(Server):
+    """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
+
+    `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
+    without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
+    """
+
+    title: ClassVar[str] = "transformers serve"
+    kind: ClassVar[str] = "transformers"
+    version: ClassVar[int] = 2
+    decisive: ClassVar[tuple[str, ...]] = ("dtype", "attn_implementation", "continuous_batching")
+    how_to_start: ClassVar[str] = "on this machine without a model (`transformers serve --port P`)"
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    continuous_batching: bool = False
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
+        device = self.device if self.device != "auto" else f"auto:{kind}"
+        return super().settings if self.url is not None else {**super().settings, "device": device}
+
+    @property
+    def host(self) -> ModelHost:
+        return ModelHost(dtype=self.dtype, url=self.url)
+
+    def check_installed(self) -> None:
+        check_packages("transformers", self.interpreter, NEEDS, install("serving"), "transformers[serving]")
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--device", self.device, "--dtype", self.dtype]
+        if self.attn_implementation:
+            flags += ["--attn-implementation", self.attn_implementation]
+        flags += ["--continuous-batching"] if self.continuous_batching else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        module = "transformers.cli.transformers"
+        return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
+
+    def take(self, address: str, folder: Path) -> RunningServer:
+        """`stop` makes the server forget what it loaded."""
+        reply = ask(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
+        failed = [event.get("message") for event in _events(reply) if event.get("status") == "error"]
+        if failed:
+            raise ServerError((str(failed[-1]).splitlines() or ["it gives no reason"])[0])
+        model = served(address, folder)
+        return RunningServer(url=f"{address}/v1", model=model, end=lambda: _reset(address))
+
+
+def _events(text: str) -> list[dict[str, Json]]:
+    """The data of server-sent events."""
+    return [parsed(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+
+
+def _reset(address: str) -> None:
+    with suppress(ServerError):  # somebody else runs it, and it may be gone
+        ask(f"{address}/reset", {})

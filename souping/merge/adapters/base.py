@@ -1,25 +1,30 @@
-"""Base model under a pool of adapters: its folder, the tensors that adapters change, and checks beside the weights
-(settings of the merge, tokenizers, targets)."""
+"""Base model under a pool of adapters: its folder, the tensors that adapters change and how they are read, and checks
+of merge settings, tokenizers and targets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import TIED, compare_tokenizers, read_tokenizer, tied
-from souping.checkpoints.dtypes import FLOATS
+from souping.checkpoints.dtypes import FLOATS, size_of
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import Adapter, FactorPair
 from souping.core.files import expanded, folder_at
 from souping.core.merge_protocols import MergeBackend
 from souping.core.text import shown
 from souping.core.types import UserError
-from souping.merge.adapters.factors import FileReader, Rows, blocks_of
-from souping.merge.kernels.reference import Float32, widen
+from souping.merge.kernels import Float32, Raw, widen
 
+log = logging.getLogger(__name__)
+ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 """Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
 
@@ -38,8 +43,67 @@ class Site:
     shared: bool = False
 
 
+class TensorReader:
+    """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`).
+
+    With `keep`, tensors that were read stay in memory.
+    """
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], nonfinite: str = "warn", keep: bool = False) -> None:
+        self._checkpoints, self._nonfinite, self._keep = checkpoints, nonfinite, keep
+        self._kept: dict[tuple[Path, int], Raw] = {}
+        self._reported: set[str] = set()
+
+    def rows(self, name: str, tensor: Tensor, start: int = 0, count: int | None = None) -> Float32:
+        """`count` rows from row `start` (default: all) of a tensor of the checkpoint called `name`.
+
+        Raises:
+            UserError: the file ends early, or a value is not finite.
+        """
+        width = math.prod(tensor.shape[1:])
+        path = self._checkpoints[name].folder / tensor.file
+        raw = self._read(path, tensor, start * width, (tensor.shape[0] if count is None else count) * width)
+        values = widen(raw, tensor.dtype).reshape(-1, *tensor.shape[1:])
+        self._check(values, f"NaN or infinity in tensor {shown(tensor.name)} in {path}")
+        return values
+
+    def check_soup(self, values: Float32, tensor: str) -> None:
+        """Check values of the soup whose parts were finite."""
+        self._check(values, f"overflow to infinity in tensor {shown(tensor)} of the soup")
+
+    def _read(self, path: Path, tensor: Tensor, start: int, count: int) -> Raw:
+        size, key = size_of(tensor.dtype), (path, tensor.offset)
+        if key not in self._kept:
+            first, length = (0, tensor.count * size) if self._keep else (start * size, count * size)
+            with path.open("rb", buffering=0) as file:
+                raw = np.frombuffer(os.pread(file.fileno(), length, tensor.offset + first), np.uint8)
+            if len(raw) != length:
+                raise UserError(
+                    f"{path}, tensor {shown(tensor.name)}: the file ends early: it has changed, start again"
+                )
+            if not self._keep:
+                return raw
+            self._kept[key] = raw
+        return self._kept[key][start * size : (start + count) * size]
+
+    def _check(self, values: Float32, what: str) -> None:
+        if what in self._reported or np.isfinite(values).all():
+            return
+        if self._nonfinite == "error":
+            raise UserError(f"{what}. Set merge.nonfinite=warn to let it through.")
+        self._reported.add(what)
+        log.warning("%s", what)
+
+
+def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) pieces of a weight."""
+    step = max(1, ELEMENTS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(step, shape[0] - start)
+
+
 def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False) -> Checkpoint:
-    """Open the one base of all adapters; `folder` (merge.base) says where it lies if their configs don't.
+    """Open the one base of all adapters; `folder` (merge.base) is its place if their configs do not name one.
 
     Raises:
         UserError: adapters name different bases or revisions, or the base is not a folder here.
@@ -74,7 +138,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
 
     Raises:
         UserError: the base has no such module, a shape does not fit, the base's weight is quantised, or full weights
-            saved beside the factors are not the base's.
+            saved with the factors are not the base's.
     """
     modules = sorted({module for adapter in adapters.values() for module in adapter.parts})
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
@@ -156,10 +220,10 @@ def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> b
 
 
 def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
-    """PEFT saves the embeddings beside their factors; a vocabulary that was resized or trained is no adapter's."""
+    """PEFT may save whole embeddings too; resized or trained ones are refused."""
     for module, tensor in adapter.whole.items():
         own = weight_of(base, module) or _tied_embedding(base, module)
-        if own is None or own.shape != tensor.shape or not _equal(adapter.checkpoint, tensor, base, own):
+        if own is None or not _equal(adapter.checkpoint, tensor, base, own):
             raise UserError(
                 f"adapter {name} carries the whole weight of {shown(module)}, which is not the base's own (resized or "
                 "trained embeddings): it cannot be souped in adapter space"
@@ -168,18 +232,16 @@ def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
 
 def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
     """The same numbers, in whatever float types they are stored."""
-    if {left.dtype, right.dtype} - set(FLOATS):
+    if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape or not left.shape:
         return False
-    with FileReader({"a": a, "b": b}) as read:
-
-        def wide(name: str, tensor: Tensor, rows: Rows) -> Float32:
-            return widen(read(name, tensor, *rows), tensor.dtype)
-
-        return all(np.array_equal(wide("a", left, rows), wide("b", right, rows)) for rows in blocks_of(left.count, 1))
+    reader = TensorReader({"a": a, "b": b})
+    return all(
+        np.array_equal(reader.rows("a", left, *rows), reader.rows("b", right, *rows)) for rows in blocks_of(left.shape)
+    )
 
 
 def check_settings(merge: MergeBackend) -> None:
-    """Refuse settings that mean nothing for adapters.
+    """Refuse settings that have no meaning for adapters.
 
     Raises:
         UserError: the first of them, by name.
@@ -207,7 +269,7 @@ def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list
 
 
 def note_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
-    """One note where the adapters name a folder that is here, and another one is used."""
+    """A note if the adapters name a folder that exists, and another one is used."""
     named = next(iter(adapters.values())).settings.base
     path = folder_at(named)
     if named is None or path is None or path == base.folder.resolve():
@@ -216,10 +278,10 @@ def note_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
 
 
 def note_targets(adapters: Mapping[str, Adapter]) -> list[str]:
-    """One note where adapters change different modules: a module gets the parts of those that have one."""
+    """A note if adapters change different modules: a module gets the parts of those that have one."""
     everything = {module for adapter in adapters.values() for module in adapter.parts}
     lacking = {name: everything - set(adapter.parts) for name, adapter in adapters.items()}
     if not any(lacking.values()):
         return []
     counts = ", ".join(f"{name} {len(everything) - len(gone)}" for name, gone in lacking.items())
-    return [f"adapters change different modules ({counts} of {len(everything)}): each counts where it has a part"]
+    return [f"adapters change different modules ({counts} of {len(everything)}): each is used where it has one"]

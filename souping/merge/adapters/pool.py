@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints.checkpoint import end_tokens, fingerprint_of, inside, small
+from souping.checkpoints.checkpoint import eos_token_ids, fingerprint_of, inside, small
 from souping.checkpoints.compatibility import check_tokenizer
-from souping.checkpoints.dtypes import TORCH_NAMES, size_of
-from souping.checkpoints.header import Tensor
+from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
 from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.files import staged, write_files
-from souping.core.merge_protocols import CandidatePool, MergeBackend, SoupPlan
+from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge.adapters.base import (
     Site,
+    TensorReader,
+    blocks_of,
     check_settings,
     compare_with_base,
     find_base,
@@ -27,11 +29,20 @@ from souping.merge.adapters.base import (
     note_targets,
     sites,
 )
-from souping.merge.adapters.factors import FileReader, Guard, Read, Share
-from souping.merge.adapters.live import AdapterLive
-from souping.merge.adapters.writer import FULL, base_plan, config_text, refuse_shared, write_model, write_weights
-from souping.merge.kernels.reference import Raw
-from souping.merge.live import LiveModule, WeightFiles
+from souping.merge.adapters.soup import (
+    FULL,
+    DeviceProduct,
+    Product,
+    Share,
+    base_plan,
+    config_text,
+    product,
+    refuse_shared,
+    write_model,
+    write_weights,
+)
+from souping.merge.gpu import torch_dtype
+from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
 from souping.merge.writer import companion_files, recipe_text, with_extra
 
@@ -77,14 +88,14 @@ class AdapterPool(CandidatePool):
         self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
-            refuse_shared(self.sites, dict.fromkeys(self.sites, ()))
+            refuse_shared(self.sites, self.sites)
         self._warnings = [*note_base(self.adapters, self.base), *compare_with_base(self.adapters, self.base)]
         self._warnings += note_targets(self.adapters)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
-        self._ends = end_tokens(self.base.folder)
-        self._folders, self._base_name = dict(folders), base_name(folders)
-        self._opened = {**{n: a.checkpoint for n, a in self.adapters.items()}, self._base_name: self.base}
+        self._eos_token_ids = eos_token_ids(self.base.folder)
+        self._folders, self.base_name = dict(folders), base_name(folders)
+        self._opened = {**{n: a.checkpoint for n, a in self.adapters.items()}, self.base_name: self.base}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,12 +124,12 @@ class AdapterPool(CandidatePool):
             check_tokenizer(name, self._tokenizer_of(adapter))
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
-        """Where the soup's tokenizer comes from: the carrying adapter, or the base where that has none."""
+        """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
         return self._tokenizer_of(self.adapters[self._carrier(recipe)])
 
     def ends(self, recipe: Recipe) -> tuple[int, ...]:
-        """Those of the base: adapters bring none."""
-        return self._ends
+        """Those of the base: adapters have none."""
+        return self._eos_token_ids
 
     def _tokenizer_of(self, adapter: Adapter) -> Path:
         return adapter.folder if adapter.has_tokenizer else self.base.folder
@@ -161,56 +172,42 @@ class AdapterPool(CandidatePool):
             UserError: `out` is there already, a file has changed or is broken, a value is not finite, or the disk is
                 full.
         """
-        plan, guard = self.plan(recipe), Guard(self._opened, self._merge.nonfinite)
-        with FileReader(self._opened) as read, staged(out) as stage:
-            files = (self._write_model if _merged(recipe) else self._write_adapter)(plan, stage, read, guard, progress)
-            files |= _side(self.adapters[plan.carrier])
+        plan = self.plan(recipe)
+        with staged(out) as stage:
+            files = self._write_weights(plan, stage, progress) | _side(self.adapters[plan.carrier])
             write_files(stage, with_extra(files, [path.name for path in stage.iterdir()], extra_files))
-            self._check_unchanged(recipe)
+            self.check_unchanged(recipe)
         return Path(out)
 
-    def _write_adapter(
-        self, plan: AdapterPlan, stage: Path, read: Read, guard: Guard, progress: Progress | None
-    ) -> dict[str, str | bytes]:
-        shares = self.shares(plan.recipe)
-        write_weights(stage / WEIGHTS, shares, TORCH_NAMES[plan.recipe.dtype], read, guard, progress)
-        used = {name: self.adapters[name] for name in plan.recipe.ingredients}
-        text = recipe_text(plan.recipe, plan.carrier, self._merge.nonfinite)
+    def _write_weights(self, plan: AdapterPlan, stage: Path, progress: Progress | None) -> dict[str, str | bytes]:
+        """Write the weights; returns the other files of the folder."""
+        recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
+        shares = self.shares(recipe)
+        if _merged(recipe):
+            full = base_plan(recipe, self.base_name, self.base, self._merge.max_shard_size, nonfinite)
+            write_model(full, stage, self.sites, shares, reader, progress)
+            text = recipe_text(recipe, plan.carrier, nonfinite, full.max_shard_size)
+            return {**companion_files(full), "recipe.json": text}
+        write_weights(stage / WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress)
+        used = {name: self.adapters[name] for name in recipe.ingredients}
+        text = recipe_text(recipe, plan.carrier, nonfinite)
         return {CONFIG: config_text(shares, used, self.base), "recipe.json": text}
-
-    def _write_model(
-        self, plan: AdapterPlan, stage: Path, read: Read, guard: Guard, progress: Progress | None
-    ) -> dict[str, str | bytes]:
-        size, nonfinite = self._merge.max_shard_size, self._merge.nonfinite
-        full = base_plan(plan.recipe, self._base_name, self.base, size, nonfinite)
-        write_model(full, stage, self.sites, self.shares(plan.recipe), read, guard, progress)
-        text = recipe_text(plan.recipe, plan.carrier, nonfinite, full.max_shard_size)
-        return {**companion_files(full), "recipe.json": text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `home`), ready to be poured into."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
             alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=str(self._merge.dtype))
             LiveModule({"base": self.base}, module, nonfinite=self._merge.nonfinite).pour(alone)
-        files = WeightFiles(self._merge.resident)
-        return AdapterLive(
-            module,
-            self.sites,
-            base=self._base_name,
-            read=lambda name, tensor, start, count: _row(files, self._opened[name].folder, tensor, start, count),
-            guard=Guard(self._opened, self._merge.nonfinite),
-            shares_of=self._unchanged_shares,
-            factor_dtype=lambda recipe: FULL if _merged(recipe) else TORCH_NAMES[recipe.dtype],
-            stored=lambda site, recipe: _stored(site, recipe) if _merged(recipe) else None,
-        )
+        return AdapterLive(self, module)
 
-    def _check_unchanged(self, recipe: Recipe) -> None:
-        for name in (*recipe.ingredients, self._base_name):
+    def reader(self, resident: bool = False) -> TensorReader:
+        """A reader of the adapters and the base; a `resident` one may keep what it read, by `merge.resident`."""
+        return TensorReader(self._opened, self._merge.nonfinite, resident and self._merge.resident == "cpu")
+
+    def check_unchanged(self, recipe: Recipe) -> None:
+        """Raises UserError if a file of the recipe's adapters or of the base is not the one that was opened."""
+        for name in (*recipe.ingredients, self.base_name):
             self._opened[name].check_unchanged()
-
-    def _unchanged_shares(self, recipe: Recipe) -> dict[str, list[Share]]:
-        self._check_unchanged(recipe)
-        return self.shares(recipe)
 
     def shares(self, recipe: Recipe) -> dict[str, list[Share]]:
         """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""
@@ -232,19 +229,78 @@ def _merged(recipe: Recipe) -> bool:
     return recipe.settings.get("adapters") == "merge"
 
 
-def _stored(site: Site, recipe: Recipe) -> str:
-    return TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype
-
-
-def _row(files: WeightFiles, folder: Path, tensor: Tensor, start: int, count: int) -> Raw:
-    size = size_of(tensor.dtype)
-    row = files.row(folder / tensor.file, tensor.offset + start * size, count * size)
-    if len(row) != count * size:
-        raise UserError(f"{folder / tensor.file}, tensor {shown(tensor.name)}: the file ends early")
-    return row
-
-
 def _side(adapter: Adapter) -> dict[str, bytes]:
-    """The adapter's own tokenizer and chat template, where it has a tokenizer."""
+    """The adapter's own tokenizer and chat template, if it has a tokenizer."""
     names = adapter.checkpoint.side if adapter.has_tokenizer else ()
     return {name: small(inside(adapter.folder, name)) for name in names}
+
+
+class AdapterLive(Pourable):
+    """Live base model that `pour` makes base + sum_i w_i s_i B_i A_i of a recipe, again and again.
+
+    Only the weights that some adapter of the pool changes are touched.
+    """
+
+    def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
+        self._pool, self._reader = pool, pool.reader(resident=True)
+        self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
+        _untie(module, [site for site in pool.sites.values() if site.shared])
+        self._changed: set[str] = set()
+
+    def pour(self, recipe: Recipe) -> None:
+        """Put the recipe's soup into the module, in place. Modules that only other adapters change get the base's
+        weight back.
+
+        Raises:
+            UserError: a file has changed, or a value is not finite (the module then holds a part of the soup).
+        """
+        self._pool.check_unchanged(recipe)
+        shares = self._pool.shares(recipe)
+        for name in sorted(self._changed | set(shares)):
+            self._fill(name, shares.get(name, ()), recipe)
+        self._changed = set(shares)
+
+    def _fill(self, name: str, shares: Sequence[Share], recipe: Recipe) -> None:
+        """One module's weight. A merged soup's is rounded to its dtype first, as the written model's is."""
+        import torch
+
+        site, target = self._pool.sites[name], self._owners[name].get_parameter("weight")
+        merged = _merged(recipe)
+        made: Product | DeviceProduct | None = None
+        if shares:
+            made = product(self._reader, shares, FULL if merged else TORCH_NAMES[recipe.dtype], site.transposed)
+            made = DeviceProduct(made, target.device) if target.device.type == "cuda" else made
+        with torch.no_grad():
+            for first, count in blocks_of(site.tensor.shape):
+                base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
+                sums = torch.tensor(base) if made is None else torch.as_tensor(made.added(base, first))
+                if merged:
+                    sums = sums.to(torch_dtype(TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype))
+                self._reader.check_soup(sums.float().cpu().numpy(), site.tensor.name)
+                target[first : first + count].copy_(sums)
+
+
+def _owner(module: torch.nn.Module, site: Site) -> torch.nn.Module:
+    """The live submodule that owns the adapted weight.
+
+    Raises:
+        UserError: the module has none of that name and shape.
+    """
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."  # transformers'
+    for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
+        with suppress(AttributeError):
+            owner = module.get_submodule(name)
+            weight = dict(owner.named_parameters(recurse=False)).get("weight")
+            if weight is not None and tuple(weight.shape) == site.tensor.shape:
+                return owner
+    raise UserError(f"the adapters change {shown(site.module)}, which the loaded base model does not have")
+
+
+def _untie(module: torch.nn.Module, shared: Sequence[Site]) -> None:
+    """Give an adapted weight that is tied to another module's its own storage: adapters change one of the two."""
+    import torch
+
+    for site in shared:
+        owner = _owner(module, site)
+        own = owner.get_parameter("weight").detach().clone()
+        owner.register_parameter("weight", torch.nn.Parameter(own, requires_grad=False))

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -23,9 +25,8 @@ from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
-from souping.pipeline.models import ServedModel
 from tests.conftest import Cli
 from tests.support.evaluators import DeadServer
 
@@ -53,8 +54,8 @@ def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[I
     return found
 
 
-def table(folder: Path) -> ServedModel:
-    return ServedModel(module=None, tokenizer=None, folder=folder)
+def table(folder: Path) -> Any:
+    return SimpleNamespace(soup="", home=folder, ends=(), folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +281,7 @@ class TestRun:
         assert report["benchmark"]["name"] == "bfcl"
         assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
         warnings = " ".join(report["warnings"])
-        assert "the soup is asked by handler plain; tried on the search fold: watt-ai/watt-tool-8B, plain" in warnings
+        assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
         assert "overall without simple_java" in warnings
         assert report["cost"]["trials"] == 2
         assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()

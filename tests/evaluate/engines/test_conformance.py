@@ -39,10 +39,6 @@ def served() -> Any:
     return SimpleNamespace(soup="s", home=FOLDER, folder=FOLDER, module=module, tokenizer=tokenizer, ends=())
 
 
-def test_it_subclasses_the_protocol(asked: LocalEvaluator) -> None:
-    assert Engine in type(asked.engine).__mro__
-
-
 def answers(asked: LocalEvaluator, served: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:
     return asked.engine.answer(asked, served, items, replicate)
 
@@ -81,25 +77,17 @@ def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, served:
     assert other.outcome == "truncated"
 
 
-def test_its_settings_are_plain_or_the_evaluators(asked: LocalEvaluator) -> None:
-    own = asked.engine.settings
-    assert own is None or json.loads(json.dumps(own)) == own
-    assert ("engine" in asked.settings) == (own is not None)
-
-
-def test_the_module_is_loaded_as_it_says(asked: LocalEvaluator) -> None:
-    settings = asked.engine.module_settings(WISHED)
+def test_what_it_declares(asked: LocalEvaluator) -> None:
+    engine = asked.engine
+    assert Engine in type(engine).__mro__
+    assert engine.settings is None or json.loads(json.dumps(engine.settings)) == engine.settings
+    assert ("engine" in asked.settings) == (engine.settings is not None)
+    settings = engine.module_settings(WISHED)
     assert settings.trust_remote_code
-    assert (settings == WISHED) == (asked.engine.wants == "module")
-    assert asked.engine.wants == asked.wants
-
-
-def test_a_host_is_one_with_processes_of_its_own(asked: LocalEvaluator) -> None:
-    host = asked.engine.host
-    assert host == asked.host
-    assert host is None or (isinstance(host, ModelHost) and host.gpus >= 1 and 0 < host.fraction <= 1)
-
-
-def test_what_it_lacks_has_a_command(asked: LocalEvaluator) -> None:
-    assert all(one.mends.startswith("pip install") for one in asked.engine.needs())
-    assert asked.needs() == asked.engine.needs()
+    assert (settings == WISHED) == (engine.wants == "module")
+    assert engine.wants == asked.wants
+    assert engine.host == asked.host
+    assert engine.host is None or (isinstance(engine.host, ModelHost) and engine.host.gpus >= 1)
+    assert engine.host is None or 0 < engine.host.fraction <= 1
+    assert all(one.mends.startswith("pip install") for one in engine.needs())
+    assert asked.needs() == engine.needs()

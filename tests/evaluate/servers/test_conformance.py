@@ -12,8 +12,7 @@ import pytest
 
 from souping import pantry
 from souping.core.types import UserError, digest
-from souping.evaluate.servers import Server
-from souping.evaluate.servers.choices import TransformersServer, VllmServer
+from souping.evaluate.servers import Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
 
 
@@ -22,11 +21,8 @@ def server(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_it_subclasses_the_protocol(server: Any) -> None:
-    assert isinstance(server, Server)
-
-
 def test_settings_are_plain_and_name_the_server(server: Any) -> None:
+    assert isinstance(server, Server)
     assert server.settings["name"] in ("transformers", "vllm")
     assert json.loads(json.dumps(server.settings)) == server.settings
 

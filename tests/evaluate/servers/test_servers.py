@@ -20,22 +20,14 @@ from typing import Any
 import pytest
 
 from souping import pantry
+from souping.core.fields import component
 from souping.core.types import Candidate, Item, Json, UserError
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.decoding import IDS
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.choices import NEEDS, TransformersServer
-from souping.evaluate.servers.process import (
-    LaunchSpec,
-    Process,
-    RunningServer,
-    ServerError,
-    ask,
-    free_port,
-    launch,
-    models_at,
-)
+from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
+from souping.evaluate.servers.process import Process, ServerError, ask, free_port, models_at
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
@@ -118,79 +110,65 @@ class TestProcess:
         assert gone(group)
 
 
-def order(code: str, **changes: Any) -> LaunchSpec:
-    command = [sys.executable, "-c", code]
-    settings = {"title": "it", "folder": Path("/m"), "name": "m", "port": None, "timeout": 60.0, **changes}
-    return LaunchSpec(command=lambda port: [*command, str(port)], **settings)
+@component
+class Scripted(TransformersServer):
+    """Server whose program is Python code."""
+
+    code: str = "pass"
+
+    def check_installed(self) -> None:
+        return None
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        return [sys.executable, "-c", self.code, str(port)]
 
 
-class TestLaunch:
-    def refused(self, ordered: LaunchSpec, tmp_path: Path, match: str) -> None:
-        with pytest.raises(UserError, match=match) as told:
-            launch(ordered, tmp_path, None)
-        assert str(told.value).count("\n") <= 1
+class TestStart:
+    @pytest.fixture(autouse=True)
+    def logs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        return tmp_path
 
-    def test_an_interrupt_leaves_no_folder_and_a_failure_leaves_its_log(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def refused(self, server: Scripted, match: str, name: str = "m") -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            server.start(Path("/m"), name)
+        assert str(caught.value).count("\n") <= 1
+
+    def test_a_failure_leaves_its_log_and_an_interrupt_leaves_nothing(
+        self, logs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupted(*_: object) -> str:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with pytest.raises(UserError, match="its log: "):
-            launch(order("raise SystemExit(3)"), None, None)
-        assert [log.name for log in tmp_path.glob("souping-server-*/*")] == ["m.log"]
-        monkeypatch.setattr("souping.evaluate.servers.process._wait", interrupted)
+        self.refused(Scripted(code="raise SystemExit(3)"), r"its log: .*org_model_x\.log", "org/model x")
+        assert [log.name for log in logs.glob("souping-server-*/*")] == ["org_model_x.log"]
+        monkeypatch.setattr("souping.evaluate.servers.served", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            launch(order("import time; time.sleep(60)"), None, None)
-        assert len(list(tmp_path.glob("souping-server-*"))) == 1
+            Scripted(code="import time; time.sleep(60)").start(Path("/m"), "m")
+        assert len(list(logs.glob("souping-server-*"))) == 1
 
-    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
+    def test_a_port_that_is_taken(self) -> None:
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
             other.listen()
             port = other.getsockname()[1]
-            self.refused(order("", port=port), tmp_path, f"server.port={port} is taken")
+            self.refused(Scripted(port=port), f"server.port={port} is taken")
 
-    def test_a_program_that_ends(self, tmp_path: Path) -> None:
-        self.refused(order("raise OSError('no weights')"), tmp_path, "it cannot serve m: OSError: no weights")
-        self.refused(order("pass"), tmp_path, r"it cannot serve m: .*status 0\nits log: .*m.log")
+    @pytest.mark.parametrize(
+        ("code", "reason"), [("raise OSError('no weights')", "OSError: no weights"), ("pass", r".*status 0\nits log: ")]
+    )
+    def test_a_program_that_ends(self, code: str, reason: str) -> None:
+        self.refused(Scripted(code=code), f"cannot serve m: {reason}")
 
-    def test_one_that_takes_too_long(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_takes_too_long(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def never(*_: object) -> str:
-            while "reading" not in (tmp_path / "m.log").read_text():
+            while "reading" not in next(logs.glob("souping-server-*/m.log")).read_text():
                 time.sleep(0.02)
             raise ServerError("it is loading")
 
-        monkeypatch.setattr("souping.evaluate.servers.process.served", never)
+        monkeypatch.setattr("souping.evaluate.servers.served", never)
         code = "import time; print('reading shard 1', flush=True); time.sleep(600)"
-        self.refused(order(code, timeout=1.0), tmp_path, r"has not loaded m after 1 s: raise server.timeout\n.*reading")
-
-    def test_a_port_that_another_takes_first_is_tried_anew(self, tmp_path: Path) -> None:
-        code = f"""
-            import sys
-            from pathlib import Path
-            from http.server import BaseHTTPRequestHandler, HTTPServer
-            first = Path({str(tmp_path / "first")!r})
-            if not first.exists():
-                first.touch()
-                sys.exit("OSError: [Errno 98] Address already in use")
-            class Answers(BaseHTTPRequestHandler):
-                def do_GET(self):
-                    body = b'{{"data": [{{"id": "/m"}}]}}'
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-            HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
-        """
-        with launch(order(textwrap.dedent(code)), tmp_path / "logs", None) as running:
-            assert running.model == "/m"
-            assert running.url == f"http://127.0.0.1:{running.port}/v1"
-        assert (tmp_path / "first").exists()
-
-    def test_the_name_of_a_log_is_a_files(self, tmp_path: Path) -> None:
-        self.refused(order("pass", name="org/model x"), tmp_path, "org_model_x.log")
+        self.refused(Scripted(code=code, timeout=1.0), r"has not loaded m after 1 s: raise server.timeout\n.*reading")
 
 
 def said(running: RunningServer, prompt: str, tokens: int) -> str:
@@ -243,19 +221,16 @@ def running(cook: Path) -> Iterator[RunningServer]:
 class TestTransformersServe:
     def test_it_lists_the_model(self, running: RunningServer, cook: Path) -> None:
         assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
-        assert running.url == f"http://{running.host}:{running.port}/v1"
 
-    def test_completions_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
+    def test_its_answers_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
         texts = [said(running, prompt, 24) for prompt in prompts]
         assert texts == local(cook, prompts, 24)
         assert len(set(texts)) > 1
-
-    def test_chat_is_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
         chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         body: dict[str, Json] = {"model": running.model, "max_tokens": 24, "temperature": 0}
-        texts = [json.loads(ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120)) for chat in chats]
-        said = [text["choices"][0]["message"]["content"] for text in texts]
-        assert said == local(cook, [tuple(chat) for chat in chats], 24)
+        replies = [ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120) for chat in chats]
+        texts = [json.loads(reply)["choices"][0]["message"]["content"] for reply in replies]
+        assert texts == local(cook, [tuple(chat) for chat in chats], 24)
 
     def test_what_it_refuses_is_told(self, running: RunningServer) -> None:
         with pytest.raises(ServerError, match="pinned to"):
@@ -264,39 +239,12 @@ class TestTransformersServe:
 
 @real
 @pytest.mark.slow
-def test_ctrl_c_ends_a_run_and_its_server(tmp_path: Path) -> None:
-    code = f"""
-        import time
-        from pathlib import Path
-        from souping.evaluate.servers.choices import TransformersServer
-        running = TransformersServer(device="cpu").start(Path({str(pantry.path("java_cook"))!r}), "java_cook")
-        Path("group").write_text(f"{{running.process.group}}\\n")
-        time.sleep(600)
-    """
-    run = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    group = int(wait_for(tmp_path / "group", 300))
-    assert len(members(group)) >= 2
-    run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=600)
-    assert "KeyboardInterrupt" in told
-    assert members(group) == []
-
-
-@real
-@pytest.mark.slow
 def test_a_model_that_does_not_load_is_two_lines(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(UserError, match=r"transformers serve cannot serve broken: .*\w") as told:
-        REAL.start(tmp_path / "broken", "broken", tmp_path / "logs")
-    assert str(told.value).count("\n") == 1
-    assert (tmp_path / "logs" / "broken.log").read_text()
+    with pytest.raises(UserError, match=r"transformers serve cannot serve broken: .*\w") as caught:
+        REAL.start(tmp_path / "broken", "broken")
+    assert str(caught.value).count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +270,10 @@ class TestAFoundServer:
     def test_it_loads_one_model_after_another(self, url: str, prompts: list[str]) -> None:
         server = TransformersServer(url=url)
         for name in ("python_cook", "java_cook"):
-            with server.start(pantry.path(name), name) as running:
-                assert running.process is None
-                assert [said(running, p, 24) for p in prompts] == local(pantry.path(name), prompts, 24)
+            running = server.start(pantry.path(name), name)
+            assert running.process is None
+            assert [said(running, p, 24) for p in prompts] == local(pantry.path(name), prompts, 24)
+            running.stop()
             assert models_at(url) == []  # it forgot the soup
         models_at(url)  # and runs on
 
@@ -343,8 +292,9 @@ class TestAFoundServer:
             told = json.loads((served.folder / "generation_config.json").read_text())
             assert told.keys() <= {*IDS}
             assert told["eos_token_id"] == list(served.ends)
-            with evaluator.server.start(served.folder, odd.name) as running:
-                assert [said(running, prompt, 24) for prompt in prompts] == local(cook, prompts, 24)
+            running = evaluator.server.start(served.folder, odd.name)
+            assert [said(running, prompt, 24) for prompt in prompts] == local(cook, prompts, 24)
+            running.stop()
             (note,) = evaluator.pool_notes({odd.name: odd})[:-1]
             assert "repetition_penalty=1.3" in note
             pool.close()

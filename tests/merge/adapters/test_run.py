@@ -148,15 +148,6 @@ def test_a_rebuild_refuses_an_adapter_that_changed(adapters: Path, souping: Cli,
     souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("ingredient mine", "content")
 
 
-def test_bad_pools_are_refused_before_any_work(adapters: Path, souping: Cli, tmp_path: Path) -> None:
-    mixed = [f"pool.candidates=[{adapters / 'ant'},{adapters / 'base'}]", *run(adapters)[1:]]
-    souping(*mixed).refused("mixes adapters (ant) and others (base)")
-    baseless = [a for a in run(adapters) if not a.startswith("merge.base")]
-    souping(*baseless).refused("org/base is not a folder here", "merge.base=FOLDER")
-    souping(*run(adapters), "merge.method=slerp").refused("merge.method=slerp is for full models")
-    assert not (tmp_path / "outputs/fam").exists()
-
-
 def test_a_pool_of_adapters_needs_no_torch_to_be_written(adapters: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -1,0 +1,129 @@
+"""Print docs/reference.md: `python docs/make_reference.py > docs/reference.md`.
+
+Groups, choices, keys and remarks come from `conf/`, root keys from the configuration's dataclass, Python names from
+`souping.__all__`, and meanings from `docs/reference.yaml`. A test compares the page.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+import souping
+from souping.cli.config import Config
+
+DOCS = Path(__file__).resolve().parent
+CONF = DOCS.parent / "conf"
+LINE = re.compile(r"^(\w+): *(.*?)(?: *(?:^|(?<=\s))# *(.*))?$")
+SCALARS = ("name", "seed", "plan", "check", "margin", "gate", "allow_code", "debug")
+CALLS = ("run", "soup", "select")
+HEAD = """# Reference
+
+This page is generated: `python docs/make_reference.py > docs/reference.md`. It lists every file, key and name. The
+other pages explain them.
+
+- `python -m souping help NAME` prints the keys of a group on the terminal.
+- `eval "$(souping -sc install=bash)"` completes groups, choices and keys in bash. In zsh, first run
+  `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
+- Errors are one or two lines and exit with status 2; `debug=true` shows the traceback.
+- Values that contain `( ) , =` or spaces need quotes: `'merge.overrides={layers.0-7:[0.6,0.4]}'`.
+"""
+TERMS = """## Terms
+
+**Candidate**: a checkpoint in the pool. **Ingredient**: a selected candidate. **Expert**: the best candidate of a
+category. **Item**: one question with an id, a category and a group. **Recipe**: ingredients, weights and merge method,
+identified by their content. **Soup**: the model that a recipe makes. **Trial**: one soup of a search. **Folds**: three
+disjoint sets of items: `select` chooses the ingredients, `search` chooses the weights, and `report` is the held-out
+test set.
+"""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """A Markdown table and an empty line."""
+    names = list(head)
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'---|' * len(names)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
+    yield ""
+
+
+def choice(path: Path) -> tuple[str, dict[str, tuple[str, str]]]:
+    """(opening comment, {key: (default, remark)}) of a choice's file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    body = [line for line in lines if not line.startswith("# @")]
+    opening = " ".join(line.lstrip("# ") for line in body if line.startswith("#"))
+    if "# @package _global_" in lines:  # its keys are indented
+        body = [line[2:] for line in body if line.startswith("  ")]
+    keys = {m[1]: (m[2], m[3] or "") for m in map(LINE.match, body) if m}
+    return opening, {k: v for k, v in keys.items() if not k.startswith("_") and k != "defaults" and v[0] != f"${{{k}}}"}
+
+
+def group(name: str) -> Iterator[str]:
+    """Choices of a group, and one table of their keys."""
+    yield f"### {name}\n"
+    rows: dict[tuple[str, str], tuple[list[str], str]] = {}
+    for path in sorted((CONF / name).glob("*.yaml")):
+        opening, keys = choice(path)
+        yield f"- `{name}={path.stem}`{': ' if opening else ''}{opening}"
+        for key, (default, remark) in keys.items():
+            names, kept = rows.get((key, default), ([], ""))
+            rows[key, default] = ([*names, path.stem], kept or remark)
+    yield ""
+    if rows:
+        lines = ((f"`{k}`", f"`{d}`", ", ".join(names), remark) for (k, d), (names, remark) in rows.items())
+        yield from table(("key", "default", "of", "meaning"), lines)
+
+
+def experiments() -> Iterator[str]:
+    yield "### experiment\n\nOverlays: `+experiment=NAME`.\n"
+    rows = []
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        rows.append((f"`{path.stem}`", path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ")))
+    yield from table(("name", "meaning"), rows)
+
+
+def root(meanings: Mapping[str, str]) -> Iterator[str]:
+    yield "## Root keys\n"
+    defaults = {each.name: each.default for each in fields(Config)}
+    rows = []
+    for key, meaning in meanings.items():
+        value = defaults.get(key)
+        default = "outputs/store.sqlite" if key == "store.path" else json.dumps(value) if key in SCALARS else ""
+        rows.append((f"`{key}`", default, meaning))
+    yield from table(("key", "default", "meaning"), rows)
+
+
+def python(meanings: Mapping[str, str]) -> Iterator[str]:
+    yield "## Python\n\nNames of `import souping`. Each is loaded when you first use it.\n"
+    rows = []
+    for name in sorted(souping.__all__, key=str.lower):
+        value = getattr(souping, name)
+        meaning = meanings.get(name) or (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+        arguments = f"({', '.join(inspect.signature(value).parameters)})" if name in CALLS else ""
+        rows.append((f"`{name}{arguments}`", meaning))
+    yield from table(("name", "meaning"), rows)
+
+
+def page() -> str:
+    known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
+    lines = [HEAD, TERMS, "## Files of a run\n", "A run writes to `outputs/NAME/DATE_TIME/`.\n"]
+    lines += table(("file", "content"), ((f"`{name}`", what) for name, what in known["files"].items()))
+    lines += root(known["root"])
+    lines += ["## Groups\n", "Choose with `GROUP=CHOICE`, set keys with `GROUP.KEY=VALUE`.\n"]
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"):
+        lines += group(folder.name)
+    lines += [*experiments(), *python(known["python"]), "## report.json\n"]
+    lines += ["Scores are fractions of 1. A number that cannot be computed is `null`.\n"]
+    lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,499 @@
+"""Models of the Hub, downloaded by huggingface_hub into its own cache.
+
+Everything that talks to the Hub runs in a child process (`core.child.call`): a slow or endless answer costs neither the
+run's time nor its memory, and Ctrl-C ends it within seconds. A revision becomes a commit when its files are listed.
+From that list souping picks weights, config, tokenizer and chat templates by name, and never code.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+import huggingface_hub
+from huggingface_hub import constants
+
+from souping.checkpoints import checkpoint, lora
+from souping.checkpoints.header import header_bytes, parse_json
+from souping.core.child import MEMORY, Report, call
+from souping.core.files import expanded, near_folder, put
+from souping.core.system import limit_file_size
+from souping.core.text import first_line, shown
+from souping.core.types import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+T = TypeVar("T")
+Check = Callable[[Mapping[str, Path]], None]
+LOGIN = "`hf auth login`"
+WORKERS = 8
+LISTING = 600.0
+"""Seconds within which the lists, small files and headers of a pool must arrive."""
+PATIENCE = 120.0
+"""Seconds that a download may take before its rate counts."""
+SLOWEST = 50_000
+"""Bytes per second, on average, below which a download is given up."""
+
+# Names
+
+PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+NAME = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>\w[\w./-]{{0,254}}))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """Model repository and a revision of it: a branch, a tag or a commit."""
+
+    repo: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
+
+    @property
+    def name(self) -> str:
+        """Default name of a candidate from here."""
+        return self.repo.rpartition("/")[2]
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which never moves."""
+        return COMMIT.fullmatch(self.revision) is not None
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the repository in the Hub's cache, which all tools share."""
+        return expanded(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
+
+
+def parse(text: str | Path) -> HubName | None:
+    """The Hub name in a text; None if it cannot be one, or if a path of this name exists."""
+    match = NAME.fullmatch(str(text))
+    if match is None or not is_repo(match["repo"]) or ".." in str(text) or Path(text).exists():
+        return None
+    return HubName(match["repo"], match["revision"] or "main")
+
+
+def is_repo(text: str) -> bool:
+    """Whether a text can be the name of a repository, `org/name`, by the Hub's rules."""
+    return re.fullmatch(f"{PART}/{PART}", text) is not None and ".." not in text and "--" not in text
+
+
+# Downloads, as the rest of the package sees them
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Model in the Hub's cache: `name` is pinned to its commit, `note` is for the report."""
+
+    name: HubName
+    folder: Path
+    note: str = ""
+
+
+def fetch(
+    names: Mapping[str, HubName], allow_pickle: bool = False, check: Check | None = None, report: Report | None = None
+) -> dict[str, Fetched]:
+    """Download models, {candidate: name} to {candidate: folder}; cached files are not downloaded again.
+
+    Before any weights travel, `check` gets {candidate: folder} and may raise. The folders hold the real small files and
+    hollow weight files: real headers, no data. It is not called for pickles, whose headers cannot be read alone.
+    `report(done, total)` counts bytes.
+
+    Raises:
+        UserError: a model is missing, private or gated, has no such revision or no weights that souping reads, the Hub
+            cannot be reached or is too slow, HF_HUB_OFFLINE=1 and the model is not cached, the disk is too small, or
+            `check` refused.
+    """
+    with tempfile.TemporaryDirectory(prefix="souping-headers-") as scratch:
+        place = None if check is None else Path(scratch)
+        sources = _in_child(prepare, (list(names.values()), allow_pickle, place), LISTING)
+        known = dict(zip(names, sources, strict=True))
+        listings = [one for one in sources if isinstance(one, Listing)]
+        need = sum(file.size for listing in listings for file in listing.missing.values())
+        if need:
+            _check_disk(need)
+            if check is not None and all(listing.sketch or not listing.missing for listing in listings):
+                _check_headers(known, check)
+            _in_child(download, (listings,), 2 * PATIENCE + need / SLOWEST, report)
+    return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
+
+
+def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None = None) -> Fetched:
+    """One model, as `fetch`."""
+    return fetch({name.name: name}, allow_pickle, None, report)[name.name]
+
+
+def sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
+    """{file: bytes} of what a download would bring. Downloads an index of shards, and nothing else.
+
+    Raises:
+        UserError: as `fetch`.
+    """
+    (source,) = _in_child(prepare, ([name], allow_pickle, None, False), LISTING)
+    if isinstance(source, Fetched):
+        return {path.name: path.stat().st_size for path in source.folder.iterdir()}
+    return {path: file.size for path, file in {**source.side, **source.weights}.items()}
+
+
+def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
+    """The folder of a model, if the Hub's cache holds it whole. Uses no network."""
+    for config, kind in (("config.json", checkpoint.Checkpoint), (lora.CONFIG, lora.Adapter)):
+        path = huggingface_hub.try_to_load_from_cache(name.repo, config, revision=name.revision)
+        if isinstance(path, str):
+            folder = Path(path).parent
+            with suppress(UserError):  # a file is missing or broken
+                kind.open(folder, allow_pickle)
+                return folder
+    return None
+
+
+def _in_child(
+    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: Report | None = None
+) -> T:
+    """The result of a function that talks to the Hub; offline it finds the cache at once."""
+    if constants.HF_HUB_OFFLINE:
+        return function(*arguments)
+    # Xet takes more memory than the child may have; over HTTP eight files arrive at a time
+    settings = {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
+    settings |= {"HF_TOKEN_PATH": constants.HF_TOKEN_PATH, "HF_HUB_OFFLINE": "0"}
+    try:
+        return call(function, arguments, seconds=seconds, environment=settings, report=report)
+    except TimeoutError:
+        raise UserError(f"the Hub ({constants.ENDPOINT}) did not finish its answer within {seconds:.0f} s") from None
+    except MemoryError:
+        raise UserError(f"the Hub ({constants.ENDPOINT}): its answer took over {MEMORY >> 30} GiB of memory") from None
+
+
+def _check_disk(need: int) -> None:
+    place = expanded(constants.HF_HUB_CACHE).absolute()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    if need + 100_000_000 > free:
+        raise UserError(
+            f"the pool needs {need / 1e9:.1f} GB more in the Hub's cache ({place}), the disk has {free / 1e9:.1f} GB "
+            "free: make room, or set HF_HOME to a larger disk"
+        )
+
+
+def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None:
+    """Let `check` see hollow copies of the models; its messages then name the models instead of the copies."""
+    sketches = {key: one.sketch for key, one in known.items() if isinstance(one, Listing) and one.sketch}
+    try:
+        check({key: sketches.get(key, one.folder) for key, one in known.items()})
+    except UserError as error:
+        text = str(error)
+        for key, sketch in sketches.items():
+            text = text.replace(str(sketch), str(known[key].name))
+        raise UserError(text) from None
+
+
+# Files of a repository
+
+FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
+"""What may be downloaded is in the root, or a chat template."""
+SIDE = re.compile("|".join(map(fnmatch.translate, [*checkpoint.SIDE_FILES, "additional_chat_templates/*.jinja"])))
+INDEXES = {checkpoint.INDEX, checkpoint.PICKLED_INDEX}
+ADAPTERS = {lora.WEIGHTS, lora.PICKLED_WEIGHTS}
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """File of a repository: its size in bytes and its hash, SHA-256 (64 digits) or git's (40)."""
+
+    size: int
+    hash: str
+
+    def matches(self, path: Path) -> bool:
+        git = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.sha256() if len(self.hash) == 64 else git)
+        return digest.hexdigest() == self.hash
+
+
+Files = Mapping[str, RemoteFile]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a model at a commit. `main` is the weight file or the index of its shards; `sketch` a hollow copy."""
+
+    name: HubName
+    files: Files
+    main: str
+    sketch: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.name.cache / "snapshots" / self.name.revision
+
+    @property
+    def side(self) -> Files:
+        """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
+        names = {n for n in self.files if SIDE.match(n) and not n.endswith(checkpoint.NOT_SIDE)} | (
+            {self.main} & INDEXES
+        )
+        if self.main in ADAPTERS:
+            names |= {lora.CONFIG} & set(self.files)
+        return {name: self.files[name] for name in sorted(names)}
+
+    @property
+    def weights(self) -> Files:
+        """The weight files; an index of shards must be in the cache."""
+        if self.main not in INDEXES:
+            return {self.main: self.files[self.main]}
+        index = self.folder / self.main
+        table = parse_json(index, checkpoint.small(index))
+        places = table.get("weight_map") if isinstance(table, dict) else None
+        names = sorted({str(place) for place in places.values()}) if isinstance(places, dict) else []
+        ending = Path(self.main.removesuffix(".index.json")).suffix
+        lost = next((name for name in names if name not in self.files or not name.endswith(ending)), None)
+        if not names or lost is not None:
+            raise UserError(f"{self.name}: {self.main} lists {shown(lost or 'nothing')}, which is not there")
+        return {name: self.files[name] for name in names}
+
+    @property
+    def missing(self) -> Files:
+        return self.absent(self.weights)
+
+    def absent(self, files: Files) -> Files:
+        """Those of the files that the cache does not have whole."""
+        return {path: file for path, file in files.items() if _size(self.folder / path) != file.size}
+
+
+def weight_file(names: Collection[str], allow_pickle: bool) -> str:
+    """The file that holds the weights, or the index of their shards; empty if there is none.
+
+    The order is that in which a folder is read: one file before an index, safetensors before pickles, a full model
+    before an adapter.
+    """
+    full = (checkpoint.SINGLE, checkpoint.INDEX, *((checkpoint.PICKLED, checkpoint.PICKLED_INDEX) * allow_pickle))
+    adapters = (lora.WEIGHTS, *((lora.PICKLED_WEIGHTS,) * allow_pickle))
+    return next((name for name in (*full, *adapters) if name in names), "")
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return -1
+
+
+# In the child process
+
+
+def prepare(
+    names: Sequence[HubName], allow_pickle: bool, scratch: Path | None, small_files: bool = True
+) -> list[Fetched | Listing]:
+    """The files of each model, or the cached model if the Hub cannot be reached.
+
+    Downloads the small files (without `small_files`, the indexes of shards alone). With a folder for `scratch` it
+    downloads the headers of missing weights too.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        known = list(pool.map(lambda name: _listing(name, allow_pickle), names))
+        listings = [one for one in known if isinstance(one, Listing)]
+        if not listings:  # all from the cache: offline this is the run's own process, which must not be limited
+            return known
+        wanted = [{n: f for n, f in one.side.items() if small_files or n == one.main} for one in listings]
+        _limit(file for files in wanted for file in files.values())
+        list(pool.map(_download, listings, wanted))
+        if scratch is None:
+            return known
+        return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
+
+
+def download(listings: Sequence[Listing], report: Report | None = None) -> None:
+    """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
+    missing = [(one.folder / path, file) for one in listings for path, file in one.missing.items()]
+    total, start = sum(file.size for _, file in missing), time.monotonic()
+    _limit(file for _, file in missing)
+    work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, [one.weights for one in listings])))
+    try:
+        while not work.done():
+            wait([work], 0.2)
+            paths, seconds = [*(path for path, _ in missing), *_parts()], time.monotonic() - start
+            count = sum(max(0, _size(path)) for path in paths)
+            if count < (seconds - PATIENCE) * SLOWEST:
+                raise UserError(
+                    f"the Hub ({constants.ENDPOINT}) sent {count / 1e6:.1f} MB in {seconds:.0f} s, which is too slow: "
+                    "try again later; complete files are kept"
+                )
+            if report is not None:
+                report(min(count, total), total)
+        work.result()
+    except BaseException:
+        for part in _parts():
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _parts() -> list[Path]:
+    """Incomplete files that this process is writing. Those of other processes look the same, but are not ours."""
+    import psutil
+
+    return [Path(file.path) for file in psutil.Process().open_files() if file.path.endswith(".incomplete")]
+
+
+def _limit(files: Iterable[RemoteFile]) -> None:
+    """A server that sends more than it listed must not fill the disk. huggingface_hub writes small lists of its own."""
+    limit_file_size(max([4 << 20, *(file.size for file in files)]))
+
+
+def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
+    api = huggingface_hub.HfApi()
+    try:
+        with _explained(name):
+            info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
+            if info.gated:
+                api.auth_check(name.repo)
+            files = {s.rfilename: _file(s) for s in info.siblings or [] if FILE.fullmatch(s.rfilename)}
+            if not COMMIT.fullmatch(str(info.sha)):
+                raise ValueError("it names no commit")
+    except UserError as error:
+        folder = cached(name, allow_pickle) if error.__cause__ and unreachable(error.__cause__) else None
+        if folder is None:
+            raise
+        pinned = HubName(name.repo, folder.name)
+        note = "" if constants.HF_HUB_OFFLINE else f"{pinned} is taken from the cache: the Hub cannot be reached"
+        return Fetched(pinned, folder, note)
+    if not name.pinned:  # so that HF_HUB_OFFLINE=1 finds the branch later
+        put(name.cache / "refs" / name.revision, str(info.sha).encode())
+    pinned = HubName(name.repo, str(info.sha))
+    main = weight_file(files, allow_pickle)
+    if main:
+        return Listing(pinned, files, main)
+    if weight_file(files, True):
+        raise UserError(
+            f"{pinned} has no safetensors but pickled weights, which can run code when opened: name a revision that "
+            "has safetensors, or set merge.allow_pickle=true"
+        )
+    endings = {PurePosixPath(file).suffix for file in files} - {"", ".md", ".json", ".py", ".txt"}
+    raise UserError(f"{pinned} has no safetensors weights; it has {', '.join(sorted(endings)) or 'none of any kind'}")
+
+
+def _file(sibling: RepoSibling) -> RemoteFile:
+    lfs = sibling.lfs
+    size = int(sibling.size or (lfs.size if lfs else 0) or 0)
+    if not 0 <= size < 1 << 62:
+        raise ValueError(f"the size of {sibling.rfilename}")
+    return RemoteFile(size, str(lfs.sha256 if lfs else sibling.blob_id))
+
+
+def _download(listing: Listing, files: Files) -> None:
+    """Download those of the files that the cache does not have, and compare their bytes with the listed hashes."""
+    name, wanted = listing.name, listing.absent(files)
+    if not wanted:
+        return
+    with _explained(name):
+        huggingface_hub.snapshot_download(
+            name.repo, revision=name.revision, allow_patterns=list(wanted), max_workers=WORKERS
+        )
+    for path, file in wanted.items():
+        place = listing.folder / path
+        if not place.is_file() or not file.matches(place):
+            place.resolve().unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
+            raise UserError(f"{name}, {path}: its bytes do not have the listed hash: run this again")
+
+
+def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
+    """The listing with a folder of its small files and hollow weight files: real headers, no data."""
+    if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", checkpoint.INDEX)):
+        return one
+    for path in one.side:
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(one.folder / path, place / path)
+    for path in one.weights:
+        with _explained(one.name):
+            data = huggingface_hub.HfApi().parse_safetensors_file_metadata(
+                one.name.repo, path, revision=one.name.revision
+            )
+        spans = [(name, tensor.dtype, tensor.shape, *tensor.data_offsets) for name, tensor in data.tensors.items()]
+        header = header_bytes((name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans)
+        (place / path).write_bytes(header)
+        os.truncate(place / path, len(header) + max((span[-1] for span in spans), default=0))
+    return replace(one, sketch=place)
+
+
+# Errors of huggingface_hub
+
+STATUS = {
+    401: f"your token is not valid: {LOGIN} again (HF_TOKEN takes precedence)",
+    403: f"your token may not do this: {LOGIN} with one that may",
+    429: f"too many requests: wait some minutes, or {LOGIN}",
+}
+
+
+@contextmanager
+def _explained(name: HubName) -> Iterator[None]:
+    """Errors of the Hub's client, and of what a server sent, as one line about the model."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise _explain(name, error) from error
+
+
+def _explain(name: HubName, error: Exception) -> UserError:
+    from huggingface_hub import errors
+
+    page = f"{constants.ENDPOINT}/{name.repo}"
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(f"{name.repo} is gated and you have no access: ask for it at {page}, then {LOGIN}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        what = f"neither a folder here nor a model on the Hub that you may see: check the name, or {LOGIN}"
+        return UserError(f"{name.repo} is {what} if it is private{near_folder(name.repo)}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{name.repo} on the Hub has no revision {name.revision}: {page}/tree/main lists them")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        revision = "" if name.revision == "main" else f" --revision {name.revision}"
+        return UserError(
+            f"{name} is neither a folder here nor complete in the Hub's cache ({name.cache.parent}), and "
+            f"HF_HUB_OFFLINE=1 forbids downloads: unset it, or run `hf download {name.repo}{revision}` elsewhere"
+            f"{near_folder(name.repo)}"
+        )
+    if unreachable(error):
+        return UserError(f"{name} is no folder here, and {reason(error)}{near_folder(name.repo)}")
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return UserError(f"{name}: the Hub sends more bytes than it listed")
+    if isinstance(error, OSError) and error.errno:
+        return UserError(f"{name}: cannot write to the Hub's cache ({name.cache}): {error.strerror}")
+    return UserError(f"{name}: {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    """An error of the Hub's client in one line, with what to do."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    status = int(getattr(getattr(error, "response", None), "status_code", 0))  # huggingface_hub's
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"you are not logged in: {LOGIN}"
+    if unreachable(error):
+        cause = first_line(error.__cause__ or error)
+        return f"the Hub ({constants.ENDPOINT}) cannot be reached ({cause}): run this again; complete files are kept"
+    if status:
+        return f"the Hub answered {status}: {STATUS.get(status) or first_line(error)}"
+    return f"the Hub's answer cannot be used: {shown(first_line(error))}"
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether no answer came: no network, no such host, a proxy, a timeout."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    library = type(error).__module__.split(".")[0]  # httpx or its successor, as the version of huggingface_hub has it
+    network = library in ("httpx", "httpx2", "httpcore", "httpcore2")
+    return network or isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError)

@@ -1,0 +1,379 @@
+"""Arithmetic of one block: bytes of the ingredients in, bytes of the soup out.
+
+The specification, which is also what mergekit 0.1.5's `linear` and torch's `add_(x, alpha=w)` on fp32 do:
+`acc = +0; acc = fma(w_k, x_k, acc)` in the plan's order with w_k rounded to fp32, then one rounding to the output
+dtype (nearest, ties to even). It is written in numpy first. Below that, LLVM compiles it for the dtypes at hand into
+one pass over the block, with the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.core.text import named
+from souping.core.types import UserError
+
+Float32 = NDArray[np.float32]
+Raw = NDArray[np.uint8]
+Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
+"""A method on fp32 rows: combine(rows, weights) -> row."""
+EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+"""Bits that are all set in NaN and infinity."""
+NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
+"""The quiet NaN that every NaN becomes."""
+BLOCK = 1 << 19  # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
+
+
+def widen(raw: Raw, dtype: str) -> Float32:
+    """Bytes [count * itemsize] of `dtype` as fp32 [count], exactly."""
+    if dtype == "F32":
+        return raw.view(np.float32)
+    if dtype == "F16":
+        return raw.view(np.float16).astype(np.float32)
+    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def narrow(values: Float32, dtype: str) -> Raw:
+    """fp32 [count] rounded once to `dtype` (nearest, ties to even), as bytes; every NaN becomes the quiet one."""
+    values = np.ascontiguousarray(values)
+    if dtype == "F16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            half = values.astype(np.float16)
+        half[np.isnan(half)] = np.float16("nan")
+        return half.view(np.uint8)
+    bits = values.view(np.uint32)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if dtype == "F32":
+        return np.where(nan, np.uint32(NAN[dtype]), bits).view(np.uint8)
+    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(16)
+    return np.where(nan, np.uint32(NAN[dtype]), rounded).astype(np.uint16).view(np.uint8)
+
+
+def fma(weight: float, values: Float32, total: Float32) -> Float32:
+    """`weight * values + total` with a single rounding to fp32; `weight` counts as rounded to fp32.
+
+    The product of two fp32 is exact in fp64, so only the sum can round twice. If the fp64 sum could be a tie of
+    the fp32 rounding, it is moved by its own error first (rounding to odd, Boldo and Melquiond 2008).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.float64(np.float32(weight)) * values.astype(np.float64).reshape(-1)
+        wide = total.astype(np.float64).reshape(-1)
+        sums = product + wide
+        bits = sums.view(np.uint64)
+        ties = (bits & np.uint64(0x0FFFFFFF)) == 0
+        small = np.abs(sums) < 2.0**-125
+        doubtful = np.flatnonzero((ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0)))
+        if len(doubtful):
+            _round_to_odd(sums, product, wide, doubtful)
+        return sums.astype(np.float32).reshape(total.shape)
+
+
+def _round_to_odd(
+    sums: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], at: NDArray[np.intp]
+) -> None:
+    """Replace inexact sums whose last bit is even by their odd neighbour on the side of the error (Knuth's TwoSum)."""
+    s, a, b = sums[at], a[at], b[at]
+    part = s - a
+    error = (a - (s - part)) + (b - part)
+    even = (s.view(np.uint64) & np.uint64(1)) == 0
+    move = even & (error != 0) & np.isfinite(error)
+    sums[at[move]] = np.nextafter(s[move], np.copysign(np.inf, error[move]))
+
+
+def linear(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
+    """sum_k w_k x_k, in order."""
+    total = np.zeros_like(tensors[0])
+    for weight, tensor in zip(weights, tensors, strict=True):
+        total = fma(weight, tensor, total)
+    return total
+
+
+def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
+    """x_0 + sum_k w_k (x_k - x_0): `tensors[0]` is the base and `weights[0]` is not used."""
+    base, total = tensors[0], np.zeros_like(tensors[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+            total = fma(weight, tensor - base, total)
+        return base + total
+
+
+DIFFERENCES: dict[Combine, bool] = {linear: False, delta: True}
+"""Methods that have a compiled form and one in torch; True if differences to the first row, the base, are summed."""
+
+
+def finite(raw: Raw, dtype: str) -> bool:
+    """Whether no element is NaN or infinite (all exponent bits set)."""
+    bits: NDArray[Any] = raw.view(np.uint32 if dtype == "F32" else np.uint16)
+    return not bool(((bits & EXPONENT[dtype]) == EXPONENT[dtype]).any())
+
+
+def mix_block(
+    function: Combine,
+    rows: Sequence[Raw],
+    dtypes: Sequence[str],
+    weights: Sequence[float],
+    dtype: str,
+    out: Raw,
+    stored: str,
+) -> bool:
+    """Mix rows [K][count] of `dtypes` into `out` [count]: rounded once to `dtype`, then cast to `stored`.
+
+    Returns whether every element of the soup is finite. Sums and sums of differences are compiled if LLVM is there;
+    the bytes are the same either way.
+    """
+    if function in DIFFERENCES:
+        source = dtypes[0] if len(set(dtypes)) == 1 else "F32"
+        kernel = native(DIFFERENCES[function], source, dtype, stored)
+        if kernel is not None:
+            return kernel(alike(rows, dtypes), weights, out)
+    tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
+    total = _plain(function(tensors, weights), function, tensors[0].shape)
+    return store(narrow(total, dtype), dtype, out, stored)
+
+
+def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
+    """The result of a method, which may be the user's, as fp32.
+
+    Raises:
+        UserError: it is no array of the tensors' shape.
+    """
+    if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
+        made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
+        raise UserError(f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors")
+    return soup.astype(np.float32, copy=False)
+
+
+def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
+    """The rows as they are, or widened to fp32 if their dtypes differ."""
+    if len(set(dtypes)) == 1:
+        return list(rows)
+    return [widen(row, tag).view(np.uint8) for row, tag in zip(rows, dtypes, strict=True)]
+
+
+def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
+    """Put bytes of `dtype` into `out` as `stored`; returns whether all are finite."""
+    wide = widen(soup, dtype)
+    out[:] = soup if dtype == stored else narrow(wide, stored)
+    return bool(np.isfinite(wide).all())
+
+
+# Compiled by LLVM: widen, multiply-add in the plan's order, round, check and store happen in registers, 32 elements at
+# a time. llvmlite makes machine code of the assembly below in about ten milliseconds and imports faster than torch or
+# numba. Without llvmlite, or on a processor without fused multiply-add, numpy does the work.
+
+WIDTH = 32
+LOCK = threading.Lock()
+FLOAT16 = ("f16c", "fullfp16", "fp16")
+Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
+"""native(rows, weights, out) -> whether all is finite"""
+
+
+def native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
+    """A kernel for rows of `source`, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
+
+    `delta` adds weighted differences to the first row, else rows are summed. Each is compiled once.
+    """
+    with LOCK:
+        return _native(delta, source, dtype, stored)
+
+
+@functools.cache
+def _native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
+    engine = _engine()
+    if engine is None:
+        return None
+    compiler, features = engine
+    if "F16" in (source, dtype, stored) and not any(features.get(name) for name in FLOAT16):
+        return None
+    text = assembly(delta, source, dtype, stored)
+    address = compiler(text)
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, long, long, pointer)(address)
+    size = {"F32": 4}.get(stored, 2)
+
+    def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
+        pointers = np.array([row.ctypes.data for row in rows], np.uintp)
+        values = np.array(weights, np.float32)
+        count = out.nbytes // size
+        return bool(call(pointers.ctypes.data, values.ctypes.data, len(rows), count, out.ctypes.data) == 0)
+
+    return run
+
+
+@functools.cache
+def _engine() -> tuple[Callable[[str], int], dict[str, bool]] | None:
+    """(compile, features of this processor), or None."""
+    try:
+        from llvmlite import binding
+    except ImportError:
+        return None
+    try:
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        features = binding.get_host_cpu_features()
+        target = binding.Target.from_default_triple()
+        machine = target.create_target_machine(binding.get_host_cpu_name(), features.flatten(), opt=3, jit=True)
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    except (RuntimeError, AttributeError, OSError):
+        return None
+    if not (features.get("fma") or target.name.startswith("aarch64")):
+        return None
+
+    def address(text: str) -> int:
+        """The address of `mix` in the module `text`."""
+        name = f"mix{abs(hash(text))}"
+        module = binding.parse_assembly(text.replace("@mix(", f"@{name}("))
+        module.verify()
+        engine.add_module(module)
+        engine.finalize_object()
+        return int(engine.get_function_address(name))
+
+    return address, dict(features)
+
+
+def assembly(delta: bool, source: str, dtype: str, stored: str) -> str:
+    """LLVM assembly of `i32 mix(rows, weights, K, count, out)`, which returns 0 where all is finite."""
+    loops, before, start = [], "entry", "0"
+    for w in (WIDTH, 1):
+        loops.append(_loop(w, before, start, delta, source, dtype, stored).replace("$W", str(w)))
+        before, start = f"end{w}", f"%i{w}"
+    declared = "\n".join(
+        f"declare <{w} x float> @llvm.fma.v{w}f32(<{w} x float>, <{w} x float>, <{w} x float>)\n"
+        f"declare i32 @llvm.vector.reduce.or.v{w}i32(<{w} x i32>)"
+        for w in (WIDTH, 1)
+    )
+    return f"""{declared}
+define i32 @mix(ptr %rows, ptr %weights, i64 %K, i64 %count, ptr noalias %out) {{
+entry:
+  %first = load ptr, ptr %rows
+  br label %head{WIDTH}
+{loops[0]}  br label %head1
+{loops[1]}  %bad = or i32 %found{WIDTH}, %found1
+  ret i32 %bad
+}}
+"""
+
+
+def _loop(w: int, before: str, start: str, delta: bool, source: str, dtype: str, stored: str) -> str:
+    """The loop over blocks of `w` elements from `start`, up to its label `end<w>`; sets `%i<w>` and `%found<w>`."""
+    f, base = f"<{w} x float>", _load(w, "base", source, "%first") if delta else ""
+    part = f"%part$W = fsub {f} %x$W, %base$W" if delta else ""
+    value, finish = "%acc$W", ""
+    if delta:
+        value, finish = "%moved$W", f"%moved$W = fadd {f} %base$W, %acc$W"
+    return f"""head$W:
+  %i$W = phi i64 [ {start}, %{before} ], [ %next$W, %done$W ]
+  %seen$W = phi <{w} x i32> [ zeroinitializer, %{before} ], [ %seen.next$W, %done$W ]
+  %next$W = add i64 %i$W, {w}
+  %fits$W = icmp sle i64 %next$W, %count
+  br i1 %fits$W, label %body$W, label %end$W
+body$W:
+  {base}
+  br label %row$W
+row$W:
+  %k$W = phi i64 [ {int(delta)}, %body$W ], [ %k.next$W, %row$W ]
+  %sum$W = phi {f} [ zeroinitializer, %body$W ], [ %acc$W, %row$W ]
+  %place$W = getelementptr ptr, ptr %rows, i64 %k$W
+  %from$W = load ptr, ptr %place$W
+{_load(w, "x", source, "%from$W")}
+  {part}
+  %wplace$W = getelementptr float, ptr %weights, i64 %k$W
+  %weight$W = load float, ptr %wplace$W
+{_splat(w, "%weight$W", "c")}
+  %acc$W = call {f} @llvm.fma.v{w}f32({f} %c$W, {f} {"%part$W" if delta else "%x$W"}, {f} %sum$W)
+  %k.next$W = add i64 %k$W, 1
+  %more$W = icmp slt i64 %k.next$W, %K
+  br i1 %more$W, label %row$W, label %done$W
+done$W:
+  {finish}
+{_narrow(w, value, "soup", dtype)}
+  %flags$W = and <{w} x i32> %soup$W, {_all(w, EXPONENT[dtype])}
+  %wrong$W = icmp eq <{w} x i32> %flags$W, {_all(w, EXPONENT[dtype])}
+  %mark$W = zext <{w} x i1> %wrong$W to <{w} x i32>
+  %seen.next$W = or <{w} x i32> %seen$W, %mark$W
+{_store(w, dtype, stored)}
+  br label %head$W
+end$W:
+  %found$W = call i32 @llvm.vector.reduce.or.v{w}i32(<{w} x i32> %seen$W)
+"""
+
+
+def _all(w: int, value: int) -> str:
+    """A constant vector of 32-bit integers."""
+    return "<" + ", ".join([f"i32 {value}"] * w) + ">"
+
+
+def _splat(w: int, value: str, name: str) -> str:
+    return f"""  %{name}.one$W = insertelement <{w} x float> undef, float {value}, i32 0
+  %{name}$W = shufflevector <{w} x float> %{name}.one$W, <{w} x float> undef, <{w} x i32> zeroinitializer"""
+
+
+def _load(w: int, name: str, dtype: str, row: str) -> str:
+    """`%name` = fp32 values of the row at `%i`."""
+    cell = {"F32": "float", "F16": "half", "BF16": "i16"}[dtype]
+    target = f"%{name}$W" if dtype == "F32" else f"%{name}.raw$W"
+    text = f"""  %{name}.at$W = getelementptr {cell}, ptr {row}, i64 %i$W
+  {target} = load <{w} x {cell}>, ptr %{name}.at$W, align 1"""
+    if dtype == "F16":
+        text += f"\n  %{name}$W = fpext <{w} x half> {target} to <{w} x float>"
+    if dtype == "BF16":
+        text += f"\n  %{name}.bits$W = zext <{w} x i16> {target} to <{w} x i32>\n" + _from_bf16(w, f"{name}.bits", name)
+    return text
+
+
+def _from_bf16(w: int, bits: str, name: str) -> str:
+    return f"""  %{name}.up$W = shl <{w} x i32> %{bits}$W, {_all(w, 16)}
+  %{name}$W = bitcast <{w} x i32> %{name}.up$W to <{w} x float>"""
+
+
+def _narrow(w: int, value: str, name: str, dtype: str) -> str:
+    """`%name` = bits (in 32) of fp32 `value` rounded to `dtype`, ties to even; every NaN is the same one."""
+    f, i = f"<{w} x float>", f"<{w} x i32>"
+    if dtype == "F16":
+        body = f"""  %{name}.half$W = fptrunc {f} {value} to <{w} x half>
+  %{name}.short$W = bitcast <{w} x half> %{name}.half$W to <{w} x i16>
+  %{name}.got$W = zext <{w} x i16> %{name}.short$W to {i}"""
+    elif dtype == "F32":
+        body = f"  %{name}.got$W = bitcast {f} {value} to {i}"
+    else:
+        body = f"""  %{name}.bits$W = bitcast {f} {value} to {i}
+  %{name}.high$W = lshr {i} %{name}.bits$W, {_all(w, 16)}
+  %{name}.odd$W = and {i} %{name}.high$W, {_all(w, 1)}
+  %{name}.bias$W = add {i} %{name}.odd$W, {_all(w, 0x7FFF)}
+  %{name}.sum$W = add {i} %{name}.bits$W, %{name}.bias$W
+  %{name}.got$W = lshr {i} %{name}.sum$W, {_all(w, 16)}"""
+    return f"""{body}
+  %{name}.nan$W = fcmp uno {f} {value}, zeroinitializer
+  %{name}$W = select <{w} x i1> %{name}.nan$W, {i} {_all(w, NAN[dtype])}, {i} %{name}.got$W"""
+
+
+def _store(w: int, dtype: str, stored: str) -> str:
+    """Write the soup's bits to `%out`, through fp32 where they are stored as another dtype."""
+    text, bits = "", "soup"
+    if stored != dtype:
+        text, bits = _widen_bits(w, dtype) + "\n" + _narrow(w, "%wide$W", "cast", stored) + "\n", "cast"
+    size = 32 if stored == "F32" else 16
+    value = f"%{bits}$W"
+    if size == 16:
+        text += f"  %low$W = trunc <{w} x i32> {value} to <{w} x i16>\n"
+        value = "%low$W"
+    return f"""{text}  %to$W = getelementptr i{size}, ptr %out, i64 %i$W
+  store <{w} x i{size}> {value}, ptr %to$W, align 1"""
+
+
+def _widen_bits(w: int, dtype: str) -> str:
+    """`%wide` = fp32 values of the bits in `%soup`."""
+    if dtype == "F32":
+        return f"  %wide$W = bitcast <{w} x i32> %soup$W to <{w} x float>"
+    if dtype == "BF16":
+        return _from_bf16(w, "soup", "wide")
+    return f"""  %wide.low$W = trunc <{w} x i32> %soup$W to <{w} x i16>
+  %wide.half$W = bitcast <{w} x i16> %wide.low$W to <{w} x half>
+  %wide$W = fpext <{w} x half> %wide.half$W to <{w} x float>"""

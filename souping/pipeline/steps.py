@@ -1,0 +1,200 @@
+"""The six steps of a run: score the candidates, select, search, freeze the soup, report, analyse.
+
+`Steps` holds their order and says which models answer which items. `Run` performs them, a plan walks through the same
+steps and counts, and a run that is repeated finds every answer in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from souping.analysis import RunSoups
+from souping.core.types import (
+    Fold,
+    Item,
+    ItemScores,
+    Recipe,
+    ScoreMatrix,
+    Selection,
+    Trial,
+)
+from souping.pipeline.evidence import Contender
+from souping.search.loop import RecipeSource, Searcher, SearchResult
+from souping.selection import ranking
+
+if TYPE_CHECKING:
+    from souping.analysis import Analysis
+    from souping.core.executor_protocols import RecipeEvaluator
+    from souping.pipeline.settings import RunSettings
+
+
+SEARCH = "search: soups and single models"
+"""Name of the stage in which the optimiser decides what is evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Models that answer the same items, each by a handler; an empty handler leaves the choice to the evaluator.
+
+    `side` names the extra benchmark whose evaluator is used instead of the run's.
+    """
+
+    name: str
+    asks: tuple[tuple[Recipe, str], ...]
+    items: tuple[Item, ...]
+    fold: Fold = "report"
+    side: str = ""
+
+
+class Steps:
+    """Steps of a run over a pool. `folds` are empty if the items are not available, `extra` is {name: items}.
+
+    What is implemented here evaluates every stage through `answer` and draws no conclusion, which is what a plan does.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        pool: RecipeSource,
+        folds: Mapping[Fold, tuple[Item, ...]],
+        extra: Mapping[str, tuple[Item, ...]],
+    ) -> None:
+        self.settings, self.recipes, self.folds, self.extra = settings, pool, folds, extra
+        self.scores: ScoreMatrix | None = None
+
+    def walk(self) -> None:
+        """Take the steps in order, to the end or to `stop_after`."""
+        settings = self.settings
+        if expected := self._expected():
+            self.check_expected(expected)
+        published = settings.scores.published
+        selection = self.select(None if published else self._candidates("select: every candidate", "select"))
+        if settings.stop_after == "select":
+            return
+        winner = self.search(selection.ingredients)
+        if settings.stop_after == "search":
+            return
+        best = self.best_candidate(self._candidates("best single: every candidate", "search"))
+        self.freeze(selection, winner)
+        contenders = self.contenders(selection.ingredients, winner.recipe, best)
+        models = [contender.recipe for contender in contenders]
+        self.report(self._stage("report: soup and baselines", models, "report", winner.handler), contenders)
+        for name, items in self.extra.items():
+            models = [*map(self.single, selection.ingredients), winner.recipe]
+            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=items, side=name))
+        soups = self.soups(selection.ingredients, winner)
+        for name, analysis in settings.analyses.items():
+            self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
+
+    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+        """{recipe id: scores} of a stage; a plan counts and returns nothing."""
+        raise NotImplementedError
+
+    def check_expected(self, stage: Stage) -> None:
+        """Compare the candidates that have an expected score with it."""
+        self.answer(stage)
+
+    def select(self, stage: Stage | None) -> Selection:
+        """The ingredients, by the scores of a stage or by published ones."""
+        raise NotImplementedError
+
+    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+        """The best weights of the ingredients on the search fold."""
+        raise NotImplementedError
+
+    def best_candidate(self, stage: Stage) -> str:
+        """Name of the candidate that is best on the search fold; for a plan any of them will do."""
+        self.answer(stage)
+        return self.recipes.names[0]
+
+    def freeze(self, selection: Selection, winner: SearchResult) -> None:
+        """Write the soup: nothing is chosen after this step."""
+
+    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+        """Open the report fold."""
+        self.answer(stage)
+
+    def extra_benchmark(self, stage: Stage) -> None:
+        """Score the frozen soup and its ingredients on another benchmark."""
+        self.answer(stage)
+
+    def analyse(self, name: str, stage: Stage) -> None:
+        """Make one analysis; the soups that it needs answer the search fold in `stage`."""
+        raise NotImplementedError
+
+    def contenders(self, ingredients: Sequence[str], soup: Recipe, best: str) -> list[Contender]:
+        """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
+        names, single = self.recipes.names, self.single
+        rows = [
+            Contender(name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)) for n in names
+        ]
+        rows.append(Contender(name=best, kind="best_single", recipe=single(best)))
+        rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
+        if len(ingredients) > 1:
+            ranked = names if self.scores is None else ranking(self.scores, self.settings.objective, False)
+            top = [n for n in names if n in ranked[: len(ingredients)]]
+            rows.append(Contender(name="uniform_selected", kind="uniform_selected", recipe=self.uniform(ingredients)))
+            rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)))
+        return [*rows, Contender(name="soup", kind="soup", recipe=soup)]
+
+    def soups(self, ingredients: tuple[str, ...], winner: SearchResult) -> RunSoups:
+        """What analyses know of the run before they see scores."""
+        most = sorted(winner.trials, key=lambda trial: -trial.result.items)
+        return RunSoups(
+            candidates={name: self.single(name) for name in self.recipes.names},
+            ingredients=ingredients,
+            soup=winner.recipe,
+            recipe=self.recipes.recipe,
+            base=self.recipes.base_name,
+            mixed=tuple(trial.recipe for trial in most if len(trial.recipe.ingredients) > 1),
+        )
+
+    def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
+        """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
+        stage = self._stage(f"analysis: {name}", analysis.asks(soups), "search", handler)
+        return replace(stage, asks=tuple((r, way if len(r.ingredients) > 1 else "") for r, way in stage.asks))
+
+    def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
+        """The ingredients alone, if the search begins with their scores."""
+        if len(ingredients) < 2 or not self.settings.optimiser.uses_singles:
+            return None
+        return self._stage("scoring the ingredients", map(self.single, ingredients), "search")
+
+    def searcher(self, evaluation: RecipeEvaluator, log: Callable[[Trial], None] = lambda trial: None) -> Searcher:
+        settings = self.settings
+        return Searcher(
+            strategy=settings.optimiser,
+            objective=settings.objective,
+            seed=settings.seed,
+            pool=self.recipes,
+            evaluation=evaluation,
+            log=log,
+        )
+
+    def single(self, name: str) -> Recipe:
+        return self.recipes.recipe({name: 1.0})
+
+    def uniform(self, names: Sequence[str]) -> Recipe:
+        return self.recipes.recipe({name: 1.0 / len(names) for name in names})
+
+    def _stage(self, name: str, models: Iterable[Recipe], fold: Fold, handler: str = "") -> Stage:
+        """Each model once."""
+        recipes = {recipe.fingerprint: recipe for recipe in models}
+        asks = tuple((recipe, handler) for recipe in recipes.values())
+        return Stage(name=name, asks=asks, items=self.folds.get(fold, ()), fold=fold)
+
+    def _candidates(self, name: str, fold: Fold, names: Iterable[str] | None = None) -> Stage:
+        """Candidates one by one, all of them without `names`: two of equal bytes are two rows."""
+        models = map(self.single, self.recipes.names if names is None else names)
+        return Stage(name=name, asks=tuple((m, "") for m in models), items=self.folds.get(fold, ()), fold=fold)
+
+    def _expected(self) -> Stage | None:
+        """Candidates with an expected score, on a fold that they answer in any case."""
+        settings = self.settings
+        names = dict.fromkeys(one.candidate for one in settings.expected if one.candidate in self.recipes.names)
+        if not names or settings.gate == "off" or settings.selects_from_table:
+            return None
+        fold: Fold = "search" if settings.scores.published else "select"
+        return self._candidates("gate: candidates with an expected score", fold, names)

@@ -1,0 +1,435 @@
+"""Plan of a run (`plan=true`): the steps of the run with an `answer` that counts, and what is missing on this machine.
+
+The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed, downloaded, evaluated or stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from souping.analysis.stability import sweep
+from souping.checkpoints import hub
+from souping.core.files import said
+from souping.core.types import (
+    FOLDS,
+    Item,
+    ItemScores,
+    Missing,
+    Recipe,
+    Result,
+    ScoreMatrix,
+    SearchSpace,
+    Selection,
+    UserError,
+)
+from souping.evaluate.benchmark import OwnBenchmark
+from souping.evaluate.folds import Folds
+from souping.merge.digests import StandIns
+from souping.pipeline.checks import check_pool, cut_folds, flat_categories, not_measured, refusals, run_notes
+from souping.pipeline.evaluation import Evaluation, KnownContents
+from souping.pipeline.extra_benchmarks import ExtraBenchmark, extra_benchmarks
+from souping.pipeline.models import OpenPool
+from souping.pipeline.requirements import machine_facts, missing, model_sizes, once, requirements_of
+from souping.pipeline.settings import RunSettings, items_of
+from souping.pipeline.steps import SEARCH, Stage, Steps
+from souping.pipeline.store import Store
+from souping.plan.plan import Pair, Plan, PlannedSelection, PlannedStage, Speed, speed
+from souping.report.experts import spans
+from souping.search.loop import RecipeSource, SearchResult, trial_limit
+
+if TYPE_CHECKING:
+    from souping.core.protocols import Evaluator, Selector
+    from souping.evaluate.scoring.own import Known
+
+UNKNOWN = ("?",)
+"""Ingredients of a soup that stands for one that is not known yet."""
+
+
+class NotStoredError(Exception):
+    """A plan needs a score that has to be measured."""
+
+
+def _not_stored(recipe: Recipe) -> NoReturn:
+    raise NotStoredError
+
+
+def _not_graded(items: Sequence[Item], outputs: Sequence[str], known: Known) -> NoReturn:
+    """A plan calls no scorer of the user's."""
+    raise NotStoredError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedPool:
+    """Candidates by name, for a pool that cannot be opened here."""
+
+    names: tuple[str, ...]
+    base_name: str = ""
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        names = tuple(name for name in (*self.names, self.base_name) if weights.get(name))
+        prints = tuple(f"not here: {name}" for name in names)
+        shares = tuple(weights[name] for name in names)
+        return Recipe(ingredients=names, fingerprints=prints, weights=shares, dtype="unknown")
+
+
+class CountedSteps(Steps):
+    """Steps that count what a run would evaluate, with a selection that is known or assumed.
+
+    An answer that an earlier stage needs too is counted once. `evaluations` are {extra benchmark: evaluation}, the
+    run's own under an empty name.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        pool: RecipeSource,
+        extra: Mapping[str, tuple[Item, ...]],
+        evaluations: Mapping[str, Evaluation],
+        ingredients: tuple[str, ...],
+    ) -> None:
+        super().__init__(plan.run, pool, plan.folds, extra)
+        self.scores, self.ingredients, self.evaluations = plan.choice.scores, ingredients, evaluations
+        self.stages: list[PlannedStage] = []
+        self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
+
+    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+        todo = sum(self._count(recipe, handler, stage) for recipe, handler in stage.asks)
+        models, asked = len(stage.asks), len(stage.asks) * len(stage.items) * self.evaluations[stage.side].answers
+        self._add(stage, (models, models), (asked, asked), (todo, todo))
+        return {}
+
+    def select(self, stage: Stage | None) -> Selection:
+        if stage is not None:
+            self.answer(stage)
+        return Selection(ingredients=self.ingredients)
+
+    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+        if first := self.ingredient_stage(ingredients):
+            self.answer(first)
+        items, answers = self.folds.get("search", ()), self.evaluations[""].answers
+        stage = Stage(name=SEARCH, asks=(), items=items, fold="search")
+        workload = self.settings.optimiser.workload(len(ingredients), len(items)) if len(ingredients) > 1 else None
+        stored = self._stored_search(ingredients, items)
+        winner = stored or self._unknown_winner(ingredients)
+        if workload is None:
+            self.answer(replace(stage, asks=tuple(self._trials(ingredients, stored))))
+        elif stored is not None:
+            models, asked = len(stored.trials), stored.cost.items * answers
+            self._add(stage, (models, models), (asked, asked), (0, 0))
+        else:
+            expected, most = workload
+            each, asked_pair = max(1, len(items)), (expected * answers, most * answers)
+            self._add(stage, (-(-expected // each), -(-most // each)), asked_pair, asked_pair, in_parts=True)
+        self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
+        return winner
+
+    def analyse(self, name: str, stage: Stage) -> None:
+        if not stage.asks:
+            return
+        evaluation, todo = self.evaluations[""], 0
+        for recipe, handler in stage.asks:
+            with suppress(UserError):  # an evaluator that cannot start here
+                if recipe.ingredients != UNKNOWN and not evaluation.lacking(recipe, stage.items, handler):
+                    continue
+            todo += self._count(recipe, handler, stage)
+        models, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
+        self._add(stage, (models, models), (asked, asked), (todo, todo))
+
+    def _add(self, stage: Stage, models: Pair, asked: Pair, todo: Pair, in_parts: bool = False) -> None:
+        self.stages.append(
+            PlannedStage(
+                name=stage.name,
+                models=models,
+                items=len(stage.items),
+                asked=asked,
+                todo=todo,
+                side=stage.side,
+                in_parts=in_parts,
+            )
+        )
+
+    def _count(self, recipe: Recipe, handler: str, stage: Stage) -> int:
+        """Answers that neither the store nor an earlier stage has."""
+        evaluation = self.evaluations[stage.side]
+        wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers)]
+        key = f"unknown {handler} {stage.side}"
+        if recipe.ingredients != UNKNOWN:
+            with suppress(UserError):  # an evaluator that cannot start here: its key is not known
+                key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, stage.items, handler)
+        done = self._counted.setdefault((recipe.fingerprint, key), set())
+        new = set(wanted) - done
+        done |= new
+        return len(new)
+
+    def _stored_search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult | None:
+        """The whole search if the store has all of its answers."""
+        if not items:
+            return None
+        try:
+            return self.searcher(self.evaluations[""]).search(ingredients, items)
+        except (NotStoredError, UserError):
+            return None
+
+    def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
+        uniform = self.uniform(ingredients)
+        recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
+        handler = self.evaluations[""].handlers(uniform)[0]
+        result = Result(objective=0.0, categories={}, items=0)
+        return SearchResult(recipe=recipe, weights=recipe.weights, result=result, trials=(), handler=handler)
+
+    def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[tuple[Recipe, str]]:
+        """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
+        if len(ingredients) == 1:
+            return [(self.single(ingredients[0]), "")]
+        if stored is not None:
+            return [(trial.recipe, trial.handler) for trial in stored.trials]
+        uniform, own = self.uniform(ingredients), self.evaluations[""]
+        handlers = own.handlers(uniform)
+        limit = trial_limit(self.settings.optimiser, len(ingredients), len(handlers), len(self.folds.get("search", ())))
+        assert limit is not None, "a strategy without an end is refused when it is built"
+        known = [(recipe, way) for recipe in self._points(ingredients) for way in own.handlers(recipe)][:limit]
+        return known + [(_unknown(uniform, f"trial {n}"), handlers[0]) for n in range(limit - len(known))]
+
+    def _points(self, ingredients: Sequence[str]) -> list[Recipe]:
+        """The soups of a search whose points are known beforehand, in its order."""
+        strategy, size = self.settings.optimiser, len(ingredients)
+        weights = strategy.known_points(size)
+        if weights is None and strategy.count(size) == 1:
+            space = SearchSpace(ingredients=tuple(ingredients), candidates=self.recipes.names)
+            first = strategy.start(space, self.settings.seed).ask()
+            weights = [first.weights] if first is not None else []
+        return [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in weights or ()]
+
+
+def _unknown(recipe: Recipe, name: str) -> Recipe:
+    """A soup that is not known yet and that no store holds."""
+    return replace(recipe, fingerprints=(name,), ingredients=UNKNOWN, weights=(1.0,))
+
+
+def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
+    """Least and most of each stage over several selections."""
+    longest = sorted(counted, key=len, reverse=True)  # its order is that of all
+    names = list(dict.fromkeys(stage.name for stages in longest for stage in stages))
+    whole = []
+    for name in names:
+        same = [stage for stages in counted for stage in stages if stage.name == name]
+        in_parts = any(stage.in_parts for stage in same)
+        models, asked, todo = (
+            _range(pairs, in_parts) for pairs in zip(*((s.models, s.asked, s.todo) for s in same), strict=True)
+        )
+        whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=in_parts))
+    return whole
+
+
+def _range(pairs: Sequence[Pair], in_parts: bool) -> Pair:
+    """Least and most; of a search in parts what is expected for the middle number of ingredients, and most."""
+    first = sorted(least for least, _ in pairs)
+    return first[(len(first) - 1) // 2 if in_parts else 0], max(most for _, most in pairs)
+
+
+def steady(selector: Selector, scores: ScoreMatrix) -> tuple[float, float] | None:
+    """The range of thresholds around the selector's own, in steps of 0.01, that gives the same ingredients."""
+    own, rows = selector.cut, sweep(scores, selector)
+    for low, high, entry in spans({"stability": {"thresholds": rows}}):
+        if own is not None and low <= own <= high and not entry.get("error"):
+            return low, high
+    return None
+
+
+def make(run: RunSettings) -> Plan:
+    """The plan. Reads the store if there is one, and writes nothing."""
+    with Store(run.store_path if run.store_path.exists() else Path(":memory:")) as store:
+        return _Planner(run, store).plan()
+
+
+class _Planner:
+    """Collects what is missing here (`lacking`) and what no machine would fix (`faults`)."""
+
+    def __init__(self, run: RunSettings, store: Store) -> None:
+        self.run, self.store = run, store
+        self.lacking: list[Missing] = []
+        self.faults: list[str] = []
+        self.items: tuple[Item, ...] = ()
+        self.extra: tuple[ExtraBenchmark, ...] = ()
+        self.opened: OpenPool | None = None
+        names = tuple(candidate.name for candidate in run.pool.resolve())
+        self.pool: RecipeSource = NamedPool(names=names, base_name="base model" if run.uses_base else "")
+
+    def plan(self) -> Plan:
+        plan = Plan(run=self.run, machine=machine_facts())
+        if self.run.selects_from_table:
+            self.faults += map(str, refusals(self.run, {}, ()))
+            plan.choice = self._choose(())
+            plan.notes = self._notes(plan.choice, None)
+        else:
+            self._plan_evaluations(plan)
+        self.faults += [plan.choice.trouble] if plan.choice.trouble else []
+        plan.faults = list(dict.fromkeys(self.faults))
+        small = [requirement.sentence() for requirement in plan.requirements if not requirement.fits]
+        plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
+        return plan
+
+    def _plan_evaluations(self, plan: Plan) -> None:
+        """Items, pool, selection and stages, each as far as it is available here."""
+        plan.models = model_sizes(self.run)
+        self._attempt(self._read_extra)
+        folds = self._folds()
+        outlined = None if folds else self._outlined()
+        asked = [(self.run.evaluator, self.items), *((one.evaluator, one.items) for one in self.extra)]
+        evaluators = [evaluator for evaluator, _ in asked]
+        cut = folds or outlined
+        for error in refusals(self.run, cut.items if cut else {}, asked):
+            self._refused(error)
+        if not any(model.trouble or model.download for model in plan.models):
+            self._open(asked)
+        plan.run, plan.folds, plan.outlined = self.run, cut.items if cut else {}, outlined is not None
+        plan.choice = self._choose(plan.folds.get("select", ()))
+        plan.notes = self._notes(plan.choice, folds)
+        plan.stages = self._stages(plan)
+        plan.speeds = self._speeds(plan)
+        plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
+        plan.missing = once([*missing(self.run, plan.models, plan.machine, evaluators), *self.lacking])
+
+    def _refused(self, error: UserError | OSError) -> None:
+        """A command in the message fixes it here; anything else is a fault of the settings."""
+        one = Missing.from_error(UserError(said(error)))
+        if one.mends:
+            self.lacking.append(one)
+        else:
+            self.faults.append(said(error))
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (UserError, OSError) as error:
+            self._refused(error)
+
+    def _read_extra(self) -> None:
+        self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
+
+    def _folds(self) -> Folds | None:
+        """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
+        try:
+            self.items = items_of(self.run.evaluator, self.run.benchmark).items()
+        except (UserError, OSError) as error:
+            if isinstance(self.run.benchmark, OwnBenchmark):
+                self.lacking.append(Missing.from_error(UserError(said(error))))
+            else:
+                self._refused(error)
+            return None
+        try:
+            return cut_folds(self.run, self.items)
+        except UserError as error:
+            self._refused(error)
+            self.items = ()
+            return None
+
+    def _outlined(self) -> Folds | None:
+        """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
+        items = self.run.evaluator.outline() if isinstance(self.run.benchmark, OwnBenchmark) else ()
+        return cut_folds(self.run, items) if items else None
+
+    def _open(self, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
+        run = self.run
+        try:
+            pool = open_unhashed(run, self.store)
+            check_pool(run, pool, asked)
+        except (UserError, OSError) as error:
+            self.faults.append(said(error))
+            return
+        self.opened = self.pool = pool
+        try:
+            own = pool.bound(run.evaluator)
+            extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in self.extra)
+        except UserError as error:
+            self._refused(error)
+        else:
+            self.run, self.extra = replace(run, evaluator=own), extra
+
+    def _evaluation(self, evaluator: Evaluator) -> Evaluation:
+        ends = self.opened.ends if self.opened is not None else lambda recipe: ()
+        return Evaluation(self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_graded)
+
+    def _choose(self, items: Sequence[Item]) -> PlannedSelection:
+        """Select from published scores, or from the store if it has every candidate on the select fold."""
+        run, names = self.run, self.pool.names
+        try:
+            if run.scores.published:
+                return self._chosen(run.scores.matrix(names, not_measured), "published scores")
+            evaluation = self._evaluation(run.evaluator)
+            with suppress(NotStoredError, UserError):
+                if items:
+                    scores = {name: evaluation.scores(self.pool.recipe({name: 1.0}), items) for name in names}
+                    basis = "the store, which has every candidate on the select fold"
+                    return self._chosen(ScoreMatrix.from_items(scores), basis)
+            return PlannedSelection(basis="scores that must be measured first", sizes=run.selector.sizes(len(names)))
+        except UserError as error:
+            return PlannedSelection(trouble=str(error))
+
+    def _chosen(self, scores: ScoreMatrix, basis: str) -> PlannedSelection:
+        selector = self.run.selector
+        try:
+            selection = selector.chosen(scores)
+        except UserError as error:
+            return PlannedSelection(basis=basis, scores=scores, trouble=str(error))
+        return PlannedSelection(
+            basis=basis,
+            sizes=(len(selection.ingredients),),
+            selection=selection,
+            scores=scores,
+            steady=steady(selector, scores),
+        )
+
+    def _notes(self, choice: PlannedSelection, folds: Folds | None) -> list[str]:
+        """What a reader of the report will have to know, as far as it is known."""
+        flat = flat_categories(choice.scores) if choice.scores is not None else []
+        return [*run_notes(self.run, self.opened, folds), *flat]
+
+    def _stages(self, plan: Plan) -> list[PlannedStage]:
+        """The steps counted, with an open selection once for each possible number of ingredients."""
+        selection, counted, errors = plan.choice.selection, list[list[PlannedStage]](), list[UserError]()
+        sizes = [self.pool.names[:size] for size in plan.choice.sizes]
+        extra = {one.name: one.items for one in self.extra}
+        evaluators = {"": self.run.evaluator, **{one.name: one.evaluator for one in self.extra}}
+        for ingredients in sizes if selection is None else [selection.ingredients]:
+            evaluations = {name: self._evaluation(evaluator) for name, evaluator in evaluators.items()}
+            steps = CountedSteps(plan, self.pool, extra, evaluations, ingredients)
+            try:
+                steps.walk()
+                counted.append(steps.stages)
+            except UserError as error:  # the paper's grid ends at ten ingredients
+                errors.append(error)
+        if not counted and errors:
+            self.faults.append(str(errors[-1]))
+        return merged(counted)
+
+    def _speeds(self, plan: Plan) -> dict[str, Speed]:
+        """{extra benchmark: speed}, the run's own under an empty name."""
+        items = [item for fold in FOLDS for item in plan.folds.get(fold, ())]
+        parameters = max((model.parameters for model in plan.models if not model.adapter), default=0)
+        singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
+        asked: list[tuple[str, Evaluator, Sequence[Item]]] = [("", self.run.evaluator, items)]
+        asked += [(one.name, one.evaluator, one.items) for one in self.extra]
+        speeds = {}
+        for name, evaluator, own in asked:
+            with suppress(UserError):  # an evaluator that cannot start here
+                measured = self.store.throughput(singles, evaluator.fingerprint)
+                rate = speed(self.run.throughput, measured, evaluator, own, parameters, plan.machine)
+                if rate is not None:
+                    speeds[name] = rate
+        return speeds
+
+
+def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
+    """The pool of a run as it is on this disk; a file that was never hashed counts as never evaluated."""
+    candidates = []
+    for candidate in run.pool.resolve():
+        name = hub.parse(candidate.path)
+        here = hub.cached(name, run.merge.allow_pickle) if name else None
+        candidates.append(replace(candidate, path=here) if here else candidate)
+    contents = KnownContents(hashes=StandIns(store.hashes))
+    return OpenPool(candidates, run.merge, contents, with_base=run.uses_base)

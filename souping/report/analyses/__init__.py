@@ -1,1 +1,0 @@
-"""Sections that show analyses: one module an analysis, found by being here."""
