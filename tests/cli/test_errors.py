@@ -45,7 +45,7 @@ from tests.conftest import Cli, pool_of
         (["benchmark.path=none.jsonl"], ["benchmark.path=none.jsonl"]),
         (["a(b=c"], ["cannot read the override", "quotes"]),
         (["out=/proc/nothing/soup", "selector=topk"], ["/proc/nothing"]),
-        (["store.path=/proc/nothing/s"], ["store.path=/proc/nothing/s"]),
+        (["store.path=/proc/nothing/s"], ["/proc/nothing"]),
         (["evaluator.max_new_tokens=12"], ["'red' is constant", "are answers cut off"]),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
@@ -119,7 +119,7 @@ def test_a_candidate_that_is_broken(
 def test_one_candidate_and_twins(family: Path, souping: Cli, tmp_path: Path) -> None:
     rest, ant = pool_of(family)[1:], family / "ant"
     same = shutil.copytree(family / "bee", tmp_path / "x" / "ant")
-    pools = {str(ant): "at least two", "": "at least two", f"{ant},{ant}": "twice", f"{ant},{same}": "share the name"}
+    pools = {str(ant): "at least two", "": "at least two", f"{ant},{ant}": "same folder", f"{ant},{same}": "share the name"}
     for candidates, needle in {**pools, "{nme: a}": "pool.candidates"}.items():
         souping(f"pool.candidates=[{candidates}]", *rest).refused(needle)
 
