@@ -119,8 +119,9 @@ def test_a_candidate_that_is_broken(
 def test_one_candidate_and_twins(family: Path, souping: Cli, tmp_path: Path) -> None:
     rest, ant = pool_of(family)[1:], family / "ant"
     same = shutil.copytree(family / "bee", tmp_path / "x" / "ant")
-    pools = {str(ant): "at least two", "": "at least two", f"{ant},{ant}": "same folder", f"{ant},{same}": "share the name"}
-    for candidates, needle in {**pools, "{nme: a}": "pool.candidates"}.items():
+    pools = {str(ant): "at least two", "": "at least two", f"{ant},{ant}": "same folder"}
+    pools |= {f"{ant},{same}": "share the name", "{nme: a}": "pool.candidates"}
+    for candidates, needle in pools.items():
         souping(f"pool.candidates=[{candidates}]", *rest).refused(needle)
 
 
