@@ -24,9 +24,6 @@ CORE = [
     "psutil>=5.9",
     "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit
-    "tree-sitter>=0.23",
-    "tree-sitter-java>=0.23",
-    "tree-sitter-javascript>=0.23",
 ]
 DEV = [
     "pytest>=8",
@@ -38,6 +35,9 @@ DEV = [
     "nbmake>=1.5",
     "ipykernel>=6",
     "twine>=5",
+    "tree-sitter>=0.23",  # the reader of calls in Java and JavaScript is compared with its grammars
+    "tree-sitter-java>=0.23",
+    "tree-sitter-javascript>=0.23",
     "gguf>=0.10",  # examples/smollm reads a model in this format
 ]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name

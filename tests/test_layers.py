@@ -31,7 +31,7 @@ LAYERS = (
 """Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
-HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "tree_sitter", "pydantic", "httpx", "httpx2"}
+HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "pydantic", "httpx", "httpx2"}
 """Slow to import. huggingface_hub is not: it loads its modules, and its HTTP client, when they are used."""
 FORBIDDEN = ("Kitchen", "Hob", "Shelf", "Table", "Larder", "Bench", "Hand", "Stand")
 """Class names that do not say what the class holds."""

@@ -8,21 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples import exit_status
 from examples.pantry import items
 from souping.core.text import positive
-from souping.core.types import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        return _items(options) if options.what == "items" else _models(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: run the same command again to train the models that are missing", file=sys.stderr)
-        return 130
+    return exit_status(_items if options.what == "items" else _models, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,13 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _items(options: argparse.Namespace) -> int:
+def _items(options: argparse.Namespace) -> None:
     target = options.out / "items.jsonl"
     print(f"{items.write_items(target)} items in {target}")
-    return 0
 
 
-def _models(options: argparse.Namespace) -> int:
+def _models(options: argparse.Namespace) -> None:
     import torch
 
     from examples.pantry.stages import STAGES
@@ -52,7 +44,6 @@ def _models(options: argparse.Namespace) -> int:
     stages = [dataclasses.replace(stage, steps=min(stage.steps, limit or stage.steps)) for stage in STAGES]
     train_family(options.out, stages, options.dev)
     print(f"the pantry is in {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,24 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples import exit_status
 from examples.smollm import train
 from examples.smollm.data import bfcl, gather, model, read_questions, spare, write_tasks
 from examples.smollm.train import SLICES, Lesson, TrainingSettings, write_base
 from souping.core.text import positive
-from souping.core.types import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        _make(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: run the same command again to train the models that are missing", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(_make, _parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from souping.core.types import UserError
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 PACKAGE = Path(__file__).resolve().parents[1]
-READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors")
+READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors", "lm_eval", "datasets", "sacrebleu")
 """Libraries that meet a model's files and templates first: what they raise is about those."""
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from souping.core.fields import text_of
 from souping.core.files import expanded
 from souping.core.scores import read_table
 from souping.core.types import FloatArray, ScoreMatrix, UserError
@@ -98,12 +100,7 @@ def leaderboard(path: str | None) -> ScoreMatrix:
 
 
 def _from_csv(path: Path) -> ScoreMatrix:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise UserError(f"analysis.paper.leaderboard={path}: cannot be read: {reason}") from error
+    rows = [row for row in csv.reader(io.StringIO(text_of(path).removeprefix("\ufeff"), newline="")) if row]
     header = [cell.strip() for cell in rows[0]] if rows else []
     names = [header.index(cell) for cell in header if cell.lower() == "model"]
     if not names:

@@ -353,7 +353,7 @@ class TestHostile:
         other = Hub()
         try:
             other.repos = evil.repos
-            evil.elsewhere = other.url
+            evil.elsewhere = other.url.replace("127.0.0.1", "localhost")
             online.fetch({"evil": named("org/evil")}, check=lambda folders: None)  # headers, then whole files
         finally:
             other.close()

@@ -65,17 +65,12 @@ class TestQuestions:
             assert question.answer == (None if question.category == "irrelevance" else names[0])
             assert question.functions[0].parameters == ("first", "second")
 
-    def test_a_file_whose_name_ends_alike_is_another(self, data: Path) -> None:
-        assert all("live" not in q.id for q in read_questions(data) if q.category == "irrelevance")
+        assert all("live" not in q.id for q in read if q.category == "irrelevance")  # another file ends alike
+        assert read[0].text == "Please simple_python 0?"  # only the user is quoted
 
-    def test_only_the_user_is_quoted(self, data: Path) -> None:
-        assert read_questions(data)[0].text == "Please simple_python 0?"
-
-    def test_another_folder_is_refused(self, tmp_path: Path) -> None:
+    def test_other_folders_and_broken_files_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no BFCL_v"):
             read_questions(tmp_path)
-
-    def test_a_broken_file_is_named(self, tmp_path: Path) -> None:
         folder = smollm_kit.write(tmp_path / "data")
         (folder / "BFCL_v4_multiple.json").write_text('{"id": "x"}\n')
         with pytest.raises(UserError, match=r"BFCL_v4_multiple\.json"):
@@ -84,14 +79,8 @@ class TestQuestions:
 
 class TestFamilies:
     def test_a_function_or_a_text_in_common_makes_a_family(self) -> None:
-        asked = [
-            ask(0, "a"),
-            ask(1, "b", "A"),
-            ask(2, "c"),
-            ask(3, "d", text="Say: it!"),
-            ask(4, "e", text="say it"),
-            ask(5, "b"),
-        ]
+        asked = [ask(0, "a"), ask(1, "b", "A"), ask(2, "c"), ask(3, "d", text="Say: it!"), ask(4, "e", text="say it")]
+        asked.append(ask(5, "b"))
         assert families(asked) == {"q0": "q0", "q1": "q0", "q2": "q2", "q3": "q3", "q4": "q3", "q5": "q0"}
 
     def test_a_family_plays_one_part(self, data: Path) -> None:
@@ -100,9 +89,8 @@ class TestFamilies:
         assert len({(family[q.id], part[q.id]) for q in asked}) == len(set(family.values()))
         assert set(part.values()) == {"test", "development", "spare", "train"}
 
-    def test_a_large_family_trains(self) -> None:
-        asked = [ask(i, "same") for i in range(LARGEST + 1)]
-        assert set(parts(asked).values()) == {"train"}
+        large = [ask(i, "same") for i in range(LARGEST + 1)]
+        assert set(parts(large).values()) == {"train"}
 
 
 class TestItems:
@@ -150,9 +138,7 @@ class TestItems:
         assert made.answer == several.answer
         assert len(made.choices) == OFFERED + 1
 
-    @pytest.mark.parametrize("kind", sorted(set(KIND.values())))
-    def test_each_kind_has_distractors(self, material: Material, kind: str) -> None:
-        assert len(material.spares[kind]) >= OFFERED
+        assert all(len(material.spares[kind]) >= OFFERED for kind in KIND.values())
 
 
 class TestLessons:
@@ -209,8 +195,6 @@ class TestFinding:
         monkeypatch.setenv(PLACE, str(tmp_path / "place"))
         assert bfcl(None, tmp_path / "downloads") == inside / "data"
         assert bfcl(str(data), tmp_path / "downloads") == data
-
-    def test_a_folder_without_questions_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"--bfcl {tmp_path}: no questions"):
             bfcl(str(tmp_path), tmp_path)
 

@@ -60,52 +60,38 @@ def silent(text: str) -> None:
     pass
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+def test_the_same_seed_gives_the_same_bytes_and_only_the_upper_layers_learn(
     material: Material, start: Path, tmp_path: Path
 ) -> None:
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         tune(lesson(material, seed=seed), dataclasses.replace(QUICK, seed=seed), start, tmp_path / name, silent)
     one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
     assert one == two != other
-
-
-def test_only_the_upper_layers_learn(material: Material, start: Path, tmp_path: Path) -> None:
-    tune(lesson(material), QUICK, start, tmp_path / "made", silent)
-    before, after = weights(start), weights(tmp_path / "made")
+    before, after = weights(start), weights(tmp_path / "one")
     assert before.keys() == after.keys()
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed
     assert all(name.startswith("model.layers.1.") for name in changed)
 
 
-def test_something_else_in_its_place_is_refused_before_training(
-    material: Material, start: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "notes.txt").write_text("mine")
-    said: list[str] = []
-    with pytest.raises(UserError, match="is no fine-tune of this command"):
-        tune(lesson(material), QUICK, start, tmp_path / "made", said.append)
-    assert said == []
-
-
-def test_what_is_there_stays_and_other_settings_are_refused(material: Material, start: Path, tmp_path: Path) -> None:
-    out, said = tmp_path / "made", list[str]()
+def test_what_is_there_stays_unless_it_is_half_made(material: Material, start: Path, tmp_path: Path) -> None:
+    out, lines = tmp_path / "made", list[str]()
+    (tmp_path / ".made.part").mkdir()
+    (tmp_path / ".made.part" / "model.safetensors").write_text("half")
     tune(lesson(material), QUICK, start, out, silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
     record = json.loads((out / RECORD).read_text())
     assert len(record["losses"]) == QUICK.steps
-    tune(lesson(material), QUICK, start, out, said.append)
-    assert said == ["smol_live: there already"]
+    tune(lesson(material), QUICK, start, out, lines.append)
+    assert lines == ["smol_live: there already"]
     with pytest.raises(UserError, match="made with other settings"):
         tune(lesson(material), dataclasses.replace(QUICK, steps=3), start, out, silent)
     assert json.loads((out / RECORD).read_text()) == record
-
-
-def test_what_a_stopped_command_left_half_is_made_again(material: Material, start: Path, tmp_path: Path) -> None:
-    (tmp_path / ".made.part").mkdir()
-    (tmp_path / ".made.part" / "model.safetensors").write_text("half")
-    tune(lesson(material), QUICK, start, tmp_path / "made", silent)
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no fine-tune of this command"):
+        tune(lesson(material), QUICK, start, tmp_path / "other", lines.append)
+    assert len(lines) == 1  # before any training
 
 
 def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Path) -> None:
@@ -159,17 +145,7 @@ def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
 @pytest.mark.slow
 def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
     data = smollm_kit.write(tmp_path / "data")
-    command = [
-        sys.executable,
-        "-m",
-        "examples.smollm",
-        "--base",
-        str(start),
-        "--bfcl",
-        str(data),
-        "--jobs",
-        "1",
-    ]
+    command = [sys.executable, "-m", "examples.smollm", "--base", str(start), "--bfcl", str(data), "--jobs", "1"]
     command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout

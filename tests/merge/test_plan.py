@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.merge_inputs import sparse_70b
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
 from souping.merge import chunks
@@ -31,7 +32,6 @@ from tests.support.checkpoints import (
     save,
     simple,
     soup_of,
-    sparse_70b,
 )
 
 

@@ -234,5 +234,5 @@ class TestHarness:
     def test_without_the_extra_the_line_to_install_it(
         self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("souping.evaluate.lm_eval.errors.find_spec", lambda name: None)
+        monkeypatch.setattr("souping.evaluate.lm_eval.tasks.find_spec", lambda name: None)
         souping(*settings(family), "also=[hellaswag]").refused(install("lm_eval"))

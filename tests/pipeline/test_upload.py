@@ -172,6 +172,7 @@ def test_a_new_soup_takes_the_place_of_the_old_one_whole(hub: Hub, souping: Cli,
     assert len(hub.repos["me/soup"].commits) == 2
 
 
+@pytest.mark.slow
 def test_a_hub_that_fails_at_the_end_costs_nothing(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -96,42 +95,6 @@ def raw_file(path: Path, header: Any, data: bytes, length: int | None = None) ->
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
     return path
-
-
-def noise(seed: int, size: int) -> bytes:
-    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8).tobytes()
-
-
-def sparse_70b(folder: Path) -> Path:
-    """A checkpoint with the tensors of Llama-3-70B in 5 GB shards whose files are holes behind true headers."""
-    shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [128256, 8192]}
-    for layer in range(80):
-        name = f"model.layers.{layer}."
-        shapes |= {f"{name}self_attn.{p}_proj.weight": [8192 if p in "qo" else 1024, 8192] for p in "qkvo"}
-        shapes |= {f"{name}mlp.{p}_proj.weight": [28672, 8192] for p in ("gate", "up")}
-        shapes[f"{name}mlp.down_proj.weight"] = [8192, 28672]
-        shapes |= {f"{name}{p}_layernorm.weight": [8192] for p in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": [8192], "lm_head.weight": [128256, 8192]}
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    shards: list[dict[str, Any]] = [{}]
-    end = 0
-    for name, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        if end + size > 5_000_000_000:
-            shards.append({})
-            end = 0
-        shards[-1][name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    places = {}
-    for number, header in enumerate(shards):
-        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        places.update(dict.fromkeys(header, file))
-        raw_file(folder / file, header, b"")
-        with (folder / file).open("ab") as handle:
-            handle.truncate(handle.tell() + max(entry["data_offsets"][1] for entry in header.values()))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    return folder
 
 
 def soup_of(folders: dict[str, Path], out: Path, weights: tuple[float, ...], **fields: Any) -> dict[str, torch.Tensor]:

@@ -127,7 +127,7 @@ class Walk:
         file = code.co_filename.removeprefix(self.place)
         step = code.co_name if file == "search/adaptive.py" else ""
         self.asked += (step, event) == ("ask", "call")
-        if self.asked >= 3:
+        if self.asked >= 3 and event == "call":
             self.files.add(file)
         if (step, event, self.asked) == ("ask", "return", 3) and self.third is None:
             self.third = value

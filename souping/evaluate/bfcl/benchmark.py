@@ -63,7 +63,7 @@ class BfclBenchmark(BenchmarkItems):
 
 
 def chosen(version: Version, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Categories by their names and the names of collections, in the version's order; all of them where none is named.
+    """Categories by their names and the names of collections, in the version's order; all of them if none is named.
 
     Raises:
         UserError: a name that the version does not know.
@@ -72,13 +72,13 @@ def chosen(version: Version, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
         return known
     collections = {key: set(value) for key, value in COLLECTIONS.items() if set(value) <= set(known)}
-    wanted: set[str] = set()
+    named: set[str] = set()
     for name in names:
         pick(name, [*known, *collections], f"BFCL {version}: evaluator.categories")
-        wanted |= collections.get(name, {name})
-    if not wanted:
+        named |= collections.get(name, {name})
+    if not named:
         raise UserError("evaluator.categories is empty: name categories, or single_turn, live, multi_turn ...")
-    return tuple(name for name in known if name in wanted)
+    return tuple(name for name in known if name in named)
 
 
 def needs_full(categories: Sequence[str]) -> list[str]:
@@ -142,7 +142,7 @@ def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def prerequisites(environment: Environment, category: str, ids: Sequence[str]) -> list[str]:
-    """The conversations that memory questions are about: they are had before the questions are asked."""
+    """Ids of the conversations that memory questions are about; they come before the questions."""
     if category not in MEMORY:
         return []
     folder = environment.package / "data" / "memory_prereq_conversation"
@@ -220,7 +220,7 @@ TREES: Mapping[Version, Node] = {
 class Bfcl(Objective):
     """BFCL's overall accuracy: v3's mean of non-live, live and multi-turn, or v4's weighted mean of five groups.
 
-    Of the categories that the benchmark lacks, the weight goes to their siblings; a group that is lacking as a whole
+    Of the categories that the benchmark lacks, the weight goes to their siblings; a group that is missing as a whole
     leaves its weight to the other groups. In v4 live_relevance is shown and weighs nothing.
     """
 
@@ -236,7 +236,7 @@ class Bfcl(Objective):
         return np.array([shares.get(name, 0.0) for name in categories])
 
     def notes(self, categories: Sequence[str]) -> list[str]:
-        """What a reader must know of this overall: it is not the leaderboard's where categories are lacking."""
+        """A note if categories are missing: the overall is then not the leaderboard's."""
         lacking = [name for name in _leaves(TREES[self.version]) if name not in categories]
         if not lacking:
             return []

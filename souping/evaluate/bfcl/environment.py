@@ -1,16 +1,10 @@
-"""bfcl-eval's own virtual environment: where it is, what it can do, and calls into it.
+"""bfcl-eval's own virtual environment: where it is, calls into it, and the records of its answers.
 
-bfcl-eval pins numpy 1.26 and twenty vendor SDKs, so it never shares an environment with souping. The pinned lists
-beside this file make one with pip: `minimal` generates and scores the single-turn categories, `full` has all that
-bfcl-eval asks for.
+bfcl-eval pins numpy 1.26 and twenty vendor SDKs, so it never shares an environment with souping. The pinned lists in
+`requirements` make one with pip: `minimal` generates and scores the single-turn categories, `full` is all of bfcl-eval.
 
-The prompt handlers that an installed bfcl-eval has for models that are served here, read without importing it.
-
-bfcl-eval's result and score files -> a record for every item.
-
-A result file has a line for each item that was asked, a score file a line on the whole and then one for each item that
-failed: an item is right if it was asked and did not fail. A line also tells how an answer ended: an error in place of
-it is no answer, `truncated` is our runner's word, and bfcl-eval's own files prove a cut by the count of its tokens.
+A result file has one line per item, a score file one line on the whole and one for each item that failed: an item is
+right if it has a result and did not fail. Each result also says how its answer ended.
 """
 
 from __future__ import annotations
@@ -102,15 +96,15 @@ def call(
     generate: Mapping[str, Json] | None = None,
     patience: float = 3600.0,
 ) -> None:
-    """Run bfcl-eval on these ids in its own process, which ends with this one; its files come to lie below `root`.
+    """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.
 
     Raises:
         UserError: one line on what stopped it, or no answer of the server for `patience` seconds.
     """
     request, log, alive = root / "request.json", root / "runner.log", root / "alive"
     alive.touch()
-    asked = {**generate, "alive": str(alive)} if generate else None
-    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": asked}))
+    settings = {**generate, "alive": str(alive)} if generate else None
+    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings}))
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
     own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
     process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
@@ -172,7 +166,7 @@ def check_handlers(environment: Environment, names: Sequence[str]) -> None:
 
 
 FAILED = "Error during inference: "
-"""How bfcl-eval's generation marks an item whose answer could not be had; such an item counts as wrong in every
+"""How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
 category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
 REASONS = (
@@ -183,10 +177,6 @@ REASONS = (
     (r"(?is)Cannot use chat template", "the tokenizer has no chat template"),
 )
 """What a library says of an item that was not answered -> why, in words of which few are different."""
-CAP = 4096
-"""Tokens of an answer that bfcl-eval itself asks for at most."""
-LARGEST = 1 << 31
-"""Bytes of a result file, and counts of tokens, below which they are believed."""
 
 
 def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
@@ -195,8 +185,8 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     Raises:
         UserError: an item has no result, or its category no score.
     """
-    answers = {str(row["id"]): row for path in _files(results, "result") for row in read_rows(path)}
-    judged = {path.name.removesuffix("_score.json"): read_rows(path) for path in _files(scores, "score")}
+    answers = {str(row["id"]): row for path in _files(results, "result") for row in _rows(path)}
+    judged = {path.name.removesuffix("_score.json"): _rows(path) for path in _files(scores, "score")}
     wrong = {category: {str(row["id"]) for row in found[1:]} for category, found in judged.items()}
     scored = []
     for item in items:
@@ -209,41 +199,31 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
 
 
 def _record(item: Item, row: Row, right: bool) -> Record:
-    text, none = _text(row["result"]), failed(row)
+    text = row["result"] if isinstance(row["result"], str) else json.dumps(row["result"], ensure_ascii=False)
+    none = text.startswith(FAILED)
     return Record(
         item=item.id,
         score=float(right and not none),
         output=text,
-        outcome="unanswered" if none else "truncated" if _cut(row) else "finished",
+        outcome="unanswered" if none else "truncated" if row.get("truncated") else "finished",
         reason=_why(text.removeprefix(FAILED)) if none else "",
         prompt_tokens=max(_counts(row.get("input_token_count")), default=0),
     )
 
 
-def failed(row: Row) -> bool:
-    """Whether the item was not answered."""
-    return isinstance(row["result"], str) and row["result"].startswith(FAILED)
-
-
-def _why(told: str) -> str:
+def _why(message: str) -> str:
     """Why an item was not answered, in a few words."""
     for pattern, words in REASONS:
-        if found := re.search(pattern, told):
+        if found := re.search(pattern, message):
             return words.format(*found.groups())
-    return safe(" ".join(told.split()))[:80] or "no reason is told"
-
-
-def _cut(row: Row) -> bool:
-    """Whether a text of the answer was cut by the limit of tokens: in a conversation, any of them."""
-    told = row.get("truncated")
-    return told if isinstance(told, bool) else any(count >= CAP for count in _counts(row.get("output_token_count")))
+    return safe(" ".join(message.split()))[:80] or "no reason is given"
 
 
 def _counts(value: Json) -> list[int]:
     """Counts of tokens: one, or those of each step of each turn."""
     if isinstance(value, list):
         return [count for one in value for count in _counts(one)]
-    return [int(value)] if isinstance(value, int | float) and 0 <= value < LARGEST else []
+    return [int(value)] if isinstance(value, int | float) else []
 
 
 def failure(records: Sequence[Record]) -> str | None:
@@ -257,25 +237,6 @@ def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The lines of one of BFCL's files.
-
-    Raises:
-        UserError: it cannot be read, or is none of BFCL's.
-    """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path}: larger than any file of BFCL's ({path.stat().st_size / 1e9:.1f} GB)")
-        with path.open(encoding="utf-8") as lines:
-            found = [json.loads(line) for line in lines if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not lines of JSON, the file may be cut off: {error!s:.200}") from error
-    if not all(isinstance(row, dict) for row in found):
-        raise UserError(f"{path}: a line of BFCL's files is a JSON object")
-    return found
-
-
-def _text(result: Json) -> str:
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+def _rows(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]

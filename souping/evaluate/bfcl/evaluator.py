@@ -71,10 +71,10 @@ class ServerSlot:
 class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
 
-    `handler` is how a model is asked and its answer read: a model name of bfcl-eval's registry, `chat-template` (the
-    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives single candidates one of their own,
+    `handler` builds the prompts and reads the answers: a model name of bfcl-eval's registry, `chat-template` (the
+    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives candidates one of their own,
     `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
-    ask, `limit` the first so many of each category.
+    evaluate, `limit` the first so many of each category.
 
     Above bfcl-eval's own `temperature` answers are drawn: `samples` of each item, each by a seed that the server gets
     (from `sampling_seed`, the item and the number of the answer), and `aggregate` says how they become the item's
@@ -121,7 +121,7 @@ class BfclEvaluator(Evaluator):
 
     @property
     def settings(self) -> dict[str, Json]:
-        """What a score depends on beside the model and the item. Categories are the items' own."""
+        """What a score depends on, apart from the model and the item. Categories belong to the items."""
         choice: dict[str, Json] = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
         return {
             "name": "bfcl",
@@ -200,7 +200,7 @@ class BfclEvaluator(Evaluator):
 
     @property
     def benchmark(self) -> BfclBenchmark:
-        """Its own items: their folds and groups do not depend on which categories are asked."""
+        """Its own items: their folds and groups do not depend on the categories that are evaluated."""
         return BfclBenchmark(
             environment=self.environment,
             categories=chosen(self.version, self.categories),
@@ -209,9 +209,9 @@ class BfclEvaluator(Evaluator):
         )
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse a tokenizer without chat template where a handler needs one (UserError)."""
-        asked = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
-        if asked == {CHAT_TEMPLATE} and not chat_template(folder):
+        """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
+        handlers = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
+        if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
             raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
 
     def choices(self, recipe: Recipe) -> tuple[str, ...]:
@@ -235,23 +235,22 @@ class BfclEvaluator(Evaluator):
         """Ask and score. An item that has no answer scores 0, and its record says why.
 
         Raises:
-            UserError: the server, the environment or every single item failed.
+            UserError: the server, the environment or every item failed.
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._slot.serve(self.server, model.folder)
-        wanted = {"url": running.url, "model": running.model, **self._wanted(model.folder, items, replicate)}
+        request = {"url": running.url, "model": running.model, **self._request(model.folder, items, replicate)}
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
-            call(self.environment, Path(root), self.handler, self._ids(items), wanted, self.timeout)
+            call(self.environment, Path(root), self.handler, self._ids(items), request, self.timeout)
             name = self.handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         if reason := failure(scored):
             bare = "Cannot use chat template" in reason  # transformers' words; it goes on for lines
             why = "the tokenizer has no chat template; evaluator.handler=plain needs none" if bare else reason[:300]
-            raise UserError(f"handler {self.handler}: no item could be asked: {why}")
+            raise UserError(f"handler {self.handler}: no item could be evaluated: {why}")
         return [replace(record, replicate=replicate) for record in scored]
 
-    def _wanted(self, folder: Path, items: Sequence[Item], replicate: int) -> dict[str, Json]:
-        """How the items are asked."""
+    def _request(self, folder: Path, items: Sequence[Item], replicate: int) -> dict[str, Json]:
         drawn = self.decoding.samples
         request: dict[str, Json] = {"top_p": self.top_p, "top_k": self.top_k or 0} if drawn else {}
         return {
@@ -278,7 +277,7 @@ class BfclEvaluator(Evaluator):
 
 
 def _check_code(folder: Path, trusted: bool) -> None:
-    """bfcl-eval runs the code of a folder's tokenizer unasked; here it is asked first."""
+    """Refuse the code of a folder's tokenizer, which bfcl-eval would run, unless it is trusted."""
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
         table = parse_json(path, path.read_bytes()) if path.is_file() else {}

@@ -1,63 +1,58 @@
-"""Model of the harness around the live module, and the harness's own loop on chosen documents of loaded tasks."""
+"""The harness's model around the live module, and the harness's own loop on chosen documents of loaded tasks.
+
+Only `HFLM._model_generate` decodes in another way than the harness: the harness fills what a task leaves open from the
+model's generation_config, and a row goes on until the last of its batch ends. Prompts, order and batches are its own.
+"""
 
 from __future__ import annotations
 
 import copy
 import io
 import json
-import logging
 import random
-import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from functools import cache
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
-from souping.core.types import OUTCOMES, Item, Json, Record, UserError
-from souping.evaluate.engines import Answer
-from souping.evaluate.lm_eval.errors import silence, stopped
-from souping.evaluate.lm_eval.generation import CUT, Asking, answer_requests
+from souping.core.types import OUTCOMES, Item, Json, Outcome, Record, UserError
+from souping.evaluate.decoding import Decoding
+from souping.evaluate.engines import Answer, prompt_key
+from souping.evaluate.engines.transformers import draws, neutral_config
 from souping.evaluate.lm_eval.settings import HarnessSettings
-from souping.evaluate.lm_eval.tasks import Document, Loaded, seed
-from souping.evaluate.templates import apply_chat_template
+from souping.evaluate.lm_eval.tasks import LENGTHS, Document, Loaded, decoding_of, quiet, seed
+from souping.evaluate.templates import TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM as Base
     from transformers import PreTrainedTokenizerBase
+else:
+    Base = object  # lm_eval is imported when the model is made
 
-log = logging.getLogger(__name__)
-Tokenised = tuple[tuple[str, str], list[int], list[int]]
-"""(context and continuation, and their token ids), as HFLM makes it."""
+STEP = 0x9E3779B97F4A7C15
+"""Distance between the seeds of several answers that a task requests at once."""
+CUT = "the prompt was cut on the left to fit the context of {} tokens"
+EMPTY = "the tokenizer makes no token of the prompt"
 HFLM_KEYS = (
-    "backend",
-    "truncation",
-    "logits_cache",
-    "max_length",
-    "softmax_dtype",
-    "mixed_precision_dtype",
-    "batch_size",
-    "max_batch_size",
-    "add_bos_token",
-    "prefix_token_id",
-    "think_end_token",
-    "enable_thinking",
-    "chat_template_args",
-)
-"""Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which is done already."""
-SHORTENED = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
+    "backend", "truncation", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype", "batch_size",
+    "max_batch_size", "add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args",
+)  # fmt: skip
+"""Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which is loaded already."""
 
 
 class TaskSubset:
-    """Task as the harness's loop sees it: its own prompts, filters and metrics, on the documents it is asked for.
+    """Task as the harness's loop sees it: its own prompts, filters and metrics, on chosen documents.
 
-    Three things differ from the task itself. Documents are at hand, where the harness would read and process them anew
-    at each call; few-shot examples are those that were drawn at loading; and nothing is aggregated, for souping does.
+    Three things differ from the task itself. The documents are loaded already, while the harness would process them
+    anew at each call; the few-shot examples are those that were drawn at loading; and nothing is aggregated.
     """
 
     def __init__(self, loaded: Loaded, lm: HFLM, evaluator: HarnessSettings) -> None:
@@ -68,16 +63,16 @@ class TaskSubset:
         return getattr(self._task, name)  # lm_eval's
 
     def doc_iterator(
-        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: list[int] | None = None
+        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
     ) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
-        return enumerate(self._loaded.docs[number] for number in samples or [])
+        return enumerate(self._loaded.docs[number] for number in samples)
 
     def build_all_requests(
         self,
         *,
         limit: int | None = None,
-        samples: list[int] | None = None,
+        samples: Sequence[int] = (),
         rank: int = 0,
         world_size: int = 1,
         cache_requests: bool = False,
@@ -88,11 +83,11 @@ class TaskSubset:
         chat_template: Callable[[list[dict[str, str]]], str] | None = None,
         tokenizer_name: str = "",
     ) -> None:
-        """Requests of the chosen documents."""
+        """Build the requests of the chosen documents."""
         task, instances = self._task, []
-        for position, number in enumerate(samples or []):
+        for position, number in enumerate(samples):
             doc = self._loaded.docs[number]
-            self._set_out(doc, number)
+            self._prepare(doc, number)
             context = task.fewshot_context(
                 doc,
                 num_fewshot=task.config.num_fewshot or 0,
@@ -102,39 +97,28 @@ class TaskSubset:
                 chat_template=chat_template,
                 gen_prefix=task.doc_to_prefix(doc),
             )
-            made = task.construct_requests(
+            requests = task.construct_requests(
                 doc=doc,
                 ctx=context,
                 metadata=(self._loaded.name, position, task.config.repeats),
                 apply_chat_template=apply_chat_template,
                 chat_template=chat_template,
             )
-            instances += made if isinstance(made, list) else [made]
+            instances += requests if isinstance(requests, list) else [requests]
         task._instances = instances
 
-    def _set_out(self, doc: Document, number: int) -> None:
-        """The document's few-shot examples, and its tool schemas for the chat template."""
+    def _prepare(self, doc: Document, number: int) -> None:
+        """Set the document's few-shot examples, and its tool schemas for the chat template."""
         shots = self._loaded.shots[number]
         if shots:
-            self._task.sampler = FixedSampler(shots)
+            self._task.sampler = SimpleNamespace(sample=lambda n, eval_doc=None, df=None: list(shots))
         elif not hasattr(self._task, "sampler"):  # lm_eval's: a task in Python draws for itself
-            seed = self._evaluator.fewshot_random_seed
-            self._task.fewshot_rnd = random.Random(None if seed is None else f"{seed} {number}")
+            self._task.fewshot_rnd = random.Random(f"{self._evaluator.fewshot_random_seed} {number}")
         self._lm.tools = _tools(doc, self._evaluator.tools, f"{self._loaded.name}/{number}")
 
     def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
         """The loop wants a number for every metric; how many values there are never fails."""
         return defaultdict(lambda: len)
-
-
-class FixedSampler:
-    """Sampler whose draw is known."""
-
-    def __init__(self, shots: Sequence[Document]) -> None:
-        self._shots = list(shots)
-
-    def sample(self, n: int, eval_doc: Document | None = None, df: None = None) -> list[Document]:
-        return self._shots
 
 
 def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
@@ -153,22 +137,27 @@ def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
     return tools or None
 
 
+# The harness's loop
+
+
 def run(
-    lm: HFLM, loaded: Mapping[str, Loaded], asked: Mapping[str, Sequence[int]], evaluator: HarnessSettings
+    lm: HFLM, loaded: Mapping[str, Loaded], documents: Mapping[str, Sequence[int]], evaluator: HarnessSettings
 ) -> dict[str, Record]:
-    """{item id: record} of the asked documents, `asked` by task.
+    """{item id: record} of documents, which are given by task.
 
     Raises:
-        UserError: the task's own code fails on an answer, or a prompt does not fit the model.
+        UserError: a document's value for a metric or its tools cannot be used, or a template fails.
     """
+    import torch
     from lm_eval.evaluator import evaluate
 
-    _seed(evaluator)
-    ids = {name: sorted(numbers) for name, numbers in asked.items()}
+    seed(evaluator)  # as simple_evaluate does before each run; tasks may draw from torch's generator
+    torch.manual_seed(evaluator.torch_random_seed)
+    ids = {name: sorted(numbers) for name, numbers in documents.items()}
     tasks = {name: TaskSubset(loaded[name], lm, evaluator) for name in ids}
-    lm.answers = {}
     try:
-        with silence(), _hushed(evaluator.batch_size):
+        # HFLM prints how it finds a batch size
+        with redirect_stdout(io.StringIO()) if isinstance(evaluator.batch_size, str) else nullcontext():
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
@@ -180,31 +169,12 @@ def run(
                 fewshot_as_multiturn=evaluator.fewshot_as_multiturn,
                 confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
             )
-    except UserError:
-        raise
-    except Exception as error:  # a task may run any code
-        raise UserError(stopped(list(ids), error)) from error
+    except TemplateStoppedError as error:
+        raise UserError(f"evaluator=lm_eval: a template stops {', '.join(ids):.100}: {first_line(error)}") from error
     answers: Mapping[tuple[str, int], list[Answer]] = lm.answers
-    if not lm.told and any(answer.reason == CUT.format(lm.max_length) for own in answers.values() for answer in own):
-        lm.told = True  # once a model: it is so for every soup
-        log.warning(SHORTENED, ", ".join(ids)[:100], lm.max_length)
     given = {(name, number): answers.get((name, place), []) for name in ids for place, number in enumerate(ids[name])}
     samples = results["samples"]
-    return {r.item: r for name in ids for r in _records(loaded[name], samples[name], given)}
-
-
-def _hushed(batch_size: int | str) -> AbstractContextManager[io.StringIO | None]:
-    """HFLM prints how it finds a batch size."""
-    return redirect_stdout(io.StringIO()) if isinstance(batch_size, str) else nullcontext()
-
-
-def _seed(evaluator: HarnessSettings) -> None:
-    """As simple_evaluate does before each run: tasks that sample answers draw from torch's generator."""
-    import torch
-
-    seed(evaluator)
-    if evaluator.torch_random_seed is not None:
-        torch.manual_seed(evaluator.torch_random_seed)
+    return {record.item: record for name in ids for record in _records(loaded[name], samples[name], given)}
 
 
 def _records(
@@ -218,10 +188,11 @@ def _records(
         answers = given[loaded.name, sample["doc_id"]]
         worst = max(answers, key=lambda answer: OUTCOMES.index(answer.outcome), default=Answer())
         only = answers[0] if len(answers) == 1 else Answer()
+        unanswered = worst.outcome == "unanswered"
         yield Record(
             item=item,
-            score=0.0 if worst.outcome == "unanswered" else score,
-            output=_output(loaded, sample),
+            score=0.0 if unanswered else score,
+            output="" if unanswered else _output(loaded, sample),
             statistics=statistics,
             outcome=worst.outcome,
             reason=worst.reason,
@@ -241,11 +212,7 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
 
 
 def filtered(loaded: Loaded, answers: Sequence[tuple[int, str]]) -> list[str]:
-    """What the task's filter makes of (document, what the model wrote).
-
-    Raises:
-        UserError: the filter fails.
-    """
+    """What the task's filter makes of (document, what the model wrote)."""
     from lm_eval.api.instance import Instance
 
     if not loaded.generates:
@@ -261,132 +228,221 @@ def filtered(loaded: Loaded, answers: Sequence[tuple[int, str]]) -> list[str]:
         )
         for doc, text in answers
     ]
-    try:
-        for ensemble in loaded.task._filters:
-            if ensemble.name == loaded.metric.filter:
-                ensemble.apply(instances)
-    except Exception as error:  # the task's own code
-        raise UserError(stopped([loaded.name], error)) from error
+    for ensemble in loaded.task._filters:
+        if ensemble.name == loaded.metric.filter:
+            ensemble.apply(instances)
     return [str(instance.filtered_resps.get(loaded.metric.filter, instance.resps)) for instance in instances]
 
 
-class HarnessModelCache:
-    """Holds the harness's model of the module that was served last.
+# The harness's model
 
-    It keeps no answer: HFLM's cache of logits lives within one call, and its request cache is never opened. Weights
-    that are poured into the same module are therefore seen at the next call. Between calls it does not hold the module
-    either, or whoever lets go of one to load another would have both in memory.
+
+class PromptText(str):
+    """Prompt with its request, and with the number of its answer if a task repeats the request."""
+
+    request: Instance
+    number: int
+
+    @classmethod
+    def of(cls, request: Instance, number: int) -> PromptText:
+        prompt = cls(request.args[0])
+        prompt.request, prompt.number = request, number
+        return prompt
+
+
+def build(
+    served: LoadedModel, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
+) -> HFLM:
+    """HFLM around the live module, for the n-th answers to items, which are given by task and place.
+
+    It is for one call: it keeps neither the module nor an answer longer than that.
     """
-
-    def __init__(self) -> None:
-        self._module: Callable[[], torch.nn.Module | None] = lambda: None
-        self._tokenizer: Callable[[], PreTrainedTokenizerBase | None] = lambda: None
-        self._model: HFLM | None = None
-
-    @contextmanager
-    def model(
-        self, served: LoadedModel, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
-    ) -> Iterator[HFLM]:
-        """The harness's model of what is served, asked for the n-th answers to these items (by task and place).
-
-        A new one is made only for another module or tokenizer.
-        """
-        module, tokenizer = served.module, served.tokenizer
-        if self._model is None or self._module() is not module or self._tokenizer() is not tokenizer:
-            self._model = build(module, tokenizer, evaluator)
-            self._module, self._tokenizer = weakref.ref(module), weakref.ref(tokenizer)
-        self._model._model = self._model.pretrained = module
-        self._model.asking = Asking(evaluator=evaluator, replicate=replicate, ends=served.ends, items=items)
-        if isinstance(evaluator.batch_size, int):
-            self._model.batch_size_per_gpu = evaluator.batch_of(replicate)
-        try:
-            yield self._model
-        finally:
-            self._model._model = self._model.pretrained = None
-
-    def close(self) -> None:
-        """Let go of the model."""
-        self._model = None
-
-
-def build(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, evaluator: HarnessSettings) -> HFLM:
-    """HFLM around a live module.
-
-    Raises:
-        UserError: HFLM refuses the settings, or the model is of a kind that it does not know.
-    """
+    module, tokenizer = served.module, served.tokenizer
     if tokenizer.pad_token_id is None:
-        tokenizer = copy.deepcopy(tokenizer)  # HFLM gives it a padding token, and others use it too
+        tokenizer = _copy(tokenizer)
     arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS}
-    try:
-        with silence():
-            model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
-    except (ValueError, TypeError, AssertionError, AttributeError, KeyError) as error:
-        raise UserError(f"evaluator=lm_eval cannot take this model: {first_line(error)}") from error
+    if isinstance(evaluator.batch_size, int):
+        arguments["batch_size"] = evaluator.batch_of(replicate)
+    quiet()
+    model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
+    model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
+    model.ends = served.ends or (() if model.eot_token_id is None else (int(model.eot_token_id),))
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
     return model
 
 
+@lru_cache(maxsize=2)
+def _copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that HFLM may give a padding token, since others use the original."""
+    return copy.deepcopy(tokenizer)
+
+
+class HarnessModel(Base):  # type: ignore[misc]
+    """HFLM that decodes by the settings alone, notes how answers end, shows no progress, and passes tool schemas on."""
+
+    tools: list[Json] | None = None
+    chat_template_args: dict[str, Any]
+    evaluator: HarnessSettings
+    items: Mapping[tuple[str, int], Item]
+    replicate: int
+    ends: Sequence[int]
+    answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
+    _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
+    _ids: Sequence[Sequence[int]] = ()
+    _scored: list[Instance] | None = None
+
+    def _seed(self, prompt: PromptText, decoding: Decoding) -> int:
+        """Seed of one answer, from its item, replicate and place in the task's own requests."""
+        request = prompt.request
+        item = self.items[str(request.task_name), int(request.doc_id or 0)]
+        place = int(request.idx) + (prompt.number << 16)
+        return (decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
+
+    def _note(self, request: Instance, answer: Answer) -> None:
+        self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        self._scored = requests
+        try:
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+        finally:
+            self._scored = None
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
+            for request, (_, context, rest) in zip(self._scored, requests, strict=True):
+                length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
+                self._note(request, self._answer(context, length > self.max_length))
+        return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
+
+    def _answer(self, prompt: Sequence[int], cut: bool, finished: bool = True) -> Answer:
+        reason = CUT.format(self.max_length) if cut else ""
+        outcome: Outcome = "finished" if finished and not cut else "truncated"
+        return Answer(outcome=outcome, reason=reason, prompt_tokens=len(prompt))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        counts, prompts = Counter[int](), []
+        for request in requests:
+            kwargs = request.args[1]
+            ending = {key: kwargs[key] for key in ("until", *LENGTHS) if key in kwargs}
+            own = {**ending, "group": json.dumps(kwargs, sort_keys=True, default=str)}
+            prompts.append(SimpleNamespace(args=(PromptText.of(request, counts[id(request)]), own)))
+            counts[id(request)] += 1
+        return list(super().generate_until(prompts, disable_tqdm=True))
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The harness's token ids and mask, and a note of those before anything is cut."""
+        texts = [str(string) for string in strings]
+        ids, mask = super().tok_batch_encode(texts, padding_side)
+        self._prompts = [string for string in strings if isinstance(string, PromptText)]
+        self._ids = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+        if truncation:
+            ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
+        if not ids.shape[1]:  # no prompt has a token: one of padding stands in
+            ids, mask = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id), mask.new_ones((len(ids), 1))
+        return ids[:, -(left_truncate_len or 0) :], mask[:, -(left_truncate_len or 0) :]
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        attention_mask: torch.Tensor,
+        group: str,
+        do_sample: bool = False,
+        temperature: float = 0.0,
+    ) -> torch.Tensor:
+        """Token ids of a batch whose requests have the same `group`, which are a task's own generation settings."""
+        import torch
+        from transformers import StoppingCriteriaList
+
+        mask, start = attention_mask, context.shape[1] if self.backend == "causal" else 1
+        decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
+        seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
+        stops = StopTexts(self.tokenizer, [text for text in stop if text], start, len(context))
+        pad, new = self.tokenizer.pad_token_id, max_length - context.shape[1]
+        dtype = self.mixed_precision_dtype
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            out = self.model.generate(
+                input_ids=context,
+                attention_mask=mask,
+                generation_config=neutral_config(self.model, decoding, pad, self.ends, new),
+                logits_processor=draws(decoding, seeds, start),
+                stopping_criteria=StoppingCriteriaList([stops]),
+            )
+        return self._ended(out.clone(), start, context, mask, stops)
+
+    def _ended(
+        self,
+        rows: torch.Tensor,
+        start: int,
+        context: torch.Tensor,
+        mask: torch.Tensor,
+        stops: StopTexts,
+    ) -> torch.Tensor:
+        """The rows without what follows an end token, after a note of each answer."""
+        fill = self.tokenizer.pad_token_id if self.eot_token_id is None else self.eot_token_id
+        for row, prompt in enumerate(self._prompts):
+            tokens = rows[row, start:].tolist()[: stops.ended[row]]
+            end = next((n for n, token in enumerate(tokens) if token in self.ends), None)
+            if end is not None:  # the harness knows the end token of one ingredient alone
+                rows[row, start + end :] = fill
+            finished = end is not None or any(text in self.tok_decode(tokens) for text in stops.texts)
+            kept = context[row, mask[row].bool()].tolist()
+            answer = self._answer(kept, len(self._ids[row]) > len(kept), finished)
+            written = tuple(tokens[: None if end is None else end + 1])
+            answer = replace(answer, tokens=written, prompt_key=prompt_key(kept))
+            self._note(prompt.request, answer if self._ids[row] else Answer.none([], EMPTY))
+        return rows
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        from lm_eval.models.huggingface import HFLM
+
+        options = dict(self.chat_template_args)
+        if self.tools is not None:
+            options["tools"] = self.tools
+        tokenizer = SimpleNamespace(
+            apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
+        )
+        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
+        return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
+
+
 @cache
 def live_class() -> type[HFLM]:
-    """HFLM that tells how answers end, without progress bars, with tool schemas in the chat template."""
     from lm_eval.models.huggingface import HFLM
 
-    class Live(HFLM):  # type: ignore[misc]
-        tools: list[Json] | None = None
-        chat_template_args: dict[str, Any]
-        told = False
-        asking: Asking
-        answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document; likelihoods have no text
-        _scored: list[Instance] | None = None
-
-        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            self._scored = requests
-            try:
-                return list(super().loglikelihood(requests, disable_tqdm=True))
-            finally:
-                self._scored = None
-
-        def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-            return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
-
-        def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-            given = answer_requests(self, requests)
-            self.keep(requests, given)
-            return [answer.text for answer in given]
-
-        def keep(self, requests: Sequence[Instance], answers: Sequence[Answer]) -> None:
-            """Remember how the requests were answered."""
-            for request, answer in zip(requests, answers, strict=True):
-                self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            options = dict(self.chat_template_args)
-            if self.tools is not None:
-                options["tools"] = self.tools
-            tokenizer = SimpleNamespace(
-                apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
-            )
-            standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
-            return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
-
-        def _loglikelihood_tokens(
-            self, requests: list[Tokenised], disable_tqdm: bool = True, override_bs: int | None = None
-        ) -> list[tuple[float, bool]]:
-            if self._scored is not None and len(self._scored) == len(requests):
-                self.keep(self._scored, [scored(self, context, rest) for _, context, rest in requests])
-            return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
-
-    return Live
+    return type("LiveHFLM", (HarnessModel, HFLM), {})
 
 
-def scored(lm: HFLM, context: Sequence[int], continuation: Sequence[int]) -> Answer:
-    """A likelihood as an answer: truncated where HFLM cuts the context on the left."""
-    length = len(context) + len(continuation) - 1 if lm.backend == "causal" else len(context)
-    cut = length > lm.max_length
-    return Answer(
-        outcome="truncated" if cut else "finished",
-        reason=CUT.format(lm.max_length) if cut else "",
-        prompt_tokens=len(context),
-    )
+class StopTexts:
+    """Criterion that ends a row, and no other, once it contains one of the texts. `ended` counts its tokens then."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: int, rows: int) -> None:
+        self._tokenizer, self.texts, self._start = tokenizer, texts, start
+        self._window = max((len(text.encode()) for text in texts), default=0) + 2
+        self.ended: list[int | None] = [None] * rows
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if len(ids) == len(self.ended) and self.texts:  # beams are more rows than answers, and change places
+            going = [row for row, end in enumerate(self.ended) if end is None]
+            last = ids[going, max(self._start, ids.shape[1] - self._window) :].tolist()
+            for row, text in zip(going, self._tokenizer.batch_decode(last), strict=True):
+                if any(stop in text for stop in self.texts):
+                    self.ended[row] = ids.shape[1] - self._start
+        done = [end is not None for end in self.ended] if len(ids) == len(self.ended) else [False] * len(ids)
+        return torch.tensor(done, device=ids.device)

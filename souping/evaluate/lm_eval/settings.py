@@ -16,12 +16,12 @@ Spec = str | dict[str, Json]
 
 @component
 class HarnessSettings:
-    """Tasks of lm-evaluation-harness, and how they are asked.
+    """Tasks of lm-evaluation-harness, and how they are evaluated.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
-    says what each of souping's own does (`metric`, `filter`, `category`, `group`, `tools`), and which of the harness's
-    are fixed, and why. `temperature` to `replicates` are those of `LocalEvaluator`; what is None of them is left to
-    each task, and `samples` may be the harness's own {task: documents} in place of a number of answers.
+    describes those of souping (`metric`, `filter`, `category`, `group`, `tools`) and the harness's that are fixed.
+    `temperature` to `replicates` are those of `LocalEvaluator`; None leaves them to each task, and `samples` may be the
+    harness's own {task: documents} instead of a number of answers.
     """
 
     tasks: list[str | dict[str, Any]]
@@ -83,12 +83,12 @@ class HarnessSettings:
 
     @property
     def documents(self) -> dict[str, list[int]] | None:
-        """The documents that are asked, by task, where `samples` says it."""
+        """The documents by task, if `samples` lists them."""
         return self.samples if isinstance(self.samples, dict) else None
 
     @property
     def drawn(self) -> int:
-        """Answers to an item that are drawn, where `samples` says it."""
+        """Answers drawn for each item, if `samples` is a number."""
         return self.samples if isinstance(self.samples, int) else 1
 
     @property

@@ -1,15 +1,14 @@
-"""Task files: the harness's index of them, and what they name as code, which does not run unless it is allowed.
+"""Task files: the harness's index of them, and the code that they name, which does not run unless it is allowed.
 
-A YAML file may name Python (`!function`), an unknown metric (the name of a script) or a data set that is a program. In
-files of the installed harness and of this package that is theirs; in anybody else's it is refused before anything of
-the file has run. Templates run in a sandbox, in a process that is bounded, whosever they are.
+A YAML file may name Python (`!function`), an unknown metric (the name of a script) or a data set that is a program.
+Files of the installed harness and of this package may do so; any other file is refused before anything of it has run.
+Templates always run in a sandbox, in a process whose time and memory are limited.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -31,27 +30,71 @@ PLAIN = "tag:yaml.org,2002:"
 BUILDERS = ("generator", "iceberg", "pandas", "spark")
 """Loaders of `datasets` that take pickles, classes by name, or functions."""
 OFF = ("false", "no", "off", "null", "~", "", "0")
-"""Spellings of a switch that is off; whatever else stands there, the library takes for true."""
+"""Spellings of a switch that is off; the library takes anything else for true."""
 SANDBOX = "{{ ''.__class__.__mro__ }}"
+UNSUITABLE = "evaluator=lm_eval cannot check the task files of this version of lm_eval: install 0.4.13"
 
 
-def open_index(evaluator: HarnessSettings) -> TaskManager:
-    """The index of tasks. The harness's own 14,000 take some twenty seconds to read: only where they are needed."""
-    from lm_eval.tasks import TaskManager
+class TaskFiles:
+    """The harness's index of tasks, and a check of each file before the harness loads it.
 
-    paths = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
-    folders = [expanded(path) for path in paths]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task YAML files")
-    include: list[str | Path] | None = [str(folder) for folder in folders] or None
-    if evaluator.include_defaults is not True:
-        manager = TaskManager(
-            include_path=include, include_defaults=False, metadata=dict(evaluator.metadata or {}) or None
-        )
-        if evaluator.include_defaults is False or _closed(manager.task_index, evaluator.tasks):
-            return manager
-    return TaskManager(include_path=include, include_defaults=True, metadata=dict(evaluator.metadata or {}) or None)
+    `allowed` lists the code that `evaluator.allow_code` has let through.
+    """
+
+    def __init__(self, evaluator: HarnessSettings) -> None:
+        paths = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
+        self._folders = [expanded(path) for path in paths]
+        for folder in self._folders:
+            if not folder.is_dir():
+                raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task files")
+        self._allow, self.allowed = evaluator.allow_code, list[str]()
+        self.manager = self._manager(evaluator)
+        self._check_first()
+        sandbox()
+
+    def _manager(self, evaluator: HarnessSettings) -> TaskManager:
+        """The index. The harness's own 14,000 tasks take some twenty seconds to read: only if they are needed."""
+        from lm_eval.tasks import TaskManager
+
+        include: list[str | Path] | None = [str(folder) for folder in self._folders] or None
+        metadata = dict(evaluator.metadata or {}) or None
+        if evaluator.include_defaults is not True:
+            manager = TaskManager(include_path=include, include_defaults=False, metadata=metadata)
+            if evaluator.include_defaults is False or _closed(manager.task_index, evaluator.tasks):
+                return manager
+        return TaskManager(include_path=include, include_defaults=True, metadata=metadata)
+
+    def _check_first(self) -> None:
+        """Let the harness's factory check a file before it resolves what the file names."""
+        try:
+            factory = self.manager._factory
+            load = factory._load_full_config
+        except AttributeError as error:
+            raise UserError(UNSUITABLE) from error
+
+        def checked(entry: Entry, overrides: dict[str, Json] | None = None) -> dict[str, Json]:
+            if entry.yaml_path:
+                self._check(Path(entry.yaml_path))
+            config: dict[str, Json] = load(entry, overrides)
+            return config
+
+        factory._load_full_config = checked
+
+    def _check(self, path: Path) -> None:
+        lines = list(code_in(path))
+        if lines and not self._allow:
+            raise UserError(
+                f"{lines[0]}: it would run Python on this machine\n"
+                "set evaluator.allow_code=true if you trust whoever wrote this file"
+            )
+        self.allowed += [line for line in lines if line not in self.allowed]
+
+    def check_readable(self, name: str) -> None:
+        """Refuse a file that is named like a task and that the harness has passed over, since it is no YAML."""
+        for folder in self._folders:
+            for path in folder.rglob("*.yaml"):
+                if path.stem == name:
+                    _root(path)
 
 
 def _closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset[str] = frozenset()) -> bool:
@@ -70,74 +113,29 @@ def _closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset
     return True
 
 
-@dataclass(kw_only=True)
-class Door:
-    """Door that every task file goes through before the harness loads it; `passed` is the code that was let in."""
-
-    allow: bool
-    passed: list[str] = field(default_factory=list)
-
-    def watch(self, manager: TaskManager) -> None:
-        """Stand where the harness resolves what a file names.
-
-        Raises:
-            UserError: this version of the harness has no such place, or renders templates elsewhere.
-        """
-        try:
-            factory = manager._factory
-            load: Callable[[Entry, dict[str, Json] | None], dict[str, Json]] = factory._load_full_config
-        except AttributeError as error:
-            raise UserError("evaluator=lm_eval cannot watch this version of lm_eval: install 0.4.13") from error
-
-        def watched(entry: Entry, overrides: dict[str, Json] | None = None) -> dict[str, Json]:
-            if entry.yaml_path:
-                self.check(Path(entry.yaml_path))
-            return load(entry, overrides)
-
-        factory._load_full_config = watched
-        sandbox()
-
-    def check(self, path: Path) -> None:
-        """Refuse a file of others that names code, or note it where that is allowed.
-
-        Raises:
-            UserError: the message names the file, the key and the code.
-        """
-        for line in code_in(path):
-            if not self.allow:
-                raise UserError(
-                    f"{line}: it would run Python on this machine\n"
-                    "set evaluator.allow_code=true if you trust whoever wrote this file"
-                )
-            if line not in self.passed:
-                self.passed.append(line)
-
-    def take(self) -> tuple[str, ...]:
-        """What was let in since the last time."""
-        lines, self.passed = tuple(self.passed), []
-        return lines
-
-
 def code_in(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """`FILE: KEY: CODE` of all that a task file and those that it includes name as code, but for our own files."""
+    """`FILE: KEY: CODE` of all that a task file and those that it includes name as code, except for our own files.
+
+    Raises:
+        UserError: a file is no YAML.
+    """
     path = expanded(path).resolve()
-    if path in seen or _ours(path):
+    if path in seen or _is_exempt(path):
         return
     root = _root(path)
     for key, node in _nodes(root):
-        reason = _reason(key, node)
-        if reason:
+        if reason := _reason(key, node):
             yield f"{path}: {reason}"
     for name in _includes(root):
         yield from code_in(path.parent / name, seen | {path})
 
 
-def _ours(path: Path) -> bool:
-    """Whether a file is the installed harness's, or came with this package."""
+def _is_exempt(path: Path) -> bool:
+    """Whether a file is part of the installed harness or of this package."""
     import lm_eval.tasks
 
-    own = Path(str(lm_eval.tasks.__file__)).resolve().parent
-    return path.is_relative_to(own) or path.is_relative_to(PAPER_TASKS)
+    harness = Path(str(lm_eval.tasks.__file__)).resolve().parent
+    return path.is_relative_to(harness) or path.is_relative_to(PAPER_TASKS)
 
 
 def _root(path: Path) -> Node | None:
@@ -148,12 +146,12 @@ def _root(path: Path) -> Node | None:
             raise UserError(f"{path}: is no file")
         with path.open("rb") as file:
             return yaml.compose(file, Loader=yaml.SafeLoader)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {first_line(error)}") from error
 
 
 def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
-    """(the key that it stands under, node) of all nodes, each once."""
+    """(key above it, node) of all nodes, each once."""
     from yaml.nodes import MappingNode, SequenceNode
 
     waiting, seen = [("", root)] if root is not None else [], set()
@@ -174,17 +172,18 @@ def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
 def _includes(root: Node | None) -> Iterator[str]:
     from yaml.nodes import MappingNode
 
-    pairs = root.value if isinstance(root, MappingNode) else []
-    for name, value in pairs:
+    for name, value in root.value if isinstance(root, MappingNode) else []:
         if name.value == "include":
             yield from (str(one.value) for one in (value.value if isinstance(value.value, list) else [value]))
 
 
 def _reason(key: str, node: Node) -> str:
-    """The code that a node names, empty where it is data."""
+    """The code that a node names; empty if it is data."""
     value = node.value if isinstance(node.value, str) else ""
     if not node.tag.startswith(PLAIN) or node.tag.startswith(f"{PLAIN}python"):
         return f"{key or 'key'}: {node.tag} {value}".rstrip()
+    if key == "class":
+        return f"class: {value}"
     if key == "metric" and value and not _is_metric(value):
         return f"metric: {value}, which is none of lm_eval's and may be a script"
     if key == "dataset_path" and (value in BUILDERS or value.endswith(".py") or _has_script(value)):
@@ -192,7 +191,7 @@ def _reason(key: str, node: Node) -> str:
     if key in ("hf_evaluate", "trust_remote_code") and value.lower() not in OFF:
         return f"{key}: {value}"
     if key == "unsafe_code" and value.lower() not in ("true", "yes", "on"):
-        return f"unsafe_code: {value}"  # over a file of the harness's that runs what documents hold
+        return f"unsafe_code: {value}"  # it may hide that an included task of the harness runs what documents hold
     return ""
 
 
@@ -212,9 +211,9 @@ def _has_script(value: str) -> bool:
 
 @cache
 def sandbox() -> None:
-    """Let the harness's templates be rendered by the process that bounds their time and memory, in jinja's sandbox.
+    """Render the harness's templates in jinja's sandbox, in a process with limited time and memory.
 
-    For this process, once: the harness has one function for all of them.
+    This counts for the whole process, since the harness has one function for all templates.
 
     Raises:
         UserError: a template of this version of the harness still reaches Python, or may use filters of its own.
@@ -230,4 +229,4 @@ def sandbox() -> None:
             task.utils.apply_template(SANDBOX, {})
         except TemplateError:
             return
-    raise UserError("evaluator=lm_eval cannot watch the templates of this version of lm_eval: install 0.4.13")
+    raise UserError(UNSUITABLE)

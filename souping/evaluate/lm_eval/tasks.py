@@ -1,22 +1,19 @@
-"""Tasks of the harness, loaded with their documents at hand, and the metric that scores each one's items.
-
-A metric is a mean over items, or one of a corpus, which is kept as sufficient statistics of its items. A corpus metric
-is f(S) with S the sum of the items' statistics s_i, and f does not depend on the scale of S. Item i's value is its
-influence pseudo-value f(S) + n grad f(S) . (s_i - S/n), the infinitesimal jackknife's (Efron 1982, The Jackknife, the
-Bootstrap and Other Resampling Plans, chapter 6): their mean is f(S), and their variance over n is the delta method's
-variance of f(S), so that paired tests and bootstraps over items apply to BLEU as they do to accuracy.
-"""
+"""Tasks of the harness, loaded with their documents, and the decoding that they need."""
 
 from __future__ import annotations
 
 import fnmatch
+import logging
 import math
 import random
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,30 +21,24 @@ import numpy as np
 
 from souping.core.fields import pick
 from souping.core.files import expanded
-from souping.core.types import FloatArray, Json, UserError
-from souping.evaluate.lm_eval.errors import LogListener, not_loaded, require, silence, unknown
-from souping.evaluate.lm_eval.generation import check_sampling_of
+from souping.core.text import first_line, install
+from souping.core.types import Json, UserError
+from souping.evaluate.decoding import PENALTIES, SAMPLING, Decoding, check_sampling
+from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.settings import HarnessSettings, Spec
-from souping.evaluate.lm_eval.task_files import Door, open_index
+from souping.evaluate.lm_eval.task_files import TaskFiles
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
-    from sacrebleu.metrics.base import Metric as CorpusMetric
 
 Document = Mapping[str, Json]
-Aggregation = Callable[[list[float]], float]
 NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
-"""Keys of a task that change no answer by themselves: names, where the data lies, and metrics that were not chosen."""
-
-MEANS = ("mean", "nanmean")
-SENTENCES = ("bleu", "chrf", "chrf++", "ter")
-TABLES = ("f1", "matthews_corrcoef")
-CORPUS = (*SENTENCES, *TABLES, "perplexity", "weighted_perplexity", "bits_per_byte")
-TURNED = ("ter", "perplexity", "weighted_perplexity", "bits_per_byte")
-"""Lower is better in the harness. TER is reported as 1 - TER, a perplexity P as 1 / P: the geometric mean of the
-probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the same per byte."""
-STEP = 1e-4
+"""Keys of a task that change no answer by themselves: names, the place of the data, and metrics that are not used."""
+LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+KNOWN = ("until", *LENGTHS, *SAMPLING, *PENALTIES)
+"""What a task's generation_kwargs may say; transformers would take more, a program to generate with among it."""
 PUBLISHED: tuple[tuple[str, int, int], ...] = (
     (r"mgsm_\w+_[a-z]{2}", 250, 1),
     (r"flores36", 1012, 36),
@@ -65,7 +56,7 @@ class Loaded:
 
     `ids` are the documents in use. `shots` holds the few-shot examples of each document, drawn for all documents in
     their order from one seed, as a complete run of the harness draws them: an item's prompt never depends on which
-    other items are evaluated beside it. `code` is what its file names as code, if it is no file of the harness's.
+    other items are evaluated with it. `code` is what its file names as code, unless it is a file of the harness's.
     """
 
     name: str
@@ -82,33 +73,66 @@ class Loaded:
         return bool(self.task.OUTPUT_TYPE == "generate_until")
 
 
+def require() -> None:
+    """Refuse if the extra is not installed."""
+    absent = [name for name in ("lm_eval", "sacrebleu") if find_spec(name) is None]
+    if absent:
+        raise UserError(f"evaluator=lm_eval needs {absent[0]}: {install('lm_eval')}")
+
+
+def quiet() -> None:
+    """Keep the harness's log, warnings and progress bars out of the run's own display."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=name)
+
+
 def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
     """{leaf task: its documents}, in the order of `evaluator.tasks`.
 
     Raises:
-        UserError: a name is unknown (the nearest is given), a task's data is not there, or it cannot be scored here.
+        UserError: a name is unknown (the nearest is given), a task's data is missing, or it cannot be scored here.
     """
     require()
     if not evaluator.tasks:
         raise UserError("evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'")
+    quiet()
+    seed(evaluator)
     loaded: dict[str, Loaded] = {}
-    with silence() as heard:
-        seed(evaluator)
-        manager, door = open_index(evaluator), Door(allow=evaluator.allow_code)
-        door.watch(manager)
-        for entry, spec in _expand(evaluator.tasks, manager):
-            tasks = _build(manager, spec, heard)
-            code = door.take()
-            for name, task in tasks.items():
-                if name in loaded:
-                    raise UserError(f"evaluator.tasks: {name} is in {loaded[name].entry} and in {entry}")
-                loaded[name] = _loaded(evaluator, name, entry, task, code)
+    files = TaskFiles(evaluator)
+    for entry, spec in _expand(evaluator.tasks, files.manager):
+        with _loading(entry):
+            tasks = _build(files, spec)
+        for name, task in tasks.items():
+            if name in loaded:
+                raise UserError(f"evaluator.tasks: {name} is in {loaded[name].entry} and in {entry}")
+            with _loading(name):
+                loaded[name] = _load(evaluator, name, entry, task, tuple(files.allowed))
+        files.allowed.clear()
     _check_named(evaluator, loaded)
     return loaded
 
 
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Name the task at which the harness fails: it may run any code, and its data may be anywhere."""
+    try:
+        yield
+    except UserError:
+        raise
+    except StopIteration as error:
+        raise UserError(f"evaluator.tasks: {name} has no documents: check its dataset_path and splits") from error
+    except Exception as error:
+        cause = error.__cause__ or error
+        what = f"{type(cause).__name__}: {first_line(cause)}"
+        raise UserError(f"evaluator.tasks: {name} cannot be loaded: {what}") from error
+
+
 def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
-    """{leaf task: documents} of tasks whose sizes are published; nothing where one of them is not known."""
+    """{leaf task: documents} of tasks whose sizes are published; empty if one of them is unknown."""
     sizes: dict[str, int] = {}
     for task in tasks:
         known = next((row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)), None)
@@ -144,32 +168,20 @@ def _title(spec: Spec) -> str:
     return path.stem if path.suffix in (".yaml", ".yml") else str(spec)
 
 
-def _build(manager: TaskManager, spec: Spec, heard: LogListener) -> dict[str, Task]:
+def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     """{leaf name: task} of one entry."""
-    index, title = manager.task_index, _title(spec)
+    index, title = files.manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
-            raise UserError(unknown(spec, manager.all_tasks, heard.skipped))
+            files.check_readable(spec)
+            near = get_close_matches(spec, files.manager.all_tasks, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
+            raise UserError(f"evaluator.tasks: no task, group or tag is named {spec}{hint}")
         spec = str(expanded(spec))
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": title, "task": [spec]}
-    try:
-        tasks: dict[str, Task] = manager.load([spec])["tasks"]
-    except UserError:
-        raise
-    except Exception as error:  # a task's YAML may run any code, and its data may be anywhere
-        source = getattr(index.get(title), "yaml_path", None)  # lm_eval's
-        raise UserError(not_loaded(title, source, error)) from error
+    tasks: dict[str, Task] = files.manager.load([spec])["tasks"]
     return tasks
-
-
-def _loaded(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
-    try:
-        return _load(evaluator, name, entry, task, code)
-    except UserError:
-        raise
-    except Exception as error:  # the task's own code and data again, and the draw of its examples
-        raise UserError(not_loaded(name, None, error)) from error
 
 
 def _load(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
@@ -182,8 +194,7 @@ def _load(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: t
             "allow it with evaluator.confirm_run_unsafe_code=true"
         )
     _prepare(task, evaluator)
-    generates = task.OUTPUT_TYPE == "generate_until"
-    check_sampling_of(name, task.get_config("generation_kwargs") or {} if generates else None, evaluator)
+    check_decoding(name, task, evaluator)
     docs = list(task.eval_docs)
     return Loaded(
         name=name,
@@ -253,210 +264,42 @@ def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> No
             pick(name, sorted(known), f"evaluator.{key}: task")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """`kind` is `mean`, or the corpus metric's name in `corpus.CORPUS`; `settings` is the task's own entry for it."""
-
-    name: str
-    filter: str
-    kind: str
-    settings: Mapping[str, Json]
-
-    @property
-    def scorer(self) -> str:
-        """The harness's own name of a metric after a filter."""
-        return f"{self.name},{self.filter}"
-
-    def take(self, sample: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ...]]:
-        """(score, sufficient statistics) of one logged sample; a mean has no statistics.
-
-        Raises:
-            UserError: the sample has no value for this metric, or one that is not a number.
-        """
-        if self.name not in sample:
-            given = ", ".join(sample["metrics"]) or "nothing"
-            raise UserError(f"{where} has no value for metric {self.name} (it has {given}): choose evaluator.metric")
-        value = sample[self.name]
-        if self.kind != "mean":
-            return measure(self.kind, value, where)
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            raise UserError(f"{where}: metric {self.name} is {value!r:.60}, not a number: choose evaluator.metric")
-        return score, ()
-
-
-def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Metric:
-    """The metric and filter that were asked for, or the first metric that can be maximised and the first filter.
-
-    A metric can be maximised if it is a mean over items and higher is better, or one of `corpus.CORPUS`.
-
-    Raises:
-        UserError: there is none, or the one asked for is unknown or cannot be used.
-    """
-    kinds = {m: _kind(task, m) for m in task.aggregation()}
-    usable = [m for m, kind in kinds.items() if not kind.startswith("!")]
-    if metric is None:
-        if not usable:
-            why = "; ".join(f"{m} {kind[1:]}" for m, kind in kinds.items()) or "it declares none"
-            raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {why}")
-        metric = usable[0]
-    elif metric not in kinds and not _open(task):
-        pick(metric, kinds, f"task {name}: evaluator.metric")
-    kind = kinds.get(metric, "mean")
-    if kind.startswith("!"):
-        other = f"; it also has {', '.join(usable)}" if usable else ""
-        raise UserError(f"evaluator.metric={metric} of task {name} {kind[1:]}{other}")
-    return Metric(name=metric, filter=_filter(name, task, filter_), kind=kind, settings=_settings(task, metric))
-
-
-def _kind(task: Task, metric: str) -> str:
-    """`mean`, a corpus metric's name, or `!` and why it cannot be used."""
-    higher = task.higher_is_better().get(metric)
-    aggregation = task.aggregation()[metric]
-    name = _aggregation(aggregation)
-    if name == "bypass":
-        return "!gives no score"
-    if name in CORPUS:
-        return name
-    if name not in MEANS and not _is_mean(aggregation):
-        return f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS)}"
-    return "mean" if higher is not False else "!is better when lower, and souping maximises"
-
-
-def _aggregation(function: Aggregation) -> str:
-    from lm_eval.api.registry import AGGREGATION_REGISTRY
-
-    for name, registered in AGGREGATION_REGISTRY.items():
-        if registered is function:
-            return str(name)
-    return str(getattr(function, "__name__", type(function).__name__))  # a task's own
-
-
-def _is_mean(function: Aggregation) -> bool:
-    """A task's own aggregation that gives the mean of whatever numbers it is given."""
-    try:
-        return all(
-            abs(function(list(values)) - sum(values) / len(values)) < 1e-9
-            for values in ((0.25, 1.0, 0.0, 0.5), (1.0, 0.0), (0.125, 0.75, 0.5))
-        )
-    except Exception:  # it is the task's own code, and not made for such values
-        return False
-
-
-def _open(task: Task) -> bool:
-    """Whether the task may give values under names that it does not declare: by its own code, or pass@k."""
-    functions = getattr(task, "_metric_fn_list", {}).values()  # lm_eval's
-    return callable(task.get_config("process_results")) or any(
-        (f.__module__ or "").split(".")[0] != "lm_eval" for f in functions
+def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
+    """Decoding by a task's generation_kwargs; the evaluator's settings come first."""
+    own = float(kwargs.get("temperature") or (1.0 if kwargs.get("do_sample") and "temperature" not in kwargs else 0.0))
+    if kwargs.get("do_sample") is False:
+        own = 0.0
+    top_p, top_k = evaluator.top_p, evaluator.top_k
+    return Decoding(
+        temperature=own if evaluator.temperature is None else evaluator.temperature,
+        top_p=float(kwargs.get("top_p") or 1.0) if top_p is None else top_p,
+        top_k=int(kwargs.get("top_k") or 0) if top_k is None else top_k,
+        min_p=float(kwargs.get("min_p") or 0.0),
+        seed=evaluator.sampling_seed,
+        penalties={key: kwargs[key] for key in PENALTIES if kwargs.get(key) is not None},
     )
 
 
-def _filter(name: str, task: Task, wanted: str | None) -> str:
-    names = [str(f.name) for f in getattr(task, "_filters", [])] or ["none"]  # lm_eval's
-    if wanted is None:
-        return names[0]
-    return pick(wanted, names, f"task {name}: evaluator.filter")
-
-
-def _settings(task: Task, metric: str) -> Mapping[str, Json]:
-    for entry in task.get_config("metric_list") or []:
-        own = entry.get("metric")
-        if own == metric or getattr(own, "__name__", None) == metric:  # a function of the task's own
-            return dict(entry)
-    return {}
-
-
-def measure(kind: str, value: Any, where: str) -> tuple[float, tuple[float, ...]]:
-    """(score, statistics) of one item; the score is that of a corpus of this item alone.
+def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
+    """Refuse answers that a task cannot give.
 
     Raises:
-        UserError: the task's value for this metric is not what the harness's own aggregation takes.
+        UserError: the message names the task and the key.
     """
+    where = f"evaluator.tasks: {name}"
+    if task.OUTPUT_TYPE != "generate_until":
+        if evaluator.temperature or evaluator.drawn > 1:
+            key = f"temperature={evaluator.temperature}" if evaluator.temperature else f"samples={evaluator.drawn}"
+            raise UserError(f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.{key}")
+        return
+    kwargs = task.get_config("generation_kwargs") or {}
+    for key in kwargs:
+        pick(key, KNOWN, f"{where}: generation_kwargs")
     try:
-        statistics = _statistics(kind, value)
-    except (TypeError, ValueError, IndexError) as error:
-        wanted = "two labels, 0 or 1" if kind in TABLES else "a reference and a text"
-        raise UserError(f"{where}: {kind} needs {wanted}, not {value!r:.60}") from error
-    return score(kind, np.array(statistics)), statistics
-
-
-def score(kind: str, total: FloatArray) -> float:
-    """The metric of summed statistics [S], a fraction of 1, higher is better."""
-    if kind in SENTENCES:
-        value = float(_sacrebleu(kind)._compute_score_from_stats(total.tolist()).score) / 100
-        return 1 - value if kind in TURNED else value
-    if kind in TABLES:
-        return _of_table(kind, *total.tolist())
-    return math.exp(total[0] / total[1]) if total[1] > 0 else 0.0
-
-
-def _of_table(kind: str, hits: float, false_alarms: float, misses: float, rejections: float) -> float:
-    """F1 of label 1, or Matthews' correlation, from the four counts of right and wrong yes and no."""
-    if kind == "f1":
-        whole = 2 * hits + false_alarms + misses
-        return 2 * hits / whole if whole else 0.0
-    sides = (hits + false_alarms, hits + misses, rejections + false_alarms, rejections + misses)
-    scale = math.sqrt(math.prod(sides))
-    return (hits * rejections - false_alarms * misses) / scale if scale else 0.0
-
-
-def pseudo_values(kind: str, statistics: Sequence[Sequence[float]]) -> FloatArray:
-    """Influence pseudo-values [I] of items' statistics [I, S]; their mean is the corpus score."""
-    table = np.array(statistics, dtype=float)
-    total = table.sum(axis=0)
-    return np.asarray(score(kind, total) + (len(table) * table - total) @ _gradient(kind, total))
-
-
-def _gradient(kind: str, total: FloatArray) -> FloatArray:
-    """Central differences with steps relative to each sum; a sum of zero (no 4-gram matched yet) has no slope.
-
-    sacrebleu cuts BLEU's two lengths to whole numbers, so the slope of its brevity penalty exp(1 - r / c), which is 1
-    where the text is no shorter than the reference, is written out.
-    """
-    slopes = np.zeros(len(total))
-    moving = np.flatnonzero(total)
-    if kind == "bleu":
-        text, reference = total[:2]
-        if 0 < text < reference:
-            slopes[:2] = score(kind, total) * np.array([reference / text**2, -1 / text])
-        moving = moving[moving > 1]
-    for k in moving:
-        step = np.zeros(len(total))
-        step[k] = STEP * abs(total[k])
-        slopes[k] = (score(kind, total + step) - score(kind, total - step)) / (2 * step[k])
-    return slopes
-
-
-def _statistics(kind: str, value: Any) -> tuple[float, ...]:
-    if kind == "perplexity":
-        return float(value), 1.0
-    if kind in ("weighted_perplexity", "bits_per_byte"):
-        likelihood, weight = value
-        return float(likelihood), float(weight)
-    if kind in TABLES:
-        gold, said = (int(label) for label in value)
-        if {gold, said} - {0, 1}:
-            raise ValueError("labels 0 and 1 are needed")
-        return tuple(float(cell == (gold, said)) for cell in ((1, 1), (0, 1), (1, 0), (0, 0)))
-    reference, text = value
-    references = [reference] if isinstance(reference, str) else list(reference)
-    if isinstance(text, list | tuple):
-        (text,) = text
-    if not isinstance(text, str) or not all(isinstance(r, str) for r in references):
-        raise TypeError("texts are needed")
-    rows = _sacrebleu(kind)._extract_corpus_statistics([text], [[r] for r in references])
-    return tuple(float(x) for x in rows[0])
-
-
-@cache
-def _sacrebleu(kind: str) -> CorpusMetric:
-    """sacrebleu's metric with the settings of the harness's aggregation: sacrebleu's defaults, words too for chrF++."""
-    from sacrebleu.metrics import bleu, chrf, ter
-
-    if kind == "chrf++":
-        return chrf.CHRF(word_order=2)
-    kinds: dict[str, type[CorpusMetric]] = {"bleu": bleu.BLEU, "chrf": chrf.CHRF, "ter": ter.TER}
-    return kinds[kind]()
+        decoding = decoding_of(kwargs, evaluator)
+        check_sampling(decoding.temperature, evaluator.drawn, evaluator.replicates)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    beams = decoding.penalties.get("num_beams", 1)
+    if decoding.samples and beams != 1:
+        raise UserError(f"{where}: its generation_kwargs say num_beams={beams}, which needs greedy answers")

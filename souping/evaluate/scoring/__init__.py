@@ -14,16 +14,39 @@ r"""Scorers: an item and a model's output -> a fraction of 1. They never raise o
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections import deque
-from collections.abc import Callable
+import string
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+
+import regex
 
 from souping.core.fields import pick
+from souping.core.text import install
 from souping.core.types import Item, Json, UserError
-from souping.evaluate.scoring import call_matcher, mathematics, texts
+from souping.evaluate.scoring import call_matcher
 from souping.evaluate.scoring.own import graded
+
+PATIENCE = 1.0
+"""Seconds that a pattern may search an output; one that takes longer has not matched."""
+SAID = re.compile(
+    r"(?i:\b(?:answer|option|choice)\b(?:\s+(?:is|was|would\s+be|must\s+be|should\s+be))?)[\s:*_=]*"
+    r"(?:\(|\[|\*\*|\\boxed\{|\\text\{|\")*\s*(?i:option\s+|choice\s+)?\(?"
+    r"([A-Z](?![A-Za-z'])|[a-z](?=\s*(?:[).\]*}\",;:]|$)))"
+)
+BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Za-z])\)?\s*\}")
+FIRST = re.compile(r"\W*([A-Za-z])(?:\s*[).:\]*_,]|\s*$|\s*\n)")
+ALONE = re.compile(r"(?<![\w'])\(?([B-HJ-Z]|A(?!\s+[a-z])|I(?!\s+[a-z])|(?<=\()[a-z](?=\)))\)?(?![\w'])")
+MATHEMATICS = re.compile(r"^[^\\$]*[A-Za-z]{2,}\s+[A-Za-z]{2,}[^\\$]*$|\$|\\boxed")
+"""An answer that is a sentence or marks its mathematics itself; any other is an expression as it stands."""
+SECONDS = 5
+"""Time that reading or comparing an expression may take; what takes longer counts as unequal."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +68,8 @@ def score(item: Item, output: str) -> float:
 
 
 def reading(item: Item, output: str) -> str:
-    """What the item's scorer reads in an output: outputs of one reading say the same."""
-    return texts.plain(output) if item.own is not None else _scorer(item).read(item, output)
+    """What the item's scorer reads in an output: outputs with the same reading say the same."""
+    return plain(output) if item.own is not None else _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -64,21 +87,118 @@ def _scorer(item: Item) -> Scorer:
     return SCORERS[pick(item.scorer, SCORERS, f"item {item.id}: scorer", own)]
 
 
+# Scorers of texts
+
+
 def _exact(item: Item, output: str) -> float:
-    return float(texts.plain(output) in [texts.plain(answer) for answer in texts.answers(item)])
+    return float(plain(output) in map(plain, _answers(item)))
 
 
-def _check_exact(item: Item) -> None:
-    answers = item.answer if isinstance(item.answer, list) else [item.answer]
-    if not answers or not all(isinstance(a, str | int | float) and not isinstance(a, bool) for a in answers):
-        raise UserError(f"item {item.id}: an `exact` answer is a text, or a list of texts, not {item.answer!r:.60}")
+def _given(item: Item) -> list[Json]:
+    """The reference: a text, or a list of which any is right."""
+    return item.answer if isinstance(item.answer, list) else [item.answer]
+
+
+def _answers(item: Item) -> list[str]:
+    return [str(answer) for answer in _given(item)]
+
+
+def _check_texts(item: Item) -> None:
+    """Refuse an answer that is no text, no number, and no list of those."""
+    given = _given(item)
+    fine = all(isinstance(a, str | int | float) and not isinstance(a, bool) for a in given)
+    if not given or not fine or (item.scorer != "exact" and not all(str(a).strip() for a in given)):
+        raise UserError(
+            f"item {item.id}: a `{item.scorer}` answer is a text or a list of texts, not {item.answer!r:.60}"
+        )
+
+
+def plain(text: str) -> str:
+    """A text without a difference in white space."""
+    return " ".join(text.split())
+
+
+def _contains(item: Item, output: str) -> float:
+    said = plain(output).casefold()
+    return float(any(plain(answer).casefold() in said for answer in _answers(item)))
+
+
+def _matches(item: Item, output: str) -> float:
+    return float(any(_found(pattern, output) for pattern in _answers(item)))
+
+
+def _found(pattern: str, output: str) -> bool:
+    try:
+        return regex.search(pattern, output, timeout=PATIENCE) is not None
+    except TimeoutError:
+        return False
+
+
+def _check_pattern(item: Item) -> None:
+    _check_texts(item)
+    for pattern in _answers(item):
+        try:
+            regex.compile(pattern)
+        except (regex.error, RecursionError) as error:
+            raise UserError(f"item {item.id}: {pattern!r:.60} is no regular expression: {error}") from None
+
+
+def _choice(item: Item, output: str) -> float:
+    return float(chosen(output) in {answer.strip("() .").upper() for answer in _answers(item)})
+
+
+def _check_choice(item: Item) -> None:
+    _check_texts(item)
+    for answer in _answers(item):
+        if not re.fullmatch(r"[A-Za-z]", answer.strip("() .")):
+            raise UserError(f"item {item.id}: a `choice` answer is a letter or a list of letters, not {answer!r:.60}")
+
+
+def chosen(output: str) -> str:
+    r"""The letter that an output settles on, upper case, empty if there is none.
+
+    In this order: the last `\boxed{B}`; the last "answer is B", "Answer: (B)", "option B"; a letter that opens the
+    output (`B`, `B)`, `(B) Paris`); the last letter that stands alone and is no word ("A cat" and "I think" are).
+    """
+    for pattern in (BOXED, SAID):
+        letters = pattern.findall(output)
+        if letters:
+            return str(letters[-1]).upper()
+    first = FIRST.match(output)
+    if first:
+        return first[1].upper()
+    alone = ALONE.findall(output)
+    return str(alone[-1]).upper() if alone else ""
+
+
+def _f1(item: Item, output: str) -> float:
+    """Overlap of words with the best of the answers: harmonic mean of precision and recall, as SQuAD has it."""
+    return max(_overlap(_words(answer), _words(output)) for answer in _answers(item))
+
+
+def _words(text: str) -> list[str]:
+    """Words of a text in small letters, without punctuation and the articles a, an, the (SQuAD's own rule)."""
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
+    if not expected or not said:
+        return float(list(expected) == list(said))
+    common = (Counter(expected) & Counter(said)).total()
+    return 2 * common / (len(expected) + len(said))
+
+
+# Numbers and mathematics
 
 
 def _number(item: Item, output: str) -> float:
-    wanted, said = _as_number(item.answer), last_number(output)
-    if wanted is None:
+    expected, said = _as_number(item.answer), last_number(output)
+    if expected is None:
         _check_number(item)
-    return float(said is not None and wanted is not None and math.isclose(said, wanted, rel_tol=1e-9, abs_tol=1e-12))
+    return float(
+        said is not None and expected is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12)
+    )
 
 
 def _check_number(item: Item) -> None:
@@ -109,7 +229,7 @@ _FOUND = re.compile(rf"(?<![\d.])[-+\u2212]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE]
 
 
 def last_number(text: str) -> float | None:
-    """The last number written in a text, None where there is none.
+    """The last number written in a text, None if there is none.
 
     A hyphen between word characters is no sign: `3-4` ends in 4.
     """
@@ -122,13 +242,68 @@ def last_number(text: str) -> float | None:
     return _finite(number)
 
 
+def _equal(item: Item, output: str) -> float:
+    """Whether the last expression in the output (in a box, in LaTeX, or plain) is one of the answers."""
+    _check_library()
+    from math_verify import verify
+
+    said = _expressions(output)
+    limit = SECONDS if _main() else None
+    try:
+        return float(any(verify(list(gold), list(said), timeout_seconds=limit) for gold in _references(item)))
+    except Exception:  # an output is anything, and sympy raises all kinds
+        return 0.0
+
+
+def _check_mathematics(item: Item) -> None:
+    """Refuse an answer in which math-verify finds no expression, and a machine without the library."""
+    _check_library()
+    for answer, read in zip(_given(item), _references(item), strict=True):
+        if isinstance(answer, bool) or not read:
+            raise UserError(f"item {item.id}: a `math` answer is a number or an expression, not {answer!r:.60}")
+
+
+def _expression(item: Item, output: str) -> str:
+    """The last expression of an output, in words that equal ones share."""
+    _check_library()
+    said = _expressions(output)
+    return str(said[0]) if said else ""
+
+
+def _references(item: Item) -> list[tuple[object, ...]]:
+    return [_expressions(text if MATHEMATICS.search(text) else f"${text}$") for text in _answers(item)]
+
+
+@lru_cache(maxsize=4096)
+def _expressions(text: str) -> tuple[object, ...]:
+    """What math-verify reads in a text, as sympy objects and as texts."""
+    from math_verify import parse
+
+    for name in ("math_verify", "math_verify.parser", "math_verify.grader", "math_verify.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it warns of missing timeouts and of every odd output
+    try:
+        return tuple(parse(text[-20_000:], parsing_timeout=SECONDS if _main() else None))
+    except Exception:  # an output is anything
+        return ()
+
+
+def _main() -> bool:
+    """Whether alarms can stop what takes too long: Python sets them in the main thread alone."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _check_library() -> None:
+    if find_spec("math_verify") is None:
+        raise UserError(f"the scorer `math` needs the library math-verify: {install('math')}")
+
+
 SCORERS: dict[str, Scorer] = {
-    "exact": Scorer(_exact, _check_exact, lambda _, output: texts.plain(output)),
+    "exact": Scorer(_exact, _check_texts, lambda _, output: plain(output)),
     "number": Scorer(_number, _check_number, lambda _, output: str(last_number(output))),
-    "contains": Scorer(texts.contains, texts.check_texts, lambda _, output: texts.plain(output).casefold()),
-    "regex": Scorer(texts.matches, texts.check_pattern, lambda _, output: texts.plain(output)),
-    "choice": Scorer(texts.choice, texts.check_choice, lambda _, output: texts.chosen(output)),
-    "f1": Scorer(texts.f1, texts.check_texts, lambda _, output: " ".join(texts.words(output))),
-    "math": Scorer(mathematics.equal, mathematics.check, mathematics.reading),
+    "contains": Scorer(_contains, _check_texts, lambda _, output: plain(output).casefold()),
+    "regex": Scorer(_matches, _check_pattern, lambda _, output: plain(output)),
+    "choice": Scorer(_choice, _check_choice, lambda _, output: chosen(output)),
+    "f1": Scorer(_f1, _check_texts, lambda _, output: " ".join(_words(output))),
+    "math": Scorer(_equal, _check_mathematics, _expression),
     "call": Scorer(call_matcher.score, call_matcher.check, call_matcher.reading),
 }

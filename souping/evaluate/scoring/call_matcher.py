@@ -24,7 +24,8 @@ from typing import Any
 
 from souping.core.fields import pick
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring.call_parser import LANGUAGES, Call, Literal, Unparsable, Value, is_attempt, parse
+from souping.evaluate.scoring.call_parser import LANGUAGES, Call, Unparsable, is_attempt, parse
+from souping.evaluate.scoring.call_reader import Literal, Value
 
 ANY = "any"
 Schema = Mapping[str, Any]
@@ -32,8 +33,8 @@ Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Call that is right: allowed values of each argument, and what the function's docs say of it."""
+class ExpectedCall:
+    """Right call: the allowed values of each argument, and what the function's docs say of it."""
 
     name: str
     allowed: Mapping[str, Sequence[Value]]
@@ -43,21 +44,21 @@ class Wanted:
 
 
 def score(item: Item, output: str) -> float:
-    """1.0 where the output's calls are the answer's, else 0.0; unparsable outputs are wrong."""
-    wanted = read_answer(item)
-    if wanted is not None and not wanted:
+    """1.0 if the output's calls are the answer's, otherwise 0.0; unparsable outputs are wrong."""
+    expected = read_answer(item)
+    if expected is not None and not expected:
         return float(not is_attempt(output, item.language))
     try:
         calls = parse(output, item.language)
     except Unparsable:
         return 0.0
-    if wanted is None:
+    if expected is None:
         return float(bool(calls))
-    return float(len(calls) == len(wanted) and _matched(calls, wanted, item.language))
+    return float(len(calls) == len(expected) and _matched(calls, expected, item.language))
 
 
 def reading(item: Item, output: str) -> str:
-    """The calls of an output, whatever stands around them; the output itself where none can be read."""
+    """The calls of an output, with any spelling of the text around them; the output itself if none can be read."""
     try:
         return repr(parse(output, item.language))
     except Unparsable:
@@ -65,11 +66,11 @@ def reading(item: Item, output: str) -> str:
 
 
 def check(item: Item) -> None:
-    """UserError where the answer is not of an accepted form or the language is not known."""
+    """Refuse an answer of another form, and an unknown language (UserError)."""
     read_answer(item)
 
 
-def read_answer(item: Item) -> list[Wanted] | None:
+def read_answer(item: Item) -> list[ExpectedCall] | None:
     """The calls that an answer asks for; None for `"any"`."""
     pick(item.language, LANGUAGES, f"item {item.id}: language")
     answer: Value = item.answer
@@ -80,9 +81,9 @@ def read_answer(item: Item) -> list[Wanted] | None:
         return None
     entries = answer if isinstance(answer, list) else [answer]
     try:
-        wanted = [call for entry in entries for call in _read(entry, item.language)]
+        expected = [call for entry in entries for call in _read(entry, item.language)]
         docs = {function["name"]: function["parameters"] for function in functions}
-        return [_documented(call, docs, item.language) for call in wanted]
+        return [_documented(call, docs, item.language) for call in expected]
     except (Unparsable, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"item {item.id}: the `call` answer cannot be read ({_reason(error)}); "
@@ -94,7 +95,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else f"{error}"[:80]
 
 
-def _read(entry: Value, language: str) -> list[Wanted]:
+def _read(entry: Value, language: str) -> list[ExpectedCall]:
     if isinstance(entry, str):
         return _from_text(entry, language)
     if not isinstance(entry, dict) or not entry:
@@ -102,21 +103,21 @@ def _read(entry: Value, language: str) -> list[Wanted]:
     if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
         if not isinstance(entry["arguments"], dict):
             raise ValueError("`arguments` must be an object")
-        return [Wanted(entry["name"], {key: [_allow(value)] for key, value in entry["arguments"].items()})]
+        return [ExpectedCall(entry["name"], {key: [_allow(value)] for key, value in entry["arguments"].items()})]
     if len(entry) != 1:
         raise ValueError("one object names one function")
     ((name, arguments),) = entry.items()
     if not isinstance(arguments, dict) or not all(isinstance(v, list) for v in arguments.values()):
         raise ValueError(f"every argument of {name} needs a list of allowed values")
-    return [Wanted(name, arguments)]
+    return [ExpectedCall(name, arguments)]
 
 
-def _from_text(text: str, language: str) -> list[Wanted]:
+def _from_text(text: str, language: str) -> list[ExpectedCall]:
     calls = parse(text, language)
     if not calls:
         raise ValueError("a text without a call")
     return [
-        Wanted(
+        ExpectedCall(
             call.name,
             {name: [_allow(plain(value))] for name, value in call.arguments.items()},
             tuple(plain(value) for value in call.positional),
@@ -132,17 +133,17 @@ def _allow(value: Value) -> Value:
     return [_allow(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _documented(call: Wanted, docs: Mapping[str, Schema], language: str) -> Wanted:
+def _documented(call: ExpectedCall, docs: Mapping[str, Schema], language: str) -> ExpectedCall:
     if not docs:
         return call
     parameters = docs[call.name]
     kinds = {name: kind_of(schema, language) for name, schema in parameters["properties"].items()}
-    return Wanted(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
+    return ExpectedCall(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
 
 
-def _matched(calls: Sequence[Call], wanted: Sequence[Wanted], language: str) -> bool:
+def _matched(calls: Sequence[Call], expected: Sequence[ExpectedCall], language: str) -> bool:
     """Whether calls and answers can be paired one to one (augmenting paths; order does not matter)."""
-    fits = [[i for i, call in enumerate(calls) if _fits(call, want, language)] for want in wanted]
+    fits = [[i for i, call in enumerate(calls) if _fits(call, one, language)] for one in expected]
     owner: dict[int, int] = {}
 
     def place(number: int, tried: set[int]) -> bool:
@@ -155,26 +156,26 @@ def _matched(calls: Sequence[Call], wanted: Sequence[Wanted], language: str) -> 
                 return True
         return False
 
-    return all(place(number, set()) for number in range(len(wanted)))
+    return all(place(number, set()) for number in range(len(expected)))
 
 
-def _fits(call: Call, wanted: Wanted, language: str) -> bool:
-    if call.name != wanted.name or any(name not in call.arguments for name in wanted.required):
+def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
+    if call.name != expected.name or any(name not in call.arguments for name in expected.required):
         return False
-    if not _positional(call, wanted, language):
+    if not _positional(call, expected, language):
         return False
-    missing = [name for name in wanted.allowed if name not in call.arguments]
-    if any("" not in wanted.allowed[name] for name in missing):
+    missing = [name for name in expected.allowed if name not in call.arguments]
+    if any("" not in expected.allowed[name] for name in missing):
         return False
-    return all(_argument(name, value, wanted) for name, value in call.arguments.items())
+    return all(_argument(name, value, expected) for name, value in call.arguments.items())
 
 
-def _positional(call: Call, wanted: Wanted, language: str) -> bool:
+def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
     """BFCL looks at keyword arguments alone; an answer given as text may ask for positional ones too."""
-    if wanted.positional:
+    if expected.positional:
         values = [plain(value) for value in call.positional]
-        return len(values) == len(wanted.positional) and all(
-            agrees(value, [_allow(other)]) for value, other in zip(values, wanted.positional, strict=True)
+        return len(values) == len(expected.positional) and all(
+            agrees(value, [_allow(other)]) for value, other in zip(values, expected.positional, strict=True)
         )
     if language == "python":
         return True
@@ -182,15 +183,15 @@ def _positional(call: Call, wanted: Wanted, language: str) -> bool:
     return not any(re.fullmatch(r"[\w$]+", value.text) for value in written)
 
 
-def _argument(name: str, value: Value, wanted: Wanted) -> bool:
-    if name not in wanted.allowed:
+def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
+    if name not in expected.allowed:
         return False
-    allowed = wanted.allowed[name]
-    if wanted.kinds is None:
+    allowed = expected.allowed[name]
+    if expected.kinds is None:
         return agrees(plain(value), allowed) or _verbatim(value, allowed)
-    if name not in wanted.kinds:
+    if name not in expected.kinds:
         return False
-    kind = wanted.kinds[name]
+    kind = expected.kinds[name]
     return agrees(to_kind(value, kind), allowed, kind) or (kind.type is str and _verbatim(value, allowed))
 
 
@@ -247,7 +248,7 @@ def kind_of(schema: Schema, language: str) -> Kind:
 
 
 def plain(value: Value) -> Value:
-    """A Python value of a literal, its type told by its spelling; Python values stay as they are."""
+    """A Python value of a literal, its type by its spelling; Python values stay as they are."""
     if not isinstance(value, Literal):
         return value
     if value.kind == "list" and isinstance(value.value, list):
@@ -265,8 +266,8 @@ def to_kind(value: Value, kind: Kind) -> Value:
         return value.value if value.kind == "string" else value.text
     if kind.type in (list, dict):
         return _container(value, kind)
-    wanted = _SPELLINGS[kind.name] if kind.language == "java" or kind.name != "float" else ("double", "int")
-    return kind.type(value.value) if value.kind in wanted and _bare(value) else value.text
+    expected = _SPELLINGS[kind.name] if kind.language == "java" or kind.name != "float" else ("double", "int")
+    return kind.type(value.value) if value.kind in expected and _bare(value) else value.text
 
 
 def _bare(value: Literal) -> bool:
@@ -287,7 +288,7 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
     """Whether a value is one of the allowed ones, in type and content.
 
     Without `kind` the allowed values tell the type (an int may stand for a float). With it, the type is the
-    documented one or, where a variable is allowed in its place, that of the first allowed value.
+    documented one or, if a variable is allowed in its place, that of the first allowed value.
     """
     if kind is None:
         return any(_same(value, option, strict=True) for option in allowed)

@@ -25,7 +25,7 @@ from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.servers import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers import NEEDS, Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
 from tests.conftest import Cli
 from tests.support.evaluators import DeadServer
@@ -129,7 +129,7 @@ class TestGenerate:
             texts[handler] = tuple(record.output for record in found)
         assert len(set(texts.values())) > 1
         with pytest.raises(
-            UserError, match=r"no item could be asked: the tokenizer has no chat template; evaluator.handler=plain"
+            UserError, match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain"
         ):
             evaluator.by("chat-template").evaluate(table(COOK), asked)
         evaluator.close()
@@ -201,50 +201,44 @@ class TestHandlers:
         assert self.EVALUATOR.choices(recipe("a", "b")) == ("chat-template", "plain")
         assert BfclEvaluator(server=SERVER).choices(recipe("a", "b")) == ("chat-template",)
 
-    def test_the_handler_is_in_the_fingerprint(self) -> None:
+    @pytest.mark.parametrize(
+        ("server", "settings", "words"),
+        [
+            (SERVER, {"temperature": 0.6}, "temperature=0.6: transformers serve draws no answer by a seed .*vllm"),
+            (SERVER, {"samples": 2}, "samples=2 needs evaluator.temperature above 0"),  # 0.001 is as good as 0
+            (VllmServer(), {"temperature": 0.6, "replicates": 2}, "replicates=2 is for greedy answers"),
+            (SERVER, {"aggregate": "majority"}, "aggregate='majority'"),
+        ],
+    )
+    def test_answers_are_drawn_only_by_a_requests_seed(
+        self, server: Server, settings: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(UserError, match=words):
+            BfclEvaluator(server=server, **settings)
+
+    def test_what_changes_answers_changes_the_fingerprint(self) -> None:
         plain, chat = self.EVALUATOR.by("plain"), self.EVALUATOR.by("chat-template")
-        assert plain.fingerprint != chat.fingerprint
-        assert plain.fingerprint == BfclEvaluator(server=SERVER, handler="plain").fingerprint
-        assert self.EVALUATOR.fingerprint not in (plain.fingerprint, chat.fingerprint)
-        assert plain._slot is self.EVALUATOR._slot
-
-    def test_answers_are_drawn_only_where_a_server_draws_by_a_requests_seed(self) -> None:
-        with pytest.raises(UserError, match=r"temperature=0.6: transformers serve draws no answer by a seed .*vllm"):
-            BfclEvaluator(server=SERVER, temperature=0.6)
-        with pytest.raises(UserError, match=r"samples=2 needs evaluator.temperature above 0"):
-            BfclEvaluator(server=SERVER, samples=2)  # 0.001 is as good as 0
-        with pytest.raises(UserError, match=r"replicates=2 is for greedy answers"):
-            BfclEvaluator(server=VllmServer(), temperature=0.6, replicates=2)
-        with pytest.raises(UserError, match=r"aggregate='majority'"):
-            BfclEvaluator(server=SERVER, aggregate="majority")  # type: ignore[arg-type]
-        assert BfclEvaluator(server=SERVER, replicates=2).answers == 2
-
-    def test_how_answers_are_drawn_is_in_the_fingerprint_and_how_many_in_the_look(self) -> None:
-        drawn = BfclEvaluator(server=VllmServer(), temperature=0.6)
-        for change in ({"top_p": 0.9}, {"top_k": 5}, {"sampling_seed": 3}):
-            assert replace(drawn, **change).fingerprint != drawn.fingerprint
-        for change in ({"samples": 4}, {"samples": 4, "aggregate": "pass"}):
-            assert replace(drawn, **change).fingerprint == drawn.fingerprint
-            assert replace(drawn, **change).look != drawn.look
-        greedy = BfclEvaluator(server=VllmServer())
-        assert replace(greedy, top_p=0.9, sampling_seed=3).fingerprint == greedy.fingerprint
+        assert plain.fingerprint == digest(plain.settings)
+        assert len({plain.fingerprint, chat.fingerprint, self.EVALUATOR.fingerprint}) == 3
+        greedy, drawn = (BfclEvaluator(server=VllmServer(), temperature=t) for t in (0.001, 0.6))
+        table: list[tuple[BfclEvaluator, dict[str, Any], bool]] = [
+            *((drawn, change, True) for change in ({"top_p": 0.9}, {"top_k": 5}, {"sampling_seed": 3})),
+            *((drawn, change, False) for change in ({"samples": 4}, {"samples": 4, "aggregate": "pass"})),
+            (greedy, {"top_p": 0.9, "sampling_seed": 3}, False),
+            *((greedy, change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"})),
+            (greedy, {"server": SERVER}, True),
+            *((greedy, change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
+            (greedy, {"categories": ["live"]}, False),
+        ]
+        for evaluator, change, differs in table:
+            assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, change
+        assert replace(drawn, samples=4).look != drawn.look
 
     def test_an_items_score_is_the_mean_or_the_best_of_its_answers(self) -> None:
         records = [[Record(item="a", score=score) for score in scores] for scores in ((0.0, 1.0), (0.0, 0.0))]
         drawn = BfclEvaluator(server=VllmServer(), temperature=0.6, samples=2)
         assert drawn.item_scores([], records).tolist() == [0.5, 0.0]
         assert replace(drawn, aggregate="pass").item_scores([], records).tolist() == [1.0, 0.0]
-
-    @pytest.mark.parametrize(
-        "change", [{"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": TransformersServer()}]
-    )
-    def test_what_changes_answers_changes_the_fingerprint(self, change: dict[str, object]) -> None:
-        plain = BfclEvaluator(server=SERVER, handler="plain")
-        values = {"server": SERVER, "handler": "plain"} | change
-        assert BfclEvaluator(**values).fingerprint != plain.fingerprint  # type: ignore[arg-type]
-        assert plain.fingerprint == digest(plain.settings)
-        for same in ({"threads": 2}, {"batch_size": 3}, {"categories": ["live"]}, {"limit": 3}, {"dir": "x"}):
-            assert BfclEvaluator(server=SERVER, handler="plain", **same).fingerprint == plain.fingerprint  # type: ignore[arg-type]
 
 
 @served

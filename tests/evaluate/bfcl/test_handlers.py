@@ -68,32 +68,26 @@ def run(evaluation: Evaluation, strategy: Grid, told: list[Trial]) -> Any:
     return SearchRun(strategy.start(space, 0), strategy, recipe_of, evaluation, items, Mean(), told.append).run()
 
 
-def test_every_handler_is_a_trial(evaluation: Evaluation) -> None:
-    told: list[Trial] = []
-    found = run(evaluation, Grid(step=0.25), told)
-    asked: dict[tuple[float, ...], list[str]] = {}
-    for trial in told:
-        asked.setdefault(trial.weights, []).append(trial.handler)
-    assert {(0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)} <= set(asked)
-    assert all(handlers == (["own"] if 1.0 in weights else ["short", "long"]) for weights, handlers in asked.items())
-    assert [trial.number for trial in told] == list(range(len(told)))
-    assert evaluation.evaluated == len(told) * 80
-    assert found.handler == "long"
-    assert found.weights in ((0.25, 0.75), (0.75, 0.25))
-    assert found.result.objective == max(trial.result.objective for trial in told)
-
-
-def test_they_count_against_the_limits(evaluation: Evaluation) -> None:
-    told: list[Trial] = []
-    run(evaluation, Grid(step=0.25, trials=4), told)
-    assert len(told) == 4
-    told.clear()
-    run(evaluation, Grid(step=0.25, budget=5 * 80 + 79), told)
-    assert len(told) == 5
+def test_every_handler_is_a_trial_and_counts(evaluation: Evaluation) -> None:
+    trials: list[Trial] = []
+    found = run(evaluation, Grid(step=0.25), trials)
+    handlers: dict[tuple[float, ...], list[str]] = {}
+    for trial in trials:
+        handlers.setdefault(trial.weights, []).append(trial.handler)
+    assert {(0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)} <= set(handlers)
+    assert all(own == (["own"] if 1.0 in weights else ["short", "long"]) for weights, own in handlers.items())
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert evaluation.evaluated == len(trials) * 80
+    assert (found.handler, found.weights) in (("long", (0.25, 0.75)), ("long", (0.75, 0.25)))
+    assert found.result.objective == max(trial.result.objective for trial in trials)
+    for limit, most in ((Grid(step=0.25, trials=4), 4), (Grid(step=0.25, budget=5 * 80 + 79), 5)):
+        trials.clear()
+        run(evaluation, limit, trials)
+        assert len(trials) == most
 
 
 def test_the_winners_handler_stays(evaluation: Evaluation) -> None:
-    """The winner's handler asks other soups too; a single has none but its own."""
+    """The winner's handler is used for other soups too; a candidate has none but its own."""
     items, soup = make_items(), recipe_of((0.5, 0.5))
     default, short, long = (evaluation.scores(soup, items, handler).values.mean() for handler in ("", "short", "long"))
     assert default == short < long

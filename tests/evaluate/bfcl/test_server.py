@@ -124,28 +124,26 @@ def test_what_is_asked(server: Server, items: tuple[Item, ...]) -> None:
     for body in server.asked:
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("served-name", 0.25, 7)
         assert body["prompt"].endswith("\nCall:")
+    evaluator(server).evaluate(TABLE, items[:1])  # without a limit the context is one
+    assert 0 < server.asked[2]["max_tokens"] < 512
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (500, r"^bfcl-eval: the server at \S+ failed: Error code: 500"),
+        (404, r"^bfcl-eval: the server at \S+ failed: Error code: 404"),
+        (400, "handler plain: no item could be evaluated: Error code: 400"),
+    ],
+)
 @pytest.mark.slow
-def test_without_a_limit_the_context_is_one(server: Server, items: tuple[Item, ...]) -> None:
-    evaluator(server).evaluate(TABLE, items[:1])
-    assert 0 < server.asked[0]["max_tokens"] < 512
-
-
-@pytest.mark.parametrize("status", [500, 404])
-@pytest.mark.slow
-def test_a_server_that_fails_stops_the_run(server: Server, items: tuple[Item, ...], status: int) -> None:
-    server.status = status
-    with pytest.raises(UserError, match=rf"^bfcl-eval: the server at \S+ failed: Error code: {status}") as caught:
+def test_a_server_that_fails_or_refuses_every_item_stops_the_run(
+    server: Server, items: tuple[Item, ...], status: int, words: str
+) -> None:
+    server.status, server.refusal = status, "\x1b[2J\u202egone"
+    with pytest.raises(UserError, match=words) as caught:
         evaluator(server).evaluate(TABLE, items)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_a_prompt_that_is_refused_by_every_item_stops_the_run(server: Server, items: tuple[Item, ...]) -> None:
-    server.status = 400
-    with pytest.raises(UserError, match="handler plain: no item could be asked: Error code: 400"):
-        evaluator(server).evaluate(TABLE, items)
+    assert str(caught.value).isprintable()  # no control characters reach the terminal
 
 
 def with_choice(**changes: Any) -> dict[str, Any]:
@@ -213,16 +211,8 @@ def test_an_answer_without_end_is_not_read(server: Server, items: tuple[Item, ..
     with pytest.raises(UserError, match="an answer is longer than 32 MB"):
         evaluator(server).evaluate(TABLE, items[:1])
     server.body, server.headers = gzip.compress(json.dumps(GOOD).encode()), {"Content-Encoding": "gzip"}
-    with pytest.raises(UserError, match="no item could be asked"):
+    with pytest.raises(UserError, match="no item could be evaluated"):
         evaluator(server).evaluate(TABLE, items[:1])
-
-
-@pytest.mark.slow
-def test_control_characters_reach_no_terminal(server: Server, items: tuple[Item, ...]) -> None:
-    server.status, server.refusal = 400, "\x1b[2J\u202egone"
-    with pytest.raises(UserError) as caught:
-        evaluator(server).evaluate(TABLE, items[:1])
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.slow

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +16,7 @@ from souping.analysis.intervals import objective_interval, rate
 from souping.analysis.significance import compare
 from souping.core.types import UserError
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-from souping.evaluate.lm_eval.tasks import measure, pseudo_values, score
+from souping.evaluate.lm_eval.metrics import measure, pseudo_values, score
 from tests.support import lm_eval_tasks
 
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -158,26 +156,19 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> HarnessEvaluator:
 class TestTasks:
     @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
     def test_a_category_scores_what_the_harness_says(
-        self, evaluator: HarnessEvaluator, family: Path, metric: str
+        self, evaluator: HarnessEvaluator, served: Any, metric: str
     ) -> None:
-        values, results = self.both(replace(evaluator, metric={"translate": metric}), family)
+        values, results = self.both(replace(evaluator, metric={"translate": metric}), served)
         theirs = results["translate"][f"{metric},none"] / 100
         assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
         assert values[12:].mean() == results["write"]["exact_match,none"]
 
-    def both(self, own: HarnessEvaluator, family: Path) -> tuple[Any, Any]:
+    def both(self, own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
         """(our values, the harness's results) of one model."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from souping.evaluate.engines.transformers import load_module, load_tokenizer
-
-        served: Any = SimpleNamespace(
-            module=load_module(family / "bee", own.module_settings()),
-            tokenizer=load_tokenizer(family / "bee"),
-            ends=(),
-        )
         items = own.benchmark.items()
         values = own.item_scores(items, [[record] for record in own.evaluate(served, items)])
         lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
@@ -191,10 +182,10 @@ class TestTasks:
         [("roll", None), ("roll", "bits_per_byte"), ("last", "perplexity"), ("last", None)],
     )
     def test_likelihoods_of_whole_texts(
-        self, evaluator: HarnessEvaluator, family: Path, task: str, metric: str | None
+        self, evaluator: HarnessEvaluator, served: Any, task: str, metric: str | None
     ) -> None:
         own = replace(evaluator, tasks=[task], metric=metric)
-        values, results = self.both(own, family)
+        values, results = self.both(own, served)
         used = own.loaded[task].metric.name
         assert used == (metric or {"roll": "word_perplexity", "last": "perplexity"}[task])
         theirs = results[task][f"{used},none"]
@@ -214,20 +205,3 @@ class TestTasks:
 
         before, after = prints(evaluator), prints(replace(evaluator, metric={"translate": "chrf"}))
         assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"translate"}
-
-
-def test_statistics_survive_the_store(tmp_path: Path) -> None:
-    from souping.core.types import Item, Recipe, Record
-    from souping.pipeline.store import Store
-
-    references, texts = translations(3, 0.3, seed=1)
-    rows = statistics("bleu", references, texts)
-    items = [Item(id=str(i), category="c", prompt="p", answer=t) for i, t in enumerate(texts)]
-    records = [Record(item=str(i), score=0.5, statistics=row) for i, row in enumerate(rows)]
-    recipe = Recipe(ingredients=("a",), fingerprints=("f",), weights=(1.0,), dtype="float32")
-    with Store(tmp_path / "s") as store:
-        store.add(recipe, "e", {}, "block", items, records)
-        known = store.load(recipe.fingerprint, "e")
-    found = [known.graded(item, 0, "block") for item in items]
-    assert [record.statistics for record in found if record is not None] == rows
-    assert json.loads(json.dumps(rows[0])) == list(rows[0])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Record, UserError
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from tests.support import lm_eval_tasks
 
@@ -33,12 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def free(folder: Path) -> HarnessEvaluator:
     return HarnessEvaluator(tasks=["free"], include_path=str(folder), device="cpu", threads=1)
-
-
-@pytest.fixture
-def served(family: Path, free: HarnessEvaluator) -> Any:
-    module = load_module(family / "ant", free.module_settings())
-    return SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None, ends=())
 
 
 def ask(own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)) -> list[Record]:
@@ -126,7 +120,7 @@ class TestSampling:
     def drawn(self, free: HarnessEvaluator) -> HarnessEvaluator:
         return replace(free, temperature=1.5, samples=3)
 
-    def test_an_answer_is_its_own(self, drawn: HarnessEvaluator, served: Any) -> None:
+    def test_an_answer_is_its_own(self, drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
         assert drawn.answers == 3
         first, second = ask(drawn, served), ask(drawn, served, 1)
         assert [record.replicate for record in second] == [1] * 8
@@ -135,7 +129,8 @@ class TestSampling:
         assert texts(ask(replace(drawn, batch_size=3), served)) == texts(first)
         assert texts(ask(drawn, served, 1, slice(2, 5))) == texts(second)[2:5]
         assert texts(ask(replace(drawn, sampling_seed=1), served)) != texts(first)
-        assert texts(ask(drawn, served, 0, slice(None))) != texts(ask(replace(drawn, temperature=0.01), served))
+        for greedy in ({"top_k": 1}, {"top_p": 1e-6}):
+            assert texts(ask(replace(drawn, **greedy), served)) == texts(ask(free, served))  # type: ignore[arg-type]
 
     def test_a_task_that_samples_by_itself_is_sampled_by_the_same_rule(
         self, drawn: HarnessEvaluator, served: Any
@@ -150,11 +145,6 @@ class TestSampling:
             ask(replace(own, temperature=0.0, samples=None), served)
         )
         assert "seed" not in replace(own, temperature=0.0, samples=None).settings["decoding"]  # type: ignore[operator]
-
-    def test_top_k_and_top_p(self, drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
-        greedy = texts(ask(free, served))
-        assert texts(ask(replace(drawn, top_k=1), served)) == greedy
-        assert texts(ask(replace(drawn, top_p=1e-6), served)) == greedy
 
     def test_repeats_of_a_task_are_answers_of_their_own(
         self, folder: Path, drawn: HarnessEvaluator, served: Any
@@ -172,7 +162,6 @@ class TestSampling:
         for rule, score in (("mean", 1 / 3), ("pass", 1.0), ("majority", 0.0)):
             own = replace(drawn, aggregate=rule)  # type: ignore[arg-type]
             assert own.item_scores([item], [given]).tolist() == [pytest.approx(score)]
-        assert len({replace(drawn, aggregate=rule).look for rule in ("mean", "pass", "majority")}) == 3  # type: ignore[arg-type]
         assert replace(drawn, aggregate="pass").fingerprint == drawn.fingerprint
 
     def test_a_corpus_metric_takes_the_answers_that_count(self, drawn: HarnessEvaluator) -> None:
@@ -219,16 +208,11 @@ class TestReplicates:
         ({"tasks": ["pick"], "temperature": 0.5}, "pick compares likelihoods, .* leave out evaluator.temperature=0.5"),
         ({"tasks": ["free"], "samples": 2}, "free: evaluator.samples=2 needs evaluator.temperature above 0"),
         ({"tasks": ["dice"], "replicates": 2}, "dice: evaluator.replicates=2 is for greedy answers"),
-        ({"tasks": ["dice"], "gen_kwargs": {"num_beams": 2}}, "num_beams=2, which goes with greedy answers alone"),
+        ({"tasks": ["dice"], "gen_kwargs": {"num_beams": 2}}, "dice: .*num_beams=2"),
         (
             {"tasks": ["dice"], "gen_kwargs": {"temperature": 1e9}},
             r"dice: .*temperature=.* at least 0",
         ),
-        ({"temperature": -1.0}, r"\(temperature=-1"),
-        ({"temperature": 0.0, "samples": 2}, "needs evaluator.temperature above 0"),
-        ({"top_p": 0.0}, r"\(top_p=0"),
-        ({"aggregate": "best"}, r"\(aggregate=.*mean, pass, majority"),
-        ({"replicates": 2, "batch_size": "auto"}, "evaluator.replicates=2 needs a number as evaluator.batch_size"),
     ],
 )
 def test_what_cannot_be_sampled(folder: Path, settings: dict[str, Any], message: str) -> None:
@@ -247,13 +231,3 @@ def test_the_dtype_is_the_checkpoints_own_where_a_gpu_computes(free: HarnessEval
         replace(free, device="cuda", dtype="float16").for_pool(family / "ant", folders).module_settings().dtype
         == "float16"
     )
-
-
-def test_a_twin_shares_tasks_and_model(free: HarnessEvaluator, family: Path, served: Any) -> None:
-    own = replace(free)
-    twin = own.for_pool(family / "ant", {"ant": family / "ant"})
-    twin.evaluate(served, twin.benchmark.items()[:1])
-    assert own.loaded is twin.loaded
-    assert own._model is twin._model
-    own.close()
-    assert own._model._model is None

@@ -21,6 +21,7 @@ CODE = {
     "function": ("doc_to_text: !function evil.f", "doc_to_text: !function evil.f"),
     "of a module that is there": ("doc_to_text: !function os.system", "doc_to_text: !function os.system"),
     "class": ("class: !function evil.f", "class: !function evil.f"),
+    "class by its name": ("class: evil.Task", "class: evil.Task"),
     "documents": ("custom_dataset: !function evil.f", "custom_dataset: !function evil.f"),
     "cleaning": ("process_docs: !function evil.f", "process_docs: !function evil.f"),
     "in a list": ("fewshot_config: {samples: [!function evil.f]}", "samples: !function evil.f"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import random
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from souping.core.types import UserError
 from souping.evaluate.scoring.call_matcher import plain
-from souping.evaluate.scoring.call_parser import DEEPEST, LANGUAGES, Unparsable, is_attempt, parse
+from souping.evaluate.scoring.call_parser import DEEPEST, LANGUAGES, Call, Unparsable, is_attempt, parse
+from tests.support.main_job import KEPT
 
 JUNK = [
     "(" * 5000,
@@ -143,3 +148,43 @@ def test_nothing_but_unparsable_is_raised(text: str, language: str) -> None:
         assert isinstance(parse(text, language), list)
     except Unparsable:
         assert is_attempt(text, language) in (True, False)
+
+
+SIGNS = "abLfn_$019.,;:'\"()[]{}=+-*/<>!?&|\\ \n#%^~`\u00e9"
+
+
+def mutated(dice: random.Random, text: str) -> str:
+    """The text with one to three characters dropped, added, replaced or exchanged."""
+    signs = list(text)
+    for _ in range(dice.randint(1, 3)):
+        place, kind = dice.randrange(len(signs)), dice.randrange(4)
+        if kind == 3 and place:
+            signs[place - 1 : place + 1] = reversed(signs[place - 1 : place + 1])
+        else:
+            signs[place : place + (kind != 1)] = [] if kind == 0 and len(signs) > 1 else [dice.choice(SIGNS)]
+    return "".join(signs)
+
+
+def outcome(text: str, language: str) -> list[Call] | None:
+    try:
+        return parse(text, language)
+    except Unparsable:
+        return None
+
+
+@pytest.mark.slow
+def test_java_and_javascript_are_read_as_tree_sitter_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer of the main job in these languages, and 10,000 mutations of them: the same calls, or a refusal."""
+    pytest.importorskip("tree_sitter")
+    from tests.support.tree_sitter_calls import TreeSitterReader
+
+    with gzip.open(KEPT / "calls.jsonl.gz", "rt") as lines:
+        answers = [json.loads(line) for line in lines]
+    dice = random.Random(0)
+    chosen = [dice.choice(answers) for _ in range(10_000)]
+    texts = [*answers, *((language, mutated(dice, text)) for language, text in chosen)]
+    ours = [outcome(text, language) for language, text in texts]
+    monkeypatch.setattr("souping.evaluate.scoring.call_parser.CallReader", TreeSitterReader)
+    for (language, text), calls in zip(texts, ours, strict=True):
+        assert calls == outcome(text, language), (language, text)
+    assert 3000 < ours.count(None) < 8000

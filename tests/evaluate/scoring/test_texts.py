@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring import SCORERS, check, reading, score
-from souping.evaluate.scoring.texts import chosen
+from souping.evaluate.scoring import SCORERS, check, chosen, reading, score
 
 
 def item(scorer: str, answer: Any) -> Item:
@@ -25,14 +24,8 @@ def right(scorer: str, answer: Any, output: str) -> bool:
 @pytest.mark.parametrize(
     ("output", "letter"),
     [
-        ("B", "B"),
-        ("(c)", "C"),
-        ("d)", "D"),
-        ("The answer is (B).", "B"),
-        ("the correct answer is b.", "B"),
-        ("Answer: **B**", "B"),
-        ("Final answer:\n\nB", "B"),
-        ("**B** is right", "B"),
+        ("B", "B"), ("(c)", "C"), ("d)", "D"), ("The answer is (B).", "B"), ("the correct answer is b.", "B"),
+        ("Answer: **B**", "B"), ("Final answer:\n\nB", "B"), ("**B** is right", "B"),
         ("A dog barks. So the answer is: D", "D"),
         (r"so \boxed{A}, not B", "A"),
         (r"\boxed{\text{(E)}}", "E"),
@@ -41,32 +34,30 @@ def right(scorer: str, answer: Any, output: str) -> bool:
         ("Option A is wrong. The correct option is B", "B"),
         ("A is wrong, B is wrong, so it must be C.", "C"),
         ("I think it is C", "C"),
-        ("the answer is a cat", ""),
-        ("I am not sure", ""),
-        ("none of them", ""),
-        ("", ""),
+        ("the answer is a cat", ""), ("I am not sure", ""), ("none of them", ""), ("", ""),
     ],
-)
+)  # fmt: skip
 def test_the_letter_that_an_output_settles_on(output: str, letter: str) -> None:
     assert chosen(output) == letter
     assert score(item("choice", "(B)"), output) == float(letter == "B")
     assert reading(item("choice", "B"), output) == letter
 
 
-def test_a_text_is_contained_whatever_its_case() -> None:
-    assert right("contains", "Paris", "It is  PARIS, of course")
-    assert right("contains", ["Rome", "Paris"], "Paris")
-    assert right("contains", "New York", "in new\nyork")
-    assert not right("contains", "Paris", "It is Rome")
-
-
-def test_a_pattern_is_found_anywhere_and_never_for_long() -> None:
-    assert right("regex", r"\b4[02]\b", "so 42 it is")
-    assert right("regex", ["x", "(?i)yes"], "YES")
-    assert not right("regex", r"^42$", "so 42 it is")
-    assert not right("regex", "(a+)+$", "a" * 60 + "b")  # would take until the sun is gone
-    with pytest.raises(UserError, match=r"item 1: '\(' is no regular expression"):
-        check(item("regex", "("))
+@pytest.mark.parametrize(
+    ("scorer", "answer", "output", "expected"),
+    [
+        ("contains", "Paris", "It is  PARIS, of course", True),
+        ("contains", ["Rome", "Paris"], "Paris", True),
+        ("contains", "New York", "in new\nyork", True),
+        ("contains", "Paris", "It is Rome", False),
+        ("regex", r"\b4[02]\b", "so 42 it is", True),
+        ("regex", ["x", "(?i)yes"], "YES", True),
+        ("regex", r"^42$", "so 42 it is", False),
+        ("regex", "(a+)+$", "a" * 60 + "b", False),  # without a limit it would take for ever
+    ],
+)
+def test_texts_and_patterns(scorer: str, answer: Any, output: str, expected: bool) -> None:
+    assert right(scorer, answer, output) is expected
 
 
 def test_f1_is_squads() -> None:
@@ -76,32 +67,22 @@ def test_f1_is_squads() -> None:
     assert score(item("f1", "cat"), "") == 0.0
 
 
-@pytest.mark.parametrize("answer", [None, True, [], {"a": 1}, "  "])
 @pytest.mark.parametrize("scorer", ["contains", "regex", "choice", "f1"])
-def test_answers_that_are_no_texts_are_refused(scorer: str, answer: Any) -> None:
-    with pytest.raises(UserError, match=f"a `{scorer}` answer is"):
-        check(item(scorer, answer))
-
-
-def test_a_choice_is_a_letter() -> None:
-    with pytest.raises(UserError, match="is a letter or"):
-        check(item("choice", "Paris"))
+def test_answers_of_another_kind_are_refused(scorer: str) -> None:
+    bad = {"regex": ["("], "choice": ["Paris"]}
+    for answer in (None, True, [], {"a": 1}, "  ", *bad.get(scorer, [])):
+        with pytest.raises(UserError, match="item 1: "):
+            check(item(scorer, answer))
 
 
 @pytest.mark.parametrize(
     ("answer", "output", "equal"),
     [
-        (42, "the answer is 42.", True),
-        ("1/2", r"so \boxed{\frac{1}{2}}", True),
-        ("0.5", r"$\frac12$", True),
-        ("x+1", "$1+x$", True),
-        (["7", "8"], r"\boxed{8}", True),
-        (10, "10 apples", True),
-        (12, "13", False),
-        (2, "no idea", False),
-        (3, "$9^{9^{9^{9}}}$", False),
+        (42, "the answer is 42.", True), ("1/2", r"so \boxed{\frac{1}{2}}", True), ("0.5", r"$\frac12$", True),
+        ("x+1", "$1+x$", True), (["7", "8"], r"\boxed{8}", True), (10, "10 apples", True), (12, "13", False),
+        (2, "no idea", False), (3, "$9^{9^{9^{9}}}$", False),
     ],
-)
+)  # fmt: skip
 def test_mathematics_is_equal_by_value(answer: Any, output: str, equal: bool) -> None:
     pytest.importorskip("math_verify")
     assert right("math", answer, output) is equal
@@ -114,7 +95,7 @@ def test_a_math_answer_is_an_expression() -> None:
 
 
 def test_without_the_library_the_line_that_adds_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("souping.evaluate.scoring.mathematics.find_spec", lambda name: None)
+    monkeypatch.setattr("souping.evaluate.scoring.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*math"):
         check(item("math", 1))
 

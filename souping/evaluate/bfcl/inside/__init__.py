@@ -1,1 +1,1 @@
-"""Scripts for bfcl-eval's own environment: `runner.py` and what it imports beside it; nothing of souping."""
+"""Scripts for bfcl-eval's own environment: `runner.py` and its handlers; nothing of souping."""

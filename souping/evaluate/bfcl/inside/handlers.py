@@ -22,7 +22,7 @@ LONGEST = 1 << 25
 
 
 class RequestState(threading.local):
-    """Item that a thread asks: which one, which step of it, whether the limit of tokens has cut any of its texts, and
+    """What a thread requests: its item, which step of it, whether the limit of tokens has cut any of its texts, and
     that limit in the last request."""
 
     item = ""
@@ -35,8 +35,8 @@ class StopError(Exception):
     """The run cannot go on; the message is one line for the user."""
 
 
-def register(wanted: str) -> None:
-    """Add `chat-template` and `plain` to bfcl-eval's registry, and see that the wanted handler is in it."""
+def register(handler: str) -> None:
+    """Add `chat-template` and `plain` to bfcl-eval's registry, and check that the handler is in it."""
     from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
     from bfcl_eval.model_handler.local_inference.quick_testing_oss import QuickTestingOSSHandler
 
@@ -51,9 +51,9 @@ def register(wanted: str) -> None:
             model_handler=kind,
             is_fc_model=False,
         )
-    if wanted not in MODEL_CONFIG_MAPPING:
-        near = get_close_matches(wanted, MODEL_CONFIG_MAPPING, n=1, cutoff=0.0)[0]
-        raise StopError(f"handler {wanted!r} is not a model name of bfcl-eval's registry; did you mean {near!r}?")
+    if handler not in MODEL_CONFIG_MAPPING:
+        near = get_close_matches(handler, MODEL_CONFIG_MAPPING, n=1, cutoff=0.0)[0]
+        raise StopError(f"handler {handler!r} is not a model name of bfcl-eval's registry; did you mean {near!r}?")
 
 
 def _plain(base: type) -> type:
@@ -68,13 +68,13 @@ def _plain(base: type) -> type:
 
     plain = type(base)("Plain", (base,), {})
     for name, method in (("_pre_query_processing_prompting", prepare), ("_format_prompt", prompt)):
-        setattr(plain, name, method)  # not in the class body, where the base's metaclass asks for its own decorator
+        setattr(plain, name, method)  # not in the class body, where the base's metaclass demands its own decorator
     return plain
 
 
-def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) -> OSSHandler:
+def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) -> OSSHandler:
     """The handler with its client turned to the server. What the server cannot do at all goes into `failures`; after
-    that no more is asked of it. Results tell in `truncated` whether a text was cut by the limit of tokens.
+    that no further request is sent. Results say in `truncated` whether a text was cut by the limit of tokens.
     """
     import openai
     from bfcl_eval.model_handler.api_inference.openai_completion import OpenAICompletionsHandler
@@ -83,10 +83,10 @@ def pointed(handler: OSSHandler, wanted: dict[str, Any], failures: list[str]) ->
     if not isinstance(handler, OSSHandler | OpenAICompletionsHandler):
         raise StopError(f"handler {handler.registry_name!r} asks a vendor's API; it cannot speak to a server of ours")
     now = RequestState()
-    handler.base_url = wanted["url"]
-    handler.client = _client(handler, wanted, now)
-    handler._parse_query_response_prompting = _watched(handler._parse_query_response_prompting, wanted, now)
-    handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, wanted, now)
+    handler.base_url = settings["url"]
+    handler.client = _client(handler, settings, now)
+    handler._parse_query_response_prompting = _watched(handler._parse_query_response_prompting, settings, now)
+    handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, now)
     answer = handler.inference
 
     def inference(entry: dict[str, Any], log_input: bool, no_state: bool) -> Any:
@@ -112,11 +112,13 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: RequestState) -> Callable[[Any], Any]:
+def _watched(parse: Callable[[Any], Any], settings: dict[str, Any], now: RequestState) -> Callable[[Any], Any]:
     """A handler's reading of a response, which is first seen to be one and whose end is noted."""
 
     def watched(response: Any) -> Any:
-        with Path(wanted["alive"]).open("ab") as sign:  # the server lives: who waits for us sees this file grow
+        with Path(settings["alive"]).open(
+            "ab"
+        ) as sign:  # the server answers: the process that waits for this one sees the file grow
             sign.write(b".")
         try:
             choice, used = response.choices[0], response.usage.completion_tokens
@@ -138,8 +140,8 @@ def _watched(parse: Callable[[Any], Any], wanted: dict[str, Any], now: RequestSt
     return watched
 
 
-def _client(handler: OSSHandler, wanted: dict[str, Any], now: RequestState) -> OpenAI:
-    """An OpenAI client that asks for the served model as the settings say, within the wanted number of tokens and the
+def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) -> OpenAI:
+    """An OpenAI client that sends requests to the served model by the settings, within the number of tokens and the
     model's context. It follows no redirect and reads no answer without end.
     """
     import openai
@@ -147,10 +149,10 @@ def _client(handler: OSSHandler, wanted: dict[str, Any], now: RequestState) -> O
     def prepare(client: OpenAI, options: FinalRequestOptions) -> FinalRequestOptions:
         body = options.json_data
         assert isinstance(body, dict)
-        body |= {"model": wanted["model"], **wanted["request"]}
-        if wanted["seeds"]:
-            body["seed"] = (wanted["seeds"].get(now.item, 0) + now.step) % 2**63
-        limits = [n for n in (body.get("max_tokens"), wanted["max_tokens"]) if n is not None]
+        body |= {"model": settings["model"], **settings["request"]}
+        if settings["seeds"]:
+            body["seed"] = (settings["seeds"].get(now.item, 0) + now.step) % 2**63
+        limits = [n for n in (body.get("max_tokens"), settings["max_tokens"]) if n is not None]
         now.limit = min(limits, default=None)
         if now.limit is not None:
             body["max_tokens"] = now.limit
@@ -162,7 +164,7 @@ def _client(handler: OSSHandler, wanted: dict[str, Any], now: RequestState) -> O
     http = openai.DefaultHttpxClient(
         follow_redirects=False, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_read]}
     )
-    return kind(base_url=wanted["url"], api_key="none", max_retries=2, http_client=http)
+    return kind(base_url=settings["url"], api_key="none", max_retries=2, http_client=http)
 
 
 def _read(response: Any) -> None:
