@@ -69,6 +69,7 @@ setup(
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
         "souping": ["py.typed"],
+        "souping.report": ["*.css"],
         "souping.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
         "souping.pantry": ["*.jsonl", "*.md", "models/**/*"],

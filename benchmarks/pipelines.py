@@ -39,7 +39,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
 from souping.search.loop import SearchResult, result_of
-from souping.selection.selectors import All, SoCE
+from souping.selection import All, SoCE
 
 Rows = np.ndarray
 DRAWS, POWERED = 499, 30

@@ -26,7 +26,7 @@ _ROOMS = {
     "souping.analysis.shapley": ("Shapley",),
     "souping.analysis.surface": ("ResponseSurface",),
     "souping.analysis.wins": ("Wins",),
-    "souping.selection.selectors": ("All", "Greedy", "SoCE", "TopK"),
+    "souping.selection": ("All", "Greedy", "SoCE", "TopK"),
     "souping.search.adaptive": ("Adaptive",),
     "souping.search.points": ("Fixed", "GreedySoup", "Grid", "Uniform"),
     "souping.search.nevergrad": ("Nevergrad",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -22,6 +23,7 @@ from souping.core.types import Json, Missing, Trial, entries, number, part, text
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
 """Files of the artifact, if the run wrote them: from its directory and from its soup. The plots are added."""
+log = logging.getLogger(__name__)
 
 
 @component
@@ -68,7 +70,7 @@ class GuardedTracker(Tracker):
         except Exception as error:  # any failure of a tracker is a warning, by contract
             if not self._failed:
                 what = f"{named(self.inner)}: {type(error).__name__}: {first_line(error)}"
-                print(f"warning: tracker {what}; the run goes on without it", file=sys.stderr)
+                log.warning("tracker %s; the run goes on without it", what)
             self._failed = True
 
 
@@ -116,7 +118,7 @@ class WandbTracker(Tracker):
         """Open a run that holds the resolved configuration."""
         session, folder = self._session, run_dir.absolute()  # wandb's service keeps the directory it was started in
         session.exits.close()
-        session.hint, session.exit_code, session.trials = "", 0, []
+        session.hint, session.trials = "", []
         with ExitStack() as exits:
             if self.module == "wandb":
                 exits.enter_context(_wandb_environment(folder / "wandb"))
@@ -200,7 +202,7 @@ class WandbTracker(Tracker):
                 why = "no API key (`wandb login`)"
             except Exception as error:  # whatever a server or a network does
                 why = f"{type(error).__name__}: {first_line(error)}"
-            print(f"warning: wandb: {why}; recording offline, `wandb sync` sends it later", file=sys.stderr)
+            log.warning("wandb: %s; recording offline, `wandb sync` sends it later", why)
             mode = "offline"
         with _silence():
             run = self._init_wandb(common, mode, folder)
@@ -326,21 +328,13 @@ def _tables(
 
 def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list[Json]]]:
     """(columns, rows) of a multirun's jobs, with one column for each key that they override."""
-    words = [texts(job, "overrides") for job in jobs]
-    values = [dict(word.split("=", 1) for word in some if "=" in word) for some in words]
-    keys = sorted({key for one in values for key in one})
-    rows = [
-        [
-            str(job["job"]),
-            job["objective"],
-            *map(one.get, keys),
-            " ".join(some),
-            str(job["run_dir"]),
-            job.get("refused", ""),
-        ]
-        for job, some, one in zip(jobs, words, values, strict=True)
+    given = [dict(word.split("=", 1) for word in texts(job, "overrides") if "=" in word) for job in jobs]
+    columns = ["job", "objective", *sorted({key for one in given for key in one}), "overrides", "run_dir", "refused"]
+    lines = [
+        {"refused": "", **job, **one, "job": str(job["job"]), "overrides": " ".join(texts(job, "overrides"))}
+        for job, one in zip(jobs, given, strict=True)
     ]
-    return ["job", "objective", *keys, "overrides", "run_dir", "refused"], rows
+    return columns, [[line.get(column) for column in columns] for line in lines]
 
 
 def _best_job(jobs: Sequence[Mapping[str, Json]]) -> dict[str, Json]:

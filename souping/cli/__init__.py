@@ -1,17 +1,26 @@
-"""Command line; here, its signals: until a job begins, an interrupt ends the process at once and in one line."""
+"""The process of the command line: its signals, and standard streams that cannot end a run.
+
+Until a job begins, an interrupt ends the process at once with one line.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
+import sys
 import threading
 from types import FrameType
+from typing import Any, TextIO
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+LOST: list[str] = []
+"""Names of the outputs that could not be written to the end."""
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process: nothing was begun, and imports that are cut short would say so in thirty lines."""
+    """End the process without a traceback: nothing has begun."""
     try:
         os.write(2, b"interrupted: nothing was begun\n")
     finally:
@@ -25,11 +34,11 @@ def interrupts_end() -> None:
 
 
 class Ended(KeyboardInterrupt):
-    """End by a signal, which clears up as an interrupt does. Arguments: words for it, exit status."""
+    """End by a signal, which cleans up as an interrupt does. Arguments: a description, the exit status."""
 
 
 def interrupts_raise() -> None:
-    """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP that nobody ignores."""
+    """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGINT) is leave:
@@ -44,3 +53,44 @@ def end(signum: int, frame: FrameType | None) -> None:
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     raise Ended(f"ended by {signal.Signals(signum).name}", 128 + signum)
+
+
+class StandardStream(io.FileIO):
+    """Standard output or error. If it is full or closed, that is said once and the run goes on without it."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if error.errno != errno.EPIPE and self.fileno() == 1:  # a reader that has seen enough needs no word
+                LOST.append("standard output")
+                print(f"standard output: {error.strerror}; the run goes on without it", file=sys.stderr)
+            return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Make the standard streams safe: a closed one becomes the null device, so that no file of the run replaces it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = _safe(1, sys.stdout, sys.__stdout__)
+    sys.stderr = _safe(2, sys.stderr, sys.__stderr__)
+
+
+def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
+    if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
+        return stream  # a test's or a notebook's
+    encoding, errors = (stream.encoding, stream.errors) if stream else ("utf-8", "backslashreplace")
+    raw = io.BufferedWriter(StandardStream(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)
+
+
+def stop(message: str, code: int) -> None:
+    """End the process with a message on standard error."""
+    sys.stdout.flush()
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(code)

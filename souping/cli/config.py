@@ -52,19 +52,6 @@ INNER = ("correlation", "engine", "server")
 GROUPS = (*PARTS, *INNER)
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""
-ROOT: Mapping[str, Any] = {
-    "name": Annotated[str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")],
-    "seed": Seed,
-    "stop_after": StopAfter | None,
-    "limit": Count | None,
-    "throughput": Annotated[float, Interval(gt=0)] | None,
-    "margin": Margin,
-    "gate": GateMode,
-    "out": str | None,
-    "also": list[Any],
-    "analysis": dict[str, Any],
-}
-"""What root keys hold."""
 
 
 @dataclass
@@ -74,46 +61,39 @@ class StoreConfig:
 
 @dataclass
 class RootKeys:
-    """Root keys with their types."""
+    """Root keys. Hydra checks their types, `check` all that their annotations say."""
 
-    name: str = "souping"
-    seed: int = 0
+    name: Annotated[str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")] = (
+        "souping"
+    )
+    seed: Seed = 0
     out: str | None = None
     recipe: str | None = None
     run: str | None = None
     plan: bool = False
     check: bool = False
     allow_code: bool = False
-    limit: int | None = None
-    throughput: float | None = None
-    margin: float = 1.0
     debug: bool = False
+    limit: Count | None = None
+    throughput: Annotated[float, Interval(gt=0)] | None = None
+    margin: Margin = 1.0
     store: StoreConfig = field(default_factory=StoreConfig)
+    also: list[Any] = field(default_factory=list)
+    analysis: dict[str, Any] = field(default_factory=dict)
 
 
-FREE = {"upload": None, "stop_after": None, "gate": "error", "expected": None, "shapley": None} | dict.fromkeys(
-    (*PARTS, *INNER)
-)
-"""Root keys whose values Hydra cannot check: groups, which `check` holds against their target's signature, and keys
-that take several types."""
-Config = make_dataclass(
-    "Config",
-    [
-        *((key, Any, field(default=value)) for key, value in FREE.items()),
-        ("also", list[Any], field(default_factory=list)),
-        ("analysis", dict[str, Any], field(default_factory=dict)),
-    ],
-    bases=(RootKeys,),
-)
-
-
+CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
+"""Root keys with a closed choice, which is no type of Hydra's."""
+FREE = {**dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley")), "gate": "error"}
+"""Root keys whose types Hydra cannot check, with their defaults."""
+Config = make_dataclass("Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,))
 CHECKED: dict[str, Any] = {}
 """The configuration of the run that goes on, for messages."""
 merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
 OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
 """Values that a choice's file leaves open: null, ??? and the part that another group chooses (`${objective}`)."""
-THEIRS: dict[str, str] = {}
-"""{file: part} of those in use that are not souping's."""
+USER_CODE: dict[str, str] = {}
+"""{file: component} of the components in use that are not part of souping."""
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
 ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -121,7 +101,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def register() -> None:
     """Make the schema known to Hydra, and the resolver `data`: the path of a file of the package."""
-    THEIRS.clear()
+    USER_CODE.clear()
     drop_settings_of_replaced_choices(GROUPS)
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("data", lambda name: str(PACKAGE / name), replace=True)
@@ -132,7 +112,7 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     register()
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         plain = resolved(hydra_compose("config", list(overrides)))
-    check(plain, named_in(overrides))
+    build(plain, named_in(overrides))
     return plain
 
 
@@ -164,35 +144,101 @@ def _how(key: str) -> str:
     return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
 
 
-def check(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> None:
-    """Hold every node against the signature that it feeds, before anything is built.
-
-    A merge needs few: of the others those are looked at that were `given`.
+def check(config: Mapping[str, Any]) -> None:
+    """Check the root keys.
 
     Raises:
-        UserError: unknown keys (nearest named), wrong types or a wrong value of a closed choice; up to three, then a
-            count.
+        UserError: an unknown key (the nearest is named), a wrong type, or a wrong value of a closed choice.
     """
     CHECKED.update(config)
     known = [f.name for f in fields(Config)]
-    if wrong := _mismatch(config["store"]["path"], str):
-        raise UserError(f"store.path={config['store']['path']!r:.60} {wrong}")
-    for key, hint in ROOT.items():
-        holds_parts = key in ("also", "analysis") and fits(config[key], hint)
-        if not holds_parts and (wrong := _mismatch(config[key], hint)):
-            raise UserError(f"{key}={config[key]!r:.60} {wrong}")
+    for key in config:
+        if key not in known:
+            raise UserError(f"{key} is not a key{near_key(key, config, known)}")
+    hints = {**hints_of(RootKeys), **CHOICES, "store.path": str}
+    for key, value in {**config, "store.path": config["store"]["path"]}.items():
+        holds_parts = key == "store" or (key in ("also", "analysis") and fits(value, hints[key]))
+        if key in hints and not holds_parts and (wrong := _mismatch(value, hints[key])):
+            raise UserError(f"{key}={value!r:.60} {wrong}")
     if config["shapley"] is not None and "shapley" not in config["analysis"]:
         raise UserError("shapley is set, but is not among the analyses: add analysis=[shapley]")
-    problems = [f"{key} is not a key{near_key(key, config, known)}" for key in config if key not in known]
-    merges, nodes = merges_only(config), [str(config[group]) for group in GROUPS]
-    groups = [group for group in GROUPS if not merges or group in MERGED or group in given]
-    problems += [p for group in groups for p in _problems(group, config[group], kind_of(group), nodes)]
-    if not merges:
-        problems += [p for where, node, kind in _beside(config) for p in _problems(where, node, kind)]
     expectations(config["expected"])
-    if problems:
-        more = f"\n(and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise UserError("\n".join(problems[:3]) + more)
+
+
+def build(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> dict[str, Any]:
+    """The parts of a run, checked. A merge needs few; of the others those are looked at that were `given`.
+
+    Raises:
+        UserError: as `check` and `build_part`.
+    """
+    check(config)
+    merges = merges_only(config)
+    groups = [group for group in GROUPS if not merges or group in MERGED or group in given]
+    parts = {group: build_part(config[group], kind_of(group), group) for group in groups}
+    if merges:
+        return {group: parts[group] for group in MERGED}
+    analyses = {name: build_part(node, Analysis, f"analysis.{name}") for name, node in config["analysis"].items()}
+    return {**{group: parts[group] for group in PARTS}, "also": _build_also(config), "analyses": analyses}
+
+
+def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
+    """The entries of `also` with the parts that they name."""
+    made = []
+    for number, entry in enumerate(config["also"]):
+        nodes = also_nodes(entry, number, config["evaluator"])
+        name = nodes.pop("name")
+        parts = {key: build_part(node, KINDS[key], f"also[{number}].{key}") for key, node in nodes.items()}
+        made.append(ExtraEntry(name=name, **parts))
+    return tuple(made)
+
+
+def build_part(node: Json, kind: Hint, where: str) -> Any:
+    """The part that a node makes, its settings held against the signature that they feed.
+
+    Values are taken as they are, `${...}` in a folder's name included. The one place that instantiates (hydra-core 1.4
+    will want its whitelist here).
+
+    Raises:
+        UserError: an unknown or missing setting, or a wrong value; whatever else a class of the user's raises, with its
+            place; something that is not of `kind` comes out.
+    """
+    if node is None:
+        raise UserError(
+            f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
+        )
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}")
+    target = _target(node, where)
+    known, hints = _settable(target, kind, where), hints_of(target)
+    given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    for key in given:
+        if key not in known:
+            name = str(node["_target_"]).rsplit(".", 1)[-1]
+            raise UserError(f"{where}.{key} is not a key of {where}={name}{nearest(key, known)}")
+    values = {key: _setting(value, hints.get(key, Any), where, key) for key, value in given.items()}
+    for key in known:
+        if known[key] and key not in given:
+            raise UserError(f"{where}.{key} is not set")
+    called = is_callable(kind) and not inspect.isclass(target)
+    if node.get("_partial_", False) is not called:
+        raise UserError(f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()}")
+    made = partial(target, **values) if called else _made(target, values)
+    if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
+        raise UserError(f"{where}: {place_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
+    return made
+
+
+def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
+    """The value of a part's setting: a part that is built, or what fits the annotation."""
+    if is_part(hint) and isinstance(value, Mapping) and "_target_" in value:
+        return build_part(value, hint, key if value == CHECKED.get(key) else f"{where}.{key}")
+    if is_part(hint) and isinstance(value, str) and key in GROUPS:
+        raise UserError(f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}")
+    if wrong := _mismatch(value, hint):
+        if value is None and key in GROUPS:
+            return build_part(None, hint, key)
+        raise UserError(f"{where}.{key}={value!r:.60} {wrong}")
+    return value
 
 
 def key_of(path: str) -> str:
@@ -216,46 +262,13 @@ def near_key(key: str, config: Mapping[str, Any], known: Iterable[str]) -> str:
 
 
 def kind_of(group: str) -> Any:
-    """What the choices of a group make; engines and servers are loaded when they are asked for."""
+    """What the choices of a group make; engines and servers are imported only here."""
     if group in KINDS:
         return KINDS[group]
     from souping.evaluate.engines import Engine
     from souping.evaluate.servers import Server
 
     return {"engine": Engine, "server": Server}[group]
-
-
-def _problems(where: str, node: Json, kind: Any, known_nodes: Sequence[str] = ()) -> Iterator[str]:
-    """What is wrong at and below a node that makes a part of `kind`; nodes that stand elsewhere too are told there."""
-    if node is None:
-        yield f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
-        return
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        yield f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
-        return
-    try:
-        target = _target(node)
-        known = _settable(target, kind)
-    except UserError as error:
-        yield f"{where}.{error}"
-        return
-    given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
-    hints = hints_of(target)
-    for key, value in given.items():
-        if key not in known:
-            yield f"{where}.{key} is not a key of {where}={_short(node)}{nearest(key, known)}"
-        elif isinstance(value, Mapping) and "_target_" in value and is_part(hints.get(key, Any)):
-            if str(value) not in known_nodes:
-                yield from _problems(f"{where}.{key}", value, hints[key])
-        elif isinstance(value, str) and key in GROUPS and is_part(hints.get(key, Any)):
-            yield f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
-        elif message := _mismatch(value, hints.get(key, Any)):
-            absent = value is None and key in GROUPS
-            yield from _problems(key, None, None) if absent else [f"{where}.{key}={value!r:.60} {message}"]
-    yield from (f"{where}.{key} is not set" for key in known if known[key] and key not in given)
-    called = is_callable(kind) and not inspect.isclass(target)
-    if node.get("_partial_", False) is not called:
-        yield f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()} for {_short(node)}"
 
 
 def _mismatch(value: Json, hint: Hint) -> str | None:
@@ -265,47 +278,45 @@ def _mismatch(value: Json, hint: Hint) -> str | None:
     return empty if value == "" else mismatch(value, hint)
 
 
-def _target(node: Mapping[str, Json]) -> Callable[..., Any]:
+def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
     """The class or function that a node names.
 
     Raises:
-        UserError: it cannot be imported; where a module of the user's fails, by which error.
+        UserError: it cannot be imported; if a module of the user's fails, with its line and error.
     """
     name = node["_target_"]
     try:
         made: Callable[..., Any] = get_object(str(name))
     except Exception as error:  # whatever the module does while it is imported
-        cause = error.__cause__
+        cause, why = error.__cause__, ""
         absent = isinstance(cause, ModuleNotFoundError) and str(name).startswith(str(cause.name))
-        told = cause is None or absent or isinstance(cause, AttributeError)
-        why = "" if cause is None or told else f": {_line_of(cause)}{type(cause).__name__}: {first_line(cause)}"
-        raise UserError(f"_target_={name!r:.80} is no class or function that can be imported{why}") from None
+        if cause is not None and not absent and not isinstance(cause, AttributeError):
+            frames = [f for f in traceback.extract_tb(cause.__traceback__) if "importlib" not in f.filename]
+            line = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+            why = f": {line}{type(cause).__name__}: {first_line(cause)}"
+        raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported{why}") from None
     if not callable(made):
-        raise UserError(f"_target_={name} is no class or function")
+        raise UserError(f"{where}._target_={name} is no class or function")
     if is_theirs(made):
         with suppress(TypeError):
-            THEIRS[inspect.getfile(made)] = place_of(made)
+            USER_CODE[inspect.getfile(made)] = place_of(made)
     return made
 
 
-def _line_of(error: BaseException) -> str:
-    """Where a module of the user's stopped."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-
-
-def _settable(target: Callable[..., Any], kind: Any) -> dict[str, bool]:
+def _settable(target: Callable[..., Any], kind: Hint, where: str) -> dict[str, bool]:
     """{argument: whether it must be given}; of a function that is itself the part, those that have a default.
 
     Raises:
         UserError: what it makes is of another kind.
     """
     if inspect.isclass(target) and inspect.isclass(kind) and kind not in target.__mro__:
-        raise UserError(f"_target_={target.__module__}.{target.__qualname__} is no {kind.__name__}: subclass it")
+        raise UserError(
+            f"{where}._target_={target.__module__}.{target.__qualname__} is no {kind.__name__}: subclass it"
+        )
     try:
         parameters = inspect.signature(target).parameters.values()
     except ValueError:
-        raise UserError(f"_target_={target} has no signature to check settings against") from None
+        raise UserError(f"{where}._target_={target} has no signature to check settings against") from None
     if is_callable(kind) and not inspect.isclass(target):
         return {p.name: False for p in parameters if p.default is not p.empty}
     spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -324,65 +335,15 @@ def is_part(hint: Hint) -> bool:
     )
 
 
-def _short(node: Mapping[str, Json]) -> str:
-    return str(node["_target_"]).rsplit(".", 1)[-1]
-
-
-def _beside(config: Mapping[str, Any]) -> Iterator[tuple[str, Json, Any]]:
-    """(where, node, what it makes) of every part that the entries of `also` name, and of every analysis."""
-    for number, entry in enumerate(config["also"]):
-        for part, node in also_nodes(entry, number, config["evaluator"]).items():
-            if part != "name":
-                yield f"also[{number}].{part}", node, KINDS[part]
-    for name, node in config["analysis"].items():
-        yield f"analysis.{name}", node, Analysis
-
-
 def merges_only(config: Mapping[str, Any]) -> bool:
     """Whether nothing is evaluated: a soup of weights given by hand, or of a recipe."""
     from souping.evaluate.benchmark import NoBenchmark
 
     node = config["benchmark"]
-    with suppress(UserError):  # `check` tells it
-        return bool(config["recipe"]) or (
-            isinstance(node, Mapping) and "_target_" in node and _target(node) is NoBenchmark
-        )
+    named = isinstance(node, Mapping) and "_target_" in node
+    with suppress(UserError):  # building the benchmark reports it
+        return bool(config["recipe"]) or (named and _target(node, "benchmark") is NoBenchmark)
     return False
-
-
-def build(config: Mapping[str, Any], parts: Collection[str] = PARTS) -> dict[str, Any]:
-    """The parts of a run (these). The one place that instantiates (hydra-core 1.4 will want its whitelist here).
-
-    Raises:
-        UserError: as `build_part`.
-    """
-    return {part: build_part(config[part], KINDS[part]) for part in parts}
-
-
-def build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
-    """The entries of `also` with the parts that they name."""
-    nodes = [also_nodes(entry, number, config["evaluator"]) for number, entry in enumerate(config["also"])]
-    return tuple(ExtraEntry(**{k: v if k == "name" else build_part(v) for k, v in entry.items()}) for entry in nodes)
-
-
-def build_part(node: Any, kind: Any = None) -> Any:
-    """The part that a node makes; its values are taken as they stand, `${...}` in a folder's name included.
-
-    Raises:
-        UserError: what its class refuses; whatever else a class of the user's raises, with its place; something that is
-            not of `kind` comes out.
-    """
-    if isinstance(node, list | tuple):
-        return [build_part(value) for value in node]
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return {key: build_part(value) for key, value in node.items()} if isinstance(node, Mapping) else node
-    target = _target(node)
-    hints = hints_of(target)
-    values = {k: build_part(v, hints.get(k)) for k, v in node.items() if k not in ("_target_", "_partial_")}
-    made = partial(target, **values) if node.get("_partial_") else _made(target, values)
-    if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
-        raise UserError(f"{place_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
-    return made
 
 
 def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Errors in words: what is told of each, and with which exit status, by where it arose."""
+"""The message and the exit status of every error, by where it arose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli.config import PARTS, THEIRS, key_of, near_key
+from souping.cli.config import PARTS, USER_CODE, key_of, near_key
 from souping.cli.help import choices, groups
 from souping.core.files import said
 from souping.core.text import first_line, nearest, safe
@@ -35,11 +35,11 @@ def composition(error: Exception) -> Exception:
     return UserError(f"cannot compose the configuration{f' ({odd[0]})' if odd else ''}: {explain(error)}")
 
 
-def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
-    """(words, exit status) for any error, by where it arose: the one place that decides.
+def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
+    """(message, exit status) of any error: the one place that decides.
 
-    What is the user's to mend is a line or two. Anything else is a fault of a part of the user's, or of this package:
-    then the traceback is kept, in the run's directory where there is one.
+    What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
+    then the traceback is kept, in the run's directory if there is one.
     """
     if isinstance(error, EXPECTED):
         return safe(explain(error)), 2
@@ -47,22 +47,21 @@ def tell(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
         return f"out of memory: {first_line(error)}", 2
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, RuntimeError) and frames and "pathlib" in Path(frames[-1].filename).with_suffix("").parts:
-        *_, own = [
-            frame.f_locals["self"] for frame, _ in traceback.walk_tb(error.__traceback__) if "self" in frame.f_locals
-        ]
-        return safe(f"{own}: cannot be followed: {first_line(error)}"), 2
+        return safe(first_line(error)), 2  # a loop of links, which it names
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
-    theirs = [f"{THEIRS[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in THEIRS]
+    user_lines = [
+        f"{USER_CODE[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in USER_CODE
+    ]
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     foreign = [f"{frame.filename}:{frame.lineno}" for frame in own[-1:] if PACKAGE not in Path(frame.filename).parents]
-    for culprit in (*theirs[-1:], *foreign):
-        return f"{culprit}: {what}\nthis part is not souping's; the traceback is in {place}", 2
+    for culprit in (*user_lines[-1:], *foreign):
+        return f"{culprit}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
     if library := _refuser(error, frames):
-        return f"{library} refuses a model's files or what it is asked: {what}\nthe traceback is in {place}", 2
-    if THEIRS:
-        return f"{what}\na fault in souping, or in what it got from {', '.join(THEIRS.values())}: see {place}", 1
-    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback, which is in {place}", 1
+        return f"{library} cannot use a model's files or this request: {what}\nthe traceback is in {place}", 2
+    if USER_CODE:
+        return f"{what}\na fault in souping or in {', '.join(USER_CODE.values())}: see {place}", 1
+    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}", 1
 
 
 def _refuser(error: Exception, frames: Sequence[traceback.FrameSummary]) -> str:

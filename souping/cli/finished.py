@@ -19,12 +19,13 @@ from yaml import YAMLError
 from souping.cli import interrupts_raise
 from souping.cli.config import register, resolved
 from souping.cli.help import RUN, finished_run, folder
-from souping.cli.job import hear_warnings, settings_of
+from souping.cli.job import settings_of
 from souping.cli.run_config import read_config, refuse_code
 from souping.core.files import expanded, nearby
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings
+from souping.report.progress import show_warnings
 
 KEYS = ("analysis", "shapley")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
@@ -35,7 +36,7 @@ def add(words: Sequence[str]) -> None:
     """Add the analyses that a command line with `run=` asks for, or show their plan."""
     gc.enable()
     interrupts_raise()
-    hear_warnings()
+    show_warnings()
     register()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
     settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)

@@ -1,7 +1,6 @@
 """Help, version and commands, which are answered before Hydra is loaded.
 
-A command is the first word on the command line: a module with `main(arguments) -> exit status`, or a run with some
-overrides added. Errors of its `main` are reported as those of a run.
+A command is the first word on the command line: a module of this package, or a run with `check=true`.
 """
 
 from __future__ import annotations
@@ -9,33 +8,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from souping.core.text import nearest
+from souping.core.fields import pick
 from souping.core.types import UserError
 from souping.core.versions import __version__
 
 FLAGS = ("--help", "-h")
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a word does, in a line for the help; `module` is what runs, without one it is a run with `overrides`."""
-
-    does: str
-    module: str = ""
-    overrides: tuple[str, ...] = ()
-
-
-COMMANDS: Mapping[str, Command] = {
-    "check": Command("check a run as its plan does, and try it on five items per category", overrides=("check=true",)),
-    "show": Command("show answers of a run side by side: what the soup fixed, what it broke", "souping.cli.show"),
+COMMANDS: Mapping[str, str] = {
+    "check": "rehearse a run on five items per category",
+    "show": "show answers of a run side by side: what the soup fixed or broke",
 }
-"""A row a command; `conf/config.yaml` lists them in its help."""
-
-
+"""{command: what it does}; `conf/config.yaml` lists them in its help."""
+MODULES = ("show",)
+"""Commands that are modules with `main(arguments) -> exit status`."""
 RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
 """Override that names a finished run."""
 
@@ -46,13 +33,13 @@ def finished_run(words: Sequence[str]) -> str | None:
 
 
 def folder() -> Path:
-    """Where the YAML files lie: in the installed package, or beside it in a checkout."""
+    """The folder of the YAML files: in the installed package, or beside it in a checkout."""
     packaged = Path(__file__).resolve().parents[1] / "conf"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "conf"
 
 
 def answered(words: Sequence[str]) -> bool:
-    """Print what `--version`, `help`, `--help` or `help NAME...` ask for; False where the words are something else.
+    """Print what `--version`, `help`, `--help` or `help NAME...` request; False if the words are something else.
 
     Raises:
         UserError: there is no such group or command, or a person types what a shell asks for.
@@ -64,12 +51,12 @@ def answered(words: Sequence[str]) -> bool:
     if "--version" in words:
         print(f"souping {__version__}")
         return True
-    asked = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
-    if len(asked) == len(words) or not all(word.isidentifier() for word in asked):
+    names = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
+    if len(names) == len(words) or not all(word.isidentifier() for word in names):
         return False
-    if asked and (command := COMMANDS.get(asked[0])) and command.module:
-        import_module(command.module).main([FLAGS[0]])
-    print("\n".join(line for name in asked for line in keys(name)) if asked else overview())
+    if names and names[0] in MODULES:
+        import_module(f"souping.cli.{names[0]}").main([FLAGS[0]])
+    print("\n".join(line for name in names for line in keys(name)) if names else overview())
     return True
 
 
@@ -93,32 +80,25 @@ def choices(group: str) -> list[str]:
 def keys(group: str) -> Iterator[str]:
     """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
     if group in COMMANDS:
-        yield f"usage: python -m souping {group} OVERRIDE...\n\n{COMMANDS[group].does}"
+        yield f"usage: python -m souping {group} OVERRIDE...\n\n{COMMANDS[group]}"
         return
-    if group not in groups():
-        known = [*groups(), *COMMANDS]
-        raise UserError(f"help {group}: no such group or command{nearest(group, known)} ({', '.join(known)})")
-    sign = "+" if group == "experiment" else ""
+    pick(group, [*groups(), *COMMANDS], "help: group or command")
     for name in choices(group):
-        yield f"{sign}{group}={name}"
+        yield f"{'+' * (group == 'experiment')}{group}={name}"
         text = (folder() / group / f"{name}.yaml").read_text()
         yield from (f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @")))
         yield ""
 
 
 def dispatch(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
-    """(exit status of the command that stands first, arguments for Hydra where a run shall follow).
+    """(exit status of a command, arguments for Hydra if a run follows).
 
     Raises:
         UserError: the first word is a bare one, and no command.
     """
     first, rest = "".join(arguments[:1]), list(arguments[1:])
-    command = COMMANDS.get(first)
-    if command is None:
-        if re.fullmatch(r"[a-z][a-z_-]*", first):
-            known = ", ".join(COMMANDS)
-            raise UserError(f"{first} is no command{nearest(first, COMMANDS)} ({known}; overrides: KEY=VALUE)")
-        return None, list(arguments)
-    if command.module:
-        return int(import_module(command.module).main(rest)), []
-    return None, [*rest, *command.overrides]
+    if re.fullmatch(r"[a-z][a-z_-]*", first):
+        pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
+    if first in MODULES:
+        return int(import_module(f"souping.cli.{first}").main(rest)), []
+    return None, [*rest, "check=true"] if first == "check" else list(arguments)

@@ -1,12 +1,8 @@
-"""Job of a run: Hydra composes it, this file claims its directory, builds its parts, cooks, and tells its errors.
-
-Hydra and OmegaConf live here, in `config` and in `errors`.
-"""
+"""Job of a run: Hydra composes it; this file claims its directory, builds its components and runs it."""
 
 from __future__ import annotations
 
 import gc
-import logging
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,38 +21,32 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from souping.analysis import Analysis
-from souping.cli import interrupts_raise
+from souping.cli import LOST, interrupts_raise, stop
 from souping.cli.config import (
     GROUPS,
-    MERGED,
-    PARTS,
     build,
-    build_also,
     build_part,
-    check,
     merges_only,
     named_in,
     register,
     resolved,
 )
-from souping.cli.errors import EXPECTED, composition, explain, tell
+from souping.cli.errors import EXPECTED, composition, explain, format_error
 from souping.cli.help import folder
-from souping.cli.streams import LOST, stop
 from souping.core.files import discard, expanded, missing_folders, put
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.settings import KINDS
-from souping.report.run_log import EARLY, command_line, logged
+from souping.report.progress import EARLY, command_line, logged, show_warnings
 from souping.trackers import GuardedTracker
 
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
 
 CLAIM = ".running"
-_TOLD: list[tuple[BaseException, int]] = []
-"""Errors of a multirun's jobs, which were told when they came, and their exit status."""
+_REPORTED: list[tuple[BaseException, int]] = []
+"""Errors of a multirun's jobs, which were reported when they arose, and their exit status."""
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
 _SWEEPS: list[Path] = []
@@ -72,34 +62,30 @@ def start() -> None:
 
 
 def _compose_once() -> None:
-    """Spare Hydra the composition by which it only looks for `hydra.mode`, where nothing that it reads can set that."""
-    looked = Hydra.get_mode
+    """Spare Hydra a composition that only looks for `hydra.mode`, unless something on the command line can set that."""
+    compose_mode = Hydra.get_mode
 
     def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        own = [path.read_text() for path in folder().rglob("*.yaml")]
-        if any("hydra" in word or word.startswith("-c") for word in sys.argv[1:]) or any("MULTIRUN" in o for o in own):
-            found: RunMode | None = looked(self, config_name, overrides)
-            return found
-        return None
+        mode: RunMode | None = None
+        if any("hydra" in word or word.startswith("-c") for word in sys.argv[1:]):
+            mode = compose_mode(self, config_name, overrides)
+        return mode
 
     setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
 def _outcome(job: JobReturn) -> Any:
-    """What a job returned. Hydra's own getter announces a failed one with its raw overrides: ours has said why."""
+    """What a job returned. Hydra's own getter prints a failed job's raw overrides, after we have reported why."""
     if job.status == JobStatus.FAILED:
         raise job._return_value
     return job._return_value
 
 
-def told(error: Exception) -> tuple[str, int]:
-    """(words, exit status) for what came out of `start`; no words where it was told when it came.
-
-    What a job of a multirun raised was told then: what else comes here arose before any job.
-    """
+def report_error(error: Exception) -> tuple[str, int]:
+    """(message, exit status) of what `start` raised; no message if a job of a multirun has reported it."""
     end_sweep()
-    known = [code for one, code in _TOLD if one is error]
-    return ("", known[0]) if known else tell(composition(error))
+    reported = [code for one, code in _REPORTED if one is error]
+    return ("", reported[0]) if reported else format_error(composition(error))
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -121,12 +107,12 @@ def run(cfg: DictConfig) -> float | None:
         if cfg.debug:
             _discard(run_dir, owned, error)
             raise
-        words, code = tell(error, run_dir)
+        words, code = format_error(error, run_dir)
         _discard(run_dir, owned, error)
         if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             _note_job(run_dir, hydra_config, cfg.limit, None, words)
-            _TOLD.append((error, code))
+            _REPORTED.append((error, code))
             raise
         stop(words, code)  # from here, or Hydra adds a line of its own
     finally:
@@ -184,33 +170,29 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
-    words = _raw(HydraConfig.get().overrides)
-    overrides = [str(word) for key in ("task", "hydra") for word in words[key]]
-    with logged(run_dir, command_line(), " ".join(overrides) or "none"):
-        return _work(cfg, run_dir, group)
-
-
-def _work(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
-    hear_warnings()
     from souping.pipeline.settings import RunSettings
 
+    show_warnings()
     settings = _settings(cfg, run_dir, group)
     put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
-    if cfg.check:
-        if not isinstance(settings, RunSettings):
-            raise UserError("check=true evaluates a few items, and a merge has none: use plan=true")
-        from souping.plan.check import check_run
+    overrides = _raw(HydraConfig.get().overrides)
+    words = [str(word) for key in ("task", "hydra") for word in overrides[key]]
+    with logged(run_dir, command_line(), " ".join(words) or "none"):
+        if cfg.check:
+            if not isinstance(settings, RunSettings):
+                raise UserError("check=true evaluates items, and a merge has none: use plan=true")
+            from souping.plan.check import check_run
 
-        check_run(settings)
-        return None
-    if settings.plan and isinstance(settings, RunSettings):
-        from souping.plan.summary import plan
+            check_run(settings)
+            return None
+        if settings.plan and isinstance(settings, RunSettings):
+            from souping.plan.summary import plan
 
-        plan(settings)
-        return None
-    from souping.pipeline.execute import execute
+            plan(settings)
+            return None
+        from souping.pipeline.execute import execute
 
-    return execute(settings)
+        return execute(settings)
 
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
@@ -227,12 +209,11 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] 
 
     A merge looks at the parts that it needs, and at those that were `given` on the command line.
     """
-    check(plain, given)
+    parts = build(plain, given)
     merges = merges_only(plain)
     for key, what in (("stop_after", "selected or searched"), ("limit", "evaluated")):
         if merges and plain[key] is not None:
             raise UserError(f"{key}={plain[key]}: nothing is {what} without items: leave it out")
-    parts = build(plain, MERGED if merges else PARTS)
     from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
@@ -253,8 +234,6 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] 
         **common,
         **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate")},
         expected=expectations(plain["expected"]),
-        also=build_also(plain),
-        analyses={name: build_part(node, Analysis) for name, node in plain["analysis"].items()},
     )
 
 
@@ -269,25 +248,6 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _escaped(inner) for key, inner in value.items()}
     return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def hear_warnings() -> None:
-    """Let the warnings of this package through to standard error; Hydra's logging settings switch loggers off."""
-    logger = logging.getLogger("souping")
-    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:
-        logging.getLogger(name).disabled = False
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(WarningLine("warning: %(message)s"))
-    logger.handlers = [handler]
-
-
-class WarningLine(logging.Formatter):
-    """A warning as it can be shown anywhere."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return safe(super().format(record))
 
 
 def _is_sweep(hydra_config: HydraConf) -> bool:
@@ -379,5 +339,7 @@ def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     """One summary in the group of the jobs, by a tracker as theirs was."""
     ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
     if ran:
-        node = OmegaConf.to_container(OmegaConf.load(ran[0]).tracker, resolve=True)
-        GuardedTracker(build_part(node, KINDS["tracker"])).summarise(jobs, sweep_dir)
+        config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
+        assert isinstance(config, dict)
+        tracker = build_part(config["tracker"], KINDS["tracker"], "tracker")
+        GuardedTracker(tracker).summarise(jobs, sweep_dir)

@@ -1,4 +1,4 @@
-"""The command line's door: help, version and commands; a run loads Hydra, and whatever is raised is told in words."""
+"""Entry of the command line: help, version and commands; a run loads Hydra. Every error is reported here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import re
 import sys
 
-from souping.cli import Ended
+from souping.cli import LOST, Ended, open_streams, stop
 from souping.cli.help import answered, dispatch, finished_run
-from souping.cli.streams import LOST, open_streams, stop
 
 
 def main() -> None:
-    """Entry of `python -m souping`. Exit 0, 2 (the user's to mend), 1 (ours to mend), 130, 129 or 143 (Ctrl-C, SIGHUP,
-    SIGTERM)."""
+    """Entry of `python -m souping`. Exit status 0; 2 (the user can fix it) or 1 (a fault of ours); 130 (Ctrl-C), 129
+    (SIGHUP) or 143 (SIGTERM)."""
     gc.disable()  # until a job begins: what imports and composition make stays, and searching it takes a tenth
     open_streams()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
@@ -31,9 +30,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        from souping.cli.job import told
+        from souping.cli.job import report_error
 
-        stop(*told(error))
+        stop(*report_error(error))
     if LOST:
         sys.exit(2)
 

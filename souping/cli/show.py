@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,33 +17,32 @@ from souping.core.files import expanded
 from souping.core.text import positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.report.files import read_report
-from souping.report.samples import changed, read_samples, score_of, show_sample
 from souping.report.tables import Row
+from souping.report.terminal import changed, read_samples, score_of, show_sample
 
 FILE = "samples.jsonl.gz"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 0; what is refused is told where commands are dispatched."""
+    """Exit status 0; errors are reported where commands are dispatched."""
     options = _parser().parse_args(arguments)
-    given = [expanded(folder) for folder in options.run_dir]
-    run_dir = next((folder for folder in reversed(given) if (folder / FILE).is_file()), given[-1])
-    if len(given) > 1:
-        print(f"{run_dir}: the last of {len(given)} folders that has answers")
+    folders = [expanded(folder) for folder in options.run_dir]
+    run_dir = next((folder for folder in reversed(folders) if (folder / FILE).is_file()), folders[-1])
+    if len(folders) > 1:
+        print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = list(read_samples(run_dir / FILE))
     report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
     fold = options.fold or _reached(samples)
-    mine = [sample for sample in samples if sample.get("fold") == fold]
-    if options.item:
-        mine = _of_items(mine, options.item, fold)
-    if options.category:
-        mine = _of_category(mine, options.category, "these items have" if options.item else "the run has")
-    names = _names(options.models, mine, report)
+    rows = _filtered([sample for sample in samples if sample.get("fold") == fold], options, fold)
+    names, what = _names(options.models, rows, report), "items"
     if options.fixed or options.broke:
-        mine = list(_changed(mine, names, options))
+        if len(names) < 2:
+            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+        rows = list(changed(rows, names[0], names[-1], better=options.fixed))
+        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
     if fold == "report" and report and not report.get("limit"):
-        _note(run_dir, options.store, report, mine)
-    _show(mine, names, options.limit, what=_what(options, names))
+        _note(run_dir, options.store, report, rows)
+    _show(rows, names, options.limit, what)
     return 0
 
 
@@ -76,17 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_category(samples: Sequence[Row], name: str, said: str) -> list[Row]:
-    known = list(dict.fromkeys(str(sample.get("category")) for sample in samples))
-    pick(name, known, f"{said}: --category")
-    return [sample for sample in samples if sample.get("category") == name]
-
-
-def _of_items(samples: Sequence[Row], wanted: Sequence[str], fold: str) -> list[Row]:
-    known = [str(sample.get("item")) for sample in samples]
-    for name in wanted:
-        pick(name, known, f"fold {fold}: --item", " (--fold names another)")
-    return [sample for sample in samples if sample.get("item") in wanted]
+def _filtered(rows: Sequence[Row], options: argparse.Namespace, fold: str) -> list[Row]:
+    """The rows of the items and of the category that were named."""
+    for name in options.item:
+        pick(name, [str(row.get("item")) for row in rows], f"fold {fold}: --item", " (--fold names another)")
+    rows = [row for row in rows if not options.item or row.get("item") in options.item]
+    if options.category:
+        key = "these items have: --category" if options.item else "--category"
+        pick(options.category, dict.fromkeys(str(row.get("category")) for row in rows), key)
+    return [row for row in rows if not options.category or row.get("category") == options.category]
 
 
 def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
@@ -96,18 +93,6 @@ def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
     best = [str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"]
     return [*best[:1], "soup"] if best and "soup" in known else known
-
-
-def _changed(samples: Sequence[Row], names: Sequence[str], options: argparse.Namespace) -> Iterator[Row]:
-    if len(names) < 2:
-        raise UserError("--fixed and --broke compare two models: name them, --models A,B")
-    return changed(samples, names[0], names[-1], better=options.fixed)
-
-
-def _what(options: argparse.Namespace, names: Sequence[str]) -> str:
-    if options.fixed or options.broke:
-        return f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-    return "items"
 
 
 def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]) -> None:

@@ -7,17 +7,16 @@ import inspect
 import json
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
-from souping.core.types import Json, UserError, part
+from souping.core.types import UserError
 
 T = TypeVar("T")
 ANALYSE = "python -m souping run=RUN_DIR"
@@ -72,13 +71,9 @@ def minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def fitted(text: str, width: int, joint: str = "") -> str:
-    """A text whose lines end between words before `width`, the rest set in below; words are never cut. `joint` ends
-    every line but the last: ` \\` for a command, so that a shell reads it as one."""
-    return "\n".join(_fitted(line, width, joint) for line in text.split("\n"))
-
-
-def _fitted(line: str, width: int, joint: str) -> str:
+def fitted(line: str, width: int, joint: str) -> str:
+    """A line broken between words before `width`, the rest set in below. `joint` ends every line but the last:
+    ` \\` for a command, so that a shell reads it as one."""
     if len(line) <= width:
         return line
     inset = " " * (len(line) - len(line.lstrip()) + 2)
@@ -143,34 +138,15 @@ def first_line(error: BaseException) -> str:
 
 @cache
 def install(extra: str) -> str:
-    """The command that adds an extra of this package, by the way in which the package itself was installed."""
+    """The command that installs what an extra of this package needs."""
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():  # a checkout
-        return f"pip install -e {_quoted(f'{root}[{extra}]')}"
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        source = json.loads(distribution("souping").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
-        source = {}
-    return f"pip install {_quoted(_requirement(source, extra))}"
-
-
-def _requirement(source: Mapping[str, Json], extra: str) -> str:
-    """The package with an extra, from where it came: PEP 610's `direct_url.json`, empty if from an index."""
-    url, vcs = str(source.get("url", "")), part(source, "vcs_info")
-    if not url:
-        return f"souping[{extra}]"
-    if vcs:
-        return f"souping[{extra}] @ {vcs.get('vcs')}+{url}@{vcs.get('commit_id')}"
-    if "dir_info" in source:
-        return f"{unquote(urlsplit(url).path)}[{extra}]"
-    return f"souping[{extra}] @ {url}"
-
-
-def _quoted(text: str) -> str:
-    """In double quotes, or as the shell needs it."""
-    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
+        return f'pip install -e "{root}[{extra}]"'
+    wanted = list[str]()
+    with suppress(PackageNotFoundError):
+        needed = [requirement.partition(";") for requirement in requires("souping") or ()]
+        wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
+    return "pip install " + " ".join(f'"{name}"' for name in wanted or [f"souping[{extra}]"])
 
 
 def positive(text: str) -> int:

@@ -30,7 +30,7 @@ OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
     r"python -m venv .+"
-    r"|(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"|'[^']+'|[^\s,;]+)"
+    r"|(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"(?: \"[^\"]+\")*|'[^']+'|[^\s,;]+)"
     r"|python -m souping[\w.]*"
     r"|hf auth login"
 )

@@ -16,7 +16,7 @@ from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
 from souping.core.types import Json, ScoreMatrix, Selection, UserError
 from souping.paper.published import PaperTable, totals
-from souping.selection.selectors import SoCE, SoCECluster, ranking
+from souping.selection import SoCE, SoCECluster, ranking
 
 Sign = Literal["absolute", "signed"]
 Ties = Literal["overall", "all", "first"]

@@ -24,7 +24,7 @@ from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
 from souping.search.loop import check_budget
-from souping.selection.selectors import check_drop
+from souping.selection import check_drop
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator

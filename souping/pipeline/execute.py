@@ -185,9 +185,9 @@ def _command(what: str, command: str) -> None:
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.terminal import also_table, output_console, print_table, report_table
+    from souping.report.terminal import also_table, output_console, report_table
 
     out = output_console()
-    print_table(out, report_table(outcome))
+    out.print(report_table(outcome))
     if outcome.get("also"):
-        print_table(out, also_table(outcome))
+        out.print(also_table(outcome))

@@ -22,10 +22,10 @@ from souping.core.scores import MeasuredScores, read_table
 from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
-from souping.report.run_log import EARLY, logged
+from souping.report.progress import EARLY, logged
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
-from souping.selection.selectors import SoCE
+from souping.selection import SoCE
 from souping.trackers import NoTracker
 
 Models = Sequence[str | Path] | Mapping[str, str | Path]

@@ -22,7 +22,7 @@ from souping.core.types import (
 )
 from souping.pipeline.evidence import Contender
 from souping.search.loop import RecipeSource, Searcher, SearchResult
-from souping.selection.selectors import ranking
+from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis

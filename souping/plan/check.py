@@ -123,7 +123,7 @@ def _graded(items: Sequence[Item], records: Sequence[Record]) -> list[Record]:
 
 def _show(console: Console, whole: Plan, rehearsal: Rehearsal) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
-    from souping.report.samples import show_sample
+    from souping.report.terminal import show_sample
 
     samples = [
         sample_of(number, rehearsal.fold, item, rehearsal.candidate, record)

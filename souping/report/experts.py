@@ -99,14 +99,10 @@ def picks(report: Report) -> TableGrid:
     stability, chosen = part(report, "stability"), part(part(report, "selection"), "experts")
     drawn, low = part(stability, "experts"), part(stability, "low_correlation")
     names = sorted({name for category in drawn for name in part(drawn, category)})
-    rows: list[tuple[str | TableCell, ...]] = [
-        (
-            TableCell(clean(category), f"chose {clean(chosen[category])}" if chosen.get(category) else ""),
-            share(low.get(category)),
-            *(share(part(drawn, category).get(name)) for name in names),
-        )
-        for category in drawn
-    ]
+    rows: list[tuple[str | TableCell, ...]] = []
+    for category in drawn:
+        head = TableCell(clean(category), f"chose {clean(chosen[category])}" if chosen.get(category) else "")
+        rows.append((head, share(low.get(category)), *(share(part(drawn, category).get(name)) for name in names)))
     return grid(("category", "is of low correlation", *map(clean, names)), rows)
 
 
@@ -156,16 +152,15 @@ def _outcome(entry: Row) -> tuple[str, str]:
 
 
 def pairs(report: Report) -> TableGrid:
-    """Every correlation with its intervals: from the bootstrap of items where known, and over models."""
+    """Every correlation with its intervals: from the bootstrap of items if known, and over models."""
     known = entries(part(report, "stability"), "correlations") or matrix_pairs(report)
     extra = any(number(pair.get("bootstrap_low")) is not None for pair in known)
     rows = []
     for pair in known:
         line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
         line.append(around(pair.get("low"), pair.get("high")))
-        if extra:
-            line += [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
-        rows.append(line)
+        drawn = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
+        rows.append([*line, *(drawn if extra else [])])
     tail = ("95 %, resampled items", "without noise") if extra else ()
     return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
 
@@ -200,7 +195,10 @@ def notes(report: Report) -> list[str]:
     lines = [clean(note) for note in elements(stability, "notes")]
     if stability.get("draws"):
         method = f" ({clean(stability['method'])})" if stability.get("method") else ""
-        lines.append(f"{count(stability['draws'])} draws{method}; {_failed(stability)}.")
+        why = "; ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items())
+        none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
+        failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
+        lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
     models = part(stability, "models")
     if models.get("status"):
         reason = f": {clean(models['reason'])}" if models.get("reason") else ""
@@ -209,12 +207,3 @@ def notes(report: Report) -> list[str]:
     if noisy:
         lines.append(f"Reliability of the category scores: {', '.join(noisy)}")
     return lines
-
-
-def _failed(stability: Row) -> str:
-    """Number of draws that gave no selection, and why."""
-    missing = number(stability.get("not_estimable"))
-    if not missing:
-        return "a selection came out of each"
-    why = "; ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items())
-    return f"no selection came out of {count(missing)}{f': {why}' if why else ''}"

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html import escape
 from pathlib import Path
 from shlex import quote
@@ -66,10 +67,15 @@ def as_json(value: Json) -> str:
     return json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
+def as_plain(table: Mapping[str, Json]) -> dict[str, Json]:
+    """A JSON object with lists for tuples and arrays."""
+    return {str(key): plain(inner) for key, inner in table.items()}
+
+
 def plain(value: Json) -> Json:
     """`value` as JSON knows it."""
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return as_plain(value)
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
@@ -83,16 +89,19 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     """trials.csv: a line a trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    counts = ("items", "reused", *(["handler"] if any("handler" in trial for trial in trials) else []))
-    head = ["number", "recipe_id", "objective", *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored)]
-    writer.writerow([csv_cell(name) for name in (*head, *counts)])
+    plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
+    counts += ["handler"] if any("handler" in trial for trial in trials) else []
+    table: list[list[Json]] = [[*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]]
     for trial in trials:
-        line = [trial.get("number"), trial.get("recipe_id"), trial.get("objective")]
-        line += [part(trial, "weights").get(name, 0.0) for name in names]
-        line += [part(trial, "categories").get(name) for name in scored]
-        writer.writerow([csv_cell(value) for value in [*line, *(trial.get(key) for key in counts)]])
+        weights = [part(trial, "weights").get(name, 0.0) for name in names]
+        scores = [part(trial, "categories").get(name) for name in scored]
+        table.append([*map(trial.get, plain_keys), *weights, *scores, *map(trial.get, counts)])
+    return _write_csv(path, table)
+
+
+def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([csv_cell(value) for value in line] for line in table)
     return put(path, stream.getvalue().encode("utf-8", "replace"))
 
 
@@ -124,7 +133,7 @@ def read_trials(path: Path) -> list[dict[str, Json]]:
 
 def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
     """{column: cell} as a row: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
-    row: dict[str, Json] = {"recipe_id": line["recipe_id"], "weights": {}, "categories": {}}
+    row: dict[str, Json] = {"recipe_id": line["recipe_id"]}
     parts = {"weight": dict[str, Json](), "score": dict[str, Json]()}
     for column, cell in line.items():
         kind, colon, name = column.removeprefix("'").partition(":")
@@ -188,15 +197,10 @@ def read_jobs(sweep_dir: Path) -> list[Row]:
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
     """sweep.csv, a line a job; dry runs have their `limit` in a column of its own."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    limited = ["limit"] if any(job.get("limit") for job in jobs) else []
-    writer.writerow(["job", "objective", "overrides", "run_dir", "refused", *limited])
-    for job in jobs:
-        line = [job["job"], job["objective"], " ".join(texts(job, "overrides")), job["run_dir"], job["refused"]]
-        line += [job.get(key) for key in limited]
-        writer.writerow([csv_cell(value) for value in line])
-    return put(sweep_dir / "sweep.csv", stream.getvalue().encode())
+    columns = ["job", "objective", "overrides", "run_dir", "refused"]
+    columns += ["limit"] if any(job.get("limit") for job in jobs) else []
+    lines = [{**job, "overrides": " ".join(texts(job, "overrides"))} for job in jobs]
+    return _write_csv(sweep_dir / "sweep.csv", [columns, *(list(map(line.get, columns)) for line in lines)])
 
 
 def sweep_lines(jobs: Sequence[Row]) -> list[str]:
@@ -214,27 +218,20 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
 
 def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
-    rho = selection.correlations
-    correlation = None
+    table = {each.name: getattr(selection, each.name) for each in fields(selection)}
+    rho, names = table.pop("correlations"), table.pop("categories")
+    if not table["clusters"]:
+        del table["clusters"]
+    correlation: Json = None
     if rho is not None:
-        tables = {"matrix": rho.rho, "low": rho.low, "high": rho.high}
-        correlation = {"categories": list(selection.categories), **{k: v.tolist() for k, v in tables.items()}}
-    seen = {} if scores is None else _scores_seen(scores)
-    return {
-        "ingredients": list(selection.ingredients),
-        "selector": selection.selector,
-        "experts": dict(selection.experts),
-        **({"clusters": [list(cluster) for cluster in selection.clusters]} if selection.clusters else {}),
-        "low_correlation": list(selection.low_correlation),
-        "metric": selection.metric or None,
-        "threshold": selection.threshold,
-        "sign": selection.sign or None,
-        "ties": selection.ties or None,
-        "tied": {category: list(names) for category, names in selection.tied.items()},
-        "correlation": correlation,
-        "notes": list(selection.notes),
-        **seen,
-    }
+        correlation = {
+            "categories": names,
+            "matrix": rho.rho.tolist(),
+            "low": rho.low.tolist(),
+            "high": rho.high.tolist(),
+        }
+    table |= {key: table[key] or None for key in ("metric", "sign", "ties")}
+    return as_plain({**table, "correlation": correlation, **({} if scores is None else _scores_seen(scores))})
 
 
 def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:

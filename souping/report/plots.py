@@ -51,21 +51,86 @@ def forest(report: Report) -> Drawing | None:
     pairs = [pair for pair in compared(report) if number(pair.get("difference")) is not None]
     if not pairs:
         return None
-    colours = [COLOURS.get(str(part(pair, "row").get("kind")), INK) for pair in pairs]
-    labels = [_label(named(part(pair, "row"))) for pair in pairs]
-    values = [_mean(part(pair, "row").get("objective")) for pair in pairs]
-    soup = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
-    with canvas():
-        made, axes = figure(8.6, 0.7 + (0.4 if any("\n" in label for label in labels) else 0.32) * len(pairs))
-        _whiskers(axes, pairs, colours, "pair")
-        _differences_axes(axes, labels, f"soup minus the other, points ({level(pairs[0])} interval)")
-        heads = ("score %", "difference", "p")
-        columns = [values, [percent(pair.get("difference"), sign=True) for pair in pairs], [p_of(p) for p in pairs]]
-        _beside(axes, heads, columns)
+    models = [part(pair, "row") for pair in pairs]
+    labels = [_label(named(model)) for model in models]
+    colours = [COLOURS.get(str(model.get("kind")), INK) for model in models]
+    columns = {
+        "score %": [_mean(model.get("objective")) for model in models],
+        "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
+        "p": [p_of(pair) for pair in pairs],
+    }
+    below = f"soup minus the other, points ({level(pairs[0])} interval)"
+    height = 0.4 if any("\n" in label for label in labels) else 0.32
+    made = _differences(pairs, "pair", labels, colours, below, columns, height)
     titles = {f"pair{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
     alt = "Forest plot of paired differences, soup minus each other model: " + "; ".join(titles.values())
-    caption = f"Right of the line the soup is better; it scores {_mean(soup.get('objective'))} %."
-    return Drawing("forest", made, alt, caption, titles)
+    soup = _row_of(report, "soup").get("objective")
+    return Drawing("forest", made, alt, f"Right of the line the soup is better; it scores {_mean(soup)} %.", titles)
+
+
+def categories(report: Report) -> Drawing | None:
+    """Soup minus best single, category by category, the largest gain first; beyond chance the dot is full."""
+    losses = part(report, "losses")
+    pairs = [pair for pair in entries(losses, "categories") if number(pair.get("difference")) is not None]
+    if not pairs:
+        return None
+    pairs.sort(key=lambda pair: -(number(pair.get("difference")) or 0.0))
+    names, against = [str(pair.get("category")) for pair in pairs], clean(losses.get("against"))
+    soup, single = (part(_row_of(report, kind), "scores") for kind in ("soup", "best_single"))
+    columns = {
+        "soup %": [_mean(soup.get(name)) for name in names],
+        "single %": [_mean(single.get(name)) for name in names],
+        "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
+    }
+    below, labels = f"soup minus {short(against, 40)}, points", [short(name) for name in names]
+    full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
+    made = _differences(pairs, "category", labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
+    titles = {f"category{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
+    alt = f"Differences of the soup to {against} in {len(pairs)} categories: " + "; ".join(titles.values())
+    caption = (
+        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; "
+        f"whiskers are {level(pairs[0])} intervals that hold for all categories at once."
+    )
+    return Drawing("categories", made, alt, caption, titles)
+
+
+def _differences(
+    pairs: Sequence[Row],
+    gid: str,
+    labels: Sequence[str],
+    colours: Sequence[str],
+    below: str,
+    columns: Mapping[str, Sequence[str]],
+    height: float,
+    filled: Sequence[bool] = (),
+) -> Figure:
+    """A point with its interval for each pair, and columns of numbers to the right; points not `filled` are rings."""
+    with canvas():
+        made, axes = figure(8.6, 0.7 + height * len(pairs))
+        axes.axvline(0, color=INK, linewidth=1.0)
+        for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
+            values = (number(pair.get(key)) for key in ("difference", "low", "high"))
+            middle, *ends = (100 * value for value in values if value is not None)
+            if len(ends) == 2:
+                axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
+            face = colour if not filled or filled[y] else PAPER
+            axes.plot(
+                [middle], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
+                markeredgecolor=PAPER if face == colour else colour, markeredgewidth=1.4, gid=f"{gid}{y}", zorder=3,
+            )  # fmt: skip
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.set_xlabel(below)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        for place, (head, column) in enumerate(columns.items()):
+            for i, text in enumerate((head, *column)):
+                axes.text(
+                    1.1 + 0.13 * place, i - 1, text, transform=axes.get_yaxis_transform(), va="center", ha="right",
+                    fontsize=8.5, fontweight="bold" if not i else "normal",
+                )  # fmt: skip
+    return made
 
 
 def _mean(score: Json) -> str:
@@ -85,78 +150,13 @@ def _pair_title(pair: Row) -> str:
     )
 
 
-def _whiskers(axes: Axes, pairs: Sequence[Row], colours: Sequence[str], gid: str, filled: Sequence[bool] = ()) -> None:
-    """A point and its interval a line; points that are not `filled` are rings."""
-    axes.axvline(0, color=INK, linewidth=1.0)
-    for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
-        if ends := _ends(pair):
-            axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
-        face = colour if not filled or filled[y] else PAPER
-        axes.plot(
-            [100 * (number(pair["difference"]) or 0.0)], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
-            markeredgecolor=PAPER if face == colour else colour, markeredgewidth=1.4, gid=f"{gid}{y}", zorder=3,
-        )  # fmt: skip
-
-
-def _ends(score: Row) -> list[float]:
-    """The interval's limits in percent, empty where there is none."""
-    limits = [number(score.get(key)) for key in ("low", "high")]
-    known = [100 * limit for limit in limits if limit is not None]
-    return known if len(known) == len(limits) else []
-
-
-def _differences_axes(axes: Axes, labels: Sequence[str], below: str) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xlabel(below)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-
-
-def _beside(axes: Axes, heads: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
-    """Columns of numbers right of the axes, so that nobody has to read them off."""
-    for place, (head, column) in enumerate(zip(heads, columns, strict=True)):
-        for i, text in enumerate((head, *column)):
-            axes.text(
-                1.1 + 0.13 * place, i - 1, text, transform=axes.get_yaxis_transform(), va="center", ha="right",
-                fontsize=8.5, fontweight="bold" if not i else "normal",
-            )  # fmt: skip
-
-
-def categories(report: Report) -> Drawing | None:
-    """Soup minus best single, category by category, the largest gain first; beyond chance the dot is full."""
-    told = part(report, "losses")
-    pairs = [pair for pair in entries(told, "categories") if number(pair.get("difference")) is not None]
-    if not pairs:
-        return None
-    pairs.sort(key=lambda pair: -(number(pair.get("difference")) or 0.0))
-    names, against = [str(pair.get("category")) for pair in pairs], clean(told.get("against"))
-    ours, theirs = _scores_of(report, "soup"), _scores_of(report, "best_single")
-    with canvas():
-        made, axes = figure(8.6, 0.7 + 0.27 * len(pairs))
-        full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
-        _whiskers(axes, pairs, [_winner(pair) for pair in pairs], "category", full)
-        _differences_axes(axes, [short(name) for name in names], f"soup minus {short(against, 40)}, points")
-        columns = [[_mean(of.get(name)) for name in names] for of in (ours, theirs)]
-        gaps = [percent(pair.get("difference"), sign=True) for pair in pairs]
-        _beside(axes, ("soup %", "single %", "difference"), [*columns, gaps])
-    titles = {f"category{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
-    alt = f"Differences of the soup to {against} in {len(pairs)} categories: " + "; ".join(titles.values())
-    caption = (
-        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; "
-        f"whiskers are {level(pairs[0])} intervals that hold for all categories at once."
-    )
-    return Drawing("categories", made, alt, caption, titles)
-
-
 def _winner(pair: Row) -> str:
     gap = round(number(pair.get("difference")) or 0.0, 12)
     return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
 
 
-def _scores_of(report: Report, kind: str) -> Row:
-    return next((part(row, "scores") for row in entries(report, "rows") if row.get("kind") == kind), {})
+def _row_of(report: Report, kind: str) -> Row:
+    return next((row for row in entries(report, "rows") if row.get("kind") == kind), {})
 
 
 def heatmap(report: Report) -> Drawing | None:

@@ -1,254 +1,273 @@
-"""Progress of a run: one live display on a terminal, plain lines anywhere else.
-
-It goes beside the results on a terminal and among them in a log, so that errors stand alone.
-"""
+"""What a run says while it goes on: progress on the terminal, and the same lines with their times in run.log."""
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.text import fitted, safe
+from souping.core.system import cores
+from souping.core.text import safe
+from souping.core.versions import commit, versions
 from souping.report import format
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
     from rich.table import Table
 
-
+LOG = "run.log"
+EARLY = ("config.yaml", "selection.json", LOG)
+"""Files that a run writes before it has results; a run that is refused removes them."""
 PAUSE = 20.0
-"""Seconds between two lines of a transfer, or of a stage of which nobody knows how long it is."""
+"""Seconds between two lines about work of unknown length, or about a transfer."""
+log = logging.getLogger("souping.run")
 
 
 class Progress:
-    """Context manager that `cook` tells what happens; clocks stay in here and reach no file.
+    """Context manager that shows the stages of a run: a live bar on a terminal, else a line for each tenth."""
 
-    `total_trials` and `total_items` are what the search may use (None where unknown); `stage` may set other totals
-    for what follows. `console` is a rich Console, standard error by default.
-    """
+    def __init__(self) -> None:
+        from rich.progress import MofNCompleteColumn, TextColumn
 
-    def __init__(
-        self, total_trials: int | None = None, total_items: int | None = None, console: Console | None = None
-    ) -> None:
-        self.console = console or side_console()
-        self.total_trials = self._given = total_trials
-        self.total_items = total_items
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.best: float | None = None
-        self.trials = 0
-        self._name, self._ended = "", False
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        self._begin(total_items)
+        state = TextColumn("{task.fields[state]}", markup=False)
+        self._bars = _bars(MofNCompleteColumn(), state) if _live() else None
+        self._ended = False
+        self._begin("", None, None)
 
     def __enter__(self) -> Progress:
-        if self.live:
-            self._bar = _bar(self.console)
-            self._bar.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif kind is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.end_stage()
+        if self._bars is not None:
+            self._bars.stop()
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
-        """Begin a stage of `items` item evaluations (the constructor's totals where nothing is given)."""
+        """Begin a stage of so many item evaluations and trials, where these are known."""
         self.end_stage()
-        self._name, self.trials, self.best = format.clean(name), 0, None
-        self.total_trials = trials if trials is not None else self._given
-        self._begin(items if items is not None else self.total_items)
-        if self._bar is None:
-            expected = f": {format.count(self._total)} items" if self._total else ""
-            self.say(f"{self._name}{expected}")
-            return
-        if self._task is not None:
-            self._bar.update(self._task, visible=False)
-        self._task = self._bar.add_task(self._name, total=self._total, state="")
+        self._begin(format.clean(name), items, trials)
+        if self._bars is not None:
+            for task in self._bars.task_ids:
+                self._bars.remove_task(task)
+            self._bars.add_task(self._name, total=items, state="")
+        self._line(f"{self._name}: {items:,} items" if items else self._name)
+
+    def advance(self, items: int, reused: int = 0) -> None:
+        """`items` more are done, `reused` of them from the store: those do not count towards the speed."""
+        self._done += items
+        self._fresh += items - reused
+        self._update()
+
+    def trial(self, number: int, objective: float, best: float) -> None:
+        """Trial `number` gave `objective`; the best so far is `best` (fractions of 1)."""
+        self._trials += 1
+        self._best = best
+        self._update()
+
+    def end_stage(self) -> None:
+        """Write the last line of a stage, once."""
+        if (self._done or self._trials) and not self._ended:
+            self._ended = True
+            self._line(self._state())
+
+    def show(self, table: Table) -> None:
+        side_console().print(table)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Clear the terminal while another display stands there."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Take the live display away while another one uses the terminal."""
+        if self._bars is not None:
+            self._bars.stop()
         try:
             yield
         finally:
-            if self._bar is not None:
-                self._bar.start()
+            if self._bars is not None:
+                self._bars.start()
 
-    def advance(self, items: int, reused: int = 0) -> None:
-        """`items` more are done, `reused` of them from the store: those count as done, but not as speed."""
-        self._done += items
-        self._fresh += items - reused
-        self._show()
+    def say(self, line: str) -> None:
+        say(line)
 
-    def trial(self, number: int, objective: float, best: float) -> None:
-        """Trial `number` gave `objective`, and the best so far is `best` (fractions of 1)."""
-        self.trials += 1
-        self.best = best
-        self._show()
+    def _line(self, line: str) -> None:
+        """A line of progress: a live display has it already, run.log gets it in any case."""
+        say(line) if self._bars is None else log.info(line)
 
-    def end_stage(self) -> None:
-        """The last line of a stage that had something to count, once; a live display keeps its own."""
-        if self._bar is None and self._name and (self._done or self.trials) and not self._ended:
-            self.say(self._state())
-            self._ended = True
-
-    def _whole(self) -> bool:
-        """Nothing of the stage is left."""
-        all_trials = not self.total_trials or self.trials >= self.total_trials
-        return bool(self._total) and self._done >= (self._total or 0) and all_trials
-
-    def _begin(self, total: int | None) -> None:
-        self._total, self._done, self._fresh, self._told = total, 0, 0, 0
-        self._started = self._said = time.monotonic()
+    def _begin(self, name: str, items: int | None, trials: int | None) -> None:
+        self._name, self._items, self._all_trials = name, items, trials
+        self._done = self._fresh = self._trials = self._tenth = 0
+        self._best = 0.0
         self._ended = False
+        self._started = self._said = time.monotonic()
 
-    def _show(self) -> None:
-        """Redraw the display; without a terminal, a line each tenth of the way and no more than one each advance; where
-        nobody knows how long the way is, a line each `PAUSE`."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, state=self._state(short=True))
-            return
-        if self._bar is None and self._whole():
+    def _update(self) -> None:
+        if self._bars is not None and self._bars.task_ids:
+            self._bars.update(self._bars.task_ids[-1], completed=self._done, state=self._state(short=True))
+        done, total = (self._done, self._items) if self._items else (self._trials, self._all_trials)
+        tenth, now = 10 * done // total if total else 0, time.monotonic()
+        if tenth >= 10 and (not self._all_trials or self._trials >= self._all_trials):
             self.end_stage()
-            return
-        tenth, open_end = self._tenth(), not self._total and not self.total_trials
-        if self._bar is not None or tenth >= 10:
-            return
-        if tenth > self._told or (open_end and time.monotonic() - self._said > PAUSE):
-            self._told, self._said = tenth, time.monotonic()
-            self.say(self._state())
-
-    def _tenth(self) -> int:
-        """Tenths of the stage that are done, by items, else by trials."""
-        if self._total:
-            return 10 * self._done // self._total
-        return 10 * self.trials // self.total_trials if self.total_trials else 0
+        elif self._tenth < tenth < 10 or (not total and now - self._said > PAUSE):
+            self._tenth, self._said = tenth, now
+            self._line(self._state())
 
     def _state(self, short: bool = False) -> str:
-        parts = [] if short else [self._name]
-        if not short and (self._total or self._done):
-            parts.append(_of(self._done, self._total, "items"))
-        if self.trials:
-            parts.append(_of(self.trials, self.total_trials, "trials"))
-        if self.best is not None:
-            parts.append(f"best {format.percent(self.best, digits=2)} %")
+        parts = [] if short else [self._name, _of(self._done, self._items, "items")]
+        if self._trials:
+            parts += [_of(self._trials, self._all_trials, "trials"), f"best {format.percent(self._best, digits=2)} %"]
         seconds = time.monotonic() - self._started
         rate = self._fresh / seconds if seconds > 0.2 else 0.0
         if rate:
             parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
-        left = (self._total or 0) - self._done
-        if rate and left > 0:
-            parts.append(f"{format.seconds(left / rate)} left")
-        return ", ".join(part for part in parts if part)
-
-    def show(self, table: Table) -> None:
-        """A table among the lines."""
-        from souping.report.terminal import print_table
-
-        print_table(self.console, table)
-
-    def say(self, line: str) -> None:
-        text = safe(line)
-        if self.console.is_terminal:
-            text = fitted(text, self.console.width)
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _of(done: int, total: int | None, unit: str) -> str:
-    return f"{format.count(done)}{f' of {format.count(total)}' if total else ''} {unit}"
-
-
-def _bar(console: Console) -> Bar:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-    )
-    return Bar(*columns, console=console, transient=True, refresh_per_second=4)
+            left = (self._items or 0) - self._done
+            parts += [f"{format.seconds(left / rate)} left"] if left > 0 else []
+        return ", ".join(filter(None, parts))
 
 
 class Throughput:
-    """Context manager to be called with (bytes done, bytes in all), reads and writes together.
+    """Context manager to be called with (bytes done, bytes in all), from any thread: a live bar on a terminal, else
+    a line now and then. Nothing is shown if it is never called."""
 
-    Nothing is shown where it is never called. Without a terminal a line comes at a tenth, each `PAUSE` seconds at most.
-    Calls may come from several threads. `console` is a rich Console, standard error by default.
-    """
-
-    def __init__(self, name: str, console: Console | None = None) -> None:
-        self._console = console
-        self._name, self._done, self._started = name, 0, time.monotonic()
-        self._told, self._tenth = self._started, 0
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+    def __init__(self, name: str) -> None:
+        self._name, self._done = name, 0
+        self._bars: Bars | None = None
+        self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Throughput:
         return self
 
     def __call__(self, done: int, total: int) -> None:
+        from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
         self._done = max(self._done, done)
-        if self._bar is None and self._live():
-            self._bar = _rate_bar(self._console or side_console())
-            self._bar.start()
-            self._task = self._bar.add_task(self._name, total=None)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, total=total)
-        elif total and 10 * self._done // total > self._tenth and time.monotonic() - self._told > PAUSE:
-            self._told, self._tenth = time.monotonic(), 10 * self._done // total
+        if self._bars is None and _live():
+            self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            self._bars.start()
+            self._bars.add_task(self._name)
+        if self._bars is not None:
+            self._bars.update(self._bars.task_ids[0], completed=self._done, total=total)
+        elif time.monotonic() - self._said > PAUSE:
+            self._said = time.monotonic()
             self._say(f"{self._done / 1e9:.2f} of {total / 1e9:.2f} GB")
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif kind is None and self._done:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        if kind is None and self._done:
             self._say(f"{self._done / 1e9:.2f} GB")
 
     def _say(self, amount: str) -> None:
         seconds = max(time.monotonic() - self._started, 1e-9)
-        line = f"{self._name}: {amount} in {seconds:.1f} s, {self._done / 1e9 / seconds:.2f} GB/s"
-        if self._console is None:
-            say(line)
-        else:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _live(self) -> bool:
-        return sys.stderr.isatty() if self._console is None else self._console.is_terminal
+        say(f"{self._name}: {amount} in {seconds:.1f} s, {self._done / 1e9 / seconds:.2f} GB/s")
 
 
-def _rate_bar(console: Console) -> Bar:
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Bar(*columns, console=console, refresh_per_second=8)
+def _of(done: int, total: int | None, unit: str) -> str:
+    return f"{done:,}{f' of {total:,}' if total else ''} {unit}" if done or total else ""
 
 
-def say(line: str) -> None:
-    """A line beside the results: on standard error where that is a terminal, else on standard output."""
-    print(safe(line), file=sys.stderr if sys.stderr.isatty() else sys.stdout)
+def _live() -> bool:
+    console = side_console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _bars(*columns: ProgressColumn) -> Bars:
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    name = TextColumn("{task.description}", markup=False)
+    return Bars(name, BarColumn(bar_width=24), *columns, console=side_console(), transient=True)
 
 
 def side_console() -> Console:
-    """Standard error where it is a terminal (a live display may be drawn there), else standard output."""
+    """Standard error if it is a terminal, where a live display may be drawn; else standard output."""
     from rich.console import Console
 
     return Console(stderr=sys.stderr.isatty(), highlight=False)
+
+
+def say(line: str) -> None:
+    """Print a line beside the results and add it to run.log."""
+    text = safe(line)
+    print(text, file=sys.stderr if sys.stderr.isatty() else sys.stdout, flush=True)
+    log.info("%s", text)
+
+
+def command_line() -> str:
+    """The command as it was typed, for a shell."""
+    return shlex.join(["python", "-m", "souping", *sys.argv[1:]])
+
+
+class SafeLine(logging.Formatter):
+    """A line that can be shown anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe(super().format(record))
+
+
+class RunLog(logging.FileHandler):
+    """run.log. A full disk does not end the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return None
+
+
+class Warnings(logging.Handler):
+    """Warnings on standard error, whichever stream that is by then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(safe(f"warning: {record.getMessage()}"), file=sys.stderr)
+
+
+def show_warnings() -> None:
+    """Print the warnings of this package to standard error; Hydra's logging settings switch loggers off."""
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:
+        logging.getLogger(name).disabled = False
+    logger = logging.getLogger("souping")
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [Warnings(logging.WARNING)], False
+
+
+@contextmanager
+def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
+    """Write run.log while the block runs: what runs where, what `say` and warnings say, and how it ended.
+
+    `overrides` are those of one job of a multirun.
+    """
+    handler = RunLog(run_dir / LOG, "w", encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(SafeLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger("souping").addHandler(handler)
+    log.setLevel(logging.INFO)
+    begun = time.monotonic()
+    try:
+        for line in _head(command, overrides):
+            log.info("%s", line)
+        yield
+    except BaseException as error:
+        log.info("ended by %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        log.info("%.1f s", time.monotonic() - begun)
+        logging.getLogger("souping").removeHandler(handler)
+        handler.close()
+
+
+def _head(command: str, overrides: str) -> Iterator[str]:
+    yield f"date       {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+    yield f"command    {command}"
+    if overrides:
+        yield f"overrides  {overrides}"
+    yield f"folder     {os.getcwd()}"
+    yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
+    if found := commit():
+        yield f"commit     {found}"
+    yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

@@ -4,80 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from souping.report.drawing import Drawing
 from souping.report.format import escape_html, escape_markdown
-from souping.report.outcomes import warnings
-from souping.report.sections import figures, kicker, opening, sections
+from souping.report.sections import figures, kicker, opening, sections, warnings
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
-STYLE = """
-:root{color-scheme:light dark;--page:#fff;--ink:#1f2329;--soft:#5b6470;--line:#d5dae0;--band:#f5f6f8;--mark:#d55e00;
---warm:#fff4ea;--link:#005a99}
-@media (prefers-color-scheme:dark){:root{--page:#16181c;--ink:#e6e8eb;--soft:#a0a8b3;--line:#3a4049;--band:#1f2329;
---mark:#ff9a4d;--warm:#33261a;--link:#7cc0f5}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1140px;margin:0 auto;padding:24px 20px 32px}
-h1{font-size:1.75rem;line-height:1.25;margin:.2em 0 .5em;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:.9em 0 .3em;padding-top:.6em;border-top:1px solid var(--line)}
-p{margin:.4em 0;max-width:88ch;overflow-wrap:anywhere}
-.kicker{color:var(--soft);font-size:.95rem;margin:0}
-.figures{display:flex;flex-wrap:wrap;gap:10px;margin:1.2em 0}
-.figures div{flex:1 1 170px;background:var(--band);border-radius:8px;padding:12px 14px;min-width:0}
-.figures span,.figures small{display:block;color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
-.figures b{display:block;font-size:1.6rem;line-height:1.3;font-variant-numeric:tabular-nums}
-.figures .soup{border-left:4px solid var(--mark)}
-.warnings{background:var(--warm);border-left:4px solid var(--mark);border-radius:6px;margin:1em 0;padding:10px 14px}
-.warnings ul{margin:.3em 0 0;padding-left:1.2em}
-.scroll{overflow-x:auto;margin:.5em 0;max-width:100%}
-table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
-th,td{padding:5px 9px;text-align:right;vertical-align:top;border-bottom:1px solid var(--line);white-space:nowrap}
-th{font-weight:600;vertical-align:bottom;white-space:normal}
-thead th{border-bottom:2px solid var(--line)}
-thead th+th{min-width:4.5em}
-thead th+th.long{min-width:11em}
-td.left,th.left{text-align:left}
-td.left{white-space:normal;min-width:9em;overflow-wrap:break-word}
-tbody th{font-weight:500;text-align:left;white-space:normal;vertical-align:top;min-width:7em;max-width:20em;
-overflow-wrap:break-word;position:sticky;left:0;background:var(--page);z-index:1}
-thead th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
-td small,th small{display:block;color:var(--soft);font-size:.78rem;font-weight:400}
-.words tbody th{width:31%;max-width:none}
-tr.strong>*{background:var(--warm);font-weight:650}
-figure{margin:.5em 0}
-figure svg{display:block;width:100%;height:auto;color:var(--ink)}
-figure.wide::before{content:"Scroll sideways to see the whole chart.";display:none;color:var(--soft);font-size:.85rem}
-figcaption{color:var(--soft);font-size:.85rem}
-.row{display:flex;flex-wrap:wrap;gap:0 16px}
-.row figure{flex:1 1 auto;max-width:100%;min-width:0}
-.row>.scroll{flex:1 1 auto}
-.row:not(:has(figure))>.scroll{flex:0 1 auto}
-figure .scroll{margin:0}
-.folds{display:flex;flex-wrap:wrap;gap:0 2em;margin:.4em 0}
-details{margin:.2em 0;max-width:100%}
-details[open]{flex-basis:100%}
-summary{cursor:pointer;color:var(--soft);padding:.15em 0}
-summary:hover,nav a:hover{color:var(--ink)}
-details[open]>summary{color:var(--ink);font-weight:600}
-nav ul{display:flex;flex-wrap:wrap;gap:.2em 1.4em;list-style:none;margin:1.2em 0 0;padding:0;font-size:.925rem}
-a{color:var(--link)}
-pre{background:var(--band);border-radius:6px;padding:12px 14px;overflow-x:auto;font-size:.85rem}
-footer{margin-top:2em;color:var(--soft);font-size:.85rem}
-@media (min-width:601px){table:has(thead th:nth-child(9)) tbody th{min-width:13em}}
-@media (max-width:660px){figure.wide::before{display:block}}
-@media (max-width:600px){main{padding:18px 14px 40px}h1{font-size:1.35rem}tbody th{min-width:8.5em;max-width:10em}}
-.print{display:none}
-@media print{section:has(>h2+.folds):not(:has(details[open])){display:none}
-body{font-size:10pt}main{max-width:none;padding:0}nav,details:not([open]){display:none}
-.print{display:block}figure,tr,pre{break-inside:avoid}h2,summary{break-after:avoid}
-.scroll{overflow:visible}table{font-size:8pt}td small,th small{font-size:7pt}th,td{padding:3px 5px}
-th,td.left,tbody th{min-width:0!important}
-pre{white-space:pre-wrap;overflow-wrap:anywhere}figure svg{min-width:0!important}}
-""".strip()
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
 
 NARROW = 3.7
 """Inches of a figure that a telephone's screen holds."""

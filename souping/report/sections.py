@@ -1,13 +1,14 @@
-"""Words of the report, section by section; `render` only sets them. With the command that makes a soup again."""
+"""What the report says, section by section; `render` sets it as HTML or Markdown."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from souping.core.types import elements, entries, number, part, texts
-from souping.report import outcomes, tables
+from souping.report import tables
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
 from souping.report.registry import analysis_sections, leading, led, section_of, shown_sections
@@ -15,9 +16,11 @@ from souping.report.tables import (
     Report,
     Row,
     Section,
+    TableGrid,
     by_category,
     differences,
     gate,
+    grid,
     known,
     overview,
     sentences,
@@ -25,11 +28,13 @@ from souping.report.tables import (
 )
 
 REBUILD = (
-    "It makes the same bytes again, from the folders that the store has seen or from the Hub at the commits of the "
-    "recipe, and refuses where an ingredient's content differs."
+    "It writes the same bytes again, from the folders recorded in the store or from the Hub at the recipe's commits, "
+    "and stops if an ingredient's content differs."
 )
-
-LOOKS = "Looks are counted in the run's store by exact prompt: another store, or the same items reworded, escape it."
+LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
+LOST = "cut off or missing and count as wrong"
+WARN = 0.02
+"""Share of lost answers from which a run warns (souping/pipeline/evidence.py)."""
 
 
 def headline(report: Report) -> str:
@@ -114,7 +119,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     first = {
         "verdict": _verdict(report),
         "gains": _gains(report),
-        "outcomes": None if outcomes.few(report) else _outcomes(report),
+        "outcomes": None if few_lost(report) else _outcomes(report),
         "also": _also(report),
         "landscape": _landscape(report, trials),
         "why": why(report),
@@ -147,24 +152,21 @@ def _verdict(report: Report) -> Section | None:
     """Everything that the headline rests on."""
     if not entries(report, "rows"):
         return None
+    dry = bool(report.get("limit"))
     numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
-    if report.get("limit"):
+    if dry:
         numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
-    folded = (
-        table("The differences in numbers", tables.comparisons(report)),
-        table("Every model, category by category", tables.scores(report), numbers),
-        table("Items a category", tables.sizes(report)),
-    )
-    where = "" if report.get("limit") else " of the report fold"
+    sizes = table("Items per category", tables.sizes(report))
     if not tables.compared(report):
-        return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known(folded[2:]))
+        return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known((sizes,)))
     paired = (
-        f"Every model answered the same items{where}, so differences are paired; items that share content "
-        f"are one group. {tables.tested(report)}".strip()
+        f"Every model answered the same items{'' if dry else ' of the report fold'}, so differences are paired; items "
+        f"that share content are one group. {tables.tested(report)}".strip()
     )
-    looks = "" if report.get("limit") else LOOKS
-    lines = tuple(filter(None, (paired, tables.widened(report), looks)))
-    return Section("Is the soup better?", lines, "forest", folded=known(folded))
+    lines = tuple(filter(None, (paired, tables.widened(report), "" if dry else LOOKS)))
+    compared = table("The differences in numbers", tables.comparisons(report))
+    scores = table("Every model, category by category", tables.scores(report), numbers)
+    return Section("Is the soup better?", lines, "forest", folded=known((compared, scores, sizes)))
 
 
 def _gains(report: Report) -> Section | None:
@@ -177,11 +179,11 @@ def _gains(report: Report) -> Section | None:
 
 def _beyond(report: Report, found: Sequence[Row]) -> str:
     """What is beyond chance, each way."""
-    parts = [
-        f"{verb} {in_words([_gap(pair) for pair in own])}"
-        for verb, verdict in (("gained", "higher"), ("lost", "lower"))
-        if (own := [pair for pair in found if pair.get("verdict") == verdict])
-    ]
+    parts = []
+    for verb, verdict in (("gained", "higher"), ("lost", "lower")):
+        pairs = [pair for pair in found if pair.get("verdict") == verdict]
+        names = [f"{pair.get('category')} ({percent(pair.get('difference'), sign=True)})" for pair in pairs]
+        parts += [f"{verb} {in_words(names)}"] if names else []
     what = " and ".join(parts) or "neither gained nor lost a category"
     against = clean(part(report, "losses").get("against"))
     return (
@@ -199,41 +201,103 @@ def _least(found: Sequence[Row]) -> str:
     return f"The smallest loss that these items can tell from chance is {low} to {high}."
 
 
-def _gap(pair: Row) -> str:
-    return f"{clean(pair.get('category'))} ({percent(pair.get('difference'), sign=True)})"
-
-
 def losses(report: Report) -> list[str]:
     """Categories in which the soup is below the best single, which of them beyond chance, and the worst of them."""
-    told = part(report, "losses")
-    found = entries(told, "categories")
-    if not found:
+    lost = part(report, "losses")
+    pairs = entries(lost, "categories")
+    if not pairs:
         return []
-    parts = [f"{verb} in {count(told.get(key))}" for verb, key in (("below", "below"), ("level", "level"))]
-    where = f"above in {count(told.get('above'))} of {count(len(found))} categories, {' and '.join(parts)}"
-    head = f"Against {clean(told.get('against'))}, the best single, the soup is {where}."
-    worst = min(found, key=lambda pair: number(pair.get("difference")) or 0.0)
-    if not number(told.get("below")):
-        return [f"{head} {_least(found)}".strip()]
-    beyond = [pair.get("category") for pair in found if pair.get("verdict") == "lower"]
-    lost = f"It lost {in_words(beyond)} beyond chance" if beyond else "No loss is beyond chance"
+    head = (
+        f"Against {clean(lost.get('against'))}, the best single, the soup is above in {count(lost.get('above'))} of "
+        f"{count(len(pairs))} categories, below in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
+    )
+    if not number(lost.get("below")):
+        return [f"{head} {_least(pairs)}".strip()]
+    worst = min(pairs, key=lambda pair: number(pair.get("difference")) or 0.0)
+    names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
+    beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
     size = f"{percent(worst.get('difference'), sign=True)} points ({limits(worst)})"
-    largest = f"the largest is {clean(worst.get('category'))}, {size}"
-    at_once = f"with limits for {count(len(found))} categories at once"
-    return [f"{head} {lost}, {at_once}; {largest}. {_least(found)}".strip()]
+    return [
+        f"{head} {beyond}, with limits for {count(len(pairs))} categories at once; "
+        f"the largest is {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()
+    ]
+
+
+def warnings(report: Report) -> list[str]:
+    """The run's warnings; lost answers are reported once, not for every stage."""
+    every = texts(report, "warnings")
+    lost = [line for line in every if LOST in line]
+    more = f" (the same in {count(len(lost) - 1)} later stages)" if len(lost) > 2 else ""
+    return [f"{line}{more}" if line in lost else line for line in every if line not in lost[1:]]
+
+
+def endings(report: Report) -> list[str]:
+    """Models with answers cut off or missing, and what part of the variance comes from the draw of the answers."""
+    lost, lines = _hit(report), list[str]()
+    if lost:
+        who = in_words([f"{clean(name)} {percent(_lost(ends))} %" for name, ends in lost.items()])
+        lines.append(f"Answers that were cut off at the limit of tokens, or are missing, count as wrong: {who}.")
+    elif part(report, "outcomes"):
+        lines.append("Every answer ended by itself: none was cut off, none is missing.")
+    if part(report, "variance"):
+        lines.append(
+            "Each item was answered several times; its score is the mean. The table splits each model's variance into "
+            "that of the answers and that of the items."
+        )
+    return lines
+
+
+def few_lost(report: Report) -> bool:
+    """Whether no model lost as many answers as a run warns of, and each item was answered once."""
+    return not part(report, "variance") and all(_lost(ends) < WARN for ends in _hit(report).values())
+
+
+def _hit(report: Report) -> dict[str, Row]:
+    """{model: how its answers ended}, of the models with answers cut off or missing."""
+    outcomes = part(report, "outcomes")
+    return {name: part(outcomes, name) for name in outcomes if _lost(part(outcomes, name))}
+
+
+def _lost(ends: Row) -> float:
+    return (number(ends.get("truncated")) or 0.0) + (number(ends.get("unanswered")) or 0.0)
 
 
 def _outcomes(report: Report) -> Section | None:
-    """How answers ended; nothing where all ended by themselves."""
-    if not outcomes.hit(report) and not part(report, "variance"):
+    """How answers ended, unless all ended by themselves."""
+    hit = _hit(report)
+    if not hit and not part(report, "variance"):
         return None
+    heads, missing = ("cut off %", "missing %", "items"), ("model", "reason", "answers")
+    models = [(clean(name), *_ends(ends)) for name, ends in hit.items()]
+    reasons = [(clean(n), clean(why), count(k)) for n, ends in hit.items() for why, k in part(ends, "reasons").items()]
+    categories = [
+        (clean(name), clean(category), *_ends(part(part(ends, "categories"), category)))
+        for name, ends in hit.items()
+        for category in part(ends, "categories")
+        if _lost(part(part(ends, "categories"), category))
+    ]
     more = (
-        table("Answers by model", outcomes.models(report)),
-        table("Answers against items", outcomes.variance(report)),
-        table("Why there is no answer", outcomes.reasons(report)),
-        table("Answers cut off or missing, by category", outcomes.categories(report)),
+        table("Answers by model", grid(("model", *heads), models)),
+        table("Answers against items", _variance(report)),
+        table("Why there is no answer", grid(missing, reasons, left=(0, 1))),
+        table("Answers cut off or missing, by category", grid(("model", "category", *heads), categories, left=(0, 1))),
     )
-    return Section("Answers", tuple(outcomes.sentences(report)), folded=known(more))
+    return Section("Answers", tuple(endings(report)), folded=known(more))
+
+
+def _ends(ends: Row) -> tuple[str, ...]:
+    return percent(ends.get("truncated")), percent(ends.get("unanswered")), count(ends.get("items"))
+
+
+def _variance(report: Report) -> TableGrid:
+    """The objective's standard error, and how much of its variance comes from the draw of the answers."""
+    lines, variance = [], part(report, "variance")
+    for name, split in ((name, part(variance, name)) for name in variance):
+        whole, answers = number(split.get("objective")) or 0.0, number(split.get("answers")) or 0.0
+        of_answers = percent(answers / whole if whole else 0.0)
+        lines.append((clean(name), f"{100 * math.sqrt(whole):.2f}", of_answers, percent(split.get("flips"))))
+    heads = ("model", "standard error, points", "of the variance by answers %", "items whose answers score unlike %")
+    return grid(heads, lines)
 
 
 def _also(report: Report) -> Section | None:
@@ -259,17 +323,17 @@ def _gate(report: Report) -> Section | None:
     checked = part(report, "gate")
     if not checked:
         return None
-    line = (
-        f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
-        f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
-        f"{percent(checked.get('false_alarm'), 0)} %."
+    title, line = (
+        "Were the single models as expected?",
+        (
+            f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
+            f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
+            f"{percent(checked.get('false_alarm'), 0)} %."
+        ),
     )
-    title = "Were the single models as expected?"
-    if checked.get("passed"):
-        return Section(
-            title, ("All of them were.",), folded=known((table("Expected and measured", gate(report), line),))
-        )
-    return Section(title, (line,), grids=(gate(report),))
+    if not checked.get("passed"):
+        return Section(title, (line,), grids=(gate(report),))
+    return Section(title, ("All of them were.",), folded=known((table("Expected and measured", gate(report), line),)))
 
 
 def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
@@ -285,7 +349,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     early = gone if dropped else ""
     lines = (
         f"{count(evaluated)} {verb} evaluated on the search fold.{early}{best} "
-        "The best of many noisy scores flatters itself; the report fold, whose items differ, has the fair number.",
+        "The best of many noisy scores is optimistic; the report fold has other items and gives the unbiased number.",
         " ".join(searched(part(report, "search"))),
     )
     return Section(
@@ -298,8 +362,8 @@ def _cost(report: Report) -> Section | None:
     whole = tables.search_cost(report)
     brief = replace(whole, rows=(*whole.rows[:2], *whole.rows[2:][-1:]))
     grids = tuple(grid for grid in (tables.folds(report), tables.cost(report), brief) if grid.rows)
-    few = outcomes.few(report)
-    ended = tuple(outcomes.sentences(report)[:1]) if few else ()
+    few = few_lost(report)
+    ended = tuple(endings(report)[:1]) if few else ()
     more = table("The search in detail", whole) if len(whole.rows) > len(brief.rows) else None
     folded = known((more, _outcomes(report) if few else None))
     return Section("Cost", ended, grids=grids, folded=folded) if grids else None

@@ -172,6 +172,19 @@ def comparisons(report: Report) -> TableGrid:
     return grid(("soup minus", "difference", around, p, *middle, "answered differently %"), lines)
 
 
+def summary(report: Report) -> TableGrid:
+    """Every model's objective with the soup's paired difference to it, in the narrow form of a terminal."""
+    pairs = {part(pair, "row").get("name"): pair for pair in compared(report)}
+    around, rows = level(next(iter(pairs.values()), {})), once(report)
+    lines: list[tuple[str | TableCell, ...]] = []
+    for row in rows:
+        pair = pairs.get(row.get("name"))
+        difference = ("", "") if pair is None else (brackets(pair, sign=True), p_of(pair))
+        lines.append((named(row), brackets(row.get("objective")), *difference))
+    minus_it = "soup minus it" if around == "95 %" else f"soup minus it ({around})"
+    return grid(("model", "score %", minus_it, "p"), lines, strong=where(rows, "kind", "soup"))
+
+
 def tested(report: Report) -> str:
     """The test of the comparisons, with the items and groups that they rest on."""
     pairs = compared(report)
@@ -375,21 +388,6 @@ def _figures(pair: Row) -> tuple[str, ...]:
         p_value(pair.get("p_value")),
         p_value(pair.get("p_holm")),
     )
-
-
-def narrow(report: Report) -> TableGrid:
-    """The same for a terminal: a line a model and benchmark, as the table of the run's own benchmark has them."""
-    lines: list[tuple[str, ...]] = []
-    strong: list[int] = []
-    for entry in entries(report, "also"):
-        compared = {pair.get("b"): pair for pair in entries(entry, "comparisons")}
-        for row in reversed(entries(entry, "rows")):
-            pair, soup = compared.get(row.get("name")), row.get("kind") == "soup"
-            strong += [len(lines)] if soup else []
-            against = ("", "") if soup or pair is None else (brackets(pair, sign=True), p_value(pair.get("p_holm")))
-            name = clean(entry.get("name")) if soup else ""
-            lines.append((name, clean(row.get("name")), brackets(row.get("objective")), *against))
-    return grid(("also", "model", "score %", "soup minus it", "p (Holm)"), lines, (0, 1), strong)
 
 
 def by_category(entry: Row) -> TableGrid:

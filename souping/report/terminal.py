@@ -1,143 +1,63 @@
-"""Tables and sections on a terminal, and sections on their own as Markdown."""
+"""Tables, sections and answers on a terminal, and sections on their own as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.text import fitted
-from souping.core.types import elements, part, texts
+from souping.core.text import first_line, read_json
+from souping.core.types import UserError, elements, entries, number, part, texts
 from souping.report import render
-from souping.report.format import DASH, brackets, clean, escape_markdown, level, p_of, weight
+from souping.report.experts import experts
+from souping.report.format import clean, escape_markdown, percent
 from souping.report.registry import leading
 from souping.report.sections import headline, losses
-from souping.report.tables import Report, Row, Section, TableGrid, compared, gate, narrow, once, sentences, widened
+from souping.report.tables import Report, Row, Section, TableGrid, gate, overview, sentences, summary, widened
 
 if TYPE_CHECKING:
-    from rich.console import Console, JustifyMethod
+    from rich.console import Console
     from rich.table import Table
 
-ROLES: Mapping[str, str] = {
-    "soup": "soup",
-    "uniform_selected": "uniform selected",
-    "uniform_topk": "uniform top K",
-    "uniform_all": "uniform all",
-    "best_single": "best single",
-    "ingredient": "ingredient",
-    "candidate": "not selected",
-}
-"""Kinds in few letters: a terminal may have 80 columns."""
+LONGEST = 4000
+"""Characters of an answer that are shown; of a longer one both ends."""
 
 
 def report_table(report: Report) -> Table:
-    """Rows with objective and interval, and the soup's paired difference to each; a selection if there are no rows."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    told = [headline(report), *losses(report), widened(report), clean(leading(report)[1].get("headline"))]
-    caption = Text("\n").join(Text(line, style="" if i else "bold") for i, line in enumerate(filter(None, told)))
-    made = Table(box=SIMPLE_HEAD, caption=caption, caption_style="", caption_justify="left")
-    rows = once(report)
-    if not rows:
-        return _selected(report, made)
-    pairs = {str(part(pair, "row").get("name")): pair for pair in compared(report)}
-    width = level(next(iter(pairs.values()), {}))
-    columns: tuple[tuple[str, JustifyMethod], ...] = (
-        ("model", "left"),
-        ("score %", "right"),
-        ("soup minus it" if width == "95 %" else f"soup minus it ({width})", "right"),
-        ("p", "right"),
-    )
-    for name, side in columns:
-        made.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")
-    for row in rows:
-        cells = [_model(row), brackets(row.get("objective")), *_difference(pairs.get(str(row.get("name"))))]
-        made.add_row(*(Text(cell) for cell in cells), style="bold" if row.get("kind") == "soup" else None)
-    return made
+    """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
+    lines = [headline(report), *losses(report), widened(report), clean(leading(report)[1].get("headline"))]
+    return plain_table(summary(report) if entries(report, "rows") else experts(report), lines)
 
 
 def gate_table(report: Report) -> Table:
-    """Figures of the baseline gate, a line each."""
+    """Figures of the baseline gate."""
     return plain_table(gate(report))
 
 
 def also_table(report: Report) -> Table:
-    """The other benchmarks: the soup, its ingredients and the paired differences."""
-    from rich.text import Text
-
-    made = plain_table(narrow(report))
-    made.caption, made.caption_style, made.caption_justify = Text("\n".join(map(clean, sentences(report)))), "", "left"
-    return made
+    """The other benchmarks: every model's score, and below them what the soup lost."""
+    return plain_table(overview(report), list(sentences(report)))
 
 
-def plain_table(grid: TableGrid) -> Table:
-    """Any of the report's tables, for a terminal."""
+def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
+    """Any of the report's tables, for a terminal; the first line of the caption is bold."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE_HEAD)
-    for number, name in enumerate(grid.header):
-        made.add_column(clean(name), justify="left" if number in grid.left else "right", overflow="fold")
-    for number, row in enumerate(grid.rows):
-        cells = (Text(clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text)) for cell in row)
-        made.add_row(*cells, style="bold" if number in grid.strong else None)
+    below = [Text(clean(line), style="" if i else "bold") for i, line in enumerate(filter(None, caption))]
+    made = Table(box=SIMPLE_HEAD, caption=Text("\n").join(below), caption_style="", caption_justify="left")
+    rows = [[clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row] for row in grid.rows]
+    for i, name in enumerate(grid.header):
+        numbers = i not in grid.left and any(len(row[i]) > len(name) for row in rows)
+        side = "left" if i in grid.left else "right"
+        made.add_column(Text(clean(name)), justify=side, overflow="fold", no_wrap=numbers)  # type: ignore[arg-type]
+    for i, row in enumerate(rows):
+        made.add_row(*map(Text, row), style="bold" if i in grid.strong else None)
     return made
-
-
-def _model(row: Row) -> str:
-    """`dog, best single, ingredient`; rows that are named after their role say it once."""
-    roles = [ROLES.get(kind, clean(kind)) for kind in texts(row, "roles")]
-    return ", ".join(roles if row.get("name") == row.get("kind") else [clean(row.get("name")), *roles])
-
-
-def _difference(pair: Row | None) -> list[str]:
-    return ["", ""] if pair is None else [brackets(pair, sign=True), p_of(pair)]
-
-
-def _selected(report: Report, made: Table) -> Table:
-    """Ingredients with the categories they are the experts of, and their weight where the search ran."""
-    from rich.text import Text
-
-    selection, recipe = part(report, "selection"), part(report, "recipe")
-    weights = dict(zip(texts(recipe, "ingredients"), elements(recipe, "weights"), strict=False))
-    for name in ("ingredient", "expert of", "weight"):
-        made.add_column(name, overflow="fold")
-    for name in texts(selection, "ingredients"):
-        owned = [category for category, expert in part(selection, "experts").items() if expert == name]
-        shown = weight(weights.get(name, 0.0)) if weights else DASH
-        made.add_row(Text(clean(name)), Text(", ".join(map(clean, owned))), Text(shown))
-    return made
-
-
-def print_table(console: Console, table: Table, cut: bool = False) -> None:
-    """Print a table, its columns made narrower between words only; a line a row where even that is too wide. With
-    `cut` words longer than a column's even share are cut."""
-    from rich.text import Text
-
-    columns = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]
-    widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
-    least = [
-        width if column.no_wrap else max(len(word) for cell in cells for word in [*cell.split(), ""])
-        for column, cells, width in zip(table.columns, columns, widths, strict=True)
-    ]
-    room = console.width - 3 * len(widths) - 1  # a column has a blank on either side, and one before the next
-    if cut:
-        least = [min(width, room // len(widths)) for width in least]
-    while sum(widths) > room and widths != least:
-        loosest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
-        widths[loosest] -= 1
-    if sum(widths) <= room:
-        for column, width in zip(table.columns, widths, strict=True):
-            column.width = width
-        console.print(table)
-        return
-    heads, *rows = zip(*columns, strict=True)
-    for row in rows:
-        told = ", ".join(f"{head}: {cell}" if head else cell for head, cell in zip(heads, row, strict=True) if cell)
-        console.print(Text(fitted(f"  {told}", console.width)), soft_wrap=True)
-    console.print(table.caption or "")
 
 
 def output_console(width: int = 110) -> Console:
@@ -165,6 +85,85 @@ def show_sheet(sections: Sequence[Section]) -> None:
         for line in section.lines:
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:
-            print_table(out, plain_table(grid))
+            out.print(plain_table(grid))
         if not section.grids:
             out.print()
+
+
+# Answers side by side: `souping show` prints them from a run's samples.jsonl.gz.
+
+
+def read_samples(path: Path) -> Iterator[Row]:
+    """The lines of a run's samples.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                row = read_json(line)
+                if not isinstance(row, dict):
+                    raise ValueError("a line is not an object")
+                yield row
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {path.name}: name the directory of a run that evaluated items") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def changed(samples: Iterable[Row], base: str, soup: str, better: bool) -> Iterator[Row]:
+    """The items that `soup` answers better than `base`, or worse."""
+    for sample in samples:
+        new, old = (score_of(sample, name) for name in (soup, base))
+        if new is not None and old is not None and (new > old if better else new < old):
+            yield sample
+
+
+def score_of(sample: Row, name: str) -> float | None:
+    """A model's score on an item, None if it was not evaluated on it."""
+    return number(part(part(sample, "models"), name).get("score"))
+
+
+def show_sample(console: Console, sample: Row, names: Sequence[str]) -> None:
+    """One item: its prompt as the model saw it, its reference, and the answers of these models side by side."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    models = part(sample, "models")
+    title = f"{sample.get('item')} ({sample.get('category')}, fold {sample.get('fold')})"
+    console.print(Text(clean(title), style="bold"))
+    target = sample.get("target")
+    reference = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
+    for label, value in (("prompt", _prompt(sample)), ("reference", reference)):
+        console.print(Text(f"{label}: ", style="dim").append(_short(value), style=""), soft_wrap=False)
+    table = Table(box=SIMPLE_HEAD)
+    shown = {name: part(models, name) for name in names if name in models}
+    for name, model in shown.items():
+        ended = "" if model.get("outcome") == "finished" else f", {model.get('outcome')}"
+        head = Text(clean(f"{name}: {percent(model.get('score'), 0)} %{ended}"))
+        table.add_column(head, overflow="fold", ratio=1)
+    table.add_row(*(Text(_short(_answers(model))) for model in shown.values()))
+    console.print(table)
+
+
+def _prompt(sample: Row) -> str:
+    first = next(iter(elements(sample, "arguments")), None)
+    return str(first[0]) if isinstance(first, list) and first else ""
+
+
+def _answers(model: Row) -> str:
+    given = texts(model, "filtered_resps")
+    if not any(given):
+        return f"(no text{': ' + str(model['reason']) if model.get('reason') else ''})"
+    return given[0] if len(given) == 1 else "\n".join(f"{n}. {text}" for n, text in enumerate(given, start=1))
+
+
+def _short(text: str) -> str:
+    """A text without control characters, its middle left out where it is long."""
+    lines = "\n".join(clean(line) for line in text.split("\n"))
+    if len(lines) <= LONGEST:
+        return lines
+    half = LONGEST // 2
+    return f"{lines[:half]}\n... {len(lines) - LONGEST:,} characters ...\n{lines[-half:]}"

@@ -14,7 +14,7 @@ from souping.core.objectives import Mean
 from souping.core.protocols import Selector
 from souping.core.scores import read_table
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection
-from souping.selection.selectors import SoCE, TopK
+from souping.selection import SoCE, TopK
 from tests.conftest import ROOT
 
 TABLE_8B = ROOT / "souping" / "paper" / "bfcl_8b.csv"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from souping.cli import config
+from souping.cli.errors import format_error
+from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
 
 
@@ -21,40 +27,25 @@ from tests.conftest import Cli, pool_of
         (["experiment=bfcl"], ["+experiment=bfcl"]),
         (["nonsense=1"], ["nonsense", "known keys"]),
         (["engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size"]),
-        (["+selector.foo=1"], ["selector.foo", "SoCE"]),
-        (["selector.threshold=0"], ["selector.threshold=0"]),
-        (["selector.threshold=nan"], ["selector.threshold"]),
         (["selector.threshold=high"], ["selector.threshold='high'", "a number"]),
         (["selector.sign=sined"], ["selector.sign", "did you mean signed"]),
-        (["selector=topk", "selector.k=0"], ["selector.k=0"]),
         (["optimiser.trials=0"], ["optimiser.trials=0", "at least 1"]),
-        (["optimiser.budget=-1"], ["optimiser.budget=-1"]),
         (["optimiser.budget=1"], ["optimiser.budget=1", "search fold"]),
         (["optimiser.step=0.3"], ["optimiser.step=0.3"]),
-        (["optimiser.trials=1.5"], ["optimiser.trials=1.5", "an integer at least 1 and at most 1000000000 or null"]),
         (["optimiser=fixed", "optimiser.weights=[0.5,0.4]"], ["optimiser.weights", "0.9"]),
-        (["optimiser=fixed"], ["optimiser.weights is not set"]),
         (["optimiser=nevergrad", "optimiser.name=NGOptt"], ["optimiser.name=NGOptt", "did you mean NGOpt"]),
         (["objective=weighted", "objective.weights={rust:1}"], ["rust", "red"]),
-        (["evaluator.batch_size=0"], ["evaluator.batch_size=0"]),
-        (["evaluator.dtype=float8"], ["evaluator.dtype"]),
         (["evaluator.device=foo"], ["evaluator.device", "foo", "cuda:N"]),
-        (["+foo=1"], ["foo is not a key"]),
         (["+optimizer=1"], ["optimizer is not a key", "did you mean optimiser"]),
         (["merge.carry=ent"], ["merge.carry=ent", "did you mean ant"]),
         (["selector=topk", "selector.k=9"], ["selector.k=9", "4 candidates"]),
-        (["objective=tree", "objective.tree={a:[],b:[red]}"], ["objective.tree", "empty group"]),
         (["store.path="], ["store.path", "empty"]),
-        (["merge.method=liner"], ["merge.method", "linear"]),
         (["seed=x"], ["seed=x", "Integer"]),
-        (["seed=-1"], ["seed=-1"]),
-        (["stop_after=never"], ["stop_after", "select"]),
         (["selector=3"], ["selector"]),
-        (["scores=table"], ["scores.path is not set"]),
         (["benchmark.path=none.jsonl"], ["benchmark.path=none.jsonl"]),
         (["a(b=c"], ["cannot read the override", "quotes"]),
         (["out=/proc/nothing/soup", "selector=topk"], ["/proc/nothing"]),
-        (["store.path=/proc/nothing/s"], ["store.path=/proc/nothing/s"]),
+        (["store.path=/proc/nothing/s"], ["/proc/nothing"]),
         (["evaluator.max_new_tokens=12"], ["'red' is constant", "are answers cut off"]),
     ],
     ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
@@ -64,17 +55,6 @@ def test_bad_settings(family: Path, souping: Cli, tmp_path: Path, arguments: lis
     assert not (tmp_path / "outputs" / "fam").exists()
 
 
-def test_a_name_that_is_no_folder_name(family: Path, souping: Cli, tmp_path: Path) -> None:
-    souping(*pool_of(family)[:-1], "name=../elsewhere").refused("name='../elsewhere'")
-    assert not list(tmp_path.parent.glob("elsewhere*"))
-
-
-def test_a_folder_without_tokenizer_is_refused_before_work(family: Path, souping: Cli, broken: Path) -> None:
-    for file in broken.glob("tokenizer*"):
-        file.unlink()
-    souping(*pool(family, broken)).refused("broken", "no tokenizer")
-
-
 def test_an_error_after_work_stands_alone_on_standard_error(family: Path, souping: Cli, tmp_path: Path) -> None:
     done = souping(*pool_of(family), "selector.threshold=0.001", "selector.otherwise=error")
     done.refused("no low-correlation category", "smallest |rho|")
@@ -82,51 +62,78 @@ def test_an_error_after_work_stands_alone_on_standard_error(family: Path, soupin
     assert not (tmp_path / "outputs" / "fam").exists()
 
 
-def test_without_anything(souping: Cli) -> None:
-    souping().refused("pool.candidates is not set", "+experiment=demo")
+def _absent(folder: Path) -> None:
+    shutil.rmtree(folder)
 
 
-def test_several_problems_are_told_at_once_and_never_more_than_four_lines(family: Path, souping: Cli) -> None:
-    wrong = ["selector.sign=x", "selector.ties=y", "evaluator.dtype=z", "optimiser.trials=w", "merge.method=3"]
-    done = souping(*pool_of(family), *wrong)
-    done.refused("selector.sign", "more)")
+def _no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
 
 
-@pytest.fixture
-def broken(family: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(family / "bee", tmp_path / "broken"))
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
 
 
-def pool(family: Path, folder: Path) -> list[str]:
-    arguments = pool_of(family)
-    return [f"pool.candidates=[{family / 'ant'},{folder}]", *arguments[1:], "selector=all"]
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
 
 
-def test_a_missing_folder(family: Path, souping: Cli, tmp_path: Path) -> None:
-    souping(*pool(family, tmp_path / "nowhere")).refused("nowhere")
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
 
 
-def test_a_folder_without_config_or_weights(family: Path, souping: Cli, broken: Path) -> None:
-    (broken / "config.json").rename(broken / "kept")
-    souping(*pool(family, broken)).refused("broken", "config.json")
-    (broken / "kept").rename(broken / "config.json")
-    (broken / "model.safetensors").unlink()
-    souping(*pool(family, broken)).refused("broken", "safetensors")
+def _other_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    (folder / "config.json").write_text(json.dumps(changed))
 
 
-@pytest.mark.parametrize("cut", [4, 200, -10])
-def test_a_truncated_file(family: Path, souping: Cli, broken: Path, cut: int) -> None:
-    file = broken / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:cut])
-    souping(*pool(family, broken)).refused("model.safetensors")
+def _wide(folder: Path) -> None:
+    from tests.support.family import save_model
+
+    save_model(folder, 1, hidden_size=32)
 
 
-def test_another_architecture(family: Path, souping: Cli, broken: Path) -> None:
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(
-        json.dumps({**config, "architectures": ["MistralForCausalLM"], "model_type": "mistral"})
-    )
-    souping(*pool(family, broken)).refused("model_type", "mistral")
+@pytest.mark.parametrize(
+    ("spoil", "needle"),
+    [
+        (_absent, "broken"),
+        (_no_tokenizer, "no tokenizer"),
+        (_no_config, "config.json"),
+        (_no_weights, "safetensors"),
+        (_cut, "model.safetensors"),
+        (_other_architecture, "mistral"),
+        (_wide, "shape"),
+    ],
+)
+def test_a_candidate_that_is_broken(
+    family: Path, souping: Cli, tmp_path: Path, spoil: Callable[[Path], None], needle: str
+) -> None:
+    broken = Path(shutil.copytree(family / "bee", tmp_path / "broken"))
+    spoil(broken)
+    souping(f"pool.candidates=[{family / 'ant'},{broken}]", *pool_of(family)[1:], "selector=all").refused(needle)
+
+
+def test_one_candidate_and_twins(family: Path, souping: Cli, tmp_path: Path) -> None:
+    rest, ant = pool_of(family)[1:], family / "ant"
+    same = shutil.copytree(family / "bee", tmp_path / "x" / "ant")
+    pools = {str(ant): "at least two", "": "at least two", f"{ant},{ant}": "same folder"}
+    pools |= {f"{ant},{same}": "share the name", "{nme: a}": "pool.candidates"}
+    for candidates, needle in pools.items():
+        souping(f"pool.candidates=[{candidates}]", *rest).refused(needle)
+
+
+def test_a_table_that_cannot_be_selected_by(family: Path, souping: Cli, tmp_path: Path) -> None:
+    board = tmp_path / "board.csv"
+    table = ["scores=table", "scores.path=board.csv", "stop_after=select"]
+    board.write_text("model,red,green\nant,1,2\nbee,2,2\ncat,3,2\ndog,4,2\n")
+    souping(*pool_of(family), *table).refused("'green' is constant")
+    board.write_text("model,red,green\nant,1,2\nbee,2\ncat,3,2\ndog,4,2\n")
+    souping(*pool_of(family), *table).refused("board.csv:3")
+    board.write_text("model,red,green\nant,1,2\nbee,2,4\ncat,3,6.1\ndog,4,8\n")
+    assert "selected as by selector=greedy" in souping(*pool_of(family), *table).out
 
 
 @pytest.mark.parametrize(
@@ -173,38 +180,6 @@ def test_chat_templates_that_fail(family: Path, souping: Cli, tmp_path: Path, te
     souping(*arguments, "selector=all").refused("the chat template refuses its messages")
 
 
-def test_other_shapes(family: Path, souping: Cli, tmp_path: Path) -> None:
-    from tests.support.family import save_model
-
-    save_model(tmp_path / "wide", 1, hidden_size=32)
-    souping(*pool(family, tmp_path / "wide")).refused("shape")
-
-
-def test_one_candidate_and_twins(family: Path, souping: Cli, broken: Path) -> None:
-    rest = pool_of(family)[1:]
-    souping(f"pool.candidates=[{family / 'ant'}]", *rest).refused("at least two")
-    souping("pool.candidates=[]", *rest).refused("at least two")
-    souping(f"pool.candidates=[{family / 'ant'},{family / 'ant'}]", *rest).refused("ant", "twice")
-    same = broken.parent / "x" / "ant"
-    shutil.copytree(broken, same)
-    souping(f"pool.candidates=[{family / 'ant'},{same}]", *rest).refused("share the name")
-    souping("pool.candidates=[{nme: a}]", *rest).refused("pool.candidates")
-
-
-def test_selection_that_cannot_be_made(family: Path, souping: Cli, tmp_path: Path) -> None:
-    board = tmp_path / "board.csv"
-    table = ["scores=table", "scores.path=board.csv", "stop_after=select"]
-    board.write_text("model,red,green\nant,1,2\nbee,2,4\ncat,3,6.1\ndog,4,8\n")
-    souping(*pool_of(family), *table, "selector.otherwise=error").refused(
-        "no low-correlation category", "smallest |rho|"
-    )
-    assert "selected as by selector=greedy" in souping(*pool_of(family), *table).out
-    board.write_text("model,red,green\nant,1,2\nbee,2,2\ncat,3,2\ndog,4,2\n")
-    souping(*pool_of(family), *table).refused("'green' is constant")
-    board.write_text("model,red,green\nant,1,2\nbee,2\ncat,3,2\ndog,4,2\n")
-    souping(*pool_of(family), *table).refused("board.csv:3")
-
-
 def test_a_target_that_is_in_use_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
@@ -212,17 +187,8 @@ def test_a_target_that_is_in_use_is_refused_before_work(family: Path, souping: C
 
 
 def test_debug_shows_the_traceback(family: Path, souping: Cli) -> None:
-    from souping.core.types import UserError
-
     with pytest.raises(UserError, match=r"selector\.threshold"):
         souping(*pool_of(family), "selector.threshold=0", "debug=true")
-
-
-def test_a_failing_job_of_a_sweep_does_not_stop_the_others(family: Path, souping: Cli, tmp_path: Path) -> None:
-    done = souping("-m", *pool_of(family), "selector=topk", "selector.k=0,2", "optimiser=uniform", "stop_after=search")
-    assert done.code == 2
-    assert "job 0: selector.k=0" in done.err
-    assert len(list((tmp_path / "outputs/fam").glob("**/trials.csv"))) == 1
 
 
 @pytest.mark.parametrize(("sizes", "ran"), [("0,2,-1", 1), ("0,9", 0)])
@@ -285,3 +251,31 @@ def test_a_mistyped_folder_that_could_be_a_hub_name_has_a_near_miss(family: Path
     words = ["+experiment=merge", f"pool.candidates=[runs/modle-a,{family / 'bee'}]", "optimiser.weights=[0.5,0.5]"]
     souping(*words).refused("did you mean runs/model-a?")
     souping(*words[:1], words[1].replace("runs/modle-a", "./runs/modle-a"), *words[2:]).refused("mean runs/model-a?")
+
+
+@pytest.mark.parametrize(
+    ("number", "needle"),
+    [(errno.ENOENT, "No such file"), (errno.ENOSPC, "make room"), (errno.EMFILE, "ulimit"), (errno.EACCES, "denied")],
+)
+def test_an_error_of_the_file_system_names_the_file_and_what_to_do(number: int, needle: str, tmp_path: Path) -> None:
+    words, code = format_error(OSError(number, os.strerror(number), str(tmp_path / "file")))
+    assert code == 2
+    assert words.startswith(f"{tmp_path}/file: ")
+    assert needle in words
+
+
+def test_errors_by_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert format_error(UserError("optimiser.step=2 is too much")) == ("optimiser.step=2 is too much", 2)
+    assert format_error(MemoryError("no"))[1] == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "CHECKED", {"benchmark": {"path": "none.jsonl"}})
+    with pytest.raises(OSError, match=r"none\.jsonl") as caught:
+        (tmp_path / "none.jsonl").read_text()
+    words, code = format_error(caught.value)
+    assert (words.partition("=")[0], code) == ("benchmark.path", 2)
+    with pytest.raises(ZeroDivisionError) as fault:
+        raise ZeroDivisionError("mine")
+    words, code = format_error(fault.value, tmp_path)
+    assert (tmp_path / "traceback.txt").read_text().endswith("ZeroDivisionError: mine\n")
+    assert code == 2  # the line that raised is in this file, which is a user's to souping
+    assert Path(__file__).name in words

@@ -119,10 +119,6 @@ class TestSwappedChoices:
             "Mean"
         )
 
-    def test_values_that_the_new_choice_brings_win(self) -> None:
-        candidates = swapped("mgsm", "pool=pantry")["pool"]["candidates"]
-        assert candidates == composed("bfcl")["pool"]["candidates"]
-
     def test_what_the_user_types_is_refused_with_its_near_miss(self, souping: Cli) -> None:
         souping("+experiment=mgsm", "selector=topk", "selector.sign=signed").refused("selector.sign")
         souping("+experiment=mgsm", "selector=topk", "selector.dorp=[x]").refused("selector.dorp", "drop")
@@ -135,14 +131,6 @@ class TestSwappedChoices:
         souping(*words).refused("selector.kk")
         souping(*words, "selector=topk").refused("selector.kk")
 
-    def test_an_experiment_on_top_of_another_expects_its_choices(self, souping: Cli, tmp_path: Path) -> None:
-        (tmp_path / "own" / "experiment").mkdir(parents=True)
-        own = "# @package _global_\ndefaults:\n  - mgsm\n  - _self_\noptimiser: {minimum: 0.2}\n"
-        (tmp_path / "own" / "experiment" / "mine.yaml").write_text(own)
-        words = ("--config-dir", str(tmp_path / "own"), "+experiment=mine", "--cfg", "job", "--package", "optimiser")
-        assert "minimum: 0.2" in souping(*words).out
-        assert "minimum" not in souping(*words, "optimiser=nevergrad").out
-
 
 class TestSelection:
     @pytest.mark.parametrize("name", CHOSEN)
@@ -150,11 +138,6 @@ class TestSelection:
         done = souping(f"+experiment={name}", "stop_after=select")
         assert done.code == 0, done.err
         assert selected(tmp_path) == CHOSEN[name]
-
-    def test_the_rule_as_written_finds_one_expert_for_mgsm(self, souping: Cli, tmp_path: Path) -> None:
-        done = souping("+experiment=mgsm", "selector.sign=absolute", "selector.ties=overall", "stop_after=select")
-        assert done.code == 0, done.err
-        assert selected(tmp_path) == ["MetaMathOctopus-MAPO-DPO-7B"]
 
     def test_flores_selects_without_the_corrupt_column(self, souping: Cli, tmp_path: Path) -> None:
         whole, clean = (read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection"))

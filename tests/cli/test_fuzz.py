@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from souping.cli import config as cli_config
-from souping.cli.errors import EXPECTED, tell
+from souping.cli.errors import EXPECTED, format_error
 from souping.cli.job import _settings, settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
@@ -114,7 +114,7 @@ def outcome(plain: Mapping[str, Any], where: Path) -> str:
 def words_of(refused: Exception) -> str:
     """What is told of a refusal: a few lines that command no terminal, of no library's own exception."""
     assert refused.__cause__ is None or isinstance(refused.__cause__, EXPECTED), refused.__cause__
-    words, code = tell(refused)
+    words, code = format_error(refused)
     assert (code, words) == (2, safe(words))
     assert 1 <= len(words.splitlines()) <= 4, words
     return words

@@ -51,7 +51,7 @@ def own(family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_type_error_names_the_part_its_file_and_line(own: Cli, tmp_path: Path) -> None:
     said = str(own("return 1 + 'a'"))
     assert f"mine_search.Mine ({tmp_path}/mine_search.py:6), line 12: TypeError: unsupported operand" in said
-    assert "this part is not souping's" in said
+    assert "this component is not part of souping" in said
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,6 @@ def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, 
     assert re.search(r"mine_parts\.\w+ \(\S*mine_parts\.py:\d+\)", done.err), done.err
 
 
-def test_a_plan_looks_at_what_a_selector_gives(family: Path, souping: Cli, tmp_path: Path, mine: None) -> None:
-    (tmp_path / "table.csv").write_text("model,a,b,c\nant,60,60,60\nbee,50,70,60\ncat,40,50,80\ndog,30,50,70\n")
-    table = ["scores=table", f"scores.path={tmp_path}/table.csv", "plan=true"]
-    done = souping(*pool_of(family), *table, *swapped("selector", "Picks", "+selector.names=[nobody,ant]"))
-    assert "chose 'nobody', which is no candidate: ant" in done.out + done.err
-    assert "Traceback" not in done.err
-
-
 def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None) -> None:
     done = souping(
         *pool_of(family), "selector=all", "optimiser=uniform", "stop_after=search", *swapped("tracker", "Falls")
@@ -168,10 +160,3 @@ def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None
         r"warning: tracker mine_parts.Falls \(.*\): ValueError: no room; the run goes on without it", done.err
     )
     assert "never asked" not in done.err
-
-
-@pytest.mark.parametrize(
-    ("word", "said"), [("selector=nope", "selector=nope: there"), ("analysis=[wins,nope]", "analysis=nope: there")]
-)
-def test_an_unknown_choice_is_told_as_it_was_typed(souping: Cli, word: str, said: str) -> None:
-    souping(word).refused(f"{said} is no such choice")

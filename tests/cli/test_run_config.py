@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,10 @@ from souping.cli.config import compose
 from souping.cli.run_config import code_in, read_config, refuse_code
 from souping.core.types import UserError
 from souping.report.files import read_report, read_trials
-from souping.report.samples import read_samples
+from souping.report.terminal import read_samples
 from tests.conftest import Cli, pool_of
 
-SOCE = "souping.selection.selectors.SoCE"
+SOCE = "souping.selection.SoCE"
 CODE: dict[str, tuple[dict[str, Any], str]] = {
     "class": ({"selector": {"_target_": "evil.Evil"}}, "selector._target_"),
     "function of ours": ({"selector": {"_target_": "souping.core.files.put", "path": "x"}}, "selector._target_"),
@@ -97,40 +100,21 @@ def test_a_damaged_configuration_is_told_with_its_file(content: bytes, tmp_path:
 
 
 TRIALS = "number,recipe_id,objective,weight:a,score:c,items\n1,f,0.5,1.0,0.5,3\n"
+DEEP = "[" * 100_000
+DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "trials.csv": (read_trials, [TRIALS.replace(",", ";"), TRIALS.replace("0.5,3", "0.5,3,1"), TRIALS + '"x', ""]),
+    "report.json": (read_report, [DEEP, "[]", '{"a": ', ""]),
+    "samples.jsonl.gz": (lambda path: list(read_samples(path)), [DEEP, "x"]),
+}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        TRIALS.replace(",", ";"),
-        TRIALS.replace("0.5,3", "0.5,3,1"),
-        TRIALS[:-10] + "\n",
-        TRIALS + '"x',
-        TRIALS + "\0",
-        TRIALS.replace("1.0", "1,0"),
-        "",
-    ],
-)
-def test_a_damaged_table_of_trials_is_told_with_its_file(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "trials.csv"
-    path.write_text(TRIALS)
-    assert read_trials(path)[0]["weights"] == {"a": 1.0}
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"trials\.csv"):
-        read_trials(path)
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"a": ', '{"a": NaN', ""])
-def test_a_damaged_report_is_told_with_its_file(text: str, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(text)
-    with pytest.raises(UserError, match=r"report\.json"):
-        read_report(tmp_path / "report.json")
-
-
-def test_samples_that_are_nested_deeply_are_told_with_their_file(tmp_path: Path) -> None:
-    import gzip
-
-    with gzip.open(tmp_path / "samples.jsonl.gz", "wt") as file:
-        file.write("[" * 100_000)
-    with pytest.raises(UserError, match=r"samples\.jsonl\.gz"):
-        list(read_samples(tmp_path / "samples.jsonl.gz"))
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_is_told_with_its_name(name: str, tmp_path: Path) -> None:
+    path, (read, contents) = tmp_path / name, DAMAGED[name]
+    for content in contents:
+        data = content.encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        with pytest.raises(UserError, match=re.escape(name)):
+            read(path)
+    (tmp_path / "trials.csv").write_text(TRIALS)
+    assert read_trials(tmp_path / "trials.csv")[0]["weights"] == {"a": 1.0}

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from souping.core.text import _requirement, fitted, install, read_json, safe
+from souping.core import text
+from souping.core.text import fitted, install, read_json, safe
 from souping.core.types import Missing, UserError
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize(
-    ("source", "wanted"),
-    [
-        ({}, "souping[vllm]"),
-        ({"url": "file:///home/me/sou%20ping", "dir_info": {}}, "/home/me/sou ping[vllm]"),
-        ({"url": "file:///tmp/s.whl", "archive_info": {}}, "souping[vllm] @ file:///tmp/s.whl"),
-        (
-            {"url": "https://host/souping", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
-            "souping[vllm] @ git+https://host/souping@abc",
-        ),
-    ],
-)
-def test_an_extra_is_had_from_where_the_package_came(source: dict[str, Any], wanted: str) -> None:
-    from packaging.requirements import Requirement
-
-    assert _requirement(source, "vllm") == wanted
-    if "@" in wanted:
-        assert Requirement(wanted).extras == {"vllm"}
-
-
-def test_a_checkout_is_installed_again_and_the_command_is_found_in_an_error() -> None:
+def test_the_command_that_installs_an_extra_is_found_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert install("vllm") == f'pip install -e "{ROOT}[vllm]"'
-    told = Missing.from_error(UserError(f"engine=vllm needs vLLM: {install('vllm')} (vllm>=1)"))
-    assert (told.what, told.mends) == ("engine=vllm needs vLLM", install("vllm"))
+    packages = ["numpy>=2", 'lm_eval<0.5,>=0.4; extra == "lm-eval"', 'datasets>=3; extra == "lm-eval"']
+    monkeypatch.setattr(text, "requires", lambda name: packages)
+    monkeypatch.setattr(text, "__file__", "/site-packages/souping/core/text.py")
+    command = install.__wrapped__("lm-eval")
+    assert command == 'pip install "lm_eval<0.5,>=0.4" "datasets>=3"'
+    for one in (command, install("vllm")):
+        missing = Missing.from_error(UserError(f"engine=vllm needs vLLM: {one} (vllm>=1)"))
+        assert (missing.what, missing.mends) == ("engine=vllm needs vLLM", one)
 
 
 def test_what_commands_a_terminal_is_written_out() -> None:
@@ -42,20 +27,20 @@ def test_what_commands_a_terminal_is_written_out() -> None:
 
 
 def test_lines_end_between_words_and_keep_their_inset() -> None:
-    assert fitted("short", 80) == "short"
-    assert fitted("  a line of words", 9) == "  a line\n    of\n    words"
-    assert fitted("cannot-be-cut-anywhere", 5) == "cannot-be-cut-anywhere"
+    assert fitted("short", 80, "") == "short"
+    assert fitted("  a line of words", 9, "") == "  a line\n    of\n    words"
+    assert fitted("cannot-be-cut-anywhere", 5, "") == "cannot-be-cut-anywhere"
     assert fitted("python -m souping out=x", 12, " \\").split() == ["python", "-m", "\\", "souping", "\\", "out=x"]
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     ["[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, "[" * 100_000, "[1e400]", f"[{'1' * 400}]", "[1", ""],
-    ids=lambda text: text[:8],
+    ids=lambda content: content[:8],
 )
-def test_json_that_no_code_can_bear(text: str) -> None:
+def test_json_that_no_code_can_bear(content: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        read_json(text)
+        read_json(content)
 
 
 def test_json_that_can_be_read() -> None:

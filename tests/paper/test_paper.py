@@ -23,7 +23,7 @@ from souping.paper.findings import Finding, Verdict, findings, gains, on_grid
 from souping.paper.published import TABLES, PaperTable, leaderboard
 from souping.paper.readings import CLUSTERS, STATED, Reading, selections, spans
 from souping.report.registry import displays
-from souping.selection.selectors import SoCECluster
+from souping.selection import SoCECluster
 from tests.conftest import PAPER, ROOT, Cli, pool_of
 
 BIG, SMALL, MGSM, FLORES = TABLES

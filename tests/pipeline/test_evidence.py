@@ -14,9 +14,8 @@ from souping.analysis.significance import compare
 from souping.core.objectives import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.pipeline.evidence import Contender, Pair, best_mixture, by_category, gather, lost_answers
-from souping.report.outcomes import sentences
 from souping.report.render import markdown
-from souping.report.sections import losses
+from souping.report.sections import endings, losses
 from souping.report.tables import widened
 from souping.report.terminal import report_table
 from souping.search.loop import SearchResult
@@ -104,7 +103,7 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     assert (own["items"], own["truncated"], own["unanswered"]) == (600, pytest.approx(0.15), pytest.approx(0.1))
     assert own["categories"]["w"] == {"items": 150, "truncated": pytest.approx(0.15), "unanswered": pytest.approx(0.1)}
     assert own["reasons"] == {"too_long": 60}
-    assert f"{whose} 25.0 %" in sentences(found)[0]
+    assert f"{whose} 25.0 %" in endings(found)[0]
     text = markdown(found, [])
     assert f"| {whose} | too_long | 60 |" in text
     assert f"| {whose} | w | 15.0 | 10.0 | 150 |" in text

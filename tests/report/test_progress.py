@@ -1,88 +1,84 @@
-"""Progress: plain lines without a terminal, one live display on one."""
+"""Progress: plain lines without a terminal, one live display on one; and run.log, which has the lines with times."""
 
 from __future__ import annotations
 
 import io
+import logging
+import re
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from souping.report.progress import Progress
+from souping import __version__
+from souping.report import progress as module
+from souping.report.progress import Progress, Throughput, logged, say
+from tests.conftest import Cli, pool_of
+
+QUICK = ["selector=all", "optimiser=uniform", "hydra.run.dir=run"]
 
 
-def plain() -> Console:
-    return Console(file=io.StringIO(), width=60, highlight=False)
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, force_interactive=True)
+    monkeypatch.setattr(module, "side_console", lambda: console)
+    return console
 
 
-def text_of(console: Console) -> str:
-    return console.file.getvalue()  # type: ignore[attr-defined]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("souping.report.progress.time.monotonic", lambda: now[0])
+    return now
 
 
-def run(progress: Progress) -> None:
-    with progress:
+def test_a_stage_has_a_line_for_each_tenth_and_one_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
         progress.stage("score", items=40)
         for _ in range(4):
             progress.advance(10, reused=5)
         progress.stage("search", items=1000, trials=100)
         for number in range(1, 101):
             progress.advance(10)
-            progress.trial(number, 0.5 + number / 1000, 0.5 + number / 1000)
+            progress.trial(number, 0.5, 0.5 + number / 1000)
+        progress.say("chosen \x1b[2J")
         progress.stage("write")
-
-
-def test_plain_lines_have_no_control_characters_and_are_about_a_dozen_a_stage() -> None:
-    console = plain()
-    run(Progress(console=console))
-    lines = text_of(console).splitlines()
-    assert not [c for c in text_of(console) if ord(c) < 32 and c != "\n"]
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert not [c for c in out if ord(c) < 32 and c != "\n"]
     assert lines[0] == "score: 40 items"
     assert 10 <= sum(line.startswith("search") for line in lines) <= 13
-    assert any(line.startswith("search, 1,000 of 1,000 items, 100 of 100 trials, best 60.00 %") for line in lines)
-    assert lines[-1] == "write"
+    assert lines[-3].startswith("search, 1,000 of 1,000 items, 100 of 100 trials, best 60.00 %")
+    assert lines[-2:] == ["chosen \\x1b[2J", "write"]
 
 
-def test_trials_count_where_the_items_are_unknown() -> None:
-    console = plain()
-    with Progress(total_trials=20, console=console) as progress:
-        progress.stage("search")
+@pytest.mark.parametrize("trials", [None, 20])
+def test_trials_count_where_the_items_are_unknown(trials: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress.stage("search", trials=trials)
         for number in range(1, 21):
             progress.advance(3)
             progress.trial(number, 0.5, 0.5)
-    lines = text_of(console).splitlines()
-    assert 9 <= len(lines) <= 13
-    assert lines[-1].startswith("search, 60 items, 20 of 20 trials, best 50.00 %")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (2 if trials is None else 11)
+    assert re.match(r"search, 60 items, 20 (of 20 )?trials, best 50.00 %", lines[-1])
 
 
-def test_time_left_and_speed_come_from_what_was_really_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, *[10.0] * 50])
-    monkeypatch.setattr("souping.report.progress.time.monotonic", lambda: next(clock))
-    console = plain()
-    with Progress(console=console) as progress:
+def test_speed_and_time_left_come_from_what_was_evaluated(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress() as progress:
         progress.stage("score", items=1000)
+        clock[0] = 10.0
         progress.advance(500, reused=300)
-    assert "score, 500 of 1,000 items, 20 items/s, 25.0 s left" in text_of(console)
-
-
-def test_a_stage_that_is_ended_by_hand_has_one_last_line() -> None:
-    console = plain()
-    with Progress(console=console) as progress:
         progress.stage("search")
-        progress.advance(3)
-        progress.end_stage()
-        progress.say("chosen")
-        progress.stage("report")
-    assert text_of(console).splitlines() == ["search", "search, 3 items", "chosen", "report"]
-
-
-def test_a_stage_without_an_end_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("souping.report.progress.time.monotonic", lambda: clock[0])
-    console = plain()
-    with Progress(console=console) as progress:
-        progress.stage("search")
-        for clock[0] in (1.0, 19.0, 21.0, 40.0, 42.0):
+        for clock[0] in (11.0, 29.0, 31.0, 49.0, 52.0):
             progress.advance(4)
-    assert text_of(console).splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
+        "score: 1,000 items",
+        "score, 500 of 1,000 items, 20 items/s, 25.0 s left",
+        "score, 500 of 1,000 items, 20 items/s, 25.0 s left",
         "search",
         "search, 12 items, 0.57 items/s",
         "search, 20 items, 0.48 items/s",
@@ -90,23 +86,68 @@ def test_a_stage_without_an_end_says_a_line_now_and_then(monkeypatch: pytest.Mon
     ]
 
 
-def test_a_terminal_gets_one_live_display() -> None:
-    console = Console(file=io.StringIO(), width=120, force_terminal=True, force_interactive=True)
-    with Progress(console=console) as progress:
+def test_a_transfer_says_now_and_then_how_far_it_is(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Throughput("nothing"):
+        pass
+    with Throughput("soup") as report:
+        for clock[0] in (1.0, 21.0, 25.0):
+            report(int(clock[0] * 1e9), int(25e9))
+    assert capsys.readouterr().out.splitlines() == [
+        "soup: 21.00 of 25.00 GB in 21.0 s, 1.00 GB/s",
+        "soup: 25.00 GB in 25.0 s, 1.00 GB/s",
+    ]
+
+
+def test_a_terminal_gets_one_live_display(terminal: Console, capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(KeyError), Progress() as progress:
         progress.stage("search [bold]", items=10, trials=2)
         progress.advance(5)
         progress.trial(1, 0.5, 0.5)
-    text = text_of(console)
-    assert "search [bold]" in text
-    assert "5/10" in text
-    assert "1 of 2 trials" in text
-    assert "best 50.00 %" in text
-
-
-def test_an_error_passes_through_and_ends_the_display() -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, force_interactive=True)
-    progress = Progress(console=console)
-    with pytest.raises(KeyError, match="x"), progress:
         raise KeyError("x")
-    assert progress._bar is not None
-    assert not progress._bar.live.is_started
+    with Progress() as progress, progress.aside(), Throughput("soup") as report:
+        report(5, 10)
+    text = terminal.file.getvalue()  # type: ignore[attr-defined]
+    for needle in ("search [bold]", "5/10", "1 of 2 trials", "best 50.00 %", "soup"):
+        assert needle in text
+    assert text.endswith("\x1b[?25h") or text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # the cursor is back
+
+
+def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, terminal: Console) -> None:
+    with suppress(KeyError), logged(tmp_path, "a command", "seed=3"), Progress() as progress:
+        progress.stage("score", items=2)
+        say("a line \x1b[31m")
+        logging.getLogger("souping.merge").warning("of %s", "NaN")
+        raise KeyError("x")
+    say("too late")
+    lines = [line[9:] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert {"command    a command", "overrides  seed=3"} <= set(lines)
+    assert lines[-5:-1] == ["score: 2 items", "a line \\x1b[31m", "of NaN", "ended by KeyError: 'x'"]
+
+
+def test_a_run_can_be_retraced(finished: Path) -> None:
+    log, terminal = (finished / "run/run.log").read_text(), (finished / "terminal.txt").read_text()
+    for needle in (f"souping {__version__}", "python -m souping", "seed=3", "numpy ", "host ", "date ", "torch "):
+        assert needle in log, needle
+    lines = [line[9:] for line in log.splitlines()]
+    assert [line for line in terminal.splitlines() if line.startswith("search") and line not in lines] == []
+    page = (finished / "run/report.html").read_text()
+    footer = page[page.index("<footer>") :]
+    assert f"souping {__version__}" in footer
+    assert "seed=3" in footer
+    assert re.search(r"\d{4}-\d\d-\d\d", footer)
+    assert __version__ not in (finished / "run/report.json").read_text()
+    assert terminal.rstrip().splitlines()[-1].strip() == "open run/report.html"
+
+
+def test_a_search_says_how_to_finish_and_a_refused_run_leaves_no_log(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    assert souping("pool.candidates=[a,b]", "benchmark.path=none.jsonl", "hydra.run.dir=run").code == 2
+    assert not (tmp_path / "run").exists()
+    done = souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "stop_after=search", "seed=3")
+    assert done.code == 0, done.err
+    last = done.out.rstrip().splitlines()[-1]
+    assert last.strip().startswith("finish")
+    assert "seed=3" in last
+    assert "stop_after" not in last
+    assert "hydra.run.dir" not in last

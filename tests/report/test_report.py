@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from souping.analysis.surface import draw as surface
 from souping.core.simplex import grid
 from souping.core.text import ANALYSE
-from souping.report.files import as_json, draw, put, write_report, write_selection, write_trials
+from souping.report.drawing import Drawing
+from souping.report.files import as_json, draw, put, write_report, write_trials
 from souping.report.format import percent, seconds, short
 from souping.report.plots import landscape
 from souping.report.registry import Display, displays
@@ -38,73 +40,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return run_dir, report, trials, write_report(report, trials, run_dir)
 
 
-def test_people_read_one_minus_sign(written: Any) -> None:
-    run_dir, report, _, _ = written
-    html = re.sub(
-        r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", (run_dir / "report.html").read_text(), flags=re.DOTALL
-    )
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(report_table(report))
-    for text in ((run_dir / "report.md").read_text(), html, console.export_text()):
-        assert "\N{MINUS SIGN}" in text
-        assert re.findall(r"[ (]-\d[^ ]*", text) == []
-
-
 def test_the_files_are_those_that_are_named(written: Any) -> None:
     run_dir, _, _, paths = written
     names = [str(path.relative_to(run_dir)) for path in paths]
     plots = [f"plots/{name}.png" for name in ("forest", "categories", "heatmap", "landscape")]
     assert names == ["report.json", "report.md", "report.html", *plots]
     assert sorted(p for p in run_dir.rglob("*") if p.is_file()) == sorted(paths)
-
-
-def test_json_is_the_report_with_sorted_keys(written: Any) -> None:
-    run_dir, report, _, _ = written
-    text = (run_dir / "report.json").read_text()
-    assert json.loads(text) == json.loads(json.dumps(report))
-    assert list(json.loads(text)) == sorted(report)
-
-
-def test_json_has_null_for_what_is_not_a_number() -> None:
-    value = {"a": math.nan, "b": np.array([1.0, math.inf]), "c": np.float64(0.1), "d": (Path("x"), True, 3)}
-    assert json.loads(as_json(value)) == {"a": None, "b": [1.0, None], "c": 0.1, "d": ["x", True, 3]}
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_floats_come_back_as_they_were(value: float) -> None:
-    assert json.loads(as_json([value])) == [value]
-
-
-def test_the_page_needs_no_other_file(written: Any) -> None:
-    html = (written[0] / "report.html").read_text()
-    parsed = outline(html)
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
-    assert "script" not in parsed.tags
-    assert "link" not in parsed.tags
-    assert "@import" not in html
-    assert not re.search(r"url\((?!#)", html)
-    assert len(parsed.ids) == len(set(parsed.ids))
-    assert parsed.tags.count("svg") == 4
-    assert html.count('role="img" aria-label="') == 4
-
-
-def test_every_reference_inside_a_picture_is_defined(written: Any) -> None:
-    html = (written[0] / "report.html").read_text()
-    defined = set(re.findall(r'\bid="([^"]+)"', html))
-    used = set(re.findall(r"url\(#([^)]+)\)", html)) | set(re.findall(r'href="#([^"]+)"', html))
-    assert used
-    assert used <= defined
-
-
-def test_page_and_markdown_open_with_verdict_and_what_the_benchmark_is_not(written: Any) -> None:
-    run_dir, report, _, _ = written
-    text = (run_dir / "report.md").read_text()
-    assert text.startswith(f"# {report['verdict']['sentence']}\n")
-    html = (run_dir / "report.html").read_text()
-    assert f"<h1>{report['verdict']['sentence']}</h1>" in html
-    for shown in (text, html):
-        assert shown.index("pantry, BFCL-shaped, not BFCL") < shown.index("Is the soup better?")
-        assert report["warnings"][0] in shown
 
 
 def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
@@ -115,16 +56,6 @@ def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
             assert f"{100 * score['mean']:.1f}" in text
     for pair in report["comparisons"]:
         assert f"| {100 * pair['difference']:+.1f} |".replace("-", "\N{MINUS SIGN}") in text
-
-
-def test_hovering_a_cell_tells_its_interval(written: Any) -> None:
-    run_dir, report, _, _ = written
-    html = (run_dir / "report.html").read_text()
-    found = report["selection"]["correlation"]
-    value = f"{found['matrix'][0][1]:.2f}".replace("-", "\N{MINUS SIGN}")
-    assert f"<title>simple_python and simple_java: rho {value}, " in html
-    assert len(re.findall(r'<g id="heatmap-cell[\d-]+"><title>', html)) == 64
-    assert len(re.findall(r'<g id="landscape-trial\d+"><title>', html)) == 40
 
 
 def test_two_reports_of_the_same_run_are_the_same_bytes(written: Any, tmp_path: Path) -> None:
@@ -146,22 +77,6 @@ def test_a_command_on_the_run_names_its_place_on_the_pages_alone(tmp_path: Path)
     assert f"run='{place}' " in html.unescape((place / "report.html").read_text())
 
 
-@pytest.mark.parametrize(
-    ("k", "pictures"),
-    [
-        (1, ["heatmap"]),
-        (2, ["forest", "categories", "heatmap", "landscape"]),
-        (5, ["forest", "categories", "heatmap", "landscape"]),
-    ],
-)
-def test_every_size_of_soup_renders(k: int, pictures: list[str]) -> None:
-    report, trials = sample(k=k, models=8, columns=3)
-    drawings = draw(report, trials)
-    assert [drawing.name for drawing in drawings] == pictures
-    outline(page(report, trials, drawings))
-    assert markdown(report, trials).count("## ") >= 6
-
-
 @pytest.mark.parametrize("stop", ["", "select"])
 @pytest.mark.parametrize("within", ["landscape", "landscpe"])
 def test_an_analysis_that_leads_a_section_is_on_the_page_once(
@@ -176,37 +91,6 @@ def test_an_analysis_that_leads_a_section_is_on_the_page_once(
     led = [section.title for section in sections(report, trials) if "Words of mine." in section.lines]
     assert len(led) == 1
     assert (led == ["Of mine"]) == (bool(stop) or within != "landscape")
-
-
-@pytest.mark.parametrize(("stop", "headline"), [("select", "ended before the search"), ("search", "was not opened")])
-def test_a_run_that_ends_early_says_so(stop: str, headline: str) -> None:
-    report, trials = sample(stop=stop, columns=3)
-    html = page(report, trials, draw(report, trials))
-    outline(html)
-    assert headline in html
-    assert "Is the soup better?" not in html
-
-
-def test_a_published_selection_without_correlations_renders() -> None:
-    report, trials = sample(columns=3)
-    report["selection"] |= {
-        "published": True,
-        "correlation": None,
-        "experts": {},
-        "low_correlation": [],
-        "threshold": None,
-    }
-    report["stability"] = {}
-    report["folds"] = {"search": 168, "report": 416}
-    text = markdown(report, trials)
-    assert "published scores" in text
-    assert "Stability" not in text
-    assert [drawing.name for drawing in draw(report, trials)] == ["forest", "categories", "landscape"]
-
-
-@pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
-def test_an_empty_report_still_makes_files(empty: dict[str, Any], tmp_path: Path) -> None:
-    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "report.md", "report.html"]
 
 
 def test_missing_numbers_are_dashes_not_crashes() -> None:
@@ -243,13 +127,6 @@ def test_trials_csv_has_a_line_a_trial_that_reads_back(tmp_path: Path) -> None:
         assert (int(row["items"]), int(row["reused"])) == (trial["items"], trial["reused"])
 
 
-def test_selection_json_always_has_its_keys(tmp_path: Path) -> None:
-    path = write_selection({"ingredients": ["a"], "selector": "all"}, tmp_path / "selection.json")
-    found = json.loads(path.read_text())
-    assert set(found) >= {"ingredients", "experts", "low_correlation", "metric", "threshold", "correlation", "selector"}
-    assert found["correlation"] == {"categories": [], "matrix": []}
-
-
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
@@ -260,32 +137,6 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "report.json"]
 
 
-def shown(report: dict[str, Any], width: int = 100) -> str:
-    import io
-
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=width)
-    console.print(report_table(report))
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_the_end_table_has_every_row_and_the_verdict() -> None:
-    report, _ = sample(columns=2)
-    text = shown(report)
-    for row in report["rows"]:
-        assert f"{100 * row['objective']['mean']:.1f} [" in text
-    assert report["verdict"]["sentence"].split(",")[0] in text
-    assert "best single" in text
-    assert max(map(len, shown(report, 80).splitlines())) <= 80
-
-
-def test_the_end_table_of_an_early_end_shows_the_selection() -> None:
-    text = shown(sample(stop="search", columns=4)[0])
-    assert "expert of" in text
-    assert "[bold]x" in shown({"selection": {"ingredients": ["[bold]x"]}})
-
-
 def test_a_search_says_why_it_ended_in_whole_sentences() -> None:
     assert ended({"stopped": "x"}) == "the search ended: x"
     assert ended({}) == ""
@@ -294,49 +145,110 @@ def test_a_search_says_why_it_ended_in_whole_sentences() -> None:
     assert searched({"stopped": "x"}) == ["It ended: x."]
 
 
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_the_landscape_rings_the_chosen_soup(k: int) -> None:
-    report, trials = sample(k=k)
-    worst = min(trials, key=lambda trial: trial["objective"])
-    own = {**report, "recipe": {**report["recipe"], "id": worst["recipe_id"]}}
-    rings = [_ring_of(told, trials) for told in (report, own)]
-    assert rings[0] != rings[1]
-
-
-def _ring_of(report: dict[str, Any], trials: list[dict[str, Any]]) -> tuple[float, float]:
-    drawing = landscape(report, trials)
-    assert drawing is not None
-    (ring,) = [line for axes in drawing.figure.axes for line in axes.lines if line.get_fillstyle() == "none"]
-    return float(ring.get_xdata()[0]), float(ring.get_ydata()[0])
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_the_surface_rings_the_chosen_soup(k: int) -> None:
-    from souping.analysis.surface import draw as surface
-
-    points = [*grid(k, 0.1, 0.1, 0.9)][:30]
-    band = {
-        key: [0.01 * n + shift for n in range(len(points))]
-        for key, shift in (("difference", 0), ("low", -1), ("high", 1))
-    }
-    drawing = surface({"ingredients": list("abcd"[:k]), "weights": points, "objective": band, "chosen": points[2]})
-    assert drawing is not None
-    rings = [line for line in drawing.figure.axes[0].lines if line.get_fillstyle() == "none"]
-    assert len(rings) == 1
+def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
+    run_dir, report, _, _ = written
+    page_text, text = (run_dir / "report.html").read_text(), (run_dir / "report.md").read_text()
+    parsed = outline(page_text)
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
+    assert not {"script", "link"} & set(parsed.tags)
+    assert not re.search(r"@import|url\((?!#)", page_text)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", page_text)) | set(re.findall(r'href="#([^"]+)"', page_text))
+    assert used <= set(parsed.ids)
+    assert page_text.count('role="img" aria-label="') == parsed.tags.count("svg") == 4
+    assert len(re.findall(r'<g id="heatmap-cell[\d-]+"><title>', page_text)) == 64
+    assert len(re.findall(r'<g id="landscape-trial\d+"><title>', page_text)) == 40
+    assert text.startswith(f"# {report['verdict']['sentence']}\n")
+    assert f"<h1>{report['verdict']['sentence']}</h1>" in page_text
+    for shown in (text, page_text):
+        assert shown.index("pantry, BFCL-shaped, not BFCL") < shown.index("Is the soup better?")
+        assert report["warnings"][0] in shown
+    plain = re.sub(r"<style.*?</style>|<[^>]+>", " ", page_text, flags=re.DOTALL)
+    for shown in (text, plain, on_terminal(report)):
+        assert "\N{MINUS SIGN}" in shown
+        assert re.findall(r"[ (]-\d[^ ]*", shown) == []
 
 
 def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() -> None:
     report, trials = sample()
     own = {**report, "rebuild": "python -m souping +experiment=rebuild recipe=a/soup/recipe.json out=rebuilt"}
-    first = html.unescape(page(own, trials, []).split("<section>")[0])
-    assert f"{len(report['rows'][0]['scores'])} categories" in first
-    assert 'from_pretrained("a/soup")' in first
-    for name in report["recipe"]["ingredients"]:
-        assert name in first
-
-
-def test_what_is_not_estimable_is_folded() -> None:
-    report, trials = sample()
-    text = page({**report, "analyses": {"parents": {"not_estimable": "too few soups"}}}, trials, [])
+    own["analyses"] = {"parents": {"not_estimable": "too few soups"}}
+    text = html.unescape(page(own, trials, []))
+    first = text.split("<section>")[0]
+    for needle in ("8 categories", 'from_pretrained("a/soup")', *report["recipe"]["ingredients"]):
+        assert needle in first
     assert "too few soups" in text
     assert "too few soups" not in re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("k", "stop", "pictures", "headline"),
+    [
+        (1, "", ["heatmap"], "One expert"),
+        (2, "", ["forest", "categories", "heatmap", "landscape"], "The soup is better"),
+        (5, "", ["forest", "categories", "heatmap", "landscape"], "The soup is better"),
+        (3, "search", ["heatmap", "landscape"], "was not opened"),
+        (3, "select", ["heatmap"], "ended before the search"),
+    ],
+)
+def test_every_size_and_end_of_a_run_renders(k: int, stop: str, pictures: list[str], headline: str) -> None:
+    report, trials = sample(k=k, models=8, columns=3, stop=stop)
+    drawings = draw(report, trials)
+    assert [drawing.name for drawing in drawings] == pictures
+    text = page(report, trials, drawings)
+    outline(text)
+    assert headline in text
+    assert ("Is the soup better?" in text) == (k > 1 and not stop)
+    assert markdown(report, trials).count("## ") >= (2 if stop else 6)
+
+
+@pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
+def test_an_empty_report_still_makes_files(empty: dict[str, Any], tmp_path: Path) -> None:
+    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "report.md", "report.html"]
+
+
+def on_terminal(report: dict[str, Any], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report_table(report))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
+    report, _ = sample(columns=2)
+    text = on_terminal(report)
+    for row in report["rows"]:
+        assert f"{100 * row['objective']['mean']:.1f} [" in text
+    assert report["verdict"]["sentence"].split(",")[0] in text
+    assert "best single" in text
+    assert max(map(len, on_terminal(report, 80).splitlines())) <= 80
+    assert "expert of" in on_terminal(sample(stop="search", columns=4)[0])
+    assert "[bold]x" in on_terminal({"selection": {"ingredients": ["[bold]x"]}})
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_pictures_ring_the_chosen_soup(k: int) -> None:
+    report, trials = sample(k=k)
+    worst = min(trials, key=lambda trial: trial["objective"])
+    own = {**report, "recipe": {**report["recipe"], "id": worst["recipe_id"]}}
+    rings = [_rings(landscape(one, trials))[0] for one in (report, own)]
+    assert rings[0] != rings[1]
+    points = [*grid(k, 0.1, 0.1, 0.9)][:30]
+    band = {
+        key: [0.01 * n + shift for n in range(len(points))]
+        for key, shift in (("difference", 0), ("low", -1), ("high", 1))
+    }
+    drawn = surface({"ingredients": list("abcd"[:k]), "weights": points, "objective": band, "chosen": points[2]})
+    assert len(_rings(drawn)) == 1
+
+
+def _rings(drawing: Drawing | None) -> list[tuple[float, float]]:
+    assert drawing is not None
+    lines = [line for axes in drawing.figure.axes for line in axes.lines if line.get_fillstyle() == "none"]
+    return [(float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) for ring in lines]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_json_keeps_floats_and_has_null_for_what_is_no_number(value: float) -> None:
+    assert json.loads(as_json([value])) == [value]
+    odd = {"a": math.nan, "b": np.array([1.0, math.inf]), "c": np.float64(0.1), "d": (Path("x"), True, 3)}
+    assert json.loads(as_json(odd)) == {"a": None, "b": [1.0, None], "c": 0.1, "d": ["x", True, 3]}

@@ -10,7 +10,7 @@ from souping.analysis.correlation import pearson
 from souping.core.objectives import Mean
 from souping.core.protocols import Selector
 from souping.core.types import ScoreMatrix, UserError
-from souping.selection.selectors import All, Greedy, SoCE, SoCECluster, TopK
+from souping.selection import All, Greedy, SoCE, SoCECluster, TopK
 from souping.testing import check_selector
 from tests.support.choices import differing, each
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from souping.report.progress import show_warnings
 from souping.trackers import GuardedTracker, NoTracker, WandbTracker
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test of this file may wait for a network or use anybody's account."""
+def offline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No test of this file may wait for a network or use anybody's account; warnings are shown as in a run."""
+    show_warnings()
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from souping.core.types import Json
+from souping.report.progress import show_warnings
 from souping.trackers import GuardedTracker, WandbTracker
 from tests.trackers.test_conformance import trial
 
@@ -74,6 +75,7 @@ def test_a_failure_warns_once(
         raise OSError("no room")
 
     monkeypatch.setattr(asked[1], "log", broken)
+    show_warnings()
     tracker = GuardedTracker(WandbTracker(module="trackio"))
     tracker.start({}, tmp_path)
     tracker.log(trial(1))

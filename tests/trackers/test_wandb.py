@@ -61,46 +61,25 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
 
 
-def test_the_tables_hold_rows_comparisons_and_trials(recorded: Any) -> None:
+def test_the_end_has_tables_plots_files_and_the_verdict(recorded: Any) -> None:
     run_dir, records, report = recorded
-    tables = tables_of(run_dir)
-    assert {name: len(one["data"]) for name, one in tables.items()} == {
-        "rows": len(report["rows"]),
-        "comparisons": len(report["comparisons"]),
-        "trials": 12,
-    }
-    rows = tables["rows"]
-    assert rows["columns"][:3] == ["name", "kind", "objective"]
-    assert rows["data"][0][2] == pytest.approx(report["rows"][0]["objective"]["mean"])
-    last = of_type(records, "history")[-1]["item"]
-    assert {f"{name}._type" for name in tables} <= set(last) or {*tables} <= set(last)
-
-
-def test_the_plots_are_images_of_the_last_point(recorded: Any) -> None:
-    run_dir, records, _ = recorded
-    last = " ".join(of_type(records, "history")[-1]["item"])
-    for name in ("forest", "categories", "heatmap", "landscape"):
-        assert f"plots/{name}" in last
+    tables, last = tables_of(run_dir), of_type(records, "history")[-1]["item"]
+    sizes = {"rows": len(report["rows"]), "comparisons": len(report["comparisons"]), "trials": 12}
+    assert {name: len(one["data"]) for name, one in tables.items()} == sizes
+    assert tables["rows"]["columns"][:3] == ["name", "kind", "objective"]
+    assert tables["rows"]["data"][0][2] == pytest.approx(report["rows"][0]["objective"]["mean"])
+    for name in (*tables, *(f"plots/{plot}" for plot in ("forest", "categories", "heatmap", "landscape"))):
+        assert name in " ".join(last)
     assert len(list((run_dir / "wandb").glob("offline-run-*/files/media/images/**/*.png"))) == 4
-
-
-def test_the_report_files_are_one_artifact(recorded: Any) -> None:
-    run_dir, records, _ = recorded
     (artifact,) = [one for one in of_type(records, "artifact") if one["type"] == "report"]
     contents = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
-    assert {"report.json", "report.md", "report.html", "selection.json", "trials.csv", "plots/forest.png"} <= set(
-        contents
-    )
+    files = {"report.json", "report.md", "report.html", "selection.json", "trials.csv", "plots/forest.png"}
+    assert files <= set(contents)
     assert contents["report.json"] == str(run_dir / "report.json")
-
-
-def test_the_summary_has_the_verdict_and_the_run_ends_well(recorded: Any) -> None:
-    _, records, report = recorded
     flat: dict[str, Any] = {}
     for one in of_type(records, "summary"):
         flat |= one["update"]
-    assert flat["verdict"] == report["verdict"]["sentence"]
-    assert flat["recipe_id"] == "3f9c01ab77de"
+    assert (flat["verdict"], flat["recipe_id"]) == (report["verdict"]["sentence"], "3f9c01ab77de")
     (end,) = of_type(records, "exit")
     assert end["exit_code"] == 0
 
@@ -108,8 +87,7 @@ def test_the_summary_has_the_verdict_and_the_run_ends_well(recorded: Any) -> Non
 def test_wandb_writes_into_the_run_directory_and_captures_no_console(recorded: Any) -> None:
     run_dir, _, _ = recorded
     strays = [p for p in (run_dir / "home").rglob("*") if p.is_file() and "wandb" in str(p.relative_to(run_dir))]
-    strays = [p for p in strays if "core-debug" not in p.name]
-    assert strays == []
+    assert [p for p in strays if "core-debug" not in p.name] == []
     assert not list(run_dir.rglob("output.log"))
 
 

@@ -1,1 +1,0 @@
-"""Selectors: which candidates become ingredients, and why."""
