@@ -146,15 +146,15 @@ class Store:
         """Open the file, or make it.
 
         Raises:
-            UserError: it is another program's, damaged, or of another version of souping.
+            UserError: it is another program's, damaged, of another version of souping, or not a path.
         """
+        if str(path).startswith("file:"):
+            raise UserError(f"store.path={path} is SQLite's URI notation: name the path of a file")
         self.path = path
         self._made = [place for place in (path.absolute(), *path.absolute().parents) if not place.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors("open"):
-            # an absolute path, since a name such as file:x would be SQLite's own notation
-            name = path if str(path) == MEMORY else path.absolute()
-            self._db = sqlite3.connect(name, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             try:
                 self._prepare()
             except BaseException:
