@@ -228,7 +228,9 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, rolled back whatever interrupts it."""
+        """One transaction, rolled back whatever interrupts it. SQLite would write to a file that was removed."""
+        if self._inode() != self._file:
+            raise UserError(self._removed())
         with self._errors("write to"), self._db as db:
             db.execute("BEGIN IMMEDIATE")
             yield db

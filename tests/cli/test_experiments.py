@@ -43,7 +43,7 @@ class TestComposition:
     def test_every_file_composes_and_passes_the_check(self, path: Path, souping: Cli) -> None:
         plain = composed(path.stem)
         assert plain["name"] == path.stem
-        config.build(plain)
+        config.build(plain, given=())
         done = souping(f"+experiment={path.stem}", *REST.get(path.stem, []), "--cfg", "job")
         assert done.code == 0, done.err
         assert f"name: {path.stem}" in done.out
