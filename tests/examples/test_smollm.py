@@ -207,7 +207,8 @@ class TestFinding:
 
 
 class TestBase:
-    def test_what_is_nowhere_is_refused(self, tmp_path: Path) -> None:
+    def test_what_is_nowhere_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(UserError, match="no such file or folder"):
             write_base(str(tmp_path / "absent"), tmp_path / "base")
         with pytest.raises(UserError, match="--base org/absent"):
