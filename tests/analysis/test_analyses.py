@@ -232,6 +232,7 @@ def mean_objective(run: RunScores, recipe: Recipe) -> float:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.slow
 def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int) -> None:
     run = run_of(size, asked=Shapley().asks)
     data: dict[str, Any] = Shapley().analyse(run)
@@ -304,6 +305,7 @@ def test_interactions_vanish_where_values_add_up() -> None:
     assert all(row["value"] == pytest.approx(0.1) for row in data["levels"][0]["players"])
 
 
+@pytest.mark.slow
 def test_drawn_orders_come_near_and_say_how_near() -> None:
     exact, drawn = Shapley(exact=4), Shapley(exact=2, permutations=400)
     known: dict[str, Any] = exact.analyse(run_of(4, asked=exact.asks))

@@ -20,6 +20,7 @@ def test_a_null_is_walked_to_its_verdict(name: str) -> None:
     assert found.coverage > 0.8
 
 
+@pytest.mark.slow
 def test_a_true_gain_is_found_and_power_is_stated() -> None:
     found = pipelines.tally("every soup 9 points better", range(6), 1)
     assert found.better > found.false_better == 0

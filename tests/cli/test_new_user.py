@@ -85,6 +85,7 @@ def test_the_same_command_keeps_its_soup(
     assert contents(tmp_path / "soup") == {**after, "README.md": b"mine", "notes.txt": b"mine"}
 
 
+@pytest.mark.slow
 def test_another_soup_in_the_target_stays_and_the_report_is_written(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     before = contents(tmp_path / "soup")
@@ -100,6 +101,7 @@ def test_another_soup_in_the_target_stays_and_the_report_is_written(family: Path
     assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_this_runs_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     souping(*pool_of(family, "ant", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")

@@ -59,6 +59,7 @@ def test_a_selector(folder: Path) -> None:
     assert "BitAgent-8B" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_an_objective_and_a_correlation(folder: Path) -> None:
     run(folder, *command("objective=first"), *TABLE, "selector.threshold=0.4", "hydra.run.dir=run")
     assert "my_objective.cosine" in (folder / "run" / "config.yaml").read_text()

@@ -126,6 +126,7 @@ def test_a_stopped_training_continues_to_the_same_models(tmp_path: Path) -> None
     assert weights(folders[0]) != weights(tmp_path / "whole" / "models" / "base_cook")
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     stage = TrainingStage(name="x", seed=4, steps=12, rate=1e-2, warmup=2, batch=8, mix={"irrelevance": 1.0})
     tokens = vocabulary()

@@ -156,6 +156,7 @@ class TestRuns:
         assert report["gate"]["checks"][0]["verdict"] == "too low"
         assert any("bee does not score as expected" in warning for warning in report["warnings"])
 
+    @pytest.mark.slow
     def test_off_measures_nothing(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
         for setting in (["gate=off", "expected={bee:99}"], []):
             done = souping(*arguments(echo), *setting, "hydra.run.dir=out", "out=soup", "stop_after=select")
@@ -163,6 +164,7 @@ class TestRuns:
             assert "gate:" not in done.out
             shutil.rmtree(tmp_path / "out")
 
+    @pytest.mark.slow
     def test_published_scores_are_gated_on_the_search_fold(self, echo: Path, souping: Cli, tmp_path: Path) -> None:
         (tmp_path / "table.csv").write_text("model,red,green,blue\nant,90,20,30\nbee,30,80,20\ncat,20,30,70\n")
         call = [*arguments(echo, "wrong"), "scores=table", "scores.path=table.csv", "expected={ant:0.97}"]

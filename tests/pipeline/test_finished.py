@@ -101,6 +101,7 @@ def test_shapley_is_planned_then_evaluated_then_kept(run: Path, souping: Cli, tm
     assert analyses_of(run) == made
 
 
+@pytest.mark.slow
 def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tmp_path: Path) -> None:
     arguments = [*pool_of(family), "selector=all", "optimiser=uniform", "analysis=[shapley]"]
     arguments += [f"merge.base={family}/ant"]

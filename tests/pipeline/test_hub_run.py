@@ -57,6 +57,7 @@ def test_a_run_by_names_makes_the_soup_of_the_folders_and_says_where_it_came_fro
     assert (tmp_path / "local/soup" / SINGLE).read_bytes() == (tmp_path / "run/soup" / SINGLE).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_recipe_finds_its_ingredients_on_the_hub(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
     made = ["+experiment=merge", "pool.candidates=[org/ant,org/bee]", "optimiser.weights=[0.4,0.6]", "out=soup"]
     assert souping(*made).code == 0
@@ -83,6 +84,7 @@ def test_what_is_wrong_here_is_told_before_a_download(hub: Hub, family: Path, so
     assert not hub.log
 
 
+@pytest.mark.slow
 def test_a_pool_that_does_not_fit_is_told_before_its_weights_travel(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_pool_that_does_not_fit_is_told_before_its_weights_travel(
     assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tokenizer_is_told_before_its_weights_travel(hub: Hub, family: Path, souping: Cli) -> None:
     files = files_of(family / "ant")
     hub.add("org/mute", {name: files[name] for name in ("config.json", SINGLE)})

@@ -224,6 +224,7 @@ class TestTheFirstLookIsFree:
         assert runs.look(SOUP) == runs.look(SOUP, items=renamed) == 1
         assert runs.look("optimiser.weights=[0.3,0.5,0.2]", pool=("cat", "ant", "bee")) == 1
 
+    @pytest.mark.slow
     def test_settings_compared_on_the_search_fold(self, fresh: Runs, capfd: pytest.CaptureFixture[str]) -> None:
         weights = "optimiser.weights=[0.5,0.2,0.3],[0.2,0.2,0.6],[0.2,0.6,0.2]"
         fresh("-m", weights, "stop_after=search", "hydra.sweep.dir=sweep")

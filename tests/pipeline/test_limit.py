@@ -113,6 +113,7 @@ def test_what_a_dry_run_cannot_be_is_refused(family: Path, arguments: list[str],
     souping(*arguments, "limit=0").refused("limit=0 must be")
 
 
+@pytest.mark.slow
 def test_excluded_categories_are_not_used_and_dropped_ones_stay(family: Path, souping: Cli, tmp_path: Path) -> None:
     base = [*pool_of(family), "selector.threshold=1.0", "limit=5", "optimiser=uniform", "hydra.run.dir=run"]
     done = souping(*base, "benchmark.exclude=[red]", "selector=topk", "selector.drop=[blue]", "selector.k=2")

@@ -71,6 +71,7 @@ def test_the_last_fold_that_was_scored_is_shown(souping: Cli, tmp_path: Path) ->
     assert "select (c, fold select)" in souping("show", "run").out
 
 
+@pytest.mark.slow
 def test_several_answers_stand_in_one_line(family: Path, souping: Cli, tmp_path: Path) -> None:
     more = ["evaluator.temperature=1.0", "evaluator.samples=3", "limit=2", "hydra.run.dir=run"]
     assert souping(*pool_of(family, "ant", "bee"), *FIXED, *more).code == 0

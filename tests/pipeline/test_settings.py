@@ -80,6 +80,7 @@ def test_a_soup_without_a_report_has_a_card_without_numbers(
 
 
 @pytest.mark.parametrize("name", ['it\'s "so" $HOME', "a,b=(c) [d]", "${x} & é"])
+@pytest.mark.slow
 def test_whatever_the_folders_are_called(name: str, family: Path, souping: Cli, tmp_path: Path) -> None:
     """The run's folder, the store and the candidates' folders."""
     pool = tmp_path / name

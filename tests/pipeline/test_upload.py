@@ -62,6 +62,7 @@ def front(text: str | bytes) -> dict[str, Any]:
     return dict(yaml.safe_load(plain.split("---\n", 2)[1]))
 
 
+@pytest.mark.slow
 def test_a_run_sends_its_soup_with_the_reports_numbers_and_it_comes_back_the_same(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
 
 
 @pytest.mark.parametrize("head", ["license: [a", "- a"], ids=["broken", "a list"])
+@pytest.mark.slow
 def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path: Path, head: str) -> None:
     assert souping(*merge()).code == 0
     (tmp_path / "soup/README.md").write_text(f"---\n{head}\n---\n# mine\n")
@@ -204,6 +206,7 @@ def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path
     assert "me/soup" not in hub.repos
 
 
+@pytest.mark.slow
 def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.Captu
     assert "me/soup" not in hub.repos
 
 
+@pytest.mark.slow
 def test_an_empty_repository_may_be_there_already(hub: Hub, souping: Cli) -> None:
     hub.repos["me/soup"] = Repo()
     hub.repos["me/soup"].commit({".gitattributes": b"*.safetensors filter=lfs", "README.md": b"soon"})

@@ -80,6 +80,7 @@ class TestAgainstRuns:
         assert after["selection"]["selection"]["ingredients"] == report["selection"]["ingredients"]
         assert after["speeds"]["benchmark"]["basis"] == "measured"
 
+    @pytest.mark.slow
     def test_an_open_selection_gives_least_and_most(
         self, finished: Path, family: Path, souping: Cli, tmp_path: Path
     ) -> None:

@@ -147,6 +147,7 @@ class TestRunning:
             own.evaluate(served, own.benchmark.items())
         assert len([r for r in caplog.records if "are cut on the left" in r.getMessage()]) == 1
 
+    @pytest.mark.slow
     def test_a_batch_size_that_is_found_prints_nothing(
         self, folder: Path, served: Any, capfd: pytest.CaptureFixture[str]
     ) -> None:

@@ -125,6 +125,7 @@ def test_a_soup_by_hand_is_rebuilt_bit_for_bit(adapters: Path, souping: Cli, tmp
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_another_store_is_told_where_adapters_and_base_lie(adapters: Path, souping: Cli, tmp_path: Path) -> None:
     hand = ["+experiment=merge", "optimiser.weights=[0.5,0.2,0.3]", *pool_of(adapters)[:2], "out=soup"]
     assert souping(*hand).code == 0
