@@ -21,7 +21,6 @@ CORE = [
     "matplotlib>=3.9",
     "psutil>=6",
     "rich>=13",
-    "psutil>=5.9",
     "annotated-types>=0.6",
     "regex>=2024.4",  # patterns of items, with a time limit
 ]

@@ -248,6 +248,11 @@ class Listing:
         )
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
+        for name in names:
+            if self.files[name].size > checkpoint.MAX_SIDE:
+                raise UserError(
+                    f"{self.name}: {name} is larger than {checkpoint.MAX_SIDE} bytes, which no such file is"
+                )
         return {name: self.files[name] for name in sorted(names)}
 
     @property
@@ -312,6 +317,7 @@ def prepare(
         list(pool.map(_download, listings, wanted))
         if scratch is None:
             return known
+        _limit(file for one in listings for file in one.weights.values())  # hollow files have their sizes
         return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
 
 
@@ -421,10 +427,11 @@ def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
             data = huggingface_hub.HfApi().parse_safetensors_file_metadata(
                 one.name.repo, path, revision=one.name.revision
             )
-        spans = [(name, tensor.dtype, tensor.shape, *tensor.data_offsets) for name, tensor in data.tensors.items()]
-        header = header_bytes((name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans)
-        (place / path).write_bytes(header)
-        os.truncate(place / path, len(header) + max((span[-1] for span in spans), default=0))
+            tensors = data.tensors.items()
+            spans = [(name, tensor.dtype, tensor.shape, *tensor.data_offsets) for name, tensor in tensors]
+            header = header_bytes((name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans)
+            (place / path).write_bytes(header)
+            os.truncate(place / path, len(header) + max((span[-1] for span in spans), default=0))
     return replace(one, sketch=place)
 
 

@@ -33,20 +33,18 @@ OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 
 
 def add(words: Sequence[str]) -> None:
-    """Add the analyses that a command line with `run=` asks for, or show their plan."""
+    """Add the analyses that a command line with `run=` asks for, or print what they cost (`plan=true`)."""
     gc.enable()
     interrupts_raise()
     show_warnings()
     register()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
+    given = [word for word in words if re.match(r"\+{0,2}(check|upload)=", word)]
+    if given:
+        raise UserError(f"{given[0]} cannot be combined with run={run_dir}: a finished run only gets more analyses")
     settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
-    if settings.plan:
-        from souping.plan.summary import plan
-
-        plan(settings)
-        return
     from souping.pipeline.finished import add_analyses
 
     for path in add_analyses(settings):

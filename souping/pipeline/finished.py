@@ -22,6 +22,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
     """Make the analyses of `settings` on the run in its `run_dir` and add them to its report; the files.
 
     The soup is left alone and no look at the report fold is counted; only models that an analysis needs are evaluated.
+    With `plan` their cost is printed, and nothing is evaluated or written.
 
     Raises:
         UserError: the run has no report, or the items, candidates or store are not those of the run.
@@ -42,7 +43,13 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         assert run.winner is not None
         soups = run.soups(run.selection.ingredients, run.winner)
         for name, analysis in settings.analyses.items():
-            run.analyse(name, run.analysis_stage(name, analysis, soups, run.winner.handler))
+            stage = run.analysis_stage(name, analysis, soups, run.winner.handler)
+            if settings.plan:
+                run.lacking(stage)
+            else:
+                run.analyse(name, stage)
+    if settings.plan:
+        return []
     with locked(settings.run_dir):  # another process may have added analyses meanwhile
         report, trials = read_finished(settings.run_dir)
         whole = {**report, "analyses": {**part(report, "analyses"), **run.analyses}}

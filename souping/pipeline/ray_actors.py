@@ -232,7 +232,7 @@ def _result(ref: ObjectRef[Any]) -> Any:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines or [type(error).__name__])[-1][:200]
         raise UserError(
-            f"executor=ray: an actor is gone (executor.restarts allows more): {reason}\n{STORED}"
+            f"executor=ray: an actor is gone or cannot start (see executor.restarts): {reason}\n{STORED}"
         ) from error
 
 

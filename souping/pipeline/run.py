@@ -331,21 +331,22 @@ class Run(Steps):
     def analyse(self, name: str, stage: Stage) -> None:
         """Evaluate what an analysis needs, then keep what it finds. Whatever goes wrong, the run goes on without it."""
         try:
-            if stage.asks:
-                self._answer_missing(stage)
+            if asks := self.lacking(stage):
+                self.answer(replace(stage, asks=asks))
             self.analyses[name] = analyse(self.settings.analyses[name], self._analysis_input().scores(stage.asks))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
 
-    def _answer_missing(self, stage: Stage) -> None:
-        """Say what an analysis costs, then evaluate the models that lack answers."""
+    def lacking(self, stage: Stage) -> tuple[tuple[Recipe, str], ...]:
+        """The models of an analysis that lack answers. Prints what they cost."""
+        if not stage.asks:
+            return ()
         new = [len(self.evaluation.lacking(recipe, stage.items, handler)) for recipe, handler in stage.asks]
         self.progress.say(
             f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
         )
-        asks = tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
-        self.answer(replace(stage, asks=asks))
+        return tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
 
     def _analysis_input(self) -> AnalysisInput:
         winner, selection, settings = self.winner, self.selection, self.settings

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from souping.checkpoints import hub as online
@@ -177,6 +178,20 @@ class TestChild:
 
     def parts(self) -> list[Path]:
         return list((HubName("org/big").cache / "blobs").glob("*.incomplete"))
+
+    def test_weights_are_larger_than_the_small_files(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        import safetensors.numpy
+
+        data = safetensors.numpy.save({"w": np.zeros(6 << 20, np.uint8)})
+        hub.add("org/big", {**ant, SINGLE: data})
+        seen: dict[str, int] = {}
+
+        def check(folders: Any) -> None:
+            seen.update({name: (folder / SINGLE).stat().st_size for name, folder in folders.items()})
+
+        folder = online.fetch({"big": named("org/big")}, check=check)["big"].folder
+        assert seen["big"] > 6 << 20
+        assert (folder / SINGLE).read_bytes() == data
 
     @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
     def test_an_end_by_a_signal_leaves_no_part(self, hub: Hub, tmp_path: Path, number: int) -> None:
@@ -425,6 +440,10 @@ class TestHeaders:
         }
         assert len(hub.ranges_of(SINGLE)) == 2
         assert all(sent.startswith("bytes=0-") for sent in hub.ranges_of(SINGLE))
+
+    def test_a_small_file_that_is_huge_is_refused_unseen(self, hub: Hub, ant: dict[str, bytes]) -> None:
+        hub.lies["tokenizer.json"] = {"size": 1 << 40}
+        refused("org/ant", "tokenizer.json is larger than")
 
     def test_a_broken_header_is_one_line_that_names_the_model(self, hub: Hub) -> None:
         hub.add("org/bad", {"config.json": b"{}", SINGLE: b"\xff" * LARGE})

@@ -80,19 +80,18 @@ def test_the_same_analyses_are_made_again_and_nothing_else_changes(run: Path, so
 def test_shapley_is_planned_then_evaluated_then_kept(run: Path, souping: Cli, tmp_path: Path) -> None:
     before, report = counts(tmp_path), json.loads((run / "report.json").read_text())
     ingredients, items = report["selection"]["ingredients"], report["folds"]["search"]
+    files = contents(run)
     planned = souping("run=run", "analysis=shapley", "plan=true")
     assert planned.code == 0, planned.err
-    assert counts(tmp_path) == before
-    assert "shapley" not in analyses_of(run)
-    plan = json.loads((run / "plan.json").read_text())
-    (stage,) = [stage for stage in plan["stages"] if "shapley" in stage["name"]]
-    assert (stage["models"][0], stage["items"]) == (2 ** len(ingredients) - 1, items)
+    assert (counts(tmp_path), contents(run)) == (before, files)
+    soups = 2 ** len(ingredients) - 1
+    (cost,) = re.findall(rf"{soups} models on the {items} items .*: ([\d,]+) answers", planned.out + planned.err)
     done = souping("run=run", "analysis=shapley", "shapley.exact=4")
     assert done.code == 0, done.err
     made = analyses_of(run)
     assert set(made) == {*FREE, "shapley"}  # what was there stays
     new = counts(tmp_path)[0] - before[0]
-    assert new == stage["todo"][0] == plan["evaluations"]["todo"][0]
+    assert new == int(cost.replace(",", ""))
     assert counts(tmp_path)[1] == before[1]
     assert 0 < new <= 4 * items
     assert (run / "plots" / "shapley.png").is_file()
@@ -169,6 +168,8 @@ def test_what_cannot_be_done_is_refused_and_the_report_stays(
         (("run=run", "analysis=wins", "analysis.wins.solvd=1"), ("solvd",)),
         (("run=run", "analysis=wins", "analysis.wins.solved=yes"), ("analysis.wins.solved", "a number")),
         (("run=run", "wins"), ("wins", "KEY=VALUE")),
+        (("check", "run=run", "analysis=wins"), ("check=true", "run=")),
+        (("run=run", "analysis=wins", "upload=me/soup"), ("upload=me/soup", "run=")),
         (("run=run", "-m", "seed=1,2"), ("-m", "KEY=VALUE")),
         (("run=run", "store.path=none.sqlite"), ("store.path=none.sqlite",)),
         (("run=run", "analysis=shapley", "shapley.value=winner"), ("merge.base=FOLDER",)),

@@ -151,15 +151,15 @@ def _root(path: Path) -> Node | None:
 
 
 def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
-    """(key above it, node) of all nodes, each once."""
+    """(key above it, node) of all nodes. An alias is its anchor's node, so a node may be below several keys."""
     from yaml.nodes import MappingNode, SequenceNode
 
     waiting, seen = [("", root)] if root is not None else [], set()
     while waiting:
         key, node = waiting.pop()
-        if id(node) in seen:
+        if (key, id(node)) in seen:
             continue
-        seen.add(id(node))
+        seen.add((key, id(node)))
         yield key, node
         if isinstance(node, MappingNode):
             for name, value in node.value:

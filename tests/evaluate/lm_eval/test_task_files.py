@@ -33,6 +33,7 @@ CODE = {
     "trust": ("dataset_kwargs: {trust_remote_code: True}", "trust_remote_code: True"),
     "trust, by another word": ("dataset_kwargs: {trust_remote_code: 1}", "trust_remote_code: 1"),
     "run what documents hold": ("unsafe_code: false", "unsafe_code: false"),
+    "class by an alias": ("class: &a evil.Task\ndescription: *a", "class: evil.Task"),
     "anchor": ("x: &a !function evil.f\ndoc_to_text: *a", "doc_to_text: !function evil.f"),
 }
 
