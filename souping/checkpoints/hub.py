@@ -354,8 +354,11 @@ def _parts() -> list[Path]:
 
 
 def _limit(files: Iterable[RemoteFile]) -> None:
-    """A server that sends more than it listed must not fill the disk. huggingface_hub writes small lists of its own."""
-    limit_file_size(max([4 << 20, *(file.size for file in files)]))
+    """A server that sends more than it listed must not fill the disk.
+
+    The margin is for small lists that huggingface_hub writes, and for headers that are written anew.
+    """
+    limit_file_size((4 << 20) + max((file.size for file in files), default=0))
 
 
 def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
