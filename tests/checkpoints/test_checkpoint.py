@@ -218,7 +218,7 @@ def test_links_that_lead_nowhere_or_round_are_told(tmp_path: Path) -> None:
         (None, {}, ()),
     ],
 )
-def test_end_tokens_of_a_folder(
+def test_eos_token_ids_of_a_folder(
     tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], ends: tuple[int, ...]
 ) -> None:
     folder = save(tmp_path / "m", random_tensors(0), config)
