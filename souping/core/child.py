@@ -21,6 +21,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import is_dataclass
+from pathlib import PurePath
 from typing import IO, Any, TypeVar
 
 from souping.core.system import limit_memory, package_environment
@@ -31,6 +33,7 @@ Report = Callable[[int, int], None]
 GRACE = 2.0
 """Seconds that a child gets to clean up."""
 MEMORY = 2 << 30
+ERRORS = (("builtins", "MemoryError"), ("builtins", "RuntimeError"))
 WATCH = 0.2
 """Seconds between two looks at the memory of a child that has not answered yet."""
 
@@ -107,7 +110,10 @@ class Child:
                         raise MemoryError from None
                 continue
             if kind == "end":
-                raise TimeoutError if process.wait() == -signal.SIGALRM else MemoryError
+                with suppress(subprocess.TimeoutExpired):  # alive, if what it sent was no message
+                    if process.wait(GRACE) == -signal.SIGALRM:
+                        raise TimeoutError
+                raise MemoryError
             if kind != "report":
                 return kind, value
             if report is not None:
@@ -145,10 +151,22 @@ def call(
         return child.call(function, arguments, seconds, report)
 
 
+class Message(pickle.Unpickler):
+    """Message of a child: plain data, paths, and data classes and errors of this package. The data that a child works
+    on may have taken it over, so nothing else that a pickle can name is made here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("souping", "pathlib") or (module, name) in ERRORS:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and (is_dataclass(found) or issubclass(found, (Exception, PurePath))):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
 def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
-    with stream, suppress(EOFError, pickle.UnpicklingError, ValueError):
+    with stream, suppress(Exception):  # whatever was sent instead of a message
         while True:
-            messages.put(pickle.load(stream))
+            messages.put(Message(stream).load())
     messages.put(("end", None))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -40,6 +41,20 @@ def test_errors_come_back_by_their_kind() -> None:
         call(bytearray, (1 << 40,), seconds=600)
     with pytest.raises(MemoryError):  # the child is gone without a word
         call(os._exit, (9,), seconds=600)
+
+
+class Attack:
+    """Value whose pickle names a function."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("made",)
+
+
+def test_what_a_child_sends_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MemoryError):  # as if it had sent nothing
+        call(Attack, (), seconds=600)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_that_does_not_end_is_ended() -> None:
