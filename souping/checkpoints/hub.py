@@ -134,7 +134,6 @@ def fetch(
 
 
 def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None = None) -> Fetched:
-    """One model, as `fetch`."""
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
@@ -243,16 +242,12 @@ class Listing:
     @property
     def side(self) -> Files:
         """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
-        names = {n for n in self.files if SIDE.match(n) and not n.endswith(checkpoint.NOT_SIDE)} | (
-            {self.main} & INDEXES
-        )
+        names = {n for n in self.files if SIDE.match(n) and not n.endswith(checkpoint.NOT_SIDE)}
+        names |= {self.main} & INDEXES
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
-        for name in names:
-            if self.files[name].size > checkpoint.MAX_SIDE:
-                raise UserError(
-                    f"{self.name}: {name} is larger than {checkpoint.MAX_SIDE} bytes, which no such file is"
-                )
+        if huge := [name for name in names if self.files[name].size > checkpoint.MAX_SIDE]:
+            raise UserError(f"{self.name}: {huge[0]} is larger than {checkpoint.MAX_SIDE:,} bytes: it cannot be read")
         return {name: self.files[name] for name in sorted(names)}
 
     @property
@@ -354,10 +349,7 @@ def _parts() -> list[Path]:
 
 
 def _limit(files: Iterable[RemoteFile]) -> None:
-    """A server that sends more than it listed must not fill the disk.
-
-    The margin is for small lists that huggingface_hub writes, and for headers that are written anew.
-    """
+    """A server that sends more than it listed must not fill the disk. The margin is for small files of the client."""
     limit_file_size((4 << 20) + max((file.size for file in files), default=0))
 
 
@@ -419,7 +411,6 @@ def _download(listing: Listing, files: Files) -> None:
 
 
 def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
-    """The listing with a folder of its small files and hollow weight files: real headers, no data."""
     if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", checkpoint.INDEX)):
         return one
     for path in one.side:
@@ -430,8 +421,7 @@ def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
             data = huggingface_hub.HfApi().parse_safetensors_file_metadata(
                 one.name.repo, path, revision=one.name.revision
             )
-            tensors = data.tensors.items()
-            spans = [(name, tensor.dtype, tensor.shape, *tensor.data_offsets) for name, tensor in tensors]
+            spans = [(name, row.dtype, row.shape, *row.data_offsets) for name, row in data.tensors.items()]
             header = header_bytes((name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans)
             (place / path).write_bytes(header)
             os.truncate(place / path, len(header) + max((span[-1] for span in spans), default=0))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.servers import TransformersServer, VllmServer
+from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import LONGEST, ServerError, ask, base, models_at, served
 
 Answer = Callable[["Handler"], object]

@@ -26,7 +26,8 @@ from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.decoding import IDS
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
+from souping.evaluate.servers import RunningServer
+from souping.evaluate.servers.choices import NEEDS, TransformersServer
 from souping.evaluate.servers.process import Process, ServerError, ask, free_port, models_at
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
