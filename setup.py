@@ -5,13 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = [
-    "hydra-core>=1.3.2,<1.4",  # 1.4 wants a whitelist of targets
+    "hydra-core>=1.3.2,<1.4",  # 1.4 needs a whitelist of targets
     "omegaconf>=2.3,<2.5",
     "torch>=2.6,<3",
     "accelerate>=1.2,<2",
     "transformers>=5,<6",
     "huggingface-hub>=1.31,<3",
-    "httpx>=0.27",  # servers and judges are asked through it
+    "httpx>=0.27",  # for servers and judges
     "safetensors>=0.5",
     "wandb>=0.19",
     "nevergrad>=1.0.8",
@@ -46,7 +46,7 @@ VLLM = ["vllm>=0.32,<0.34"]  # its weight transfer changes with versions: soupin
 setup(
     name="souping",
     version="0.1.0",
-    description="From several fine-tuned checkpoints of one model to one better checkpoint, with the evidence",
+    description="Combine fine-tuned checkpoints of one model into a better one, and test it on held-out items",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -55,10 +55,8 @@ setup(
         "Development Status :: 4 - Beta",
         "Environment :: Console",
         "Intended Audience :: Science/Research",
-        "Operating System :: MacOS",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
-        "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
