@@ -136,7 +136,7 @@ def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub,
     third = subprocess.run(other, cwd=tmp_path, env=offline, capture_output=True, text=True)
     assert third.returncode == 2
     assert third.stderr.count("\n") == 1
-    assert "org/cat is neither a folder here nor in the Hub's cache" in third.stderr
+    assert "org/cat is neither a folder here nor complete in the Hub's cache" in third.stderr
 
 
 @pytest.mark.slow
