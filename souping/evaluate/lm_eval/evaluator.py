@@ -114,6 +114,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     _warnings: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _errors: list[UserError] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
@@ -158,9 +159,15 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     @property
     def loaded(self) -> dict[str, Loaded]:
-        """The tasks, read once."""
-        if not self._tasks:
-            self._tasks.update(load(self))
+        """The tasks, read once; a plan asks again after they could not be loaded."""
+        if self._errors:
+            raise self._errors[0]
+        try:
+            if not self._tasks:
+                self._tasks.update(load(self))
+        except UserError as error:
+            self._errors.append(error)
+            raise
         return self._tasks
 
     @property
