@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, TypeVar
@@ -139,6 +138,8 @@ def first_line(error: BaseException) -> str:
 @cache
 def install(extra: str) -> str:
     """The command that installs what an extra of this package needs."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():  # a checkout
         return f'pip install -e "{root}[{extra}]"'

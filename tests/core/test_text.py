@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 def test_the_command_that_installs_an_extra_is_found_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert install("vllm") == f'pip install -e "{ROOT}[vllm]"'
     packages = ["numpy>=2", 'lm_eval<0.5,>=0.4; extra == "lm-eval"', 'datasets>=3; extra == "lm-eval"']
-    monkeypatch.setattr(text, "requires", lambda name: packages)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: packages)
     monkeypatch.setattr(text, "__file__", "/site-packages/souping/core/text.py")
     command = install.__wrapped__("lm-eval")
     assert command == 'pip install "lm_eval<0.5,>=0.4" "datasets>=3"'
