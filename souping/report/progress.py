@@ -147,10 +147,10 @@ class Throughput:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-
         self._done = max(self._done, done)
         if self._bars is None and _live():
+            from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
             self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
             self._bars.start()
             self._bars.add_task(self._name)
