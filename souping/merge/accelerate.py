@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Interval
 
+from souping.core.child import wait_or_kill
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import said
 from souping.core.protocols import Progress
@@ -143,18 +144,10 @@ def launch(command: list[str], log_file: Path) -> tuple[str, int]:
         try:
             status = process.wait()
         except BaseException:
-            _end(process)
+            process.terminate()
+            wait_or_kill(process, PATIENCE)
             raise
     return log_file.read_text(encoding="utf-8", errors="replace"), status
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def cause(text: str) -> str:

@@ -141,6 +141,7 @@ class Throughput:
     def __init__(self, name: str) -> None:
         self._name, self._done = name, 0
         self._bars: Bars | None = None
+        self._first = True
         self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Throughput:
@@ -148,7 +149,8 @@ class Throughput:
 
     def __call__(self, done: int, total: int) -> None:
         self._done = max(self._done, done)
-        if self._bars is None and _live():
+        first, self._first = self._first, False
+        if first and _live():  # asked once: it makes a console
             from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
             self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
