@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.report.format import DASH, clean, count, in_words, rho, share, weight
-from souping.report.tables import Report, Row, Section, TableCell, TableGrid, grid, known, table
+from souping.report.tables import Report, Row, Section, TableCell, TableGrid, grid, nonempty, table
 
 
 def why(report: Report) -> Section | None:
@@ -19,7 +17,7 @@ def why(report: Report) -> Section | None:
         lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
     lines += [clean(note) for note in elements(selection, "notes")]
     correlation = part(selection, "correlation")
-    folded = known(
+    folded = nonempty(
         (
             Section("How categories correlate", picture="heatmap") if correlation.get("matrix") else None,
             table("Every correlation with its interval", pairs(report)),
@@ -28,8 +26,7 @@ def why(report: Report) -> Section | None:
             table("One model left out", jackknife(report)),
         )
     )
-    owned = experts(report)
-    return Section("Why these experts", tuple(lines), grids=(owned,) if owned.rows else (), folded=folded)
+    return Section("Why these experts", tuple(lines), grids=(experts(report),), folded=folded)
 
 
 def _chosen(selection: Row) -> str:
@@ -51,9 +48,9 @@ def _chosen(selection: Row) -> str:
 
 def _steady(report: Report) -> str:
     """Which thresholds around the one that was used select the same."""
-    own = number(part(report, "stability").get("threshold"))
+    used = number(part(report, "stability").get("threshold"))
     for low, high, entry in spans(report):
-        if own is not None and low <= own <= high and not entry.get("error"):
+        if used is not None and low <= used <= high and not entry.get("error"):
             return f"Every threshold from {weight(low)} to {weight(high)} selects the same."
     return ""
 
@@ -62,12 +59,12 @@ def _again(report: Report) -> Section | None:
     """Luck of the items: what other draws of them would have selected."""
     if not part(report, "stability"):
         return None
-    built = (picks(report), shares(report))
-    return Section("Chosen again?", tuple(notes(report)), grids=tuple(made for made in built if made.rows))
+    shown = picks(report)
+    return Section("Chosen again?", tuple(notes(report)), grids=(shown,) if shown.rows else ())
 
 
 def experts(report: Report) -> TableGrid:
-    """A line an ingredient: its weight, the categories that it is the expert of, and how often it is chosen again."""
+    """One line per ingredient: its weight, its categories, and how often it is chosen again."""
     selection, again = part(report, "selection"), part(part(report, "stability"), "ingredients")
     recipe = part(report, "recipe")
     weights = dict(zip(texts(recipe, "ingredients"), elements(recipe, "weights"), strict=False))
@@ -75,7 +72,7 @@ def experts(report: Report) -> TableGrid:
         (
             clean(name),
             weight(weights.get(name, 0.0)) if recipe else DASH,
-            ", ".join(_owned(report, name)) or DASH,
+            ", ".join(_expert_of(report, name)) or DASH,
             share(again.get(name)),
         )
         for name in texts(selection, "ingredients")
@@ -83,15 +80,15 @@ def experts(report: Report) -> TableGrid:
     return grid(("ingredient", "weight", "expert of (picked again)", "chosen again"), lines, left=(0, 2))
 
 
-def _owned(report: Report, name: str) -> list[str]:
+def _expert_of(report: Report, name: str) -> list[str]:
     """`parallel (92 %)`: the categories of an expert, with the share of redraws of the items that pick it again."""
     selection, drawn = part(report, "selection"), part(part(report, "stability"), "experts")
     tied = part(selection, "tied")
     shared = selection.get("ties") == "all"
-    owned = [
+    found = [
         c for c, expert in part(selection, "experts").items() if name in (expert, *(texts(tied, c) if shared else ()))
     ]
-    return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in owned]
+    return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in found]
 
 
 def picks(report: Report) -> TableGrid:
@@ -104,14 +101,6 @@ def picks(report: Report) -> TableGrid:
         head = TableCell(clean(category), f"chose {clean(chosen[category])}" if chosen.get(category) else "")
         rows.append((head, share(low.get(category)), *(share(part(drawn, category).get(name)) for name in names)))
     return grid(("category", "is of low correlation", *map(clean, names)), rows)
-
-
-def shares(report: Report) -> TableGrid:
-    """Share of draws in which a candidate is an ingredient, and in which there are K of them."""
-    drawn = part(report, "stability")
-    rows = [(f"{clean(name)} is an ingredient", share(v)) for name, v in part(drawn, "ingredients").items()]
-    rows += [(f"K = {clean(size)}", share(v)) for size, v in part(drawn, "sizes").items()]
-    return grid(("event", "share of draws"), rows)
 
 
 def spans(report: Report) -> list[tuple[float, float, Row]]:
@@ -127,9 +116,9 @@ def spans(report: Report) -> list[tuple[float, float, Row]]:
 
 
 def thresholds(report: Report) -> TableGrid:
-    """The selection by other thresholds, a line a range."""
-    own = number(part(report, "stability").get("threshold"))
-    used = [i for i, (low, high, _) in enumerate(spans(report)) if own is not None and low <= own <= high]
+    """The selection by other thresholds, one line per range."""
+    cut = number(part(report, "stability").get("threshold"))
+    used = [i for i, (low, high, _) in enumerate(spans(report)) if cut is not None and low <= cut <= high]
     lines = [
         (weight(low) if low == high else f"{weight(low)} to {weight(high)}", _outcome(entry)[0])
         for low, high, entry in spans(report)
@@ -152,16 +141,16 @@ def _outcome(entry: Row) -> tuple[str, str]:
 
 
 def pairs(report: Report) -> TableGrid:
-    """Every correlation with its intervals: from the bootstrap of items if known, and over models."""
-    known = entries(part(report, "stability"), "correlations") or matrix_pairs(report)
-    extra = any(number(pair.get("bootstrap_low")) is not None for pair in known)
+    """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
+    found = entries(part(report, "stability"), "correlations")
+    drawn = any(number(pair.get("bootstrap_low")) is not None for pair in found)
     rows = []
-    for pair in known:
+    for pair in found:
         line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
         line.append(around(pair.get("low"), pair.get("high")))
-        drawn = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
-        rows.append([*line, *(drawn if extra else [])])
-    tail = ("95 %, resampled items", "without noise") if extra else ()
+        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
+        rows.append([*line, *(more if drawn else [])])
+    tail = ("95 %, resampled items", "without noise") if drawn else ()
     return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
 
 
@@ -169,24 +158,6 @@ def around(low: Json, high: Json) -> str:
     if number(low) is None or number(high) is None:
         return "not estimable"
     return f"{rho(low)} to {rho(high)}"
-
-
-def matrix_pairs(report: Report) -> list[Row]:
-    """[{a, b, rho, low, high}] of the correlation matrix's upper triangle."""
-    correlation = part(part(report, "selection"), "correlation")
-    names = elements(correlation, "categories")
-    keys = {"rho": "matrix", "low": "low", "high": "high"}
-    return [
-        {"a": names[i], "b": names[j], **{key: at(correlation.get(source), i, j) for key, source in keys.items()}}
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-    ]
-
-
-def at(matrix: Json, i: int, j: int) -> Json:
-    """matrix[i][j], or None where there is none."""
-    row = matrix[i] if isinstance(matrix, Sequence) and i < len(matrix) else None
-    return row[j] if isinstance(row, Sequence) and j < len(row) else None
 
 
 def notes(report: Report) -> list[str]:
@@ -199,11 +170,9 @@ def notes(report: Report) -> list[str]:
         none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
         failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
         lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
-    models = part(stability, "models")
-    if models.get("status"):
-        reason = f": {clean(models['reason'])}" if models.get("reason") else ""
-        lines.append(f"Resampling models: {clean(models['status']).replace('_', ' ')}{reason}")
+    if sizes := part(stability, "sizes"):
+        lines.append(f"Ingredients: {', '.join(f'{clean(size)} in {share(v)}' for size, v in sizes.items())} of draws.")
     noisy = [f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()]
     if noisy:
-        lines.append(f"Reliability of the category scores: {', '.join(noisy)}")
+        lines.append(f"Reliability of the category scores: {', '.join(noisy)}.")
     return lines

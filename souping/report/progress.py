@@ -1,4 +1,4 @@
-"""What a run says while it goes on: progress on the terminal, and the same lines with their times in run.log."""
+"""What a run prints: progress on the terminal, and the same lines with their times in run.log."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Progress:
 
         state = TextColumn("{task.fields[state]}", markup=False)
         self._bars = _bars(MofNCompleteColumn(), state) if _live() else None
-        self._ended = False
         self._begin("", None, None)
 
     def __enter__(self) -> Progress:
@@ -129,48 +128,46 @@ class Progress:
         rate = self._fresh / seconds if seconds > 0.2 else 0.0
         if rate:
             parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
-            left = (self._items or 0) - self._done
-            parts += [f"{format.seconds(left / rate)} left"] if left > 0 else []
+            rest = (self._items or 0) - self._done
+            parts += [f"{format.seconds(rest / rate)} left"] if rest > 0 else []
         return ", ".join(filter(None, parts))
 
 
 class Throughput:
     """Context manager to be called with (bytes done, bytes in all), from any thread: a live bar on a terminal, else
-    a line now and then. Nothing is shown if it is never called."""
+    a line every `PAUSE` seconds. Nothing is shown if it is never called."""
 
     def __init__(self, name: str) -> None:
         self._name, self._done = name, 0
         self._bars: Bars | None = None
-        self._first = True
         self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Throughput:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        self._done = max(self._done, done)
-        first, self._first = self._first, False
-        if first and _live():  # asked once: it makes a console
+        if not self._done and self._bars is None and _live():
             from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
             self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
             self._bars.start()
             self._bars.add_task(self._name)
+        self._done = max(self._done, done)
         if self._bars is not None:
             self._bars.update(self._bars.task_ids[0], completed=self._done, total=total)
         elif time.monotonic() - self._said > PAUSE:
             self._said = time.monotonic()
-            self._say(f"{self._done / 1e9:.2f} of {total / 1e9:.2f} GB")
+            self._line(f" of {total / 1e9:.2f}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
         if kind is None and self._done:
-            self._say(f"{self._done / 1e9:.2f} GB")
+            self._line("")
 
-    def _say(self, amount: str) -> None:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        say(f"{self._name}: {amount} in {seconds:.1f} s, {self._done / 1e9 / seconds:.2f} GB/s")
+    def _line(self, rest: str) -> None:
+        seconds, done = max(time.monotonic() - self._started, 1e-9), self._done / 1e9
+        say(f"{self._name}: {done:.2f}{rest} GB in {seconds:.1f} s, {done / seconds:.2f} GB/s")
 
 
 def _of(done: int, total: int | None, unit: str) -> str:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from souping.report.drawing import Drawing
 from souping.report.format import escape_html, escape_markdown
-from souping.report.sections import figures, kicker, opening, sections, warnings
+from souping.report.plots import Drawing
+from souping.report.sections import figures, headline, kicker, sections, summary, warnings
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -36,8 +36,8 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
     body += [_section(section, pictures) for section in shown]
-    own = f"<p>{escape_html(made)}</p>" if made else ""
-    body.append(f"<footer>{FOOT}{own}</footer>")
+    command = f"<p>{escape_html(made)}</p>" if made else ""
+    body.append(f"<footer>{FOOT}{command}</footer>")
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -48,9 +48,8 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
 
 
 def _head(report: Report) -> str:
-    title, lines = opening(report)
-    below = "".join(f"\n<p>{escape_html(line)}</p>" for line in lines)
-    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(title)}</h1>{below}'
+    below = "".join(f"\n<p>{escape_html(line)}</p>" for line in summary(report))
+    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{below}'
 
 
 def _figures(report: Report) -> str:
@@ -139,8 +138,7 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
 
 def markdown(report: Report, trials: Sequence[Row]) -> str:
     """The report as GitHub-flavoured Markdown."""
-    title, lines = opening(report)
-    blocks = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
+    blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
     numbers = figures(report)

@@ -1,4 +1,4 @@
-"""Tables of the report as plain cells, so that Markdown, HTML, W&B and the terminal show the same ones."""
+"""Tables of the report as plain cells: Markdown, HTML, W&B and the terminal print the same ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from souping.report.format import (
 
 NORMAL = NormalDist()
 Report = Mapping[str, Json]
-"""`report.json`, or what is known of it so far."""
+"""`report.json`, or as much of it as there is so far."""
 Row = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
 FIGURES = ("difference", "95 % interval", "p", "p (Holm)")
@@ -44,7 +44,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableGrid:
-    """Table: `rows` hold a cell a column, `strong` are the indices of rows to stress, `left` of left-set columns."""
+    """Table: `strong` are the indices of rows to stress, `left` those of left-aligned columns."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
@@ -54,8 +54,7 @@ class TableGrid:
 
 @dataclass(frozen=True)
 class Section:
-    """Heading with sentences, at most one picture (by its name), tables to show, a command, and sections to fold
-    away below them."""
+    """Heading with sentences, a picture (by its name), tables, a command, and sections that are folded away."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -70,13 +69,13 @@ class Section:
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
-def known(built: Iterable[Section | None]) -> tuple[Section, ...]:
+def nonempty(sections: Iterable[Section | None]) -> tuple[Section, ...]:
     """Sections that have anything to show."""
-    return tuple(one for one in built if one is not None and (one.lines or one.picture or one.grids or one.folded))
+    return tuple(one for one in sections if one is not None and (one.lines or one.picture or one.grids or one.folded))
 
 
 def table(title: str, shown: TableGrid, *lines: str) -> Section | None:
-    """A section of one table, nothing where it has no rows."""
+    """A section of one table; None if the table has no rows."""
     return Section(title, lines, grids=(shown,)) if shown.rows else None
 
 
@@ -92,30 +91,30 @@ def grid(
 
 
 def where(rows: Iterable[Row], key: str, value: str) -> list[int]:
-    """Numbers of the rows of which it is true."""
+    """Indices of the rows that have this value."""
     return [i for i, row in enumerate(rows) if row.get(key) == value]
 
 
 def categories(report: Report) -> list[str]:
-    """Category names in the benchmark's order: that of the rows, with what only the selection knows after them."""
-    names = [name for row in entries(report, "rows") for name in part(row, "scores")]
-    known = texts(part(part(report, "selection"), "correlation"), "categories")
-    order = {name: i for i, name in enumerate(known)}
-    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order))) or known
+    """Category names in the selection's order."""
+    names = dict.fromkeys(name for row in entries(report, "rows") for name in part(row, "scores"))
+    selected = texts(part(part(report, "selection"), "correlation"), "categories")
+    order = {name: i for i, name in enumerate(selected)}
+    return sorted(names, key=lambda name: order.get(name, len(order))) or selected
 
 
 def once(report: Report) -> list[Row]:
-    """Rows in the order of their roles, a model that plays several of them once: `roles` has all its kinds."""
+    """Rows in the order of their roles, each model once: `roles` has all its kinds."""
     found: dict[Json, dict[str, Json]] = {}
     for row in in_order(entries(report, "rows")):
         key = row.get("recipe_id") or row.get("name")
-        known = found.setdefault(key, {**row, "roles": []})
-        known["roles"] = [*elements(known, "roles"), row.get("kind")]
+        first = found.setdefault(key, {**row, "roles": []})
+        first["roles"] = [*elements(first, "roles"), row.get("kind")]
     return list(found.values())
 
 
 def named(row: Row) -> TableCell:
-    """A model's name with its roles; what is named after its role says it once."""
+    """A model's name with its roles."""
     name = clean(row.get("name"))
     labels = [kind_label(kind) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
     if row.get("name") == row.get("kind"):
@@ -124,7 +123,7 @@ def named(row: Row) -> TableCell:
 
 
 def scores(report: Report) -> TableGrid:
-    """A line a model: objective and every category, percent with 95 % intervals."""
+    """One line per model: objective and every category, percent with 95 % intervals."""
     names, rows = categories(report), once(report)
     lines = [
         (named(row), _score(row.get("objective")), *(_score(part(row, "scores").get(name)) for name in names))
@@ -134,13 +133,13 @@ def scores(report: Report) -> TableGrid:
 
 
 def compared(report: Report) -> list[Row]:
-    """The soup's comparisons, one a model, with the `row` of that model; none with what is the soup itself."""
+    """The soup's comparisons, one per other model, with the `row` of that model."""
     pairs = entries(report, "comparisons")
     found: list[Row] = []
     for row in once(report):
-        roles, own = texts(row, "roles"), [pair for pair in pairs if _is_of(pair, row)]
-        if own and "soup" not in roles:
-            pair = next((pair for pair in own if number(pair.get("p_holm")) is not None), own[0])
+        roles, same = texts(row, "roles"), [pair for pair in pairs if _is_of(pair, row)]
+        if same and "soup" not in roles:
+            pair = next((pair for pair in same if number(pair.get("p_holm")) is not None), same[0])
             found.append({**pair, "row": row})
     return found
 
@@ -196,11 +195,11 @@ def tested(report: Report) -> str:
 
 
 def widened(report: Report) -> str:
-    """Why an interval nearly touches 0 beside a small p-value, where one does; else empty."""
+    """Why an interval nearly touches 0 though its p-value is small; empty if none does."""
     names = [named(part(pair, "row")).text for pair in compared(report) if _is_near(pair)]
     why = "the interval, but not the test, is widened for categories in which few or no items were answered differently"
-    told = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
-    return told if names else ""
+    line = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
+    return line if names else ""
 
 
 def _is_near(pair: Row) -> bool:
@@ -213,12 +212,12 @@ def _is_near(pair: Row) -> bool:
 
 
 def _score(score: Json) -> TableCell:
-    given = score if isinstance(score, Mapping) else {"mean": score}
-    return TableCell(percent(given.get("mean")), interval(given.get("low"), given.get("high")))
+    found = score if isinstance(score, Mapping) else {"mean": score}
+    return TableCell(percent(found.get("mean")), interval(found.get("low"), found.get("high")))
 
 
 def sizes(report: Report) -> TableGrid:
-    """Items of each category on the report fold; in a dry run they are others'."""
+    """Items of each category."""
     row = next(iter(entries(report, "rows")), {})
     lines = [(clean(name), count(part(part(row, "scores"), name).get("n"))) for name in categories(report)]
     return grid(("category", "items of the dry run" if report.get("limit") else "items on the report fold"), lines)
@@ -238,17 +237,14 @@ def losses(report: Report) -> TableGrid:
 
 def recipe(report: Report) -> TableGrid:
     """Ingredients, weights, the fingerprints of their content, and where on the Hub they are."""
-    known = part(report, "recipe")
-    names, weights, sources = texts(known, "ingredients"), elements(known, "weights"), part(known, "sources")
-    prints = elements(known, "fingerprints") + [""] * len(names)
+    found = part(report, "recipe")
+    names, sources = texts(found, "ingredients"), part(found, "sources")
+    prints = elements(found, "fingerprints") or [""] * len(names)
     lines = [
-        [clean(name), weight(value), clean(mark)[:16] or DASH]
-        for name, value, mark in zip(names, weights, prints, strict=False)
+        [clean(name), weight(share), clean(mark)[:16] or DASH, *([clean(sources.get(name)) or DASH] if sources else [])]
+        for name, share, mark in zip(names, elements(found, "weights"), prints, strict=False)
     ]
-    header = ["ingredient", "weight", "content (SHA-256, first 16)"]
-    if sources:
-        header.append("on the Hub")
-        lines = [[*line, clean(sources.get(n)) or DASH] for n, line in zip(names, lines, strict=False)]
+    header = ["ingredient", "weight", "content (SHA-256, first 16)", *(["on the Hub"] if sources else [])]
     return grid(header, lines, left=(0, 2, 3))
 
 
@@ -261,8 +257,8 @@ def folds(report: Report) -> TableGrid:
     }
     if report.get("limit"):
         use["report"] = "the numbers of this page: items of the other folds, the report fold stayed closed"
-    known = part(report, "folds")
-    lines = [(fold, count(known[fold]), text) for fold, text in use.items() if fold in known]
+    sizes = part(report, "folds")
+    lines = [(fold, count(sizes[fold]), text) for fold, text in use.items() if fold in sizes]
     return grid(("fold", "items", "used for"), lines, left=(0, 2))
 
 
@@ -325,12 +321,12 @@ def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
     """The axes of the search: the selection's ingredients, or what the trials weigh."""
     chosen = texts(part(report, "selection"), "ingredients")
     weighed = [name for trial in tried for name in part(trial, "weights")]
-    known = [name for name in chosen if name in weighed] or chosen
-    return list(dict.fromkeys([*known, *weighed]))
+    axes = [name for name in chosen if name in weighed] or chosen
+    return list(dict.fromkeys([*axes, *weighed]))
 
 
 def gate(report: Report) -> TableGrid:
-    """A line a figure that was expected of a single model, those that missed stressed."""
+    """One line per score that was expected of a candidate; those that were missed are stressed."""
     checks = entries(part(report, "gate"), "checks")
     lines = [
         (
@@ -350,7 +346,7 @@ def gate(report: Report) -> TableGrid:
 
 
 def overview(report: Report) -> TableGrid:
-    """A line a model, a column a benchmark: the objective with its interval, the soup last."""
+    """One line per model, one column per benchmark: the objective with its interval."""
     measured = entries(report, "also")
     names = list(dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows")))
     lines: list[tuple[str | TableCell, ...]] = [
@@ -365,7 +361,7 @@ def _objective_of(entry: Row, name: str) -> Json:
 
 
 def differences(report: Report) -> TableGrid:
-    """The soup's paired difference to each ingredient on each benchmark; what the soup lost is stressed."""
+    """The soup's paired difference to each ingredient on each benchmark; losses are stressed."""
     measured = [(entry, pair) for entry in entries(report, "also") for pair in entries(entry, "comparisons")]
     lines = [
         (
@@ -415,7 +411,7 @@ def _difference(pair: Row) -> TableCell:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """Losses of the soup, benchmark by benchmark; where nothing is shown, how much it may have lost all the same."""
+    """Losses of the soup by benchmark; without any, how much it may have lost all the same."""
     for entry in entries(report, "also"):
         name = clean(entry.get("name"))
         if entry.get("shared"):

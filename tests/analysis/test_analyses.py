@@ -248,10 +248,6 @@ def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int) 
                 assert row["value"] == pytest.approx(expected[frozenset(row["members"])])
                 assert row["low"] <= row["value"] <= row["high"]
                 assert np.mean(list(row["categories"].values())) == pytest.approx(row["value"])
-    items = data["items"]
-    assert np.sum(list(items["values"].values()), axis=0) == pytest.approx(
-        run.search[recipe_of(dict.fromkeys(NAMES[:size], 1 / size)).id].values, abs=1e-8
-    )
 
 
 def random_game(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
@@ -350,16 +346,6 @@ def test_the_winners_value_needs_a_base_and_sums_of_differences() -> None:
         Shapley(value="winner", players="candidates")
     with pytest.raises(UserError, match=r"\(exact=13"):
         Shapley(exact=13)
-
-
-def test_pairs_may_be_soups_of_soups() -> None:
-    shapley = Shapley(groups="soups")
-    asked = {recipe.ingredients: recipe.weights for recipe in shapley.asks(run_of(3).soups) if len(recipe.weights) > 2}
-    whole = [r.weights for r in shapley.asks(run_of(3).soups) if len(r.weights) == 3]
-    assert (0.25, 0.5, 0.25) in whole
-    assert asked
-    data: dict[str, Any] = shapley.analyse(run_of(3, asked=shapley.asks))
-    assert all(level["efficiency_gap"] < 1e-12 for level in data["levels"])
 
 
 def test_items_of_two_folds_are_other_items() -> None:
