@@ -38,11 +38,10 @@ from souping.core.types import (
     part,
     texts,
 )
-from souping.report.experts import around
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid
+from souping.report.tables import Row, Section, around, grid
 
 SALT = 0xC025
 

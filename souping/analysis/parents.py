@@ -9,7 +9,7 @@ scores themselves: of every category's K + 1 scores each is as likely to be the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -24,7 +24,7 @@ from souping.core.types import FloatArray, Json, Recipe, ScoreMatrix, elements, 
 from souping.report.format import count, interval, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, TableGrid, grid
+from souping.report.tables import Row, Section
 
 TIE = 1e-12
 """Means that differ by less are equal: only the order of a sum tells them apart."""
@@ -57,7 +57,6 @@ class Parents(Analysis):
             "categories": list(scores.categories),
             "soups": [_row(soup, *counts) for soup, counts in zip(soups, wins.sum(axis=-1).T.tolist(), strict=True)],
             **_shares(wins, _wins(drawn, place, parents), _chances(scores.values, place, parents)),
-            "parents": _by_parents(soups, wins),
         }
 
 
@@ -122,22 +121,6 @@ def _row(soup: Recipe, beats_all: float, beats_one: float) -> dict[str, Json]:
     return {"recipe_id": soup.id, "weights": weights, "beats_all": int(beats_all), "beats_one": int(beats_one)}
 
 
-def _by_parents(soups: Sequence[Recipe], wins: FloatArray) -> list[Mapping[str, Json]]:
-    """The shares by number of parents, with the chance where no two scores are equal."""
-    sizes = np.array([len(soup.ingredients) for soup in soups])
-    return [
-        {
-            "parents": int(size),
-            "soups": int((sizes == size).sum()),
-            "beats_all": float(wins[0][sizes == size].mean()),
-            "beats_one": float(wins[1][sizes == size].mean()),
-            "chance_all": 1 / (int(size) + 1),
-            "chance_one": int(size) / (int(size) + 1),
-        }
-        for size in np.unique(sizes)
-    ]
-
-
 # How it is shown
 
 KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
@@ -155,23 +138,13 @@ def section(data: Row) -> Section:
         "two parents where no two scores are equal. A mere mixture of its parents' scores is never above all, always "
         "above one."
     )
-    return Section("Do soups beat their parents?", (head, note), "parents", (_table(data),))
+    return Section("Do soups beat their parents?", (head, note), "parents")
 
 
 def _share(data: Row, key: str) -> str:
     found = part(data, key)
     around = interval(found.get("low"), found.get("high"))
     return f"{percent(found.get('share'))} % ({around}; by chance {percent(found.get('chance'))} %)"
-
-
-def _table(data: Row) -> TableGrid:
-    shares = ("beats_all", "chance_all", "beats_one", "chance_one")
-    rows = [
-        (count(row.get("parents")), count(row.get("soups")), *(percent(row.get(key)) for key in shares))
-        for row in entries(data, "parents")
-    ]
-    header = ("parents", "soups", "above all, %", "by chance, no ties", "above one, %", "by chance, no ties")
-    return grid(header, rows, left=())
 
 
 def draw(data: Row) -> Drawing | None:

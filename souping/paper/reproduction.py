@@ -18,11 +18,10 @@ from souping.analysis.correlation import pearson
 from souping.core.types import Json, ScoreMatrix, elements, entries, number, part, texts
 from souping.paper.findings import CORRUPT, findings, selections
 from souping.paper.published import TABLES, leaderboard, published
-from souping.report.experts import around
 from souping.report.format import DASH, clean, count, in_words
 from souping.report.plots import COLOURS, INK, PAPER, Drawing, canvas, correlations, figure
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
+from souping.report.tables import Row, Section, TableGrid, around, grid, nonempty, table
 
 SENTENCES = (
     "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "

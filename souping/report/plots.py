@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import FloatArray, Json, elements, entries, number, part, texts
+from souping.core.types import FloatArray, elements, entries, number, part, texts
 from souping.report.format import clean, in_words, level, p_of, percent, rho, short, weight
 from souping.report.tables import Report, Row, TableCell, compared, ingredients, named
 
@@ -130,11 +130,9 @@ def scale(low: float, high: float, colours: str) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), colours)
 
 
-def colour_bar(
-    made: Figure, axes: Axes, mappable: ScalarMappable, label: str, pad: float = 0.04, shrink: float = 0.75
-) -> None:
+def colour_bar(made: Figure, axes: Axes, mappable: ScalarMappable, label: str) -> None:
     """The bar beside axes that says what their colours are."""
-    bar = made.colorbar(mappable, ax=axes, shrink=shrink, pad=pad)
+    bar = made.colorbar(mappable, ax=axes, shrink=0.75, pad=0.04)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
@@ -156,15 +154,15 @@ def forest(report: Report) -> Drawing | None:
     labels = [_label(named(model)) for model in models]
     colours = [COLOURS.get(str(model.get("kind")), INK) for model in models]
     columns = {
-        "score %": [_mean(model.get("objective")) for model in models],
+        "score %": [percent(part(model, "objective").get("mean")) for model in models],
         "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
         "p": [p_of(pair) for pair in pairs],
     }
     below = f"soup minus the other, points ({level(pairs[0])} interval)"
     height = 0.4 if any("\n" in label for label in labels) else 0.32
     made = _differences(pairs, labels, colours, below, columns, height)
-    caption = f"Right of the line the soup is better; it scores {_mean(_row_of(report, 'soup').get('objective'))} %."
-    return Drawing("forest", made, f"Forest plot: the soup minus each of {len(pairs)} other models.", caption)
+    alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
+    return Drawing("forest", made, alt, "Right of the line the soup is better.")
 
 
 def categories(report: Report) -> Drawing | None:
@@ -175,12 +173,7 @@ def categories(report: Report) -> Drawing | None:
         return None
     pairs.sort(key=lambda pair: -(number(pair.get("difference")) or 0.0))
     names, against = [str(pair.get("category")) for pair in pairs], clean(losses.get("against"))
-    soup, single = (part(_row_of(report, kind), "scores") for kind in ("soup", "best_single"))
-    columns = {
-        "soup %": [_mean(soup.get(name)) for name in names],
-        "single %": [_mean(single.get(name)) for name in names],
-        "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
-    }
+    columns = {"difference": [percent(pair.get("difference"), sign=True) for pair in pairs]}
     below, labels = f"soup minus {short(against, 40)}, points", [short(name) for name in names]
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
     made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
@@ -234,10 +227,6 @@ def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _mean(score: Json) -> str:
-    return percent(score.get("mean") if isinstance(score, Mapping) else score)
-
-
 def _label(cell: TableCell) -> str:
     name, roles = short(cell.text, 34), short(cell.sub, 46)
     return f"{name}\n{roles}" if roles else name
@@ -246,10 +235,6 @@ def _label(cell: TableCell) -> str:
 def _winner(pair: Row) -> str:
     gap = round(number(pair.get("difference")) or 0.0, 12)
     return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
-
-
-def _row_of(report: Report, kind: str) -> Row:
-    return next((row for row in entries(report, "rows") if row.get("kind") == kind), {})
 
 
 def heatmap(report: Report) -> Drawing | None:
@@ -272,7 +257,7 @@ def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> 
         axes.set_yticks(range(len(names)), labels)
         for tick, category in zip((*axes.get_xticklabels(), *axes.get_yticklabels()), (*names, *names), strict=True):
             tick.set_fontweight("bold" if category in marked else "normal")
-        colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models", pad=0.03, shrink=0.7)
+        colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models")
     return Drawing(name, made, f"Heatmap of the correlation between {len(names)} categories.", caption)
 
 
@@ -361,20 +346,11 @@ def triangle(
 
 
 def _curves(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
-    """More than three ingredients: best so far by trial, and the objective by distance from the chosen soup."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(9.2, 3.8))
-    left, right = made.subplots(1, 2, sharey=True)
-    steps = np.arange(1, len(values) + 1)
+    """More than three ingredients: the objective by distance from the chosen soup."""
+    made, axes = figure(7.6, 3.2)
     distance = np.abs(weights - weights[chosen]).sum(axis=1) / 2
-    left.plot(steps, values, "o", color=COLOURS["ingredient"], markersize=4)
-    left.step(steps, np.maximum.accumulate(values), where="post", color=COLOURS["soup"], linewidth=2.0)
-    left.set_xlabel("trial (line: best so far)")
-    left.set_ylabel("search objective, %")
-    left.locator_params(axis="x", integer=True)
-    right.plot(distance, values, "o", color=COLOURS["best_single"], markersize=5.5)
-    ring(right, 0.0, values[chosen], 5.5)
-    right.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
-    made.subplots_adjust(wspace=0.08)
+    axes.plot(distance, values, "o", color=COLOURS["best_single"], markersize=5.5)
+    ring(axes, 0.0, values[chosen], 5.5)
+    axes.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
+    axes.set_ylabel("search objective, %")
     return made

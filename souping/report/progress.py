@@ -28,12 +28,12 @@ LOG = "run.log"
 EARLY = ("config.yaml", "selection.json", LOG)
 """Files that a run writes before it has results; a run that is refused removes them."""
 PAUSE = 20.0
-"""Seconds between two lines about work of unknown length, or about a transfer."""
+"""Seconds between two lines about one stage or transfer."""
 log = logging.getLogger("souping.run")
 
 
 class Progress:
-    """Context manager that shows the stages of a run: a live bar on a terminal, else a line for each tenth."""
+    """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds."""
 
     def __init__(self) -> None:
         from rich.progress import MofNCompleteColumn, TextColumn
@@ -54,7 +54,7 @@ class Progress:
             self._bars.stop()
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
-        """Begin a stage of so many item evaluations and trials, where these are known."""
+        """Begin a stage of so many item evaluations and trials, if they are known."""
         self.end_stage()
         self._begin(format.clean(name), items, trials)
         if self._bars is not None:
@@ -77,9 +77,9 @@ class Progress:
 
     def end_stage(self) -> None:
         """Write the last line of a stage, once."""
-        if (self._done or self._trials) and not self._ended:
-            self._ended = True
+        if self._done or self._trials:
             self._line(self._state())
+            self._begin(self._name, None, None)
 
     def show(self, table: Table) -> None:
         side_console().print(table)
@@ -104,20 +104,15 @@ class Progress:
 
     def _begin(self, name: str, items: int | None, trials: int | None) -> None:
         self._name, self._items, self._all_trials = name, items, trials
-        self._done = self._fresh = self._trials = self._tenth = 0
+        self._done = self._fresh = self._trials = 0
         self._best = 0.0
-        self._ended = False
         self._started = self._said = time.monotonic()
 
     def _update(self) -> None:
         if self._bars is not None and self._bars.task_ids:
             self._bars.update(self._bars.task_ids[-1], completed=self._done, state=self._state(short=True))
-        done, total = (self._done, self._items) if self._items else (self._trials, self._all_trials)
-        tenth, now = 10 * done // total if total else 0, time.monotonic()
-        if tenth >= 10 and (not self._all_trials or self._trials >= self._all_trials):
-            self.end_stage()
-        elif self._tenth < tenth < 10 or (not total and now - self._said > PAUSE):
-            self._tenth, self._said = tenth, now
+        if time.monotonic() - self._said > PAUSE:
+            self._said = time.monotonic()
             self._line(self._state())
 
     def _state(self, short: bool = False) -> str:
@@ -206,15 +201,11 @@ def command_line() -> str:
     return shlex.join(["python", "-m", "souping", *sys.argv[1:]])
 
 
-class SafeLine(logging.Formatter):
-    """A line that can be shown anywhere."""
+class RunLog(logging.FileHandler):
+    """run.log, without control characters. A full disk does not end the run."""
 
     def format(self, record: logging.LogRecord) -> str:
         return safe(super().format(record))
-
-
-class RunLog(logging.FileHandler):
-    """run.log. A full disk does not end the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         return None
@@ -247,7 +238,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
     `overrides` are those of one job of a multirun.
     """
     handler = RunLog(run_dir / LOG, "w", encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(SafeLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("souping").addHandler(handler)
     log.setLevel(logging.INFO)
     begun = time.monotonic()

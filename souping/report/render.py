@@ -15,11 +15,6 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
 
-NARROW = 3.7
-"""Inches of a figure that a telephone's screen holds."""
-LONG = 28
-"""Letters of a heading above which its column is made wider."""
-
 FOOT = (
     "Scores are fractions of 1 in report.json and percent here; every key is in docs/reference.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
@@ -97,16 +92,12 @@ def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
 
 def _figure(drawing: Drawing) -> str:
     caption = f"<figcaption>{escape_html(drawing.caption)}</figcaption>" if drawing.caption else ""
-    wide = ' class="wide"' if drawing.figure.get_figwidth() > NARROW else ""
-    return f'<figure{wide}><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
+    return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
 def _html_table(grid: TableGrid) -> str:
     """An HTML table that scrolls sideways by itself, its first column fixed."""
-    head = "".join(
-        f'<th scope="col"{_side(i, grid, len(name) > LONG)}>{_breakable(name)}</th>'
-        for i, name in enumerate(grid.header)
-    )
+    head = "".join(f'<th scope="col"{_left(i, grid)}>{_breakable(name)}</th>' for i, name in enumerate(grid.header))
     rows = "".join(
         f"<tr{' class=strong' if r in grid.strong else ''}>"
         + "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
@@ -123,17 +114,15 @@ def _breakable(text: str) -> str:
     return re.sub(r"(?<=\w)([_/-])(?=\w)", r"\1<wbr>", escape_html(text))
 
 
-def _side(column: int, grid: TableGrid, long: bool = False) -> str:
-    """The class of a cell; a `long` heading gets room, or it alone makes the whole head as high as its many lines."""
-    words = " ".join(["left"] * (column in grid.left) + ["long"] * long)
-    return f' class="{words}"' if words else ""
+def _left(column: int, grid: TableGrid) -> str:
+    return ' class="left"' if column in grid.left else ""
 
 
 def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     inner = _breakable(cell.text) + (f"<small>{escape_html(cell.sub)}</small>" if cell.sub else "")
     if column == 0 and 0 in grid.left:
         return f'<th scope="row">{inner}</th>'
-    return f"<td{_side(column, grid)}>{inner}</td>"
+    return f"<td{_left(column, grid)}>{inner}</td>"
 
 
 def markdown(report: Report, trials: Sequence[Row]) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
 from souping.report import tables
-from souping.report.experts import why
-from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
+from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, rho, share, weight
 from souping.report.plots import Drawing
 from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, sentences, table
 
@@ -83,18 +82,17 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
             name = clean(rows[kind].get("name")) if kind == "best_single" else ""
             small = "; ".join(t for t in (name, interval(score.get("low"), score.get("high"))) if t)
             shown.append((label, f"{percent(score.get('mean'))} %", small))
-    single = rows.get("best_single", {}).get("name")
-    for pair in entries(report, "comparisons"):
-        if single is not None and pair.get("b") == single and pair.get("kind", "best_single") == "best_single":
-            small = f"{limits(pair)}; p {p_of(pair)}"
-            shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
-            break
+    single = rows.get("best_single", {}).get("name") or ""
+    pairs = [pair for pair in entries(report, "comparisons") if pair.get("b") == single]
+    for pair in [pair for pair in pairs if pair.get("kind", "best_single") == "best_single"][:1]:
+        small = f"{limits(pair)}; p {p_of(pair)}"
+        shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
     return shown
 
 
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), why(report))
+    run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), _experts(report))
     return nonempty((*run, *analysis_sections(report), _gate(report), _cost(report), _provenance(report)))
 
 
@@ -106,9 +104,8 @@ def _verdict(report: Report) -> Section | None:
     numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
     if dry:
         numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
-    sizes = table("Items per category", tables.sizes(report))
     if not tables.compared(report):
-        return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=nonempty((sizes,)))
+        return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = (
         f"Every model answered the same items{'' if dry else ' of the report fold'}, so differences are paired; items "
         f"that share content are one group. {tables.tested(report)}".strip()
@@ -116,7 +113,7 @@ def _verdict(report: Report) -> Section | None:
     lines = tuple(filter(None, (paired, tables.widened(report), "" if dry else LOOKS)))
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
-    return Section("Is the soup better?", lines, "forest", folded=nonempty((compared, scores, sizes)))
+    return Section("Is the soup better?", lines, "forest", folded=nonempty((compared, scores)))
 
 
 def _gains(report: Report) -> Section | None:
@@ -195,17 +192,16 @@ def _lost(outcome: Row) -> float:
 
 
 def _outcomes(report: Report) -> Iterator[Section | None]:
-    """Tables of answers that are cut off or missing, and of their variance."""
+    """Answers that are cut off or missing by model, and the variance of answers."""
     lost = _incomplete(report)
-    heads, missing = ("cut off %", "missing %", "items"), ("model", "reason", "answers")
-    models = [(clean(name), *_shares(outcome)) for name, outcome in lost.items()]
-    reasons = [(clean(n), clean(reason), count(k)) for n, o in lost.items() for reason, k in part(o, "reasons").items()]
-    cells = [(n, c, part(part(o, "categories"), c)) for n, o in lost.items() for c in part(o, "categories")]
-    categories = [(clean(name), clean(category), *_shares(cell)) for name, category, cell in cells if _lost(cell)]
-    yield table("Answers by model", grid(("model", *heads), models))
+    heads = ("model", "cut off %", "missing %", "items", "why missing")
+    models = [(clean(name), *_shares(outcome), _reasons(outcome)) for name, outcome in lost.items()]
+    yield table("Answers by model", grid(heads, models, left=(0, 4)))
     yield table("Answers against items", _variance(report))
-    yield table("Why there is no answer", grid(missing, reasons, left=(0, 1)))
-    yield table("Answers cut off or missing, by category", grid(("model", "category", *heads), categories, left=(0, 1)))
+
+
+def _reasons(outcome: Row) -> str:
+    return ", ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(outcome, "reasons").items())
 
 
 def _shares(outcome: Row) -> tuple[str, ...]:
@@ -223,17 +219,78 @@ def _variance(report: Report) -> TableGrid:
     return grid(heads, lines)
 
 
+def _experts(report: Report) -> Section | None:
+    """The ingredients and what each is the expert of; correlations and all that is luck are folded away."""
+    selection = part(report, "selection")
+    if not selection:
+        return None
+    lines = [_chosen(selection), *([steady] if (steady := _steady(report)) else [])]
+    if selection.get("published"):
+        lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
+    lines += [clean(note) for note in elements(selection, "notes")]
+    correlation = part(selection, "correlation")
+    folded = nonempty(
+        (
+            Section("How categories correlate", picture="heatmap") if correlation.get("matrix") else None,
+            table("Every correlation with its interval", tables.pairs(report)),
+            Section("Chosen again?", tuple(_stability(report))),
+            table("Other thresholds, in steps of 0.01", tables.thresholds(report)),
+            table("One model left out", tables.jackknife(report)),
+        )
+    )
+    return Section("Why these experts", tuple(lines), grids=(tables.experts(report),), folded=folded)
+
+
+def _chosen(selection: Row) -> str:
+    """`soce chose a, b and c (pearson, threshold 0.2, ...); categories of low correlation: ...`"""
+    who = clean(selection.get("selector")) or "The selector"
+    rule = [clean(selection.get("metric"))]
+    if number(selection.get("threshold")) is not None:
+        rule.append(f"threshold {weight(selection['threshold'])}")
+    rule += [f"{key} {clean(selection[key])}" for key in ("sign", "ties") if selection.get(key)]
+    how = ", ".join(text for text in rule if text)
+    low = elements(selection, "low_correlation")
+    whole = len(elements(part(selection, "correlation"), "categories"))
+    where = (
+        f" Low-correlation categories: {'all ' + count(whole) if len(low) == whole else in_words(low)}." if low else ""
+    )
+    names = in_words(elements(selection, "ingredients")) or "nothing"
+    return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
+
+
+def _steady(report: Report) -> str:
+    """Which thresholds around the one that was used select the same."""
+    used = number(part(report, "stability").get("threshold"))
+    for low, high, entry in tables.spans(report):
+        if used is not None and low <= used <= high and not entry.get("error"):
+            return f"Every threshold from {weight(low)} to {weight(high)} selects the same."
+    return ""
+
+
+def _stability(report: Report) -> list[str]:
+    """Sentences about the bootstrap itself."""
+    stability = part(report, "stability")
+    lines = [clean(note) for note in elements(stability, "notes")]
+    if stability.get("draws"):
+        method = f" ({clean(stability['method'])})" if stability.get("method") else ""
+        why = "; ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items())
+        none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
+        failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
+        lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
+    if sizes := part(stability, "sizes"):
+        lines.append(f"Ingredients: {', '.join(f'{clean(size)} in {share(v)}' for size, v in sizes.items())} of draws.")
+    noisy = [f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()]
+    if noisy:
+        lines.append(f"Reliability of the category scores: {', '.join(noisy)}.")
+    return lines
+
+
 def _also(report: Report) -> Section | None:
     measured = entries(report, "also")
     if not measured:
         return None
     line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
-    folded = [table("Differences", tables.differences(report))]
-    folded += [
-        table(f"{clean(entry.get('name'))} by category", tables.by_category(entry))
-        for entry in measured
-        if len(part(entry, "coefficients")) > 1
-    ]
+    folded = [table(f"{clean(entry.get('name'))}: differences", tables.differences(entry)) for entry in measured]
     lines, grids = (line, *sentences(report)), (tables.overview(report),)
     return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
@@ -258,13 +315,10 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
         return None
     reached = number(part(report, "objective").get("search"))
     best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
-    dropped = sum(number(trial.get("objective")) is None for trial in trials)
-    evaluated = len(trials) - dropped
-    verb = "soup was" if evaluated == 1 else "soups were"
-    was, has = ("was", "has") if dropped == 1 else ("were", "have")
-    gone = f" {count(dropped)} more {was} dropped early, after a part of it, and {has} no score here."
+    whole = sum(number(trial.get("objective")) is not None for trial in trials)
+    rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
     lines = (
-        f"{count(evaluated)} {verb} evaluated on the search fold.{gone if dropped else ''}{best} "
+        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} "
         "The best of many noisy scores is optimistic; the report fold has other items and gives the unbiased number.",
         " ".join(searched(part(report, "search"))),
     )

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from souping.core.text import minus
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.report.format import (
     DASH,
@@ -22,7 +21,9 @@ from souping.report.format import (
     p_of,
     p_value,
     percent,
+    rho,
     seconds,
+    share,
     weight,
 )
 
@@ -185,13 +186,10 @@ def summary(report: Report) -> TableGrid:
 
 
 def tested(report: Report) -> str:
-    """The test of the comparisons, with the items and groups that they rest on."""
-    pairs = compared(report)
-    names = list(dict.fromkeys(clean(pair.get("test")).replace("_", " ") for pair in pairs if pair.get("test")))
-    sizes = list(dict.fromkeys((count(pair.get("n")), count(pair.get("groups"))) for pair in pairs))
-    if not names or len(sizes) != 1:
-        return ""
-    return f"Test: {in_words(names)}, {sizes[0][0]} items in {sizes[0][1]} groups."
+    """The test of the comparisons and its number of items and groups."""
+    pair = next(iter(compared(report)), {})
+    test = clean(pair.get("test")).replace("_", " ")
+    return f"Test: {test}, {count(pair.get('n'))} items in {count(pair.get('groups'))} groups." if test else ""
 
 
 def widened(report: Report) -> str:
@@ -216,23 +214,23 @@ def _score(score: Json) -> TableCell:
     return TableCell(percent(found.get("mean")), interval(found.get("low"), found.get("high")))
 
 
-def sizes(report: Report) -> TableGrid:
-    """Items of each category."""
-    row = next(iter(entries(report, "rows")), {})
-    lines = [(clean(name), count(part(part(row, "scores"), name).get("n"))) for name in categories(report)]
-    return grid(("category", "items of the dry run" if report.get("limit") else "items on the report fold"), lines)
-
-
 def losses(report: Report) -> TableGrid:
     """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
     found = entries(part(report, "losses"), "categories")
     lines = [
-        (clean(pair.get("category")), *_figures(pair)[:3], percent(pair.get("least")), clean(pair.get("verdict")))
+        (
+            clean(pair.get("category")),
+            count(pair.get("n")),
+            *_figures(pair)[:3],
+            percent(pair.get("least")),
+            clean(pair.get("verdict")),
+        )
         for pair in found
     ]
     around = f"{level(next(iter(found), {}))} interval, all at once"
-    header = ("category", "difference", around, "p, corrected", "smallest difference beyond chance", "the soup is")
-    return grid(header, lines, (0, 5), where(found, "verdict", "lower"))
+    least = "smallest difference beyond chance"
+    header = ("category", "items", "difference", around, "p, corrected", least, "the soup is")
+    return grid(header, lines, (0, 6), where(found, "verdict", "lower"))
 
 
 def recipe(report: Report) -> TableGrid:
@@ -246,6 +244,91 @@ def recipe(report: Report) -> TableGrid:
     ]
     header = ["ingredient", "weight", "content (SHA-256, first 16)", *(["on the Hub"] if sources else [])]
     return grid(header, lines, left=(0, 2, 3))
+
+
+def experts(report: Report) -> TableGrid:
+    """One line per ingredient: its weight, its categories, and how often it is chosen again."""
+    selection, again = part(report, "selection"), part(part(report, "stability"), "ingredients")
+    recipe = part(report, "recipe")
+    weights = dict(zip(texts(recipe, "ingredients"), elements(recipe, "weights"), strict=False))
+    lines: list[tuple[str | TableCell, ...]] = [
+        (
+            clean(name),
+            weight(weights.get(name, 0.0)) if recipe else DASH,
+            ", ".join(_expert_of(report, name)) or DASH,
+            share(again.get(name)),
+        )
+        for name in texts(selection, "ingredients")
+    ]
+    return grid(("ingredient", "weight", "expert of (picked again)", "chosen again"), lines, left=(0, 2))
+
+
+def _expert_of(report: Report, name: str) -> list[str]:
+    """`parallel (92 %)`: the categories of an expert, with the share of redraws of the items that pick it again."""
+    selection, drawn = part(report, "selection"), part(part(report, "stability"), "experts")
+    tied = part(selection, "tied")
+    shared = selection.get("ties") == "all"
+    found = [
+        c for c, expert in part(selection, "experts").items() if name in (expert, *(texts(tied, c) if shared else ()))
+    ]
+    return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in found]
+
+
+def pairs(report: Report) -> TableGrid:
+    """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
+    found = entries(part(report, "stability"), "correlations")
+    drawn = any(number(pair.get("bootstrap_low")) is not None for pair in found)
+    rows = []
+    for pair in found:
+        line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
+        line.append(around(pair.get("low"), pair.get("high")))
+        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
+        rows.append([*line, *(more if drawn else [])])
+    tail = ("95 %, resampled items", "without noise") if drawn else ()
+    return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
+
+
+def around(low: Json, high: Json) -> str:
+    if number(low) is None or number(high) is None:
+        return "not estimable"
+    return f"{rho(low)} to {rho(high)}"
+
+
+def spans(report: Report) -> list[tuple[float, float, Row]]:
+    """(from, to, outcome) of neighbouring thresholds that select the same ingredients, or fail alike."""
+    found: list[tuple[float, float, Row]] = []
+    for entry in entries(part(report, "stability"), "thresholds"):
+        value = number(entry.get("threshold")) or 0.0
+        if found and all(found[-1][2].get(key) == entry.get(key) for key in ("ingredients", "error")):
+            found[-1] = (found[-1][0], value, found[-1][2])
+        else:
+            found.append((value, value, entry))
+    return found
+
+
+def thresholds(report: Report) -> TableGrid:
+    """The selection by other thresholds, one line per range."""
+    cut = number(part(report, "stability").get("threshold"))
+    used = [i for i, (low, high, _) in enumerate(spans(report)) if cut is not None and low <= cut <= high]
+    lines = [
+        (weight(low) if low == high else f"{weight(low)} to {weight(high)}", _outcome(entry)[0])
+        for low, high, entry in spans(report)
+    ]
+    return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=used)
+
+
+def jackknife(report: Report) -> TableGrid:
+    """The selection without one model."""
+    left_out = entries(part(report, "stability"), "jackknife")
+    rows = [(clean(entry.get("left_out")), *_outcome(entry)) for entry in left_out]
+    return grid(("left out", "ingredients", "low-correlation categories"), rows, left=(0, 1, 2))
+
+
+def _outcome(entry: Row) -> tuple[str, str]:
+    if entry.get("error"):
+        return clean(entry["error"]), ""
+    low = ", ".join(map(clean, elements(entry, "low_correlation")))
+    return in_words(elements(entry, "ingredients")) or DASH, low or DASH
 
 
 def folds(report: Report) -> TableGrid:
@@ -262,30 +345,19 @@ def folds(report: Report) -> TableGrid:
     return grid(("fold", "items", "used for"), lines, left=(0, 2))
 
 
+COSTS = {"evaluated_items": "items evaluated", "reused_items": "items taken from the store", "trials": "soups tried"}
+SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of answering"}
+
+
 def cost(report: Report) -> TableGrid:
     """Counts of the run's work, and its time."""
     spent = part(report, "cost")
-    names = {
-        "evaluated_items": "items evaluated",
-        "reused_items": "items taken from the store",
-        "trials": "soups tried",
-    }
-    lines = [(label, count(spent[key])) for key, label in names.items() if key in spent]
-    if "seconds" in spent:
-        lines.append(("time", seconds(spent["seconds"])))
-    lines += [
-        (clean(key).replace("_", " "), clean(value))
-        for key, value in spent.items()
-        if key not in {*names, "seconds"} and not isinstance(value, Mapping | list)
+    lines = [
+        (COSTS.get(key) or clean(key).replace("_", " "), _spent(key, spent[key]))
+        for key in dict.fromkeys([*COSTS, "seconds", *spent])
+        if number(spent.get(key)) is not None
     ]
     return grid(("cost", "amount"), lines)
-
-
-SEARCHED = {
-    "items": "items answered",
-    "prefilled_tokens": "tokens of their prompts",
-    "generated_tokens": "tokens of their answers",
-}
 
 
 def search_cost(report: Report) -> TableGrid:
@@ -293,11 +365,12 @@ def search_cost(report: Report) -> TableGrid:
     spent = part(part(report, "cost"), "search")
     full = part(spent, "full_grid")
     keys = [key for key in SEARCHED if number(spent.get(key)) or number(full.get(key))]
-    lines = [("soups", count(spent.get("soups")), count(full.get("soups")))] if spent else []
-    lines += [(SEARCHED[key], count(spent.get(key)), count(full.get(key))) for key in keys]
-    if number(spent.get("seconds")):
-        lines.append(("time of answering", seconds(spent.get("seconds")), seconds(full.get("seconds"))))
+    lines = [(SEARCHED[key], _spent(key, spent.get(key)), _spent(key, full.get(key))) for key in keys]
     return grid(("search", "this one", "the full grid"), lines)
+
+
+def _spent(key: str, amount: Json) -> str:
+    return seconds(amount) if key == "seconds" else count(amount)
 
 
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
@@ -360,21 +433,22 @@ def _objective_of(entry: Row, name: str) -> Json:
     return next((row.get("objective") for row in entries(entry, "rows") if clean(row.get("name")) == name), None)
 
 
-def differences(report: Report) -> TableGrid:
-    """The soup's paired difference to each ingredient on each benchmark; losses are stressed."""
-    measured = [(entry, pair) for entry in entries(report, "also") for pair in entries(entry, "comparisons")]
+def differences(entry: Row) -> TableGrid:
+    """The soup's paired difference to each ingredient on one benchmark, then by category; losses are stressed."""
+    pairs = entries(entry, "comparisons")
+    pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
     lines = [
         (
-            clean(entry.get("name")),
-            f"soup {minus('-')} {clean(pair.get('b'))}",
+            clean(pair.get("b")),
+            clean(pair.get("category")) or "all",
             *_figures(pair),
             f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
             clean(pair.get("verdict")),
         )
-        for entry, pair in measured
+        for pair in pairs
     ]
-    lost = where((pair for _, pair in measured), "verdict", "lower")
-    return grid(("benchmark", "pair", *FIGURES, "items / groups", "the soup is"), lines, (0, 1, 7), lost)
+    header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
+    return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
 
 
 def _figures(pair: Row) -> tuple[str, ...]:
@@ -384,30 +458,6 @@ def _figures(pair: Row) -> tuple[str, ...]:
         p_value(pair.get("p_value")),
         p_value(pair.get("p_holm")),
     )
-
-
-def by_category(entry: Row) -> TableGrid:
-    """One benchmark category by category: every model's mean, then the soup's difference to each ingredient."""
-    rows, names = entries(entry, "rows"), list(part(entry, "coefficients"))
-    compared = {(pair.get("category"), pair.get("b")): pair for pair in entries(entry, "categories")}
-    others = list(dict.fromkeys(pair.get("b") for pair in entries(entry, "categories")))
-    lines: list[tuple[str | TableCell, ...]] = [
-        (
-            clean(name),
-            *(_score(part(row, "scores").get(name)) for row in rows),
-            *(_difference(compared.get((name, other), {})) for other in others),
-        )
-        for name in names
-    ]
-    heads = [clean(row.get("name")) for row in rows]
-    heads += [f"soup {minus('-')} {clean(other)}" for other in others]
-    return grid(("category", *heads), lines)
-
-
-def _difference(pair: Row) -> TableCell:
-    verdict = clean(pair.get("verdict"))
-    mark = f"; {verdict}" if verdict in ("lower", "higher") else ""
-    return TableCell(_change(pair), f"{interval(pair.get('low'), pair.get('high'), sign=True)}{mark}")
 
 
 def sentences(report: Report) -> Iterator[str]:
@@ -427,7 +477,8 @@ def sentences(report: Report) -> Iterator[str]:
             yield f"{name}: no regression shown; the intervals reach down to {least} points ({clean(worst.get('b'))})."
         parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
         if parts and len(part(entry, "coefficients")) > 1:
-            names = in_words([f"{pair.get('category')} ({pair.get('b')}, {_change(pair)})" for pair in parts])
+            changes = [percent(pair.get("difference"), sign=True) for pair in parts]
+            names = in_words([f"{p.get('category')} ({p.get('b')}, {c})" for p, c in zip(parts, changes, strict=True)])
             yield f"{name}: single categories in which the soup is below an ingredient: {names}."
 
 
@@ -435,7 +486,3 @@ def _points(pair: Row) -> str:
     limits = interval(pair.get("low"), pair.get("high"), sign=True)
     size = percent(-(number(pair.get("difference")) or 0.0))
     return f"{size} points (95 % interval of the difference {limits}, p {p_value(pair.get('p_holm'))})"
-
-
-def _change(pair: Row) -> str:
-    return percent(pair.get("difference"), sign=True)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError, elements, entries, number, part, texts
 from souping.report import render
-from souping.report.experts import experts
 from souping.report.format import clean, escape_markdown, percent
 from souping.report.sections import headline, losses
-from souping.report.tables import Report, Row, Section, TableGrid, gate, overview, sentences, summary, widened
+from souping.report.tables import Report, Row, Section, TableGrid, experts, gate, overview, sentences, summary, widened
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -50,9 +50,8 @@ def test_a_mixture_beats_one_parent_and_never_all() -> None:
     data: dict[str, Any] = Parents(draws=10).analyse(run_of(2, answer=mixed))
     assert data["beats_all"]["share"] == 0
     assert data["beats_one"]["share"] == 1
-    assert data["parents"] == [
-        {"parents": 2, "soups": 9, "beats_all": 0.0, "beats_one": 1.0, "chance_all": 1 / 3, "chance_one": 2 / 3}
-    ]
+    assert len(data["soups"]) == 9
+    assert (data["beats_all"]["chance"], data["beats_one"]["chance"]) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_equals_are_won_by_chance() -> None:
