@@ -119,7 +119,7 @@ class Wins(Analysis):
         fails = found.ingredients.max(axis=0) == 0
         solves = found.ingredients.min(axis=0) == 1
         most = found.ingredients.sum(axis=0) >= len(recipes) - 1
-        kinds: dict[str, NDArray[np.bool_]] = {
+        kinds = {
             "solved, though every ingredient fails": (found.soup == 1) & fails,
             "failed, though every ingredient solves it": (found.soup == 0) & solves,
             "solved, though one ingredient fails": (found.soup == 1) & most & ~solves & ~fails,

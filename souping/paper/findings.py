@@ -45,7 +45,7 @@ class Finding:
 
 def findings(board: ScoreMatrix) -> list[Finding]:
     """All findings in the paper's order; `board` is the leaderboard of Figure 1."""
-    return [*_figure1(board), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *_open()]
+    return [*_figure1(board), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *OPEN]
 
 
 def _printed() -> dict[str, dict[str, str]]:
@@ -160,19 +160,20 @@ def _others(computed: Mapping[str, float], value: float) -> str:
     return f"it is {'; '.join(hits)}" if hits else "no two rows of the table give it"
 
 
-def _means(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """{model: mean of its columns} of a published table."""
-    return {row["model"]: float(np.mean([float(v) for k, v in row.items() if k != "model"])) for row in rows}
+def columns(*names: str) -> dict[str, FloatArray]:
+    """{model: its columns} of published tables."""
+    rows = [row for name in names for row in published(name)]
+    return {row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows}
 
 
 def _mgsm_total() -> Finding:
-    mean = _means(published("mgsm_soce.csv"))["SoCE"]
+    mean = float(columns("mgsm_soce.csv")["SoCE"].mean())
     same = abs(mean - totals("mgsm", "7b")["soce"]) < 0.06
     return _compared("total_mgsm", f"{mean:.2f}", same, "" if same else "the table and the figure disagree")
 
 
 def _mgsm_singles() -> Finding:
-    means, rows = _means(published("mgsm.csv")), results("mgsm", "7b")
+    means, rows = {name: row.mean() for name, row in columns("mgsm.csv").items()}, results("mgsm", "7b")
     close = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
     paper, ours = ", ".join(rows[name]["score"] for name in means), ", ".join(f"{m:.2f}" for m in means.values())
     what = "totals of the four candidates; means of the ten languages of Figure 3b"
@@ -193,8 +194,7 @@ def _table3() -> Finding:
 
 def flores() -> dict[str, FloatArray]:
     """{model: BLEU of the 36 directions}, the soup last."""
-    rows = [*published("flores36.csv"), *published("flores36_soce.csv")]
-    return {row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows}
+    return columns("flores36.csv", "flores36_soce.csv")
 
 
 def directions() -> list[str]:
@@ -230,16 +230,14 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> 
     return _finding("Table 5", what, f"{printed:.2f}", f"{ours:.2f}", agrees, note)
 
 
-OPEN = (
-    ("Figure 2", "which panels are before and which after souping", "caption and text swap them, and the benchmarks"),
-    ("Table 2b", "selection of infinite-Bench", "no candidate is named, no category printed"),
-    ("Table 3", "HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+OPEN = tuple(
+    Finding(of, what, "", "", "cannot be redone", reason)
+    for of, what, reason in (
+        ("Figure 2", "which panels are before and which after", "caption and text swap them, and the benchmarks"),
+        ("Table 2b", "selection of infinite-Bench", "no candidate is named, no category printed"),
+        ("Table 3", "HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+    )
 )
-"""(where in the paper, what, why no published figure gives it)."""
-
-
-def _open() -> list[Finding]:
-    return [Finding(of, what, "", "", "cannot be redone", reason) for of, what, reason in OPEN]
 
 
 # Readings of the selection rule. The stated rule is Algorithm 1: |rho| < 0.2 by Pearson, ties to the better overall.

@@ -56,13 +56,8 @@ class PaperFigures(Analysis):
 
 
 def _figure1(board: ScoreMatrix) -> dict[str, Json]:
-    found = pearson(board.values)
-    tables = {"matrix": found.rho, "low": found.low, "high": found.high}
-    return {
-        "models": list(board.models),
-        "categories": list(board.categories),
-        **{key: [[None if np.isnan(v) else float(v) for v in row] for row in table] for key, table in tables.items()},
-    }
+    matrix = pearson(board.values).rho.tolist()
+    return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
 
 
 def _gaps(singles: str, soup: str) -> list[Json]:

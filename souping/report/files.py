@@ -60,15 +60,10 @@ def as_json(value: Json) -> str:
     return json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def as_plain(table: Mapping[str, Json]) -> dict[str, Json]:
-    """A JSON object with lists for tuples and arrays."""
-    return {str(key): plain(inner) for key, inner in table.items()}
-
-
 def plain(value: Json) -> Json:
     """`value` as JSON knows it."""
     if isinstance(value, Mapping):
-        return as_plain(value)
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
@@ -213,7 +208,8 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
             "high": rho.high.tolist(),
         }
     table |= {key: table[key] or None for key in ("metric", "sign", "ties")}
-    return as_plain({**table, "correlation": correlation, **({} if scores is None else _scores_seen(scores))})
+    whole = {**table, "correlation": correlation, **({} if scores is None else _scores_seen(scores))}
+    return {key: plain(inner) for key, inner in whole.items()}
 
 
 def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:

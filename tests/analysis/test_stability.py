@@ -75,6 +75,8 @@ def test_draws_without_a_selection_are_counted() -> None:
     drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), threshold=1.0), draws=200)
     assert 0 < drawn["not_estimable"] < 200  # two categories, and one of them is constant
     assert drawn["reasons"] == {"a category is constant": drawn["not_estimable"]}
+    few = drawn["not_estimable"] > 100  # an interval needs half of the draws
+    assert (drawn["correlations"][0]["bootstrap_low"] is None) == few
 
 
 def test_nothing_estimable_is_none_not_zero() -> None:
@@ -159,7 +161,7 @@ def test_the_8b_table_stands_on_a_knife_edge() -> None:
     assert all(row["left_out"] not in row["ingredients"] for row in drawn["jackknife"])
 
 
-def test_errors_of_a_sweep_are_told() -> None:
+def test_errors_of_a_sweep_are_reported() -> None:
     copied = np.array([[0.1, 0.11, 0.5], [0.2, 0.19, 0.6], [0.4, 0.42, 0.9]])
     scores = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=copied, published=True)
     drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), otherwise="error"))

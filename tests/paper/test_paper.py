@@ -7,7 +7,7 @@ import json
 import shlex
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,7 +27,6 @@ from souping.paper.findings import (
     gains,
     on_grid,
     reading,
-    selections,
     spans,
 )
 from souping.paper.published import TABLES, PaperTable, leaderboard
@@ -39,6 +38,12 @@ from tests.conftest import PAPER, Cli
 from tests.support.analyses import run_of
 
 BIG, SMALL, MGSM, FLORES = TABLES
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, Any]:
+    """What the analysis makes of the published figures."""
+    return PaperFigures().analyse(run_of())
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +62,9 @@ class TestSelections:
         rows = roles(table.benchmark, table.scale)
         assert set(table.chosen) == {name for name, row in rows.items() if row["role"] == "ingredient"}
 
-    def test_every_reading_is_shown_beside_the_papers(self, table: PaperTable) -> None:
+    def test_every_reading_is_shown_beside_the_papers(self, table: PaperTable, data: dict[str, Any]) -> None:
         chosen = set(table.chosen)
-        rows = selections(table)["readings"]
+        rows = data["selections"][TABLES.index(table)]["readings"]
         assert sum(len(row["rules"]) for row in rows) == 9
         for row in rows:
             names = set(row["ingredients"])
@@ -77,8 +82,8 @@ class TestSelections:
         assert written["low_correlation"] == list(selection.low_correlation)
 
 
-def test_where_the_rule_and_the_paper_disagree() -> None:
-    told = {table.title: selections(table) for table in TABLES}
+def test_where_the_rule_and_the_paper_disagree(data: dict[str, Any]) -> None:
+    told = {one["title"]: one for one in data["selections"]}
     assert told[BIG.title]["beside"] == "adds functionary-medium-v3.1"
     assert "No threshold of any reading" in told[BIG.title]["notes"][-1]
     assert told[SMALL.title]["beside"] == "the paper's"
@@ -176,8 +181,7 @@ class TestLeaderboard:
             leaderboard(str(tmp_path / "x.csv"))
 
 
-def test_the_page_has_every_finding_and_picture() -> None:
-    data = PaperFigures().analyse(run_of())
+def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:
     text = markdown({"analyses": {"paper": data}}, []).replace("\\", "")
     for row in data["findings"]:
         assert row["what"][1:] in text
