@@ -82,8 +82,8 @@ class Shapley(Analysis):
             "empty": {"of": game.nobody or "nothing", "value": values.worth(Members())},
             "whole": values.worth(game.everybody),
             "levels": [_level(game, values, size) for size in SIZES if size <= len(game.names)],
-            "interactions": _interactions(game, values) if game.known else [],
-            "coalitions": [values.row(members) for members in game.subsets()] if game.known else [],
+            "interactions": _interactions(game, values) if game.complete else [],
+            "coalitions": [values.row(members) for members in game.subsets()] if game.complete else [],
         }
 
 
@@ -95,7 +95,7 @@ class _Game:
         self.weights = self._winner_weights()
         chosen = tuple(self.weights) if settings.value == "winner" else soups.ingredients
         self.names = tuple(soups.candidates) if settings.players == "candidates" else chosen
-        self.known = len(self.names) <= settings.exact
+        self.complete = len(self.names) <= settings.exact
         self.everybody = Members(self.names)
         self._recipes: dict[Members, Recipe] = {}
 
@@ -137,13 +137,13 @@ class _Game:
 
     def exact(self, size: int) -> bool:
         """Whether all coalitions of players of this size are gone through."""
-        return math.comb(len(self.names), size) <= (MOST if self.known else self.settings.exact)
+        return math.comb(len(self.names), size) <= (MOST if self.complete else self.settings.exact)
 
     def orders(self, size: int) -> list[list[Members]]:
         """The orders that are drawn if not all coalitions are gone through: the same in plan and analysis."""
         players = self.players(size)
         rng = np.random.default_rng([SALT, self.settings.seed, size])
-        number = FREE if self.known else self.settings.permutations
+        number = FREE if self.complete else self.settings.permutations
         return [[players[i] for i in rng.permutation(len(players))] for _ in range(number)]
 
     def coalitions(self, size: int) -> Iterator[Members]:
@@ -159,7 +159,7 @@ class _Game:
         """All soups that are needed, with the model of v(nobody)."""
         if self.nobody:
             yield self.soups.recipe({self.nobody: 1.0})
-        if self.known:
+        if self.complete:
             yield from map(self.recipe, self.subsets())
             return
         for size in (size for size in SIZES if size <= len(self.names)):

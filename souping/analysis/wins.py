@@ -40,7 +40,7 @@ SAME = 1e-6
 class Solved:
     """Share of an item's answers that are right, [I], for the soup and each ingredient; `noise` [I] its variance.
 
-    `again` says whether the answers to an item can be told apart, so that the flips of one model are found.
+    `again` says whether the answers to an item can be told apart, so that the flips of one model are known.
     """
 
     names: tuple[str, ...]

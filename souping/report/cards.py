@@ -25,14 +25,14 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 def card(parts: Report, licences: Mapping[str, str] | None = None) -> str:
     """README.md of a soup, with the Hub's front matter; `licences` are {ingredient: the Hub's name, "" if unknown}.
 
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
+    `parts` is a report, or what there is of one when the soup is written: `recipe` is required. All numbers are from
     the report fold; a card that is written before the report has none. Dates, timings and folders stay out.
     """
-    known = {**parts, "recipe": _public(part(parts, "recipe"))}
-    recipe = part(known, "recipe")
+    report = {**parts, "recipe": _public(part(parts, "recipe"))}
+    recipe = part(report, "recipe")
     title = f"# Soup {escape_markdown(recipe.get('id'))}"
-    blocks = [_front(recipe, licences), title, _summary(known), "## Recipe", markdown_table(tables.recipe(known))]
-    blocks += [_method(recipe), *_evidence(known), *_usage(recipe), *_rebuild(known), *_licence(licences)]
+    blocks = [_front(recipe, licences), title, _summary(report), "## Recipe", markdown_table(tables.recipe(report))]
+    blocks += [_method(recipe), *_evidence(report), *_usage(recipe), *_rebuild(report), *_licence(licences)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -144,20 +144,20 @@ def _licence_keys(licences: Mapping[str, str] | None) -> dict[str, str]:
     return {"license": "other", "license_name": "licences-of-the-ingredients", "license_link": "README.md"}
 
 
-def _evidence(known: Report) -> list[str]:
+def _evidence(report: Report) -> list[str]:
     """The verdict and the report fold's tables."""
-    if not entries(known, "rows"):
+    if not entries(report, "rows"):
         return []
-    if known.get("limit"):
-        return ["## Result", escape_markdown(headline(known))]
+    if report.get("limit"):
+        return ["## Result", escape_markdown(headline(report))]
     text = (
         "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
         "weights saw these items."
     )
-    if part(known, "selection").get("published"):
+    if part(report, "selection").get("published"):
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    words = [escape_markdown(line) for line in (headline(known), *sections.losses(known))]
-    grids = [scores(known), *([comparisons(known)] if entries(known, "comparisons") else [])]
+    words = [escape_markdown(line) for line in (headline(report), *sections.losses(report))]
+    grids = [scores(report), *([comparisons(report)] if entries(report, "comparisons") else [])]
     return ["## Result", *words, text, *map(markdown_table, grids)]
 
 

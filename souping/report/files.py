@@ -74,7 +74,7 @@ def plain(value: Json) -> Json:
 
 
 def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
-    """trials.csv: a line a trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
+    """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
@@ -173,7 +173,7 @@ def read_jobs(sweep_dir: Path) -> list[Row]:
 
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
-    """sweep.csv, a line a job; dry runs have their `limit` in a column of its own."""
+    """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
     columns += ["limit"] if any(job.get("limit") for job in jobs) else []
     lines = [{**job, "overrides": " ".join(texts(job, "overrides"))} for job in jobs]
@@ -181,7 +181,7 @@ def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
 
 
 def sweep_lines(jobs: Sequence[Row]) -> list[str]:
-    """A line a job: what it reached, and which overrides were not everybody's."""
+    """One line per job: what it reached, and the overrides that differ between jobs."""
     given = [texts(job, "overrides") for job in jobs]
     common = set.intersection(*map(set, given))
     lines = []

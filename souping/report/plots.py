@@ -41,7 +41,7 @@ COLOURS: Mapping[str, str] = {
     "ingredient": "#8a8f98",
     "candidate": "#b6bac1",
 }
-"""One colour a kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
+"""One colour per kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
 
 SETTINGS: Mapping[str, str | float | bool] = {
     "svg.hashsalt": "souping",
