@@ -177,9 +177,14 @@ def _of(done: int, total: int | None, unit: str) -> str:
     return f"{done:,}{f' of {total:,}' if total else ''} {unit}" if done or total else ""
 
 
+def on_terminal() -> bool:
+    """Whether a person may be watching; rich would say the same after 70 ms of imports."""
+    return sys.stderr.isatty() or sys.stdout.isatty()
+
+
 def _live() -> bool:
-    if not (sys.stderr.isatty() or sys.stdout.isatty()):
-        return False  # rich would say the same, after 70 ms of imports
+    if not on_terminal():
+        return False
     console = side_console()
     return console.is_terminal and not console.is_dumb_terminal
 
