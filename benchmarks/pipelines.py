@@ -225,7 +225,7 @@ class Run(Steps):
             power = measured_power(found, self.folds["report"], self.settings.objective, MARGIN)
             self.gain = np.nan if power is None else power.gain
         self.scores = ScoreMatrix.from_items(found)
-        selection = self.settings.selector.chosen(self.scores)
+        selection = self.settings.selector.select_checked(self.scores)
         self.ingredients = selection.ingredients
         return selection
 

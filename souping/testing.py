@@ -48,10 +48,12 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
     """Ingredients are distinct candidates in pool order, equal for equal scores, and as many as promised."""
     scores = scores or score_matrix()
     _expect(selector, Selector in type(selector).__mro__, "must subclass Selector")
-    selection = selector.chosen(scores)
+    selection = selector.select_checked(scores)
     in_order = tuple(name for name in scores.candidates if name in selection.ingredients)
     _expect(selector, selection.ingredients == in_order, f"ingredients {selection.ingredients} are not in pool order")
-    _expect(selector, selector.chosen(scores).ingredients == in_order, "gives two selections for the same scores")
+    _expect(
+        selector, selector.select_checked(scores).ingredients == in_order, "gives two selections for the same scores"
+    )
     _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
     for count in (1, 2, len(scores.candidates)):
         sizes = list(selector.sizes(count))

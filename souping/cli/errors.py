@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.config import PARTS, USER_CODE, key_of, near_key
 from souping.cli.help import choices, groups
-from souping.core.files import said
+from souping.core.files import error_text
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import UserError
 
@@ -100,7 +100,7 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         key = key_of(str(error.filename)) if error.filename else ""
-        return f"{key}={said(error)}" if key else said(error)
+        return f"{key}={error_text(error)}" if key else error_text(error)
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read the override {error.override}\n"

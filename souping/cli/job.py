@@ -33,7 +33,7 @@ from souping.cli.config import (
 )
 from souping.cli.errors import EXPECTED, composition, explain, format_error
 from souping.cli.help import folder
-from souping.core.files import discard, expanded, missing_folders, put
+from souping.core.files import discard, expanded, missing_folders, write_atomically
 from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
@@ -174,7 +174,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
     show_warnings()
     settings = _settings(cfg, run_dir, group)
-    put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
+    write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
     overrides = _raw(HydraConfig.get().overrides)
     words = [str(word) for key in ("task", "hydra") for word in overrides[key]]
     with logged(run_dir, command_line(), " ".join(words) or "none"):

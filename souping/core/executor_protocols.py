@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from souping.core.protocols import Part
+from souping.core.protocols import Component
 from souping.core.types import Item, ItemScores, Recipe, Request, Response
 
 
@@ -42,7 +42,7 @@ class Workers(Protocol):
         return None
 
 
-class Executor(Part, Protocol):
+class Executor(Component, Protocol):
     """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice."""
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:

@@ -72,7 +72,7 @@ def unexpanded(path: str | Path) -> str:
     return f"; ${name[1]} was not replaced: set it, and write it in double quotes or none" if name else ""
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error as it is told: that of a file with the file's name and what to do."""
     if not isinstance(error, OSError):
         return str(error)
@@ -171,7 +171,7 @@ def discard(folder: Path, made: Collection[Path], early: Collection[str] = ()) -
                 one.rmdir()
 
 
-def hold(folder: Path) -> IO[str]:
+def hold_folder(folder: Path) -> IO[str]:
     """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
     new = folder / f"{LOCK}.new"
     file = new.open("w")
@@ -191,7 +191,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sweep(folders: Iterable[Path]) -> None:
+def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for left in folders:
         with suppress(OSError), (left / LOCK).open("a") as file:
@@ -217,7 +217,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def put(path: Path, content: bytes) -> Path:
+def write_atomically(path: Path, content: bytes) -> Path:
     """Write beside, then rename: a reader or a killed run never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

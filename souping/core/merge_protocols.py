@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from souping.core.protocols import Part, Progress
+from souping.core.protocols import Component, Progress
 from souping.core.types import Recipe
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class SoupPlan(Protocol):
         return None
 
 
-class CandidatePool(Part, Protocol):
+class CandidatePool(Component, Protocol):
     """Candidates opened (headers only), checked against each other and aligned once: full models, or adapters.
 
-    Per recipe only weights change. `home` is a complete folder of the pool's architecture.
+    Per recipe only weights change. `architecture_folder` is a complete folder of the pool's architecture.
     """
 
     @property
@@ -55,12 +55,12 @@ class CandidatePool(Part, Protocol):
     def fingerprints(self) -> Mapping[str, str]: ...
 
     @property
-    def seen(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Mapping[str, Path]:
         """{content fingerprint: folder} of all that a rebuild would look for: candidates, base model."""
         ...
 
     @property
-    def home(self) -> Path: ...
+    def architecture_folder(self) -> Path: ...
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of named weights, ingredients in the pool's order."""
@@ -89,11 +89,11 @@ class CandidatePool(Part, Protocol):
         """Where the soup's tokenizer lies."""
         ...
 
-    def own_folder(self, recipe: Recipe) -> Path | None:
+    def candidate_folder(self, recipe: Recipe) -> Path | None:
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
 
-    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
         return ()
 
@@ -103,7 +103,7 @@ class CandidatePool(Part, Protocol):
         ...
 
 
-class MergeBackend(Part, Protocol):
+class MergeBackend(Component, Protocol):
     """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
 
     `adapters` is `keep` or `merge`, or None where only full models are mixed; `carry` names the ingredient whose config

@@ -36,15 +36,15 @@ from souping.core.types import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Wants = Literal["module", "folder", "either"]
+ModelForm = Literal["module", "folder", "either"]
 Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
 
-class Part(Protocol):
-    """Part that may lack something here, and may hold something between two soups."""
+class Component(Protocol):
+    """Component that may lack something here, and may hold something between two soups."""
 
     def needs(self) -> list[Missing]:
         """Packages, environments and services that this part uses and that are not here. Loads and starts nothing."""
@@ -70,7 +70,7 @@ class Selector(Protocol):
 
     def select(self, scores: ScoreMatrix) -> Selection: ...
 
-    def chosen(self, scores: ScoreMatrix) -> Selection:
+    def select_checked(self, scores: ScoreMatrix) -> Selection:
         """What `select`, which may be the user's, makes of these scores, looked at.
 
         Raises:
@@ -201,7 +201,7 @@ class BenchmarkItems(Protocol):
         return ""
 
     @property
-    def opening(self) -> str:
+    def banner(self) -> str:
         """First line of a run on these items, where there is one."""
         return ""
 
@@ -242,13 +242,13 @@ class ModelHost:
 class LoadedModel(Protocol):
     """Model ready to be evaluated, as a live module with its tokenizer or as a folder: whichever an evaluator takes.
 
-    `soup` identifies the model, `home` is a complete folder of its architecture. `ends` are the tokens that end an
-    answer: those of all ingredients, none if they name none.
+    `soup` identifies the model, `architecture_folder` is a complete folder of its architecture. `eos_token_ids` are
+    the tokens that end an answer: those of all ingredients, none if they name none.
     """
 
     soup: str
-    home: Path
-    ends: tuple[int, ...]
+    architecture_folder: Path
+    eos_token_ids: tuple[int, ...]
 
     @property
     def module(self) -> PreTrainedModel: ...
@@ -260,7 +260,7 @@ class LoadedModel(Protocol):
     def folder(self) -> Path: ...
 
 
-class Evaluator(Part, Protocol):
+class Evaluator(Component, Protocol):
     """Judge of a model on items, with a record for every item.
 
     `batches` cuts a whole fold by a fixed rule into blocks; a block is what is asked together and the unit of commit.
@@ -321,15 +321,15 @@ class Evaluator(Part, Protocol):
         """What counts as one way of looking at a fold: the settings, and how answers become an item's score."""
         return digest([self.fingerprint, self.answers, *([self.aggregate] if self.aggregate else [])])
 
-    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> Evaluator:
-        """This evaluator with what its settings leave to the candidates' files; `home` is a folder of the architecture.
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
+        """This evaluator with what its settings leave to the candidates' files.
 
         Raises:
             UserError: the files disagree, or cannot be read.
         """
         return self
 
-    def opening(self, home: Path, items: Sequence[Item]) -> str:
+    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
         """Line in which a run says how these items are asked, where that is worth a line."""
         return ""
 
@@ -346,7 +346,7 @@ class Evaluator(Part, Protocol):
         return None
 
     @property
-    def wants(self) -> Wants:
+    def model_form(self) -> ModelForm:
         """How soups come: poured into a live module, as a folder, or either way when asked for."""
         return "module"
 
@@ -371,11 +371,11 @@ class Evaluator(Part, Protocol):
         """Refuse, before any work, items that the tokenizer in `folder` cannot ask (UserError)."""
         return None
 
-    def choices(self, recipe: Recipe) -> tuple[str, ...]:
+    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
         """Handlers by which this model may be asked, the default first; one empty name where there is no choice."""
         return ("",)
 
-    def by(self, handler: str) -> Evaluator:
+    def with_handler(self, handler: str) -> Evaluator:
         """This evaluator, asking by one of its handlers."""
         return self
 
@@ -394,7 +394,7 @@ class Evaluator(Part, Protocol):
         return None
 
 
-class Tracker(Part, Protocol):
+class Tracker(Component, Protocol):
     """Follower of a run elsewhere. A tracker that fails warns; it never stops the run."""
 
     @property

@@ -85,10 +85,10 @@ def digest(value: Json) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """Something that stops a run here; `mends` is a command, or empty where none would do."""
+    """Something that stops a run here; `fix` is a command, or empty where none would do."""
 
     what: str
-    mends: str = ""
+    fix: str = ""
 
     @classmethod
     def from_error(cls, error: UserError) -> Missing:
@@ -96,14 +96,14 @@ class Missing:
         text = str(error).splitlines()[0]
         command = COMMAND.search(text)
         what = text[: command.start()].rstrip(" :;,") if command else text
-        return cls(what=what, mends=command.group() if command else "")
+        return cls(what=what, fix=command.group() if command else "")
 
     def sentence(self) -> str:
-        return f"{self.what}: {self.mends}" if self.mends else self.what
+        return f"{self.what}: {self.fix}" if self.fix else self.what
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnScorer:
+class UserScorer:
     """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.
 
     It may be called by so many `threads` at once.
@@ -114,16 +114,16 @@ class OwnScorer:
     digest: str
     threads: int = 1
 
-    def __reduce__(self) -> tuple[Callable[..., OwnScorer], tuple[str, str, int]]:
+    def __reduce__(self) -> tuple[Callable[..., UserScorer], tuple[str, str, int]]:
         """Workers elsewhere answer and do not score: the function stays here."""
         return _elsewhere, (self.name, self.digest, self.threads)
 
 
-def _elsewhere(name: str, digest: str, threads: int) -> OwnScorer:
+def _elsewhere(name: str, digest: str, threads: int) -> UserScorer:
     def function(item: Item, output: str) -> float:
         raise AssertionError(f"scorer {name} is called where the store is")
 
-    return OwnScorer(name=name, function=function, digest=digest, threads=threads)
+    return UserScorer(name=name, function=function, digest=digest, threads=threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,8 @@ class Item:
     """One example of a benchmark.
 
     `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`); `tools` are the JSON schemas of functions,
-    which the chat template shows the model. `answer` is what `scorer` compares with, `own` that scorer where it is the
-    user's.
+    which the chat template shows the model. `answer` is what `scorer` compares with, `user_scorer` is set if that
+    scorer is user code.
     Items that share content share a `group`: folds, bootstraps and permutations act on groups. Without one, items of
     equal prompts are a group.
     """
@@ -145,7 +145,7 @@ class Item:
     group: str = ""
     language: str = "python"
     tools: tuple[Mapping[str, Any], ...] = ()
-    own: OwnScorer | None = None
+    user_scorer: UserScorer | None = None
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -165,7 +165,9 @@ class Item:
     @cached_property
     def scoring(self) -> str:
         """Digest of what the score of an answer depends on beside the answer."""
-        return digest([self.answer, self.scorer, self.language, *([self.own.digest] if self.own else [])])
+        return digest(
+            [self.answer, self.scorer, self.language, *([self.user_scorer.digest] if self.user_scorer else [])]
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -407,7 +409,7 @@ class SearchSpace:
     whole: bool = False
 
     @property
-    def merits(self) -> FloatArray | None:
+    def objectives(self) -> FloatArray | None:
         """The ingredients' own objectives [K], where their scores are known."""
         if self.singles is None:
             return None

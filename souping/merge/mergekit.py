@@ -165,7 +165,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         """mergekit in this environment, unless a `command` names another one's."""
         if self.command is not None or importlib.util.find_spec("mergekit") is not None:
             return []
-        return [Missing(what="the package mergekit is not installed", mends=install("mergekit"))]
+        return [Missing(what="the package mergekit is not installed", fix=install("mergekit"))]
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:

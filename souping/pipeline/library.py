@@ -270,7 +270,7 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     """
     check_arguments(select, {"selector": selector})
     scores = table if isinstance(table, ScoreMatrix) else read_table(expanded(table))
-    return (selector or _soce(Mean())).chosen(scores)
+    return (selector or _soce(Mean())).select_checked(scores)
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:

@@ -71,7 +71,7 @@ class RayExecutor(Executor):
 
     def needs(self) -> list[Missing]:
         if not find_spec("ray"):
-            return [Missing(what="the package ray is not installed", mends=install("ray"))]
+            return [Missing(what="the package ray is not installed", fix=install("ray"))]
         lacks = _unreachable(self.cluster) if self.cluster else self.misfit(_resources())
         return [Missing(what=lacks)] if lacks else []
 

@@ -236,7 +236,7 @@ def test_the_plan_of_a_merge_lists_what_is_missing(
     from souping.core.types import Missing
     from souping.merge.mergekit import MergekitMerge
 
-    lacks = [Missing(what="the package mergekit is not installed", mends=install("mergekit"))]
+    lacks = [Missing(what="the package mergekit is not installed", fix=install("mergekit"))]
     monkeypatch.setattr(MergekitMerge, "needs", lambda self: lacks)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     words = ["+experiment=merge", pool_of(family, "ant", "bee")[0], "optimiser.weights=[0.5,0.5]"]

@@ -37,10 +37,10 @@ def test_a_soup_without_it(family: Path, souping: Cli, tmp_path: Path) -> None:
 def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "left").mkdir()
     monkeypatch.setattr(system, "fcntl", None)
-    files.sweep([tmp_path / "left"])
+    files.remove_abandoned([tmp_path / "left"])
     assert (tmp_path / "left").is_dir()
     monkeypatch.undo()
-    files.sweep([tmp_path / "left"])
+    files.remove_abandoned([tmp_path / "left"])
     assert not (tmp_path / "left").exists()
 
 

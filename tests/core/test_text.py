@@ -19,7 +19,7 @@ def test_the_command_that_installs_an_extra_is_found_in_an_error(monkeypatch: py
     assert command == 'pip install "lm_eval<0.5,>=0.4" "datasets>=3"'
     for one in (command, install("vllm")):
         missing = Missing.from_error(UserError(f"engine=vllm needs vLLM: {one} (vllm>=1)"))
-        assert (missing.what, missing.mends) == ("engine=vllm needs vLLM", one)
+        assert (missing.what, missing.fix) == ("engine=vllm needs vLLM", one)
 
 
 def test_what_commands_a_terminal_is_written_out() -> None:

@@ -103,7 +103,7 @@ def test_evaluated_written_and_rebuilt_are_one(
         with closing(ScratchFolder(opened)) as scratch:
             evaluated = content(scratch.write(recipe))
             decoding = json.loads(evaluated.pop("generation_config.json"))  # the evaluator's own, but for the ends
-            assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.ends(recipe) == (2,)
+            assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.eos_token_ids(recipe) == (2,)
             assert evaluated == {name: data for name, data in written.items() if name != "generation_config.json"}
         module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)
         opened.live(module).pour(recipe)
