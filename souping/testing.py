@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.core.objectives import value
 from souping.core.protocols import (
     Correlation,
     Evaluator,
@@ -27,6 +26,7 @@ from souping.core.protocols import (
     Strategy,
     Tracker,
 )
+from souping.core.scores import value
 from souping.core.text import named
 from souping.core.types import Cell, Item, Recipe, Result, ScoreMatrix, SearchSpace, Trial, UserError, Weights, digest
 

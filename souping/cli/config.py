@@ -29,7 +29,7 @@ from souping.analysis import Analysis
 from souping.cli.help import folder
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
-from souping.core.text import first_line, is_theirs, nearest, place_of
+from souping.core.text import first_line, is_user_code, nearest, source_of
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.extra_benchmarks import ExtraEntry, held
@@ -224,7 +224,7 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
         raise UserError(f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()}")
     made = partial(target, **values) if called else _made(target, values)
     if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
-        raise UserError(f"{where}: {place_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
+        raise UserError(f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
     return made
 
 
@@ -297,9 +297,9 @@ def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
         raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported{why}") from None
     if not callable(made):
         raise UserError(f"{where}._target_={name} is no class or function")
-    if is_theirs(made):
+    if is_user_code(made):
         with suppress(TypeError):
-            USER_CODE[inspect.getfile(made)] = place_of(made)
+            USER_CODE[inspect.getfile(made)] = source_of(made)
     return made
 
 
@@ -352,9 +352,9 @@ def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        if not is_theirs(target):
+        if not is_user_code(target):
             raise
-        raise UserError(f"{place_of(target)}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{source_of(target)}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 from souping.core.fields import pick
+from souping.core.system import __version__
 from souping.core.types import UserError
-from souping.core.versions import __version__
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {

@@ -6,10 +6,8 @@ holds a folder.
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,8 +20,6 @@ from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
 LOCK = ".lock"
-HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or choose another place")
-HINTS |= {errno.EMFILE: "too many files are open: raise `ulimit -n`"}
 MARK = ".souping"
 """File in a stage by which what a killed run left is told from a user's folder of that name."""
 
@@ -32,17 +28,12 @@ def expanded(path: str | Path, key: str = "") -> Path:
     """The path with its `~` written out.
 
     Raises:
-        UserError: nobody of that name has a home here, or no path can hold such characters; `key` is where the path
-            was given.
+        UserError: nobody of that name has a home here; `key` is where the path was given.
     """
-    where = f"{key}={shown(str(path))}" if key else shown(str(path))
     try:
-        if b"\0" in os.fsencode(path):
-            raise ValueError
         return Path(path).expanduser()
-    except ValueError:
-        raise UserError(f"{where}: a path cannot contain NUL or half of a surrogate pair") from None
     except RuntimeError:
+        where = f"{key}={shown(str(path))}" if key else shown(str(path))
         raise UserError(f"{where}: there is no home folder here for that ~: write the whole path") from None
 
 
@@ -54,11 +45,8 @@ def folder_at(text: str | None) -> Path | None:
 
 
 def near_folder(path: str | Path) -> str:
-    """`; did you mean FOLDER?` where a folder beside the one that is not there has nearly its name, or what became of
-    its `$NAME`."""
+    """`; did you mean FOLDER?` if a folder with nearly this name is beside the one that is missing."""
     wanted = Path(path)
-    if hint := unexpanded(path):
-        return hint
     with suppress(OSError, UserError):
         there = [folder.name for folder in expanded(wanted).parent.iterdir() if folder.is_dir()]
         near = get_close_matches(wanted.name, there, n=1)
@@ -66,18 +54,11 @@ def near_folder(path: str | Path) -> str:
     return ""
 
 
-def unexpanded(path: str | Path) -> str:
-    """What to do about a `$NAME` in a path, which only a shell replaces; empty where there is none."""
-    name = re.search(r"\$\{?(\w+)", str(path))
-    return f"; ${name[1]} was not replaced: set it, and write it in double quotes or none" if name else ""
-
-
 def error_text(error: Exception) -> str:
-    """An error as it is told: that of a file with the file's name and what to do."""
+    """The message of an error; for an error of the file system, with the file's name."""
     if not isinstance(error, OSError):
         return str(error)
-    hint = f"; {HINTS[error.errno]}" if error.errno in HINTS else unexpanded(str(error.filename))
-    return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}{hint}"
+    return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}"
 
 
 def nearby(path: Path) -> str:
@@ -131,8 +112,6 @@ def _alone(out: Path) -> Iterator[None]:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
-        if os.fstat(file.fileno()).st_size:
-            raise UserError(f"{place} is not souping's lock: choose another place for the soup, or move that file")
         try:
             yield
         finally:
@@ -195,8 +174,8 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for left in folders:
         with suppress(OSError), (left / LOCK).open("a") as file:
-            if lock(file.fileno(), wait=False):
-                shutil.rmtree(left, ignore_errors=True)
+            lock(file.fileno(), wait=False)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _finish(stage: Path, out: Path) -> None:

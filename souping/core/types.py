@@ -114,16 +114,9 @@ class UserScorer:
     digest: str
     threads: int = 1
 
-    def __reduce__(self) -> tuple[Callable[..., UserScorer], tuple[str, str, int]]:
+    def __getstate__(self) -> dict[str, Any]:
         """Workers elsewhere answer and do not score: the function stays here."""
-        return _elsewhere, (self.name, self.digest, self.threads)
-
-
-def _elsewhere(name: str, digest: str, threads: int) -> UserScorer:
-    def function(item: Item, output: str) -> float:
-        raise AssertionError(f"scorer {name} is called where the store is")
-
-    return UserScorer(name=name, function=function, digest=digest, threads=threads)
+        return {**vars(self), "function": None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,10 @@ from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
-from souping.core.merge_protocols import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.merge import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge

@@ -12,10 +12,10 @@ from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprin
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.pool import largest_bytes, measured
-from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import listed
 from souping.core.types import Json, Recipe, UserError, Weights
+from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.merge.plan import carried
 from souping.merge.planner import Alignment, Layout
 

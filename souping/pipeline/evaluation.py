@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.executor_protocols import Executor, RecipeEvaluator, Worker, Workers
 from souping.core.fields import component
-from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.protocols import Evaluator, Executor, LoadedModel, RecipeEvaluator, Worker, Workers
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
@@ -42,7 +41,7 @@ from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 
 if TYPE_CHECKING:
-    from souping.core.merge_protocols import MergeBackend
+    from souping.merge import MergeBackend
 
 ROUNDING = 1e-9
 """By how much a mean of scores may leave the range from 0 to 1."""

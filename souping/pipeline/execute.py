@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import error_text, nearby
-from souping.core.text import fitted, safe
+from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
@@ -179,9 +177,7 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _command(what: str, command: str) -> None:
-    """A command to copy: on a terminal over several lines that a shell reads as one."""
-    line = f"  {what:16} {safe(command)}"
-    print(fitted(line, shutil.get_terminal_size().columns, " \\") if sys.stdout.isatty() else line)
+    print(f"  {what:16} {safe(command)}")
 
 
 def _tables(outcome: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
-from souping.core.merge_protocols import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
 from souping.core.text import safe, shown
 from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
+from souping.merge import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
 from souping.merge.local import LocalMerge
 from souping.merge.methods import METHODS, source
 from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict

@@ -24,11 +24,11 @@ from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
-from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, Progress
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
+from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
 from souping.pipeline.ledger import parts_of

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
-from souping.core.executor_protocols import Executor, Worker, Workers
 from souping.core.fields import Count, component
+from souping.core.protocols import Executor, Worker, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, install
 from souping.core.types import Missing, Request, Response, UserError

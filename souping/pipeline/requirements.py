@@ -23,8 +23,8 @@ from souping.pipeline.models import scratch_place
 from souping.report.format import in_words
 
 if TYPE_CHECKING:
-    from souping.core.merge_protocols import MergeBackend
     from souping.core.protocols import Evaluator
+    from souping.merge import MergeBackend
     from souping.pipeline.settings import MergeSettings, RunSettings
 
 PROGRAM = 1_500_000_000

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Interval
 
 from souping.checkpoints.pool import Pool
-from souping.core.executor_protocols import Executor
 from souping.core.files import nearby
-from souping.core.merge_protocols import MergeBackend
 from souping.core.protocols import (
     BenchmarkItems,
     Component,
     Correlation,
     Evaluator,
+    Executor,
     Objective,
     ScoreSource,
     Selector,
     Strategy,
     Tracker,
 )
+from souping.core.system import __version__
 from souping.core.types import Json, part
-from souping.core.versions import __version__
+from souping.merge import MergeBackend
 from souping.report.format import quoted
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.system import cores
+from souping.core.system import commit, cores, versions
 from souping.core.text import safe
-from souping.core.versions import commit, versions
 from souping.report import format
 
 if TYPE_CHECKING:

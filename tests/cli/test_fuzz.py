@@ -49,7 +49,7 @@ GIVEN = {
 """What has no default."""
 ENTRIES: tuple[dict[str, Any], ...] = (
     {"name": "n", "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": "items.jsonl"}},
-    {"name": "n", "tasks": ["t"], "limit": 3, "objective": {"_target_": "souping.core.objectives.Mean"}},
+    {"name": "n", "tasks": ["t"], "limit": 3, "objective": {"_target_": "souping.core.scores.Mean"}},
 )
 WHOLE: dict[str, Any] = {
     "upload": {"repo": "org/name", "private": True},

@@ -49,7 +49,7 @@ def test_a_published_table_reads() -> None:
         ("model,a,b\nx,1,101\n", r"column 'b'"),
         ("model,a,b\nx,1,\n", r"column 'b' holds ''"),
         ("model,a,a\nx,1,2\n", r"column 'a' appears twice"),
-        ("model,a\nx,1\nx,2\n", r"t.csv:3: model 'x' appears twice"),
+        ("model,a\nx,1\nx,2\n", r"t.csv: model 'x' appears twice"),
         ("name,a\nx,1\n", r"the header must be"),
         ("model\nx\n", r"the header must be"),
         ("model,a\n", r"at least one row"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from souping import LocalEvaluator
-from souping.core import files, system
+from souping.core import system
 from tests.conftest import ROOT, Cli
 
 
@@ -23,25 +23,13 @@ def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, by
 
 def test_a_soup_without_it(family: Path, souping: Cli, tmp_path: Path) -> None:
     whole = merged(souping, family, tmp_path, "whole")
-    for name in ("posix_fallocate", "posix_fadvise", "preadv", "fcntl", "shm"):
+    for name in ("posix_fallocate", "posix_fadvise", "preadv", "shm"):
         with pytest.MonkeyPatch.context() as patch:
-            if name == "fcntl":
-                patch.setattr(system, "fcntl", None)
-            elif name == "shm":
+            if name == "shm":
                 patch.setattr("souping.pipeline.models.SHARED_MEMORY", tmp_path / "absent")
             else:
                 patch.delattr(os, name)
             assert merged(souping, family, tmp_path, f"without-{name}") == whole, name
-
-
-def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "left").mkdir()
-    monkeypatch.setattr(system, "fcntl", None)
-    files.remove_abandoned([tmp_path / "left"])
-    assert (tmp_path / "left").is_dir()
-    monkeypatch.undo()
-    files.remove_abandoned([tmp_path / "left"])
-    assert not (tmp_path / "left").exists()
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +45,23 @@ def test_windows_is_told_of_wsl() -> None:
     code = "import sys; sys.platform = 'win32'; import souping"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "WSL" in done.stderr.splitlines()[-1]
+
+
+def test_a_commit_says_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    module = tmp_path / "souping" / "core" / "system.py"
+    monkeypatch.setattr(system, "__file__", str(module))
+    assert system.commit() == ""
+    module.parent.mkdir(parents=True)
+    module.write_text("1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    git("tag", "v1")
+    assert system.commit() == git("rev-parse", "--short=12", "HEAD")
+    module.write_text("2\n")
+    assert system.commit() == git("rev-parse", "--short=12", "HEAD") + "+"

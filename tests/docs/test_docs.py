@@ -197,7 +197,7 @@ def test_project_files() -> None:
 
 def test_what_is_not_there_is_found() -> None:
     """The checks above can fail."""
-    assert exists("souping.core.objectives.Mean")
-    assert not exists("souping.core.objectives.Median")
+    assert exists("souping.core.scores.Mean")
+    assert not exists("souping.core.scores.Median")
     assert not exists("souping.objective")
     assert "compare-settings" in anchors(ROOT / "docs" / "your-models.md")

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
-from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import install
 from souping.core.types import UserError
+from souping.merge import CandidatePool, MergeBackend
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters.pool import AdapterPool
 from souping.merge.local import LocalMerge

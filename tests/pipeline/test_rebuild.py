@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from souping.core.merge_protocols import MergeBackend
+from souping.merge import MergeBackend
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge

@@ -14,10 +14,10 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
 from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.files import staged, write_files
-from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
+from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.merge.adapters.base import (
     Site,
     TensorReader,

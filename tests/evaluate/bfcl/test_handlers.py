@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator
+from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, SearchSpace, Trial
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store
