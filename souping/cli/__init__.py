@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any, TextIO
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-LOST: list[str] = []
-"""Names of the outputs that could not be written to the end."""
+FAILURES: list[int] = []
+"""Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
 
 
 def leave(signum: int, frame: FrameType | None) -> None:
@@ -64,7 +64,7 @@ class StandardStream(io.FileIO):
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if error.errno != errno.EPIPE and self.fileno() == 1:  # a reader that has seen enough needs no word
-                LOST.append("standard output")
+                FAILURES.append(2)
                 print(f"standard output: {error.strerror}; the run goes on without it", file=sys.stderr)
             return memoryview(data).nbytes
 

@@ -5,7 +5,6 @@ A command is the first word on the command line: a module of this package, or a 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from souping.core.fields import pick
 from souping.core.system import __version__
-from souping.core.types import UserError
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
@@ -42,12 +40,8 @@ def answered(words: Sequence[str]) -> bool:
     """Print what `--version`, `help`, `--help` or `help NAME...` request; False if the words are something else.
 
     Raises:
-        UserError: there is no such group or command, or a person types what a shell asks for.
+        UserError: there is no such group or command.
     """
-    if "COMP_LINE" not in os.environ and any(
-        word.startswith("query=") for word in words if {*words} & {"-sc", "--shell-completion"}
-    ):
-        raise UserError('-sc query=SHELL is for the shell alone: type eval "$(souping -sc install=bash)" once')
     if "--version" in words:
         print(f"souping {__version__}")
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,22 +17,13 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from souping.cli import LOST, interrupts_raise, stop
-from souping.cli.config import (
-    GROUPS,
-    build,
-    build_part,
-    merges_only,
-    named_in,
-    register,
-    resolved,
-)
-from souping.cli.errors import EXPECTED, composition, explain, format_error
+from souping.cli import FAILURES, interrupts_raise, stop
+from souping.cli.config import GROUPS, build, build_part, drop_replaced, merges_only, named_in, register, resolved
+from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.help import folder
 from souping.core.files import discard, expanded, missing_folders, write_atomically
 from souping.core.text import safe
@@ -45,8 +37,6 @@ if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
 
 CLAIM = ".running"
-_REPORTED: list[tuple[BaseException, int]] = []
-"""Errors of a multirun's jobs, which were reported when they arose, and their exit status."""
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
 _SWEEPS: list[Path] = []
@@ -57,7 +47,6 @@ def start() -> None:
     """Compose what the command line says and run it, once or, with `-m`, for each combination."""
     register()
     _compose_once()
-    setattr(JobReturn, "return_value", property(_outcome, vars(JobReturn)["return_value"].fset))  # noqa: B010
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
@@ -74,22 +63,8 @@ def _compose_once() -> None:
     setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
-def _outcome(job: JobReturn) -> Any:
-    """What a job returned. Hydra's own getter prints a failed job's raw overrides, after we have reported why."""
-    if job.status == JobStatus.FAILED:
-        raise job._return_value
-    return job._return_value
-
-
-def report_error(error: Exception) -> tuple[str, int]:
-    """(message, exit status) of what `start` raised; no message if a job of a multirun has reported it."""
-    end_sweep()
-    reported = [code for one, code in _REPORTED if one is error]
-    return ("", reported[0]) if reported else format_error(composition(error))
-
-
 def run(cfg: DictConfig) -> float | None:
-    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it; nan if it failed."""
     gc.freeze()
     gc.enable()
     interrupts_raise()
@@ -100,8 +75,6 @@ def run(cfg: DictConfig) -> float | None:
         objective = _run(cfg, run_dir, _group(hydra_config))
         if _is_sweep(hydra_config):
             _note_job(run_dir, hydra_config, cfg.limit, objective)
-        if owned and not (run_dir / CLAIM).exists():
-            print(f"warning: {run_dir} was removed during the run: what it held is lost", file=sys.stderr)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -112,8 +85,8 @@ def run(cfg: DictConfig) -> float | None:
         if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             _note_job(run_dir, hydra_config, cfg.limit, None, words)
-            _REPORTED.append((error, code))
-            raise
+            FAILURES.append(code)
+            return math.nan
         stop(words, code)  # from here, or Hydra adds a line of its own
     finally:
         if owned:
@@ -175,9 +148,8 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     show_warnings()
     settings = _settings(cfg, run_dir, group)
     write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
-    overrides = _raw(HydraConfig.get().overrides)
-    words = [str(word) for key in ("task", "hydra") for word in overrides[key]]
-    with logged(run_dir, command_line(), " ".join(words) or "none"):
+    words = " ".join(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    with logged(run_dir, command_line(), words or "none"):
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
@@ -197,11 +169,12 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
     """The parts and settings of a run, checked and built."""
+    words = list(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    drop_replaced(cfg, words)
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    words = _raw(HydraConfig.get().overrides)["task"] if HydraConfig.initialized() else GROUPS
-    return replace(settings_of(plain, run_dir, named_in(map(str, words))), sweep=group is not None)
+    return replace(settings_of(plain, run_dir, named_in(words)), sweep=group is not None)
 
 
 def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] = GROUPS) -> MergeSettings:
@@ -305,7 +278,7 @@ def end_sweep() -> None:
         try:
             _sweep_table(sweep_dir)
         except (*EXPECTED, ValueError) as error:
-            LOST.append("sweep.csv")
+            FAILURES.append(2)
             print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
 
 

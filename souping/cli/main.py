@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-from souping.cli import LOST, Ended, open_streams, stop
+from souping.cli import FAILURES, Ended, open_streams, stop
 from souping.cli.help import answered, dispatch, finished_run
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     (SIGHUP) or 143 (SIGTERM)."""
     gc.disable()  # until a job begins: what imports and composition make stays, and searching it takes a tenth
     open_streams()
+    FAILURES.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
     try:
@@ -30,11 +31,13 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        from souping.cli.job import report_error
+        from souping.cli.errors import format_error
+        from souping.cli.job import end_sweep
 
-        stop(*report_error(error))
-    if LOST:
-        sys.exit(2)
+        end_sweep()
+        stop(*format_error(error))
+    if FAILURES:
+        sys.exit(FAILURES[0])
 
 
 def _do() -> None:

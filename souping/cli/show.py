@@ -113,14 +113,12 @@ def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples:
 
 def _store(run_dir: Path) -> Path | None:
     """The run's store: where its configuration says, seen from here or from a folder above the run's."""
-    from omegaconf import OmegaConf
-
-    from souping.cli.run_config import read_config
+    import yaml
 
     config = run_dir / "config.yaml"
     if not config.is_file():
         return None
-    path = expanded(str(OmegaConf.select(read_config(config), "store.path")), f"{config}: store.path")
+    path = expanded(yaml.safe_load(config.read_text("utf-8"))["store"]["path"], f"{config}: store.path")
     places = [path, *(folder / path for folder in run_dir.absolute().parents)]
     return next((place for place in places if place.is_file()), None)
 

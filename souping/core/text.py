@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,6 +20,8 @@ T = TypeVar("T")
 ANALYSE = "python -m souping run=RUN_DIR"
 """Command that makes analyses of a finished run: data name no place, so that equal runs have equal ones."""
 LONGEST = 1e7
+MAX_DEPTH = 100
+"""Levels of lists and objects in JSON; no config, item or recipe has so many."""
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
     "|[\ud800-\udfff\U000e0000-\U000e007f]"
@@ -32,11 +35,28 @@ def safe(text: str) -> str:
 
 
 def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """JSON from somebody else; `pairs` is json's `object_pairs_hook`. Raises ValueError if it is none."""
+    """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
+
+    Raises:
+        ValueError: it is none, nests deeper than code that walks it can bear, or holds a number that no float can hold.
+    """
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
+        parts = [part.values() if isinstance(part, dict) else part for part in layer if isinstance(part, dict | list)]
+        layer = [child for part in parts for child in part]
+    if layer:
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _number(digits: str) -> int | float:
+    if math.isinf(float(digits)):
+        raise ValueError(f"the number {shown(digits)} is too large")
+    return int(digits) if digits.lstrip("-").isdigit() else float(digits)
 
 
 def minus(text: str) -> str:

@@ -56,14 +56,11 @@ def test_help_of_a_group_has_every_key(souping: Cli) -> None:
     assert souping("help", "selector").out == souping("--help", "selector").out
 
 
-def test_words_that_are_no_command_or_group_are_refused(souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_are_no_command_or_group_are_refused(souping: Cli) -> None:
     souping("--help", "selectr").refused("selectr", "did you mean selector?")
     souping("help", "shwo").refused("shwo", "show")
     souping("shows").refused("shows", "did you mean show?", "KEY=VALUE")
     souping().refused("pool.candidates is not set", "+experiment=demo", "souping help")
-    monkeypatch.delenv("COMP_LINE", raising=False)
-    for flag in ("-sc", "--shell-completion"):
-        souping(flag, "query=bash").refused("install=bash")
 
 
 def test_a_command_is_a_module_or_a_run(souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

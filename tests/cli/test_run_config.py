@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from souping.cli.config import compose
-from souping.cli.run_config import code_in, read_config, refuse_code
+from souping.cli.finished import code_in, read_config, refuse_code
 from souping.core.types import UserError
 from souping.report.files import read_report, read_trials
 from souping.report.terminal import read_samples
