@@ -1,7 +1,4 @@
-"""The process of the command line: its signals, and standard streams that cannot end a run.
-
-Until a job begins, an interrupt ends the process at once with one line.
-"""
+"""The process of the command line: its signals, and standard streams that cannot end a run."""
 
 from __future__ import annotations
 
@@ -19,20 +16,6 @@ FAILURES: list[int] = []
 """Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
 
 
-def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process without a traceback: nothing has begun."""
-    try:
-        os.write(2, b"interrupted: nothing was begun\n")
-    finally:
-        os._exit(130)
-
-
-def interrupts_end() -> None:
-    """Leave at an interrupt; one that the caller ignores stays ignored."""
-    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
-        signal.signal(signal.SIGINT, leave)
-
-
 class Ended(KeyboardInterrupt):
     """End by a signal, which cleans up as an interrupt does. Arguments: a description, the exit status."""
 
@@ -41,7 +24,7 @@ def interrupts_raise() -> None:
     """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
     if threading.current_thread() is not threading.main_thread():
         return
-    if signal.getsignal(signal.SIGINT) is leave:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package leaves it until a job begins
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:

@@ -282,7 +282,9 @@ def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
         made: Callable[..., Any] = get_object(str(name))
     except Exception as error:  # whatever the module does while it is imported
         cause = error.__cause__ or error
-        frames = [f for f in traceback.extract_tb(cause.__traceback__) if not re.search("importlib|/hydra/", f.filename)]
+        frames = [
+            f for f in traceback.extract_tb(cause.__traceback__) if not re.search("importlib|/hydra/", f.filename)
+        ]
         why = "".join(f"{frame.filename}:{frame.lineno}: " for frame in frames[-1:])
         why += f"{type(cause).__name__}: {first_line(cause)}"
         raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}") from None

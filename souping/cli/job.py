@@ -1,4 +1,4 @@
-"""Job of a run: Hydra composes it; this file claims its directory, builds its components and runs it."""
+"""Job of a run: Hydra composes it; this file claims its directory, builds its components, runs it, and words errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import gc
 import math
 import re
 import sys
+import sysconfig
+import tempfile
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -17,16 +20,29 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli import FAILURES, interrupts_raise, stop
-from souping.cli.config import GROUPS, build, build_part, drop_replaced, merges_only, named_in, register, resolved
-from souping.cli.errors import EXPECTED, explain, format_error
-from souping.cli.help import folder
-from souping.core.files import discard, expanded, missing_folders, write_atomically
-from souping.core.text import safe
+from souping.cli.config import (
+    GROUPS,
+    USER_CODE,
+    build,
+    build_part,
+    drop_replaced,
+    key_of,
+    merges_only,
+    named_in,
+    near_key,
+    register,
+    resolved,
+)
+from souping.cli.help import choices, folder, groups
+from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
+from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.settings import KINDS
@@ -36,6 +52,10 @@ from souping.trackers import GuardedTracker
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
 
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+PACKAGE = Path(__file__).resolve().parents[1]
+READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors", "lm_eval", "datasets", "sacrebleu")
+"""Libraries that read models' files and templates: what they raise is about those."""
 CLAIM = ".running"
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
@@ -85,7 +105,6 @@ def run(cfg: DictConfig) -> float | None:
         if _is_sweep(hydra_config):
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             _note_job(run_dir, hydra_config, cfg.limit, None, words)
-            FAILURES.append(code)
             return math.nan
         stop(words, code)  # from here, or Hydra adds a line of its own
     finally:
@@ -293,6 +312,7 @@ def _sweep_table(sweep_dir: Path) -> None:
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join([*sweep_lines(jobs), *map(safe, finish_lines(sweep_dir, jobs, _flags()))]))
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
+        FAILURES.append(2)
         print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
     for job in jobs:
         place = sweep_dir / str(job["run_dir"])
@@ -316,3 +336,95 @@ def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         assert isinstance(config, dict)
         tracker = build_part(config["tracker"], KINDS["tracker"], "tracker")
         GuardedTracker(tracker).summarise(jobs, sweep_dir)
+
+
+# ------------------------------------------------------------ errors
+
+
+def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
+    """(message, exit status) of any error: the one place that decides.
+
+    What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
+    then the traceback is kept, in the run's directory if there is one.
+    """
+    if isinstance(error, EXPECTED):
+        return safe(explain(error)), 2
+    if isinstance(error, MemoryError):
+        return f"out of memory: {first_line(error)}", 2
+    frames = traceback.extract_tb(error.__traceback__)
+    place = keep_traceback(error, run_dir)
+    what = safe(f"{type(error).__name__}: {first_line(error)}")
+    culprits = [f"{USER_CODE[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in USER_CODE]
+    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    if not culprits and own and PACKAGE not in Path(own[-1].filename).parents:
+        culprits = [f"{own[-1].filename}:{own[-1].lineno}"]
+    if culprits:
+        return f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
+    raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"  # from Rust
+    inside = [name for name in (*READERS, "hydra", "omegaconf") if frames and f"/{name}/" in frames[-1].filename]
+    if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
+        return f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}", 2
+    if USER_CODE:
+        return f"{what}\na fault in souping or in {', '.join(USER_CODE.values())}: see {place}", 1
+    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}", 1
+
+
+def _is_library(file: Path) -> bool:
+    """Whether a line of a traceback is an installed package's or Python's own."""
+    if PACKAGE in file.parents:
+        return False
+    installed = {"site-packages", "dist-packages"}.intersection(file.parts)
+    return not file.is_absolute() or bool(installed) or Path(sysconfig.get_path("stdlib")) in file.parents
+
+
+def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
+    """The file that holds the whole traceback from now on."""
+    text = "".join(traceback.format_exception(error))
+    if run_dir is not None:
+        with suppress(OSError):
+            (run_dir / "traceback.txt").write_text(text, "utf-8", "backslashreplace")
+            return run_dir / "traceback.txt"
+    handle, name = tempfile.mkstemp(prefix="souping-", suffix=".txt")
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)
+
+
+def explain(error: BaseException) -> str:
+    """An error as one or two lines: what, where, what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        key = key_of(str(error.filename)) if error.filename else ""
+        return f"{key}={error_text(error)}" if key else error_text(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override}\n"
+            "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
+    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)  # Hydra's
+    if options:  # an unknown choice of a group
+        typed = f"{'+' * (group == 'experiment')}{group}={asked}: there is no such choice"
+        where = typed if group and lines[0].startswith("In 'config'") else lines[0]
+        return f"{where}{nearest(asked, options)}\nchoices: {', '.join(options)}"
+    dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
+    kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
+    kept[0] = kept[0].rstrip(".") + _nearest_key(error)
+    if len(kept) == 1 and error.__cause__ is not None:  # Hydra names the override, its cause the fault
+        kept += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
+    return "\n".join(kept)
+
+
+def _nearest_key(error: BaseException) -> str:
+    """The nearest name to the key that OmegaConf did not know."""
+    cause: BaseException | None = error
+    while cause is not None:
+        node = getattr(cause, "parent_node", None)  # OmegaConf's
+        match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
+        if node is not None and match and OmegaConf.is_dict(node):
+            keys = [str(k) for k in node if not str(k).startswith("_")]
+            return near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
+        cause = cause.__cause__
+    return ""

@@ -8,7 +8,8 @@ import re
 import sys
 
 from souping.cli import FAILURES, Ended, open_streams, stop
-from souping.cli.help import answered, dispatch, finished_run
+from souping.cli.help import COMMANDS, answered, finished_run
+from souping.core.fields import pick
 
 
 def main() -> None:
@@ -31,8 +32,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        from souping.cli.errors import format_error
-        from souping.cli.job import end_sweep
+        from souping.cli.job import end_sweep, format_error
 
         end_sweep()
         stop(*format_error(error))
@@ -41,11 +41,17 @@ def main() -> None:
 
 
 def _do() -> None:
+    first, rest = "".join(sys.argv[1:2]), sys.argv[2:]
+    if first == "show":
+        from souping.cli import show
+
+        show.main(rest)
+        return
     if answered(sys.argv[1:]):
         return
-    status, sys.argv[1:] = dispatch(sys.argv[1:])
-    if status is not None:
-        stop("", status)
+    if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command
+        pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
+        sys.argv[1:] = [*rest, "check=true"]
     sys.argv[1:] = map(_at_home, sys.argv[1:])
     if finished_run(sys.argv[1:]) is not None:
         from souping.cli.finished import add

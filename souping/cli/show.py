@@ -23,8 +23,7 @@ from souping.report.terminal import changed, read_samples, score_of, show_sample
 FILE = "samples.jsonl.gz"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status 0; errors are reported where commands are dispatched."""
+def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(folders) if (folder / FILE).is_file()), folders[-1])
@@ -43,7 +42,6 @@ def main(arguments: Sequence[str]) -> int:
     if fold == "report" and report and not report.get("limit"):
         _note(run_dir, options.store, report, rows)
     _show(rows, names, options.limit, what)
-    return 0
 
 
 def _reached(samples: Sequence[Row]) -> str:

@@ -75,7 +75,7 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
-    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file))
+    monkeypatch.setattr("souping.cli.job._is_library", lambda file: "pipeline/execute.py" not in str(file))
     done = souping(*quick(family))
     assert done.code == 1
     assert done.err.startswith("sorry, this is a fault in souping: ValueError: invalid literal")
@@ -170,7 +170,7 @@ def test_a_librarys_own_exception_is_told_in_a_line(
     family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", fails(Exception("from Rust")))
-    monkeypatch.setattr("souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file))
+    monkeypatch.setattr("souping.cli.job._is_library", lambda file: "pipeline/execute.py" not in str(file))
     souping(*quick(family)).refused("from Rust", "the traceback is in")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from souping.cli import config
-from souping.cli.errors import format_error
+from souping.cli.job import format_error
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
 

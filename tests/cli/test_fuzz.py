@@ -16,8 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from souping.cli import config as cli_config
-from souping.cli.errors import EXPECTED, format_error
-from souping.cli.job import _settings, settings_of
+from souping.cli.job import EXPECTED, _settings, format_error, settings_of
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.pipeline.settings import MergeSettings, RunSettings

@@ -9,13 +9,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
-
 from souping import __version__
-from souping.cli import show
 from souping.cli.config import GROUPS, Config
-from souping.cli.help import COMMANDS, MODULES, choices, dispatch, folder, groups
-from souping.core.types import UserError
+from souping.cli.help import COMMANDS, choices, folder, groups
 from tests.conftest import ROOT, Cli
 
 
@@ -61,21 +57,6 @@ def test_words_that_are_no_command_or_group_are_refused(souping: Cli) -> None:
     souping("help", "shwo").refused("shwo", "show")
     souping("shows").refused("shows", "did you mean show?", "KEY=VALUE")
     souping().refused("pool.candidates is not set", "+experiment=demo", "souping help")
-
-
-def test_a_command_is_a_module_or_a_run(souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in (["pool.candidates=[a]"], ["+experiment=bfcl"], ["--help"], ["-m", "seed=1,2"], []):
-        assert dispatch(words) == (None, words)
-    assert dispatch(["check", "seed=1"]) == (None, ["seed=1", "check=true"])
-    assert {"show"} <= set(MODULES) < set(COMMANDS)
-    monkeypatch.setattr(show, "main", lambda words: len(words))
-    assert souping("show", "DIR", "--flag").code == 2
-
-    def refuses(words: list[str]) -> int:
-        raise UserError("no such run")
-
-    monkeypatch.setattr(show, "main", refuses)
-    assert souping("show", "DIR").err == "no such run\n"
 
 
 def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> None:

@@ -19,10 +19,8 @@ from examples.smollm.train import (
     Lesson,
     TrainingSettings,
     answer_loss,
-    category_accuracy,
     encode,
     likelihoods,
-    schedule,
     tune,
     write_base,
 )
@@ -108,22 +106,6 @@ def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Pat
     assert -scores[item.label] / (len(ids) - begin) == pytest.approx(loss, rel=0.02)
 
 
-def test_development_items_are_scored_by_category(material: Material, start: Path) -> None:
-    asked = material.asked("development")
-    scores = category_accuracy(start, asked)
-    assert set(scores) == {item.category for item in asked}
-    assert all(0 <= value <= 1 for value in scores.values())
-
-
-def test_the_rate_rises_and_falls() -> None:
-    settings = TrainingSettings(steps=20, warmup=4)
-    rates = [schedule(step, settings) for step in range(20)]
-    assert rates[3] == max(rates) == 1
-    assert rates[:4] == sorted(rates[:4])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=0.02)
-
-
 @pytest.mark.slow
 def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
     start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -154,10 +136,3 @@ def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: P
         running.kill()
         assert "done" not in running.stdout.read()  # ends when the last process that holds the pipe has ended
     assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["base"]
-
-
-def test_errors_are_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--bfcl", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: --bfcl")
-    assert "Traceback" not in error
