@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
@@ -18,13 +18,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Interval
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from souping.analysis import Analysis
-from souping.cli.help import folder
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, is_user_code, nearest, source_of
@@ -103,17 +101,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("data", lambda name: str(PACKAGE / name), replace=True)
 
 
-def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """What the command line would run with these overrides, as plain data, checked."""
-    register()
-    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        cfg = hydra_compose("config", list(overrides))
-        drop_replaced(cfg, overrides)
-        plain = resolved(cfg)
-    build(plain, named_in(overrides))
-    return plain
-
-
 def named_in(overrides: Iterable[str]) -> set[str]:
     """Root keys that overrides speak of."""
     return {re.split(r"[=.@]", word.lstrip("+~"))[0] for word in overrides}
@@ -163,18 +150,16 @@ def check(config: Mapping[str, Any]) -> None:
     expectations(config["expected"])
 
 
-def build(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> dict[str, Any]:
-    """The parts of a run, checked. A merge needs few; of the others those are looked at that were `given`.
+def build(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a run, or the few of a merge, checked.
 
     Raises:
         UserError: as `check` and `build_part`.
     """
     check(config)
-    merges = merges_only(config)
-    groups = [group for group in GROUPS if not merges or group in MERGED or group in given]
-    parts = {group: build_part(config[group], kind_of(group), group) for group in groups}
-    if merges:
-        return {group: parts[group] for group in MERGED}
+    if merges_only(config):
+        return {group: build_part(config[group], KINDS[group], group) for group in MERGED}
+    parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
     analyses = {name: build_part(node, Analysis, f"analysis.{name}") for name, node in config["analysis"].items()}
     return {**{group: parts[group] for group in PARTS}, "also": _build_also(config), "analyses": analyses}
 

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import count
@@ -28,14 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli import FAILURES, interrupts_raise, stop
 from souping.cli.config import (
-    GROUPS,
     USER_CODE,
     build,
     build_part,
     drop_replaced,
     key_of,
     merges_only,
-    named_in,
     near_key,
     register,
     resolved,
@@ -193,15 +191,12 @@ def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSetting
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    return replace(settings_of(plain, run_dir, named_in(words)), sweep=group is not None)
+    return replace(settings_of(plain, run_dir), sweep=group is not None)
 
 
-def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] = GROUPS) -> MergeSettings:
-    """The parts and settings of a run by its configuration as plain data, checked and built.
-
-    A merge looks at the parts that it needs, and at those that were `given` on the command line.
-    """
-    parts = build(plain, given)
+def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
+    """The components and settings of a run by its configuration as plain data, checked and built."""
+    parts = build(plain)
     merges = merges_only(plain)
     for key, what in (("stop_after", "selected or searched"), ("limit", "evaluated")):
         if merges and plain[key] is not None:

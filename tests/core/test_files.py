@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from souping.core import files
-from souping.core.files import MARK, discard, expanded, folder_at, missing_folders, near_folder, staged, write_files
+from souping.core.files import MARK, discard, folder_at, missing_folders, near_folder, staged, write_files
 from souping.core.types import UserError
 
 
@@ -74,11 +74,6 @@ def test_a_soup_that_somebody_else_put_there_meanwhile_is_not_touched(tmp_path: 
         write()
     assert names(tmp_path) == ["soup"]
     assert names(out) == ["b"]
-
-
-def test_a_home_that_is_not_there_is_told() -> None:
-    with pytest.raises(UserError, match="out=~nosuchuser/x: there is no home"):
-        expanded("~nosuchuser/x", "out")
 
 
 def test_a_folder_with_nearly_the_name_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

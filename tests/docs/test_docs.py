@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 import souping as library
-from souping.cli.config import GROUPS, Config, compose
+from souping.cli.config import GROUPS, Config
 from souping.evaluate.benchmark import Benchmark
 from tests.conftest import ROOT, Cli
+from tests.support.composition import compose
 from tests.support.report import sample
 from tests.support.scripts import script
 

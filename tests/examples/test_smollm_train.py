@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from examples.smollm.__main__ import main
 from examples.smollm.data import Material, gather, read_questions, spare
 from examples.smollm.train import (
     RECORD,
@@ -104,24 +103,6 @@ def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Pat
         loss = answer_loss(model, tokenizer, [item]).item()
         scores = likelihoods(model, tokenizer, item)
     assert -scores[item.label] / (len(ids) - begin) == pytest.approx(loss, rel=0.02)
-
-
-@pytest.mark.slow
-def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
-    start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = smollm_kit.write(tmp_path / "data")
-    common = ["--base", str(start), "--bfcl", str(data), "--out", str(tmp_path / "out")]
-    quick = ["--steps", "1", "--batch", "2", "--jobs", "1"]
-    assert main([*common, *quick, "--only", "smol_live"]) == 0
-    first = (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes()
-    assert main([*common, *quick, "--only", "smol_live", "smol_script", "--taste"]) == 0
-    said = capfd.readouterr().out
-    assert "smol_live: there already" in said
-    assert "smol_script: done" in said
-    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "smol_live", "smol_script"]
-    assert (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes() == first
-    assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
 
 
 @pytest.mark.slow

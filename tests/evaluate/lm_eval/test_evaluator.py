@@ -299,7 +299,7 @@ def test_every_other_argument_of_the_harness_is_a_key() -> None:
     from lm_eval.tasks import TaskManager
     from omegaconf import OmegaConf
 
-    from souping.cli.config import folder as conf
+    from souping.cli.help import folder as conf
 
     own = {f.name for f in fields(HarnessEvaluator) if f.init}
     hflm = set(inspect.signature(HFLM.__init__).parameters) - {"self"}
