@@ -39,7 +39,7 @@ def end(signum: int, frame: FrameType | None) -> None:
 
 
 class StandardStream(io.FileIO):
-    """Standard output or error. If it is full or closed, that is said once and the run goes on without it."""
+    """Standard output or error. If it is full or closed, one message says so and the run goes on."""
 
     def write(self, data: Any) -> int:
         try:

@@ -84,7 +84,7 @@ FREE = {**dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley")
 """Root keys whose types Hydra cannot check, with their defaults."""
 Config = make_dataclass("Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,))
 CHECKED: dict[str, Any] = {}
-"""The configuration of the run that goes on, for messages."""
+"""The configuration of the current run, for messages."""
 OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
 """Values that a choice's file leaves open: null, ??? and the part that another group chooses (`${objective}`)."""
 USER_CODE: dict[str, str] = {}
@@ -107,7 +107,7 @@ def named_in(overrides: Iterable[str]) -> set[str]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration as plain data. A value that must be given is the first thing looked for."""
+    """The whole configuration as plain data. Missing values are reported first."""
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
     if missing:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")

@@ -62,7 +62,7 @@ _SWEEPS: list[Path] = []
 
 
 def start() -> None:
-    """Compose what the command line says and run it, once or, with `-m`, for each combination."""
+    """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
     _compose_once()
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
@@ -324,7 +324,7 @@ def _flags() -> list[str]:
 
 
 def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """One summary in the group of the jobs, by a tracker as theirs was."""
+    """One summary in the group of the jobs, by their tracker."""
     ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
     if ran:
         config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)

@@ -1,6 +1,6 @@
 """Folders that appear whole or not at all, and folders that go when their holder is gone.
 
-A folder is written beside its place, flushed to the disk, then renamed. A lock file tells whether a living process
+A folder is written beside its place, flushed to the disk, then renamed. A lock file shows whether a living process
 holds a folder.
 """
 
@@ -21,7 +21,7 @@ from souping.core.types import UserError
 
 LOCK = ".lock"
 MARK = ".souping"
-"""File in a stage by which what a killed run left is told from a user's folder of that name."""
+"""File that marks a staging folder of ours, so that a user's folder of that name is never removed."""
 
 
 def expanded(path: str | Path, key: str = "") -> Path:
@@ -71,8 +71,8 @@ def nearby(path: Path) -> str:
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.
 
-    `out` must be absent or an empty folder: a soup never replaces anything. One run at a time writes it; the lock lies
-    beside the stage and is held until the stage has become `out`. What killed runs left there is removed first.
+    `out` must be absent or an empty folder: a soup never replaces anything. One run at a time writes it; the lock is
+    beside the stage and is held until the stage has become `out`. Stages of killed runs are removed first.
 
     Raises:
         UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
@@ -161,7 +161,7 @@ def hold_folder(folder: Path) -> IO[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process that asks has the folder, and keep it until the end of the block."""
+    """Keep other processes that lock this folder waiting until the end of the block."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock(descriptor)
@@ -184,7 +184,7 @@ def _finish(stage: Path, out: Path) -> None:
         _sync(path)
     (stage / MARK).unlink()
     os.rename(stage, out)
-    with suppress(OSError):  # it is there, whatever the folder above says
+    with suppress(OSError):  # the soup is there, even if the folder above cannot be flushed
         _sync(out.parent)
 
 

@@ -112,7 +112,7 @@ def named(part: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says something, with the one that it announces; the error's name without one."""
+    """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)] or lines
     first = " ".join(useful[:2]) if useful and useful[0].endswith(":") else "".join(useful[:1])

@@ -1,4 +1,4 @@
-"""Nouns of souping: what the parts hand to each other.
+"""Data types that components exchange.
 
 Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
 """
@@ -23,7 +23,7 @@ IntArray = NDArray[np.int64]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
-"""End of an answer: by the model or a stop text; by the limit of tokens; or there is none, and the reason is told."""
+"""End of an answer: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
@@ -70,11 +70,11 @@ def number(value: Json) -> float | None:
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what, where and what to do, in one or two lines."""
+    """Error that the user can fix. The message says what is wrong, where, and what to do, in one or two lines."""
 
 
 class LateError(UserError):
-    """A `UserError` that comes when the run's results are whole already: they stay."""
+    """A `UserError` after the run's results were written: they stay."""
 
 
 def digest(value: Json) -> str:
@@ -85,14 +85,14 @@ def digest(value: Json) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """Something that stops a run here; `fix` is a command, or empty where none would do."""
+    """Something that stops a run here; `fix` is a command, or empty."""
 
     what: str
     fix: str = ""
 
     @classmethod
     def from_error(cls, error: UserError) -> Missing:
-        """What a part said; the command in its words, where there is one."""
+        """From an error's message, with the command in it."""
         text = str(error).splitlines()[0]
         command = COMMAND.search(text)
         what = text[: command.start()].rstrip(" :;,") if command else text
@@ -286,7 +286,7 @@ class Candidate:
 class Recipe:
     """Ingredients + weights + method: everything that decides a soup's bytes.
 
-    Ingredients with weight zero are dropped, so that a vertex of the simplex *is* the single model: singles,
+    Ingredients with weight zero are dropped, so that a vertex of the simplex *is* that candidate: candidates,
     baselines, coalitions and grid points that are the same soup have the same `id` and share their evaluations.
     `sources` is {ingredient: org/name@commit} of those that came from the Hub, no part of the `id`.
     """
@@ -385,11 +385,11 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What a weight search is over: ingredients [K], and the search fold item by item [I].
+    """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
-    [K, I] are the ingredients' own scores, where they are known. In batches of fewer than `block` items asking is slow;
-    1 where that does not matter. With `whole` only whole folds may be asked (several prompt handlers, corpus metrics).
+    [K, I] are the ingredients' own scores, if they are known. Fewer than `block` items at a time are slow. With `whole`
+    only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -415,7 +415,7 @@ class Request:
     """Items that a soup answers, prompted by one of the evaluator's handlers.
 
     Workers get one block, with the number of the answer (`replicate`) and the name of the `benchmark` whose evaluator
-    computes it; the run's own has an empty name. `number` tells open requests apart.
+    computes it; the run's own has an empty name. `number` identifies open requests.
     """
 
     recipe: Recipe
@@ -436,9 +436,9 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One recipe evaluated inside a run. `handler` is how it was asked, where the evaluator has a choice.
+    """One recipe evaluated inside a run. `handler` prompted it, if the evaluator has a choice.
 
-    One that is not `whole` was dropped before it had answered all items: its means are those of a few, no one's equals.
+    A trial that is not `whole` was dropped before it had answered all items: do not compare its means with others.
     """
 
     number: int

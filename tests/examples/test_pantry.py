@@ -17,7 +17,7 @@ from examples.pantry.stages import STAGES, TrainingStage
 from examples.pantry.tasks import CATEGORIES, MAKERS
 from examples.pantry.tokenizer import vocabulary
 from souping import pantry
-from souping.core.types import Item, UserError
+from souping.core.types import Item
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import ROOT
@@ -107,13 +107,3 @@ def test_a_stopped_training_continues_to_the_same_models(tmp_path: Path) -> None
         folders = [tmp_path / run / "models" / stage.name for run in ("whole", "killed")]
         assert weights(folders[0]) == weights(folders[1])
     assert weights(folders[0]) != weights(tmp_path / "whole" / "models" / "base_cook")
-
-
-def test_the_command_trains_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examples.pantry.stages.STAGES", SMALL)
-    assert main(["--out", str(tmp_path), "--steps", "1", "--dev", "1", "--threads", "1"]) == 0
-    record = json.loads((tmp_path / "scores.json").read_text())
-    assert [stage["steps"] for stage in record["stages"]] == [1, 1]
-    assert sorted(folder.name for folder in (tmp_path / "models").iterdir()) == ["base_cook", "java_cook"]
-    with pytest.raises(UserError, match="--out"):
-        train.train_family(tmp_path, SMALL, dev=1)

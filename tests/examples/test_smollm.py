@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from examples.smollm.data import (
     spare,
     write_tasks,
 )
-from examples.smollm.train import SLICES, Lesson
-from souping.core.types import UserError
 from tests.support import smollm_kit
 
 
@@ -58,14 +55,6 @@ class TestQuestions:
 
         assert all("live" not in q.id for q in read if q.category == "irrelevance")  # another file ends alike
         assert read[0].text == "Please simple_python 0?"  # only the user is quoted
-
-    def test_other_folders_and_broken_files_are_named(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no BFCL_v"):
-            read_questions(tmp_path)
-        folder = smollm_kit.write(tmp_path / "data")
-        (folder / "BFCL_v4_multiple.json").write_text('{"id": "x"}\n')
-        with pytest.raises(UserError, match=r"BFCL_v4_multiple\.json"):
-            read_questions(folder)
 
 
 class TestFamilies:
@@ -104,29 +93,7 @@ class TestItems:
         assert not both[0] & both[1]
 
 
-class TestLessons:
-    def test_batches_depend_on_seed_and_step_alone(self, material: Material) -> None:
-        first, again, other = (
-            Lesson(name="smol_live", seed=s, shares=SLICES["smol_live"], material=material) for s in (0, 0, 1)
-        )
-        assert first.batch(3, 8) == again.batch(3, 8) != other.batch(3, 8)
-        assert first.batch(0, 4) + first.batch(1, 4) == first.batch(0, 8)
-
-
 class TestTasks:
-    def test_documents_have_the_columns_that_the_experiment_names(self, material: Material, tmp_path: Path) -> None:
-        asked = material.asked("test")
-        folder = write_tasks(asked[1:], tmp_path / "tasks")
-        write_tasks(asked, folder)
-        left = folder.stat().st_ino
-        write_tasks(asked, folder)
-        assert folder.stat().st_ino == left  # a run may be reading it
-        docs = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-        assert len(docs) == len(asked)
-        assert {doc["category"] for doc in docs} == set(FILES)
-        assert all(doc["choices"][doc["label"]] and doc["group"] and doc["prompt"] for doc in docs)
-        assert list(tmp_path.iterdir()) == [folder]
-
     def test_the_harness_reads_them(self, material: Material, tmp_path: Path) -> None:
         lm_eval: Any = pytest.importorskip("lm_eval.tasks")
         asked = material.asked("test")
