@@ -115,8 +115,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     if plain["gate"] is False:  # what YAML makes of a bare off
         plain["gate"] = "off"
-    if plain["recipe"] == "":
-        raise UserError("recipe is not set: give the recipe beside a soup, recipe=soup/recipe.json")
     return {str(k): v for k, v in plain.items()}
 
 
@@ -124,6 +122,7 @@ def _how(key: str) -> str:
     examples = {
         "pool.candidates": "try +experiment=demo, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
+        "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }
     return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
@@ -191,8 +190,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}")
     target = _target(node, where)
-    known, hints = _settable(target, kind, where), hints_of(target)
-    given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    known, hints = _settable(target, kind), hints_of(target)
+    given = {str(key): value for key, value in node.items() if key != "_target_"}
     for key in given:
         if key not in known:
             name = str(node["_target_"]).rsplit(".", 1)[-1]
@@ -202,10 +201,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
         if known[key] and key not in given:
             raise UserError(f"{where}.{key} is not set")
     called = is_callable(kind) and not inspect.isclass(target)
-    if node.get("_partial_", False) is not called:
-        raise UserError(f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()}")
     made = partial(target, **values) if called else target(**values)
-    if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
+    if inspect.isclass(kind) and kind not in type(made).__mro__:
         raise UserError(f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
     return made
 
@@ -217,8 +214,6 @@ def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
     if is_part(hint) and isinstance(value, str) and key in GROUPS:
         raise UserError(f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}")
     if wrong := _mismatch(value, hint):
-        if value is None and key in GROUPS:
-            return build_part(None, hint, key)
         raise UserError(f"{where}.{key}={value!r:.60} {wrong}")
     return value
 
@@ -267,11 +262,9 @@ def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
         made: Callable[..., Any] = get_object(str(name))
     except Exception as error:  # whatever the module does while it is imported
         cause = error.__cause__ or error
-        frames = [
-            f for f in traceback.extract_tb(cause.__traceback__) if not re.search("importlib|/hydra/", f.filename)
-        ]
-        why = "".join(f"{frame.filename}:{frame.lineno}: " for frame in frames[-1:])
-        why += f"{type(cause).__name__}: {first_line(cause)}"
+        trace = traceback.extract_tb(cause.__traceback__)
+        lines = [f"{f.filename}:{f.lineno}: " for f in trace if not re.search("importlib|/hydra/", f.filename)]
+        why = f"{''.join(lines[-1:])}{type(cause).__name__}: {first_line(cause)}"
         raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}") from None
     if not callable(made):
         raise UserError(f"{where}._target_={name} is no class or function")
@@ -281,16 +274,8 @@ def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
     return made
 
 
-def _settable(target: Callable[..., Any], kind: Hint, where: str) -> dict[str, bool]:
-    """{argument: whether it must be given}; of a function that is itself the part, those that have a default.
-
-    Raises:
-        UserError: what it makes is of another kind.
-    """
-    if inspect.isclass(target) and inspect.isclass(kind) and kind not in target.__mro__:
-        raise UserError(
-            f"{where}._target_={target.__module__}.{target.__qualname__} is no {kind.__name__}: subclass it"
-        )
+def _settable(target: Callable[..., Any], kind: Hint) -> dict[str, bool]:
+    """{argument: whether it must be given}; of a function that is itself the component, those that have a default."""
     parameters = inspect.signature(target).parameters.values()
     if is_callable(kind) and not inspect.isclass(target):
         return {p.name: False for p in parameters if p.default is not p.empty}

@@ -81,25 +81,6 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
     assert "Traceback" in place.read_text()
 
 
-def test_a_users_part_that_cannot_be_built_is_named_with_its_file(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "built.py").write_text(
-        "from dataclasses import dataclass\nfrom souping.selection import All\n"
-        "@dataclass(frozen=True)\nclass Mine(All):\n    k: int = 1\n"
-        "    def __post_init__(self):\n        int('x')\n"
-        "def factory():\n    return 3\n"
-    )
-    (tmp_path / "wrong.py").write_text("int('x')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    souping(*quick(family, "selector._target_=built.Mine")).refused(
-        "built.Mine (", "built.py:3)", "ValueError: invalid"
-    )
-    souping(*quick(family, "selector._target_=built.Mine", "+selector.k=x")).refused("selector.k='x'", "an integer")
-    souping(*quick(family, "selector._target_=built.factory")).refused("factory", "makes a int, no Selector")
-    souping(*quick(family, "selector._target_=wrong.Mine")).refused("wrong.Mine", "ValueError: invalid literal")
-
-
 def test_a_store_that_is_removed_during_the_run_is_told(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

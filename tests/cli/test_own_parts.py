@@ -59,6 +59,13 @@ def test_what_a_search_gives_is_looked_at(own: Cli) -> None:
     assert "started a int, which is no Optimiser: subclass it" in said
 
 
+def test_a_constructor_that_fails_names_the_part_and_a_factory_its_result(own: Cli) -> None:
+    said = str(own(text=SEARCH.format(start="...") + "\n    def __post_init__(self):\n        int('x')\n"))
+    assert "mine_search.Mine (" in said
+    assert "ValueError: invalid literal" in said
+    assert "makes a int, no Strategy" in str(own(text="def Mine():\n    return 3\n"))
+
+
 def test_a_module_that_cannot_be_imported_names_file_and_line(own: Cli, tmp_path: Path) -> None:
     said = str(own(text="x = 1\nimport absent_module\n"))
     assert f"{tmp_path}/mine_search.py:2: ModuleNotFoundError: No module named 'absent_module'" in said
@@ -118,7 +125,7 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
     [
         (swapped("selector", "Picks", "+selector.names=[nobody,ant]"), "chose 'nobody', which is no candidate: ant"),
         (swapped("objective", "Short"), "must give 3 coefficients"),
-        (swapped("correlation", "small", "+correlation._partial_=true"), ": rho has shape (1, 1), not (3, 3)"),
+        (swapped("correlation", "small"), ": rho has shape (1, 1), not (3, 3)"),
     ],
 )
 def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, words: list[str], said: str) -> None:
