@@ -47,9 +47,6 @@ def add(words: Sequence[str]) -> None:
     show_warnings()
     register()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
-    given = [word for word in words if re.match(r"\+{0,2}(check|upload)=", word)]
-    if given:
-        raise UserError(f"{given[0]} cannot be combined with run={run_dir}: a finished run only gets more analyses")
     settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
@@ -69,11 +66,14 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
-    places = [number for number, word in enumerate(words) if word in ("--config-dir", "-cd")]
-    choices = [words[number + 1] for number in places if number + 1 < len(words)]
-    overrides = [word for n, word in enumerate(words) if n not in places and n - 1 not in places]
-    if odd := [word for word in overrides if "=" not in word or word.startswith("-")]:
-        raise UserError(f"{odd[0]} cannot be combined with run={run_dir}: give KEY=VALUE overrides alone")
+    overrides, choices, rest = list[str](), list[str](), iter(words)
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            choices += [next(rest, "")]
+        elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
+            raise UserError(f"{word} cannot be combined with run={run_dir}: a finished run only gets more analyses")
+        else:
+            overrides += [word]
     before = read_config(path)
     refuse_code(before, path, overrides)
     own = [word for word in overrides if OWN.match(word)]
@@ -81,11 +81,11 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     whole = {**fresh, **_raw(before)}
     if own or "analysis" not in before:
         whole |= {key: fresh[key] for key in KEYS}
-    rest = [word.lstrip("+") for word in overrides if word not in own]
+    values = [word.lstrip("+") for word in overrides if word not in own]
     try:
-        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(rest))
+        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(values))
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"cannot read the override {' '.join(rest)}: {first_line(error)}") from error
+        raise UserError(f"cannot read the override {' '.join(values)}: {first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return resolved(merged)
 

@@ -87,11 +87,12 @@ def run(cfg: DictConfig) -> float | None:
     gc.enable()
     interrupts_raise()
     hydra_config = HydraConfig.get()
+    group = _group(hydra_config)
     output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
-        objective = _run(cfg, run_dir, _group(hydra_config))
-        if _is_sweep(hydra_config):
+        objective = _run(cfg, run_dir, group)
+        if group:
             _note_job(run_dir, hydra_config, cfg.limit, objective)
         return objective
     except Exception as error:
@@ -100,7 +101,7 @@ def run(cfg: DictConfig) -> float | None:
             raise
         words, code = format_error(error, run_dir)
         _discard(run_dir, owned, error)
-        if _is_sweep(hydra_config):
+        if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             _note_job(run_dir, hydra_config, cfg.limit, None, words)
             return math.nan
@@ -237,13 +238,9 @@ def _escaped(value: Any) -> Any:
     return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _is_sweep(hydra_config: HydraConf) -> bool:
-    return str(hydra_config.mode).endswith("MULTIRUN")
-
-
 def _group(hydra_config: HydraConf) -> str | None:
     """The name that a multirun's jobs share."""
-    return Path(hydra_config.sweep.dir).name if _is_sweep(hydra_config) else None
+    return Path(hydra_config.sweep.dir).name if str(hydra_config.mode).endswith("MULTIRUN") else None
 
 
 def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
