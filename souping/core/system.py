@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -123,16 +122,3 @@ def versions() -> dict[str, str]:
 def _normal(name: str) -> str:
     """A package's name as installers compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def commit() -> str:
-    """The commit of the checkout that this package runs from, with `+` if files were changed; "" outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.system import commit, cores, versions
+from souping.core.system import cores, versions
 from souping.core.text import safe
 from souping.report import format
 
@@ -273,6 +273,4 @@ def _head(command: str, overrides: str) -> Iterator[str]:
         yield f"overrides  {overrides}"
     yield f"folder     {os.getcwd()}"
     yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
-    if found := commit():
-        yield f"commit     {found}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

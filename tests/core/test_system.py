@@ -45,23 +45,3 @@ def test_windows_is_told_of_wsl() -> None:
     code = "import sys; sys.platform = 'win32'; import souping"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert "WSL" in done.stderr.splitlines()[-1]
-
-
-def test_a_commit_says_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*words: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-        done = subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    module = tmp_path / "souping" / "core" / "system.py"
-    monkeypatch.setattr(system, "__file__", str(module))
-    assert system.commit() == ""
-    module.parent.mkdir(parents=True)
-    module.write_text("1\n")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "one")
-    git("tag", "v1")
-    assert system.commit() == git("rev-parse", "--short=12", "HEAD")
-    module.write_text("2\n")
-    assert system.commit() == git("rev-parse", "--short=12", "HEAD") + "+"
