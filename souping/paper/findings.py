@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core import simplex
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
 from souping.paper.published import TABLES, PaperTable, leaderboard, published, recipes, results, totals
 from souping.selection import SoCE, SoCECluster

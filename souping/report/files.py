@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.fields import load
-from souping.core.files import put
+from souping.core.files import write_atomically
 from souping.core.text import first_line
 from souping.core.types import Json, ScoreMatrix, Selection, Trial, UserError, number, part, texts
 from souping.report.format import clean
@@ -45,8 +45,8 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str
         "report.md": markdown(report, trials),
         "report.html": page(report, trials, pictures, made),
     }
-    paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]
-    return paths + [put(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in pictures]
+    paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
+    return paths + [write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in pictures]
 
 
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
@@ -74,7 +74,7 @@ def plain(value: Json) -> Json:
 
 
 def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
-    """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
+    """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
@@ -90,7 +90,7 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
 def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([csv_cell(value) for value in line] for line in table)
-    return put(path, stream.getvalue().encode("utf-8", "replace"))
+    return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
 def read_report(path: Path) -> dict[str, Json]:
@@ -143,7 +143,7 @@ def csv_cell(value: Json) -> Json:
 
 def write_selection(selection: Row, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
-    return put(path, as_json(selection).encode())
+    return write_atomically(path, as_json(selection).encode())
 
 
 def write_job(
@@ -163,7 +163,7 @@ def write_job(
         "refused": refused,
         **({} if limit is None else {"limit": limit}),
     }
-    put(run_dir / JOB, as_json(job).encode())
+    write_atomically(run_dir / JOB, as_json(job).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[Row]:

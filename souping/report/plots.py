@@ -336,7 +336,8 @@ def triangle(
     size = 12.0 if len(values) <= 80 else 7.0
     edges, width = (rims, 1.3) if rims else (INK, 0.4)
     axes.scatter(x, y, c=shades.to_rgba(values), s=size**2, edgecolors=edges, linewidths=width, zorder=2)
-    ring(axes, *(chosen @ CORNERS / chosen.sum()), size)
+    place = chosen @ CORNERS / chosen.sum()
+    ring(axes, place[0], place[1], size)
     for name, (x, y), shift in zip(names, CORNERS, (-0.09, -0.09, 0.08), strict=True):
         axes.text(x, y + shift, short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
     axes.set_aspect("equal")

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from souping.analysis.surface import draw as surface
 from souping.core.simplex import grid
-from souping.report.files import as_json, draw, put, write_report, write_trials
+from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
 from souping.report.format import percent, seconds, short
 from souping.report.plots import Drawing, landscape
 from souping.report.render import markdown, page
@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Pat
     (tmp_path / "report.json").mkdir()
     for path, name in ((tmp_path / "file" / "report.json", "file"), (tmp_path / "report.json", r"report\.json")):
         with pytest.raises(OSError, match=name):
-            put(path, b"x")
+            write_atomically(path, b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "report.json"]
 
 
