@@ -242,7 +242,7 @@ def draw(data: Row) -> Drawing | None:
         panels = made.subplots(1, 2)
         for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
             found = part(data, key)
-            axes.set_title(f"{count(found.get('models'))} {name}: mean |rho| {rho(found.get('mean'))}", fontsize=9)
+            axes.set_title(f"{count(found.get('models'))} {name}\nmean |rho| {rho(found.get('mean'))}", fontsize=9)
             heat_panel(axes, found, labels, size)
         panels[0].set_yticks(range(len(names)), labels)
         panels[1].set_yticks([])

@@ -52,10 +52,14 @@ class Parents(Analysis):
         place = [scores.models.index(soup.id) for soup in soups]
         drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(SALT))
         wins = _wins(scores.values[None], place, parents)[:, 0]
+        counted = [{"beats_all": int(a), "beats_one": int(b)} for a, b in wins.sum(axis=-1).T]
         return {
             "fold": "search",
             "categories": list(scores.categories),
-            "soups": [_row(soup, *counts) for soup, counts in zip(soups, wins.sum(axis=-1).T.tolist(), strict=True)],
+            "soups": [
+                {"recipe_id": soup.id, "weights": dict(zip(soup.ingredients, soup.weights, strict=True)), **counts}
+                for soup, counts in zip(soups, counted, strict=True)
+            ],
             **_shares(wins, _wins(drawn, place, parents), _chances(scores.values, place, parents)),
         }
 
@@ -114,11 +118,6 @@ def _shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> dict[st
             "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin), "chance": chance
         }  # fmt: skip
     return shares
-
-
-def _row(soup: Recipe, beats_all: float, beats_one: float) -> dict[str, Json]:
-    weights = dict(zip(soup.ingredients, soup.weights, strict=True))
-    return {"recipe_id": soup.id, "weights": weights, "beats_all": int(beats_all), "beats_one": int(beats_one)}
 
 
 # How it is shown

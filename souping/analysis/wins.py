@@ -77,14 +77,12 @@ class Wins(Analysis):
         items = run.report[soup.id].items
         found = self._solved([run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
         groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
+        means = [float(found.soup.mean()), *found.ingredients.mean(axis=1).tolist()]
         return {
             "fold": "report",
             "items": len(items),
             "answers": run.answers,
-            "solved": {
-                "soup": float(found.soup.mean()),
-                **dict(zip(found.names, found.ingredients.mean(axis=1).tolist(), strict=True)),
-            },
+            "solved": dict(zip(("soup", *found.names), means, strict=True)),
             "kept": [_kept(found, k, groups) for k in range(len(recipes))],
             "by_failures": _by_failures(found, groups),
             "again": _again(found, run.answers),

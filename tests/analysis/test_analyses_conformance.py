@@ -50,15 +50,13 @@ def test_those_that_cost_nothing_are_made_by_default() -> None:
 
 @pytest.mark.parametrize("analysis", each(ROWS))
 class TestAnalysis:
-    def test_it_gives_plain_data_that_json_keeps(self, analysis: Analysis) -> None:
-        data = analysis.analyse(run_of(asked=analysis.asks))
+    def test_it_gives_plain_data_that_json_keeps_and_twice_the_same(self, analysis: Analysis) -> None:
+        run = run_of(asked=analysis.asks)
+        data = analysis.analyse(run)
         assert json.loads(as_json(data)) == json.loads(as_json(json.loads(as_json(data))))
         assert data["fold"] in ("search", "report")
         assert "NaN" not in as_json(data)
-
-    def test_twice_is_the_same(self, analysis: Analysis) -> None:
-        run = run_of(asked=analysis.asks)
-        assert as_json(analysis.analyse(run)) == as_json(analysis.analyse(run))
+        assert as_json(analysis.analyse(run)) == as_json(data)
 
     def test_its_asks_follow_from_the_soups_alone_each_once(self, analysis: Analysis) -> None:
         soups = run_of().soups

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -193,6 +193,7 @@ def _rings(drawing: Drawing | None) -> list[tuple[float, float]]:
     return [(float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) for ring in lines]
 
 
+@settings(max_examples=30)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_json_keeps_floats_and_has_null_for_what_is_no_number(value: float) -> None:
     assert json.loads(as_json([value])) == [value]
