@@ -10,13 +10,12 @@ from statistics import NormalDist
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.report.format import (
     DASH,
+    KINDS,
     brackets,
     clean,
     count,
-    in_order,
     in_words,
     interval,
-    kind_label,
     level,
     p_of,
     p_value,
@@ -106,8 +105,8 @@ def categories(report: Report) -> list[str]:
 
 def once(report: Report) -> list[Row]:
     """Rows in the order of their roles, each model once: `roles` has all its kinds."""
-    found: dict[Json, dict[str, Json]] = {}
-    for row in in_order(entries(report, "rows")):
+    found, order = dict[Json, dict[str, Json]](), {kind: place for place, kind in enumerate(KINDS)}
+    for row in sorted(entries(report, "rows"), key=lambda row: order.get(str(row.get("kind")), len(order))):
         key = row.get("recipe_id") or row.get("name")
         first = found.setdefault(key, {**row, "roles": []})
         first["roles"] = [*elements(first, "roles"), row.get("kind")]
@@ -117,7 +116,7 @@ def once(report: Report) -> list[Row]:
 def named(row: Row) -> TableCell:
     """A model's name with its roles."""
     name = clean(row.get("name"))
-    labels = [kind_label(kind) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
+    labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
     if row.get("name") == row.get("kind"):
         return TableCell(labels[0], ", ".join(labels[1:]))
     return TableCell(name, ", ".join(labels))
@@ -421,16 +420,11 @@ def gate(report: Report) -> TableGrid:
 def overview(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
     measured = entries(report, "also")
-    names = list(dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows")))
-    lines: list[tuple[str | TableCell, ...]] = [
-        (name, *(_score(_objective_of(entry, name)) for entry in measured)) for name in names
-    ]
+    scores = [{clean(row.get("name")): row.get("objective") for row in entries(entry, "rows")} for entry in measured]
+    names = list(dict.fromkeys(name for one in scores for name in one))
+    lines: list[tuple[str | TableCell, ...]] = [(name, *(_score(one.get(name)) for one in scores)) for name in names]
     soups = [names.index("soup")] if "soup" in names else []
     return grid(("model", *(clean(entry.get("name")) for entry in measured)), lines, strong=soups)
-
-
-def _objective_of(entry: Row, name: str) -> Json:
-    return next((row.get("objective") for row in entries(entry, "rows") if clean(row.get("name")) == name), None)
 
 
 def differences(entry: Row) -> TableGrid:
