@@ -27,7 +27,7 @@ from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import CORNERS, ring
 from souping.report.registry import register
 from souping.report.tables import Row, Section
-from souping.search.surrogate import SoupModel, draws
+from souping.search.adaptive import SoupModel, draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,9 +31,7 @@ from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatc
 from souping.core.files import expanded
 from souping.core.text import first_line, is_theirs, nearest, place_of
 from souping.core.types import Json, UserError
-from souping.pipeline.baseline_gate import expectations
-from souping.pipeline.extra_benchmarks import ExtraEntry, held
-from souping.pipeline.settings import KINDS, GateMode, Margin, StopAfter
+from souping.pipeline.settings import KINDS, ExtraEntry, GateMode, Margin, StopAfter, expectations, model_settings
 
 PARTS = (
     "pool",
@@ -407,7 +405,8 @@ def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     tasks = entry["tasks"]
     name = entry.get("name") or (tasks if isinstance(tasks, str) else "+".join(map(str, tasks)))
     own_tasks = {"include_path": own["include_path"]} if "include_path" in own else {}
-    settings = held(own) | own_tasks | {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    given = {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    settings = model_settings(own) | own_tasks | given
     settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
     node = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
     return {**node, "objective": entry["objective"]} if "objective" in entry else node

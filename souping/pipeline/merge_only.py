@@ -7,7 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from annotated_types import Interval
 
@@ -121,11 +121,10 @@ def _show_plan(
     settings: MergeSettings, pool: CandidatePool, recipe: Recipe, folders: Mapping[str, Path], base: str | None
 ) -> None:
     from souping.merge.mergekit import to_yaml
-    from souping.pipeline.requirements import machine_facts, missing
 
     plan = pool.plan(recipe)
     print(plan.describe())
-    for one in missing(settings, (), machine_facts(), ()):
+    for one in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {one.sentence()}")
     plan.save(settings.run_dir / "plan.json")
     with suppress(UserError):  # mergekit cannot express every recipe
@@ -157,8 +156,8 @@ class RecipeSettings(TypedDict, total=False):
     seed: Whole
 
 
-class RecipeKeys(TypedDict):
-    """Keys that every recipe.json has."""
+class RecipeFile(TypedDict):
+    """A recipe.json: what its soup was made of, and how it was written."""
 
     id: str
     ingredients: list[str]
@@ -167,15 +166,10 @@ class RecipeKeys(TypedDict):
     dtype: Dtypes
     method: str
     settings: RecipeSettings
-
-
-class RecipeFile(RecipeKeys, total=False):
-    """A recipe.json: what its soup was made of, and how it was written."""
-
-    sources: dict[str, str] | None
-    carried_from: str | None
-    max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)] | None
-    nonfinite: Nonfinite | None
+    sources: NotRequired[dict[str, str] | None]
+    carried_from: NotRequired[str | None]
+    max_shard_size: NotRequired[Annotated[int, Interval(ge=1, lt=2**62)] | None]
+    nonfinite: NotRequired[Nonfinite | None]
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:

@@ -6,26 +6,48 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from souping.analysis.correlation import few_models
+import numpy as np
+
+from souping.analysis import RunScores
+from souping.analysis.correlation import few_models, pearson
 from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
 from souping.core.files import put
 from souping.core.protocols import Evaluator
-from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, Trial, UserError
-from souping.pipeline.analyses import AnalysisInput, analyse, unserved
-from souping.pipeline.baseline_gate import check_expected, gate_sentence
-from souping.pipeline.checks import check_pool, cut_folds, flat_categories, refusals, run_notes
+from souping.core.types import (
+    FOLDS,
+    FloatArray,
+    Fold,
+    Item,
+    ItemScores,
+    Json,
+    Recipe,
+    Record,
+    ScoreMatrix,
+    Selection,
+    Trial,
+    UserError,
+)
+from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerPlan
-from souping.pipeline.evidence import Contender, best_mixture, dry_verdict, gather, lost_answers
-from souping.pipeline.extra_benchmarks import compare_on, extra_benchmarks
+from souping.pipeline.evidence import (
+    Contender,
+    analyse,
+    best_mixture,
+    check_expected,
+    compare_on,
+    dry_verdict,
+    gate_sentence,
+    gather,
+    lost_answers,
+)
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify
 from souping.pipeline.models import OpenPool
-from souping.pipeline.requirements import check_machine
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.steps import SEARCH, Stage, Steps
+from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.report.cards import card
 from souping.report.files import as_json, selection_dict, trial_rows, write_selection
@@ -51,7 +73,8 @@ class Run(Steps):
         for error in refusals(settings, self.cut.items, asked):
             raise error
         check_machine(settings, [evaluator for evaluator, _ in asked])
-        pool = OpenPool(settings.pool.resolve(), settings.merge, store, progress.aside, with_base=settings.uses_base)
+        candidates, base = settings.pool.resolve(), settings.uses_base
+        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, with_base=base)
         check_pool(settings, pool, asked)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
@@ -333,7 +356,7 @@ class Run(Steps):
         try:
             if asks := self.lacking(stage):
                 self.answer(replace(stage, asks=asks))
-            self.analyses[name] = analyse(self.settings.analyses[name], self._analysis_input().scores(stage.asks))
+            self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.asks))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
 
@@ -341,28 +364,64 @@ class Run(Steps):
         """The models of an analysis that lack answers. Prints what they cost."""
         if not stage.asks:
             return ()
-        new = [len(self.evaluation.lacking(recipe, stage.items, handler)) for recipe, handler in stage.asks]
+        new = [len(self.evaluation.missing(model, stage.items, way, any_block=True)) for model, way in stage.asks]
         self.progress.say(
             f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
         )
         return tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
 
-    def _analysis_input(self) -> AnalysisInput:
+    def _run_scores(self, own: Sequence[tuple[Recipe, str]]) -> RunScores:
+        """All item scores in the store, those of an analysis's `own` soups among them. Nothing is evaluated."""
         winner, selection, settings = self.winner, self.selection, self.settings
         assert winner is not None
         assert selection is not None
-        stored = Evaluation(self.store, settings.evaluator, unserved, self.pool.ends, lambda items: None)
-        return AnalysisInput(
-            settings=settings,
+        stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.ends, lambda items: None)
+        trials = [(trial.recipe, trial.handler) for trial in winner.trials]
+        whole, parts = self._searched(stored, [*((self.single(name), "") for name in self.pool.names), *trials, *own])
+
+        def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
+            alone = fold == "search" and len(recipe.ingredients) == 1  # candidates answer this fold by their default
+            items = self.reported if fold == "report" else self.folds[fold]
+            given = stored.given(recipe, items, "" if alone else winner.handler)
+            return {name: records[0] for name, records in given.items()}
+
+        return RunScores(
             soups=self.soups(selection.ingredients, winner),
-            trials=tuple((trial.recipe, trial.handler) for trial in winner.trials),
-            contenders=tuple({recipe.fingerprint: recipe for _, recipe in self.rows}.values()),
-            items={**self.folds, "report": self.reported},
-            handler=winner.handler,
-            metric=selection.metric,
-            stored=stored,
+            trials=tuple({recipe.id: recipe for recipe, _ in trials}.values()),
+            objective=settings.objective,
+            correlation=settings.selector.measure or pearson,
+            metric=selection.metric or "pearson",
+            search=whole,
+            parts=parts,
+            report={
+                recipe.id: stored.scores(recipe, self.reported, winner.handler)
+                for recipe in {recipe.fingerprint: recipe for _, recipe in self.rows}.values()
+                if self.reported and not stored.missing(recipe, self.reported, winner.handler)
+            },
+            answers=stored.answers,
+            read=read,
         )
+
+    def _searched(
+        self, stored: Evaluation, asks: Sequence[tuple[Recipe, str]]
+    ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
+        """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
+
+        Of several handlers the first counts.
+        """
+        items, whole, parts = self.folds["search"], dict[str, ItemScores](), dict[str, FloatArray]()
+        place = {item.id: n for n, item in enumerate(items)}
+        for recipe, handler in asks:
+            if recipe.id in whole:
+                continue
+            found = stored.found(recipe, items, handler)
+            if len(found.items) == len(items):
+                whole[recipe.id] = found
+            elif found.items and recipe.id not in parts:
+                parts[recipe.id] = np.full(len(items), np.nan)
+                parts[recipe.id][[place[item.id] for item in found.items]] = found.values
+        return whole, {key: values for key, values in parts.items() if key not in whole}
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""
@@ -424,3 +483,7 @@ def select(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
 
 def _label(recipe: Recipe) -> str:
     return recipe.ingredients[0] if len(recipe.ingredients) == 1 else f"soup {recipe.id}"
+
+
+def _unserved(recipe: Recipe) -> NoReturn:
+    raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")

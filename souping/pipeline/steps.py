@@ -11,24 +11,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
-from souping.core.types import (
-    Fold,
-    Item,
-    ItemScores,
-    Recipe,
-    ScoreMatrix,
-    Selection,
-    Trial,
-)
-from souping.pipeline.evidence import Contender
+from souping.core.objectives import Mean
+from souping.core.protocols import Evaluator
+from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError
+from souping.evaluate.folds import first_items
+from souping.pipeline.evidence import Contender, ExtraBenchmark
+from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.search.loop import RecipeSource, Searcher, SearchResult
 from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
     from souping.core.executor_protocols import RecipeEvaluator
-    from souping.pipeline.settings import RunSettings
-
 
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
@@ -38,7 +32,8 @@ SEARCH = "search: soups and single models"
 class Stage:
     """Models that answer the same items, each by a handler; an empty handler leaves the choice to the evaluator.
 
-    `side` names the extra benchmark whose evaluator is used instead of the run's.
+    `side` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers of
+    other blocks count too.
     """
 
     name: str
@@ -46,6 +41,41 @@ class Stage:
     items: tuple[Item, ...]
     fold: Fold = "report"
     side: str = ""
+    any_block: bool = False
+
+
+def extra_benchmarks(
+    entries: Sequence[ExtraEntry], evaluator: Evaluator, limit: int | None = None
+) -> tuple[ExtraBenchmark, ...]:
+    """The benchmarks with their items, at most `limit` per category.
+
+    An entry without an evaluator uses the run's; if that brings its own items, `evaluator=local` with its defaults and
+    the run's dtype and device.
+
+    Raises:
+        UserError: items cannot be had, or two entries share a name.
+    """
+    names = [entry.name for entry in entries]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UserError(f"also[{number}]: two entries are called {name!r}: give one a name of its own")
+    return tuple(_opened(entry, evaluator, limit) for entry in entries)
+
+
+def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchmark:
+    from souping.evaluate.generate import LocalEvaluator
+
+    evaluator = entry.evaluator or (own if not own.brings_items else LocalEvaluator(**model_settings(vars(own))))
+    benchmark = entry.benchmark if entry.benchmark is not None else evaluator.benchmark
+    if benchmark is None:
+        raise UserError(f"also: {entry.name} has an evaluator that brings no items: give it path or benchmark")
+    try:
+        items = benchmark.items()
+    except UserError as error:
+        raise UserError(f"also: {entry.name}: {error}") from error
+    objective = entry.objective or Mean()
+    objective.coefficients(list(dict.fromkeys(item.category for item in items)))
+    return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit), objective=objective)
 
 
 class Steps:
@@ -154,7 +184,8 @@ class Steps:
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
         stage = self._stage(f"analysis: {name}", analysis.asks(soups), "search", handler)
-        return replace(stage, asks=tuple((r, way if len(r.ingredients) > 1 else "") for r, way in stage.asks))
+        asks = tuple((recipe, way if len(recipe.ingredients) > 1 else "") for recipe, way in stage.asks)
+        return replace(stage, asks=asks, any_block=True)
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""

@@ -114,13 +114,12 @@ class Searcher:
         asks = [(recipe, "") for recipe in singles] if self.strategy.uses_singles else []
         known = [scores.values for scores in self.evaluation.all_scores(asks, items)]
         optimiser = self.strategy.start(self._space(ingredients, items, known), self.seed)
+        name = f"optimiser {named(self.strategy)}"
         if Optimiser not in type(optimiser).__mro__:
-            name = f"optimiser {named(self.strategy)}"
             raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
 
         def recipe_of(weights: Weights) -> Recipe:
             if len(weights) != len(ingredients):
-                name = f"optimiser {named(self.strategy)}"
                 raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
             return self.pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
@@ -277,14 +276,14 @@ class SearchRun:
             request = Request(number=self._requests, recipe=soup.recipe, items=known, handler=handler)
             self._evaluation.submit(request)
 
-    def _take(self) -> None:
+    def _take(self, tell: bool = True) -> None:
         """Collect one request, and report to the optimiser once a cell has all of its results."""
         request, scores = self._evaluation.collect()
         entry = self._open.pop(request.number)
         entry.open.remove(request.number)
         self._cost.add(scores)
         entry.results.append(self._observe(entry, request, scores))
-        if not entry.open:
+        if tell and not entry.open:
             self._optimiser.tell(entry.cell, max(entry.results, key=lambda result: result.objective))
 
     def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
@@ -340,32 +339,21 @@ class SearchRun:
         if rest:
             places = tuple(int(n) for n in np.flatnonzero(~np.isfinite(soup.values)))
             self._submit(Cell(weights=soup.weights, items=places))
-            self._take_last()
+            self._take(tell=False)
         assert soup.trial is not None, "its whole fold is answered now"
         return soup.trial
 
-    def _take_last(self) -> None:
-        """The rest of the winner, of which the optimiser is not told."""
-        request, scores = self._evaluation.collect()
-        entry = self._open.pop(request.number)
-        self._cost.add(scores)
-        self._observe(entry, request, scores)
-
 
 def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
-    """Refuse what no search, which may be the user's, can ask.
+    """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
         UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
     """
-    try:
-        if not isinstance(cell, Cell):
-            raise UserError(f"asked {cell!r:.60}, which is no Cell")
-        simplex.check_weights(cell.weights, "weights")
-        if cell.items is not None and not all(0 <= place < items for place in cell.items):
-            raise UserError(f"asked for an item beyond the {items} of the search fold")
-    except UserError as error:
-        raise UserError(f"optimiser {named(strategy)}: {error}") from None
+    name = f"optimiser {named(strategy)}"
+    if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
+        raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
+    simplex.check_weights(cell.weights, f"{name}: weights")
 
 
 def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:

@@ -49,10 +49,6 @@ class Search(Optimiser):
         return min(self.results, key=rank)
 
 
-def _same(a: Weights, b: Weights) -> bool:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-9
-
-
 @component
 class LimitedStrategy(Strategy):
     """Strategy that a user can limit: in soups, in items or tokens that are answered, in seconds of answering."""
@@ -98,13 +94,14 @@ class Grid(LimitedStrategy):
                 f"maximum={self.bounds[2]}: lower optimiser.minimum and step, or use optimiser=nevergrad"
             )
         known = anchors(size)
-        return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
+        rounded = {tuple(round(w, 9) for w in anchor) for anchor in known}
+        return known + simplex.spread([point for point in inner if tuple(round(w, 9) for w in point) not in rounded])
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients))[: self.trials])
 
     def count(self, size: int) -> int | None:
-        return capped(len(self.known_points(size)), self.trials)
+        return len(self.known_points(size)[: self.trials])
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
@@ -172,10 +169,6 @@ def endings(strategy: Strategy) -> list[str]:
     return [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
 
 
-def capped(count: int, trials: int | None) -> int:
-    return count if trials is None else min(count, trials)
-
-
 def anchors(size: int) -> list[Weights]:
     """The uniform soup and the single ingredients: every search knows them."""
     return [simplex.uniform(size), *simplex.vertices(size)]
@@ -192,7 +185,7 @@ class GreedySoup(LimitedStrategy):
         return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
-        return capped(2 * size - 1, self.trials)
+        return min(2 * size - 1, self.trials or 2 * size)
 
     def describe(self, size: int) -> str:
         return f"greedy soup: {size} singles, then at most {size - 1} uniform soups"

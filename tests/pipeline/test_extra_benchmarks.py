@@ -16,7 +16,9 @@ from souping.core.objectives import Mean
 from souping.core.text import install
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.extra_benchmarks import ExtraBenchmark, ExtraEntry, compare_on, extra_benchmarks
+from souping.pipeline.evidence import ExtraBenchmark, compare_on
+from souping.pipeline.settings import ExtraEntry
+from souping.pipeline.steps import extra_benchmarks
 from souping.report.tables import sentences
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
 from tests.support.lm_eval_tasks import CHOICE, put, rows

@@ -99,7 +99,7 @@ def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "run.log", "samples.jsonl.gz", "selection.json"]
     assert souping(*pool_of(family), "selector=topk", "stop_after=search", "hydra.run.dir=outputs/fam/2").code == 0
     two = tmp_path / "outputs/fam/2"
-    names = ["config.yaml", "recipe.json", "run.log", "samples.jsonl.gz", "selection.json", "trials.csv", "tried.json"]
+    names = ["config.yaml", "recipe.json", "run.log", "samples.jsonl.gz", "selection.json", "trials.csv"]
     assert sorted(p.name for p in two.iterdir()) == names
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.folds import split_folds
-from souping.pipeline.requirements import Gpu
+from souping.pipeline.checks import Gpu
 from tests.conftest import Cli, pool_of
 from tests.support.evaluators import Sink
 
@@ -111,7 +111,7 @@ def test_the_start_of_vllm_is_no_answering(
     """A stand-in for the engine; the whole command before and after it."""
     started: list[Sink] = []
     clock = [0.0]
-    monkeypatch.setattr("souping.plan.check.time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock[0]))
+    monkeypatch.setattr("souping.plan.summary.time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock[0]))
 
     def start(folder: Path, settings: dict[str, Any], transfer: bool) -> Sink:
         clock[0] += 1e6
@@ -120,7 +120,7 @@ def test_the_start_of_vllm_is_no_answering(
 
     monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
     monkeypatch.setattr("souping.evaluate.engines.vllm.find_spec", lambda name: name)
-    monkeypatch.setattr("souping.pipeline.requirements.gpus", lambda: (Gpu(name="G", total=2**34, free=2**34),))
+    monkeypatch.setattr("souping.pipeline.checks.gpus", lambda: (Gpu(name="G", total=2**34),))
     done = souping("check", *pool_of(family), "selector=topk", "engine=vllm", "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert [sink.closed for sink in started] == [True]

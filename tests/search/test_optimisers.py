@@ -117,12 +117,7 @@ def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -
 @pytest.mark.parametrize(
     ("name", "package"), [("PymooNSGA2", "pymoo"), ("NLOPT_GN_DIRECT", "nlopt"), ("BayesOptimBO", "bayes_optim")]
 )
-def test_optimisers_that_need_a_package_are_refused_with_sound_ones_beside_them(
-    name: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_optimisers_that_need_a_package_are_refused(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"optimiser.name={name} cannot be used here: .*\ntry ") as refused:
+    with pytest.raises(UserError, match=f"optimiser.name={name} cannot be used here: "):
         Nevergrad(name=name)
-    offered = str(refused.value).split("try ")[1].split(", ")
-    assert len(offered) == 3
-    assert all(Nevergrad(name=one).name == one for one in offered)
