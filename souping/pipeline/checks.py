@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from souping.checkpoints import hub
 from souping.checkpoints.dtypes import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
-from souping.core.files import expanded, near_folder
+from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.scores import CAUSES
 from souping.core.system import SHARED_MEMORY, cores
@@ -66,8 +65,7 @@ def refusals(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked:
 
 
 def _checks(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Asked) -> Iterator[Callable[[], None]]:
-    candidates = settings.pool.resolve()
-    names = [candidate.name for candidate in candidates]
+    names = [candidate.name for candidate in settings.pool.resolve()]
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
     for _, items in asked[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
@@ -79,8 +77,6 @@ def _checks(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: 
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
     yield partial(_check_analyses, settings)
-    if settings.scores.published and settings.stop_after != "select":
-        yield partial(_check_folders, candidates)
     for evaluator, _ in asked:
         yield partial(evaluator.check, names)
 
@@ -169,16 +165,6 @@ def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[
             return
     if errors:
         raise errors[-1]
-
-
-def _check_folders(candidates: Sequence[Candidate]) -> None:
-    """Refuse names of a published table in place of models."""
-    for candidate in candidates:
-        if not candidate.path.is_dir() and hub.parse(candidate.path) is None:
-            raise UserError(
-                f"candidate {candidate.name}: {candidate.path} is not a folder{near_folder(candidate.path)}; "
-                "without weights, stop_after=select selects from the table alone"
-            )
 
 
 def _check_analyses(settings: RunSettings) -> None:

@@ -33,6 +33,7 @@ from souping.report.format import quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
+    from souping.pipeline.upload import Target
 
 StopAfter = Literal["select", "search"]
 GateMode = Literal["error", "warn", "off"]
@@ -62,14 +63,6 @@ T = TypeVar("T")
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     """The settings of an evaluator's loaded model, if it has one in this process."""
     return {key: settings[key] for key in SHARED if key in settings} if settings.get("dtype") in TORCH_NAMES else {}
-
-
-@dataclass(frozen=True)
-class Target:
-    """Model repository for a soup. If it does not exist, it is created, `private` or public."""
-
-    repo: str
-    private: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,17 @@
-"""Upload of a soup and its card to the Hub (`upload=org/name`), as one commit."""
+"""Upload of a soup and its card to the Hub (`upload=org/name`), as one commit.
+
+`python -m souping.pipeline.upload DIR org/name` sends a finished soup.
+"""
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +20,22 @@ from huggingface_hub import constants
 from souping.checkpoints import hub
 from souping.core.text import read_json
 from souping.core.types import Json, LateError, UserError
-from souping.pipeline.settings import Target
 from souping.report.cards import CARD, card, public_name, relicensed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-RECIPE = "recipe.json"
+RECIPE, REPORT = "recipe.json", "report.json"
 KEPT = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Model repository for a soup. If it does not exist, it is created, `private` or public."""
+
+    repo: str
+    private: bool = False
 
 
 def target(value: Json) -> Target | None:
@@ -65,11 +77,19 @@ def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
     if space not in spaces:
         raise UserError(f"upload={goal.repo}: {name} may not write to {space}, only to {', '.join(spaces)}")
     token = (who.get("auth") or {}).get("accessToken") or {}
-    if token.get("role") == "read":
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not _writes(token, goal)):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
             f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}"
         )
+
+
+def _writes(token: Mapping[str, Any], goal: Target) -> bool:
+    """Whether a fine-grained token may write to the repository or to all of its name space."""
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    names = {goal.repo, goal.repo.split("/")[0]}
+    fits = [s for s in scopes if (s.get("entity") or {}).get("name") in names]
+    return any("repo.write" in (scope.get("permissions") or []) for scope in fits)
 
 
 def _check_repository(goal: Target, api: HfApi) -> list[str]:
@@ -87,11 +107,12 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
     return files
 
 
-def push(goal: Target, folder: Path, report: Path, store: Path) -> str:
+def push(goal: Target, folder: Path, report: Path | None = None, store: Path | None = None) -> str:
     """Send a soup's folder with its card as one commit; the commit's address.
 
-    `report` is the run's report.json; `store` knows the folders of local ingredients, whose cards name their licences.
-    The commit removes files of an earlier soup that this one does not have.
+    `report` is the run's report.json (default: the one beside the folder, if it is about this soup). `store` knows the
+    folders of local ingredients, whose cards name their licences. The commit removes files of an earlier soup that this
+    one does not have.
 
     Raises:
         LateError: the Hub refused or could not be reached. The folder stays, and the message says how to go on.
@@ -115,15 +136,15 @@ def push(goal: Target, folder: Path, report: Path, store: Path) -> str:
             operations += [CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)]
             done = api.create_commit(goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}")
     except UserError as error:
-        again = f"the soup is complete in {folder}: hf upload {goal.repo} {shlex.quote(str(folder))}"
+        again = f"the soup is complete in {folder}: python -m souping.pipeline.upload {folder} {goal.repo}"
         raise LateError(f"{error}\n{again}") from error
     return str(done.commit_url)
 
 
-def _card(folder: Path, recipe: Mapping[str, Any], report: Path, store: Path) -> str:
+def _card(folder: Path, recipe: Mapping[str, Any], report: Path | None, store: Path | None) -> str:
     """The card for the Hub: from the run's report, else the folder's own with the licences of the ingredients."""
     licences = _licences(recipe, store)
-    written = _json(report)
+    written = _json(report or folder.absolute().parent / REPORT)
     if (written.get("recipe") or {}).get("id") == recipe.get("id"):
         return card(written, licences)
     own = folder / CARD
@@ -132,7 +153,7 @@ def _card(folder: Path, recipe: Mapping[str, Any], report: Path, store: Path) ->
     )
 
 
-def _licences(recipe: Mapping[str, Any], store: Path) -> dict[str, str]:
+def _licences(recipe: Mapping[str, Any], store: Path | None) -> dict[str, str]:
     """{name: licence} of a recipe's ingredients and of a base model that it names."""
     prints = dict(zip(recipe["ingredients"], recipe.get("fingerprints") or [], strict=False))
     base = (recipe.get("settings") or {}).get("base")
@@ -141,9 +162,9 @@ def _licences(recipe: Mapping[str, Any], store: Path) -> dict[str, str]:
     return {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
 
 
-def _folders(prints: Mapping[str, str], path: Path) -> dict[str, str]:
+def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
     """{name: folder} as a store knows them; a folder of the Hub's cache becomes the model's name there."""
-    if not path.is_file():
+    if path is None or not path.is_file():
         return {}
     from souping.pipeline.store import Store
 
@@ -190,3 +211,27 @@ def _explained(goal: Target) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"upload={goal.repo}: {hub.reason(error)}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 with one or two lines on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m souping.pipeline.upload", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a soup's folder")
+    parser.add_argument("repo", help="org/name on the Hub")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--report", type=Path, help="the run's report.json (default: the one beside the folder)")
+    parser.add_argument("--store", type=Path, default=Path("outputs/store.sqlite"), help="the results store of the run")
+    options = parser.parse_args(arguments)
+    try:
+        goal = target({"repo": options.repo, "private": options.private})
+        assert goal is not None
+        check(goal)
+        print(push(goal, options.folder, options.report, options.store))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

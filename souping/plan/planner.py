@@ -21,7 +21,6 @@ from souping.core.types import (
     Recipe,
     Result,
     ScoreMatrix,
-    SearchSpace,
     Selection,
     UserError,
 )
@@ -183,18 +182,10 @@ class CountedSteps(Steps):
         handlers = own.handlers(uniform)
         limit = trial_limit(self.settings.optimiser, len(ingredients), len(handlers), len(self.folds.get("search", ())))
         assert limit is not None, "a strategy without an end is refused when it is built"
-        known = [(recipe, way) for recipe in self._points(ingredients) for way in own.handlers(recipe)][:limit]
+        points = self.settings.optimiser.known_points(len(ingredients)) or ()
+        soups = [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points]
+        known = [(recipe, way) for recipe in soups for way in own.handlers(recipe)][:limit]
         return known + [(_unknown(uniform, f"trial {n}"), handlers[0]) for n in range(limit - len(known))]
-
-    def _points(self, ingredients: Sequence[str]) -> list[Recipe]:
-        """The soups of a search whose points are known beforehand, in its order."""
-        strategy, size = self.settings.optimiser, len(ingredients)
-        weights = strategy.known_points(size)
-        if weights is None and strategy.count(size) == 1:
-            space = SearchSpace(ingredients=tuple(ingredients), candidates=self.recipes.names)
-            first = strategy.start(space, self.settings.seed).ask()
-            weights = [first.weights] if first is not None else []
-        return [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in weights or ()]
 
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:

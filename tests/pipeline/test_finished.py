@@ -119,19 +119,6 @@ def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tm
     )
 
 
-@pytest.mark.slow
-def test_a_plan_counts_the_answers_that_a_search_had(family: Path, souping: Cli, tmp_path: Path) -> None:
-    arguments = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid"]
-    arguments += ["analysis=[consistency]", "analysis.consistency.soups=6"]
-    done = souping(*arguments, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "0 of them new: 0 answers" in done.out + done.err
-    planned = souping(*arguments, "plan=true", "hydra.run.dir=plan")
-    assert planned.code == 0, planned.err
-    stages = json.loads((tmp_path / "plan/plan.json").read_text())["stages"]
-    assert [stage["todo"] for stage in stages if "consistency" in stage["name"]] == [[0, 0]]
-
-
 def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
     run: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

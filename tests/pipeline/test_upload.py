@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from souping.checkpoints.checkpoint import SINGLE, fingerprint
 from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
 from souping.pipeline import upload
-from souping.pipeline.settings import Target
 from tests.conftest import Cli
 from tests.support.adapters import change_config, save_adapter
 from tests.support.family import NAMES
@@ -139,6 +139,25 @@ class TestWhoMayNot:
     def test_a_run_that_makes_no_soup(self, hub: Hub, souping: Cli, family: Path) -> None:
         souping(*run(family, "me/soup", "stop_after=search")).refused("leave stop_after=search out")
 
+    @pytest.mark.parametrize(
+        ("scopes", "may"),
+        [
+            ([{"entity": {"name": "me"}, "permissions": ["repo.content.read", "repo.write"]}], True),
+            ([{"entity": {"name": "me/soup"}, "permissions": ["repo.write"]}], True),
+            ([{"entity": {"name": "me"}, "permissions": ["repo.content.read"]}], False),
+            ([{"entity": {"name": "team"}, "permissions": ["repo.write"]}], False),
+            ([], False),
+        ],
+    )
+    def test_fine_grained_tokens(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch, scopes: list[dict[str, Any]], may: bool
+    ) -> None:
+        token = {"role": "fineGrained", "fineGrained": {"scoped": scopes}}
+        who = {"name": "me", "orgs": [], "auth": {"accessToken": token}}
+        monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: who)
+        with nullcontext() if may else pytest.raises(UserError, match="may not write"):
+            upload.check(upload.Target("me/soup"))
+
 
 def test_a_private_one(hub: Hub, souping: Cli) -> None:
     assert souping(*merge("upload={repo: me/soup, private: true}")).code == 0
@@ -166,12 +185,13 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", broken)
         souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused(
-            "the line went dead", "the soup is complete in", "hf upload me/soup"
+            "the line went dead", "the soup is complete in", "python -m souping.pipeline.upload"
         )
     (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
     assert (folder.parent / "report.json").is_file()
     assert not hub.repos["me/soup"].commits
-    upload.push(Target("me/soup"), folder, folder.parent / "report.json", tmp_path / "outputs/store.sqlite")
+    monkeypatch.chdir(tmp_path)
+    assert upload.main([str(folder), "me/soup"]) == 0
     assert front(hub.repos["me/soup"].head["README.md"])["model-index"]
     assert hub.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
 
@@ -182,18 +202,22 @@ def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path
     assert souping(*merge()).code == 0
     (tmp_path / "soup/README.md").write_text(f"---\n{head}\n---\n# mine\n")
     with pytest.raises(UserError, match=r"soup/README\.md: cannot be read as a model card: "):
-        upload.push(Target("me/soup"), tmp_path / "soup", tmp_path / "report.json", tmp_path / "store.sqlite")
+        upload.push(upload.Target("me/soup"), tmp_path / "soup")
     assert "me/soup" not in hub.repos
 
 
 @pytest.mark.slow
-def test_a_merged_soup_keeps_its_card_and_gets_a_licence(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").mkdir()
     for name, data in files_of(family / "dog").items():
         (tmp_path / "mine" / name).write_bytes(data)
     (tmp_path / "mine/README.md").write_text("---\nlicense: gpl-3.0\n---\n# mine\n")
     made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "pool.candidates=[org/bee,mine]", "out=soup"]
-    assert souping(*made, "upload=me/soup").code == 0
+    assert souping(*made).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert upload.main(["soup", "me/soup"]) == 0
     card = hub.repos["me/soup"].head["README.md"].decode()
     assert front(card)["license"] == "other"
     assert front(card)["base_model"] == ["org/bee"]
@@ -216,6 +240,12 @@ def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path,
     assert "adapter_model.safetensors" in repo
     assert front(repo["README.md"])["license"] == "other"
     assert b"the base model (llama3.1)" in repo["README.md"]
+
+
+def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upload.main([str(tmp_path), "me/soup"]) == 2
+    assert "not a soup's folder" in capsys.readouterr().err
+    assert "me/soup" not in hub.repos
 
 
 @pytest.mark.slow

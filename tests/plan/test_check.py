@@ -91,20 +91,6 @@ def test_a_scorer_of_the_users_is_called(
     assert {sample["models"]["ant"]["score"] for sample in table(tmp_path)["samples"]} == {0.5}
 
 
-@pytest.mark.slow
-def test_lm_eval_answers_by_its_own_prompts(family: Path, souping: Cli, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval")
-    from tests.support.lm_eval_tasks import from_family
-
-    from_family(tmp_path / "tasks", family / "items.jsonl")
-    tasks = ["evaluator=lm_eval", "evaluator.tasks=[red_green_blue]", f"evaluator.include_path={tmp_path / 'tasks'}"]
-    tasks += ["evaluator.category=column:category", "evaluator.group=column:group", "evaluator.threads=1"]
-    pool = ",".join(str(family / name) for name in ("ant", "bee", "cat"))
-    done = souping("check", f"pool.candidates=[{pool}]", *tasks, "selector=topk", "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert all(sample["arguments"][0][0] for sample in table(tmp_path)["samples"])
-
-
 def test_the_start_of_vllm_is_no_answering(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

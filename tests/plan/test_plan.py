@@ -14,7 +14,6 @@ import pytest
 
 from souping.core.types import Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.choices import TransformersServer
 from souping.pipeline.checks import Machine
 from souping.plan import speed
 from souping.search.adaptive import Adaptive
@@ -198,28 +197,6 @@ def stated(name: str) -> list[int]:
     rows = [line for line in lines if line.startswith(f"| `{name}`") and re.search(r"items?/s", line)]
     cell = next(cell for cell in rows[0].split("|") if re.fullmatch(r"\s*\d[\d,]*,\d{3}( to [\d,]+)?\s*", cell))
     return [int(number.replace(",", "")) for number in cell.split(" to ")]
-
-
-class TestOutlines:
-    """Benchmarks whose items cannot be read here are counted by their published sizes."""
-
-    def test_bfcl_v3_holds_4441_items(self) -> None:
-        from souping.evaluate.bfcl.evaluator import BfclEvaluator
-
-        server = TransformersServer()
-        items = BfclEvaluator(server=server).outline()
-        assert (len(items), len({item.category for item in items})) == (4441, 17)
-        assert len({item.group for item in items if item.category.startswith("multi_turn")}) == 200
-        assert len(BfclEvaluator(server=server, categories=["live"], limit=20).outline()) == 4 * 20 + 16 * 2
-        assert BfclEvaluator(server=server, version="v4").outline() == ()  # memory and web search are not known
-
-    def test_tasks_by_name(self) -> None:
-        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-
-        items = HarnessEvaluator(tasks=["mgsm_native_cot_de", "mgsm_native_cot_en"], group="doc").outline()
-        assert (len(items), len({item.group for item in items})) == (500, 250)
-        assert HarnessEvaluator(tasks=["mgsm_native_cot_de", "hellaswag"]).outline() == ()
-        assert LocalEvaluator().outline() == ()
 
 
 def test_a_command_in_an_error_is_found() -> None:

@@ -9,8 +9,7 @@ from types import ModuleType
 import pytest
 
 from souping.core.types import Json
-from souping.report.progress import show_warnings
-from souping.trackers import GuardedTracker, WandbTracker
+from souping.trackers import WandbTracker
 from tests.trackers.test_conformance import trial
 
 
@@ -63,24 +62,3 @@ def test_a_run_is_recorded(
     assert run.ended
     assert tracker.hint == "trackio show --project souping"
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_failure_warns_once(
-    asked: tuple[dict[str, Json], Recorded],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken(point: dict[str, Json], step: int | None = None) -> None:
-        raise OSError("no room")
-
-    monkeypatch.setattr(asked[1], "log", broken)
-    show_warnings()
-    tracker = GuardedTracker(WandbTracker(module="trackio"))
-    tracker.start({}, tmp_path)
-    tracker.log(trial(1))
-    tracker.log(trial(2))
-    tracker.finish(None, tmp_path)
-    (warning,) = capfd.readouterr().err.splitlines()
-    assert warning.startswith("warning: tracker ")
-    assert "OSError: no room" in warning
