@@ -149,18 +149,11 @@ class Evaluation(RecipeEvaluator):
         return self.all_scores([(recipe, handler)], items)[0]
 
     def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        scores: dict[int, ItemScores] = {}
         for number, (recipe, handler) in enumerate(asks):
-            if number >= self.slots:
-                self._collect_into(scores)
             self.submit(Request(number=number, recipe=recipe, items=tuple(items), handler=handler))
-        while len(scores) < len(asks):
-            self._collect_into(scores)
+        collected = [self.collect() for _ in asks]
+        scores = {request.number: found for request, found in collected}
         return [scores[number] for number in range(len(asks))]
-
-    def _collect_into(self, scores: dict[int, ItemScores]) -> None:
-        request, found = self.collect()
-        scores[request.number] = found
 
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""

@@ -11,8 +11,6 @@ import gzip
 import io
 import json
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import locked, nearby, put, said
-from souping.core.text import fitted, safe
+from souping.core.text import safe
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -140,11 +138,10 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         settings.tracker.start(settings.config, settings.run_dir)
         try:
             run.walk()
-            if run.winner is None or settings.stop_after == "search":
-                write_samples(run)
-                assert run.selection is not None
-                if run.winner is None:
-                    return {"selection": selection_dict(run.selection, run.scores)}, None
+            write_samples(run)
+            if settings.stop_after == "select":
+                return {"selection": selection_dict(run.selection, run.scores)}, None
+            if settings.stop_after == "search":
                 recipe = run.winner.recipe.as_dict()
                 found: dict[str, Json] = {"selection": selection_dict(run.selection), "recipe": recipe}
                 write_trials(trial_rows(run.winner.trials, run.selection), found, settings.run_dir / "trials.csv")
@@ -153,7 +150,6 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
             report, trials = run.whole_report()
             write_trials(trials, report, settings.run_dir / "trials.csv")
             write_report(report, trials, settings.run_dir, settings.made)
-            write_samples(run)
             run.replace_card(report)
             return report, run.winner
         except (UserError, OSError) as error:
@@ -208,7 +204,7 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
     its soup."""
     rows = dict(run.rows or ((name, run.single(name)) for name in run.pool.names))
     handler = ""
-    if run.winner is not None:
+    if run.settings.stop_after != "select":
         handler = run.winner.handler
         rows.setdefault("soup", run.winner.recipe)
     answers = {name: run.evaluation.given(recipe, items, handler) for name, recipe in rows.items()}
@@ -397,20 +393,14 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
     if soup is not None:
         print(f"  {'soup':16} {safe(nearby(soup))}")
         if (soup / "recipe.json").exists():
-            _command("rebuild", settings.rebuild_command)
+            print(f"  {'rebuild':16} {safe(settings.rebuild_command)}")
     if settings.tracker.hint:
         print(f"  {'tracker':16} {safe(settings.tracker.hint)}")
     stopped = isinstance(settings, RunSettings) and settings.stop_after == "search"
     if stopped and settings.command and not settings.sweep:
-        _command("finish", settings.finish_command)
+        print(f"  {'finish':16} {safe(settings.finish_command)}")
     elif not stopped and (run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run_dir / 'report.html')))}")
-
-
-def _command(what: str, command: str) -> None:
-    """A command to copy: on a terminal over several lines that a shell reads as one."""
-    line = f"  {what:16} {safe(command)}"
-    print(fitted(line, shutil.get_terminal_size().columns, " \\") if sys.stdout.isatty() else line)
 
 
 def _tables(outcome: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
@@ -156,8 +156,8 @@ class RecipeSettings(TypedDict, total=False):
     seed: Whole
 
 
-class RecipeFile(TypedDict):
-    """A recipe.json: what its soup was made of, and how it was written."""
+class RecipeKeys(TypedDict):
+    """Keys that every recipe.json has."""
 
     id: str
     ingredients: list[str]
@@ -166,10 +166,15 @@ class RecipeFile(TypedDict):
     dtype: Dtypes
     method: str
     settings: RecipeSettings
-    sources: NotRequired[dict[str, str] | None]
-    carried_from: NotRequired[str | None]
-    max_shard_size: NotRequired[Annotated[int, Interval(ge=1, lt=2**62)] | None]
-    nonfinite: NotRequired[Nonfinite | None]
+
+
+class RecipeFile(RecipeKeys, total=False):
+    """A recipe.json: what its soup was made of, and how it was written."""
+
+    sources: dict[str, str] | None
+    carried_from: str | None
+    max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)] | None
+    nonfinite: Nonfinite | None
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:

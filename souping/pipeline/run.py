@@ -58,7 +58,10 @@ from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
 
 
 class Run(Steps):
-    """Run that evaluates. What came of its steps is in its attributes."""
+    """Run that evaluates. What came of its steps is in its attributes, which a step that was not taken leaves unset."""
+
+    selection: Selection
+    winner: SearchResult
 
     def __init__(self, settings: RunSettings, store: Store, progress: Progress) -> None:
         """Check everything that can be refused before a model is loaded.
@@ -79,7 +82,7 @@ class Run(Steps):
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
         super().__init__(settings, pool, self.cut.items, {one.name: one.items for one in extra})
-        self.pool, self.store, self.progress = pool, store, progress
+        self.pool, self.store, self.progress, self.ledger = pool, store, progress, Ledger(store)
         self.benchmarks = {one.name: one for one in extra}
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
@@ -96,9 +99,7 @@ class Run(Steps):
         self.evaluation = self.evaluations[""]
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
-        self.selection: Selection | None = None
         self.power: Power | None = None
-        self.winner: SearchResult | None = None
         self.best = 0.0
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
@@ -116,7 +117,7 @@ class Run(Steps):
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
-        if reports and (looks := Ledger(self.store).announcement(self.folds["report"])):
+        if reports and (looks := self.ledger.announcement(self.folds["report"])):
             self.progress.say(looks)
         if banner := self.settings.evaluator.opening(self.pool.pool.home, self.items):
             self.progress.say(banner)
@@ -192,7 +193,7 @@ class Run(Steps):
     def _remember_choice(self, fold: Fold) -> None:
         """Note in the ledger, before any score is shown, that candidates and their soups compete on this fold."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
-        Ledger(self.store).note_search(fingerprints, self.folds[fold])
+        self.ledger.note_search(fingerprints, self.folds[fold])
 
     def _announce(self, ingredients: tuple[str, ...], items: Sequence[Item]) -> None:
         """Say what the search is about to evaluate."""
@@ -268,11 +269,9 @@ class Run(Steps):
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         settings, winner, selection = self.settings, self.winner, self.selection
-        assert winner is not None
-        assert selection is not None
         dry, items = settings.limit is not None, self.unseen(winner.recipe)
         looks = 1 if dry else self._count_looks(winner.recipe, items)
-        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), items)
+        self.ledger.note_shown((recipe for recipe, _ in stage.asks), items)
         measured = self.answer(replace(stage, items=items))
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
@@ -291,8 +290,8 @@ class Run(Steps):
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
-        ledger, settings = Ledger(self.store), self.settings
-        look = ledger.open_report(
+        settings = self.settings
+        look = self.ledger.open_report(
             Claim(
                 soup=recipe,
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
@@ -302,9 +301,9 @@ class Run(Steps):
                 items=items,
             )
         )
-        if deleted := ledger.deleted():
+        if deleted := self.ledger.deleted():
             self.note(f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report")
-        if look.first and (viewed := ledger.viewed(recipe.id, items)):
+        if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
                 "report: what was chosen since then has seen them"
@@ -322,7 +321,7 @@ class Run(Steps):
         items = self.folds["report"]
         if self.settings.limit is not None:  # a dry run holds none of the report fold's items
             return items
-        chosen_on = Ledger(self.store).chosen_on(recipe)
+        chosen_on = self.ledger.chosen_on(recipe)
         unseen = tuple(item for item in items if item.identity not in chosen_on)
         if len(unseen) == len(items):
             return items
@@ -341,10 +340,8 @@ class Run(Steps):
 
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), stage.items)
+        self.ledger.note_shown((recipe for recipe, _ in stage.asks), stage.items)
         measured = self.answer(stage)
-        assert self.winner is not None
-        assert self.selection is not None
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
         compared = compare_on(self.benchmarks[stage.side], self.winner.recipe, ingredients, measured)
@@ -374,8 +371,6 @@ class Run(Steps):
     def _run_scores(self, own: Sequence[tuple[Recipe, str]]) -> RunScores:
         """All item scores in the store, those of an analysis's `own` soups among them. Nothing is evaluated."""
         winner, selection, settings = self.winner, self.selection, self.settings
-        assert winner is not None
-        assert selection is not None
         stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.ends, lambda items: None)
         trials = [(trial.recipe, trial.handler) for trial in winner.trials]
         whole, parts = self._searched(stored, [*((self.single(name), "") for name in self.pool.names), *trials, *own])
@@ -426,8 +421,6 @@ class Run(Steps):
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""
         assert self.scores is not None
-        assert self.selection is not None
-        assert self.winner is not None
         trials = trial_rows(self.winner.trials, self.selection)
         if self.winner.summary:
             self.parts["search"] = dict(self.winner.summary)
@@ -457,7 +450,6 @@ class Run(Steps):
 
     def _search_cost(self, winner: SearchResult) -> dict[str, Any]:
         """What the search took, and what the paper's grid would have taken at the same rates."""
-        assert self.selection is not None
         singles = [self.single(name).fingerprint for name in self.pool.names]
         rate = self.store.throughput(singles, self.settings.evaluator.fingerprint)
         grid = full_grid(winner.cost, len(self.selection.ingredients), len(self.folds["search"]), rate)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,8 +14,8 @@ import pytest
 from souping.core.types import Request, Response, UserError
 from souping.pipeline import ray_actors
 from souping.pipeline.ray_actors import RayExecutor, RayWorkers
-from tests.conftest import ROOT, Cli, pool_of
-from tests.pipeline.test_run import report_of, rows_in, timeless
+from tests.conftest import Cli, pool_of
+from tests.pipeline.test_run import killed_at, report_of, timeless
 from tests.support.actors import Busy, Makes, requests
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
@@ -142,17 +140,7 @@ def test_ray_gives_what_this_process_gives_and_a_killed_driver_goes_on(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     call = ray_run(family, "executor.cpus=0.5", "evaluator.batch_size=16", "optimiser=grid", "optimiser.trials=4")
-    command = [sys.executable, "-m", "souping", *call]
-    victim = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
-    )
-    store = tmp_path / "outputs/store.sqlite"
-    while victim.poll() is None and rows_in(store) < 200:
-        time.sleep(0.05)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    kept = rows_in(store)
-    assert kept >= 200
+    kept = killed_at(200, call, tmp_path)
     assert souping(*call, "hydra.run.dir=outputs/fam/resumed").code == 0
     here = [word for word in call if not word.startswith("executor")]
     assert souping(*here, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").code == 0
