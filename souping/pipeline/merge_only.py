@@ -72,8 +72,6 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         beside = path.with_name(CARD)
         text = text_of(beside) if beside.is_file() else None
         with closing(backend.open(folders, hashes)) as pool:
-            for name, content in expected.items():
-                _check_content(name, folders[name], pool.fingerprints[name], content)
             return _write(settings, pool, recipe, folders, backend.base, text)
 
 
@@ -223,13 +221,10 @@ def _find(
             "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
         )
     path = folder_of(str(path), backend.allow_pickle)
-    _check_content(name, path, content(path, recipe.settings.get("base"), hashes, backend.allow_pickle), expected)
-    return path
-
-
-def _check_content(name: str, path: Path, held: str, expected: str) -> None:
+    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle)
     if held != expected:
         raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
+    return path
 
 
 def _as_written(

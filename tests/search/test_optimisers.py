@@ -1,4 +1,4 @@
-"""Weight searches: what each adds to the conformance suite."""
+"""What every weight search promises (add a row, and it is held to all of it), and what each adds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,42 @@ import numpy as np
 import pytest
 
 from souping.core import simplex
+from souping.core.protocols import Strategy
 from souping.core.types import Cell, Result, UserError, Weights
+from souping.search.adaptive import Adaptive
 from souping.search.nevergrad import Nevergrad
 from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
-from souping.testing import search, search_space
+from souping.testing import check_strategy, search, search_space
+from tests.support.choices import differing, each
+
+ROWS: dict[str, list[Strategy]] = {
+    "grid": [Grid(), Grid(trials=12)],
+    "nevergrad": [
+        Nevergrad(trials=9),
+        Nevergrad(name="CMA", trials=9),
+        Nevergrad(name="ScrHammersleySearch", parametrisation="normalise", trials=9),
+        Nevergrad(name="DiscreteOnePlusOne", parametrisation="lattice", trials=9),
+    ],
+    "adaptive": [Adaptive(), Adaptive(stop="never", budget=400), Adaptive(step=0.05)],
+    "greedy_soup": [GreedySoup()],
+    "uniform": [Uniform()],
+    "fixed": [Fixed(weights=[0.5, 0.2, 0.3])],
+}
+
+
+def test_every_choice_has_a_row() -> None:
+    assert differing("optimiser", ROWS) == {}
+
+
+@pytest.mark.parametrize("strategy", each(ROWS))
+def test_it_conforms(strategy: Strategy) -> None:
+    check_strategy(strategy)
+    with pytest.raises(UserError, match=r"optimiser\.trials"):
+        strategy.start(search_space(), 0).best()
+    known = strategy.known_points(3)
+    if known is not None:
+        requested = set(search(strategy, limit=200)[0])
+        assert len(requested) == min(len(known), strategy.trials or len(known))
 
 
 @pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
