@@ -281,7 +281,6 @@ class Requirement:
     sizes: Mapping[str, int]
     have: int
     fix: str
-    note: str = ""
 
     @property
     def need(self) -> int:
@@ -289,7 +288,7 @@ class Requirement:
 
     @property
     def parts(self) -> list[str]:
-        return [f"{what} {human(size)}" for what, size in self.sizes.items() if size] + [self.note] * bool(self.note)
+        return [f"{what} {human(size)}" for what, size in self.sizes.items() if size]
 
     @property
     def fits(self) -> bool:
@@ -408,7 +407,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine, re
     """A loaded model on one GPU, or a share of the model on each of several."""
     host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
     ways = max(1, host.gpus)
-    model = f"one model over {ways} GPUs" if ways > 1 else "one model"
+    model = f"{f'one model over {ways} GPUs' if ways > 1 else 'one model'}, beside its KV cache"
     used = sorted(gpu.total for gpu in machine.gpus)[-ways:] if len(machine.gpus) >= ways else []
     more = "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or evaluator.dtype=bfloat16"
     return Requirement(
@@ -420,7 +419,6 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine, re
         },
         have=int(host.fraction * min(used, default=0)),
         fix=more if machine.gpus else "nvidia-smi shows no GPU on this machine",
-        note="the KV cache beside it",
     )
 
 

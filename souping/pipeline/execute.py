@@ -342,7 +342,7 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
     handler = next((trial.handler for trial in tried if trial.recipe.id == soup.id), "")
     chosen = part(report, "selection")
     run.selection = Selection(ingredients=tuple(texts(chosen, "ingredients")), metric=str(chosen.get("metric") or ""))
-    run.winner = SearchResult(recipe=soup, weights=soup.weights, result=nothing, trials=tuple(tried), handler=handler)
+    run.winner = SearchResult(recipe=soup, result=nothing, trials=tuple(tried), handler=handler)
     ids = {row.get("recipe_id") for row in entries(report, "rows")}
     models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
     models += [(name, run.single(name)) for name in run.pool.names]

@@ -130,7 +130,7 @@ class Run(Steps):
             self.progress.say(f"note: {note}")
 
     def answer(self, stage: Stage) -> dict[str, ItemScores]:
-        evaluation = self.evaluations[stage.side]
+        evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
         measured = evaluation.all_scores(stage.asks, stage.items)
         by_model = {_label(recipe): one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
@@ -344,7 +344,7 @@ class Run(Steps):
         measured = self.answer(stage)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
-        compared = compare_on(self.benchmarks[stage.side], self.winner.recipe, ingredients, measured)
+        compared = compare_on(self.benchmarks[stage.benchmark], self.winner.recipe, ingredients, measured)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.parts.setdefault("also", []).append(compared)
 

@@ -32,7 +32,7 @@ SEARCH = "search: soups and single models"
 class Stage:
     """Models that answer the same items, each by a handler; an empty handler leaves the choice to the evaluator.
 
-    `side` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers of
+    `benchmark` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers of
     other blocks count too.
     """
 
@@ -40,7 +40,7 @@ class Stage:
     asks: tuple[tuple[Recipe, str], ...]
     items: tuple[Item, ...]
     fold: Fold = "report"
-    side: str = ""
+    benchmark: str = ""
     any_block: bool = False
 
 
@@ -113,7 +113,7 @@ class Steps:
         self.report(self._stage("report: soup and baselines", models, "report", winner.handler), contenders)
         for name, items in self.extra.items():
             models = [*map(self.single, selection.ingredients), winner.recipe]
-            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=items, side=name))
+            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=items, benchmark=name))
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
             self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))

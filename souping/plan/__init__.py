@@ -41,7 +41,7 @@ class PlannedStage:
     items: int
     asked: Pair
     todo: Pair
-    side: str = ""
+    benchmark: str = ""
     in_parts: bool = False
 
 
@@ -89,7 +89,7 @@ class Plan:
         """{what: (least, most) seconds}, None if no rate is known."""
         if "" not in self.speeds or not self.stages:
             return None
-        rate = {stage.name: self.speeds.get(stage.side, self.speeds[""]).items_per_second for stage in self.stages}
+        rate = {stage.name: self.speeds.get(stage.benchmark, self.speeds[""]).items_per_second for stage in self.stages}
         times: dict[str, Range] = {}
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)

@@ -132,7 +132,7 @@ class CountedSteps(Steps):
             self.answer(stage)
 
     def _add(self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False) -> None:
-        answers = self.evaluations[stage.side].answers
+        answers = self.evaluations[stage.benchmark].answers
         self.stages.append(
             PlannedStage(
                 name=stage.name,
@@ -140,16 +140,16 @@ class CountedSteps(Steps):
                 items=len(stage.items),
                 asked=(items[0] * answers, items[1] * answers),
                 todo=todo,
-                side=stage.side,
+                benchmark=stage.benchmark,
                 in_parts=in_parts,
             )
         )
 
     def _count(self, recipe: Recipe, handler: str, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
-        evaluation = self.evaluations[stage.side]
+        evaluation = self.evaluations[stage.benchmark]
         wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers)]
-        key = f"unknown {handler} {stage.side}"
+        key = f"unknown {handler} {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe, handler)
@@ -170,7 +170,7 @@ class CountedSteps(Steps):
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
         handler = self.evaluations[""].handlers(uniform)[0]
         result = Result(objective=0.0, categories={}, items=0)
-        return SearchResult(recipe=recipe, weights=recipe.weights, result=result, trials=(), handler=handler)
+        return SearchResult(recipe=recipe, result=result, trials=(), handler=handler)
 
     def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[tuple[Recipe, str]]:
         """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""

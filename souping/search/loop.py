@@ -1,4 +1,4 @@
-"""Weight search: ask cells, pour, evaluate on the search fold, tell; then the winner on the whole fold."""
+"""Weight search: ask the optimiser for soups, evaluate them on the search fold, tell it; then finish the winner."""
 
 from __future__ import annotations
 
@@ -60,7 +60,6 @@ class SearchResult:
     """
 
     recipe: Recipe
-    weights: Weights
     result: Result
     trials: tuple[Trial, ...]
     handler: str = ""
@@ -110,7 +109,7 @@ class Searcher:
         if len(ingredients) == 1:
             (handler,) = self.evaluation.handlers(singles[0])
             result = result_of(self.evaluation.scores(singles[0], items), self.objective)
-            return SearchResult(recipe=singles[0], weights=(1.0,), result=result, trials=(), handler=handler)
+            return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
         asks = [(recipe, "") for recipe in singles] if self.strategy.uses_singles else []
         known = [scores.values for scores in self.evaluation.all_scores(asks, items)]
         optimiser = self.strategy.start(self._space(ingredients, items, known), self.seed)
@@ -212,7 +211,6 @@ class SearchRun:
                 self._note(soup, self._result(soup.values), whole=False)
         return SearchResult(
             recipe=winner.recipe,
-            weights=winner.weights,
             result=winner.result,
             trials=tuple(self._trials),
             handler=winner.handler,

@@ -190,7 +190,7 @@ def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None
         Trial(number=n, recipe=r, weights=r.weights, result=Result(objective=0.5, categories={}, items=i, values=v))
         for n, (r, v, i) in enumerate([(SINGLES["a"], kept, 600), (SOUP, partial, 300), (other, mixture, 200)])
     ]
-    single = SearchResult(recipe=SINGLES["a"], weights=(1.0, 0.0), result=trials[0].result, trials=tuple(trials))
+    single = SearchResult(recipe=SINGLES["a"], result=trials[0].result, trials=tuple(trials))
     found = best_mixture(single, ITEMS, Mean())
     assert found is not None
     assert (found.n, found.b) == (300, "a")
