@@ -177,8 +177,7 @@ class Run(Steps):
             if (stage := self.ingredient_stage(ingredients)) is not None:
                 self.answer(stage)
             self._announce(ingredients, items)
-        searcher = self.searcher(self.evaluation, self._log)
-        self.winner = winner = searcher.search(ingredients, items)
+        self.winner = winner = self.find_weights(self.evaluation, ingredients, items, self._log)
         handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
         if len(handlers) > 1:
             self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")

@@ -17,7 +17,7 @@ from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Sele
 from souping.evaluate.folds import first_items
 from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
-from souping.search.loop import RecipeSource, Searcher, SearchResult
+from souping.search.loop import RecipeSource, SearchResult, find_weights
 from souping.selection import ranking
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ SEARCH = "search: soups and single models"
 class Stage:
     """Models that answer the same items, each by a handler; an empty handler leaves the choice to the evaluator.
 
-    `benchmark` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers of
-    other blocks count too.
+    `benchmark` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers
+    of other blocks count too.
     """
 
     name: str
@@ -193,16 +193,15 @@ class Steps:
             return None
         return self._stage("scoring the ingredients", map(self.single, ingredients), "search")
 
-    def searcher(self, evaluation: RecipeEvaluator, log: Callable[[Trial], None] = lambda trial: None) -> Searcher:
-        settings = self.settings
-        return Searcher(
-            strategy=settings.optimiser,
-            objective=settings.objective,
-            seed=settings.seed,
-            pool=self.recipes,
-            evaluation=evaluation,
-            log=log,
-        )
+    def find_weights(
+        self,
+        evaluation: RecipeEvaluator,
+        ingredients: tuple[str, ...],
+        items: tuple[Item, ...],
+        log: Callable[[Trial], None] = lambda trial: None,
+    ) -> SearchResult:
+        run = self.settings
+        return find_weights(run.optimiser, run.objective, run.seed, self.recipes, evaluation, ingredients, items, log)
 
     def single(self, name: str) -> Recipe:
         return self.recipes.recipe({name: 1.0})

@@ -162,7 +162,7 @@ class CountedSteps(Steps):
     def _stored_search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
         with suppress(NotStoredError, UserError):
-            return self.searcher(self.evaluations[""]).search(ingredients, items) if items else None
+            return self.find_weights(self.evaluations[""], ingredients, items) if items else None
         return None
 
     def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:

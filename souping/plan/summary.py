@@ -7,9 +7,9 @@ is kept: no answer, score or speed enters the store.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -234,19 +234,6 @@ def _duration(pair: Range) -> str:
 # ------------------------------------------------------------ check=true
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """Answers of one candidate to a few items, prompts by their keys, and how fast the answers came once the model was
-    loaded."""
-
-    candidate: str
-    fold: Fold
-    items: tuple[Item, ...]
-    records: tuple[Record, ...]
-    prompts: Mapping[str, str]
-    speed: Speed
-
-
 def check_run(run: RunSettings) -> None:
     """Check a run as its plan does, rehearse it, say how long the whole would take, and save `check.json`.
 
@@ -264,14 +251,17 @@ def check_run(run: RunSettings) -> None:
         more = "".join(f"\nand: {reason}" for reason in whole.reasons[1:3])
         raise UserError(f"this run cannot start here: {whole.reasons[0]}{more}")
     print("settings, items, models, space and packages are in order (plan=true shows them)", flush=True)
-    _show(whole, rehearse(whole))
-
-
-def rehearse(whole: Plan) -> Rehearsal:
-    """The first candidate answers a few items of each category, none of the report fold."""
-    run = whole.run.with_items()
     fold: Fold = "search" if run.scores.published else "select"
     items = first_items(whole.folds[fold], ITEMS)
+    records, prompts, speed = rehearse(whole, items)
+    timed = replace(whole, speeds={**whole.speeds, "": speed})
+    _show(timed, fold, items, records, prompts)
+
+
+def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
+    """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
+    model was loaded."""
+    run = whole.run.with_items()
     if absent := [model.name for model in whole.models if model.download]:
         raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
     with ExitStack() as parts:
@@ -291,41 +281,41 @@ def rehearse(whole: Plan) -> Rehearsal:
         Evaluation(store, evaluator, lambda soup: model, pool.ends, lambda count: None).scores(recipe, items)
         rate = len(items) / max(time.monotonic() - loaded, 1e-9)
         stored = store.load(recipe.fingerprint, evaluator.fingerprint)
-        records = tuple(record for item in items if (record := stored.first(item)) is not None)
+        records = [record for item in items if (record := stored.first(item)) is not None]
         prompts = store.prompts({record.prompt_key for record in records})
     reason = (
         f"{rate:.3g} items/s, measured just now on {len(items)} items with {pool.names[0]} "
         f"(loading took {format.seconds(loaded - began)}); larger batches are faster"
     )
-    speed = Speed(items_per_second=rate, basis="measured", reason=reason)
-    return Rehearsal(candidate=pool.names[0], fold=fold, items=items, records=records, prompts=prompts, speed=speed)
+    return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)
 
 
-def _show(whole: Plan, rehearsal: Rehearsal) -> None:
+def _show(
+    timed: Plan, fold: Fold, items: Sequence[Item], records: Sequence[Record], prompts: Mapping[str, str]
+) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
+    name = timed.run.pool.resolve()[0].name
     samples, firsts = list[dict[str, Any]](), dict[str, dict[str, Any]]()
-    for place, (item, record) in enumerate(zip(rehearsal.items, rehearsal.records, strict=True)):
-        name, lengths = rehearsal.candidate, {"prompt_tokens": record.prompt_tokens, "tokens": len(record.tokens)}
-        line = sample(place, rehearsal.fold, item, {name: [record]}, {name: record.score}, rehearsal.prompts)
-        line["models"][name] |= lengths
+    for place, (item, record) in enumerate(zip(items, records, strict=True)):
+        line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
+        line["models"][name] |= {"prompt_tokens": record.prompt_tokens, "tokens": len(record.tokens)}
         samples.append(line)
         firsts.setdefault(item.category, line)
     print()
     for line in firsts.values():
-        show_sample(output_console(120), line, [rehearsal.candidate])
-    timed = replace(whole, speeds={**whole.speeds, "": rehearsal.speed})
-    show_sheet([s for s in (_answers(rehearsal), _work(timed), _time(timed)) if s is not None])
-    table = {**as_dict(timed), "candidate": rehearsal.candidate, "fold": rehearsal.fold, "samples": samples}
-    table["items_per_second"] = rehearsal.speed.items_per_second
-    put(whole.run.run_dir / "check.json", as_json(table).encode())
-    print(f"saved as check.json in {nearby(whole.run.run_dir)}")
-    if cut := sum(record.outcome != "finished" for record in rehearsal.records):
-        print(f"{cut} of {len(rehearsal.records)} answers were cut off or are missing: look at them first")
+        show_sample(output_console(120), line, [name])
+    show_sheet([s for s in (_answers(name, fold, items, records), _work(timed), _time(timed)) if s is not None])
+    table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
+    table["items_per_second"] = timed.speeds[""].items_per_second
+    put(timed.run.run_dir / "check.json", as_json(table).encode())
+    print(f"saved as check.json in {nearby(timed.run.run_dir)}")
+    if cut := sum(record.outcome != "finished" for record in records):
+        print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
     most = _total((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
     print(f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`.")
 
 
-def _answers(rehearsal: Rehearsal) -> Section:
+def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
     rows: list[tuple[str, ...]] = [
         (
             format.short(item.id),
@@ -336,9 +326,9 @@ def _answers(rehearsal: Rehearsal) -> Section:
             record.outcome,
             format.short(record.output or record.reason, 40),
         )
-        for item, record in zip(rehearsal.items, rehearsal.records, strict=True)
+        for item, record in zip(items, records, strict=True)
     ]
     header = ("item", "category", "score %", "prompt tokens", "answer tokens", "ended", "answer")
-    mean = format.percent(fmean(record.score for record in rehearsal.records))
-    line = f"{rehearsal.candidate} scores {mean} % on {len(rows)} items of the {rehearsal.fold} fold."
+    mean = format.percent(fmean(record.score for record in records))
+    line = f"{name} scores {mean} % on {len(rows)} items of the {fold} fold."
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

@@ -92,55 +92,47 @@ class RecipeSource(Protocol):
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Searcher:
-    """Everything that a weight search is made of but the ingredients and their items; `log` gets every trial."""
+def find_weights(
+    strategy: Strategy,
+    objective: Objective,
+    seed: int,
+    pool: RecipeSource,
+    evaluation: RecipeEvaluator,
+    ingredients: tuple[str, ...],
+    items: tuple[Item, ...],
+    log: Callable[[Trial], None],
+) -> SearchResult:
+    """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search."""
+    singles = [pool.recipe({name: 1.0}) for name in ingredients]
+    if len(ingredients) == 1:
+        (handler,) = evaluation.handlers(singles[0])
+        result = result_of(evaluation.scores(singles[0], items), objective)
+        return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
+    asks = [(recipe, "") for recipe in singles] if strategy.uses_singles else []
+    known = [scores.values for scores in evaluation.all_scores(asks, items)]
+    names = list(dict.fromkeys(item.category for item in items))
+    uniform = pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
+    space = SearchSpace(
+        ingredients=ingredients,
+        candidates=pool.names,
+        categories=tuple(item.category for item in items),
+        groups=tuple(item.group for item in items),
+        coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
+        singles=np.array(known) if known else None,
+        block=evaluation.block,
+        whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
+    )
+    optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
+    if Optimiser not in type(optimiser).__mro__:
+        raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
 
-    strategy: Strategy
-    objective: Objective
-    seed: int
-    pool: RecipeSource
-    evaluation: RecipeEvaluator
-    log: Callable[[Trial], None] = lambda trial: None
+    def recipe_of(weights: Weights) -> Recipe:
+        if len(weights) != len(ingredients):
+            raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
+        return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
-    def search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult:
-        """The best weights of the ingredients on these items. One ingredient needs no search."""
-        singles = [self.pool.recipe({name: 1.0}) for name in ingredients]
-        if len(ingredients) == 1:
-            (handler,) = self.evaluation.handlers(singles[0])
-            result = result_of(self.evaluation.scores(singles[0], items), self.objective)
-            return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
-        asks = [(recipe, "") for recipe in singles] if self.strategy.uses_singles else []
-        known = [scores.values for scores in self.evaluation.all_scores(asks, items)]
-        optimiser = self.strategy.start(self._space(ingredients, items, known), self.seed)
-        name = f"optimiser {named(self.strategy)}"
-        if Optimiser not in type(optimiser).__mro__:
-            raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
-
-        def recipe_of(weights: Weights) -> Recipe:
-            if len(weights) != len(ingredients):
-                raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
-            return self.pool.recipe(dict(zip(ingredients, weights, strict=True)))
-
-        scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
-        return SearchRun(
-            optimiser, self.strategy, recipe_of, self.evaluation, items, self.objective, self.log, scores
-        ).run()
-
-    def _space(self, ingredients: tuple[str, ...], items: Sequence[Item], singles: Sequence[FloatArray]) -> SearchSpace:
-        """What the search is over; `singles` are the ingredients' scores if the strategy uses them."""
-        names = list(dict.fromkeys(item.category for item in items))
-        uniform = self.pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
-        return SearchSpace(
-            ingredients=ingredients,
-            candidates=self.pool.names,
-            categories=tuple(item.category for item in items),
-            groups=tuple(item.group for item in items),
-            coefficients=dict(zip(names, self.objective.coefficients(names).tolist(), strict=True)),
-            singles=np.array(singles) if singles else None,
-            block=self.evaluation.block,
-            whole=self.evaluation.whole_folds or len(self.evaluation.handlers(uniform)) > 1,
-        )
+    scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
 
 
 @dataclass(kw_only=True)
@@ -152,10 +144,6 @@ class SearchedSoup:
     values: FloatArray
     trial: Trial | None = None
     reused: int = 0
-
-    @property
-    def complete(self) -> bool:
-        return bool(np.isfinite(self.values).all())
 
 
 @dataclass(kw_only=True)
@@ -292,7 +280,7 @@ class SearchRun:
         whole = cell.items is None
         soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
         soup.reused = scores.reused + (0 if whole else soup.reused)
-        if whole or (soup.complete and soup.trial is None):
+        if whole or (soup.trial is None and np.isfinite(soup.values).all()):
             self._note(soup, self._result(soup.values), request.handler)
         return replace(self._result(spread), values=scores.values, seconds=scores.seconds, tokens=scores.generated)
 
