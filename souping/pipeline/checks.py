@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.types import ScoreMatrix
 
-Asked = Sequence[tuple["Evaluator", Sequence[Item]]]
+EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
@@ -55,19 +55,23 @@ CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 # ------------------------------------------------------------ settings, items and candidates
 
 
-def refusals(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Asked) -> Iterator[UserError]:
+def refusals(
+    settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
+) -> Iterator[UserError]:
     """What does not fit. `folds` and items are empty if the items are not available."""
-    for check in _checks(settings, folds, asked):
+    for check in _checks(settings, folds, evaluators):
         try:
             check()
         except UserError as error:
             yield error
 
 
-def _checks(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Asked) -> Iterator[Callable[[], None]]:
+def _checks(
+    settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
+) -> Iterator[Callable[[], None]]:
     names = [candidate.name for candidate in settings.pool.resolve()]
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
-    for _, items in asked[1:]:  # the run's own were checked when the folds were cut
+    for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
     yield partial(_check_expected, settings, names, categories)
     if categories:
@@ -77,13 +81,13 @@ def _checks(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: 
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
     yield partial(_check_analyses, settings)
-    for evaluator, _ in asked:
+    for evaluator, _ in evaluators:
         yield partial(evaluator.check, names)
 
 
-def check_pool(settings: RunSettings, pool: OpenPool, asked: Asked) -> None:
+def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates that cannot answer the items, soups that cannot be made, and a foreign soup in `out`."""
-    check_tokenizers(pool, asked)
+    check_tokenizers(pool, evaluators)
 
     def check(ingredients: tuple[str, ...]) -> None:
         pool.pool.plan(pool.uniform(ingredients))
@@ -178,12 +182,12 @@ def _check_analyses(settings: RunSettings) -> None:
             )
 
 
-def check_tokenizers(pool: OpenPool, asked: Asked) -> None:
+def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
     pool.pool.check_tokenizers()
     for name in pool.names:
         folder = pool.pool.tokenizer_folder(pool.recipe({name: 1.0}))
-        for evaluator, items in asked:
+        for evaluator, items in evaluators:
             try:
                 evaluator.check_tokenizer(folder, items)
             except UserError as error:

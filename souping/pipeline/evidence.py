@@ -331,7 +331,7 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> s
     if _lost(ends[worst]) <= REFUSE:
         return ""
     return (
-        f"{_told(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
+        f"{_describe(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
         f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
     )
 
@@ -345,7 +345,7 @@ def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str =
     worst = max(hit, key=lambda name: _lost(ends[name]))
     return [
         f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
-        f"{_told(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
+        f"{_describe(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
     ]
 
 
@@ -353,7 +353,7 @@ def _lost(ends: Mapping[str, Any]) -> float:
     return float(ends["truncated"] + ends["unanswered"])
 
 
-def _told(name: str, ends: Mapping[str, Any]) -> str:
+def _describe(name: str, ends: Mapping[str, Any]) -> str:
     """`math 34.0 % cut off, 2.0 % missing (prompt does not fit: 12)`."""
     why = max(ends["reasons"], key=ends["reasons"].get, default="")
     reason = f" ({why}: {ends['reasons'][why]:,})" if why else ""

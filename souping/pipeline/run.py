@@ -72,13 +72,13 @@ class Run(Steps):
         self.items = items = settings.benchmark.items()
         self.cut = cut_folds(settings, items)
         extra = extra_benchmarks(settings.also, settings.evaluator, settings.limit)
-        asked = [(settings.evaluator, items), *((one.evaluator, one.items) for one in extra)]
-        for error in refusals(settings, self.cut.items, asked):
+        pairs = [(settings.evaluator, items), *((one.evaluator, one.items) for one in extra)]
+        for error in refusals(settings, self.cut.items, pairs):
             raise error
-        check_machine(settings, [evaluator for evaluator, _ in asked])
+        check_machine(settings, [evaluator for evaluator, _ in pairs])
         candidates, base = settings.pool.resolve(), settings.uses_base
         pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, with_base=base)
-        check_pool(settings, pool, asked)
+        check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
         super().__init__(settings, pool, self.cut.items, {one.name: one.items for one in extra})

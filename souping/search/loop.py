@@ -54,7 +54,7 @@ class SearchCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """Winner of a search and every trial that led to it; `handler` is how the winner was asked.
+    """Winner of a search and every trial that led to it; `handler` prompted the winner.
 
     `summary` is what the optimiser says of its search.
     """
@@ -137,7 +137,7 @@ def find_weights(
 
 @dataclass(kw_only=True)
 class SearchedSoup:
-    """Soup of a search: its scores [I] so far, nan where it was not asked, and its trial once it has answered all."""
+    """Soup of a search: its scores [I], nan where there is none yet, and its trial once it has answered all items."""
 
     recipe: Recipe
     weights: Weights
@@ -171,16 +171,16 @@ class SearchRun:
         evaluation: RecipeEvaluator,
         items: Sequence[Item],
         objective: Objective,
-        tell: Callable[[Trial], None],
+        log: Callable[[Trial], None],
         known: Mapping[Weights, FloatArray] | None = None,
     ) -> None:
-        """`known` are scores [I] of soups that were asked before, such as single ingredients."""
+        """`known` are scores [I] of soups that were evaluated before, such as single ingredients."""
         self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
-        self._evaluation, self._items, self._objective, self._tell = evaluation, tuple(items), objective, tell
+        self._evaluation, self._items, self._objective, self._log = evaluation, tuple(items), objective, log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
-        self._known, self._asked, self._promised, self._requests = dict(known or {}), 0, 0, 0
+        self._known, self._started, self._promised, self._requests = dict(known or {}), 0, 0, 0
         self._ended, self._counted = False, set[Weights]()
 
     def run(self) -> SearchResult:
@@ -228,7 +228,7 @@ class SearchRun:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold keeps enough of the budget itself for
         one soup to answer the rest."""
         limits = self._strategy
-        if limits.trials is not None and self._is_new(cell) and self._asked >= limits.trials:
+        if limits.trials is not None and self._is_new(cell) and self._started >= limits.trials:
             return False
         if limits.tokens is not None and self._cost.generated_tokens >= limits.tokens:
             return False
@@ -240,7 +240,7 @@ class SearchRun:
         return self._promised + price <= limits.budget
 
     def _is_new(self, cell: Cell) -> bool:
-        """Whether it counts as a trial: a soup that is asked for the first time, or for the whole fold at once."""
+        """Whether it counts as a trial: the first cell of a soup, or the whole fold at once."""
         return cell.items is None or cell.weights not in self._counted
 
     def _submit(self, cell: Cell) -> None:
@@ -255,7 +255,7 @@ class SearchRun:
             if entry.open and not self._admits(cell):
                 break
             self._requests += 1
-            self._asked += fresh
+            self._started += fresh
             self._promised += len(known)
             entry.open.add(self._requests)
             self._open[self._requests] = entry
@@ -297,12 +297,12 @@ class SearchRun:
             whole=whole,
         )
         self._trials.append(trial)
-        self._tell(trial)
+        self._log(trial)
         if soup.trial is None or result.objective > soup.trial.result.objective:
             soup.trial = trial
 
     def _result(self, values: FloatArray) -> Result:
-        """The means of scores [I] that are nan where an item was not asked."""
+        """The means of scores [I] that are nan where there is none."""
         known = np.flatnonzero(np.isfinite(values))
         means: dict[str, list[float]] = {item.category: [] for item in self._items}
         for place in known:

@@ -1,4 +1,4 @@
-"""Weight search by any registered Nevergrad optimiser, asked and told."""
+"""Weight search by any registered Nevergrad optimiser."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def _registered(name: str) -> Callable[..., Optimizer]:
 
 @lru_cache(maxsize=64)
 def _trouble(name: str, parametrisation: str, step: float, trials: int | None) -> str:
-    """Why this optimiser cannot be asked one by one here; empty where a dozen asks, or a second of them, went well.
+    """Why this optimiser cannot be used here; empty if it gave a dozen points, or points for a second.
 
-    Many of Nevergrad's import a package of their own only when they are asked, some after several asks.
+    Many of Nevergrad's import a package of their own only at the first point, some after several.
     """
     state, end = np.random.get_state(), time.monotonic() + 1.0
     try:

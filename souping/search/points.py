@@ -1,7 +1,7 @@
 """Weight searches over points: the grid, the uniform point, weights given by hand, and the greedy soup.
 
-`Search` is the base of every optimiser: points to ask, results told, the best of them. The greedy soup is recipe 1 of
-Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets better.
+`Search` is the base of every optimiser: points to evaluate, their results, the best of them. The greedy soup is
+recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets better.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 @dataclass
 class Search(Optimiser):
-    """List of points to ask, the results told, and the best of them.
+    """List of points to evaluate, their results, and the best of them.
 
-    Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
+    Equal objectives: the fewer ingredients, then the earlier point. So a soup must beat a single model to be chosen,
     and the order in which results come back changes nothing.
     """
 
@@ -192,7 +192,7 @@ class GreedySoup(LimitedStrategy):
 
 
 class GreedySearch(Search):
-    """Search whose state is what was asked and told: each ask walks the recipe again as far as the results reach."""
+    """Search whose state is its points and results: each `ask` walks the recipe again as far as the results reach."""
 
     def __init__(self, size: int) -> None:
         super().__init__(simplex.vertices(size))
@@ -223,16 +223,16 @@ class GreedySearch(Search):
         kept = order[:1]
         for number in order[1:]:
             soup = self._uniform([*kept, number])
-            if self._told(soup) > self._told(self._uniform(kept)):
+            if self._score(soup) > self._score(self._uniform(kept)):
                 kept = [*kept, number]
             yield soup, kept
 
     def _order(self) -> list[int]:
-        """Ingredients by their own result, best first; equal ones in the pool's order, untold ones last."""
+        """Ingredients by their own result, best first; equal ones in the pool's order, those without a result last."""
         corners = simplex.vertices(self._size)
-        return sorted(range(self._size), key=lambda i: -self._told(corners[i]))
+        return sorted(range(self._size), key=lambda i: -self._score(corners[i]))
 
-    def _told(self, weights: Weights) -> float:
+    def _score(self, weights: Weights) -> float:
         return round(self.results.get(weights, float("-inf")), 12)
 
     def _uniform(self, members: Sequence[int]) -> Weights:
