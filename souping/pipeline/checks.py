@@ -40,9 +40,9 @@ from souping.search.loop import check_budget
 from souping.selection import check_drop
 
 if TYPE_CHECKING:
-    from souping.core.merge_protocols import MergeBackend
     from souping.core.protocols import Evaluator
     from souping.core.types import ScoreMatrix
+    from souping.merge import MergeBackend
 
 EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
@@ -314,7 +314,7 @@ def requirements_of(
         return []
     size = largest_bytes(models, run.merge.dtype)
     place = scratch_place(size)
-    scratch = size if any(evaluator.wants != "module" for evaluator in evaluators) else 0
+    scratch = size if any(evaluator.model_form != "module" for evaluator in evaluators) else 0
     resident = sum(model.nbytes for model in models)
     in_memory = {
         "program": PROGRAM,
@@ -403,7 +403,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
     host = evaluator.host
     if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
-        return largest_bytes(models, host.dtype) if evaluator.wants == "either" or not machine.gpus else 0
+        return largest_bytes(models, host.dtype) if evaluator.model_form == "either" or not machine.gpus else 0
     return largest_bytes(models, evaluator.module_settings().dtype)
 
 
@@ -431,7 +431,7 @@ def missing(
 ) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
     here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
-    absent = [Missing(what=model.trouble, mends=model.mends) for model in models if model.trouble]
+    absent = [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
     return once([*here, *absent, *_login(run)])
 
 
@@ -443,7 +443,7 @@ def once(needs: Iterable[Missing]) -> list[Missing]:
     """Each command once, and what has none once: several components may lack the same."""
     kept: dict[str, Missing] = {}
     for one in needs:
-        kept.setdefault(one.mends or one.what, one)
+        kept.setdefault(one.fix or one.what, one)
     return list(kept.values())
 
 
@@ -463,4 +463,4 @@ def _login(run: MergeSettings) -> Iterator[Missing]:
     from huggingface_hub import get_token
 
     if run.upload is not None and get_token() is None:
-        yield Missing(what="a login to the Hub, which upload= needs", mends="hf auth login")
+        yield Missing(what="a login to the Hub, which upload= needs", fix="hf auth login")

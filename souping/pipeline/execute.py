@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from souping.core.files import locked, nearby, put, said
+from souping.core.files import error_text, locked, nearby, write_atomically
 from souping.core.text import safe
 from souping.core.types import (
     FOLDS,
@@ -67,8 +67,8 @@ def execute(settings: MergeSettings) -> float | None:
 
     A merge loads none of what a search needs.
     """
-    if isinstance(settings, RunSettings) and settings.benchmark.opening:
-        print(settings.benchmark.opening, flush=True)
+    if isinstance(settings, RunSettings) and settings.benchmark.banner:
+        print(settings.benchmark.banner, flush=True)
     check_settings(settings)
     goal = None if settings.plan else settings.upload
     if goal is not None:
@@ -145,7 +145,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                 recipe = run.winner.recipe.as_dict()
                 found: dict[str, Json] = {"selection": selection_dict(run.selection), "recipe": recipe}
                 write_trials(trial_rows(run.winner.trials, run.selection), found, settings.run_dir / "trials.csv")
-                put(settings.run_dir / "recipe.json", as_json(recipe).encode())
+                write_atomically(settings.run_dir / "recipe.json", as_json(recipe).encode())
                 return found, run.winner
             report, trials = run.whole_report()
             write_trials(trials, report, settings.run_dir / "trials.csv")
@@ -155,7 +155,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         except (UserError, OSError) as error:
             if run.frozen is None:
                 raise
-            raise LateError(f"{said(error)}\nthe soup is written: {nearby(run.frozen)}") from error
+            raise LateError(f"{error_text(error)}\nthe soup is written: {nearby(run.frozen)}") from error
 
 
 def select_from_table(settings: RunSettings) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _results_stay() -> Iterator[None]:
     except LateError:
         raise
     except (UserError, OSError) as error:
-        raise LateError(said(error)) from error
+        raise LateError(error_text(error)) from error
 
 
 # ------------------------------------------------------------ samples
@@ -196,7 +196,7 @@ def write_samples(run: Run) -> None:
         for fold in FOLDS:
             for line in _lines(run, fold, folds[fold]) if folds[fold] else ():
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-    put(run.settings.run_dir / SAMPLES, stream.getvalue())
+    write_atomically(run.settings.run_dir / SAMPLES, stream.getvalue())
 
 
 def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Json]]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
-from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator
+from souping.core.scores import Mean
 from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError
 from souping.evaluate.folds import first_items
 from souping.pipeline.evidence import Contender, ExtraBenchmark
@@ -22,7 +22,7 @@ from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.core.executor_protocols import RecipeEvaluator
+    from souping.core.protocols import RecipeEvaluator
 
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""

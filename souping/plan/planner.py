@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from souping.checkpoints import hub
-from souping.core.files import said
+from souping.core.files import error_text
 from souping.core.types import (
     FOLDS,
     Item,
@@ -276,11 +276,11 @@ class _Planner:
 
     def _refused(self, error: UserError | OSError) -> None:
         """A command in the message fixes it here; anything else is a fault of the settings."""
-        one = Missing.from_error(UserError(said(error)))
-        if one.mends:
+        one = Missing.from_error(UserError(error_text(error)))
+        if one.fix:
             self.lacking.append(one)
         else:
-            self.faults.append(said(error))
+            self.faults.append(error_text(error))
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
@@ -295,7 +295,7 @@ class _Planner:
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
         except (UserError, OSError) as error:
             if isinstance(self.run.benchmark, OwnBenchmark):
-                self.lacking.append(Missing.from_error(UserError(said(error))))
+                self.lacking.append(Missing.from_error(UserError(error_text(error))))
             else:
                 self._refused(error)
             return None
@@ -315,7 +315,7 @@ class _Planner:
             pool = open_unhashed(run, self.store)
             check_pool(run, pool, asked)
         except (UserError, OSError) as error:
-            self.faults.append(said(error))
+            self.faults.append(error_text(error))
             return
         self.opened = self.pool = pool
         with self._attempt():
@@ -324,7 +324,7 @@ class _Planner:
             self.run, self.extra = replace(run, evaluator=own), extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
-        ends = self.opened.ends if self.opened is not None else lambda recipe: ()
+        ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
         return Evaluation(self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_stored)
 
     def _select(self, plan: Plan) -> None:
@@ -343,7 +343,7 @@ class _Planner:
                         plan.basis = "the store, which has every candidate on the select fold"
             if plan.scores is not None:
                 plan.sizes = ()
-                plan.selection = run.selector.chosen(plan.scores)
+                plan.selection = run.selector.select_checked(plan.scores)
                 plan.sizes = (len(plan.selection.ingredients),)
         except UserError as error:
             self.faults.append(str(error))

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from souping.core.files import nearby, put
+from souping.core.files import nearby, write_atomically
 from souping.core.text import safe
 from souping.core.types import Fold, Item, Json, LateError, Record, UserError
 from souping.evaluate.folds import first_items
@@ -42,8 +42,8 @@ def plan(run: RunSettings) -> None:
     """
     whole = _planned(run)
     parts = sections(whole)
-    put(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
-    put(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
+    write_atomically(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
+    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
     show_sheet(parts)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not whole.reasons:
@@ -58,8 +58,8 @@ def plan(run: RunSettings) -> None:
 
 
 def _planned(run: RunSettings) -> Plan:
-    if run.benchmark.opening:
-        print(run.benchmark.opening, flush=True)
+    if run.benchmark.banner:
+        print(run.benchmark.banner, flush=True)
     check_settings(run)
     return make(run)
 
@@ -213,7 +213,7 @@ def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
     if not plan.missing:
         return Section("Notes", notes) if notes else None
-    rows = [(one.what, one.mends or format.DASH) for one in plan.missing]
+    rows = [(one.what, one.fix or format.DASH) for one in plan.missing]
     return Section("Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),))
 
 
@@ -271,14 +271,14 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         pool = open_unhashed(run, store)
         parts.callback(pool.close)
         evaluator = pool.bound(run.evaluator)
-        if banner := evaluator.opening(pool.pool.home, items):
+        if banner := evaluator.banner(pool.pool.architecture_folder, items):
             print(banner, flush=True)
         recipe, began = pool.recipe({pool.names[0]: 1.0}), time.monotonic()
         model = pool.serving(evaluator)(recipe)
         if evaluator.host is not None:
             evaluator.evaluate(model, items[:1])  # engines and servers take minutes to start at their first item
         loaded = time.monotonic()
-        Evaluation(store, evaluator, lambda soup: model, pool.ends, lambda count: None).scores(recipe, items)
+        Evaluation(store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None).scores(recipe, items)
         rate = len(items) / max(time.monotonic() - loaded, 1e-9)
         stored = store.load(recipe.fingerprint, evaluator.fingerprint)
         records = [record for item in items if (record := stored.first(item)) is not None]
@@ -307,7 +307,7 @@ def _show(
     show_sheet([s for s in (_answers(name, fold, items, records), _work(timed), _time(timed)) if s is not None])
     table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
     table["items_per_second"] = timed.speeds[""].items_per_second
-    put(timed.run.run_dir / "check.json", as_json(table).encode())
+    write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
     print(f"saved as check.json in {nearby(timed.run.run_dir)}")
     if cut := sum(record.outcome != "finished" for record in records):
         print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")

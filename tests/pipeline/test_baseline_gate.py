@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import ItemScores, UserError
 from souping.pipeline.evidence import FALSE_ALARM, check_expected
 from souping.pipeline.settings import Expectation, expectations

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in, weigh
-from souping.core.types import Candidate, Missing, UserError
+from souping.core.types import Candidate
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline import checks
@@ -155,18 +155,3 @@ class TestMissing:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        assert "hf auth login" in checks.missing(run(upload="org/name"), [], LAPTOP, [])[0].mends
-
-    def test_components_report_what_they_lack(self) -> None:
-        class Tracker(NoTracker):
-            def needs(self) -> list[Missing]:
-                return [Missing(what="a spoon", mends="pip install spoon")]
-
-        class Executor(LocalExecutor):
-            def needs(self) -> list[Missing]:
-                return [Missing(what="a second spoon")]
-
-        assert checks.missing(run(tracker=Tracker()), [], LAPTOP, []) == Tracker().needs()
-        assert checks.missing(run(executor=Executor()), [], LAPTOP, []) == Executor().needs()
-        with pytest.raises(UserError, match="cannot start here: a second spoon"):
-            checks.check_machine(run(executor=Executor()), [])
