@@ -34,6 +34,8 @@ log = logging.getLogger("souping.run")
 class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line for each tenth."""
 
+    _ended: bool
+
     def __init__(self) -> None:
         self._bars: Bars | None = None
         if _live():
@@ -106,7 +108,7 @@ class Progress:
         self._name, self._items, self._all_trials = name, items, trials
         self._done = self._fresh = self._trials = self._tenth = 0
         self._best = 0.0
-        self._ended: bool = False
+        self._ended = False
         self._started = self._said = time.monotonic()
 
     def _update(self) -> None:
