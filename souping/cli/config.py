@@ -111,6 +111,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    if plain["recipe"] == "":  # `???` in an overlay does not replace a null
+        raise UserError(f"recipe is not set{_how('recipe')}")
     if plain["gate"] is False:  # what YAML makes of a bare off
         plain["gate"] = "off"
     return {str(k): v for k, v in plain.items()}

@@ -98,15 +98,6 @@ def test_a_search_without_items_is_refused(souping: Cli, family: Path, optimiser
     souping("+experiment=merge", pool, f"optimiser={optimiser}").refused("no items to search on")
 
 
-def test_items_are_no_part_of_a_merge(souping: Cli, family: Path, tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl").write_text('{"id": "1", "category": "c", "prompt": "?", "answer": "!"}\n')
-    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    words = [pool, "optimiser=uniform", "benchmark=jsonl", "benchmark.path=items.jsonl"]
-    souping("+experiment=merge", *words).refused("no scores is chosen", "leave it out if there are items")
-    for choice, none in (("selector=topk", "objective"), ("evaluator=local", "engine")):
-        souping("+experiment=merge", *words[:2], choice).refused(f"no {none} is chosen: add {none}=NAME")
-
-
 def test_weights_must_fit_the_pool(souping: Cli, family: Path) -> None:
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     souping("+experiment=merge", pool).refused("optimiser.weights is not set")
