@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from souping.checkpoints.dtypes import TAGS, TORCH_NAMES
-from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.checkpoints.header import FLOATS, ITEM, TAGS, TORCH_NAMES, Tensor, broken, parse_json, read_header
 from souping.core.files import expanded
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
@@ -99,6 +98,14 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.count for tensor in self.tensors.values() if tensor.dtype in FLOATS)
+
+    def size_in(self, dtype: str | None) -> int:
+        """Bytes of the weights in `dtype` (auto and None: as stored), in memory or as a soup on disk."""
+        return self.parameters * ITEM[dtype] if dtype in ITEM else self.nbytes
 
     def check_unchanged(self, names: Iterable[str] | None = None) -> None:
         """Raises UserError where a file (of these names) is not the one that was opened."""

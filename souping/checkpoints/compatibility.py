@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.checkpoint import Checkpoint, side_files
-from souping.checkpoints.dtypes import FLOATS, OTHER_FLOATS, widest
-from souping.checkpoints.header import Tensor, parse_json
+from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
 

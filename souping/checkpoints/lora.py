@@ -30,8 +30,7 @@ from souping.checkpoints.checkpoint import (
     small,
     stamps_in,
 )
-from souping.checkpoints.dtypes import FLOATS
-from souping.checkpoints.header import Tensor, broken, parse_json
+from souping.checkpoints.header import FLOATS, Tensor, broken, parse_json
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest

@@ -10,7 +10,7 @@ from typing import Literal
 
 from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.dtypes import FLOATS, ITEM
+from souping.checkpoints.header import FLOATS, ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component
 from souping.core.files import expanded, near_folder

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.header import size_of
 from souping.core.text import shown
 from souping.core.types import UserError
 from souping.merge.kernels import BLOCK, Raw, finite, linear, mix_block, store, widen

@@ -18,12 +18,24 @@ from typing import TypeAlias
 
 from souping.checkpoints.checkpoint import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
-from souping.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, widest
+from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
+from souping.core.fields import load
 from souping.core.simplex import check_weights
-from souping.core.text import listed
+from souping.core.text import listed, shown
 from souping.core.types import Json, Recipe, UserError, Weights, elements
 from souping.merge.methods import check_count, check_shares, get_method
-from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source, base_name, parse_size
+from souping.merge.plan import (
+    Ingredient,
+    MergePlan,
+    Operation,
+    Piece,
+    PlanFile,
+    PlannedTensor,
+    Source,
+    base_name,
+    parse_size,
+    recipe_from_dict,
+)
 
 DEFAULT_SHARD = 5_000_000_000
 LAYOUTS = 32
@@ -58,6 +70,36 @@ def plan(
     foundation = Checkpoint.open(base, allow_pickle) if base is not None else None
     aligned = Alignment(opened, foundation)
     return aligned.plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
+
+
+def load_plan(path: Path) -> MergePlan:
+    """The plan that `MergePlan.save` wrote, worked out again from the headers.
+
+    Raises:
+        UserError: the file is no plan, or an ingredient is missing or has changed.
+    """
+    table: PlanFile = load(path, PlanFile)
+    files = table["files"]
+    pickled = any(name.endswith(".bin") for sizes in files.values() for name in sizes)
+    try:
+        recipe = recipe_from_dict(table["recipe"])
+        folders = {name: Path(folder) for name, folder in table["folders"].items()}
+        base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
+        made = plan(
+            recipe,
+            folders,
+            base=base,
+            max_shard_size=table["max_shard_size"],
+            nonfinite=table["nonfinite"],
+            allow_pickle=pickled,
+            carry=table["carry"],
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error
+    for each in made.ingredients:
+        if dict(each.files) != files.get(each.name):
+            raise UserError(f"{each.folder} has changed since the plan was made: plan again")
+    return made
 
 
 class Alignment:
@@ -204,18 +246,6 @@ class Layout:
             return chosen
         return fits[0] if fits else 0
 
-    def notes(self, recipe: Recipe) -> tuple[str, ...]:
-        """What the user should know: dtypes that differ, rows that some models lack."""
-        notes = []
-        if recipe.dtype not in TORCH_NAMES and any(len(set(tensor.stored)) > 1 for tensor in self.tensors.values()):
-            stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in self.pool.items())
-            notes.append(f"ingredients differ in dtype ({stored}): the widest is written")
-        uneven = self.uneven
-        if uneven:
-            rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(self.pool, uneven[0].parts, strict=True))
-            notes.append(f"vocabularies differ ({rows}): the soup has {uneven[0].shape[0]} rows")
-        return tuple(notes)
-
 
 def as_ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
     """A model that is open, as plans name it."""
@@ -259,13 +289,12 @@ class Weighing:
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
-        unplaced = [self._unplaced(tensor) for tensor in self.layout.tensors.values()]
-        tensors, shards = place_tensors(unplaced, limit)
+        tensors, shards = place_tensors([self._tensor(tensor) for tensor in self.layout.tensors.values()], limit)
         uneven = self.layout.uneven
         return MergePlan(
             recipe=self.recipe,
             method=self.method,
-            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in unplaced)),
+            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(t.dtype == tag for t in tensors)),
             nonfinite=nonfinite,
             carry=self.layout.carrier(carry),
             vocab_size=uneven[0].shape[0] if uneven else None,
@@ -273,7 +302,6 @@ class Weighing:
             ingredients=self.layout.ingredients,
             shards=shards,
             tensors=tensors,
-            notes=self.layout.notes(self.recipe),
         )
 
     def kinds(self, name: str) -> tuple[Kind, ...]:
@@ -310,17 +338,20 @@ class Weighing:
             models, values = (base, *models), (0.0, *values)
         return Mix("mix", models, dtype, values)
 
-    def _unplaced(self, tensor: LaidTensor) -> UnplacedTensor:
+    def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
+        """A tensor of the soup, not yet placed in a shard."""
         slot = tensor.slot
         if not tensor.bands:
-            piece = Piece("same", 0, slot.parts[0].count, tensor.sources, (1.0,) * len(tensor.sources))
-            return UnplacedTensor(slot, slot.parts[0].dtype, (piece,))
-        mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
-        pieces = tuple(
-            Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
-            for band, mix in zip(tensor.bands, mixes, strict=True)
-        )
-        return UnplacedTensor(slot, mixes[0].dtype, pieces)
+            dtype = slot.parts[0].dtype
+            pieces = (Piece("same", 0, slot.parts[0].count, tensor.sources, (1.0,) * len(tensor.sources)),)
+        else:
+            mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
+            dtype = mixes[0].dtype
+            pieces = tuple(
+                Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+                for band, mix in zip(tensor.bands, mixes, strict=True)
+            )
+        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, pieces)
 
 
 def _total(weights: Iterable[float]) -> float:
@@ -336,24 +367,11 @@ def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[
     return tuple(replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) if elements else s for s in chosen)
 
 
-@dataclass(frozen=True)
-class UnplacedTensor:
-    """Tensor of the soup before it has a place."""
-
-    slot: AlignedTensor
-    dtype: str
-    pieces: tuple[Piece, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.slot.shape) * BITS[self.dtype] // 8
-
-
-def place_tensors(unplaced: Sequence[UnplacedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+def place_tensors(tensors: Sequence[PlannedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
     """Fill shards in order up to `limit` bytes; inside a shard wide dtypes come first, so that all stay aligned."""
-    groups: list[list[UnplacedTensor]] = [[]]
+    groups: list[list[PlannedTensor]] = [[]]
     filled = 0
-    for tensor in unplaced:
+    for tensor in tensors:
         if groups[-1] and filled + tensor.nbytes > limit:
             groups.append([])
             filled = 0
@@ -365,11 +383,7 @@ def place_tensors(unplaced: Sequence[UnplacedTensor], limit: int) -> tuple[tuple
     for shard, group in enumerate(groups):
         offset = 0
         for tensor in sorted(group, key=lambda one: -BITS[one.dtype]):
-            placed.append(
-                PlannedTensor(
-                    tensor.slot.name, tensor.dtype, tensor.slot.shape, shard, offset, tensor.nbytes, tensor.pieces
-                )
-            )
+            placed.append(replace(tensor, shard=shard, offset=offset))
             offset += tensor.nbytes
     return tuple(placed), names
 

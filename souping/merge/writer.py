@@ -16,15 +16,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import GENERATION, INDEX, eos_token_ids, inside, side_files, small, stamp
-from souping.checkpoints.dtypes import TORCH_NAMES, size_of
-from souping.checkpoints.header import parse_json
+from souping.checkpoints.checkpoint import GENERATION, INDEX, eos_token_ids, inside, small
+from souping.checkpoints.header import TORCH_NAMES, parse_json, size_of
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.system import read_at, reserve, start_writing, write_at
@@ -33,7 +31,7 @@ from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settle
 from souping.merge.digests import Digests, Late, passing, with_contents
 from souping.merge.kernels import Raw
 from souping.merge.methods import get_method
-from souping.merge.plan import Ingredient, MergePlan
+from souping.merge.plan import MergePlan
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
@@ -243,7 +241,7 @@ def write_checkpoint(
         UserError: `out` is there already, an ingredient is broken or changes before the soup is there, or the disk is
             full.
     """
-    plan = stamped(plan)
+    plan.check_unchanged()
     files = _files(plan, late.files(plan.recipe) if late else extra_files)
     with staged(out) as stage:
         prepare(plan, stage)
@@ -275,25 +273,6 @@ def with_extra(
     if own := {*files, *weights} & {*(extra or {})}:
         raise UserError(f"the extra file {min(own)} would replace a file of the model")
     return {**files, **(extra or {})}
-
-
-def stamped(plan: MergePlan) -> MergePlan:
-    """The plan, its ingredients as they were opened; those of a plan from a file get the stamps of now.
-
-    Raises:
-        UserError: a file is gone, or not the one that the plan was made of.
-    """
-    plan.check_unchanged()
-    return replace(plan, ingredients=tuple(i if i.stamps else _stamped(i) for i in plan.ingredients))
-
-
-def _stamped(ingredient: Ingredient) -> Ingredient:
-    folder, sizes = Path(ingredient.folder), dict(ingredient.files)
-    stamps = {name: stamp(inside(folder, name)) for name in (*sizes, *side_files(folder))}
-    changed = next((name for name, size in sizes.items() if stamps[name][0] != size), None)
-    if changed is not None:
-        raise UserError(f"{folder / changed} has changed since the plan was made: plan again")
-    return replace(ingredient, stamps=stamps)
 
 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from souping.checkpoints.dtypes import TORCH_NAMES
+from souping.checkpoints.header import TORCH_NAMES
 from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective
 from souping.core.types import Item, ItemScores, Recipe, UserError

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints.dtypes import ITEM
+from souping.checkpoints.header import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost

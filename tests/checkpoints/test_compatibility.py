@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from souping.checkpoints.compatibility import chat_template, preflight
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
-from tests.support.checkpoints import family, load, opened, random_tensors, save
+from tests.support.checkpoints import aligned, family, load, opened, random_tensors, save
 
 VOCAB = {f"w{i}": i for i in range(12)}
 
@@ -74,14 +74,14 @@ def test_tensors_that_are_not_floats_are_copied_when_equal_else_refused(tmp_path
     assert check(folders) == []
     merge = LocalMerge()
     recipe = merge.recipe(("m0", "m1"), (0.5, 0.5), *opened(folders))
-    soup = load(merge.write(merge.plan(recipe, folders), tmp_path / "soup"))
+    soup = load(merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "soup"))
     assert torch.equal(soup["ids"], torch.arange(5))
     assert torch.equal(soup["mask"], torch.tensor([True, False]))
     save(folders["m1"], {**random_tensors(1), "ids": torch.arange(5) + 1, "mask": torch.tensor([True, False])})
     with pytest.raises(UserError, match=r"ids is not a float tensor \(I64\) and differs between m0 and m1"):
         check(folders)
     with pytest.raises(UserError, match=r"I64 values.*differ.*tensor ids.*m1"):
-        merge.write(merge.plan(recipe, folders), tmp_path / "other")
+        merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -115,7 +115,7 @@ def test_tied_heads_stored_on_one_side_only(tmp_path: Path) -> None:
     assert any("lm_head.weight" in text and "left out" in text for text in check(folders))
     merge = LocalMerge()
     recipe = merge.recipe(("m0", "m1"), (0.5, 0.5), *opened(folders))
-    soup = load(merge.write(merge.plan(recipe, folders), tmp_path / "soup"))
+    soup = load(merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "soup"))
     assert "lm_head.weight" not in soup
     tied(folders["m1"], "other")
     with pytest.raises(UserError, match="tied embeddings on one side only"):
@@ -198,7 +198,7 @@ def test_empty_tensors_are_no_obstacle(tmp_path: Path) -> None:
         save(path, {"a": torch.zeros(0, 3), "s": torch.tensor(2.0), "w": torch.ones(2)})
     merge = LocalMerge()
     recipe = merge.recipe(("a", "b"), (0.5, 0.5), *opened(folders))
-    soup = load(merge.write(merge.plan(recipe, folders), tmp_path / "soup"))
+    soup = load(merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "soup"))
     assert soup["a"].shape == (0, 3)
     assert float(soup["s"]) == 2.0
     save_file(soup, tmp_path / "again.safetensors")

@@ -22,10 +22,9 @@ from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import install
 from souping.core.types import UserError
 from souping.merge.accelerate import AccelerateMerge
-from souping.merge.adapters.pool import AdapterPool
-from souping.merge.local import LocalMerge
+from souping.merge.adapters import AdapterPool
+from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.merge.pool import FullModelPool
 from tests.conftest import ROOT
 from tests.merge.test_live import pool_of
 from tests.support.adapters import save_adapter

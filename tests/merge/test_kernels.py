@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.header import size_of
 from souping.core.types import UserError
 from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
 from souping.merge.methods import METHODS, Method, check_count, slerp_weights, stock_weights

@@ -126,7 +126,6 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
         ({"resident": "gpu"}, r"\(resident="),
         ({"max_shard_size": "0"}, r"merge\.max_shard_size=0"),
         ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
-        ({"num_processes": 2}, r"merge\.num_processes=2 needs merge=accelerate"),
         ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),
         ({"scale": 0.5}, r"merge\.scale=0\.5 needs a method with a base"),
         ({"scale": float("nan"), "method": "task_arithmetic", "base": "x"}, r"\(scale=nan"),

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from souping.core.types import UserError
-from souping.merge.adapters.pool import AdapterPool
-from souping.merge.local import LocalMerge
-from souping.merge.pool import open_pool
+from souping.merge.adapters import AdapterPool
+from souping.merge.local import LocalMerge, open_pool
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from souping.merge.local import LocalMerge
-from souping.merge.pool import open_pool
+from souping.merge.local import LocalMerge, open_pool
 from tests.conftest import Cli
 from tests.support.adapters import deltas, save_adapter, weighted
 from tests.support.family import answers, save_model, save_tokenizer
@@ -69,7 +68,6 @@ def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: s
     assert done.code == 0, done.err
     one = tmp_path / "outputs/fam/one"
     report = json.loads((one / "report.json").read_text())
-    assert any("adapters change different modules" in warning for warning in report["warnings"])
     assert len({row["objective"]["mean"] for row in report["rows"]}) > 1
     recipe = json.loads((one / "soup/recipe.json").read_text())
     assert recipe["settings"]["adapters"] == mode
@@ -154,7 +152,7 @@ def test_a_pool_of_adapters_needs_no_torch_to_be_written(adapters: Path, tmp_pat
     import sys
 
     code = (
-        "import sys\nfrom pathlib import Path\nfrom souping.merge.pool import open_pool\n"
+        "import sys\nfrom pathlib import Path\nfrom souping.merge.local import open_pool\n"
         "from souping.merge.local import LocalMerge\nroot = Path(sys.argv[1])\n"
         "pool = open_pool({n: root / n for n in ('ant', 'bee')}, LocalMerge(base=str(root / 'base')))\n"
         "pool.write(pool.recipe({'ant': 0.5, 'bee': 0.5}), Path(sys.argv[2]))\n"
