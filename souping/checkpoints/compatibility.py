@@ -147,21 +147,19 @@ STRUCTURE = {
 def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[str]:
     """Check that a pool can be souped; returns warnings for the report.
 
-    Reads no float weight: only headers, configs, tokenizers, and the bytes of tensors that have to be equal (those
-    that are not floats, and tied heads that some store twice).
+    Reads no weight but tied heads that only some store: only headers, configs and tokenizers.
 
     Raises:
         UserError: tensors are missing or extra (at most ten named, then a count), shapes or architectures differ, a
-            float type cannot be souped, tensors that are not floats differ, tokenizers give other ids.
+            model is quantised or of a float type that cannot be souped, tokenizers give other ids.
     """
     names = list(checkpoints)
     if not names:
         raise UserError("the pool is empty")
-    for name in names[1:]:
+    for name in names:
         _same_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
     warnings = _dtypes(checkpoints, aligned) + _ties(checkpoints)
-    _equal_where_not_float(checkpoints, aligned)
     tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
     for name in names[1:]:
         warnings += _config_drift(names[0], name, checkpoints[names[0]].config, checkpoints[name].config)
@@ -170,6 +168,8 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
+    if pool[b].config.get("quantization_config"):
+        raise UserError(f"candidate {b} is quantised and cannot be averaged: use its float original")
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
@@ -204,21 +204,6 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
             f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
             "other values, and another candidate does not store it"
         )
-
-
-def _equal_where_not_float(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> None:
-    names = list(pool)
-    for slot in aligned:
-        if all(part.dtype in FLOATS for part in slot.parts):
-            continue
-        odd = next(part.dtype for part in slot.parts if part.dtype not in FLOATS)
-        for name, part in zip(names[1:], slot.parts[1:], strict=True):
-            same = part.dtype == slot.parts[0].dtype and part.shape == slot.parts[0].shape
-            if not same or not _same_bytes(pool[names[0]], slot.parts[0], pool[name], part):
-                raise UserError(
-                    f"{slot.name} is not a float tensor ({odd}) and differs between {names[0]} and {name}: "
-                    "quantised models cannot be averaged. Use their float originals."
-                )
 
 
 def _same_bytes(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
@@ -277,15 +262,14 @@ def check_tokenizer(name: str, folder: Path) -> None:
 class Tokenizer:
     """Behaviour of a tokenizer: ids of ordinary and of added tokens, and digests of the rest.
 
-    `rules` are merges and the model's kind, `steps` digests of the processing around it, `files` of slow tokenizers'
-    files, `template` the chat template or None.
+    `rules` is a digest of merges, the model's kind and slow tokenizers' files, `steps` are digests of the processing
+    around it, `template` is the chat template or None.
     """
 
     ids: Mapping[str, int]
     added: Mapping[str, int]
     rules: str
     steps: Mapping[str, str]
-    files: Mapping[str, str]
     template: str | None
     present: bool
 
@@ -313,9 +297,8 @@ def _read(checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str
     return Tokenizer(
         ids={token: number for token, number in ids.items() if token not in added},
         added=added,
-        rules=digest([rest, merges]),
+        rules=digest([rest, merges, {n: data.hex() for n, data in raw.items() if data is not None and not fast}]),
         steps={step: digest(fast.get(step)) for step in PROCESSING},
-        files={name: digest(data.hex()) for name, data in raw.items() if data is not None and not fast},
         template=_template(checkpoint, settings),
         present=bool(fast) or any(data is not None for data in raw.values()),
     )
@@ -345,20 +328,14 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
             f"tokenizers of {a} and {b} differ: only one has {listed(lone)}. If the vocabularies differ in trailing "
             "rows alone, set merge.vocab=union or merge.vocab=intersect"
         )
-    if (left.rules != right.rules and not lone) or left.files != right.files:
+    if left.rules != right.rules and not lone:
         raise UserError(f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings")
-    return [*_warn(a, b, left, right), *_templates(a, b, left, right)]
-
-
-def _warn(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
     notes = []
-    added = sorted(t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t))
-    if added:
+    if added := sorted(t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    steps = [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]
-    if steps:
+    if steps := [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
-    return notes
+    return [*notes, *_templates(a, b, left, right)]
 
 
 def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
@@ -374,14 +351,10 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
 
 
 def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
-    for name in ("chat_template.jinja", "chat_template.json"):
-        data = checkpoint.side_text(name)
-        if data is not None and name.endswith(".jinja"):
-            return data.decode("utf-8", "replace").strip()
-        if data is not None:
-            value = _json(checkpoint, name).get("chat_template")
-            return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    value = settings.get("chat_template")
+    if (text := checkpoint.side_text("chat_template.jinja")) is not None:
+        return text.decode("utf-8", "replace").strip()
+    there = checkpoint.side_text("chat_template.json") is not None
+    value = (_json(checkpoint, "chat_template.json") if there else settings).get("chat_template")
     return value.strip() if isinstance(value, str) else (json.dumps(value, sort_keys=True) if value else None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -340,22 +340,14 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square = flagged or base.config.get("model_type") in CONV1D
     every = {module: _site(base, module, adapters, square) for module in modules}
-    _one_name_each(every.values())
+    owners: dict[str, str] = {}
+    for site in every.values():
+        other = owners.setdefault(site.tensor.name, site.module)
+        if other != site.module and not site.shared:  # adapters of a whole model and of its inner one
+            raise UserError(f"adapters call {site.tensor.name} by two names, {shown(other)} and {shown(site.module)}")
     for name, adapter in adapters.items():
         _whole_is_base(base, name, adapter)
     return every
-
-
-def _one_name_each(every: Iterable[Site]) -> None:
-    """Two names of one weight (adapters of a whole model and of its inner one) would count it twice."""
-    owners: dict[str, str] = {}
-    for site in every:
-        other = owners.setdefault(site.tensor.name, site.module)
-        if other != site.module and not site.shared:
-            raise UserError(
-                f"adapters call {site.tensor.name} of the base by two names, {shown(other)} and {shown(site.module)}: "
-                "save them from the same model class"
-            )
 
 
 def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool) -> Site:
@@ -421,8 +413,7 @@ def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
         own = weight_of(base, module) or _tied_embedding(base, module)
         if own is None or not _equal(adapter.checkpoint, tensor, base, own):
             raise UserError(
-                f"adapter {name} carries the whole weight of {shown(module)}, which is not the base's own (resized or "
-                "trained embeddings): it cannot be souped in adapter space"
+                f"adapter {name} carries resized or trained embeddings (the whole weight of {shown(module)})"
             )
 
 
@@ -430,10 +421,8 @@ def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
     """The same numbers, in whatever float types they are stored."""
     if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape or not left.shape:
         return False
-    reader = TensorReader({"a": a, "b": b})
-    return all(
-        np.array_equal(reader.rows("a", left, *rows), reader.rows("b", right, *rows)) for rows in blocks_of(left.shape)
-    )
+    read = TensorReader({"a": a, "b": b}).rows
+    return all(np.array_equal(read("a", left, *rows), read("b", right, *rows)) for rows in blocks_of(left.shape))
 
 
 def check_settings(merge: MergeBackend) -> None:

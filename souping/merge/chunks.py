@@ -180,7 +180,7 @@ Read = Callable[[Chunk, int, Raw], None]
 """read(chunk, number of the source, buffer to fill)"""
 
 
-def settled(method: Method, chunk: Chunk, read: Read) -> Chunk:
+def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
     """The chunk with its final weights, which may need statistics of the whole piece."""
     if not chunk.indivisible:
         return chunk

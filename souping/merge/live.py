@@ -30,7 +30,7 @@ from souping.merge.kernels import DIFFERENCES, Combine, Raw, blend, copied, line
 from souping.merge.methods import Gram, Method, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
-from souping.merge.writer import can_hold
+from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:
     import torch
@@ -255,7 +255,7 @@ class WeightFiles:
             return self._files[path][offset : offset + nbytes]
 
     def _open(self, path: Path) -> Raw:
-        can_hold(len(self._files) + 1)
+        raise_file_limit(len(self._files) + 1)
         with path.open("rb") as handle:
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         data: Raw = np.frombuffer(mapped, np.uint8)

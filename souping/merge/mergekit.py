@@ -161,24 +161,25 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             if program is None:
                 raise UserError(f"merge.command={self.command} is not a program")
             return [program]
-        if importlib.util.find_spec("mergekit") is None:
-            raise UserError(f"mergekit is not installed: {install('mergekit')}, or name it: merge.command=PATH")
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
-    document = _document(recipe, [ingredient.folder for ingredient in ingredients])
-    document |= {"parameters": dict(part(recipe.settings, "parameters")), "dtype": "float32"}
+    """What mergekit runs; a base model is last."""
+    folders = [ingredient.folder for ingredient in ingredients]
+    document = _document(recipe, folders) | {
+        "parameters": dict(part(recipe.settings, "parameters")),
+        "dtype": "float32",
+    }
     if len(ingredients) > len(recipe.ingredients):
-        document["base_model"] = ingredients[-1].folder
+        document["base_model"] = folders[-1]
     return _dump(document)
 
 
 def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     """The recipe's models with their weights; a base, which is last among the paths, has none."""
-    models: list[Json] = [
-        {"model": path, "parameters": {"weight": weight}} for path, weight in zip(paths, recipe.weights, strict=False)
-    ]
+    pairs = zip(paths, recipe.weights, strict=False)
+    models: list[Json] = [{"model": path, "parameters": {"weight": weight}} for path, weight in pairs]
     document: dict[str, Json] = {"merge_method": recipe.method, "models": models}
     return document | ({"dtype": "float32", "out_dtype": recipe.dtype} if recipe.dtype in TORCH_NAMES else {})
 
@@ -186,8 +187,7 @@ def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
 def _dump(document: Mapping[str, Json]) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(document, sort_keys=False)
-    return text
+    return str(yaml.safe_dump(document, sort_keys=False))
 
 
 def _carry(plan: MergekitPlan, stage: Path) -> None:

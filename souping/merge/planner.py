@@ -38,6 +38,8 @@ from souping.merge.plan import (
 )
 
 DEFAULT_SHARD = 5_000_000_000
+RANGE = r"(?<![^.])\d+-\d+(?![^.])"
+"""Part of a pattern that stands for the numbers of layers."""
 LAYOUTS = 32
 """Sets of ingredients whose layouts are kept: a search goes through few."""
 Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
@@ -394,25 +396,18 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     Without `*` or `?` the pattern is a run of dotted parts anywhere in the name; with them it has to match the whole
     name. A part `3-7` is a range of numbers, ends included. `layers.0-7` is the first eight layers.
     """
+    text = "".join(map(_token, re.split(rf"(\*|\?|{RANGE})", pattern)))
     wild = "*" in pattern or "?" in pattern
-    ranges: list[range] = []
-    text = "".join(_token(token, ranges) for token in re.split(r"(\*|\?|(?<![^.])\d+-\d+(?![^.]))", pattern))
     regex = re.compile(text if wild else rf"(?:.*\.)?{text}(?:\..*)?", re.DOTALL)
-
-    def matches(name: str) -> bool:
-        match = regex.fullmatch(name)
-        return match is not None and all(int(n) in r for n, r in zip(match.groups(), ranges, strict=True))
-
-    return matches
+    return lambda name: regex.fullmatch(name) is not None
 
 
-def _token(token: str, ranges: list[range]) -> str:
+def _token(token: str) -> str:
     if token in ("*", "?"):
         return ".*" if token == "*" else "."
     if re.fullmatch(r"\d+-\d+", token):
         low, high = token.split("-")
-        ranges.append(range(int(low), int(high) + 1))
-        return r"(\d{1,9})"
+        return f"(?:{'|'.join(map(str, range(int(low), int(high) + 1)))})"
     return re.escape(token)
 
 
@@ -426,8 +421,9 @@ def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str
     for pattern, values in overrides.items():
         if not pattern:
             raise UserError("merge.overrides has an empty pattern: name tensors")
-        if any(int(low) > int(high) for low, high in re.findall(r"(?<![^.])(\d+)-(\d+)(?![^.])", pattern)):
-            raise UserError(f"merge.overrides.{pattern}: the range ends before it starts")
+        for low, high in (each.split("-") for each in re.findall(RANGE, pattern)):
+            if not int(low) <= int(high) < 10_000:
+                raise UserError(f"merge.overrides.{pattern}: the range {low}-{high} must be ascending and below 10000")
         pairs.append((pattern, check_weights(values, f"merge.overrides.{pattern}")))
     return tuple(pairs)
 

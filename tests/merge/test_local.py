@@ -116,7 +116,7 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
     ("fields", "message"),
     [
         ({"overrides": {"layers.0": [0.5, 0.6]}}, r"merge\.overrides\.layers\.0=.*sums to 1\.1"),
-        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "ends before it starts"),
+        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "must be ascending"),
         ({"overrides": {"a": "x"}}, r"\(overrides="),
         ({"overrides": {"a": [True, False]}}, r"\(overrides="),
         ({"overrides": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),

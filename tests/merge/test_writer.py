@@ -61,7 +61,7 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     assert len(made.shards) == 40
     free = write_checkpoint(made, tmp_path / "free")
     made.save(tmp_path / "plan.json")
-    tight = f"ulimit -n 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
+    tight = f"ulimit -Sn 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
     done = subprocess.run(["bash", "-c", tight], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for path in free.iterdir():
