@@ -159,12 +159,12 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
     for name in names:
         _same_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
-    warnings = _dtypes(checkpoints, aligned) + _ties(checkpoints)
+    warnings = _differences(checkpoints, aligned, vocab) + _ties(checkpoints)
     tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
     for name in names[1:]:
         warnings += _config_drift(names[0], name, checkpoints[names[0]].config, checkpoints[name].config)
         warnings += compare_tokenizers(names[0], name, tokenizers[names[0]], tokenizers[name], vocab)
-    return warnings + _rows(checkpoints, aligned, vocab)
+    return warnings
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
@@ -173,15 +173,7 @@ def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
-            raise UserError(f"candidates {a} and {b} differ in {key}: {_short(left)} and {_short(right)}")
-
-
-def _dtypes(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> list[str]:
-    mixed = [slot for slot in aligned if len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS]
-    if not mixed:
-        return []
-    stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
-    return [f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set"]
+            raise UserError(f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}")
 
 
 def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
@@ -227,24 +219,23 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
         if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config") and key != "quantization_config":
             notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
         elif key in STRUCTURE and x is not None and y is not None:
-            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {_short(x)} and {_short(y)}")
+            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}")
         else:
             what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
-            notes.append(f"{what} {prefix}{key}: {a} {_short(x)}, {b} {_short(y)}")
+            notes.append(f"{what} {prefix}{key}: {a} {x!s:.80}, {b} {y!s:.80}")
     return notes
 
 
-def _short(value: Json) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _rows(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor], vocab: str) -> list[str]:
-    uneven = [slot for slot in aligned if slot.uneven]
-    if not uneven:
-        return []
-    rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
-    return [f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows"]
+def _differences(pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
+    """Notes on dtypes and on rows of vocabularies."""
+    notes = []
+    if any(len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
+        stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
+        notes.append(f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set")
+    if uneven := [slot for slot in aligned if slot.uneven]:
+        rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
+        notes.append(f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows")
+    return notes
 
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")

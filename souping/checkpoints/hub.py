@@ -425,7 +425,7 @@ def _explain(name: HubName, error: Exception) -> UserError:
     if unreachable(error):
         return UserError(f"{name} is no folder here, and {reason(error)}{near_folder(name.repo)}")
     if isinstance(error, OSError) and error.errno:
-        what = "the Hub sends more bytes than it listed" if error.errno == errno.EFBIG else error.strerror
+        what = "the Hub sends more bytes than it listed" if error.errno == errno.EFBIG else str(error.strerror)
         return UserError(f"{name}: {name.cache} cannot be written: {what}")
     return UserError(f"{name}: {reason(error)}")
 

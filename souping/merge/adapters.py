@@ -145,11 +145,6 @@ class AdapterPool(CandidatePool):
         )
 
     def plan(self, recipe: Recipe) -> AdapterPlan:
-        """Raises UserError for a recipe without ingredients, or with one that is not in the pool."""
-        unknown = [name for name in recipe.ingredients if name not in self.adapters]
-        if unknown or not recipe.ingredients:
-            what = f"ingredient {unknown[0]} is not in the pool" if unknown else "the recipe has no ingredient"
-            raise UserError(f"{what}: the adapters are {', '.join(self.adapters)}")
         return AdapterPlan(recipe, self._carrier(recipe))
 
     def write(

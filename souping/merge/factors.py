@@ -129,10 +129,10 @@ def join(reader: TensorReader, shares: Sequence[Share], dtype: str, rank: int = 
     for name, part, weight in shares:
         left.append(reader.rows(name, part.a))
         with np.errstate(over="ignore", invalid="ignore"):
-            b = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
-            right.append(b.astype(np.float32))
-    a = np.pad(np.concatenate(left, 0), ((0, more), (0, 0)))
-    b = np.pad(np.concatenate(right, 1), ((0, 0), (0, more)))
+            scaled = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
+            right.append(scaled.astype(np.float32))
+    a: Float32 = np.pad(np.concatenate(left, 0), ((0, more), (0, 0)))
+    b: Float32 = np.pad(np.concatenate(right, 1), ((0, 0), (0, more)))
     return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 THREADS = 2
-LOCK = threading.Lock()
 STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
 Snapshot = list[tuple["torch.Tensor", int]]
 """A module's parameters and buffers, with their addresses."""
@@ -62,9 +61,9 @@ class LiveModule(Pourable):
     ) -> None:
         self._alignment = alignment
         self._nonfinite, self._files, self._targets = nonfinite, WeightFiles(resident), ModuleTargets(module)
-        self._module, self._resident, self._warned = module, resident, set[str]()
+        self._module, self._warned = module, set[str]()
         self._known: dict[tuple[str, ...], PourWork] = {}
-        self._devices: dict[torch.device, Device] = {}
+        self._device = Device(self._row, resident == "device")
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
@@ -86,10 +85,9 @@ class LiveModule(Pourable):
                 return
         plan = replace(work.plan, recipe=recipe)
         work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
-        for device in self._devices.values():
-            for chunk in device.bad_chunks():
-                rows = [self._row(plan, source, chunk.count) for source in chunk.sources]
-                check_finite(plan, chunk, False, rows, self._warned)
+        for chunk in self._device.bad_chunks():
+            rows = [self._row(plan, source, chunk.count) for source in chunk.sources]
+            check_finite(plan, chunk, False, rows, self._warned)
 
     def _prepare(self, weighing: Weighing) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
@@ -142,11 +140,11 @@ class LiveModule(Pourable):
         """Mix a parameter on its device, or on the CPU if it is not contiguous or the method has no form there."""
         import torch
 
-        function, where = get_method(plan.method).function, target.tensor.device
+        function = get_method(plan.method).function
         work = tensor_chunks(plan, tensor)
         fits = all(chunk.op == "copy" or (chunk.op in ("mix", "linear") and function in DIFFERENCES) for chunk in work)
         with torch.no_grad():
-            if where.type == "cpu" or not fits or not target.tensor.is_contiguous():
+            if target.tensor.device.type == "cpu" or not fits or not target.tensor.is_contiguous():
                 target.tensor.copy_(self._whole(plan, weighing, tensor))
                 return
             flat = target.tensor.detach().view(-1)
@@ -154,13 +152,7 @@ class LiveModule(Pourable):
                 chunk = portion.weighed(weighing)
                 first = (chunk.offset - tensor.offset) // size_of(tensor.dtype)
                 combine = function if chunk.op == "mix" else linear
-                self._device(where).mix(plan, chunk, combine, flat[first : first + chunk.count])
-
-    def _device(self, device: torch.device) -> Device:
-        with LOCK:
-            if device not in self._devices:
-                self._devices[device] = Device(device, self._row, self._resident == "device")
-            return self._devices[device]
+                self._device.mix(plan, chunk, combine, flat[first : first + chunk.count])
 
     def _whole(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
@@ -388,18 +380,18 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
 
 
 class Device:
-    """Mixes chunks on one device. Blocks that are not finite are remembered, so that nothing waits for the device."""
+    """Mixes chunks where they go. Blocks that are not finite are remembered, so that nothing waits for a device."""
 
-    def __init__(self, device: torch.device, row: Row, keep: bool) -> None:
-        self._device, self._row, self._keep = device, row, keep
-        self._kept: dict[tuple[str, int, int], torch.Tensor] = {}
+    def __init__(self, row: Row, keep: bool) -> None:
+        self._row, self._keep = row, keep
+        self._kept: dict[tuple[torch.device, str, int, int], torch.Tensor] = {}
         self._finite: list[tuple[Chunk, torch.Tensor]] = []
 
     def mix(self, plan: MergePlan, chunk: Chunk, function: Combine, out: torch.Tensor) -> None:
         """The chunk's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
         for start in range(0, chunk.count, STEP):
             part = chunk.part(start, min(STEP, chunk.count - start))
-            rows = [self._fetch(plan, part, number) for number in range(len(part.sources))]
+            rows = [self._fetch(plan, part, number, out.device) for number in range(len(part.sources))]
             tags = [source.dtype for source in part.sources]
             if part.op == "copy":
                 soup, finite = copied(rows[0], part.dtype)
@@ -409,25 +401,20 @@ class Device:
             out[start : start + part.count].copy_(soup.view(torch_dtype(chunk.dtype)))
 
     def bad_chunks(self) -> list[Chunk]:
-        """Blocks mixed since the last call that hold NaN or infinity. Waits for the device once."""
-        import torch
-
+        """Blocks mixed since the last call that hold NaN or infinity. Waits for the devices."""
         pending, self._finite = self._finite, []
-        if not pending:
-            return []
-        flags = torch.stack([flag for _, flag in pending]).tolist()
-        return [chunk for (chunk, _), good in zip(pending, flags, strict=True) if not good]
+        return [chunk for chunk, flag in pending if not flag]
 
-    def _fetch(self, plan: MergePlan, chunk: Chunk, number: int) -> torch.Tensor:
+    def _fetch(self, plan: MergePlan, chunk: Chunk, number: int, device: torch.device) -> torch.Tensor:
         """A source's bytes on the device."""
         import torch
 
         source = chunk.sources[number]
-        key = (plan.ingredients[source.ingredient].folder, source.file, source.offset)
+        key = (device, plan.ingredients[source.ingredient].folder, source.file, source.offset)
         row = self._kept.get(key)
         if row is None or row.numel() != chunk.count * size_of(source.dtype):
             host = torch.tensor(self._row(plan, source, chunk.count))
-            row = (host.pin_memory() if self._device.type == "cuda" else host).to(self._device, non_blocking=True)
+            row = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
             if self._keep:
                 self._kept[key] = row
         return row

@@ -7,7 +7,6 @@ bands of rows that the same ingredients have (one band, unless vocabularies diff
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -22,7 +21,7 @@ from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import load
 from souping.core.simplex import check_weights
 from souping.core.text import listed, shown
-from souping.core.types import Json, Recipe, UserError, Weights, elements
+from souping.core.types import Recipe, UserError, Weights, elements
 from souping.merge.methods import check_count, check_shares, get_method
 from souping.merge.plan import (
     Ingredient,
@@ -342,17 +341,15 @@ class Weighing:
 
     def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
         """A tensor of the soup, not yet placed in a shard."""
-        slot = tensor.slot
-        if not tensor.bands:
-            dtype = slot.parts[0].dtype
-            pieces = (Piece("same", 0, slot.parts[0].count, tensor.sources, (1.0,) * len(tensor.sources)),)
-        else:
-            mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
-            dtype = mixes[0].dtype
-            pieces = tuple(
-                Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
-                for band, mix in zip(tensor.bands, mixes, strict=True)
-            )
+        slot, first = tensor.slot, tensor.slot.parts[0]
+        mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
+        dtype = mixes[0].dtype if mixes else first.dtype
+        pieces = tuple(
+            Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+            for band, mix in zip(tensor.bands, mixes, strict=True)
+        )
+        if not mixes:
+            pieces = (Piece("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
         return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, pieces)
 
 
@@ -450,11 +447,6 @@ def fitted(
     return pairs
 
 
-def floats(values: Json) -> Weights:
-    """Numbers of a JSON list."""
-    return tuple(float(v) for v in values if isinstance(v, int | float)) if isinstance(values, Sequence) else ()
-
-
 def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Callable[[str], int]]:
     """Weights of the recipe's `overrides`, and the number of the first that a tensor's name matches, or -1.
 
@@ -462,7 +454,7 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
         UserError: the method is not linear, a list has another length than the recipe, or a pattern matches nothing.
     """
     rows = [row for row in elements(recipe.settings, "overrides") if isinstance(row, Sequence)]
-    pairs = [(str(pattern), floats(weights)) for pattern, weights in rows]
+    pairs = [(str(pattern), tuple(map(float, weights))) for pattern, weights in rows]
     if not pairs:
         return [], lambda name: -1
     if recipe.method != "linear":
@@ -473,8 +465,6 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
     tests = [(pattern, matcher(pattern)) for pattern, _ in pairs]
     for pattern, test in tests:
         if not any(test(name) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
-            hint = f"; a tensor's name is {near[0] if near else names[0]}"
-            raise UserError(f"merge.overrides.{pattern} matches no tensor{hint}")
+            raise UserError(f"merge.overrides.{pattern} matches no tensor; a tensor's name is {names[0]}")
     numbers = {name: next((i for i, (_, test) in enumerate(tests) if test(name)), -1) for name in names}
     return [weights for _, weights in pairs], numbers.__getitem__

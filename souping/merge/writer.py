@@ -421,25 +421,11 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
     """config.json with the soup's dtype and vocabulary; its very bytes where both are right already."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(before)
-    if plan.dtype in TORCH_NAMES:
-        _set_dtype(after, plan.dtype)
-    if plan.vocab_size is not None:
-        for part in _parts(after):
-            if "vocab_size" in part:
-                part["vocab_size"] = plan.vocab_size
+    inner = after.get("text_config")
+    keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]  # as the config names it
+    for part in (after, inner) if isinstance(inner, dict) else (after,):
+        if plan.dtype in TORCH_NAMES:
+            part |= {key: plan.dtype for key in keys if part is after or key in part}
+        if plan.vocab_size is not None and "vocab_size" in part:
+            part["vocab_size"] = plan.vocab_size
     return raw if after == before else (json.dumps(after, indent=2) + "\n").encode()
-
-
-def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config and the text model's config inside it."""
-    inner = config.get("text_config")
-    return [config, inner] if isinstance(inner, dict) else [config]
-
-
-def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Under the name the config uses (`dtype`, or `torch_dtype` before transformers 5)."""
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-    for part in _parts(config):
-        for key in keys:
-            if part is config or key in part:
-                part[key] = dtype

@@ -122,7 +122,7 @@ def test_the_code_for_devices_gives_the_same_bits(
     alignment = merge.align(checkpoints)
     made = alignment.plan(recipe)
     live = LiveModule(alignment, llama(0))
-    device = Device(torch.device("cpu"), live._row, keep)
+    device = Device(live._row, keep)
     out = torch.from_file(str(merge.write(made, tmp_path / "soup") / "model.safetensors"), size=8, dtype=torch.uint8)
     data = (tmp_path / "soup" / "model.safetensors").read_bytes()[8 + int.from_bytes(out.numpy().tobytes(), "little") :]
     for _ in range(2):
