@@ -94,15 +94,6 @@ def test_symlinks_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> No
             Checkpoint.open(folder)
 
 
-def test_the_hub_cache_is_links_and_opens(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "models--o--n" / "blobs", tmp_path / "models--o--n" / "snapshots" / "abc"
-    save(snapshot, random_tensors(0))
-    blobs.mkdir()
-    (snapshot / "model.safetensors").rename(blobs / "f00")
-    (snapshot / "model.safetensors").symlink_to(os.path.relpath(blobs / "f00", snapshot))
-    assert len(Checkpoint.open(snapshot).tensors) == 7
-
-
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", random_tensors(0), shards=2)
     path = folder / "model.safetensors.index.json"
@@ -224,6 +215,13 @@ def test_eos_token_ids_of_a_folder(
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     assert eos_token_ids(folder) == ends
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1.5]}'])
+def test_a_generation_config_that_is_none(tmp_path: Path, text: str) -> None:
+    (save(tmp_path / "m", random_tensors(0)) / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"m/generation_config\.json: "):
+        eos_token_ids(tmp_path / "m")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from souping.checkpoints.compatibility import chat_template, preflight
 from souping.core.types import UserError
@@ -91,12 +90,6 @@ def test_rope_and_config_drift_are_warnings(tmp_path: Path) -> None:
     assert any("RoPE" in text and "rope_theta" in text for text in warnings)
     assert any("max_position_embeddings" in text for text in warnings)
     assert len(warnings) == 2
-
-
-def test_mixed_dtypes_are_said_aloud(tmp_path: Path) -> None:
-    folders = family(tmp_path, 1)
-    folders["wide"] = save(tmp_path / "wide", random_tensors(1, torch.float32))
-    assert any("m0 bfloat16, wide float32" in text for text in check(folders))
 
 
 def tied(folder: Path, head: str) -> None:
@@ -189,15 +182,3 @@ def test_a_folder_has_a_chat_template_or_not(tmp_path: Path, file: str, text: st
     if file != "chat_template.jinja":
         with pytest.raises(UserError, match=r"tokenizer_config\.json: not valid JSON"):
             chat_template(tmp_path)
-
-
-def test_empty_tensors_are_no_obstacle(tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in "ab"}
-    for path in folders.values():
-        save(path, {"a": torch.zeros(0, 3), "s": torch.tensor(2.0), "w": torch.ones(2)})
-    merge = LocalMerge()
-    recipe = merge.recipe(("a", "b"), (0.5, 0.5), *opened(folders))
-    soup = load(merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "soup"))
-    assert soup["a"].shape == (0, 3)
-    assert float(soup["s"]) == 2.0
-    save_file(soup, tmp_path / "again.safetensors")

@@ -148,11 +148,6 @@ class TestFetch:
         assert not hub.bodies()
         assert online.cached(HubName("org/ant")) is None
 
-    def test_pickles_come_where_they_are_allowed(self, hub: Hub) -> None:
-        hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": b"p" * LARGE})
-        folder = online.fetch_one(HubName("org/old"), allow_pickle=True).folder
-        assert set(files_of(folder)) == {"config.json", "pytorch_model.bin"}
-
     def test_blobs_that_models_share_are_inside_the_cache(self, ant: dict[str, bytes], family: Path) -> None:
         """huggingface_hub may keep a model's blob as a link to one store for all models."""
         folder = fetch().folder
@@ -209,12 +204,6 @@ class TestChild:
         hub.stall = None
         hub.awake.set()
         assert fetch("org/big").folder.joinpath(SINGLE).read_bytes() == self.DATA
-
-    def test_progress_counts_every_byte(self, ant: dict[str, bytes], hub: Hub) -> None:
-        counts: list[tuple[int, int]] = []
-        online.fetch({"ant": named("org/ant")}, report=lambda done, total: counts.append((done, total)))
-        size = len(ant[SINGLE])
-        assert counts[-1] == (size, size)
 
     def test_bodies_that_never_end(self, hub: Hub, ant: dict[str, bytes], tmp_path: Path) -> None:
         hub.endless = True
@@ -359,13 +348,6 @@ class TestOffline:
         refused("org/ant@v1", "HF_HUB_OFFLINE=1", "`hf download org/ant`")
         with pytest.raises(UserError, match="HF_HUB_OFFLINE=1"):
             online.sizes(HubName("org/ant", "v1"))
-
-    def test_a_part_is_not_the_whole(self, hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-        folder = fetch().folder
-        (folder / SINGLE).unlink()
-        assert online.cached(HubName("org/ant")) is None
-        self.unplug(monkeypatch)
-        refused("org/ant", "nor complete in the Hub's cache")
 
     def test_without_a_network_the_cache_does_with_a_note(
         self, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch

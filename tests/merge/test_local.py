@@ -14,8 +14,7 @@ from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from souping.merge.plan import parse_size
 from souping.merge.planner import matcher, plan
-from souping.merge.writer import write_checkpoint
-from tests.support.checkpoints import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
+from tests.support.checkpoints import expected, family, opened, random_tensors, same_bits, save, simple, soup_of
 
 
 @pytest.mark.parametrize("rule", ["union", "intersect"])
@@ -66,20 +65,6 @@ def test_a_carrier_without_a_tokenizer_is_refused_where_another_has_one(tmp_path
     recipe = pool.recipe({"m0": 0.5, "m1": 0.5})
     assert pool.tokenizer_folder(recipe) == folders["m1"]
     assert (pool.write(recipe, tmp_path / "soup") / "tokenizer.json").is_file()
-
-
-def test_the_shapes_of_fusion_bench_215(tmp_path: Path) -> None:
-    folders = {}
-    for rows in (128320, 128256):
-        tensors = {"model.embed_tokens.weight": torch.randn(rows, 2).bfloat16(), "model.norm.weight": torch.ones(2)}
-        folders[str(rows)] = save(tmp_path / str(rows), tensors, {"vocab_size": rows, "tie_word_embeddings": True})
-    recipe = simple(folders, (0.5, 0.5), vocab="union")
-    soup = load(write_checkpoint(plan(recipe, folders), tmp_path / "soup"))
-    assert soup["model.embed_tokens.weight"].shape == (128320, 2)
-    long = load(folders["128320"])["model.embed_tokens.weight"]
-    assert same_bits(soup["model.embed_tokens.weight"][128256:], long[128256:])
-    with pytest.raises(UserError, match=r"merge\.vocab=union"):
-        plan(simple(folders, (0.5, 0.5)), folders)
 
 
 def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import subprocess
@@ -100,17 +99,6 @@ def test_ties_by_mergekit_written_and_poured(llamas: dict[str, Path], tmp_path: 
     assert all(torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items())
 
 
-@missing
-@pytest.mark.slow
-def test_what_mergekit_refuses_leaves_nothing(llamas: dict[str, Path], tmp_path: Path) -> None:
-    folders = dict(list(llamas.items())[:2])
-    merge = MergekitMerge(method="nonsense", command=COMMAND)
-    made = merge.plan(merge.recipe(tuple(folders), (0.4, 0.6), *opened(folders)), aligned(merge, folders))
-    with pytest.raises(UserError, match="mergekit failed"):
-        merge.write(made, tmp_path / "soup")
-    assert list(tmp_path.iterdir()) == []
-
-
 def fake_mergekit(folder: Path, body: str) -> str:
     """A program that stands in for mergekit-yaml: it is called with CONFIG OUT and flags."""
     path = folder / "fake"
@@ -174,19 +162,7 @@ def test_a_method_that_draws_has_its_seed_in_the_recipe(method: str, tmp_path: P
     assert "seed" not in MergekitMerge(method="ties", base=base).open(folders).recipe({"m0": 0.5, "m1": 0.5}).settings
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"method": ""},
-        {"dtype": "bf16"},
-        {"vocab": "union"},
-        {"parameters": {"a": "b"}},
-        {"seed": -1},
-        {"seed": None},
-        {"seed": 1.5},
-        {"parameters": {"a": math.inf}},
-    ],
-)
+@pytest.mark.parametrize("fields", [{"vocab": "union"}, {"parameters": {"a": "b"}}, {"seed": None}])
 def test_settings_of_the_backend(fields: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"MergekitMerge\({next(iter(fields))}="):
         MergekitMerge(**fields)

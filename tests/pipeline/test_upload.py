@@ -18,7 +18,7 @@ from souping.pipeline import upload
 from tests.conftest import Cli
 from tests.support.adapters import change_config, save_adapter
 from tests.support.family import NAMES
-from tests.support.hub import Hub, Repo, User, files_of, serving
+from tests.support.hub import Hub, User, files_of, serving
 
 LICENCES = {"ant": "mit", "bee": "apache-2.0", "cat": "llama3.1"}
 WRITER, READER, STRANGER = ("hf_" + letter * 20 for letter in "wrs")
@@ -126,17 +126,11 @@ class TestWhoMayNot:
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         souping(*merge("upload=me/soup")).refused("upload=me/soup", needle)
 
-    def test_a_run_that_makes_no_soup(self, hub: Hub, souping: Cli, family: Path) -> None:
-        souping(*run(family, "me/soup", "stop_after=search")).refused("leave stop_after=search out")
-
     @pytest.mark.parametrize(
         ("scopes", "may"),
         [
             ([{"entity": {"name": "me"}, "permissions": ["repo.content.read", "repo.write"]}], True),
-            ([{"entity": {"name": "me/soup"}, "permissions": ["repo.write"]}], True),
             ([{"entity": {"name": "me"}, "permissions": ["repo.content.read"]}], False),
-            ([{"entity": {"name": "team"}, "permissions": ["repo.write"]}], False),
-            ([], False),
         ],
     )
     def test_fine_grained_tokens(
@@ -223,11 +217,3 @@ def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.Captu
     assert upload.main([str(tmp_path), "me/soup"]) == 2
     assert "not a soup's folder" in capsys.readouterr().err
     assert "me/soup" not in hub.repos
-
-
-@pytest.mark.slow
-def test_an_empty_repository_may_be_there_already(hub: Hub, souping: Cli) -> None:
-    hub.repos["me/soup"] = Repo()
-    hub.repos["me/soup"].commit({".gitattributes": b"*.safetensors filter=lfs", "README.md": b"soon"})
-    assert souping(*merge("upload=me/soup")).code == 0
-    assert hub.repos["me/soup"].head[".gitattributes"] == b"*.safetensors filter=lfs"

@@ -215,14 +215,6 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
         close(delta, 0.25 * want["a"][module] + 0.75 * want["b"][module], 2**-19)
 
 
-def test_one_adapter_of_weight_one_keeps_its_products(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base")
-    pool = pool_of(tmp_path, base, {"a": {"r": 4, "lora_alpha": 8, **QV}, "b": {"r": 2, **QV}})
-    soup = pool.write(pool.recipe({"a": 1.0, "b": 0.0}), tmp_path / "soup")
-    own, again = products(base, tmp_path / "a"), products(base, soup)
-    assert all(torch.equal(again[module], delta) for module, delta in own.items())
-
-
 REFUSED: dict[str, tuple[Settings, str]] = {
     "dora": ({"use_dora": True}, "use_dora"),
     "bias": ({"bias": "lora_only"}, "bias=lora_only"),

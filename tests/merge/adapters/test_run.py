@@ -92,21 +92,6 @@ def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: s
         assert file.read_bytes() == again_there.replace(b"outputs/fam/two", b"outputs/fam/one"), file.name
 
 
-@pytest.mark.slow
-def test_a_merged_soup_on_disk_says_what_the_search_heard(adapters: Path, souping: Cli, tmp_path: Path) -> None:
-    weights = ["selector=all", "optimiser=fixed", "optimiser.weights=[0.6,0.1,0.3]", "merge.adapters=merge"]
-    arguments = [a for a in run(adapters) if not a.startswith(("selector", "optimiser"))]
-    done = souping(*arguments, *weights, "out=best", "hydra.run.dir=outputs/fam/one")
-    assert done.code == 0, done.err
-    rows = json.loads((tmp_path / "outputs/fam/one/report.json").read_text())["rows"]
-    poured = next(row for row in rows if row["kind"] == "soup")
-    full = [f"pool.candidates=[{tmp_path / 'best'},{adapters / 'full/ant'}]", *arguments[2:]]
-    done = souping(*full, "selector=all", "optimiser=uniform", "hydra.run.dir=outputs/fam/two")
-    assert done.code == 0, done.err
-    rows = json.loads((tmp_path / "outputs/fam/two/report.json").read_text())["rows"]
-    assert next(row for row in rows if row["name"] == "best")["scores"] == poured["scores"]
-
-
 @pytest.mark.parametrize("mode", ["keep", "merge"])
 def test_a_soup_by_hand_is_rebuilt_bit_for_bit(adapters: Path, souping: Cli, tmp_path: Path, mode: str) -> None:
     settings = [f"merge.adapters={mode}", "merge.carry=cat", "merge.max_shard_size=20KB"]
@@ -121,17 +106,6 @@ def test_a_soup_by_hand_is_rebuilt_bit_for_bit(adapters: Path, souping: Cli, tmp
     )
     for file in (tmp_path / "soup").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
-
-
-@pytest.mark.slow
-def test_another_store_is_told_where_adapters_and_base_lie(adapters: Path, souping: Cli, tmp_path: Path) -> None:
-    hand = ["+experiment=merge", "optimiser.weights=[0.5,0.2,0.3]", *pool_of(adapters)[:2], "out=soup"]
-    assert souping(*hand).code == 0
-    again = ["+experiment=rebuild", "recipe=soup/recipe.json", "store.path=new.sqlite", "out=again"]
-    souping(*again, pool_of(adapters)[0]).refused("the recipe's base model", "merge.base=FOLDER")
-    assert souping(*again, *pool_of(adapters)[:2]).code == 0
-    name = "adapter_model.safetensors"
-    assert (tmp_path / "soup" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_a_rebuild_refuses_an_adapter_that_changed(adapters: Path, souping: Cli, tmp_path: Path) -> None:
