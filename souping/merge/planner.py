@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from souping.checkpoints.checkpoint import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
@@ -453,7 +453,7 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
     Raises:
         UserError: the method is not linear, a list has another length than the recipe, or a pattern matches nothing.
     """
-    rows = [row for row in elements(recipe.settings, "overrides") if isinstance(row, Sequence)]
+    rows: list[Any] = list(elements(recipe.settings, "overrides"))
     pairs = [(str(pattern), tuple(map(float, weights))) for pattern, weights in rows]
     if not pairs:
         return [], lambda name: -1

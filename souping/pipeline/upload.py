@@ -197,25 +197,18 @@ def check(goal: Target) -> None:
 
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
-    space, name = goal.repo.split("/")[0], str(who.get("name"))
-    roles = {str(org.get("name")): str(org.get("roleInOrg") or "write") for org in who.get("orgs") or []}
-    spaces = [name, *(org for org, role in roles.items() if role != "read")]
+    space, token = goal.repo.split("/")[0], (who.get("auth") or {}).get("accessToken") or {}
+    spaces = [who["name"], *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read")]
     if space not in spaces:
-        raise UserError(f"upload={goal.repo}: {name} may not write to {space}, only to {', '.join(spaces)}")
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not _writes(token, goal)):
+        raise UserError(f"upload={goal.repo}: {spaces[0]} may not write to {space}, only to {', '.join(spaces)}")
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    fits = [s for s in scopes if (s.get("entity") or {}).get("name") in (goal.repo, space)]
+    writes = any("repo.write" in (scope.get("permissions") or []) for scope in fits)
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
             f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}"
         )
-
-
-def _writes(token: Mapping[str, Any], goal: Target) -> bool:
-    """Whether a fine-grained token may write to the repository or to all of its name space."""
-    scopes = (token.get("fineGrained") or {}).get("scoped") or []
-    names = {goal.repo, goal.repo.split("/")[0]}
-    fits = [s for s in scopes if (s.get("entity") or {}).get("name") in names]
-    return any("repo.write" in (scope.get("permissions") or []) for scope in fits)
 
 
 def _check_repository(goal: Target, api: HfApi) -> list[str]:
