@@ -71,7 +71,7 @@ BITS16 = 2
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
     """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
-    both in bytes; `trouble` is why it cannot be used here, `mends` the command that helps."""
+    both in bytes; `trouble` is why it cannot be used here, `fix` the command that helps."""
 
     name: str
     path: str
@@ -81,12 +81,12 @@ class ModelSize:
     download: int = 0
     adapter: bool = False
     trouble: str = ""
-    mends: str = ""
+    fix: str = ""
 
 
 def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online, trouble, mends = hub.parse(candidate.path), "", ""
+    online, trouble, fix = hub.parse(candidate.path), "", ""
     files: dict[str, int] = {}
     try:
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
@@ -97,7 +97,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
         trouble = first_line(error)
         if online is not None:
             trouble = f"{candidate.name}: {trouble}"
-            mends = "hf auth login" if hub.LOGIN in str(error) else f"hf download {online.repo}, where the network is"
+            fix = "hf auth login" if hub.LOGIN in str(error) else f"hf download {online.repo}, where the network is"
     guess = parameters_in(str(candidate.path)) if online and not files else 0
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
     return ModelSize(
@@ -108,7 +108,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
         parameters=nbytes // BITS16,
         download=sum(files.values()) or nbytes,
         trouble=trouble,
-        mends=mends,
+        fix=fix,
     )
 
 

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from souping.checkpoints.header import TAGS, size_of
-from souping.core.merge_protocols import Pourable
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
+from souping.merge import Pourable
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
 from souping.merge.kernels import DIFFERENCES, Combine, Raw, blend, copied, linear, torch_dtype
 from souping.merge.methods import Gram, Method, get_method

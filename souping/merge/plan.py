@@ -16,9 +16,9 @@ from annotated_types import Interval
 
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps
 from souping.checkpoints.header import header_bytes, size_of
-from souping.core.merge_protocols import Nonfinite, SoupPlan
 from souping.core.text import safe
 from souping.core.types import Recipe, UserError
+from souping.merge import Nonfinite, SoupPlan
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products
 MOST = 1000

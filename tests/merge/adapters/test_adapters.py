@@ -227,7 +227,7 @@ class TestRefusals:
             opened(folders)
         with pytest.raises(UserError, match=r"merge\.base=nowhere is not a folder"):
             opened(folders, base="nowhere")
-        assert opened(folders, base=str(base)).home == base
+        assert opened(folders, base=str(base)).architecture_folder == base
 
     def test_of_mixed_pools_and_full_models_settings(self, base: Path, tmp_path: Path) -> None:
         folders = two(tmp_path, base)
