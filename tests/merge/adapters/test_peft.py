@@ -250,5 +250,5 @@ def test_other_kinds_and_resized_vocabularies_are_refused(tmp_path: Path) -> Non
     model.resize_token_embeddings(80)
     grown = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, **QV))
     grown.save_pretrained(tmp_path / "grown", save_embedding_layers=True)
-    with pytest.raises(UserError, match=r"whole weight of (lm_head|.*embed_tokens).*resized"):
+    with pytest.raises(UserError, match=r"resized or trained embeddings .*(lm_head|embed_tokens)"):
         open_pool({"grown": tmp_path / "grown"}, LocalMerge())
