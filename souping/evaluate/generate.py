@@ -13,7 +13,6 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
-from souping.checkpoints.pool import measured
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
@@ -134,7 +133,7 @@ class LocalEvaluator(Evaluator):
         own = common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers; the pool has opened it already
-        small = measured("", model).parameters < SMALL
+        small = model.parameters < SMALL
         known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
         copy = replace(self)
         object.__setattr__(copy, "_defaults", known)

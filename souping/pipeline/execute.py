@@ -90,7 +90,7 @@ def execute(settings: MergeSettings) -> float | None:
         if goal is not None and soup is None:  # one expert for everything
             print(f"  {'upload':16} nothing to send: there is no soup")
         elif goal is not None and soup is not None:
-            url = push(goal, soup, settings.run_dir / "report.json", settings.store_path)
+            url = push(goal, soup, settings.store_path)
             print(f"  {'upload':16} {url}")
     return objective
 

@@ -24,7 +24,7 @@ from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict
 from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
-from souping.report.cards import card
+from souping.pipeline.upload import card
 from souping.report.progress import Throughput, say
 
 CARD, RECIPE = "README.md", "recipe.json"

@@ -29,8 +29,8 @@ from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
+from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput
 

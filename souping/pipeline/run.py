@@ -49,7 +49,7 @@ from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
-from souping.report.cards import card
+from souping.pipeline.upload import card
 from souping.report.files import as_json, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.sections import ended

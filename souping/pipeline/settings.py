@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from souping.checkpoints.dtypes import TORCH_NAMES
+from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.pool import Pool
 from souping.core.files import nearby
 from souping.core.protocols import (

@@ -26,7 +26,7 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds
-from souping.merge.digests import StandIns
+from souping.merge.writer import StandIns
 from souping.pipeline.checks import (
     check_pool,
     cut_folds,

@@ -100,6 +100,15 @@ def test_a_missing_model_is_one_line(hub: Hub, family: Path, souping: Cli) -> No
     souping(*quick(family, "org/ant,org/nobody")).refused("org/nobody", "hf auth login")
 
 
+def test_a_model_without_a_tokenizer_is_told_before_its_weights_travel(hub: Hub, family: Path, souping: Cli) -> None:
+    files = files_of(family / "ant")
+    hub.add("org/mute", {name: files[name] for name in ("config.json", SINGLE)})
+    bare = {"org/bee": hub.repos["org/bee"].head}
+    hub.add("org/bare", {n: d for n, d in bare["org/bee"].items() if n in ("config.json", SINGLE)})
+    souping(*quick(family, "org/mute,org/bare")).refused("candidate mute: org/mute@", "has no tokenizer")
+    assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub, tmp_path: Path) -> None:
     """Nothing is patched here: the variables that people set."""
