@@ -31,8 +31,7 @@ from souping.core.types import Candidate, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
-from souping.pipeline.ledger import parts_of
-from souping.pipeline.store import ContentMemory
+from souping.pipeline.store import ContentMemory, parts_of
 from souping.report.progress import Throughput
 
 if TYPE_CHECKING:
