@@ -38,7 +38,7 @@ from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.plan.plan import Pair, Plan, PlannedSelection, PlannedStage, Speed, speed
-from souping.report.experts import spans
+from souping.report.tables import spans
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
