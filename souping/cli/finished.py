@@ -71,7 +71,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
         elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
-            raise UserError(f"{word} cannot be combined with run={run_dir}: a finished run only gets more analyses")
+            raise UserError(f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE")
         else:
             overrides += [word]
     before = read_config(path)

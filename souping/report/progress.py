@@ -38,6 +38,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
+        self._ended = False
         if _live():
             from rich.progress import MofNCompleteColumn, TextColumn
 
