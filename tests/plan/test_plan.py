@@ -14,7 +14,7 @@ import pytest
 
 from souping.core.types import Missing, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.choices import TransformersServer
+from souping.evaluate.servers import TransformersServer
 from souping.pipeline.requirements import Machine
 from souping.plan.plan import speed
 from souping.search.adaptive import Adaptive

@@ -29,7 +29,7 @@ from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines import Answer, Engine, GenerationSettings, cut, prompt_key, room
-from souping.evaluate.guard import PidGuard
+from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:

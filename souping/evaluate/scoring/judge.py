@@ -15,7 +15,7 @@ from annotated_types import Interval
 
 from souping.core.fields import Count, Form, Seconds, Threads, component
 from souping.core.types import Item, Json, UserError, digest, entries, part
-from souping.evaluate.servers.process import ServerError, ask, parsed
+from souping.evaluate.servers.process import ServerError, parsed, post
 
 VERSION = 1
 """Raise when the same settings would give other verdicts."""
@@ -121,7 +121,7 @@ class Judge:
         secret = os.environ.get(self.key, "").strip() if self.key else ""
         if self.key and not re.fullmatch("[!-~]+", secret):
             raise UserError(f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)")
-        reply = parsed(ask(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret))
+        reply = parsed(post(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret))
         choices = entries(reply, "choices")
         content = part(choices[0], "message").get("content") if choices else None
         if not isinstance(content, str):

@@ -23,8 +23,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.servers import RunningServer
-from souping.evaluate.servers.choices import VllmServer
+from souping.evaluate.servers import RunningServer, VllmServer
 from tests.conftest import ROOT
 
 COOK = Path(pantry.path("python_cook"))

@@ -288,7 +288,7 @@ def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None,
     code = f"""
         import os, subprocess, sys, time
         from pathlib import Path
-        from souping.evaluate.guard import PidGuard
+        from souping.evaluate.servers.process import PidGuard
         inner = "import time; time.sleep(600)"
         outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", outer, inner], start_new_session=True)

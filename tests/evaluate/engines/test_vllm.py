@@ -26,7 +26,7 @@ from souping.evaluate.engines.vllm import (
     update,
 )
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.choices import VllmServer
+from souping.evaluate.servers import VllmServer
 from souping.evaluate.servers.process import HOST, Process, ServerError, ask, free_port, models_at
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool

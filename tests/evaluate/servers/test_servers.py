@@ -26,9 +26,8 @@ from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.decoding import IDS
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import RunningServer
-from souping.evaluate.servers.choices import NEEDS, TransformersServer
-from souping.evaluate.servers.process import Process, ServerError, ask, free_port, models_at
+from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
+from souping.evaluate.servers.process import Process, ServerError, free_port, models_at, post
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
@@ -174,7 +173,7 @@ class TestStart:
 
 def said(running: RunningServer, prompt: str, tokens: int) -> str:
     body: Json = {"model": running.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-    return str(json.loads(ask(f"{running.url}/completions", body, 120))["choices"][0]["text"])
+    return str(json.loads(post(f"{running.url}/completions", body, 120))["choices"][0]["text"])
 
 
 def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
@@ -229,13 +228,13 @@ class TestTransformersServe:
         assert len(set(texts)) > 1
         chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         body: dict[str, Json] = {"model": running.model, "max_tokens": 24, "temperature": 0}
-        replies = [ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120) for chat in chats]
+        replies = [post(f"{running.url}/chat/completions", {**body, "messages": chat}, 120) for chat in chats]
         texts = [json.loads(reply)["choices"][0]["message"]["content"] for reply in replies]
         assert texts == local(cook, [tuple(chat) for chat in chats], 24)
 
     def test_what_it_refuses_is_told(self, running: RunningServer) -> None:
         with pytest.raises(ServerError, match="pinned to"):
-            ask(f"{running.url}/completions", {"model": "another", "prompt": "x"})
+            post(f"{running.url}/completions", {"model": "another", "prompt": "x"})
 
 
 @real
