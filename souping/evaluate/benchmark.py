@@ -54,11 +54,10 @@ class Benchmark(BenchmarkItems):
         """
         if not self.path:
             raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
-        from souping.evaluate.scoring import SCORERS
-        from souping.evaluate.scoring.own import load
+        from souping.evaluate.scoring import load
 
         path = expanded(self.path, "benchmark.path")
-        own = load(self.scorers or {}, SCORERS)
+        own = load(self.scorers or {})
         lines = ((f"{path}:{number}", line) for number, line in enumerate(_lines(path), start=1) if line.strip())
         items = _unique((where, _item(_row(line, where), where, own)) for where, line in lines)
         if not items:

@@ -20,8 +20,7 @@ from souping.core.system import cores
 from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
-from souping.evaluate.engines import NEW, Answer, Engine
-from souping.evaluate.engines.transformers import TransformersEngine
+from souping.evaluate.engines import NEW, Answer, Engine, TransformersEngine
 from souping.evaluate.scoring import reading, score
 from souping.evaluate.templates import PROCESS, as_seen, no_template
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from souping.core.files import nearby, put
 from souping.core.types import Fold, Item, Record, UserError
 from souping.evaluate.folds import first_items
-from souping.evaluate.scoring.own import grades
+from souping.evaluate.scoring import grades
 from souping.pipeline.evaluation import batches_of, records_of
 from souping.pipeline.execute import check_settings
 from souping.pipeline.results import sample_of

@@ -43,7 +43,7 @@ from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator, Selector
-    from souping.evaluate.scoring.own import Known
+    from souping.evaluate.scoring import Known
 
 UNKNOWN = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""

@@ -14,7 +14,7 @@ from souping import pantry
 from souping.core.protocols import Evaluator, ModuleSettings
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from souping.testing import check_evaluator

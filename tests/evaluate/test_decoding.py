@@ -17,7 +17,7 @@ import pytest
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.decoding import Decoding, keep_likely, sampler
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge

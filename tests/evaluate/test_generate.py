@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines import left_by, room
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines import left_by, load_module, load_tokenizer, room
 from souping.evaluate.generate import LocalEvaluator
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")

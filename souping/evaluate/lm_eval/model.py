@@ -22,8 +22,7 @@ from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Json, Outcome, Record, UserError
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import Answer, prompt_key
-from souping.evaluate.engines.transformers import draws, neutral_config
+from souping.evaluate.engines import Answer, draws, neutral_config, prompt_key
 from souping.evaluate.lm_eval.settings import HarnessSettings
 from souping.evaluate.lm_eval.tasks import LENGTHS, Document, Loaded, decoding_of, quiet, seed
 from souping.evaluate.templates import TemplateStoppedError, apply_chat_template

@@ -24,7 +24,7 @@ from souping.core.types import Item, Recipe, Record, UserError, digest
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.engines.transformers import load_module
+from souping.evaluate.engines import load_module
 from souping.evaluate.servers import NEEDS, Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
 from tests.conftest import Cli

@@ -14,8 +14,7 @@ import pytest
 from souping import pantry
 from souping.core.protocols import ModelHost, ModuleSettings
 from souping.core.types import Item
-from souping.evaluate.engines import Answer, Engine, prompt_key
-from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines import Answer, Engine, TransformersEngine, load_module, load_tokenizer, prompt_key
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from tests.support.evaluators import Sink

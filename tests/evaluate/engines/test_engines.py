@@ -21,7 +21,7 @@ from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.engines.vllm import (
     VERSIONS,
     VllmEngine,

@@ -27,7 +27,7 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers import VllmServer
-from souping.evaluate.servers.process import HOST, Process, ServerError, ask, free_port, models_at
+from souping.evaluate.servers.process import HOST, Process, ServerError, free_port, models_at, post
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
@@ -251,12 +251,12 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 def said(url: str, model: str, items: tuple[Item, ...]) -> list[str]:
     body = {"model": model, "max_tokens": 8, "temperature": 0}
-    answers = [ask(f"{url}/completions", {**body, "prompt": item.prompt}, 120) for item in items]
+    answers = [post(f"{url}/completions", {**body, "prompt": item.prompt}, 120) for item in items]
     return [json.loads(answer)["choices"][0]["text"] for answer in answers]
 
 
 def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
-    from souping.evaluate.engines.transformers import load_module, load_tokenizer
+    from souping.evaluate.engines import load_module, load_tokenizer
 
     evaluator = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
     served = SimpleNamespace(
@@ -276,8 +276,8 @@ def test_a_found_server_takes_one_models_weights_after_another(
 ) -> None:
     server = VllmServer(url=found)
     for name in ("bee", "ant"):
-        with server.start(models / "apart" / name, name) as running:
-            assert said(running.url, running.model, items) == local(models / "apart" / name, items)
+        running = server.start(models / "apart" / name, name)
+        assert said(running.url, running.model, items) == local(models / "apart" / name, items)
     if ON_CPU:
         with pytest.raises(UserError, match="does not renew tied embeddings"):
             server.start(models / "tied" / "bee", "bee")
@@ -289,5 +289,6 @@ def test_a_found_server_takes_one_models_weights_after_another(
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128, timeout=400)
     folder = models / "tied" / "bee"
-    with server.start(folder, "bee") as running:
-        assert said(running.url, running.model, items) == local(folder, items)
+    running = server.start(folder, "bee")
+    assert said(running.url, running.model, items) == local(folder, items)
+    running.stop()

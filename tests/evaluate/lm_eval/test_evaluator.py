@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Record, UserError
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.folds import assign
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from souping.evaluate.lm_eval.model import HFLM_KEYS, live_class

@@ -24,7 +24,7 @@ from souping.core.fields import component
 from souping.core.types import Candidate, Item, Json, UserError
 from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.decoding import IDS
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at, post
