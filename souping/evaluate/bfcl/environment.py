@@ -31,7 +31,7 @@ Row = Mapping[str, Json]
 """A line of BFCL's files."""
 VERSION = "2026.3.23"
 HERE = Path(__file__).parent
-RUNNER = HERE / "inside" / "runner.py"
+RUNNER = HERE / "runner.py"
 SITE = "lib/python*/site-packages"
 
 
@@ -107,7 +107,7 @@ def call(
     request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings}))
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
     own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
-    process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
+    process = Process([str(environment.python), "-I", str(RUNNER), str(request)], own, log)
     try:
         _wait(process, alive, patience)
     finally:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -27,9 +27,17 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.metrics import pseudo_values
-from souping.evaluate.lm_eval.model import CUT, build, filtered, run
-from souping.evaluate.lm_eval.settings import HarnessSettings
-from souping.evaluate.lm_eval.tasks import NEUTRAL, Document, Loaded, load, published_sizes, require
+from souping.evaluate.lm_eval.model import CUT, build, run
+from souping.evaluate.lm_eval.tasks import (
+    NEUTRAL,
+    Document,
+    HarnessSettings,
+    Loaded,
+    load,
+    naming_task,
+    published_sizes,
+    require,
+)
 from souping.evaluate.templates import PROCESS
 
 if TYPE_CHECKING:
@@ -114,25 +122,12 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     _warnings: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _errors: list[UserError] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
-        """The settings that `evaluator=local` has too, with what they mean on this machine."""
-        drawn = 1.0 if self.drawn > 1 else 0.0  # tasks may set their own, which is checked with them
-        return LocalEvaluator(
-            dtype=self.dtype,
-            device=self.device,
-            threads=self.threads,
-            trust_remote_code=self.trust_remote_code,
-            temperature=drawn if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k,
-            samples=self.drawn,
-            sampling_seed=self.sampling_seed,
-            aggregate=self.aggregate,
-            replicates=self.replicates,
-        )
+        """The settings of the machine, with what they mean here."""
+        trust = self.trust_remote_code
+        return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads, trust_remote_code=trust)
 
     def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
         """This evaluator with the candidates' own dtype; the tasks are the same objects."""
@@ -159,15 +154,9 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     @property
     def loaded(self) -> dict[str, Loaded]:
-        """The tasks, read once; a plan asks again after they could not be loaded."""
-        if self._errors:
-            raise self._errors[0]
-        try:
-            if not self._tasks:
-                self._tasks.update(load(self))
-        except UserError as error:
-            self._errors.append(error)
-            raise
+        """The tasks, read once."""
+        if not self._tasks:
+            self._tasks.update(load(self))
         return self._tasks
 
     @property
@@ -187,17 +176,18 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
         own = self._machine
-        machine: dict[str, Json] = {
-            "threads": own.resolved_threads,
-            "device": own.resolved_device,
-            "dtype": own.resolved_dtype,
-        }
+        known |= {"threads": own.resolved_threads, "device": own.resolved_device, "dtype": own.resolved_dtype}
         decoding: dict[str, Json] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.temperature != 0:  # a task may sample by itself
             decoding["seed"] = self.sampling_seed
         require()
-        known |= {"decoding": decoding, "evaluator": "lm_eval", "version": VERSION, "lm_eval": version("lm_eval")}
-        return {**known, **machine}
+        return {
+            **known,
+            "decoding": decoding,
+            "evaluator": "lm_eval",
+            "version": VERSION,
+            "lm_eval": version("lm_eval"),
+        }
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide.
@@ -254,7 +244,9 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         Raises:
             UserError: a category holds items of a corpus metric together with others.
         """
-        counted = self._counted(items, records)
+        counted: Sequence[Sequence[Record]] = records
+        if self.aggregate == "pass":
+            counted = [[max(answers, key=lambda record: record.score)] for answers in records]
         values = np.array([np.mean([record.score for record in answers]) for answers in counted])
         members: dict[str, list[int]] = {}
         for number, item in enumerate(items):
@@ -271,19 +263,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
             rows = [np.mean([record.statistics for record in counted[n]], axis=0) for n in numbers]
             values[numbers] = pseudo_values(kinds.pop(), rows)
         return values
-
-    def _counted(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
-        """Of each item's answers those that make its score: all, the best, or the one given most often."""
-        if self.aggregate == "mean" or self.answers == 1:
-            return list(records)
-        if self.aggregate == "pass":
-            return [[max(answers, key=lambda record: record.score)] for answers in records]
-        counted = list[Sequence[Record]]()
-        for item, answers in zip(items, records, strict=True):
-            one = self.loaded[_task(item)]
-            texts = filtered(one, [(int(item.id.rpartition("/")[2]), record.output) for record in answers])
-            counted.append([answers[texts.index(max(texts, key=texts.count))]])
-        return counted
 
     def close(self) -> None:
         """End the templates' process."""
@@ -309,13 +288,14 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
     for number in loaded.ids:
         doc, name = loaded.docs[number], f"{loaded.name}/{number}"
         groups = {"item": name, "doc": f"doc {number}"}
-        prompt = _shown(loaded.task.doc_to_text, doc, name)
+        with naming_task(name):
+            prompt, answer = str(loaded.task.doc_to_text(doc)), str(loaded.task.doc_to_target(doc))
         yield HarnessItem(
             id=name,
             category=names.get(category) or _column(doc, category, name, "category"),
             group=groups.get(group) or _column(doc, group, name, "group"),
             prompt=prompt,
-            answer=_shown(loaded.task.doc_to_target, doc, name),
+            answer=answer,
             scorer=loaded.metric.scorer,
             task=loaded.name,
             doc=number,
@@ -338,13 +318,6 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
     if key == "category":
         raise UserError(f"evaluator.{key}={setting}: document {name} has a text of {len(text)} characters there")
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
-
-
-def _shown(render: Callable[[Document], Json], doc: Document, name: str) -> str:
-    try:
-        return str(render(doc))
-    except Exception as error:  # a template or a function of the task's own
-        raise UserError(f"evaluator.tasks: the task of {name} cannot render it: {error!s:.200}") from error
 
 
 def _hash(value: Any) -> str:

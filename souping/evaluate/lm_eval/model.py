@@ -12,7 +12,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
-from souping.core.types import OUTCOMES, Item, Json, Outcome, Record, UserError
+from souping.core.types import OUTCOMES, Item, Outcome, Record, UserError
 from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines import Answer, draws, neutral_config, prompt_key
-from souping.evaluate.lm_eval.settings import HarnessSettings
-from souping.evaluate.lm_eval.tasks import LENGTHS, Document, Loaded, decoding_of, quiet, seed
+from souping.evaluate.lm_eval.tasks import LENGTHS, Document, HarnessSettings, Loaded, decoding_of, quiet, seed
 from souping.evaluate.templates import TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
@@ -54,39 +53,35 @@ class TaskSubset:
     anew at each call; the few-shot examples are those that were drawn at loading; and nothing is aggregated.
     """
 
-    def __init__(self, loaded: Loaded, lm: HFLM, evaluator: HarnessSettings) -> None:
-        self._loaded, self._task, self._lm, self._evaluator = loaded, loaded.task, lm, evaluator
+    def __init__(self, loaded: Loaded, seed: int | None) -> None:
+        self._loaded, self._task, self._seed = loaded, loaded.task, seed
         self.eval_docs = loaded.docs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # lm_eval's
 
-    def doc_iterator(
-        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Document]]:
+    def doc_iterator(self, *, samples: Sequence[int], **_: object) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
         return enumerate(self._loaded.docs[number] for number in samples)
 
     def build_all_requests(
         self,
         *,
-        limit: int | None = None,
-        samples: Sequence[int] = (),
-        rank: int = 0,
-        world_size: int = 1,
-        cache_requests: bool = False,
-        rewrite_requests_cache: bool = False,
-        system_instruction: str | None = None,
-        apply_chat_template: bool = False,
-        fewshot_as_multiturn: bool = False,
-        chat_template: Callable[[list[dict[str, str]]], str] | None = None,
-        tokenizer_name: str = "",
+        samples: Sequence[int],
+        system_instruction: str | None,
+        apply_chat_template: bool,
+        fewshot_as_multiturn: bool,
+        chat_template: Callable[[list[dict[str, str]]], str] | None,
+        **_: object,
     ) -> None:
-        """Build the requests of the chosen documents."""
+        """Build the requests of the chosen documents, each with its own few-shot examples."""
         task, instances = self._task, []
         for position, number in enumerate(samples):
-            doc = self._loaded.docs[number]
-            self._prepare(doc, number)
+            doc, shots = self._loaded.docs[number], self._loaded.shots[number]
+            if shots:
+                task.sampler = SimpleNamespace(sample=lambda shots=shots, **_: list(shots))
+            elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
+                task.fewshot_rnd = random.Random(f"{self._seed} {number}")
             context = task.fewshot_context(
                 doc,
                 num_fewshot=task.config.num_fewshot or 0,
@@ -106,34 +101,9 @@ class TaskSubset:
             instances += requests if isinstance(requests, list) else [requests]
         task._instances = instances
 
-    def _prepare(self, doc: Document, number: int) -> None:
-        """Set the document's few-shot examples, and its tool schemas for the chat template."""
-        shots = self._loaded.shots[number]
-        if shots:
-            self._task.sampler = SimpleNamespace(sample=lambda n, eval_doc=None, df=None: list(shots))
-        elif not hasattr(self._task, "sampler"):  # lm_eval's: a task in Python draws for itself
-            self._task.fewshot_rnd = random.Random(f"{self._evaluator.fewshot_random_seed} {number}")
-        self._lm.tools = _tools(doc, self._evaluator.tools, f"{self._loaded.name}/{number}")
-
     def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
         """The loop wants a number for every metric; how many values there are never fails."""
         return defaultdict(lambda: len)
-
-
-def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
-    """A document's tool schemas: a list, or JSON text of one."""
-    if column is None:
-        return None
-    if column not in doc:
-        raise UserError(f"evaluator.tools={column}: document {where} has no such column")
-    value = doc[column]
-    try:
-        tools = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UserError(f"evaluator.tools={column}: document {where} has no JSON there: {error}") from error
-    if tools is not None and not isinstance(tools, list):
-        raise UserError(f"evaluator.tools={column}: document {where} has {type(tools).__name__}, not a list of schemas")
-    return tools or None
 
 
 # The harness's loop
@@ -153,10 +123,10 @@ def run(
     seed(evaluator)  # as simple_evaluate does before each run; tasks may draw from torch's generator
     torch.manual_seed(evaluator.torch_random_seed)
     ids = {name: sorted(numbers) for name, numbers in documents.items()}
-    tasks = {name: TaskSubset(loaded[name], lm, evaluator) for name in ids}
+    tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in ids}
     try:
         # HFLM prints how it finds a batch size
-        with redirect_stdout(io.StringIO()) if isinstance(evaluator.batch_size, str) else nullcontext():
+        with redirect_stdout(io.StringIO()):
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
@@ -210,29 +180,6 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
     return json.dumps([round(float(value), 4) for value in first])
 
 
-def filtered(loaded: Loaded, answers: Sequence[tuple[int, str]]) -> list[str]:
-    """What the task's filter makes of (document, what the model wrote)."""
-    from lm_eval.api.instance import Instance
-
-    if not loaded.generates:
-        return [text for _, text in answers]
-    several = (loaded.task.get_config("repeats") or 1) > 1  # `_output` made one text of them
-    instances = [
-        Instance(
-            request_type="generate_until",
-            doc=loaded.docs[doc],
-            arguments=("", {}),
-            idx=0,
-            resps=json.loads(text) if several else [text],
-        )
-        for doc, text in answers
-    ]
-    for ensemble in loaded.task._filters:
-        if ensemble.name == loaded.metric.filter:
-            ensemble.apply(instances)
-    return [str(instance.filtered_resps.get(loaded.metric.filter, instance.resps)) for instance in instances]
-
-
 # The harness's model
 
 
@@ -278,9 +225,8 @@ def _copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 class HarnessModel(Base):  # type: ignore[misc]
-    """HFLM that decodes by the settings alone, notes how answers end, shows no progress, and passes tool schemas on."""
+    """HFLM that decodes by the settings alone, notes how answers end, and shows no progress."""
 
-    tools: list[Json] | None = None
     chat_template_args: dict[str, Any]
     evaluator: HarnessSettings
     items: Mapping[tuple[str, int], Item]
@@ -409,13 +355,10 @@ class HarnessModel(Base):  # type: ignore[misc]
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         from lm_eval.models.huggingface import HFLM
 
-        options = dict(self.chat_template_args)
-        if self.tools is not None:
-            options["tools"] = self.tools
         tokenizer = SimpleNamespace(
             apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
         )
-        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
+        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=self.chat_template_args)
         return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
 
 

@@ -40,7 +40,7 @@ import regex
 from souping.core.fields import pick
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, OwnScorer, UserError
-from souping.evaluate.scoring import call_matcher
+from souping.evaluate.scoring import calls
 from souping.evaluate.scoring.judge import Judge
 
 PATIENCE = 1.0
@@ -320,7 +320,7 @@ SCORERS: dict[str, Scorer] = {
     "choice": Scorer(_choice, _check_choice, lambda _, output: chosen(output)),
     "f1": Scorer(_f1, _check_texts, lambda _, output: " ".join(_words(output))),
     "math": Scorer(_equal, _check_mathematics, _expression),
-    "call": Scorer(call_matcher.score, call_matcher.check, call_matcher.reading),
+    "call": Scorer(calls.score, calls.check, calls.reading),
 }
 
 
