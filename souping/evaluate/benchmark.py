@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +185,8 @@ def _row(line: str, where: str) -> Mapping[str, Json]:
         row = read_json(line)
     except ValueError as error:
         check_pointer(where, line)
-        hint = "; the file holds one object per line, and no list around them" if line.lstrip()[:1] == "[" else ""
-        if "{" not in line and re.search("[,;\t]", line):
-            hint = "; this looks like CSV: write one JSON object per line, with id, category, prompt and answer"
-        raise UserError(f"{where}: not a JSON object: {error}{hint}") from error
+        hint = "write one JSON object per line, with id, category, prompt and answer"
+        raise UserError(f"{where}: not a JSON object: {error}; {hint}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}")
     return row

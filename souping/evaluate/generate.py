@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from souping.checkpoints.pool import measured
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost, ModuleSettings, Wants
 from souping.core.system import cores
-from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, TransformersEngine
@@ -26,19 +24,10 @@ from souping.evaluate.templates import PROCESS, as_seen, no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
-NOT_ASKED = (
-    "engine",
-    "temperature",
-    "top_p",
-    "top_k",
-    "samples",
-    "sampling_seed",
-    "aggregate",
-    "replicates",
-    "_defaults",
-)
+ELSEWHERE = (
+    "engine", "temperature", "top_p", "top_k", "samples", "sampling_seed", "aggregate", "replicates", "_defaults",
+)  # fmt: skip
 """Fields that appear in the settings under another name, or that no single answer depends on."""
-ROLES = ("system", "user", "assistant", "tool")
 SMALL = 50_000_000
 """Parameters below which one thread is the default."""
 MACHINE = ("dtype", "device", "threads", "workers")
@@ -104,7 +93,7 @@ class LocalEvaluator(Evaluator):
     @property
     def settings(self) -> dict[str, Json]:
         own = self.engine.settings
-        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ASKED}
+        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE}
         known |= {"decoding": decoding_settings(self.decoding), "generation": self.generation}
         if own is not None:
             known = {key: value for key, value in known.items() if key not in MACHINE}
@@ -204,18 +193,14 @@ class LocalEvaluator(Evaluator):
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        template = chat_template(folder)
-        if not template:
+        if not chat_template(folder):
             return []
         plain = sum(isinstance(item.prompt, str) for item in items)
         bypass = (
             f"{plain} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
             'need messages, "prompt": [{"role": "user", "content": "..."}]'
         )
-        given = [m["role"] for item in items if not isinstance(item.prompt, str) for m in item.prompt]
-        unknown = [str(role) for role in dict.fromkeys(given) if not knows_role(template, str(role))]
-        lost = f"the chat template does not know the role {listed(unknown)}: see the prompts that check shows"
-        return [bypass] * bool(plain) + [lost] * bool(unknown)
+        return [bypass] if plain else []
 
     @property
     def block(self) -> int:
@@ -294,12 +279,6 @@ def context_of(folder: Path) -> int | None:
     config = Checkpoint.open(folder).config
     known = config.get("max_position_embeddings") or part(config, "text_config").get("max_position_embeddings")
     return known if isinstance(known, int) and known > 0 else None
-
-
-def knows_role(template: str, role: str) -> bool:
-    """Whether a chat template names a role, or writes out any usual role of a message."""
-    writes_any = re.search(r"\{\{[^}]*\brole\b", template) is not None
-    return re.search(rf"\b{re.escape(role)}\b", template) is not None or (writes_any and role in ROLES)
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,14 +168,6 @@ FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
 category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
-REASONS = (
-    (r"(?is)does not fit the context of (\d+)", "the prompt does not fit the context of {} tokens"),
-    (r"(?is)maximum (?:context|model) length (?:is|of) (\d+)", "the prompt does not fit the context of {} tokens"),
-    (r"(?is)timed? ?out", "the server did not answer in time"),
-    (r"(?is)Error code: (\d+)", "the server refused the prompt (status {})"),
-    (r"(?is)Cannot use chat template", "the tokenizer has no chat template"),
-)
-"""What a library says of an item that was not answered -> why, in words of which few are different."""
 
 
 def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
@@ -206,17 +197,9 @@ def _record(item: Item, row: Row, right: bool) -> Record:
         score=float(right and not none),
         output=text,
         outcome="unanswered" if none else "truncated" if row.get("truncated") else "finished",
-        reason=_why(text.removeprefix(FAILED)) if none else "",
+        reason=safe(" ".join(text.removeprefix(FAILED).split()))[:80] if none else "",
         prompt_tokens=max(_counts(row.get("input_token_count")), default=0),
     )
-
-
-def _why(message: str) -> str:
-    """Why an item was not answered, in a few words."""
-    for pattern, words in REASONS:
-        if found := re.search(pattern, message):
-            return words.format(*found.groups())
-    return safe(" ".join(message.split()))[:80] or "no reason is given"
 
 
 def _counts(value: Json) -> list[int]:

@@ -202,7 +202,7 @@ def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) ->
         if "prompt" in body:
             tokens, context = len(handler.tokenizer.tokenize(body["prompt"])), handler.max_context_length
             if tokens + 2 > context:
-                raise ValueError(f"the prompt of {tokens} tokens does not fit the context of {context}")
+                raise ValueError(f"the prompt does not fit the context of {context} tokens")
         return options
 
     kind: type[OpenAI] = type("Client", (openai.OpenAI,), {"_prepare_options": prepare})

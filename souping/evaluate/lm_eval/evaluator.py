@@ -61,35 +61,6 @@ LONGEST = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarnessItem(Item):
-    """Document of a task. `content` is what its score depends on: neither its category nor its group is in it.
-
-    `shown` is the document and its question, whatever the metric; some tasks show the choices alone.
-    """
-
-    task: str
-    doc: int
-    content: str
-    shown: str
-
-    @property
-    def identity(self) -> str:  # type: ignore[override]  # a cached property there
-        return self.shown
-
-    @property
-    def question(self) -> str:  # type: ignore[override]  # a cached property there
-        return self.content
-
-    @property
-    def scoring(self) -> str:  # type: ignore[override]  # in its content
-        return ""
-
-    @property
-    def fingerprint(self) -> str:
-        return self.content
-
-
-@dataclass(frozen=True, kw_only=True)
 class HarnessBenchmark(BenchmarkItems):
     """Documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
 
@@ -209,16 +180,16 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         if not items:
             return []
         torch.set_num_threads(self._machine.resolved_threads)
-        documents: dict[str, list[HarnessItem]] = {}
+        tasks: dict[str, dict[int, Item]] = {}
         for item in items:
-            if not isinstance(item, HarnessItem) or item.task not in self.loaded:
+            task, number = _document(item)
+            if task not in self.loaded:
                 raise UserError(f"item {item.id} is no document of evaluator.tasks: leave `benchmark` as it is")
-            documents.setdefault(item.task, []).append(item)
-        for own in documents.values():
-            own.sort(key=lambda item: item.doc)
-        placed = {(task, place): item for task, own in documents.items() for place, item in enumerate(own)}
+            tasks.setdefault(task, {})[number] = item
+        documents = {task: sorted(own) for task, own in tasks.items()}
+        placed = {(t, place): tasks[t][number] for t, own in documents.items() for place, number in enumerate(own)}
         lm = build(model, self, placed, replicate)
-        records = run(lm, self.loaded, {task: [item.doc for item in own] for task, own in documents.items()}, self)
+        records = run(lm, self.loaded, documents, self)
         if any(record.reason == CUT.format(lm.max_length) for record in records.values()) and not self._warnings:
             self._warnings.add(SHORTENED)  # once: it is so for every soup
             log.warning(SHORTENED, ", ".join(documents)[:100], lm.max_length)
@@ -252,7 +223,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         for number, item in enumerate(items):
             members.setdefault(item.category, []).append(number)
         for category, numbers in members.items():
-            kinds = {self.loaded[_task(items[n])].metric.kind for n in numbers}
+            kinds = {self.loaded[_document(items[n])[0]].metric.kind for n in numbers}
             if kinds == {"mean"}:
                 continue
             if len(kinds) > 1:
@@ -272,9 +243,10 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 # Items
 
 
-def _task(item: Item) -> str:
-    assert isinstance(item, HarnessItem)
-    return item.task
+def _document(item: Item) -> tuple[str, int]:
+    """Task and number of the document that an item is."""
+    task, _, number = item.id.rpartition("/")
+    return task, int(number) if task else 0
 
 
 def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
@@ -290,18 +262,19 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
         groups = {"item": name, "doc": f"doc {number}"}
         with naming_task(name):
             prompt, answer = str(loaded.task.doc_to_text(doc)), str(loaded.task.doc_to_target(doc))
-        yield HarnessItem(
+        item = Item(
             id=name,
             category=names.get(category) or _column(doc, category, name, "category"),
             group=groups.get(group) or _column(doc, group, name, "group"),
             prompt=prompt,
             answer=answer,
             scorer=loaded.metric.scorer,
-            task=loaded.name,
-            doc=number,
-            content=_hash([name, base, doc, loaded.shots[number]]),
-            shown=_hash([prompt, doc]),
         )
+        # some tasks show the choices alone, and a score depends on the task's settings and examples
+        vars(item).update(
+            identity=_hash([prompt, doc]), question=_hash([name, base, doc, loaded.shots[number]]), scoring=""
+        )
+        yield item
 
 
 def _column(doc: Document, setting: str, name: str, key: str) -> str:

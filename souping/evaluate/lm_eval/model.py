@@ -112,7 +112,7 @@ class TaskSubset:
 def run(
     lm: HFLM, loaded: Mapping[str, Loaded], documents: Mapping[str, Sequence[int]], evaluator: HarnessSettings
 ) -> dict[str, Record]:
-    """{item id: record} of documents, which are given by task.
+    """{item id: record} of documents, given by task in ascending order.
 
     Raises:
         UserError: a document's value for a metric or its tools cannot be used, or a template fails.
@@ -122,15 +122,14 @@ def run(
 
     seed(evaluator)  # as simple_evaluate does before each run; tasks may draw from torch's generator
     torch.manual_seed(evaluator.torch_random_seed)
-    ids = {name: sorted(numbers) for name, numbers in documents.items()}
-    tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in ids}
+    tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in documents}
     try:
         # HFLM prints how it finds a batch size
         with redirect_stdout(io.StringIO()):
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
-                samples=ids,
+                samples={name: list(numbers) for name, numbers in documents.items()},
                 bootstrap_iters=0,
                 log_samples=True,
                 system_instruction=evaluator.system_instruction,
@@ -139,22 +138,26 @@ def run(
                 confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
             )
     except TemplateStoppedError as error:
-        raise UserError(f"evaluator=lm_eval: a template stops {', '.join(ids):.100}: {first_line(error)}") from error
+        raise UserError(
+            f"evaluator=lm_eval: a template stops {', '.join(documents):.100}: {first_line(error)}"
+        ) from error
     answers: Mapping[tuple[str, int], list[Answer]] = lm.answers
-    given = {(name, number): answers.get((name, place), []) for name in ids for place, number in enumerate(ids[name])}
-    samples = results["samples"]
-    return {record.item: record for name in ids for record in _records(loaded[name], samples[name], given)}
+    records = list[Record]()
+    for name, numbers in documents.items():
+        given = {number: answers.get((name, place), []) for place, number in enumerate(numbers)}
+        records += _records(loaded[name], results["samples"][name], given)
+    return {record.item: record for record in records}
 
 
 def _records(
-    loaded: Loaded, samples: Sequence[Mapping[str, Any]], given: Mapping[tuple[str, int], Sequence[Answer]]
+    loaded: Loaded, samples: Sequence[Mapping[str, Any]], given: Mapping[int, Sequence[Answer]]
 ) -> Iterator[Record]:
     for sample in samples:
         if sample["filter"] != loaded.metric.filter:
             continue
         item = f"{loaded.name}/{sample['doc_id']}"
         score, statistics = loaded.metric.take(sample, f"item {item}")
-        answers = given[loaded.name, sample["doc_id"]]
+        answers = given[sample["doc_id"]]
         worst = max(answers, key=lambda answer: OUTCOMES.index(answer.outcome), default=Answer())
         only = answers[0] if len(answers) == 1 else Answer()
         unanswered = worst.outcome == "unanswered"

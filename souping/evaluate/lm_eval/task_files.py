@@ -54,8 +54,9 @@ class TaskFiles:
         from lm_eval.tasks import TaskManager
 
         folders: list[str | Path] = [expanded(path) for path in include_path]
-        for folder in folders:
-            if not Path(folder).is_dir():
+        self._folders = list(map(Path, folders))
+        for folder in self._folders:
+            if not folder.is_dir():
                 raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task files")
         self._allow, self.allowed = allow_code, list[str]()
         self.manager = TaskManager(include_path=folders, include_defaults=include_defaults is True, metadata=metadata)
@@ -79,6 +80,11 @@ class TaskFiles:
             return config
 
         factory._load_full_config = checked
+
+    def check_readable(self, name: str) -> None:
+        """Refuse a file that is named like a task and is no YAML: the harness passes over it."""
+        for path in (path for folder in self._folders for path in folder.rglob(f"{name}.yaml")):
+            _root(path)
 
     def _check(self, path: Path) -> None:
         lines = list(code_in(path))

@@ -273,6 +273,7 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     index, title = files.manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
+            files.check_readable(Path(spec).name)
             near = get_close_matches(spec, files.manager.all_tasks, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
             raise UserError(f"evaluator.tasks: no task, group or tag is named {spec}{hint}")

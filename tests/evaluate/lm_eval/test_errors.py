@@ -96,13 +96,12 @@ def test_folders(tmp_path: Path) -> None:
         ({"num_fewshot": -1}, r"\(num_fewshot="),
         ({"batch_size": "auto", "replicates": 2}, "evaluator.replicates=2"),
         ({"softmax_dtype": "int4"}, r"\(softmax_dtype="),
-        ({"tools": "functions"}, "evaluator.apply_chat_template=true"),
         ({"device": "tpu"}, r"\(device="),
         ({"threads": 0}, r"\(threads="),
         ({"temperature": -1.0}, r"\(temperature=-1"),
         ({"temperature": 0.0, "samples": 2}, "evaluator.temperature above 0"),
         ({"top_p": 0.0}, r"\(top_p=0"),
-        ({"aggregate": "best"}, r"\(aggregate=.*mean, pass, majority"),
+        ({"aggregate": "best"}, r"\(aggregate=.*mean, pass"),
     ],
 )
 def test_settings(change: dict[str, Any], words: str) -> None:

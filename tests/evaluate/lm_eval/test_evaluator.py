@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from souping.core.types import Record, UserError
 from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.folds import assign
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
-from souping.evaluate.lm_eval.model import HFLM_KEYS, live_class
+from souping.evaluate.lm_eval.model import HFLM_KEYS
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
 
@@ -25,7 +25,7 @@ pytest.importorskip("lm_eval")
 
 ALL = ["picks", "shots", "write", "translate"]
 TEMPLATE = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -114,54 +114,6 @@ class TestSameAsByHand:
         for record in ours:
             wanted = [likelihood for ((likelihood, _),) in theirs[record.item]["resps"]]
             assert json.loads(record.output) == pytest.approx(wanted, abs=2e-4)
-
-
-class TestTools:
-    """A column of tool schemas goes through the chat template, each document's own."""
-
-    @pytest.fixture
-    def chat(self, tmp_path: Path, served: SimpleNamespace) -> Iterator[HarnessEvaluator]:
-        data = lm_eval_tasks.rows(4, 6)
-        for number, row in enumerate(data):
-            row["functions"] = json.dumps([{"name": f"stir_{number}"}] if number else [])
-        lm_eval_tasks.put(tmp_path, "call", data, lm_eval_tasks.WRITE)
-        served.tokenizer.chat_template = TEMPLATE
-        yield HarnessEvaluator(
-            tasks=["call"], include_path=str(tmp_path), apply_chat_template=True, tools="functions", device="cpu"
-        )
-        served.tokenizer.chat_template = None
-
-    def test_each_document_has_its_own(
-        self, chat: HarnessEvaluator, served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        seen: list[str] = []
-        generate = live_class().generate_until
-
-        def listen(lm: Any, asked: list[Any]) -> Any:
-            seen.extend(request.args[0] for request in asked)
-            return generate(lm, asked)
-
-        monkeypatch.setattr(live_class(), "generate_until", listen)
-        chat.evaluate(served, chat.benchmark.items())
-        assert [prompt.split("<user>")[0] for prompt in seen] == ["", *(f'[{{"name": "stir_{n}"}}]' for n in (1, 2, 3))]
-        assert all(prompt.endswith("<assistant>") for prompt in seen)
-
-    def test_other_schemas_are_other_items(self, chat: HarnessEvaluator) -> None:
-        before = {i.id: i.fingerprint for i in chat.benchmark.items()}
-        path = Path(str(chat.include_path)) / "call.json"
-        path.write_text(path.read_text().replace("stir_2", "pour_2"))
-        after = {i.id: i.fingerprint for i in replace(chat).benchmark.items()}
-        assert [name for name in after if after[name] != before[name]] == ["call/2"]
-
-    def test_what_is_no_list_is_refused(self, chat: HarnessEvaluator, served: SimpleNamespace) -> None:
-        for column, message in (
-            ("text", "has no JSON there"),
-            ("topics", "has no such column"),
-            ("answer", "not a list"),
-        ):
-            own = replace(chat, tools=column)
-            with pytest.raises(UserError, match=rf"evaluator\.tools={column}: document call/0 .*{message}"):
-                own.evaluate(served, own.benchmark.items())
 
 
 def test_new_weights_in_the_same_module_change_the_answers(

@@ -159,7 +159,7 @@ class TestSampling:
     def test_answers_become_a_score(self, drawn: HarnessEvaluator) -> None:
         item = drawn.benchmark.items()[0]
         given = [Record(item=item.id, score=s, output=o) for s, o in ((0.0, "a"), (1.0, "b"), (0.0, "a"))]
-        for rule, score in (("mean", 1 / 3), ("pass", 1.0), ("majority", 0.0)):
+        for rule, score in (("mean", 1 / 3), ("pass", 1.0)):
             own = replace(drawn, aggregate=rule)  # type: ignore[arg-type]
             assert own.item_scores([item], [given]).tolist() == [pytest.approx(score)]
         assert replace(drawn, aggregate="pass").fingerprint == drawn.fingerprint
