@@ -17,15 +17,7 @@ from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Thread
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost, Wants
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import (
-    MULTI_TURN,
-    SIZES,
-    BfclBenchmark,
-    Version,
-    chosen,
-    needs_full,
-    prerequisites,
-)
+from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, Version, chosen, needs_full, prerequisites
 from souping.evaluate.bfcl.environment import (
     VERSION,
     Environment,

@@ -72,13 +72,7 @@ def register() -> None:
     own = {"chat-template": QuickTestingOSSHandler, "plain": _plain(QuickTestingOSSHandler)}
     for name, kind in own.items():
         MODEL_CONFIG_MAPPING[name] = ModelConfig(
-            model_name=name,
-            display_name=name,
-            url="",
-            org="",
-            license="",
-            model_handler=kind,
-            is_fc_model=False,
+            model_name=name, display_name=name, url="", org="", license="", model_handler=kind, is_fc_model=False
         )
 
 

@@ -333,12 +333,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         return self._ended(out.clone(), start, context, mask, stops)
 
     def _ended(
-        self,
-        rows: torch.Tensor,
-        start: int,
-        context: torch.Tensor,
-        mask: torch.Tensor,
-        stops: StopTexts,
+        self, rows: torch.Tensor, start: int, context: torch.Tensor, mask: torch.Tensor, stops: StopTexts
     ) -> torch.Tensor:
         """The rows without what follows an end token, after a note of each answer."""
         fill = self.tokenizer.pad_token_id if self.eot_token_id is None else self.eot_token_id
