@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,44 +118,14 @@ def test_it_answers_again_after_it_was_closed(row: Row) -> None:
     assert row.evaluator.evaluate(row.models[1], row.items[:2]) == before
 
 
-class TestOutlines:
-    """Published sizes, for machines where the items cannot be read."""
-
-    def test_bfcl_has_its_4441_items(self) -> None:
-        items = BfclEvaluator(server=DeadServer()).outline()
-        assert len(items) == 4441
-        assert len({item.group for item in items if item.category.startswith("multi_turn")}) == 200
-        limited = BfclEvaluator(server=DeadServer(), categories=["live"], limit=20).outline()
-        assert len(limited) == 4 * 20 + 16 * 2
-        assert BfclEvaluator(server=DeadServer(), version="v4").outline() == ()  # memory and web search are not known
-
-    def test_tasks_are_known_by_their_names(self) -> None:
-        assert len(HarnessEvaluator(tasks=["mgsm_native_cot_de", "flores36"]).outline()) == 250 + 36 * 1012
-        assert HarnessEvaluator(tasks=["mgsm_native_cot_de", "hellaswag"]).outline() == ()
-        shared = HarnessEvaluator(tasks=["mgsm_direct_de", "mgsm_direct_fr"], group="doc", limit=3).outline()
-        assert sorted({item.group for item in shared}) == ["shared 0", "shared 1", "shared 2"]
-
-
-class TestTokenizers:
-    """Messages without a chat template are found before any work, in the words of the answering time."""
-
-    ITEM = Item(id="i", category="c", prompt=({"role": "user", "content": "x"},), answer="x")
-
-    def test_a_template_is_looked_for_in_its_three_places(self, tmp_path: Path) -> None:
-        local = LocalEvaluator(device="cpu")
+def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:
+    """Messages without a chat template are refused before any work."""
+    local, item = LocalEvaluator(device="cpu"), Item(id="i", category="c", prompt=({"role": "user"},), answer="x")
+    files = {"chat_template.jinja": "{{ messages }}", "chat_template.json": "{}"}
+    for name, text in {**files, "tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}.items():
         with pytest.raises(UserError, match="item i: chat messages need a chat template, and the tokenizer has none"):
-            local.check_tokenizer(tmp_path, [self.ITEM])
-        for name, text in {
-            "chat_template.jinja": "{{ messages }}",
-            "chat_template.json": "{}",
-            "tokenizer_config.json": '{"chat_template": "{{ messages }}"}',
-        }.items():
-            (tmp_path / name).write_text(text)
-            local.check_tokenizer(tmp_path, [self.ITEM])
-            (tmp_path / name).unlink()
-        (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
-        with pytest.raises(UserError, match="item i"):
-            local.check_tokenizer(tmp_path, [self.ITEM])
-
-    def test_texts_need_none(self, tmp_path: Path) -> None:
-        LocalEvaluator(device="cpu").check_tokenizer(tmp_path, [Item(id="i", category="c", prompt="x", answer="x")])
+            local.check_tokenizer(tmp_path, [item])
+        (tmp_path / name).write_text(text)
+        local.check_tokenizer(tmp_path, [item])
+        (tmp_path / name).unlink()
+    local.check_tokenizer(tmp_path, [replace(item, prompt="x")])

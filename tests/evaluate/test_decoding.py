@@ -143,18 +143,7 @@ def test_what_sampling_leaves_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"temperature": -1.0},
-        {"temperature": float("nan")},
-        {"top_p": 0.0},
-        {"top_k": 0},
-        {"samples": 0},
-        {"samples": 2},
-        {"replicates": 2, "temperature": 1.0},
-        {"aggregate": "best"},
-        {"generation": "own"},
-    ],
+    "change", [{"top_p": 0.0}, {"samples": 2}, {"replicates": 2, "temperature": 1.0}, {"generation": "own"}]
 )
 def test_odd_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"evaluator\.\w+=|LocalEvaluator\(\w+="):

@@ -8,12 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines import left_by, load_module, load_tokenizer, room
+from souping.evaluate.engines import left_by, load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
@@ -129,14 +127,6 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     assert ended.prompt_key == cut.prompt_key
 
 
-@pytest.mark.parametrize(
-    "change", [{"batch_size": 0}, {"threads": 0}, {"workers": 0}, {"max_new_tokens": -1}, {"dtype": "int8"}]
-)
-def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=rf"\({next(iter(change))}="):
-        LocalEvaluator(**change)
-
-
 def test_what_transformers_cannot_load_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(UserError, match="transformers cannot load this model"):
@@ -164,18 +154,6 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)
-
-
-@given(st.integers(1, 200_000), st.integers(0, 200_000))
-def test_what_a_context_leaves_fits_and_is_most_of_it(context: int, prompt: int) -> None:
-    free = max(0, context - prompt)
-    assert 7 / 8 * free <= left_by(context, prompt) <= free
-
-
-def test_the_default_limit_is_1024_or_what_the_context_leaves() -> None:
-    assert room([1] * 10, None, None) == room([1] * 10, None, 4096) == (1024, "")
-    assert room([1] * 100, None, 612) == room([1] * 100, 600, 612) == (512, "")
-    assert room([1] * 10, None, 10)[0] == 0
 
 
 def test_prompts_of_like_length_are_asked_together_and_within_the_context(served: Any, family: Path) -> None:

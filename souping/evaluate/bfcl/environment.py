@@ -23,7 +23,7 @@ from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.text import safe
 from souping.core.types import Item, Json, Record, UserError
-from souping.evaluate.servers.process import Process
+from souping.evaluate.servers.process import Process, ServerError, models_at
 
 Level = Literal["minimal", "full"]
 Row = Mapping[str, Json]
@@ -100,6 +100,11 @@ def call(
     Raises:
         UserError: one line on what stopped it, or no answer of the server for `patience` seconds.
     """
+    if generate:
+        try:
+            models_at(str(generate["url"]).removesuffix("/v1"))  # bfcl-eval would wait for it for ever
+        except ServerError as error:
+            raise UserError(f"bfcl-eval: the server at {generate['url']} does not answer: {error}") from error
     request, log, alive = root / "request.json", root / "runner.log", root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None

@@ -30,7 +30,6 @@ from souping.evaluate.bfcl.environment import (
 )
 from souping.evaluate.decoding import Decoding, check_sampling, combined, generation_notes
 from souping.evaluate.servers import RunningServer, Server
-from souping.evaluate.servers.process import ServerError, models_at
 
 PROTOCOL = 2
 """Raised when the same settings would give other answers or scores."""
@@ -232,10 +231,6 @@ class BfclEvaluator(Evaluator):
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._slot.serve(self.server, model.folder)
-        try:
-            models_at(running.url.removesuffix("/v1"))  # bfcl-eval would wait for it for ever
-        except ServerError as error:
-            raise UserError(f"bfcl-eval: the server at {running.url} does not answer: {error}") from error
         request = {"url": running.url, "model": running.model, **self._request(model.folder, items, replicate)}
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
             call(self.environment, Path(root), self.handler, self._ids(items), request, self.timeout)

@@ -174,7 +174,8 @@ def _binary(node: ast.BinOp) -> Value:
     if _are_numbers(left, right):
         small = not isinstance(node.op, ast.Pow) or (abs(right) <= 64 and abs(left) <= 10**6)  # type: ignore[arg-type]
         if small and type(node.op) in _ARITHMETIC:
-            return _ARITHMETIC[type(node.op)](left, right)
+            result: Value = _ARITHMETIC[type(node.op)](left, right)
+            return result
     if isinstance(node.op, ast.Add) and all(isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)):
         if isinstance(left, str) and isinstance(right, str):
             return left + right

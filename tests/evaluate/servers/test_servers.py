@@ -21,16 +21,11 @@ import pytest
 
 from souping import pantry
 from souping.core.fields import component
-from souping.core.types import Candidate, Item, Json, UserError
-from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.decoding import IDS
+from souping.core.types import Item, Json, UserError
 from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at, post
-from souping.merge.local import LocalMerge
-from souping.pipeline.models import OpenPool
-from souping.pipeline.store import Store
 from tests.conftest import ROOT
 from tests.support.processes import gone, members, wait_for
 
@@ -237,16 +232,6 @@ class TestTransformersServe:
             post(f"{running.url}/completions", {"model": "another", "prompt": "x"})
 
 
-@real
-@pytest.mark.slow
-def test_a_model_that_does_not_load_is_two_lines(tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(UserError, match=r"transformers serve cannot serve broken: .*\w") as caught:
-        REAL.start(tmp_path / "broken", "broken")
-    assert str(caught.value).count("\n") == 1
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
@@ -277,37 +262,6 @@ class TestAFoundServer:
             assert models_at(url) == []  # it forgot the soup
         models_at(url)  # and runs on
 
-    def test_a_models_own_generation_config_decodes_nothing(
-        self, url: str, cook: Path, prompts: list[str], tmp_path: Path
-    ) -> None:
-        """A candidate that asks for a penalty and for sampling is served as one that does not."""
-        odd = shutil.copytree(cook, tmp_path / "odd")
-        own = json.loads((odd / "generation_config.json").read_text())
-        asks = {"repetition_penalty": 1.3, "do_sample": True, "temperature": 3.0, "max_new_tokens": 2}
-        (odd / "generation_config.json").write_text(json.dumps({**own, **asks}))
-        evaluator = BfclEvaluator(server=TransformersServer(url=url))
-        with Store(tmp_path / "s") as store:
-            pool = OpenPool([Candidate(name=odd.name, path=odd)], LocalMerge(), store)
-            served = pool.serving(evaluator)(pool.recipe({odd.name: 1.0}))
-            told = json.loads((served.folder / "generation_config.json").read_text())
-            assert told.keys() <= {*IDS}
-            assert told["eos_token_id"] == list(served.ends)
-            running = evaluator.server.start(served.folder, odd.name)
-            assert [said(running, prompt, 24) for prompt in prompts] == local(cook, prompts, 24)
-            running.stop()
-            (note,) = evaluator.pool_notes({odd.name: odd})[:-1]
-            assert "repetition_penalty=1.3" in note
-            pool.close()
-
     def test_a_folder_that_it_cannot_load(self, url: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"server.url=\S+ cannot serve m \(.*\): .*\n.*leave server.url out"):
             TransformersServer(url=url).start(tmp_path, "m")
-
-
-@real
-@pytest.mark.slow
-def test_a_found_server_that_is_pinned_serves_its_own_model_alone(cook: Path, running: RunningServer) -> None:
-    found = TransformersServer(url=running.url)
-    assert found.start(cook, "anything").model == str(cook)
-    with pytest.raises(UserError, match=r"cannot serve java_cook .*: it serves .*python_cook"):
-        found.start(pantry.path("java_cook"), "java_cook")
