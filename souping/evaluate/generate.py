@@ -145,13 +145,12 @@ class LocalEvaluator(Evaluator):
         return self.max_new_tokens or NEW
 
     def opening(self, home: Path, items: Sequence[Item]) -> str:
-        """How long an answer may be, and how many threads compute it."""
+        """How long an answer may be."""
         most, limit = self.answer_tokens, context_of(home)
         # hardly any text has more tokens than characters
         fits = limit is None or most + max(map(_length, items), default=0) < limit
         rest = "" if fits else f", or what the context of {limit:,} leaves"
-        line = f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
-        return "\n".join(filter(None, (line, self.threads_line)))
+        return f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
 
     def needs(self) -> list[Missing]:
         return self.engine.needs()
@@ -165,16 +164,6 @@ class LocalEvaluator(Evaluator):
     @property
     def resolved_threads(self) -> int:
         return self.threads or (1 if self._defaults.small else min(cores(), 8))
-
-    @property
-    def threads_line(self) -> str:
-        """Line with the number of threads that compute answers; empty unless they run on a CPU in this process."""
-        if self.engine.settings is not None or self.resolved_device != "cpu":
-            return ""
-        count = self.resolved_threads
-        why = " (one is fastest for small models)" if count == 1 and not self.threads else ""
-        what = f"{count} thread{'s' * (count > 1)}{why}"
-        return f"answers are computed with {what}: evaluator.threads=N changes that, OMP_NUM_THREADS is not read"
 
     @property
     def resolved_device(self) -> str:

@@ -13,7 +13,7 @@ import pytest
 from souping import pantry
 from souping.core.protocols import Evaluator, ModuleSettings
 from souping.core.types import Item, Recipe, UserError
-from souping.evaluate.bfcl.evaluator import BfclEvaluator
+from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
@@ -68,7 +68,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if evaluator.benchmark is not None:
         items = evaluator.benchmark.items()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("souping.evaluate.bfcl.evaluator.call", bfcl_runner)
+        patch.setattr("souping.evaluate.bfcl.call", bfcl_runner)
         yield Row(evaluator, items, tuple(served(evaluator, name) for name in MODELS))
         evaluator.close()
 

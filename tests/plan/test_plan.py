@@ -205,7 +205,7 @@ class TestOutlines:
     """Benchmarks whose items cannot be read here are counted by their published sizes."""
 
     def test_bfcl_v3_holds_4441_items(self) -> None:
-        from souping.evaluate.bfcl.evaluator import BfclEvaluator
+        from souping.evaluate.bfcl import BfclEvaluator
 
         server = TransformersServer()
         items = BfclEvaluator(server=server).outline()

@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.metrics import pseudo_values
-from souping.evaluate.lm_eval.model import CUT, build, run
+from souping.evaluate.lm_eval.model import build, run
 from souping.evaluate.lm_eval.tasks import (
     NEUTRAL,
     Document,
@@ -43,8 +42,6 @@ from souping.evaluate.templates import PROCESS
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-log = logging.getLogger(__name__)
-SHORTENED = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 BATCHES = 8
@@ -91,7 +88,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
     fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
-    _warnings: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -105,9 +101,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         copied = copy.copy(self)
         vars(copied)["_machine"] = self._machine.for_pool(home, folders)
         return copied
-
-    def opening(self, home: Path, items: Sequence[Item]) -> str:
-        return self._machine.threads_line
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
@@ -152,13 +145,8 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         if self.temperature != 0:  # a task may sample by itself
             decoding["seed"] = self.sampling_seed
         require()
-        return {
-            **known,
-            "decoding": decoding,
-            "evaluator": "lm_eval",
-            "version": VERSION,
-            "lm_eval": version("lm_eval"),
-        }
+        own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
+        return {**known, "decoding": decoding, "evaluator": "lm_eval", **own_version}
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide.
@@ -190,9 +178,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         placed = {(t, place): tasks[t][number] for t, own in documents.items() for place, number in enumerate(own)}
         lm = build(model, self, placed, replicate)
         records = run(lm, self.loaded, documents, self)
-        if any(record.reason == CUT.format(lm.max_length) for record in records.values()) and not self._warnings:
-            self._warnings.add(SHORTENED)  # once: it is so for every soup
-            log.warning(SHORTENED, ", ".join(documents)[:100], lm.max_length)
         return [replace(records[item.id], replicate=replicate) for item in items]
 
     @property
@@ -246,7 +231,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 def _document(item: Item) -> tuple[str, int]:
     """Task and number of the document that an item is."""
     task, _, number = item.id.rpartition("/")
-    return task, int(number) if task else 0
+    return (task, int(number)) if number.isdigit() else ("", 0)
 
 
 def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
@@ -279,17 +264,13 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
 
 def _column(doc: Document, setting: str, name: str, key: str) -> str:
     column = setting.removeprefix("column:")
-    if column not in doc:
-        hint = nearest(column, doc) or f": its columns are {', '.join(doc)}"
-        raise UserError(f"evaluator.{key}={setting}: document {name} has no such column{hint}")
-    value = doc[column]
-    if value is None or value == "" or isinstance(value, list | dict):
-        raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, which names no {key}")
+    value = doc.get(column)
     text = str(value)
+    if value in (None, "") or isinstance(value, list | dict) or (key == "category" and len(text) > LONGEST):
+        hint = "" if column in doc else nearest(column, doc) or f"; its columns are {', '.join(doc)}"
+        raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}")
     if len(text) <= LONGEST:
         return text
-    if key == "category":
-        raise UserError(f"evaluator.{key}={setting}: document {name} has a text of {len(text)} characters there")
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
 
 

@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 from souping import pantry
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Recipe, Record, UserError, digest
+from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
-from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.engines import load_module
 from souping.evaluate.servers import NEEDS, Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at

@@ -17,9 +17,9 @@ import pytest
 
 from souping import pantry
 from souping.core.types import Item, UserError
+from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
-from souping.evaluate.bfcl.evaluator import BfclEvaluator
 from souping.evaluate.servers import RunningServer, VllmServer
 from tests.conftest import ROOT
 from tests.support.http import FakeServer, Handler, serving

@@ -66,7 +66,7 @@ def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
         (["middle"], {"metric": "exact_match"}, "is aggregated by median"),
         (["pick"], {"category": "column:topik"}, "did you mean topic?"),
         (["pick"], {"group": "column:zz"}, "its columns are question, choices"),
-        (["pick"], {"category": "column:choices"}, "which names no category"),
+        (["pick"], {"category": "column:choices"}, "there, no category"),
         (["pick"], {"samples": {"pick": [9]}}, "pick has documents 0 to 3, not 9"),
         (["pick"], {"samples": {}}, "evaluator.samples"),
         (["pick"], {"samples": {"pyck": [1]}}, "evaluator.samples: task=pyck"),
@@ -101,15 +101,6 @@ class TestRunning:
         own = HarnessEvaluator(tasks=["pick"], include_path=str(folder))
         with pytest.raises(UserError, match=r"item x is no document of evaluator\.tasks"):
             own.evaluate(served, [Item(id="x", category="c", prompt="p", answer="a")])
-
-    @pytest.mark.parametrize("task", ["pick", "write"])
-    def test_prompts_that_are_cut_are_reported_once(
-        self, folder: Path, served: Any, task: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        own = HarnessEvaluator(tasks=[task], include_path=str(folder), device="cpu", max_length=16)
-        for _ in range(2):
-            own.evaluate(served, own.benchmark.items())
-        assert len([r for r in caplog.records if "are cut on the left" in r.getMessage()]) == 1
 
     @pytest.mark.slow
     def test_a_batch_size_that_is_found_prints_nothing(

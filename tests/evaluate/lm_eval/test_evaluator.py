@@ -173,7 +173,7 @@ class TestItems:
         groups = [i.group for i in own.benchmark.items()]
         assert [groups.index(g) for g in groups] == [0, 0, 2, 2, 4, 4]
         assert {len(g) for g in groups} == {16}
-        with pytest.raises(UserError, match="has a text of 200 characters there"):
+        with pytest.raises(UserError, match="there, no category"):
             replace(own, category="column:book").benchmark.items()
 
     def test_limit_and_samples_choose_documents(self, evaluator: HarnessEvaluator, tmp_path: Path) -> None:
