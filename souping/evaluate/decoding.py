@@ -177,18 +177,12 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
 
 def keep_likely(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """Scores [R, V], minus infinity for tokens that `top_k`, `top_p` or `min_p` leave out."""
-    import torch
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    lowest = -float("inf")
-    if 0 < decoding.top_k < scores.shape[-1]:
-        least = scores.topk(decoding.top_k).values[..., -1:]
-        scores = scores.masked_fill(scores < least, lowest)
+    if decoding.top_k:
+        scores = TopKLogitsWarper(decoding.top_k)(None, scores)  # type: ignore[arg-type]  # token ids are not used
     if decoding.top_p < 1:
-        ranked, order = scores.sort(dim=-1, descending=True)
-        shares = ranked.softmax(dim=-1)
-        late = shares.cumsum(dim=-1) - shares >= decoding.top_p  # the token that passes the sum stays
-        scores = scores.masked_fill(torch.zeros_like(late).scatter(-1, order, late), lowest)
+        scores = TopPLogitsWarper(decoding.top_p)(None, scores)  # type: ignore[arg-type]
     if decoding.min_p > 0:
-        shares = scores.softmax(dim=-1)
-        scores = scores.masked_fill(shares < decoding.min_p * shares.amax(dim=-1, keepdim=True), lowest)
+        scores = MinPLogitsWarper(decoding.min_p)(None, scores)  # type: ignore[arg-type]
     return scores

@@ -14,12 +14,12 @@ from souping import pantry
 from souping.core.protocols import Evaluator, ModuleSettings
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
-from souping.evaluate.engines import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from souping.testing import check_evaluator
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
+from tests.support.live import live
 
 MODELS = ("python_cook", "java_cook")
 ROWS = ("local", "local in bfloat16", "lm_eval", "bfcl")
@@ -42,9 +42,7 @@ def served(evaluator: Evaluator, name: str) -> Any:
     folder = pantry.path(name)
     if evaluator.wants == "folder":
         return SimpleNamespace(folder=folder, ends=())
-    module = load_module(folder, evaluator.module_settings())
-    own = {"folder": folder, "home": folder, "soup": name, "ends": ()}
-    return SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), **own)
+    return live(folder, evaluator.module_settings())
 
 
 @pytest.fixture(scope="module", params=ROWS)

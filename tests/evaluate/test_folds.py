@@ -142,7 +142,7 @@ def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none"):
         Benchmark(path=str(tmp_path / "none")).items()
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"b:1: .*not UTF-8"):
+    with pytest.raises(UserError, match=r"b: not UTF-8"):
         Benchmark(path=str(tmp_path / "b")).items()
     with pytest.raises(UserError, match=r"benchmark.path is not set"):
         Benchmark().items()

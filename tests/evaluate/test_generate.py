@@ -13,18 +13,14 @@ from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines import left_by, load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
+from tests.support.live import live
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def served(family: Path) -> SimpleNamespace:
-    return SimpleNamespace(
-        module=load_module(family / "ant", LOCAL.module_settings()),
-        tokenizer=load_tokenizer(family / "ant"),
-        folder=family / "ant",
-        ends=(),
-    )
+    return live(family / "ant", LOCAL.module_settings())
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +35,8 @@ def test_settings_decide_the_fingerprint() -> None:
 
 
 def test_other_weights_change_the_answers(served: SimpleNamespace, family: Path, items: tuple[Item, ...]) -> None:
-    other = SimpleNamespace(
-        module=load_module(family / "dog", LOCAL.module_settings()), tokenizer=served.tokenizer, ends=()
-    )
     mine = [r.output for r in LOCAL.evaluate(served, items)]
-    assert mine != [r.output for r in LOCAL.evaluate(other, items)]  # type: ignore[arg-type]
+    assert mine != [r.output for r in LOCAL.evaluate(live(family / "dog", LOCAL.module_settings()), items)]
 
 
 def item(prompt: Any, name: str = "i") -> Item:

@@ -95,9 +95,6 @@ class GenerationSettings(Protocol):
     def decoding(self) -> Decoding: ...
 
     @property
-    def batch_size(self) -> int: ...
-
-    @property
     def workers(self) -> int: ...
 
     @property
@@ -136,8 +133,8 @@ class Engine(Part, Protocol):
 
 
 def answer_of(
-    settings: GenerationSettings,
-    model: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str],
     prompt: list[int],
     row: list[int],
     ends: Sequence[int],
@@ -147,11 +144,11 @@ def answer_of(
     """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
     end = next((n for n, token in enumerate(row) if token in ends), None)
     tokens = row[: end + 1] if end is not None else row
-    if (end is None and len(row) < new) or settings.stop:
+    if (end is None and len(row) < new) or stop:
         while end is None and tokens and tokens[-1] == pad:
             tokens.pop()
-    text = str(model.tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
-    short = cut(text, settings.stop)
+    text = str(tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
+    short = cut(text, stop)
     finished = end is not None or len(short) < len(text) or len(tokens) < new
     return Answer(
         text=short,
@@ -251,7 +248,8 @@ def _generate(
         **({"tokenizer": model.tokenizer} if settings.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
-    return [answer_of(settings, model, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
+    tokenizer, stop = model.tokenizer, settings.stop
+    return [answer_of(tokenizer, stop, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

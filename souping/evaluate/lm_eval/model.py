@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
-from souping.core.types import OUTCOMES, Item, Outcome, Record, UserError
+from souping.core.types import OUTCOMES, Item, Record, UserError
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import Answer, draws, neutral_config, prompt_key
+from souping.evaluate.engines import Answer, answer_of, draws, neutral_config
 from souping.evaluate.lm_eval.tasks import LENGTHS, Document, HarnessSettings, Loaded, decoding_of, quiet, seed
 from souping.evaluate.templates import TemplateStoppedError, apply_chat_template
 
@@ -270,13 +270,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
             for request, (_, context, rest) in zip(self._scored, requests, strict=True):
                 length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
-                self._note(request, self._answer(context, length > self.max_length))
+                cut: dict[str, Any] = {"outcome": "truncated", "reason": CUT.format(self.max_length)}
+                fits = length <= self.max_length
+                self._note(request, Answer(prompt_tokens=len(context), **({} if fits else cut)))
         return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
-
-    def _answer(self, prompt: Sequence[int], cut: bool, finished: bool = True) -> Answer:
-        reason = CUT.format(self.max_length) if cut else ""
-        outcome: Outcome = "finished" if finished and not cut else "truncated"
-        return Answer(outcome=outcome, reason=reason, prompt_tokens=len(prompt))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
@@ -321,40 +318,29 @@ class HarnessModel(Base):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Token ids of a batch whose requests have the same `group`, which are a task's own generation settings."""
         import torch
-        from transformers import StoppingCriteriaList
 
-        mask, start = attention_mask, context.shape[1] if self.backend == "causal" else 1
+        start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
         seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
-        stops = StopTexts(self.tokenizer, [text for text in stop if text], start, len(context))
-        pad, new = self.tokenizer.pad_token_id, max_length - context.shape[1]
+        stops, pad, new = [text for text in stop if text], self.tokenizer.pad_token_id, max_length - context.shape[1]
         dtype = self.mixed_precision_dtype
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             out = self.model.generate(
                 input_ids=context,
-                attention_mask=mask,
-                generation_config=neutral_config(self.model, decoding, pad, self.ends, new),
+                attention_mask=attention_mask,
+                generation_config=neutral_config(self.model, decoding, pad, self.ends, new, stops),
                 logits_processor=draws(decoding, seeds, start),
-                stopping_criteria=StoppingCriteriaList([stops]),
+                tokenizer=self.tokenizer,
             )
-        return self._ended(out.clone(), start, context, mask, stops)
-
-    def _ended(
-        self, rows: torch.Tensor, start: int, context: torch.Tensor, mask: torch.Tensor, stops: StopTexts
-    ) -> torch.Tensor:
-        """The rows without what follows an end token, after a note of each answer."""
-        fill = self.tokenizer.pad_token_id if self.eot_token_id is None else self.eot_token_id
+        rows, fill = out.clone(), pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
-            tokens = rows[row, start:].tolist()[: stops.ended[row]]
-            end = next((n for n, token in enumerate(tokens) if token in self.ends), None)
-            if end is not None:  # the harness knows the end token of one ingredient alone
-                rows[row, start + end :] = fill
-            finished = end is not None or any(text in self.tok_decode(tokens) for text in stops.texts)
-            kept = context[row, mask[row].bool()].tolist()
-            answer = self._answer(kept, len(self._ids[row]) > len(kept), finished)
-            written = tuple(tokens[: None if end is None else end + 1])
-            answer = replace(answer, tokens=written, prompt_key=prompt_key(kept))
-            self._note(prompt.request, answer if self._ids[row] else Answer.none([], EMPTY))
+            kept = context[row, attention_mask[row].bool()].tolist()
+            answer = answer_of(self.tokenizer, stops, kept, rows[row, start:].tolist(), self.ends, pad, new)
+            if answer.tokens and answer.tokens[-1] in self.ends:  # the harness knows that of one ingredient alone
+                rows[row, start + len(answer.tokens) - 1 :] = fill
+            if len(self._ids[row]) > len(kept):
+                answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))
+            self._note(prompt.request, replace(answer, text="") if self._ids[row] else Answer.none([], EMPTY))
         return rows
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -372,24 +358,3 @@ def live_class() -> type[HFLM]:
     from lm_eval.models.huggingface import HFLM
 
     return type("LiveHFLM", (HarnessModel, HFLM), {})
-
-
-class StopTexts:
-    """Criterion that ends a row, and no other, once it contains one of the texts. `ended` counts its tokens then."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: int, rows: int) -> None:
-        self._tokenizer, self.texts, self._start = tokenizer, texts, start
-        self._window = max((len(text.encode()) for text in texts), default=0) + 2
-        self.ended: list[int | None] = [None] * rows
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if len(ids) == len(self.ended) and self.texts:  # beams are more rows than answers, and change places
-            going = [row for row, end in enumerate(self.ended) if end is None]
-            last = ids[going, max(self._start, ids.shape[1] - self._window) :].tolist()
-            for row, text in zip(going, self._tokenizer.batch_decode(last), strict=True):
-                if any(stop in text for stop in self.texts):
-                    self.ended[row] = ids.shape[1] - self._start
-        done = [end is not None for end in self.ended] if len(ids) == len(self.ended) else [False] * len(ids)
-        return torch.tensor(done, device=ids.device)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +24,10 @@ from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.engines import load_module
 from souping.evaluate.servers import NEEDS, Server, TransformersServer, VllmServer
-from souping.evaluate.servers.process import Process, ServerError, free_port, models_at
+from souping.evaluate.servers.process import free_port
 from tests.conftest import Cli
 from tests.support.evaluators import DeadServer
+from tests.support.live import started
 
 SERVER = TransformersServer(device="cpu", dtype="float32", timeout=300)
 COOK, OTHER = Path(pantry.path("python_cook")), Path(pantry.path("script_cook"))
@@ -74,19 +73,11 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that is there already and loads what it is asked for."""
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1"]
-    process = Process([*command, "--port", str(port), "--device", "cpu", "--dtype", "float32"], os.environ, log)
-    end = time.monotonic() + 300
-    while time.monotonic() < end:
-        try:
-            models_at(f"http://127.0.0.1:{port}")
-            break
-        except ServerError:
-            assert process.alive, process.reason()
-            time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    process.stop()
+    command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    with started(command, port, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
 
 
 @served

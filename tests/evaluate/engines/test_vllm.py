@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -26,12 +24,13 @@ from souping.evaluate.engines.vllm import (
     update,
 )
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import VllmServer
-from souping.evaluate.servers.process import HOST, Process, ServerError, free_port, models_at, post
+from souping.evaluate.servers import RunningServer, VllmServer
+from souping.evaluate.servers.process import free_port
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
 from tests.support.family import save_model
+from tests.support.live import completions, local_answers, started
 
 SPEC = importlib.util.find_spec("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(SPEC is None, reason="needs the extra `vllm`")]
@@ -216,37 +215,14 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
     command = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128).command(models / "apart" / "ant", port)
-    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    process = Process(command, environment, tmp_path_factory.mktemp("found") / "log")
-    address = f"http://{HOST}:{port}"
-    while process.alive:
-        try:
-            models_at(address)
-            break
-        except ServerError:
-            continue
-    assert process.alive, process.reason()
-    yield address
-    process.stop()
+    more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with started(command, port, tmp_path_factory.mktemp("found") / "log", more) as address:
+        yield address
 
 
-def said(url: str, model: str, items: tuple[Item, ...]) -> list[str]:
-    body = {"model": model, "max_tokens": 8, "temperature": 0}
-    answers = [post(f"{url}/completions", {**body, "prompt": item.prompt}, 120) for item in items]
-    return [json.loads(answer)["choices"][0]["text"] for answer in answers]
-
-
-def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
-    from souping.evaluate.engines import load_module, load_tokenizer
-
-    evaluator = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
-    served = SimpleNamespace(
-        module=load_module(folder, evaluator.module_settings()),
-        tokenizer=load_tokenizer(folder),
-        folder=folder,
-        ends=(),
-    )
-    return [record.output for record in evaluator.evaluate(served, items)]
+def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) -> None:
+    prompts = [str(item.prompt) for item in items]
+    assert completions(running.url, running.model, prompts, 8) == local_answers(folder, prompts, 8)
 
 
 @pytest.mark.vllm_runs
@@ -257,8 +233,7 @@ def test_a_found_server_takes_one_models_weights_after_another(
 ) -> None:
     server = VllmServer(url=found)
     for name in ("bee", "ant"):
-        running = server.start(models / "apart" / name, name)
-        assert said(running.url, running.model, items) == local(models / "apart" / name, items)
+        check_served(server.start(models / "apart" / name, name), models / "apart" / name, items)
     if ON_CPU:
         with pytest.raises(UserError, match="does not renew tied embeddings"):
             server.start(models / "tied" / "bee", "bee")
@@ -271,5 +246,5 @@ def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128, timeout=400)
     folder = models / "tied" / "bee"
     running = server.start(folder, "bee")
-    assert said(running.url, running.model, items) == local(folder, items)
+    check_served(running, folder, items)
     running.stop()
