@@ -251,35 +251,22 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
         ) from error
 
 
-def _read(entry: Value, language: str) -> list[ExpectedCall]:
+def _read(entry: Any, language: str) -> list[ExpectedCall]:
     if isinstance(entry, str):
-        return _from_text(entry, language)
-    if not isinstance(entry, dict) or not entry:
-        raise ValueError(f"{entry!r:.40} is no call")
+        calls = parse(entry, language)
+        if not calls:
+            raise ValueError("a text without a call")
+        return [ExpectedCall(c.name, _each_allowed(c.arguments), tuple(map(plain, c.positional))) for c in calls]
     if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
-        if not isinstance(entry["arguments"], dict):
-            raise ValueError("`arguments` must be an object")
-        return [ExpectedCall(entry["name"], {key: [_allow(value)] for key, value in entry["arguments"].items()})]
-    if len(entry) != 1:
-        raise ValueError("one object names one function")
+        return [ExpectedCall(entry["name"], _each_allowed(entry["arguments"]))]
     ((name, arguments),) = entry.items()
-    if not isinstance(arguments, dict) or not all(isinstance(v, list) for v in arguments.values()):
+    if not all(isinstance(allowed, list) for allowed in arguments.values()):
         raise ValueError(f"every argument of {name} needs a list of allowed values")
     return [ExpectedCall(name, arguments)]
 
 
-def _from_text(text: str, language: str) -> list[ExpectedCall]:
-    calls = parse(text, language)
-    if not calls:
-        raise ValueError("a text without a call")
-    return [
-        ExpectedCall(
-            call.name,
-            {name: [_allow(plain(value))] for name, value in call.arguments.items()},
-            tuple(plain(value) for value in call.positional),
-        )
-        for call in calls
-    ]
+def _each_allowed(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
+    return {name: [_allow(plain(value))] for name, value in arguments.items()}
 
 
 def _allow(value: Value) -> Value:
@@ -321,9 +308,7 @@ def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
     """BFCL looks at keyword arguments alone; an answer given as text may ask for positional ones too."""
     if expected.positional:
         values = [plain(value) for value in call.positional]
-        return len(values) == len(expected.positional) and all(
-            agrees(value, [_allow(other)]) for value, other in zip(values, expected.positional, strict=True)
-        )
+        return _same(values, [_allow(other) for other in expected.positional], strict=True)
     if language == "python":
         return True
     written = [value for value in call.positional if isinstance(value, Literal) and value.kind == "code"]
@@ -331,22 +316,18 @@ def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
-    if name not in expected.allowed:
+    allowed, kinds = expected.allowed.get(name), expected.kinds
+    if allowed is None or (kinds is not None and name not in kinds):
         return False
-    allowed = expected.allowed[name]
-    if expected.kinds is None:
-        return agrees(plain(value), allowed) or _verbatim(value, allowed)
-    if name not in expected.kinds:
-        return False
-    kind = expected.kinds[name]
-    return agrees(to_kind(value, kind), allowed, kind) or (kind.type is str and _verbatim(value, allowed))
+    kind = kinds[name] if kinds is not None else None
+    read = plain(value) if kind is None else to_kind(value, kind)
+    return agrees(read, allowed, kind) or ((kind is None or kind.type is str) and _verbatim(value, allowed))
 
 
 def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
     """A Java or JavaScript string also counts as written, with its escapes, which is how BFCL reads it."""
-    if not isinstance(value, Literal) or value.kind != "string":
-        return False
-    return value.text != value.value and agrees(value.text, allowed)
+    escaped = isinstance(value, Literal) and value.kind == "string" and value.text != value.value
+    return escaped and agrees(value.text, allowed)
 
 
 _PYTHON = {
