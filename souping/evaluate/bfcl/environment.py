@@ -117,9 +117,9 @@ def call(
     finally:
         process.stop()
     outcome = root / "outcome.json"
-    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
-    if error:
-        raise UserError(f"bfcl-eval: {safe(str(error))}")
+    stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
+    if stopped:
+        raise UserError(f"bfcl-eval: {safe(str(stopped))}")
 
 
 def _wait(process: Process, alive: Path, patience: float) -> None:

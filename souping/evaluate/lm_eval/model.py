@@ -332,7 +332,8 @@ class HarnessModel(Base):  # type: ignore[misc]
                 logits_processor=draws(decoding, seeds, start),
                 tokenizer=self.tokenizer,
             )
-        rows, fill = out.clone(), pad if self.eot_token_id is None else self.eot_token_id
+        rows: torch.Tensor = out.clone()
+        fill = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
             kept = context[row, attention_mask[row].bool()].tolist()
             answer = answer_of(self.tokenizer, stops, kept, rows[row, start:].tolist(), self.ends, pad, new)

@@ -326,8 +326,9 @@ def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
 
 def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
     """A Java or JavaScript string also counts as written, with its escapes, which is how BFCL reads it."""
-    escaped = isinstance(value, Literal) and value.kind == "string" and value.text != value.value
-    return escaped and agrees(value.text, allowed)
+    if not isinstance(value, Literal) or value.kind != "string":
+        return False
+    return value.text != value.value and agrees(value.text, allowed)
 
 
 _PYTHON = {
