@@ -59,9 +59,11 @@ class TaskFiles:
             if not folder.is_dir():
                 raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task files")
         self._allow, self.allowed = allow_code, list[str]()
-        self.manager = TaskManager(include_path=folders, include_defaults=include_defaults is True, metadata=metadata)
+        self.manager = TaskManager(
+            include_path=folders or None, include_defaults=include_defaults is True, metadata=metadata
+        )
         if include_defaults is None and not _is_closed(self.manager.task_index, tasks):
-            self.manager = TaskManager(include_path=folders, include_defaults=True, metadata=metadata)
+            self.manager = TaskManager(include_path=folders or None, include_defaults=True, metadata=metadata)
         self._check_first()
         sandbox()
 

@@ -123,9 +123,11 @@ def _check_texts(item: Item) -> None:
     given = _given(item)
     fine = all(isinstance(a, str | int | float) and not isinstance(a, bool) for a in given)
     if not given or not fine or (item.scorer != "exact" and not all(str(a).strip() for a in given)):
-        raise UserError(
-            f"item {item.id}: a `{item.scorer}` answer is a text or a list of texts, not {item.answer!r:.60}"
-        )
+        raise _refused(item, "a text or a list of texts")
+
+
+def _refused(item: Item, form: str) -> UserError:
+    return UserError(f"item {item.id}: a `{item.scorer}` answer is {form}, not {item.answer!r:.60}")
 
 
 def plain(text: str) -> str:
@@ -164,9 +166,8 @@ def _choice(item: Item, output: str) -> float:
 
 def _check_choice(item: Item) -> None:
     _check_texts(item)
-    for answer in _answers(item):
-        if not re.fullmatch(r"[A-Za-z]", answer.strip("() .")):
-            raise UserError(f"item {item.id}: a `choice` answer is a letter or a list of letters, not {answer!r:.60}")
+    if not all(re.fullmatch(r"[A-Za-z]", answer.strip("() .")) for answer in _answers(item)):
+        raise _refused(item, "a letter or a list of letters")
 
 
 def chosen(output: str) -> str:
@@ -210,15 +211,13 @@ def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
 def _number(item: Item, output: str) -> float:
     expected, said = _as_number(item.answer), last_number(output)
     if expected is None:
-        _check_number(item)
-    return float(
-        said is not None and expected is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12)
-    )
+        raise _refused(item, "a finite number")
+    return float(said is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12))
 
 
 def _check_number(item: Item) -> None:
     if _as_number(item.answer) is None:
-        raise UserError(f"item {item.id}: a `number` answer is a finite number, not {item.answer!r:.60}")
+        raise _refused(item, "a finite number")
 
 
 def _as_number(answer: Json) -> float | None:
@@ -273,9 +272,8 @@ def _equal(item: Item, output: str) -> float:
 def _check_mathematics(item: Item) -> None:
     """Refuse an answer in which math-verify finds no expression, and a machine without the library."""
     _check_library()
-    for answer, read in zip(_given(item), _references(item), strict=True):
-        if isinstance(answer, bool) or not read:
-            raise UserError(f"item {item.id}: a `math` answer is a number or an expression, not {answer!r:.60}")
+    if any(isinstance(answer, bool) for answer in _given(item)) or not all(_references(item)):
+        raise _refused(item, "a number or an expression")
 
 
 def _expression(item: Item, output: str) -> str:
