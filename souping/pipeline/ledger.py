@@ -18,22 +18,12 @@ from dataclasses import dataclass
 from souping.analysis.significance import penalty
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
-from souping.pipeline.store import Store, row_number
+from souping.pipeline.store import Mixture, Store, parts_of, row_number
 
 NEAR = 0.05
 """Two soups are one to the ledger if no weight differs by more."""
 DEEP = 20
 """Levels of soups of soups that are followed. An edited recipe.json may contain itself."""
-Mixture = dict[str, float]
-"""Shares of a model by ingredient; a single model is one ingredient."""
-
-
-def parts_of(recipe: Recipe) -> Mixture:
-    """{fingerprint: weight}; copies of one model under two names add up."""
-    parts = dict.fromkeys(recipe.fingerprints, 0.0)
-    for name, weight in zip(recipe.fingerprints, recipe.weights, strict=True):
-        parts[name] += weight
-    return parts
 
 
 @dataclass(frozen=True, kw_only=True)

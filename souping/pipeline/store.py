@@ -61,7 +61,18 @@ MARK = 0x534F5550
 """`application_id` of our files ("SOUP")."""
 MEMORY = ":memory:"
 """Path of a store that is kept in memory and ends with its process."""
+Mixture = dict[str, float]
+"""Shares of a model by ingredient; a single model is one ingredient."""
+
 log = logging.getLogger(__name__)
+
+
+def parts_of(recipe: Recipe) -> Mixture:
+    """{fingerprint: weight}; copies of one model under two names add up."""
+    parts = dict.fromkeys(recipe.fingerprints, 0.0)
+    for name, weight in zip(recipe.fingerprints, recipe.weights, strict=True):
+        parts[name] += weight
+    return parts
 
 
 def row_number(*content: str | int) -> int:

@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.system import cores
+from souping.core.system import cores, versions
 from souping.core.text import safe
-from souping.core.versions import commit, versions
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -36,11 +35,11 @@ class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line for each tenth."""
 
     def __init__(self) -> None:
-        from rich.progress import MofNCompleteColumn, TextColumn
+        self._bars: Bars | None = None
+        if _live():
+            from rich.progress import MofNCompleteColumn, TextColumn
 
-        state = TextColumn("{task.fields[state]}", markup=False)
-        self._bars = _bars(MofNCompleteColumn(), state) if _live() else None
-        self._ended = False
+            self._bars = _bars(MofNCompleteColumn(), TextColumn("{task.fields[state]}", markup=False))
         self._begin("", None, None)
 
     def __enter__(self) -> Progress:
@@ -150,7 +149,7 @@ class Throughput:
     def __call__(self, done: int, total: int) -> None:
         self._done = max(self._done, done)
         first, self._first = self._first, False
-        if first and _live():  # asked once: it makes a console
+        if first and _live():
             from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
             self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
@@ -177,7 +176,14 @@ def _of(done: int, total: int | None, unit: str) -> str:
     return f"{done:,}{f' of {total:,}' if total else ''} {unit}" if done or total else ""
 
 
+def on_terminal() -> bool:
+    """Whether a person may be watching; rich would say the same after 70 ms of imports."""
+    return sys.stderr.isatty() or sys.stdout.isatty()
+
+
 def _live() -> bool:
+    if not on_terminal():
+        return False
     console = side_console()
     return console.is_terminal and not console.is_dumb_terminal
 
@@ -274,6 +280,4 @@ def _head(command: str, overrides: str) -> Iterator[str]:
         yield f"overrides  {overrides}"
     yield f"folder     {os.getcwd()}"
     yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
-    if found := commit():
-        yield f"commit     {found}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

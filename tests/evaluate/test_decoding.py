@@ -66,7 +66,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
         pool = OpenPool([Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store)
         serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
         for weights in ({"ant": 1.0}, {"ant": 0.5, "bee": 0.5}):
-            ends = pool.ends(pool.recipe(weights))
+            ends = pool.eos_token_ids(pool.recipe(weights))
             folder = serve(pool.recipe(weights)).folder
             assert json.loads((folder / "generation_config.json").read_text()) == {
                 "bos_token_id": 1,
@@ -74,7 +74,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
                 "pad_token_id": 0,
             }
             assert ends == (2, 9)
-            assert serve(pool.recipe(weights)).ends == ends
+            assert serve(pool.recipe(weights)).eos_token_ids == ends
         assert serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
         pool.close()
     assert before == {path: path.read_bytes() for path in folders["ant"].iterdir()}

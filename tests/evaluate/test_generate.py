@@ -105,7 +105,7 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
     change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
-    ending = SimpleNamespace(**{**vars(served), "ends": (cut.tokens[change], served.tokenizer.eos_token_id)})
+    ending = SimpleNamespace(**{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)})
     for others in ([], [other for other in items if other != one][:5]):  # alone, and padded beside longer answers
         ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
         assert (ended.outcome, ended.tokens) == ("finished", cut.tokens[: change + 1])
@@ -163,7 +163,7 @@ def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
     short, long = (Item(id=t, category="c", prompt=t, answer="") for t in ("x" * 20, "y" * 60))
     free = replace(LOCAL, max_new_tokens=None)
     for settings, items, tokens, rest in ((free, [long, short], "1,024", True), (LOCAL, [short], "4", False)):
-        line = settings.opening(family / "ant", items)
+        line = settings.banner(family / "ant", items)
         assert f" {tokens} new tokens" in line
         assert "evaluator.max_new_tokens" in line
         assert ("context of 128" in line) == rest

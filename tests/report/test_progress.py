@@ -23,6 +23,7 @@ QUICK = ["selector=all", "optimiser=uniform", "hydra.run.dir=run"]
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, force_interactive=True)
     monkeypatch.setattr(module, "side_console", lambda: console)
+    monkeypatch.setattr(module, "on_terminal", lambda: True)
     return console
 
 

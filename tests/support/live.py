@@ -21,7 +21,12 @@ from souping.evaluate.servers.process import Process, ServerError, models_at, po
 def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
     module = load_module(folder, settings or ModuleSettings())
     return SimpleNamespace(
-        soup="s", home=folder, folder=folder, module=module, tokenizer=load_tokenizer(folder), ends=()
+        soup="s",
+        architecture_folder=folder,
+        folder=folder,
+        module=module,
+        tokenizer=load_tokenizer(folder),
+        eos_token_ids=(),
     )
 
 

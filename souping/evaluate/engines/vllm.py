@@ -70,7 +70,7 @@ class VllmEngine(Engine):
     part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
     """
 
-    wants = "either"
+    model_form = "either"
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
@@ -98,7 +98,7 @@ class VllmEngine(Engine):
 
     def needs(self) -> list[Missing]:
         there = find_spec("vllm") is not None
-        return [] if there else [Missing(what="the package vllm is not installed", mends=install("vllm"))]
+        return [] if there else [Missing(what="the package vllm is not installed", fix=install("vllm"))]
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -119,7 +119,8 @@ class VllmEngine(Engine):
         numbers = [number for number, (_, reason) in enumerate(rooms) if not reason]
         seeds = [settings.decoding.seed_of(item, replicate) for item in items]
         sampling = [
-            sampling_arguments(rooms[n][0], settings.stop, settings.decoding, seeds[n], model.ends) for n in numbers
+            sampling_arguments(rooms[n][0], settings.stop, settings.decoding, seeds[n], model.eos_token_ids)
+            for n in numbers
         ]
         done = dict(zip(numbers, engine.generate([prompts[n] for n in numbers], sampling), strict=True))
         return [
@@ -143,10 +144,10 @@ class VllmEngine(Engine):
         """Send the poured module's tensors. Returns whether that worked; with `weights=transfer` it must."""
         state = self.running
         if state.engine is None:
-            self._start(model.home, trust, transfer=True)
+            self._start(model.architecture_folder, trust, transfer=True)
         assert state.engine is not None
         try:
-            tensors = checkpoint_tensors(model.module, stored_names(model.home))
+            tensors = checkpoint_tensors(model.module, stored_names(model.architecture_folder))
             if tensors is None:
                 raise UserError("the module's tensors are not the checkpoint's")
             state.engine.send(tensors)
@@ -182,7 +183,7 @@ class VllmEngine(Engine):
 def _answer(
     model: LoadedModel, settings: GenerationSettings, prompt: list[int], tokens: list[int], reason: str
 ) -> Answer:
-    kept = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
+    kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
     return Answer(
         text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
         outcome="truncated" if reason == "length" else "finished",

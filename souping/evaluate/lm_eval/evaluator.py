@@ -96,10 +96,10 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         trust = self.trust_remote_code
         return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads, trust_remote_code=trust)
 
-    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
         """This evaluator with the candidates' own dtype; the tasks are the same objects."""
         copied = copy.copy(self)
-        vars(copied)["_machine"] = self._machine.for_pool(home, folders)
+        vars(copied)["_machine"] = self._machine.for_pool(architecture_folder, folders)
         return copied
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
@@ -114,7 +114,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
-        return [] if there else [Missing(what="the package lm_eval is not installed", mends=install("lm_eval"))]
+        return [] if there else [Missing(what="the package lm_eval is not installed", fix=install("lm_eval"))]
 
     @property
     def loaded(self) -> dict[str, Loaded]:

@@ -222,7 +222,7 @@ def build(
     quiet()
     model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
     model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
-    model.ends = served.ends or (() if model.eot_token_id is None else (int(model.eot_token_id),))
+    model.eos_token_ids = served.eos_token_ids or (() if model.eot_token_id is None else (int(model.eot_token_id),))
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
     return model
@@ -241,7 +241,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     evaluator: HarnessSettings
     items: Mapping[tuple[str, int], Item]
     replicate: int
-    ends: Sequence[int]
+    eos_token_ids: Sequence[int]
     answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
     _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
     _ids: Sequence[Sequence[int]] = ()
@@ -328,7 +328,7 @@ class HarnessModel(Base):  # type: ignore[misc]
             out = self.model.generate(
                 input_ids=context,
                 attention_mask=attention_mask,
-                generation_config=neutral_config(self.model, decoding, pad, self.ends, new, stops),
+                generation_config=neutral_config(self.model, decoding, pad, self.eos_token_ids, new, stops),
                 logits_processor=draws(decoding, seeds, start),
                 tokenizer=self.tokenizer,
             )
@@ -336,8 +336,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         fill = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
             kept = context[row, attention_mask[row].bool()].tolist()
-            answer = answer_of(self.tokenizer, stops, kept, rows[row, start:].tolist(), self.ends, pad, new)
-            if answer.tokens and answer.tokens[-1] in self.ends:  # the harness knows that of one ingredient alone
+            answer = answer_of(self.tokenizer, stops, kept, rows[row, start:].tolist(), self.eos_token_ids, pad, new)
+            if (
+                answer.tokens and answer.tokens[-1] in self.eos_token_ids
+            ):  # the harness knows that of one ingredient alone
                 rows[row, start + len(answer.tokens) - 1 :] = fill
             if len(self._ids[row]) > len(kept):
                 answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))

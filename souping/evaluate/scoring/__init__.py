@@ -39,7 +39,7 @@ import regex
 
 from souping.core.fields import pick
 from souping.core.text import first_line, install
-from souping.core.types import Item, Json, OwnScorer, UserError
+from souping.core.types import Item, Json, UserError, UserScorer
 from souping.evaluate.scoring import calls
 from souping.evaluate.scoring.judge import Judge
 
@@ -79,12 +79,12 @@ def score(item: Item, output: str) -> float:
     Raises:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
-    return graded(item, output) if item.own is not None else _scorer(item).score(item, output)
+    return graded(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
 
 
 def reading(item: Item, output: str) -> str:
     """What the item's scorer reads in an output: outputs with the same reading say the same."""
-    return plain(output) if item.own is not None else _scorer(item).read(item, output)
+    return plain(output) if item.user_scorer is not None else _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -93,7 +93,7 @@ def check(item: Item) -> None:
     Raises:
         UserError: unknown scorer or language, or an answer that the scorer cannot read.
     """
-    if item.own is None:
+    if item.user_scorer is None:
         _scorer(item).check(item)
 
 
@@ -325,7 +325,7 @@ SCORERS: dict[str, Scorer] = {
 # The user's
 
 
-def load(scorers: Mapping[str, str]) -> dict[str, OwnScorer]:
+def load(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
     """{name: scorer} of `benchmark.scorers={name: my_module.my_function}`. A file of items only names a scorer and
     imports nothing; the configuration says what the name stands for.
 
@@ -338,7 +338,7 @@ def load(scorers: Mapping[str, str]) -> dict[str, OwnScorer]:
     return {name: _own(name, path) for name, path in scorers.items()}
 
 
-def _own(name: str, path: str) -> OwnScorer:
+def _own(name: str, path: str) -> UserScorer:
     where = f"benchmark.scorers.{name}={path}"
     parent, _, attribute = path.rpartition(".")
     try:
@@ -350,8 +350,8 @@ def _own(name: str, path: str) -> OwnScorer:
     if inspect.isclass(function) or not callable(function):
         raise UserError(f"{where} is no function of (item, output): name one, or an object that can be called")
     if isinstance(function, Judge):
-        return OwnScorer(name=name, function=function, digest=function.fingerprint, threads=function.threads)
-    return OwnScorer(name=name, function=function, digest=_source(module, function, path, where))
+        return UserScorer(name=name, function=function, digest=function.fingerprint, threads=function.threads)
+    return UserScorer(name=name, function=function, digest=_source(module, function, path, where))
 
 
 def _source(module: ModuleType, function: Callable[[Item, str], float], path: str, where: str) -> str:
@@ -378,7 +378,7 @@ def graded(item: Item, output: str) -> float:
     Raises:
         UserError: the scorer fails, or its value is not a number from 0 to 1.
     """
-    own = item.own
+    own = item.user_scorer
     assert own is not None
     try:
         value = own.function(item, output)
@@ -393,7 +393,7 @@ def graded(item: Item, output: str) -> float:
     return float(value)
 
 
-def _place(own: OwnScorer) -> str:
+def _place(own: UserScorer) -> str:
     part = _definition(own.function)
     try:
         return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
@@ -416,7 +416,7 @@ def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple
         except UserError as error:
             errors.append(error)
 
-    threads = min((item.own.threads for item in asked.values() if item.own), default=1)
+    threads = min((item.user_scorer.threads for item in asked.values() if item.user_scorer), default=1)
     with ThreadPoolExecutor(threads, thread_name_prefix="souping-score") if threads > 1 else nullcontext() as pool:
         list(pool.map(one, asked) if pool else map(one, asked))
     return [scores.get(key, math.nan) for key in keys], errors[0] if errors else None
