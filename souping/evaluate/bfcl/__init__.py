@@ -36,7 +36,7 @@ PROTOCOL = 2
 GREEDY = 0.001
 """bfcl-eval's own temperature, at which nothing but the likeliest token is drawn."""
 CHAT_TEMPLATE = "chat-template"
-"""Handler that asks by the tokenizer's own chat template."""
+"""Handler that prompts with the tokenizer's own chat template."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class BfclEvaluator(Evaluator):
 
     Above bfcl-eval's own `temperature` answers are drawn: `samples` of each item, each by a seed that the server gets
     (from `sampling_seed`, the item and the number of the answer), and `aggregate` says how they become the item's
-    score, their `mean` or `pass` (the best). `replicates` asks again without drawing, in another order. A server that
+    score, their `mean` or `pass` (the best). `replicates` repeats greedy answers in another order. A server that
     answers nothing for `timeout` seconds counts as stuck.
     """
 
@@ -141,7 +141,7 @@ class BfclEvaluator(Evaluator):
         """What the candidates' own generation_config would have done, and what a server of others may do."""
         notes = generation_notes(folders, instead="")
         if self.host.url is not None:
-            notes.append(f"{self.host.url} was started by others: what its requests do not say is decoded its own way")
+            notes.append(f"{self.host.url} was started by others: its own defaults decode what requests leave open")
         return notes
 
     @property
@@ -207,16 +207,16 @@ class BfclEvaluator(Evaluator):
             raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
 
     def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
-        """The handlers that may ask this model: a candidate has one, a soup those of `soup_handlers`."""
+        """The handlers for this model: a candidate has one, a soup those of `soup_handlers`."""
         if len(recipe.ingredients) == 1:
             return ((self.handlers or {}).get(recipe.ingredients[0], self.handler),)
         return tuple(self.soup_handlers) or (self.handler,)
 
     def with_handler(self, handler: str) -> BfclEvaluator:
         """This evaluator with that handler for everything; the two share their server."""
-        twin = replace(self, handler=handler, handlers=None, soup_handlers=[])
-        object.__setattr__(twin, "_slot", self._slot)
-        return twin
+        copy = replace(self, handler=handler, handlers=None, soup_handlers=[])
+        object.__setattr__(copy, "_slot", self._slot)
+        return copy
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
@@ -224,7 +224,7 @@ class BfclEvaluator(Evaluator):
         return [tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
-        """Ask and score. An item that has no answer scores 0, and its record says why.
+        """Generate and score. An item without an answer scores 0, and its record has the reason.
 
         Raises:
             UserError: the server, the environment or every item failed.

@@ -133,7 +133,7 @@ def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
     """What an item has that others may have too, as texts."""
     if name in SINGLE_TURN:
         yield from (f"function {json.dumps(doc, sort_keys=True)}" for doc in row["function"])
-    elif name in MULTI_TURN:  # the four files tell one story under one number
+    elif name in MULTI_TURN:  # one number is one scenario in all four files
         yield f"story {row['id'].rsplit('_', 1)[1]}"
         yield f"state {json.dumps(row['initial_config'], sort_keys=True)}"
         yield f"question {json.dumps(row['question'][0], sort_keys=True)}"

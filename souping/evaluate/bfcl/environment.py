@@ -77,7 +77,7 @@ def find(place: Path, full: bool = False) -> Environment:
     """The environment in a folder.
 
     Raises:
-        UserError: bfcl-eval is not there, or not with all that it asks for; the message has the command to install it.
+        UserError: bfcl-eval is not installed, or not completely; the message has the command.
     """
     environment = Environment(folder=place)
     if not environment.complete:
@@ -136,12 +136,12 @@ def _wait(process: Process, alive: Path, patience: float) -> None:
 OWN = ("chat-template", "plain")
 """Handlers of ours: the tokenizer's chat template below BFCL's system prompt, and a short prompt without a template."""
 SERVED_APIS = ("FunctionaryHandler",)
-"""Handlers that ask by chat completions and whose server is one's own; the other APIs are vendors'."""
+"""Handlers that use chat completions of a server of one's own; the other APIs are vendors'."""
 
 
 @lru_cache(maxsize=4)
 def registered(package: Path) -> tuple[str, ...]:
-    """Names of bfcl-eval's model registry whose handlers can ask a server of ours."""
+    """Names of bfcl-eval's model registry whose handlers can use a local server."""
     tree = ast.parse((package / "constants" / "model_config.py").read_text(encoding="utf-8"))
     return tuple(name for table, name, kind in _entries(tree) if "local" in table or kind in SERVED_APIS)
 

@@ -309,7 +309,7 @@ def _plain(value: Any) -> Any:
 
 
 def _code(thing: Any) -> str:
-    """Digest of the file that a function or class stands in; of the harness's own, its version says it already."""
+    """Digest of the file that defines a function or class; empty for the harness's own, whose version is recorded."""
     try:
         path = inspect.getsourcefile(thing)
     except TypeError:

@@ -66,7 +66,7 @@ Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], User
 
 @dataclass(frozen=True)
 class Scorer:
-    """Way to score outputs, to check an answer when items are read, and to tell when two outputs say the same."""
+    """Way to score outputs, to check an answer when items are read, and to read what an output says."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]
@@ -405,18 +405,18 @@ def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple
     """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
     allows it. After an error no further scorer is called; scores so far are kept."""
     keys = [(item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)]
-    asked = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+    unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
     scores, errors = dict(known), list[UserError]()
 
     def one(key: tuple[str, str, str]) -> None:
         if errors:
             return
         try:
-            scores[key] = graded(asked[key], key[2])
+            scores[key] = graded(unknown[key], key[2])
         except UserError as error:
             errors.append(error)
 
-    threads = min((item.user_scorer.threads for item in asked.values() if item.user_scorer), default=1)
+    threads = min((item.user_scorer.threads for item in unknown.values() if item.user_scorer), default=1)
     with ThreadPoolExecutor(threads, thread_name_prefix="souping-score") if threads > 1 else nullcontext() as pool:
-        list(pool.map(one, asked) if pool else map(one, asked))
+        list(pool.map(one, unknown) if pool else map(one, unknown))
     return [scores.get(key, math.nan) for key in keys], errors[0] if errors else None

@@ -230,7 +230,7 @@ def check(item: Item) -> None:
 
 
 def read_answer(item: Item) -> list[ExpectedCall] | None:
-    """The calls that an answer asks for; None for `"any"`."""
+    """The expected calls; None for `"any"`."""
     pick(item.language, LANGUAGES, f"item {item.id}: language")
     answer: Value = item.answer
     functions: Iterable[Schema] = []
@@ -305,7 +305,7 @@ def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
-    """BFCL looks at keyword arguments alone; an answer given as text may ask for positional ones too."""
+    """BFCL looks at keyword arguments alone; an answer that is a text may have positional ones too."""
     if expected.positional:
         values = [plain(value) for value in call.positional]
         return _same(values, [_allow(other) for other in expected.positional], strict=True)
@@ -416,7 +416,7 @@ def _container(value: Literal, kind: Kind) -> Value:
 def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> bool:
     """Whether a value is one of the allowed ones, in type and content.
 
-    Without `kind` the allowed values tell the type (an int may stand for a float). With it, the type is the
+    Without `kind` the allowed values decide the type (an int may stand for a float). With it, the type is the
     documented one or, if a variable is allowed in its place, that of the first allowed value.
     """
     if kind is None:

@@ -78,7 +78,7 @@ class Judge:
         Raises:
             UserError: the endpoint refuses or fails after all retries, or its reply holds no verdict.
         """
-        reply = self.ask(self.request(item, output))
+        reply = self.reply(self.request(item, output))
         found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
         if not found:
             raise UserError(f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}")
@@ -100,7 +100,7 @@ class Judge:
         settings: dict[str, Json] = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
         return {"model": self.model, "messages": messages, **settings}
 
-    def ask(self, body: Mapping[str, Json]) -> str:
+    def reply(self, body: Mapping[str, Json]) -> str:
         """The response's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
         secret = os.environ.get(self.key, "").strip() if self.key else ""
         if self.key and not re.fullmatch("[!-~]+", secret):

@@ -180,7 +180,7 @@ class Server(ABC):
         except Exception:
             process.stop()
             raise
-        except BaseException:  # after Ctrl-C nobody reads the log
+        except BaseException:  # after Ctrl-C the log is not needed
             stop()
             raise
         return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, stop=stop)
