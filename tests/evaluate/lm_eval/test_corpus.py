@@ -35,7 +35,7 @@ def translations(count: int, noise: float, seed: int) -> tuple[list[str], list[s
             return [word]
         return errors.choice([[], [], [word, word], [errors.choice(WORDS)], [errors.choice(WORDS)]])
 
-    references = [" ".join(dice.handlers_for(WORDS, k=dice.randint(6, 14))) + "." for _ in range(count)]
+    references = [" ".join(dice.choices(WORDS, k=dice.randint(6, 14))) + "." for _ in range(count)]
     texts = [" ".join(w for word in reference.split() for w in changed(word)) for reference in references]
     return references, texts
 
