@@ -50,7 +50,7 @@ def add(words: Sequence[str]) -> None:
     settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
-    from souping.pipeline.finished import add_analyses
+    from souping.pipeline.execute import add_analyses
 
     for path in add_analyses(settings):
         if path.suffix != ".png":
