@@ -36,7 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.evaluate.scoring.own import Grade, grades
+from souping.evaluate.scoring import Grade, grades
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 

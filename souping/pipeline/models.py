@@ -299,7 +299,7 @@ class LoadedSoup(LoadedModel):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from souping.evaluate.engines.transformers import load_tokenizer
+        from souping.evaluate.engines import load_tokenizer
 
         return load_tokenizer(self._pool.tokenizer_folder(self._recipe), self._settings.trust_remote_code)
 
@@ -324,7 +324,7 @@ class SharedModule:
     def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
         """The module with this soup in it. It is loaded again for an evaluator with another device or dtype."""
         if self._loaded is None or settings != self._settings:
-            from souping.evaluate.engines.transformers import load_module
+            from souping.evaluate.engines import load_module
 
             self._loaded, self._soup = None, ""  # two modules at once might not fit
             loaded = load_module(self._pool.architecture_folder, settings)

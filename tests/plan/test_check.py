@@ -33,12 +33,12 @@ def dump(store: Path) -> list[str]:
 def test_one_candidate_answers_five_items_per_category_outside_the_report_fold(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from souping.evaluate.engines import transformers
+    from souping.evaluate import engines
 
     loaded: list[Path] = []
-    load = transformers.load_module
+    load = engines.load_module
     monkeypatch.setattr(
-        transformers, "load_module", lambda folder, settings: loaded.append(folder) or load(folder, settings)
+        engines, "load_module", lambda folder, settings: loaded.append(folder) or load(folder, settings)
     )
     done = souping("check", *pool_of(family), "selector=topk", "hydra.run.dir=run")
     assert done.code == 0, done.err
