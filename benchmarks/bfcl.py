@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Item
+from souping.evaluate.bfcl import VERSION, Environment, call, find, place_of, records
 from souping.evaluate.bfcl.benchmark import LIVE, SINGLE_TURN, BfclBenchmark
-from souping.evaluate.bfcl.environment import VERSION, Environment, call, find, place_of, records
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     environment = find(place_of())
-    items = BfclBenchmark(environment=environment, categories=SINGLE_TURN).items()
+    items = BfclBenchmark(data=environment.data, categories=SINGLE_TURN).items()
     before, seconds = os.getloadavg()[0], []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as root:

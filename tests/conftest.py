@@ -121,7 +121,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bfcl() -> Any:
     """bfcl-eval's own environment, found by SOUPING_BFCL."""
-    from souping.evaluate.bfcl.environment import find, place_of
+    from souping.evaluate.bfcl import find, place_of
 
     if not os.environ.get("SOUPING_BFCL"):
         pytest.skip("needs SOUPING_BFCL, an environment with bfcl-eval (docs/evaluators.md)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.evaluate.bfcl.environment import Environment
+from souping.evaluate.bfcl import Environment
 from tests.cli.test_experiments import CHOSEN, composed
 from tests.conftest import Cli
 from tests.evaluate.bfcl.test_evaluator import address, served, shortest  # noqa: F401

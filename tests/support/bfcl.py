@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Item, Record
-from souping.evaluate.bfcl.environment import Environment, call, records
+from souping.evaluate.bfcl import Environment, call, records
 
 CHAT = "I am sorry, none of these functions can do that"
 UNMET = {

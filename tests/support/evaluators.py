@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from souping.core.protocols import ModelHost
 from souping.core.types import Json
+from souping.evaluate.bfcl import VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
-from souping.evaluate.bfcl.environment import VERSION, Environment
 from souping.evaluate.servers import RunningServer, Server
 
 

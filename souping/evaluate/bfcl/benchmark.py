@@ -28,7 +28,6 @@ from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed, read_json
 from souping.core.types import FloatArray, Item, Json, UserError
 from souping.evaluate import folds
-from souping.evaluate.bfcl.environment import Environment
 
 LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
 NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
@@ -37,9 +36,9 @@ NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
 
 @dataclass(frozen=True, kw_only=True)
 class BfclBenchmark(BenchmarkItems):
-    """Items of some categories, all of them or those whose ids are named."""
+    """Items of some categories, all of them or those whose ids are named; `data` is the folder of bfcl-eval's files."""
 
-    environment: Environment
+    data: Path
     categories: tuple[str, ...]
     ids: tuple[str, ...] = ()
     limit: int | None = None
@@ -51,9 +50,8 @@ class BfclBenchmark(BenchmarkItems):
         Raises:
             UserError: an id is not one of these categories'.
         """
-        data = self.environment.package / "data"
-        groups = _groups(data)
-        items = tuple(item for name in self.categories for item in _read(data, name, groups)[: self.limit])
+        groups = _groups(self.data)
+        items = tuple(item for name in self.categories for item in _read(self.data, name, groups)[: self.limit])
         if not self.ids:
             return items
         known = {item.id: item for item in items}
@@ -141,11 +139,11 @@ def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
         yield f"conversation {row['scenario']}"
 
 
-def prerequisites(environment: Environment, category: str, ids: Sequence[str]) -> list[str]:
+def prerequisites(data: Path, category: str, ids: Sequence[str]) -> list[str]:
     """Ids of the conversations that memory questions are about; they come before the questions."""
     if category not in MEMORY:
         return []
-    folder = environment.package / "data" / "memory_prereq_conversation"
+    folder = data / "memory_prereq_conversation"
     scenarios = dict.fromkeys(name.rsplit("-", 2)[1] for name in ids)
     rows = [row for scenario in scenarios for row in _lines(folder / f"memory_{scenario}.json")]
     return [row["id"].replace("memory", category, 1) for row in rows]

@@ -57,7 +57,7 @@ def main(request: dict[str, Any]) -> None:
     root = Path(request["root"])
     os.environ["BFCL_PROJECT_ROOT"] = str(root)  # read when bfcl_eval is imported
     os.environ.setdefault("OPENAI_API_KEY", "none")  # its client wants one
-    stand_in_for_absent(unused=() if request["generate"] else ("openai",))  # half of the time to start
+    sys.meta_path.append(_Finder())
     register()
     if request["generate"]:
         generate(request["handler"], request["ids"], request["generate"])
@@ -249,15 +249,12 @@ def _stand_in(name: str) -> Any:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finder of stand-ins for these SDKs, wherever in the import path it stands."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
+    """Finder of stand-ins for the SDKs that are not installed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name.split(".")[0] not in self._names:
+        if name.split(".")[0] not in SDKS:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -266,13 +263,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         pass
-
-
-def stand_in_for_absent(unused: Sequence[str] = ()) -> None:
-    """Let SDKs that are not installed be imported, and skip `unused` ones even if they are installed."""
-    alone = importlib.util.find_spec("qwen_agent") is None
-    sys.meta_path.append(_Finder(SDKS))
-    sys.meta_path.insert(0, _Finder(unused if alone else ()))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 from souping.core.scores import value
 from souping.core.types import Item, UserError
 from souping.evaluate import scoring
+from souping.evaluate.bfcl import FAILED, RUNNER, Environment, call, check_handlers, failure, records
 from souping.evaluate.bfcl.benchmark import (
     CATEGORIES,
     LIVE,
@@ -26,19 +27,18 @@ from souping.evaluate.bfcl.benchmark import (
     chosen,
     needs_full,
 )
-from souping.evaluate.bfcl.environment import FAILED, RUNNER, Environment, call, check_handlers, failure, records
 from souping.evaluate.folds import split_folds
 from tests.support.bfcl import CHAT, UNMET, right_answer, score, wrong_answers
 
 
 @pytest.fixture(scope="module")
 def items(bfcl: Environment) -> tuple[Item, ...]:
-    return BfclBenchmark(environment=bfcl, categories=SINGLE_TURN).items()
+    return BfclBenchmark(data=bfcl.data, categories=SINGLE_TURN).items()
 
 
 class TestItems:
     def test_the_files_are_whole(self, bfcl: Environment) -> None:
-        counts = Counter(item.category for item in BfclBenchmark(environment=bfcl, categories=CATEGORIES["v4"]).items())
+        counts = Counter(item.category for item in BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items())
         assert sum(counts[name] for name in CATEGORIES["v3"]) == 4441
         assert len(CATEGORIES["v3"]) == 17
         assert {name: counts[name] for name in LIVE} == LIVE
@@ -53,7 +53,7 @@ class TestItems:
         assert len({item.group for item in items}) > 1500  # and no more than that holds them together
 
     def test_the_variants_of_a_scenario_share_a_group(self, bfcl: Environment) -> None:
-        found = BfclBenchmark(environment=bfcl, categories=MULTI_TURN).items()
+        found = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN).items()
         stories: dict[str, set[str]] = {}
         for item in found:
             stories.setdefault(item.id.rsplit("_", 1)[1], set()).add(item.group)
@@ -62,7 +62,7 @@ class TestItems:
 
     def test_folds_do_not_depend_on_the_categories(self, bfcl: Environment) -> None:
         def fold_of(categories: tuple[str, ...]) -> dict[str, str]:
-            found = split_folds(BfclBenchmark(environment=bfcl, categories=categories).items())
+            found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
             return {item.id: fold for fold, members in found.items.items() for item in members}
 
         few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(CATEGORIES["v3"])
@@ -70,13 +70,13 @@ class TestItems:
         assert few == {name: all_of_them[name] for name in few}
 
     def test_ids_and_limit(self, bfcl: Environment) -> None:
-        picked = BfclBenchmark(environment=bfcl, categories=SINGLE_TURN, ids=("simple_java_3", "irrelevance_7"))
+        picked = BfclBenchmark(data=bfcl.data, categories=SINGLE_TURN, ids=("simple_java_3", "irrelevance_7"))
         assert [item.id for item in picked.items()] == ["simple_java_3", "irrelevance_7"]
         assert picked.items()[0].language == "java"
-        few = BfclBenchmark(environment=bfcl, categories=("live_simple", "memory_kv"), limit=2).items()
+        few = BfclBenchmark(data=bfcl.data, categories=("live_simple", "memory_kv"), limit=2).items()
         assert [item.id for item in few][2:] == ["memory_kv_0-customer-0", "memory_kv_1-customer-1"]
         with pytest.raises(UserError, match="did you mean simple_java_3"):
-            BfclBenchmark(environment=bfcl, categories=SINGLE_TURN, ids=("simple_jav_3",)).items()
+            BfclBenchmark(data=bfcl.data, categories=SINGLE_TURN, ids=("simple_jav_3",)).items()
 
 
 class TestChecker:
@@ -105,7 +105,7 @@ class TestChecker:
 
     @pytest.mark.slow
     def test_an_answer_that_was_not_had_is_wrong_everywhere(self, bfcl: Environment, tmp_path: Path) -> None:
-        asked = BfclBenchmark(environment=bfcl, categories=("irrelevance",), limit=2).items()
+        asked = BfclBenchmark(data=bfcl.data, categories=("irrelevance",), limit=2).items()
         score(bfcl, tmp_path, asked, {item.id: CHAT for item in asked})
         result = tmp_path / "result" / "plain" / "non_live" / "BFCL_v4_irrelevance_result.json"
         lost = {"id": asked[0].id, "result": f"{FAILED}it does not fit the context", "traceback": "..."}
@@ -119,7 +119,7 @@ class TestChecker:
 
     @pytest.mark.slow
     def test_handlers_read_what_their_models_write(self, bfcl: Environment, tmp_path: Path) -> None:
-        (item,) = BfclBenchmark(environment=bfcl, categories=("simple_python",), limit=1).items()
+        (item,) = BfclBenchmark(data=bfcl.data, categories=("simple_python",), limit=1).items()
         python = right_answer(item)
         ((name, allowed),) = item.answer["calls"][0].items()
         arguments = {key: values[0] for key, values in allowed.items() if values[0] != ""}
@@ -134,7 +134,7 @@ class TestChecker:
     @pytest.mark.slow
     def test_turns_are_checked_by_running_their_calls(self, bfcl: Environment, tmp_path: Path) -> None:
         """Multi-turn: the right calls, and the right calls but for the last turn's."""
-        items = BfclBenchmark(environment=bfcl, categories=MULTI_TURN, limit=12).items()
+        items = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN, limit=12).items()
         named = [item for item in items if all(_named(call) for turn in item.answer["turns"] for call in turn)]
         assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
         right = {item.id: [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]] for item in named}
@@ -170,8 +170,8 @@ def test_collections_of_categories() -> None:
 LEADERBOARD = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from runner import stand_in_for_absent
-stand_in_for_absent()
+from runner import _Finder
+sys.meta_path.append(_Finder())
 os.environ["BFCL_PROJECT_ROOT"] = sys.argv[2]
 from pathlib import Path
 from bfcl_eval.eval_checker.eval_runner_helper import generate_leaderboard_csv
@@ -184,7 +184,7 @@ generate_leaderboard_csv({"watt-ai_watt-tool-8B": found}, Path(sys.argv[2]))
 class TestOverall:
     @pytest.mark.slow
     def test_v4_is_what_bfcl_eval_computes(self, bfcl: Environment, tmp_path: Path) -> None:
-        found = BfclBenchmark(environment=bfcl, categories=CATEGORIES["v4"]).items()
+        found = BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items()
         counts, rng = Counter(item.category for item in found), np.random.default_rng(0)
         accuracy = {name: float(rng.uniform()) for name in CATEGORIES["v4"]}
         table = tmp_path / "table.json"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.bfcl.environment import HERE, VERSION, Environment, Level, find, place_of
+from souping.evaluate.bfcl import HERE, VERSION, Environment, find, place_of
 from tests.support.evaluators import bfcl_place
 
-LEVELS: tuple[Level, ...] = ("minimal", "full")
+LEVELS = ("minimal", "full")
 
 
-def requirements(level: Level) -> list[str]:
+def requirements(level: str) -> list[str]:
     lines = (HERE / "requirements" / f"{level}.txt").read_text().splitlines()
     return [line for line in lines if not line.startswith("#")]
 

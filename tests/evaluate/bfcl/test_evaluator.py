@@ -19,9 +19,8 @@ from transformers import AutoTokenizer
 from souping import pantry
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Recipe, Record, UserError, digest
-from souping.evaluate.bfcl import BfclEvaluator
+from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
-from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.engines import load_module
 from souping.evaluate.servers import NEEDS, Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
@@ -48,7 +47,7 @@ def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[I
     """The items of each category with the shortest prompts: they fit the pantry's 512 tokens."""
     found = []
     for name in categories:
-        items = BfclBenchmark(environment=bfcl, categories=(name,)).items()
+        items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
         found += sorted((item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item)))[:count]
     return found
 
@@ -86,14 +85,13 @@ class TestGenerate:
     def test_a_server_of_its_own(self, bfcl: Environment) -> None:
         """The texts are the model's own greedy ones; a prompt that is too long costs its item and nothing else."""
         asked = [*shortest(bfcl, ("simple_python", "irrelevance"), 2)]
-        asked += BfclBenchmark(environment=bfcl, categories=("live_multiple",), limit=1).items()
+        asked += BfclBenchmark(data=bfcl.data, categories=("live_multiple",), limit=1).items()
         evaluator = BfclEvaluator(
             server=SERVER, categories=["single_turn"], handler="plain", temperature=0.0, max_tokens=12
         )
         try:
             found = evaluator.evaluate(table(COOK), asked)
-            running = evaluator._slot.running
-            assert running is not None
+            (running,) = evaluator._running.values()
             assert running.process is not None
             assert running.process.alive
         finally:

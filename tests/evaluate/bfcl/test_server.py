@@ -17,9 +17,8 @@ import pytest
 
 from souping import pantry
 from souping.core.types import Item, UserError
-from souping.evaluate.bfcl import BfclEvaluator
+from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
-from souping.evaluate.bfcl.environment import Environment
 from souping.evaluate.servers import RunningServer, VllmServer
 from tests.conftest import ROOT
 from tests.support.http import FakeServer, Handler, serving
@@ -84,7 +83,7 @@ def evaluator(server: Completions, **more: Any) -> BfclEvaluator:
 @pytest.fixture
 def many(bfcl: Environment) -> tuple[Item, ...]:
     """Items that fit the pantry's context."""
-    everything = BfclBenchmark(environment=bfcl, categories=("irrelevance",)).items()
+    everything = BfclBenchmark(data=bfcl.data, categories=("irrelevance",)).items()
     return tuple(sorted(everything, key=lambda i: len(json.dumps(i.answer)) + len(i.prompt[0]["content"]))[:20])
 
 
