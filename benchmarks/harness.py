@@ -89,7 +89,7 @@ class Sides:
         from lm_eval.tasks import TaskManager
 
         from souping.evaluate.engines import load_module, load_tokenizer
-        from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+        from souping.evaluate.lm_eval import HarnessEvaluator
 
         settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
         self.plain = HarnessEvaluator(**settings, device="cpu")

@@ -24,7 +24,7 @@ import numpy as np
 from merge_inputs import generate, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.merge.planner import plan
 
 HERE = Path(__file__).resolve().parent

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe
 from souping.merge import writer
 from souping.merge.plan import MergePlan

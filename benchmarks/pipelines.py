@@ -31,7 +31,7 @@ from souping.analysis.significance import MARGIN, Comparison, compare, measured_
 from souping.core.protocols import Objective, RecipeEvaluator, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
-from souping.evaluate.folds import split_folds
+from souping.evaluate.benchmark import split_folds
 from souping.pipeline.evidence import Contender
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe
 from souping.merge.live import LiveModule
 

@@ -23,7 +23,7 @@ from typing import Literal
 
 from souping.core.files import expanded
 from souping.core.types import Json, UserError, elements, entries, part
-from souping.evaluate.folds import groups
+from souping.evaluate.benchmark import groups_of
 
 Part = Literal["test", "development", "spare", "train"]
 Row = Mapping[str, Json]
@@ -290,7 +290,7 @@ def _rows(path: Path) -> list[Row]:
 
 def families(questions: Sequence[Question]) -> dict[str, str]:
     """{question id: its family}, named after the family's first question."""
-    return groups((question.id, _shared(question)) for question in questions)
+    return groups_of((question.id, _shared(question)) for question in questions)
 
 
 def _shared(question: Question) -> list[str]:

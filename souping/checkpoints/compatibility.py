@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.checkpoint import Checkpoint, side_files
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.checkpoints import Checkpoint, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
@@ -131,7 +134,6 @@ def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoi
     )
 
 
-CHUNK = 1 << 22
 IGNORED = {
     "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_attn_implementation",
     "_attn_implementation_autoset", "attn_implementation", "vocab_size", "architectures", "model_type", "auto_map",
@@ -191,22 +193,16 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
     tensor = checkpoint.tensors[head]
     others = [t for t in checkpoint.tensors.values() if t.name != head]
     twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
-    if twins and not any(_same_bytes(checkpoint, tensor, checkpoint, twin) for twin in twins):
+    if twins and not any(np.array_equal(_stored(checkpoint, tensor), _stored(checkpoint, twin)) for twin in twins):
         raise UserError(
             f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
             "other values, and another candidate does not store it"
         )
 
 
-def _same_bytes(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
-    """Compare two tensors in chunks."""
-    if left.nbytes != right.nbytes:
-        return False
-    with (a.folder / left.file).open("rb") as x, (b.folder / right.file).open("rb") as y:
-        x.seek(left.offset)
-        y.seek(right.offset)
-        sizes = [min(CHUNK, left.nbytes - start) for start in range(0, left.nbytes, CHUNK)]
-        return all(x.read(size) == y.read(size) for size in sizes)
+def _stored(checkpoint: Checkpoint, tensor: Tensor) -> NDArray[np.uint8]:
+    """A tensor's bytes, mapped from its file."""
+    return np.memmap(checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,))
 
 
 def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -23,7 +23,18 @@ from typing import TypeVar
 import huggingface_hub
 from huggingface_hub import constants
 
-from souping.checkpoints import checkpoint, lora
+from souping.checkpoints import (
+    INDEX,
+    MAX_SIDE,
+    NOT_SIDE,
+    PICKLED,
+    PICKLED_INDEX,
+    SIDE_FILES,
+    SINGLE,
+    Checkpoint,
+    lora,
+    weight_map,
+)
 from souping.checkpoints.header import header_bytes
 from souping.core.child import MEMORY, Report, call
 from souping.core.files import expanded, near_folder, write_atomically
@@ -145,7 +156,7 @@ def sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
 
 def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
     """The folder of a model, if the Hub's cache holds it whole. Uses no network."""
-    for config, kind in (("config.json", checkpoint.Checkpoint), (lora.CONFIG, lora.Adapter)):
+    for config, kind in (("config.json", Checkpoint), (lora.CONFIG, lora.Adapter)):
         path = huggingface_hub.try_to_load_from_cache(name.repo, config, revision=name.revision)
         if isinstance(path, str):
             folder = Path(path).parent
@@ -198,8 +209,8 @@ def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None
 
 FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
 """What may be downloaded is in the root, or a chat template."""
-SIDE = re.compile("|".join(map(fnmatch.translate, [*checkpoint.SIDE_FILES, "additional_chat_templates/*.jinja"])))
-INDEXES = {checkpoint.INDEX, checkpoint.PICKLED_INDEX}
+SIDE = re.compile("|".join(map(fnmatch.translate, [*SIDE_FILES, "additional_chat_templates/*.jinja"])))
+INDEXES = {INDEX, PICKLED_INDEX}
 ADAPTERS = {lora.WEIGHTS, lora.PICKLED_WEIGHTS}
 Sizes = Mapping[str, int]
 """{file: bytes}"""
@@ -221,12 +232,12 @@ class Listing:
     @property
     def side(self) -> Sizes:
         """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
-        names = {n for n in self.files if SIDE.match(n) and not n.endswith(checkpoint.NOT_SIDE)}
+        names = {n for n in self.files if SIDE.match(n) and not n.endswith(NOT_SIDE)}
         names |= {self.main} & INDEXES
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
-        if huge := [name for name in names if self.files[name] > checkpoint.MAX_SIDE]:
-            raise UserError(f"{self.name}: {huge[0]} is larger than {checkpoint.MAX_SIDE:,} bytes: it cannot be read")
+        if huge := [name for name in names if self.files[name] > MAX_SIDE]:
+            raise UserError(f"{self.name}: {huge[0]} is larger than {MAX_SIDE:,} bytes: it cannot be read")
         return {name: self.files[name] for name in sorted(names)}
 
     @property
@@ -234,7 +245,7 @@ class Listing:
         """The weight files; an index of shards must be in the cache."""
         if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
-        names = sorted(set(checkpoint.weight_map(self.folder / self.main).values()))
+        names = sorted(set(weight_map(self.folder / self.main).values()))
         ending = Path(self.main.removesuffix(".index.json")).suffix
         lost = next((name for name in names if name not in self.files or not name.endswith(ending)), None)
         if lost is not None:
@@ -256,7 +267,7 @@ def weight_file(names: Collection[str], allow_pickle: bool) -> str:
     The order is that in which a folder is read: one file before an index, safetensors before pickles, a full model
     before an adapter.
     """
-    full = (checkpoint.SINGLE, checkpoint.INDEX, *((checkpoint.PICKLED, checkpoint.PICKLED_INDEX) * allow_pickle))
+    full = (SINGLE, INDEX, *((PICKLED, PICKLED_INDEX) * allow_pickle))
     adapters = (lora.WEIGHTS, *((lora.PICKLED_WEIGHTS,) * allow_pickle))
     return next((name for name in (*full, *adapters) if name in names), "")
 
@@ -369,7 +380,7 @@ def _download(listing: Listing, files: Sizes) -> None:
 
 
 def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
-    if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", checkpoint.INDEX)):
+    if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", INDEX)):
         return one
     for path in one.side:
         (place / path).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from souping.checkpoints.checkpoint import (
+from souping.checkpoints import (
     INDEX,
     PICKLED,
     PICKLED_INDEX,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from souping.checkpoints import hub
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint, hub
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component

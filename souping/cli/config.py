@@ -87,7 +87,7 @@ OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
 """Values that a choice's file leaves open: null, ??? and the part that another group chooses (`${objective}`)."""
 USER_CODE: dict[str, str] = {}
 """{file: component} of the components in use that are not part of souping."""
-HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
+HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
 ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective")
 PACKAGE = Path(__file__).resolve().parents[1]
 

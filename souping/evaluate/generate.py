@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
+from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
 from souping.evaluate.engines import NEW, Answer, Engine, TransformersEngine
 from souping.evaluate.scoring import reading, score
@@ -145,11 +145,8 @@ class LocalEvaluator(Evaluator):
 
     def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
         """How long an answer may be."""
-        most, limit = self.answer_tokens, context_of(architecture_folder)
-        # hardly any text has more tokens than characters
-        fits = limit is None or most + max(map(_length, items), default=0) < limit
-        rest = "" if fits else f", or what the context of {limit:,} leaves"
-        return f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
+        rest = "" if self.max_new_tokens else ", or what the context leaves"
+        return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"
 
     def needs(self) -> list[Missing]:
         return self.engine.needs()
@@ -260,13 +257,6 @@ def _length(item: Item) -> int:
     if isinstance(item.prompt, str):
         return len(item.prompt)
     return len("\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")]))
-
-
-def context_of(folder: Path) -> int | None:
-    """Length of a model's context in tokens, if its config says so."""
-    config = Checkpoint.open(folder).config
-    known = config.get("max_position_embeddings") or part(config, "text_config").get("max_position_embeddings")
-    return known if isinstance(known, int) and known > 0 else None
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:

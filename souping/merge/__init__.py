@@ -17,7 +17,6 @@ ERROR, WARNING = "souping.merge: error: ", "souping.merge: warning: "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
 Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]
-Resident = Literal["none", "cpu", "device"]
 Adapters = Literal["keep", "merge"]
 
 
@@ -120,7 +119,6 @@ class MergeBackend(Component, Protocol):
     vocab: Vocab = "error"
     nonfinite: Nonfinite = "error"
     allow_pickle: bool = False
-    resident: Resident = "none"
     adapters: Adapters | None = None
     max_shard_size: str | int = "5GB"
     overrides: Mapping[str, Sequence[float]] | None = None

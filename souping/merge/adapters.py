@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprint_of, inside, small
+from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint_of, inside, small
 from souping.checkpoints.compatibility import TIED, check_tokenizer, compare_tokenizers, read_tokenizer, tied
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
@@ -21,7 +21,6 @@ from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.merge.factors import (
     FULL,
-    DeviceProduct,
     Product,
     Share,
     Site,
@@ -189,9 +188,9 @@ class AdapterPool(CandidatePool):
             LiveModule(Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite).pour(alone)
         return AdapterLive(self, module)
 
-    def reader(self, resident: bool = False) -> TensorReader:
-        """A reader of the adapters and the base; a `resident` one may keep what it read, by `merge.resident`."""
-        return TensorReader(self._opened, self._merge.nonfinite, resident and self._merge.resident == "cpu")
+    def reader(self) -> TensorReader:
+        """A reader of the adapters and the base."""
+        return TensorReader(self._opened, self._merge.nonfinite)
 
     def check_unchanged(self, recipe: Recipe) -> None:
         """Raises UserError if a file of the recipe's adapters or of the base is not the one that was opened."""
@@ -231,7 +230,7 @@ class AdapterLive(Pourable):
     """
 
     def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
-        self._pool, self._reader = pool, pool.reader(resident=True)
+        self._pool, self._reader = pool, pool.reader()
         self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
         _untie(module, [site for site in pool.sites.values() if site.shared])
         self._changed: set[str] = set()
@@ -255,14 +254,13 @@ class AdapterLive(Pourable):
 
         site, target = self._pool.sites[name], self._owners[name].get_parameter("weight")
         merged = _merged(recipe)
-        made: Product | DeviceProduct | None = None
+        made: Product | None = None
         if shares:
             made = product(self._reader, shares, FULL if merged else TORCH_NAMES[recipe.dtype], site.transposed)
-            made = DeviceProduct(made, target.device) if target.device.type == "cuda" else made
         with torch.no_grad():
             for first, count in blocks_of(site.tensor.shape):
                 base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
-                sums = torch.tensor(base) if made is None else torch.as_tensor(made.added(base, first))
+                sums = torch.tensor(base if made is None else made.added(base, first))
                 if merged:
                     sums = sums.to(torch_dtype(TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype))
                 self._reader.check_soup(sums.float().cpu().numpy(), site.tensor.name)

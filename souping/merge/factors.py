@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.lora import Adapter, FactorPair
 from souping.core.protocols import Progress
@@ -35,7 +35,7 @@ from souping.merge.planner import Alignment
 from souping.merge.writer import ShardWriter, prepare
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 log = logging.getLogger(__name__)
 ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
@@ -62,14 +62,10 @@ class Site:
 
 
 class TensorReader:
-    """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`).
+    """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`)."""
 
-    With `keep`, tensors that were read stay in memory.
-    """
-
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], nonfinite: str = "warn", keep: bool = False) -> None:
-        self._checkpoints, self._nonfinite, self._keep = checkpoints, nonfinite, keep
-        self._kept: dict[tuple[Path, int], Raw] = {}
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], nonfinite: str = "warn") -> None:
+        self._checkpoints, self._nonfinite = checkpoints, nonfinite
         self._reported: set[str] = set()
 
     def rows(self, name: str, tensor: Tensor, start: int = 0, count: int | None = None) -> Float32:
@@ -78,9 +74,12 @@ class TensorReader:
         Raises:
             UserError: the file ends early, or a value is not finite.
         """
-        width = math.prod(tensor.shape[1:])
-        path = self._checkpoints[name].folder / tensor.file
-        raw = self._read(path, tensor, start * width, (tensor.shape[0] if count is None else count) * width)
+        path, size = self._checkpoints[name].folder / tensor.file, math.prod(tensor.shape[1:]) * size_of(tensor.dtype)
+        length = (tensor.shape[0] if count is None else count) * size
+        with path.open("rb", buffering=0) as file:
+            raw = np.frombuffer(os.pread(file.fileno(), length, tensor.offset + start * size), np.uint8)
+        if len(raw) != length:
+            raise UserError(f"{path}, tensor {shown(tensor.name)}: the file ends early. Start again.")
         values = widen(raw, tensor.dtype).reshape(-1, *tensor.shape[1:])
         self._check(values, f"NaN or infinity in tensor {shown(tensor.name)} in {path}")
         return values
@@ -88,19 +87,6 @@ class TensorReader:
     def check_soup(self, values: Float32, tensor: str) -> None:
         """Check values of the soup whose parts were finite."""
         self._check(values, f"overflow to infinity in tensor {shown(tensor)} of the soup")
-
-    def _read(self, path: Path, tensor: Tensor, start: int, count: int) -> Raw:
-        size, key = size_of(tensor.dtype), (path, tensor.offset)
-        if key not in self._kept:
-            first, length = (0, tensor.count * size) if self._keep else (start * size, count * size)
-            with path.open("rb", buffering=0) as file:
-                raw = np.frombuffer(os.pread(file.fileno(), length, tensor.offset + first), np.uint8)
-            if len(raw) != length:
-                raise UserError(f"{path}, tensor {shown(tensor.name)}: the file ends early. Start again.")
-            if not self._keep:
-                return raw
-            self._kept[key] = raw
-        return self._kept[key][start * size : (start + count) * size]
 
     def _check(self, values: Float32, what: str) -> None:
         if what in self._reported or np.isfinite(values).all():
@@ -155,23 +141,6 @@ class Product:
             total = self.left[start : start + len(base)].astype(np.float64) @ self.right
             total += base
             return total.astype(np.float32)
-
-
-class DeviceProduct:
-    """Product whose sums run on a torch device. Tests give it CPU tensors: there the numbers equal `Product`'s."""
-
-    def __init__(self, product: Product, device: torch.device) -> None:
-        import torch
-
-        self._left = torch.tensor(product.left, dtype=torch.float64, device=device)
-        self._right = torch.tensor(product.right, dtype=torch.float64, device=device)
-
-    def added(self, base: Float32, start: int) -> torch.Tensor:
-        """As `Product.added`, on the device."""
-        import torch
-
-        rows = torch.tensor(base, device=self._left.device).double()
-        return rows.addmm_(self._left[start : start + len(base)], self._right).float()
 
 
 def product(reader: TensorReader, shares: Sequence[Share], dtype: str, transposed: bool) -> Product:

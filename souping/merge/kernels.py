@@ -415,13 +415,6 @@ def blend(
     return _rounded(total, dtype)
 
 
-def copied(row: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes of `dtype` as they are, and whether all is finite []."""
-    import torch
-
-    return row, torch.isfinite(row.view(torch_dtype(dtype))).all()
-
-
 def torch_dtype(tag: str) -> torch.dtype:
     import torch
 

@@ -5,14 +5,14 @@ to the soup's dtype, then the cast to the parameter's dtype. What recipes of the
 side, places in files and module) is worked out at the first of them; the others bring weights.
 
 A module that does not look like its checkpoints (experts that transformers stacks) is filled by a detour: transformers
-loads the soup. On a GPU, blocks of the ingredients go through pinned buffers to the device and are mixed there.
+loads the soup. A parameter on a GPU, or one that is not contiguous, is mixed in main memory and copied.
 """
 
 from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -25,8 +25,8 @@ from souping.checkpoints.header import TAGS, size_of
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
-from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
-from souping.merge.kernels import DIFFERENCES, Combine, Raw, blend, copied, linear, torch_dtype
+from souping.merge.chunks import Chunk, Job, blocks, chunk_of, mixed, piece_gram, work_off
+from souping.merge.kernels import Raw, torch_dtype
 from souping.merge.methods import Gram, Method, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
@@ -37,33 +37,18 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 THREADS = 2
-STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
 Snapshot = list[tuple["torch.Tensor", int]]
 """A module's parameters and buffers, with their addresses."""
-Row = Callable[[MergePlan, Source, int], Raw]
-"""row(plan, source, count): an ingredient's bytes in host memory"""
 
 
 class LiveModule(Pourable):
-    """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again.
+    """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again."""
 
-    `resident=none` reads ingredients through memory maps, `cpu` keeps copies in memory, `device` keeps them where the
-    module is.
-    """
-
-    def __init__(
-        self,
-        alignment: Alignment,
-        module: torch.nn.Module,
-        *,
-        resident: str = "none",
-        nonfinite: str = "error",
-    ) -> None:
+    def __init__(self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error") -> None:
         self._alignment = alignment
-        self._nonfinite, self._files, self._targets = nonfinite, WeightFiles(resident), ModuleTargets(module)
+        self._nonfinite, self._files, self._targets = nonfinite, WeightFiles(), ModuleTargets(module)
         self._module, self._warned = module, set[str]()
         self._known: dict[tuple[str, ...], PourWork] = {}
-        self._device = Device(self._row, resident == "device")
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
@@ -85,9 +70,6 @@ class LiveModule(Pourable):
                 return
         plan = replace(work.plan, recipe=recipe)
         work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
-        for chunk in self._device.bad_chunks():
-            rows = [self._row(plan, source, chunk.count) for source in chunk.sources]
-            check_finite(plan, chunk, False, rows, self._warned)
 
     def _prepare(self, weighing: Weighing) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
@@ -129,30 +111,18 @@ class LiveModule(Pourable):
         for portion in work.portions:
             yield from portion.jobs(plan, weighing, self._warned)
         for tensor, target in work.elsewhere:
-            yield partial(self._elsewhere, plan, weighing, tensor, target)
+            yield partial(self._copy, plan, weighing, tensor, target.tensor)
 
     def _row(self, plan: MergePlan, source: Source, count: int) -> Raw:
         owner = plan.ingredients[source.ingredient]
         path = Path(owner.folder) / owner.files[source.file][0]
         return self._files.row(path, source.offset, count * size_of(source.dtype))
 
-    def _elsewhere(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, target: ParameterTarget) -> None:
-        """Mix a parameter on its device, or on the CPU if it is not contiguous or the method has no form there."""
+    def _copy(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, target: torch.Tensor) -> None:
         import torch
 
-        function = get_method(plan.method).function
-        work = tensor_chunks(plan, tensor)
-        fits = all(chunk.op == "copy" or (chunk.op in ("mix", "linear") and function in DIFFERENCES) for chunk in work)
         with torch.no_grad():
-            if target.tensor.device.type == "cpu" or not fits or not target.tensor.is_contiguous():
-                target.tensor.copy_(self._whole(plan, weighing, tensor))
-                return
-            flat = target.tensor.detach().view(-1)
-            for portion in self._portions(plan, weighing, tensor, np.empty(0, np.uint8), tensor.dtype):
-                chunk = portion.weighed(weighing)
-                first = (chunk.offset - tensor.offset) // size_of(tensor.dtype)
-                combine = function if chunk.op == "mix" else linear
-                self._device.mix(plan, chunk, combine, flat[first : first + chunk.count])
+            target.copy_(self._whole(plan, weighing, tensor))
 
     def _whole(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
@@ -232,10 +202,9 @@ class PourWork:
 
 
 class WeightFiles:
-    """Bytes of weight files: memory maps, or copies in memory (`cpu`)."""
+    """Memory maps of weight files."""
 
-    def __init__(self, resident: str = "none") -> None:
-        self._resident = resident
+    def __init__(self) -> None:
         self._files: dict[Path, Raw] = {}
         self._lock = threading.Lock()
 
@@ -243,15 +212,11 @@ class WeightFiles:
         """Bytes of a file without a copy; fewer if the file ends early."""
         with self._lock:
             if path not in self._files:
-                self._files[path] = self._open(path)
+                raise_file_limit(len(self._files) + 1)
+                with path.open("rb") as handle:
+                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                self._files[path] = np.frombuffer(mapped, np.uint8)
             return self._files[path][offset : offset + nbytes]
-
-    def _open(self, path: Path) -> Raw:
-        raise_file_limit(len(self._files) + 1)
-        with path.open("rb") as handle:
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        data: Raw = np.frombuffer(mapped, np.uint8)
-        return data.copy() if self._resident == "cpu" else data
 
 
 @dataclass(frozen=True)
@@ -377,44 +342,3 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(source[name])
-
-
-class Device:
-    """Mixes chunks where they go. Blocks that are not finite are remembered, so that nothing waits for a device."""
-
-    def __init__(self, row: Row, keep: bool) -> None:
-        self._row, self._keep = row, keep
-        self._kept: dict[tuple[torch.device, str, int, int], torch.Tensor] = {}
-        self._finite: list[tuple[Chunk, torch.Tensor]] = []
-
-    def mix(self, plan: MergePlan, chunk: Chunk, function: Combine, out: torch.Tensor) -> None:
-        """The chunk's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
-        for start in range(0, chunk.count, STEP):
-            part = chunk.part(start, min(STEP, chunk.count - start))
-            rows = [self._fetch(plan, part, number, out.device) for number in range(len(part.sources))]
-            tags = [source.dtype for source in part.sources]
-            if part.op == "copy":
-                soup, finite = copied(rows[0], part.dtype)
-            else:
-                soup, finite = blend(function, rows, tags, part.weights, part.dtype)
-            self._finite.append((part, finite))
-            out[start : start + part.count].copy_(soup.view(torch_dtype(chunk.dtype)))
-
-    def bad_chunks(self) -> list[Chunk]:
-        """Blocks mixed since the last call that hold NaN or infinity. Waits for the devices."""
-        pending, self._finite = self._finite, []
-        return [chunk for chunk, flag in pending if not flag]
-
-    def _fetch(self, plan: MergePlan, chunk: Chunk, number: int, device: torch.device) -> torch.Tensor:
-        """A source's bytes on the device."""
-        import torch
-
-        source = chunk.sources[number]
-        key = (device, plan.ingredients[source.ingredient].folder, source.file, source.offset)
-        row = self._kept.get(key)
-        if row is None or row.numel() != chunk.count * size_of(source.dtype):
-            host = torch.tensor(self._row(plan, source, chunk.count))
-            row = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
-            if self._keep:
-                self._kept[key] = row
-        return row

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprint, fingerprint_of
+from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component
@@ -21,7 +21,6 @@ from souping.merge import (
     MergeBackend,
     Nonfinite,
     Pourable,
-    Resident,
     SoupPlan,
     Vocab,
 )
@@ -109,7 +108,6 @@ class LocalMerge(ModelMerge[MergePlan]):
     vocab: Vocab = "error"
     nonfinite: Nonfinite = "error"
     allow_pickle: bool = False
-    resident: Resident = "none"
     adapters: Adapters = "keep"
     max_shard_size: str | int = "5GB"
     overrides: dict[str, list[float]] | None = None
@@ -161,7 +159,7 @@ class LocalMerge(ModelMerge[MergePlan]):
         """The open pool and a module that `pour(recipe)` fills, again and again."""
         from souping.merge.live import LiveModule
 
-        return LiveModule(models, module, resident=self.resident, nonfinite=self.nonfinite)
+        return LiveModule(models, module, nonfinite=self.nonfinite)
 
 
 class FullModelPool(CandidatePool, Generic[P]):

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
+from souping.checkpoints import Checkpoint, fingerprint, inside, side_files, small
 from souping.checkpoints.header import TORCH_NAMES
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.text import install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
-from souping.merge import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
+from souping.merge import CandidatePool, Nonfinite, Pourable, SoupPlan
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.planner import Alignment, as_ingredient
@@ -82,7 +82,6 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     command: str | None = None
     vocab: Literal["error"] = "error"
     allow_pickle: bool = False
-    resident: Resident = "none"
     nonfinite: Nonfinite = "error"
     seed: Seed = 0
 

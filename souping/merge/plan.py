@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Interval
 
-from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps
+from souping.checkpoints import INDEX, SINGLE, Stamp, check_stamps
 from souping.checkpoints.header import header_bytes, size_of
 from souping.core.text import safe
 from souping.core.types import Recipe, UserError

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from souping.checkpoints.checkpoint import SINGLE, Checkpoint
+from souping.checkpoints import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import load

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import (
+from souping.checkpoints import (
     GENERATION,
     INDEX,
     digest_key,

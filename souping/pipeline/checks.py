@@ -30,7 +30,7 @@ from souping.core.scores import CAUSES
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
-from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
+from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool, scratch_place
@@ -315,11 +315,9 @@ def requirements_of(
     size = largest_bytes(models, run.merge.dtype)
     place = scratch_place(size)
     scratch = size if any(evaluator.model_form != "module" for evaluator in evaluators) else 0
-    resident = sum(model.nbytes for model in models)
     in_memory = {
         "program": PROGRAM,
         "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
-        "resident candidates": resident if run.merge.resident == "cpu" else 0,
         f"a soup in {SHARED_MEMORY}": scratch if place == SHARED_MEMORY else 0,
     }
     memory = Requirement(
@@ -327,11 +325,11 @@ def requirements_of(
         where="this machine's memory",
         sizes=in_memory,
         have=machine.memory,
-        fix="use a smaller evaluator.dtype, merge.resident=none, or a larger machine",
+        fix="use a smaller evaluator.dtype, or a larger machine",
     )
     disks = _disks(run, models, place, 0 if place == SHARED_MEMORY else scratch)
     gpus = [
-        _gpu(one, models, machine, resident if run.merge.resident == "device" else 0)
+        _gpu(one, models, machine)
         for one in evaluators
         if (on_gpu(one, machine) if one.host is None else machine.gpus or one.host.gpus)
     ]
@@ -407,7 +405,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     return largest_bytes(models, evaluator.module_settings().dtype)
 
 
-def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine, resident: int) -> Requirement:
+def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> Requirement:
     """A loaded model on one GPU, or a share of the model on each of several."""
     host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
     ways = max(1, host.gpus)
@@ -417,10 +415,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine, re
     return Requirement(
         kind="GPU memory",
         where=f"each of {ways} GPUs" if ways > 1 else "a GPU",
-        sizes={
-            model: -(-largest_bytes(models, host.dtype) // ways),
-            "resident candidates": resident if evaluator.host is None else 0,
-        },
+        sizes={model: -(-largest_bytes(models, host.dtype) // ways)},
         have=int(host.fraction * min(used, default=0)),
         fix=more if machine.gpus else "nvidia-smi shows no GPU on this machine",
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
-from souping.checkpoints.checkpoint import fingerprint
+from souping.checkpoints import fingerprint
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically

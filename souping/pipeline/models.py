@@ -18,8 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import hub
-from souping.checkpoints.checkpoint import Checkpoint, small
+from souping.checkpoints import Checkpoint, hub, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick

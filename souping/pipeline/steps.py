@@ -14,7 +14,7 @@ from souping.analysis import RunSoups
 from souping.core.protocols import Evaluator
 from souping.core.scores import Mean
 from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError
-from souping.evaluate.folds import first_items
+from souping.evaluate.benchmark import first_items
 from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.search.loop import RecipeSource, SearchResult, find_weights

@@ -24,8 +24,7 @@ from souping.core.types import (
     Selection,
     UserError,
 )
-from souping.evaluate.benchmark import OwnBenchmark
-from souping.evaluate.folds import Folds
+from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.merge.writer import StandIns
 from souping.pipeline.checks import (
     check_pool,

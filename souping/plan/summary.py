@@ -17,7 +17,7 @@ from typing import Any
 from souping.core.files import nearby, write_atomically
 from souping.core.text import safe
 from souping.core.types import Fold, Item, Json, LateError, Record, UserError
-from souping.evaluate.folds import first_items
+from souping.evaluate.benchmark import first_items
 from souping.merge.plan import human
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.execute import check_settings, sample

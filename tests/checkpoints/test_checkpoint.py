@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.checkpoint import (
+from souping.checkpoints import (
     Checkpoint,
     eos_token_ids,
     fingerprint,
@@ -182,7 +182,7 @@ def test_a_file_that_changed_in_place_is_read_again(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="has changed since it was opened"):
         fingerprint_of(opened)
     cache.clear()
-    monkeypatch.setattr("souping.checkpoints.checkpoint.time.time_ns", lambda: stat.st_ctime_ns - 10**9)
+    monkeypatch.setattr("souping.checkpoints.time.time_ns", lambda: stat.st_ctime_ns - 10**9)
     fingerprint(folder, cache)
     assert not cache
 

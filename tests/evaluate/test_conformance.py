@@ -15,7 +15,7 @@ from souping.core.protocols import Evaluator, ModuleSettings
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.testing import check_evaluator
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner

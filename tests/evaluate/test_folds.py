@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from souping.core.types import FOLDS, Item, UserError
-from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.folds import SHARES, assign, position, shares_of, split_folds
+from souping.evaluate.benchmark import SHARES, Benchmark, assign, position, shares_of, split_folds
 from tests.conftest import make_items
 
 

@@ -160,10 +160,8 @@ def test_prompts_of_like_length_are_asked_together_and_within_the_context(served
 
 
 def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
-    short, long = (Item(id=t, category="c", prompt=t, answer="") for t in ("x" * 20, "y" * 60))
-    free = replace(LOCAL, max_new_tokens=None)
-    for settings, items, tokens, rest in ((free, [long, short], "1,024", True), (LOCAL, [short], "4", False)):
-        line = settings.banner(family / "ant", items)
+    for settings, tokens, rest in ((replace(LOCAL, max_new_tokens=None), "1,024", True), (LOCAL, "4", False)):
+        line = settings.banner(family / "ant", [])
         assert f" {tokens} new tokens" in line
         assert "evaluator.max_new_tokens" in line
-        assert ("context of 128" in line) == rest
+        assert ("context" in line) == rest

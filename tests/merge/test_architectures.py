@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints import Checkpoint, fingerprint
 from souping.checkpoints.compatibility import preflight
 from souping.merge.local import LocalMerge
 from tests.support.checkpoints import aligned

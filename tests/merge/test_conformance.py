@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
+from souping.checkpoints import Checkpoint, fingerprint_of
 from souping.core.text import install
 from souping.core.types import UserError
 from souping.merge import CandidatePool, MergeBackend

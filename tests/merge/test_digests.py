@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping.checkpoints.checkpoint import fingerprint
+from souping.checkpoints import fingerprint
 from souping.merge.writer import PassingDigest
 from tests.conftest import Cli
 

@@ -108,7 +108,6 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
         ({"vocab": "unions"}, r"\(vocab=.*did you mean union"),
         ({"dtype": "bf16"}, r"\(dtype=.*did you mean bfloat16"),
         ({"nonfinite": "ignore"}, r"\(nonfinite="),
-        ({"resident": "gpu"}, r"\(resident="),
         ({"max_shard_size": "0"}, r"merge\.max_shard_size=0"),
         ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
         ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe, UserError
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge, MergekitPlan, to_yaml

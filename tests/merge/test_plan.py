@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.merge_inputs import sparse_70b
-from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.core.types import UserError
 from souping.merge import chunks
 from souping.merge.__main__ import main

@@ -8,7 +8,7 @@ import pytest
 
 from souping import pantry
 from souping.core.types import FOLDS, UserError
-from souping.evaluate import folds
+from souping.evaluate import benchmark as folds
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import Cli

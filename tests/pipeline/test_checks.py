@@ -96,12 +96,11 @@ class TestSpace:
         assert self.fits("disk", LocalEvaluator(), *[EIGHT] * 5, stop_after="search")
 
     @pytest.mark.parametrize(
-        ("dtype", "resident", "fits"),
-        [("bfloat16", "none", True), ("float32", "none", False), ("bfloat16", "cpu", False)],
+        ("dtype", "fits"),
+        [("bfloat16", True), ("float32", False)],
     )
-    def test_memory_of_a_loaded_model(self, dtype: Any, resident: str, fits: bool) -> None:
-        merge = LocalMerge(resident=resident)
-        assert self.fits("memory", LocalEvaluator(dtype=dtype), EIGHT, EIGHT, merge=merge) is fits
+    def test_memory_of_a_loaded_model(self, dtype: Any, fits: bool) -> None:
+        assert self.fits("memory", LocalEvaluator(dtype=dtype), EIGHT, EIGHT) is fits
 
     def test_a_gpu_holds_the_model_in_the_evaluators_dtype(self) -> None:
         seventy = ModelSize(name="m", path="m", basis="headers", nbytes=140 * GB, parameters=70 * GB)

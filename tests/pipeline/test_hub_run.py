@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.checkpoints.checkpoint import SINGLE, fingerprint
+from souping.checkpoints import SINGLE, fingerprint
 from tests.conftest import ROOT, Cli
 from tests.support.adapters import save_adapter
 from tests.support.family import NAMES

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import Item
-from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.folds import limit_folds, split_folds
+from souping.evaluate.benchmark import Benchmark, limit_folds, split_folds
 from tests.conftest import Cli, make_items, pool_of
 
 FIXED = ("selector=all", "optimiser=fixed", "optimiser.weights=[0.5,0.5]")

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.folds import split_folds
+from souping.evaluate.benchmark import Benchmark, split_folds
 from souping.pipeline.checks import Gpu
 from tests.conftest import Cli, Outcome, pool_of
 from tests.support.evaluators import Sink

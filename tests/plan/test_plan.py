@@ -172,7 +172,7 @@ class TestPublished:
         """Evaluations that docs and headers of experiments state, where no tool is installed."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("SOUPING_BFCL", str(tmp_path / "nowhere"))
-        monkeypatch.setattr("souping.evaluate.lm_eval.evaluator.find_spec", lambda package: None)
+        monkeypatch.setattr("souping.evaluate.lm_eval.find_spec", lambda package: None)
         done = souping(f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned")
         assert done.code == 0, done.err
         page, found = (tmp_path / "planned" / "plan.md").read_text(), plan_of(tmp_path / "planned")

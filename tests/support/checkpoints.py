@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints import Checkpoint, fingerprint
 from souping.core.types import Recipe
 from souping.merge.local import LocalMerge, ModelMerge
 from souping.merge.planner import Alignment

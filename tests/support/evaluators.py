@@ -58,7 +58,7 @@ class DeadServer(Server):
     def host(self) -> ModelHost:
         return ModelHost(dtype="auto")
 
-    def check_installed(self) -> None:
+    def check(self) -> None:
         return None
 
     def command(self, folder: Path, port: int) -> list[str]:

@@ -27,7 +27,7 @@ from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed, read_json
 from souping.core.types import FloatArray, Item, Json, UserError
-from souping.evaluate import folds
+from souping.evaluate.benchmark import groups_of
 
 LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
 NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
@@ -124,7 +124,7 @@ def _groups(data: Path) -> Mapping[str, str]:
     """{id in its file: group}."""
     names = (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search")
     rows = ((name, row) for name in names for row in _lines(data / f"BFCL_v4_{name}.json"))
-    return folds.groups((row["id"], _shared(name, row)) for name, row in rows)
+    return groups_of((row["id"], _shared(name, row)) for name, row in rows)
 
 
 def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:

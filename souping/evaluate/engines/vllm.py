@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from souping.checkpoints.checkpoint import stored_names, stores_head
+from souping.checkpoints import stored_names, stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install

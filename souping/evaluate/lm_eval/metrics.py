@@ -97,13 +97,12 @@ def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Me
 def _kind(task: Task, metric: str) -> str:
     """`mean`, a corpus metric's name, or `!` and why it cannot be used."""
     higher = task.higher_is_better().get(metric)
-    aggregation = task.aggregation()[metric]
-    name = _aggregation(aggregation)
+    name = _aggregation(task.aggregation()[metric])
     if name == "bypass":
         return "!gives no score"
     if name in CORPUS:
         return name
-    if name not in MEANS and not _is_mean(aggregation):
+    if name not in MEANS:
         return f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS)}"
     return "mean" if higher is not False else "!is better when lower, and souping maximises"
 
@@ -115,17 +114,6 @@ def _aggregation(function: Aggregation) -> str:
         if registered is function:
             return str(name)
     return str(getattr(function, "__name__", type(function).__name__))  # a task's own
-
-
-def _is_mean(function: Aggregation) -> bool:
-    """A task's own aggregation that gives the mean of whatever numbers it is given."""
-    try:
-        return all(
-            abs(function(list(values)) - sum(values) / len(values)) < 1e-9
-            for values in ((0.25, 1.0, 0.0, 0.5), (1.0, 0.0), (0.125, 0.75, 0.5))
-        )
-    except Exception:  # it is the task's own code, and not made for such values
-        return False
 
 
 def _open(task: Task) -> bool:

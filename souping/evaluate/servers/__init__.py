@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from souping.checkpoints.checkpoint import stores_head
+from souping.checkpoints import stores_head
 from souping.core.fields import Count, Form, Port, Precision, Seconds, Seed, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
@@ -69,8 +69,6 @@ class Server(ABC):
     """Fields of a server of ours that can change an answer."""
     packages: ClassVar[tuple[str, ...]]
     """Packages that its interpreter needs."""
-    requirement: ClassVar[str]
-    """What to install into another environment."""
     extra: ClassVar[str]
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
@@ -128,21 +126,17 @@ class Server(ABC):
             UserError: packages are absent, or the running server does not answer.
         """
         if self.address is None:
-            self.check_installed()
+            absent = absent_packages(self.interpreter, self.packages)
+            if absent:
+                here = self.python is None
+                who = f"server={self.kind}" if here else self.interpreter
+                how = install(self.extra) if here else f"{self.interpreter} -m pip install {' '.join(absent)}"
+                raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
             return
         try:
             models_at(self.address)
         except ServerError as error:
             raise UserError(f"server.url={self.url} does not answer: {error}") from error
-
-    def check_installed(self) -> None:
-        """Refuse an interpreter that cannot start this server (UserError)."""
-        absent = absent_packages(self.interpreter, self.packages)
-        if absent:
-            here = self.python is None
-            who = f"server={self.kind}" if here else self.interpreter
-            how = install(self.extra) if here else f'{self.interpreter} -m pip install "{self.requirement}"'
-            raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
 
     def start(self, folder: Path, name: str) -> RunningServer:
         """A running server for the model in `folder`, called `name` in messages.
@@ -237,7 +231,7 @@ class VllmServer(Server):
     """
 
     title = "vllm serve"
-    kind = requirement = extra = "vllm"
+    kind = extra = "vllm"
     version = 2
     decisive = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
     packages = ("vllm",)
@@ -303,7 +297,6 @@ class TransformersServer(Server):
     version = 2
     decisive = ("dtype", "attn_implementation", "continuous_batching")
     packages = NEEDS
-    requirement = "transformers[serving]"
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
 

@@ -15,6 +15,7 @@ import pytest
 from souping.core.scores import value
 from souping.core.types import Item, UserError
 from souping.evaluate import scoring
+from souping.evaluate.benchmark import split_folds
 from souping.evaluate.bfcl import FAILED, RUNNER, Environment, call, check_handlers, failure, records
 from souping.evaluate.bfcl.benchmark import (
     CATEGORIES,
@@ -27,7 +28,6 @@ from souping.evaluate.bfcl.benchmark import (
     chosen,
     needs_full,
 )
-from souping.evaluate.folds import split_folds
 from tests.support.bfcl import CHAT, UNMET, right_answer, score, wrong_answers
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from souping.checkpoints.checkpoint import stored_names, stores_head
+from souping.checkpoints import stored_names, stores_head
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.decoding import Decoding

@@ -15,7 +15,7 @@ import pytest
 from souping.analysis.intervals import rate
 from souping.analysis.significance import compare
 from souping.core.types import UserError
-from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.metrics import measure, pseudo_values, score
 from tests.support import lm_eval_tasks
 

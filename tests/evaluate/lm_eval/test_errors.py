@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Item, UserError
-from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.tasks import require
 from tests.conftest import Cli, pool_of
 from tests.support import lm_eval_tasks

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from souping.core.types import Record, UserError
+from souping.evaluate.benchmark import assign
 from souping.evaluate.engines import load_module, load_tokenizer
-from souping.evaluate.folds import assign
-from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.model import HFLM_KEYS
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks

@@ -14,7 +14,7 @@ import pytest
 
 from souping.core.types import Record, UserError
 from souping.evaluate.engines import load_module
-from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator
 from tests.support import lm_eval_tasks
 
 pytest.importorskip("lm_eval")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in, sandbox
 from souping.evaluate.templates import TemplateStoppedError
 from tests.conftest import Cli, pool_of

@@ -108,7 +108,7 @@ class Scripted(TransformersServer):
 
     code: str = "pass"
 
-    def check_installed(self) -> None:
+    def check(self) -> None:
         return None
 
     def command(self, folder: Path, port: int) -> list[str]:

@@ -8,7 +8,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
-from souping.merge.factors import DeviceProduct, Product
 from souping.merge.local import LocalMerge, open_pool
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, weighted
 
@@ -112,10 +110,9 @@ def test_dtype_is_that_of_the_factors(base: Path, tmp_path: Path, dtype: str) ->
     assert torch.equal(module.get_submodule(Q0).weight, exact.float())
 
 
-@pytest.mark.parametrize("resident", ["none", "cpu"])
 @pytest.mark.parametrize("dtype", [None, "float16"])
-def test_pouring_a_merged_soup_equals_writing_it(base: Path, tmp_path: Path, dtype: str | None, resident: str) -> None:
-    pool = opened(two(tmp_path, base), adapters="merge", dtype=dtype, resident=resident, max_shard_size="9KB")
+def test_pouring_a_merged_soup_equals_writing_it(base: Path, tmp_path: Path, dtype: str | None) -> None:
+    pool = opened(two(tmp_path, base), adapters="merge", dtype=dtype, max_shard_size="9KB")
     module = load(base)
     live = pool.live(module)
     for number, weights in enumerate([(0.3, 0.7), (1.0, 0.0), (0.0, 1.0)]):
@@ -137,15 +134,6 @@ def test_a_merged_soup_is_the_base_plus_the_sum_rounded_once(base: Path, tmp_pat
             exact = before[name].double() + delta
             assert ((tensor.double() - exact).abs() <= exact.abs() * 2**-8).all(), name
     assert {"config.json", "tokenizer.json", "recipe.json"} <= {p.name for p in out.iterdir()}
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_the_sum_on_a_device_is_the_sum_in_numpy(transposed: bool) -> None:
-    dice = np.random.default_rng(0)
-    a, b = (dice.standard_normal(shape, dtype=np.float32) for shape in ((5, 30), (20, 5)))
-    made = Product(a, b, transposed)
-    rows = dice.standard_normal((7, 20 if transposed else 30), dtype=np.float32)
-    assert np.array_equal(DeviceProduct(made, "cpu").added(rows, 4).numpy(), made.added(rows, 4))
 
 
 def test_fingerprints_are_of_content(base: Path, tmp_path: Path) -> None:
