@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from souping.core.types import Item, UserError
-from souping.evaluate import templates
+from souping.evaluate import decoding as templates
+from souping.evaluate.decoding import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
 from souping.evaluate.engines import load_tokenizer
-from souping.evaluate.templates import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
 from tests.support.choices import slow_unless
 
 TOOLS = ({"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}},)
@@ -143,7 +143,7 @@ def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch: pytest.Mo
 
 def test_the_process_ends_with_its_parent() -> None:
     code = (
-        "import psutil, sys; from souping.evaluate.templates import render_task; render_task('x', {})\n"
+        "import psutil, sys; from souping.evaluate.decoding import render_task; render_task('x', {})\n"
         "print(psutil.Process().children()[0].pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

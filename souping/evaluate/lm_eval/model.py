@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError
-from souping.evaluate.decoding import Decoding
+from souping.evaluate.decoding import Decoding, TemplateStoppedError, apply_chat_template
 from souping.evaluate.engines import Answer, answer_of, draws, neutral_config
 from souping.evaluate.lm_eval.tasks import LENGTHS, Document, HarnessSettings, Loaded, decoding_of, quiet, seed
-from souping.evaluate.templates import TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +59,7 @@ class TaskSubset:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # lm_eval's
 
-    def doc_iterator(
-        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Document]]:
+    def doc_iterator(self, *, samples: Sequence[int], **_: object) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
         return enumerate(self._loaded.docs[number] for number in samples)
 
@@ -74,12 +71,7 @@ class TaskSubset:
         apply_chat_template: bool,
         fewshot_as_multiturn: bool,
         chat_template: Callable[[list[dict[str, str]]], str] | None,
-        limit: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        cache_requests: bool = False,
-        rewrite_requests_cache: bool = False,
-        tokenizer_name: str = "",
+        **_: object,
     ) -> None:
         """Build the requests of the chosen documents, each with its own few-shot examples."""
         task, instances = self._task, []

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -274,9 +273,7 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
             files.check_readable(Path(spec).name)
-            near = get_close_matches(spec, files.manager.all_tasks, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
-            raise UserError(f"evaluator.tasks: no task, group or tag is named {spec}{hint}")
+            pick(spec, files.manager.all_tasks, "evaluator.tasks", "; set evaluator.include_path for your own YAML")
         spec = str(expanded(spec))
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": title, "task": [spec]}
