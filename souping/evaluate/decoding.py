@@ -1,10 +1,9 @@
-"""What a model sees, and how it answers: prompts as token ids, the child process that renders templates, and decoding.
+"""From items to prompts and from logits to tokens: chat templates, and decoding with what checkpoints say of it.
 
-Templates are code that comes with a candidate or a task file, which must neither fill the memory nor run forever.
-
-Answers are greedy, or sampled so that each depends on (seed, item, number of the answer) and never on its neighbours in
-a batch: every row has its own generator of Gumbel noise, which is added to the logits, and the largest sum is picked
-(Gumbel 1954; the "Gumbel-max trick", Maddison, Tarlow and Minka 2014).
+Templates are code that comes with a candidate or a task file, which must neither fill the memory nor run forever: a
+child process renders them. Answers are greedy, or sampled so that each depends on (seed, item, number of the answer)
+and never on its neighbours in a batch: every row has its own generator of Gumbel noise, which is added to the logits,
+and the largest sum is picked (Gumbel 1954; the "Gumbel-max trick", Maddison, Tarlow and Minka 2014).
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ PROCESS = Child(_environment, BYTES)
 atexit.register(PROCESS.close)
 
 
-# In the child
+# ------------------------------------------------------------ templates, in the child
 
 
 def _chat_in_child(
@@ -114,7 +113,7 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-# Here
+# ------------------------------------------------------------ templates, in this process
 
 
 def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
@@ -204,7 +203,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
         raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
 
 
-# Decoding
+# ------------------------------------------------------------ decoding
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Keys of a generation_config that mark where a text begins and ends, and do not change how tokens are picked."""

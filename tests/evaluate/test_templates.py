@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from souping.core.types import Item, UserError
-from souping.evaluate import decoding as templates
+from souping.evaluate import decoding
 from souping.evaluate.decoding import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
 from souping.evaluate.engines import load_tokenizer
 from tests.support.choices import slow_unless
@@ -107,7 +107,7 @@ def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_LONG))
 def test_what_does_not_end_is_stopped(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.chat_template = TOO_LONG[name]
-    monkeypatch.setattr(templates, "SECONDS", 0.3)
+    monkeypatch.setattr(decoding, "SECONDS", 0.3)
     with pytest.raises(UserError, match=r"item i: .*did not end"):
         render(tokenizer, item())
 
