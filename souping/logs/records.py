@@ -30,6 +30,8 @@ class Answer:
     tokens: float | None = None
     characters: int | None = None
     prompt_hash: str = ""
+    prompt: str = ""  # what the model was shown and what it answered, where the log has them
+    output: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +76,4 @@ class Log:
     tasks: Mapping[str, Task]
     groups: Mapping[str, Group] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
