@@ -12,7 +12,7 @@ from typing import Any
 from souping.core.text import install
 from souping.core.types import UserError
 from souping.logs.common import metric, pick_model
-from souping.logs.records import Answer, Log, Metric, Task
+from souping.logs.records import Log, LoggedAnswer, LoggedMetric, Task
 
 
 def is_inspect(path: Path) -> bool:
@@ -46,7 +46,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
 
 
 def _task(file: str, header: Any, group: str) -> Task:
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[LoggedAnswer]] = {}
     scorers = [scorer.name for scorer in header.eval.scorers or ()]
     for key, answer in _answers(file, scorers, group):
         answers.setdefault(key, []).append(answer)
@@ -76,7 +76,7 @@ def _options(options: Any) -> str:
     return json.dumps(options or {}, sort_keys=True, default=str)
 
 
-def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, Answer]]:
+def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
     """(scorer, answer) of every sample; one without scores counts for each scorer as missing."""
     from inspect_ai.log import read_eval_log_sample_summaries
     from inspect_ai.scorer import value_to_float
@@ -90,7 +90,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, A
             score = math.nan if value is None else as_number(value)
             yield (
                 name,
-                Answer(
+                LoggedAnswer(
                     item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
                     score=score,
                     group=str(sample.metadata.get(group, "")) if group else "",
@@ -112,7 +112,7 @@ def _values(scores: Any) -> Iterator[tuple[str, Any, str]]:
             yield f"{name}/{key}" if key else name, value, score.answer or ""
 
 
-def _reduced(header: Any, answers: dict[str, list[Answer]]) -> Iterator[Metric]:
+def _reduced(header: Any, answers: dict[str, list[LoggedAnswer]]) -> Iterator[LoggedMetric]:
     """Metrics of items whose epochs were reduced otherwise than by their mean (`pass_at_2`)."""
     for reduction in header.reductions or ():
         if reduction.reducer in (None, "mean") or reduction.scorer not in answers:
@@ -123,7 +123,7 @@ def _reduced(header: Any, answers: dict[str, list[Answer]]) -> Iterator[Metric]:
         yield metric(
             name,
             [
-                Answer(item=own.item, score=float(value), group=own.group, prompt=own.prompt)
+                LoggedAnswer(item=own.item, score=float(value), group=own.group, prompt=own.prompt)
                 for own, value in found
                 if isinstance(value, int | float)
             ],
