@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from souping.core.types import UserError, number
+from souping.core.types import Json, UserError, number
 from souping.logs.common import Row, json_lines, metric, pick_model
 from souping.logs.records import Log, LoggedAnswer, Task
 
@@ -72,7 +72,7 @@ def _answer(row: Row, wrong: set[str]) -> LoggedAnswer:
     )
 
 
-def _counts(value: Any) -> list[float]:
+def _counts(value: Json) -> list[float]:
     """Counts of tokens: one, or those of each step of each turn."""
     if isinstance(value, list):
         return [count for inner in value for count in _counts(inner)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.types import UserError, number, part
+from souping.core.types import UserError, number, part, texts
 from souping.logs.common import Row, json_lines, metric, pick_model, read_object
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
 
@@ -33,7 +33,8 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     if not tasks:
         raise UserError(f"{newest}: no results of lm_eval's tasks")
     groups = _groups(table)
-    members = {member for names in part(table, "group_subtasks").values() for member in names}  # type: ignore[union-attr]
+    below = part(table, "group_subtasks")
+    members = {member for name in below for member in texts(below, name)}
     note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
     return Log(
         path=newest,

@@ -1,7 +1,7 @@
 """Answers of a model to the items of evaluation tasks, as any harness logged them.
 
-A `Log` is what one evaluation of one model left behind: its tasks, and one `LoggedAnswer` per item, metric and replicate. All
-readers give this shape, and all that compares, selects or stores takes it.
+A `Log` is what one evaluation of one model left behind: its tasks, and one `LoggedAnswer` per item, metric and
+replicate. All readers give this shape, and all that compares, selects or stores takes it.
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from souping.core.text import listed, nearest
-from souping.core.types import UserError
+from souping.core.types import Json, UserError
 from souping.logs.common import Row, json_lines, metric
 from souping.logs.records import Group, Log, LoggedAnswer, Task
 
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
 NO_ANSWER = {"error", "unanswered", "content_filter"}
-LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
+LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
 """Scores in letters: inspect_ai's, and truth values."""
 
 
@@ -111,16 +111,15 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
         raise UserError(f"{path}: row {number}: score, tokens and replicate must be numbers: {error}") from error
 
 
-def _empty(value: Any) -> bool:
+def _empty(value: Json) -> bool:
     return value is None or value == "" or value != value
 
 
-def _score(value: Any) -> float:
+def _score(value: Json) -> float:
     if _empty(value):
         return math.nan
-    if isinstance(value, str):
-        value = LETTERS.get(value, LETTERS.get(value.lower(), value))
-    score = float(value)
+    text = str(value)
+    score = float(LETTERS.get(text, text))
     if math.isinf(score):
         raise ValueError(f"{value}")
     return score
