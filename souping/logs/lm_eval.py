@@ -47,6 +47,25 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     )
 
 
+def samples_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """(task, sample) of the newest results of one model."""
+    if not (found := results_of(path)):
+        raise UserError(f"{path}: no {RESULTS} of lm_eval")
+    for task in read_object(found[-1]).get("configs", {}):
+        file = _samples(found[-1], task)
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for sample in json_lines(file, lines):
+                yield task, sample
+
+
+def _samples(results: Path, task: str) -> Path:
+    """The file with a task's samples (UserError if there is none)."""
+    path = results.with_name(f"samples_{task}_{results.stem.rpartition('_')[2]}.jsonl")
+    if not path.is_file():
+        raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
+    return path
+
+
 def _groups(table: Row) -> dict[str, Group]:
     """Groups of leaf tasks, over which lm_eval aggregates whatever lies between."""
     below = table.get("group_subtasks", {})
@@ -73,10 +92,7 @@ def _by_size(results: Row, name: str, members: tuple[str, ...]) -> bool:
 
 
 def _task(results: Path, table: Row, task: str, group: str) -> Task:
-    date = results.stem.rpartition("_")[2]
-    path = results.with_name(f"samples_{task}_{date}.jsonl")
-    if not path.is_file():
-        raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
+    path = _samples(results, task)
     higher = part(part(table, "higher_is_better"), task)
     answers: dict[str, list[LoggedAnswer]] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:

@@ -26,7 +26,7 @@ class LoggedAnswer:
     group: str = ""
     replicate: int = 0
     missing: bool = False
-    cut: bool = False  # the answer stopped at the limit of tokens
+    cut: bool | None = None  # whether the answer stopped at the limit of tokens; None: the log does not say
     tokens: float | None = None
     characters: int | None = None
     prompt_hash: str = ""

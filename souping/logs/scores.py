@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -33,20 +34,18 @@ class LogScores(ScoreSource):
         metrics = [metrics[0] for metrics in found.metrics.values() if metrics[0].is_mean]
         if not metrics:
             raise UserError("scores.path: no task in common whose score is a mean over items")
-        tables = {name: [_values(metric, name) for metric in metrics] for name in found.models}
-        kept = [~np.isnan([table[n] for table in tables.values()]).any(axis=0) for n in range(len(metrics))]
-        if empty := [metric.task for metric, mask in zip(metrics, kept, strict=True) if not mask.any()]:
-            raise UserError(f"scores.path: no item of {empty[0]} was scored for every model")
-        items = tuple(
-            Item(id=f"{metric.task}/{name}", category=metric.task, prompt="", answer=None, group=group)
-            for metric, mask in zip(metrics, kept, strict=True)
-            for name, group, keep in zip(metric.items, metric.groups, mask, strict=True)
-            if keep
-        )
-        values = {
-            name: np.concatenate([t[mask] for t, mask in zip(own, kept, strict=True)]) for name, own in tables.items()
-        }
-        return ScoreMatrix.from_items({name: ItemScores(items=items, values=own) for name, own in values.items()})
+        items, columns = list[Item](), list[FloatArray]()
+        for metric in metrics:
+            values = np.array([_values(metric, name) for name in found.models])
+            kept = np.flatnonzero(np.isfinite(values).all(axis=0))
+            if not kept.size:
+                raise UserError(f"scores.path: no item of {metric.task} was scored for every model")
+            columns.append(values[:, kept])
+            for place in kept:
+                name, group = f"{metric.task}/{metric.items[place]}", metric.groups[place]
+                items.append(Item(id=name, category=metric.task, prompt="", answer=None, group=group))
+        rows = zip(found.models, np.hstack(columns), strict=True)
+        return ScoreMatrix.from_items({name: ItemScores(items=tuple(items), values=row) for name, row in rows})
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """The scores with the candidates marked.
@@ -56,15 +55,7 @@ class LogScores(ScoreSource):
         """
         for name in candidates:
             pick(name, list(self.path), "scores.path: log of candidate")
-        found = self._scores
-        return ScoreMatrix(
-            models=found.models,
-            categories=found.categories,
-            values=found.values,
-            candidates=tuple(candidates),
-            items=found.items,
-            published=True,
-        )
+        return replace(self._scores, candidates=tuple(candidates), published=True)
 
 
 def _values(metric: MatchedMetric, model: str) -> FloatArray:

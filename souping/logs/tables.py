@@ -101,7 +101,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             group=str(row.get(group or "group") or ""),
             replicate=int(row.get("replicate") or 0),
             missing=math.isnan(score) or stop in NO_ANSWER,
-            cut=stop in CUT,
+            cut=stop in CUT if "stop_reason" in row else None,
             tokens=None if _empty(row.get("tokens")) else float(row["tokens"]),
             characters=len(output) if output else None,
             prompt=str(row.get("prompt") or ""),
