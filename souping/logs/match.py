@@ -21,9 +21,9 @@ class MatchedMetric:
     """Answers of all models to the items of one task by one metric, for the items that every model was asked.
 
     The mappings are {model: array}, and each array is [runs, replicates, items]. The numbers of runs and replicates may
-    differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness left
-    out of its mean, a length that the log does not say. `missing` marks answers that were asked for and not scored,
-    whether the harness counted them or not. `groups` are those of the items, the item's own name without one.
+    differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness
+    left out of its mean, a length that the log does not say. `missing` marks answers that were requested and not
+    scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without one.
     `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
     """
 

@@ -160,6 +160,20 @@ class TestBfcl:
         missing = [a.item for a in log.tasks["simple_python"].metrics["accuracy"].answers if a.missing]
         assert missing == ["simple_python_4"]
 
+    @pytest.mark.slow
+    def test_the_installed_package(self, bfcl: Any, tmp_path: Path) -> None:
+        from souping.evaluate.bfcl.benchmark import BfclBenchmark
+        from tests.support.bfcl import right_answer, score
+
+        items = BfclBenchmark(environment=bfcl, categories=("simple_python", "irrelevance"), ids=(), limit=3).items()
+        answers = {item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)}
+        records = score(bfcl, tmp_path, items, answers)
+        (log,) = read(tmp_path)
+        found = {
+            answer.item: answer.score for task in log.tasks.values() for answer in task.metrics["accuracy"].answers
+        }
+        assert found == {record.item: record.score for record in records}
+
     @pytest.mark.parametrize(("gone", "word"), [("result", "result/"), ("score", "score/")])
     def test_one_folder_alone_is_refused(self, tmp_path: Path, gone: str, word: str) -> None:
         folder = shutil.copytree(DATA / "bfcl" / "a", tmp_path / "a")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from souping.core.types import Recipe, UserError
+from souping.core.types import Recipe, Request, UserError
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
+from souping.pipeline.evaluation import EvaluatorWorker
 from tests.support import lm_eval_tasks
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -85,17 +86,16 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
     items = evaluator.benchmark.items()
     live = evaluator.evaluate(served, items)
     asked = counted(evaluator, monkeypatch)
-    reader = evaluator.for_recipe(ANT)
-    found = reader.evaluate(served, items)
+    worker = EvaluatorWorker({"": (evaluator, lambda recipe: served)})
+    found = worker.answer(Request(number=0, recipe=ANT, items=items)).records
     assert asked == []
-    assert reader.fingerprint == evaluator.fingerprint == replace(evaluator, logs=None).fingerprint
+    assert evaluator.for_recipe(ANT).fingerprint == evaluator.fingerprint == replace(evaluator, logs=None).fingerprint
     for own, other in zip(found, live, strict=True):
         assert (own.item, own.output, own.outcome) == (other.item, other.output, other.outcome)
         assert own.score == pytest.approx(other.score)
         assert own.statistics == pytest.approx(other.statistics)
-    evaluator.for_recipe(
-        replace(ANT, ingredients=("ant", "bee"), fingerprints=("f", "g"), weights=(0.5, 0.5))
-    ).evaluate(served, items[:1])
+    soup = replace(ANT, ingredients=("ant", "bee"), fingerprints=("f", "g"), weights=(0.5, 0.5))
+    worker.answer(Request(number=1, recipe=soup, items=items[:1]))
     assert asked  # a soup has no log
 
 
