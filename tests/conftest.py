@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator, LoadedModel, Objective
+from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
 from tests.support.composition import compose_once

@@ -95,7 +95,7 @@ def _chosen(selector: Selector, scores: ScoreMatrix) -> Selection:
         UserError: there is none; also where a selector of the user's fails on scores that it never met in the run.
     """
     try:
-        return selector.chosen(scores)
+        return selector.select_checked(scores)
     except UserError:
         raise
     except Exception as error:  # what is counted here ends no run

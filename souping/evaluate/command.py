@@ -17,7 +17,7 @@ import numpy as np
 
 from souping.core.fields import Seconds, component
 from souping.core.files import expanded
-from souping.core.protocols import Evaluator, LoadedModel, ModelHost, Wants
+from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
 from souping.core.types import Item, Json, Missing, Record, UserError, digest
@@ -56,7 +56,7 @@ class CommandEvaluator(Evaluator):
         return {"name": "command", "command": self.command}
 
     @property
-    def wants(self) -> Wants:
+    def model_form(self) -> ModelForm:
         return "folder"
 
     @property

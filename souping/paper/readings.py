@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from souping.analysis.correlation import pearson
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import Json, ScoreMatrix, Selection, UserError
 from souping.paper.published import PaperTable, totals
 from souping.selection import SoCE, SoCECluster, ranking

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.fields import load
-from souping.core.files import nearby, put
+from souping.core.files import nearby, write_atomically
 from souping.core.text import ANALYSE, first_line
 from souping.core.types import Json, ScoreMatrix, Selection, Trial, UserError, number, part, texts
 from souping.report import plots
@@ -52,8 +52,8 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str
         "report.html": page(report, trials, drawings, made).replace(ANALYSE, ANALYSE.replace("RUN_DIR", escape(place))),
         **files(report),
     }
-    paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]
-    return paths + [put(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in drawings]
+    paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
+    return paths + [write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in drawings]
 
 
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
@@ -102,7 +102,7 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
 def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([csv_cell(value) for value in line] for line in table)
-    return put(path, stream.getvalue().encode("utf-8", "replace"))
+    return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
 def read_report(path: Path) -> dict[str, Json]:
@@ -166,7 +166,7 @@ def write_selection(selection: Row, path: Path) -> Path:
         "tied": {},
         "correlation": {"categories": [], "matrix": []},
     }
-    return put(path, as_json({**empty, **selection}).encode())
+    return write_atomically(path, as_json({**empty, **selection}).encode())
 
 
 def write_job(
@@ -186,7 +186,7 @@ def write_job(
         "refused": refused,
         **({} if limit is None else {"limit": limit}),
     }
-    put(run_dir / JOB, as_json(job).encode())
+    write_atomically(run_dir / JOB, as_json(job).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[Row]:

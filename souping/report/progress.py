@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.system import cores
+from souping.core.system import cores, versions
 from souping.core.text import safe
-from souping.core.versions import commit, versions
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -281,6 +280,4 @@ def _head(command: str, overrides: str) -> Iterator[str]:
         yield f"overrides  {overrides}"
     yield f"folder     {os.getcwd()}"
     yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
-    if found := commit():
-        yield f"commit     {found}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

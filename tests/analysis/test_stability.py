@@ -10,9 +10,8 @@ import pytest
 
 from souping.analysis.correlation import kendall, pearson
 from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
-from souping.core.objectives import Mean
 from souping.core.protocols import Selector
-from souping.core.scores import read_table
+from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection
 from souping.selection import SoCE, TopK
 from tests.conftest import ROOT

@@ -37,7 +37,7 @@ def model(tmp_path: Path) -> Any:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    return SimpleNamespace(folder=folder, soup="soup", ends=())
+    return SimpleNamespace(folder=folder, soup="soup", eos_token_ids=())
 
 
 def script(folder: Path, *lines: str) -> str:

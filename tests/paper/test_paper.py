@@ -17,7 +17,7 @@ import pytest
 
 from souping.analysis.correlation import pearson
 from souping.core import simplex
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import UserError
 from souping.paper.findings import Finding, Verdict, findings, gains, on_grid
 from souping.paper.published import TABLES, PaperTable, leaderboard

@@ -11,7 +11,7 @@ import pytest
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.pipeline.evidence import Contender, Pair, best_mixture, by_category, gather, lost_answers
 from souping.report.render import markdown

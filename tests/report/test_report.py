@@ -21,7 +21,7 @@ from souping.analysis.surface import draw as surface
 from souping.core.simplex import grid
 from souping.core.text import ANALYSE
 from souping.report.drawing import Drawing
-from souping.report.files import as_json, draw, put, write_report, write_trials
+from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
 from souping.report.format import percent, seconds, short
 from souping.report.plots import landscape
 from souping.report.registry import Display, displays
@@ -130,10 +130,10 @@ def test_trials_csv_has_a_line_a_trial_that_reads_back(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
-        put(tmp_path / "file" / "report.json", b"x")
+        write_atomically(tmp_path / "file" / "report.json", b"x")
     (tmp_path / "report.json").mkdir()
     with pytest.raises(OSError, match=r"report\.json"):
-        put(tmp_path / "report.json", b"x")
+        write_atomically(tmp_path / "report.json", b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "report.json"]
 
 
