@@ -27,6 +27,8 @@ from souping.logs.records import Log, LoggedAnswer
 
 ENDED = re.compile(r"ended by itself with status (\S+)")
 """What the guard of a process writes under its output."""
+DONE = "done"
+"""File that marks a command that ended without an error."""
 
 
 @component
@@ -110,6 +112,7 @@ class CommandEvaluator(Evaluator):
         lines = process.log.read_text(encoding="utf-8", errors="replace").splitlines()
         status = next((found.group(1) for line in lines[-3:] if (found := ENDED.search(line))), "")
         if not late and status == "0":
+            (attempt / DONE).touch()
             return ""
         what = f"took longer than evaluator.timeout={self.timeout:g}" if late else f"failed (status {status or '?'})"
         last = " | ".join(line.strip() for line in lines[-4:] if line.strip() and not ENDED.search(line))
@@ -131,40 +134,47 @@ def _line(item: Item) -> str:
 def _collect(attempt: Path, items: Sequence[Item]) -> tuple[list[Record], str]:
     """Records of these items from a command's log, and why there are not all of them."""
     try:
-        asked = set((attempt / "items.jsonl").read_text(encoding="utf-8").splitlines())
+        requested = set((attempt / "items.jsonl").read_text(encoding="utf-8").splitlines())
         entries = list((attempt / "out").iterdir())
         if not entries:
             raise UserError(f"it left no log in {attempt / 'out'}")
-        (log,) = read(entries[0] if len(entries) == 1 else attempt / "out")
+        (log,) = read(_whole_lines(attempt, entries[0]) if len(entries) == 1 else attempt / "out")
         answers = dict[str, list[LoggedAnswer]]()
         for name, answer in _by_id(log):
             answers.setdefault(name, []).append(answer)
     except (UserError, OSError, ValueError) as error:
         return [], f"left no log that can be read: {first_line(error)}"
-    due = [item for item in items if _line(item) in asked]
+    due = [item for item in items if _line(item) in requested]
     records = [_record(item.id, answers[item.id]) for item in due if item.id in answers]
     gone = [item.id for item in items if item.id not in answers]
     return records, f"left no answer to {len(gone)} of {len(items)} items ({listed(gone, 3)})" if gone else ""
 
 
+def _whole_lines(attempt: Path, log: Path) -> Path:
+    """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
+    if log.suffix not in (".csv", ".jsonl") or (attempt / DONE).exists():
+        return log
+    data, copy = log.read_bytes(), attempt / f"whole{log.suffix}"
+    copy.write_bytes(data[: data.rfind(b"\n") + 1])
+    return copy
+
+
 def _by_id(log: Log) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(id, answer) by the first metric of each task; ids of some harnesses end in a hash of the content."""
+    """(id, answer) with a score by the first metric of each task; some ids end in a hash of the content."""
+    hashed = log.harness in ("lm_eval", "inspect_ai")
     for task in log.tasks.values():
         for answer in next(iter(task.metrics.values())).answers:
-            if log.harness not in ("lm_eval", "inspect_ai"):
-                yield answer.item, answer
-            else:
-                yield f"{task.name}/{answer.item.rpartition(' ')[0]}", answer
+            if not np.isnan(answer.score):
+                yield f"{task.name}/{answer.item.rpartition(' ')[0]}" if hashed else answer.item, answer
 
 
 def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
-    """A record of the mean of an item's answers; one without a score counts as none."""
-    scores = [0.0 if np.isnan(answer.score) else answer.score for answer in answers]
+    """A record of the mean of an item's answers."""
     missing = any(answer.missing for answer in answers)
     return Record(
         item=item,
-        score=float(np.mean(scores)),
+        score=float(np.mean([answer.score for answer in answers])),
         output=answers[0].output,
         outcome="unanswered" if missing else "truncated" if any(answer.cut for answer in answers) else "finished",
-        reason="the log has no score" if missing else "",
+        reason="no answer, as the log says" if missing else "",
     )

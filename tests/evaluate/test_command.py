@@ -72,12 +72,18 @@ def test_what_is_written_wrong() -> None:
     ("lines", "timeout", "words"),
     [
         ([answers("2"), "sys.exit('no GPU')"], 60, ["failed (status 1)", "evaluating 4 items | no GPU", "2 of 4"]),
+        (
+            ["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,0\\ni2,c,0.7')", "sys.exit(2)"],
+            60,
+            ["failed (status 2)", "2 of 4"],
+        ),
+        (["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,')"], 60, ["3 of 4 items", "1 of 4"]),
         ([answers("3")], 60, ["1 of 4 items (i3)", "3 of 4 answers"]),
         ([answers("2"), "import time; time.sleep(60)"], 1.5, ["evaluator.timeout=1.5", "2 of 4"]),
         (["(out / 'log.csv').write_text('a,b\\n1,2')"], 60, ["no column item", "0 of 4"]),
         ([], 60, ["left no log in", "0 of 4"]),
     ],
-    ids=["it fails", "items are missing", "it hangs", "another table", "no log"],
+    ids=["it fails", "a line is cut off", "no score", "items are missing", "it hangs", "another table", "no log"],
 )
 def test_what_came_of_a_command_that_failed_is_kept(
     model: Any, tmp_path: Path, lines: list[str], timeout: float, words: list[str]
