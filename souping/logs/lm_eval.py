@@ -67,7 +67,7 @@ def _samples(results: Path, task: str) -> Path:
 
 
 def _groups(table: Row) -> dict[str, Group]:
-    """Groups of leaf tasks, over which lm_eval aggregates whatever lies between."""
+    """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
     below = table.get("group_subtasks", {})
 
     def leaves(name: str) -> list[str]:
@@ -76,17 +76,18 @@ def _groups(table: Row) -> dict[str, Group]:
     found = {}
     for name in (name for name in below if below[name]):
         members = tuple(dict.fromkeys(leaf for leaf in leaves(name) if leaf in table["configs"]))
-        found[name] = Group(name=name, members=members, weight_by_size=_by_size(table["results"], name, members))
+        found[name] = Group(name=name, members=members, weight_by_size=_by_size(table, name, members))
     return found
 
 
-def _by_size(results: Row, name: str, members: tuple[str, ...]) -> bool:
+def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down."""
+    results, sizes = table.get("results", {}), part(table, "n-samples")
     for key, figure in results.get(name, {}).items():
-        rows = [results[task] for task in members if key in results[task]]
+        rows = {task: results[task] for task in members if key in results.get(task, {})}
         if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
-            values = [row[key] for row in rows]
-            weighted = np.average(values, weights=[row["sample_len"] for row in rows])
+            values = [row[key] for row in rows.values()]
+            weighted = np.average(values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows])
             return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
     return False
 

@@ -18,7 +18,7 @@ Named = tuple[str, Log]
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedMetric:
-    """Answers of all models to the items of one task by one metric, for the items that every model was asked.
+    """Answers of all models to the items of one task by one metric, for the items that every log has.
 
     The mappings are {model: array}, and each array is [runs, replicates, items]. The numbers of runs and replicates may
     differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness
@@ -112,11 +112,11 @@ def _task(task: str, every: Sequence[Named], notes: list[str]) -> tuple[MatchedM
             _agree(task, "metric", (name, lead), (other, others_lead))
     common = [metric for metric in tables[0] if all(metric in table for table in tables)]
     found = tuple(_metric(task, metric, every) for metric in common)
-    asked = {
+    requested = {
         answer.item for _, log in every for metric in log.tasks[task].metrics.values() for answer in metric.answers
     }
-    if gone := len(asked) - len({item for metric in found for item in metric.items}):
-        notes.append(f"{task}: {gone} of {len(asked)} items are left out, as not every log has them")
+    if gone := len(requested) - len({item for metric in found for item in metric.items}):
+        notes.append(f"{task}: {gone} of {len(requested)} items are left out, as not every log has them")
     return found
 
 
