@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,15 +57,7 @@ def _task(file: str, header: EvalLog, group: str) -> Task:
     if not answers:
         raise UserError(f"{file}: no samples")
     reducers = header.eval.config.epochs_reducer or ["mean"]
-    scored = header.results.scores if header.results else []
-    figures = {
-        score.name: figure.value
-        for score in scored
-        if score.reducer in (None, "mean")
-        for kind, figure in score.metrics.items()
-        if kind in ("accuracy", "mean")
-    }
-    metrics = {name: replace(metric(name, found), reported=figures.get(name)) for name, found in answers.items()}
+    metrics = {name: metric(name, found) for name, found in answers.items()}
     settings = {"task version": str(header.eval.task_version), "epochs reducer": ", ".join(reducers)}
     settings |= {f"scorer {one.name}": _options(one.options) for one in header.eval.scorers or ()}
     settings |= {"judge": _options({role: config.model for role, config in (header.eval.model_roles or {}).items()})}

@@ -61,6 +61,7 @@ def test_what_cannot_select(tmp_path: Path, scores: dict[str, list[Any]], candid
         source(tmp_path, scores).matrix(candidates, unmeasured)
 
 
+@pytest.mark.slow
 def test_a_run_selects_from_logs(souping: Cli, family: Path, tmp_path: Path) -> None:
     """A whole run: no candidate is evaluated on a select fold, and the report has the selection's stability."""
     rng = np.random.default_rng(0)
