@@ -115,7 +115,6 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
         "thresholds": [failed, *({"threshold": t, **other} for t in (0.2, 0.3))],
         "jackknife": [{"left_out": name, **other} for name in names],
         "notes": [],
-        "models": {"status": "not estimable", "reason": "fewer than six base families"},
     }
 
 
