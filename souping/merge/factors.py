@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +32,6 @@ from souping.merge.kernels import Float32, Raw, narrow, widen
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.planner import Alignment
 from souping.merge.writer import ShardWriter, prepare
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
