@@ -83,11 +83,11 @@ class LiveModule(Pourable):
             reload(self._module, {tensor.name: self._whole(plan, weighing, tensor) for tensor in plan.tensors})
             return None
         portions: list[Portion] = []
-        elsewhere: list[tuple[PlannedTensor, ParameterTarget]] = []
+        elsewhere: list[tuple[PlannedTensor, torch.Tensor]] = []
         for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
             target = places[tensor.name]
             if target.flat is None:
-                elsewhere.append((tensor, target))
+                elsewhere.append((tensor, target.tensor))
             else:
                 portions += self._portions(plan, weighing, tensor, target.flat, target.dtype)
         mixes = {kind: weighing.mix(kind) for tensor in plan.tensors for kind in weighing.kinds(tensor.name)}
@@ -111,7 +111,7 @@ class LiveModule(Pourable):
         for portion in work.portions:
             yield from portion.jobs(plan, weighing, self._warned)
         for tensor, target in work.elsewhere:
-            yield partial(self._copy, plan, weighing, tensor, target.tensor)
+            yield partial(self._copy, plan, weighing, tensor, target)
 
     def _row(self, plan: MergePlan, source: Source, count: int) -> Raw:
         owner = plan.ingredients[source.ingredient]
@@ -147,17 +147,13 @@ class Portion:
     dtype: str
 
     def jobs(self, plan: MergePlan, weighing: Weighing, warned: set[str]) -> Iterator[Job]:
-        """The blocks, with the weights of a recipe."""
-        chunk = self.weighed(weighing)
-        for part in [chunk] if chunk.indivisible and self.method.whole else blocks(chunk):
-            yield partial(self._block, plan, part, warned)
-
-    def weighed(self, weighing: Weighing) -> Chunk:
-        """The piece with a recipe's final weights, which may need statistics of the whole piece."""
+        """The blocks, with the final weights of a recipe, which may need statistics of the whole piece."""
         weights = self.chunk.weights if self.kind is None else weighing.mix(self.kind).weights
         if self.chunk.indivisible and self.method.coefficients is not None:
             weights = self.method.weigh(self._gram, weights)
-        return replace(self.chunk, weights=weights)
+        chunk = replace(self.chunk, weights=weights)
+        for part in [chunk] if chunk.indivisible and self.method.whole else blocks(chunk):
+            yield partial(self._block, plan, part, warned)
 
     @cached_property
     def _gram(self) -> Gram:
@@ -193,7 +189,7 @@ class PourWork:
     plan: MergePlan
     mixes: Mapping[Kind, Mix]
     portions: tuple[Portion, ...]
-    elsewhere: tuple[tuple[PlannedTensor, ParameterTarget], ...]
+    elsewhere: tuple[tuple[PlannedTensor, torch.Tensor], ...]
     snapshot: Snapshot
 
     def fits(self, weighing: Weighing) -> bool:
