@@ -59,7 +59,9 @@ class TaskSubset:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # lm_eval's
 
-    def doc_iterator(self, *, samples: Sequence[int], **_: object) -> Iterator[tuple[int, Document]]:
+    def doc_iterator(
+        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
         return enumerate(self._loaded.docs[number] for number in samples)
 
@@ -71,7 +73,12 @@ class TaskSubset:
         apply_chat_template: bool,
         fewshot_as_multiturn: bool,
         chat_template: Callable[[list[dict[str, str]]], str] | None,
-        **_: object,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_requests: bool = False,
+        rewrite_requests_cache: bool = False,
+        tokenizer_name: str = "",
     ) -> None:
         """Build the requests of the chosen documents, each with its own few-shot examples."""
         task, instances = self._task, []
