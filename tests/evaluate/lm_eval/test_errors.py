@@ -49,7 +49,7 @@ def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
 @pytest.mark.parametrize(
     ("tasks", "settings", "words"),
     [
-        (["pickk"], {}, "pickk .*did you mean pick"),
+        (["pickk"], {}, "did you mean pick?"),
         (["zz*"], {}, "evaluator.tasks: no task matches zz*"),
         ([], {}, "evaluator.tasks is empty"),
         (["broken"], {}, "broken.yaml"),
