@@ -23,6 +23,8 @@ EXACT_STATES = 20_000
 TIE = 1e-9
 STEPS = 30
 CHUNK = 4_000_000
+MANY_ALONE = 2000
+"""From so many groups on that are unlike each other, their signs are drawn by the byte."""
 
 
 def sign_flip(whole: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
@@ -84,7 +86,7 @@ class MaxT:
         for f, place in enumerate(np.split(number, np.cumsum(sizes)[:-1])):
             pull[place, f] = wholes[f].sums[:, 0] / items[f]
         rows, stratum, count = distinct(pull, np.zeros(len(pull), dtype=np.int64))
-        sums = _drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
+        sums = drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
         squares, own = (pull**2).sum(axis=0), pull.sum(axis=0)
         variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
         ratio = np.abs(sums) / np.sqrt(np.maximum(variance, np.maximum(1e-12 * squares, 1e-30)))
@@ -186,7 +188,7 @@ class SignFlips:
             plus, chance = _every_pattern(number)
             sums = _stratum_sums(plus, rows, number, stratum, strata)
         else:
-            sums, chance = _drawn_sums(rows, number, stratum, strata, draws, seed), None
+            sums, chance = drawn_sums(rows, number, stratum, strata, draws, seed), None
         seen = _stratum_sums(number[None, :], rows, number, stratum, strata)
         pull, slope = np.concatenate([seen, sums])[:, :, 0], np.concatenate([seen, sums])[:, :, 1]
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
@@ -268,11 +270,21 @@ def _stratum_sums(plus: IntArray, rows: FloatArray, number: IntArray, stratum: I
     return np.stack(parts, axis=1)
 
 
-def _drawn_sums(
+def drawn_sums(
     rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int
 ) -> FloatArray:
     """`_stratum_sums` of so many drawn patterns, some at a time. A fair bit is drawn faster than a binomial number."""
     rng = np.random.default_rng([SALT, seed])
+    if (alone := number == 1).sum() >= MANY_ALONE:
+        sums = _bytewise_sums(rows[alone], stratum[alone], strata, draws, rng)
+        rest = ~alone
+        return sums if alone.all() else sums + _drawn_rows(rows[rest], number[rest], stratum[rest], strata, draws, rng)
+    return _drawn_rows(rows, number, stratum, strata, draws, rng)
+
+
+def _drawn_rows(
+    rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
+) -> FloatArray:
     order = np.argsort(number > 1, kind="stable")
     single, sums = int((number == 1).sum()), list[FloatArray]()
     for start in range(0, draws, max(1, CHUNK // len(number))):
@@ -282,6 +294,22 @@ def _drawn_sums(
         plus[:, order[single:]] = rng.binomial(number[order[single:]], 0.5, size=(size, len(number) - single))
         sums.append(_stratum_sums(plus, rows, number, stratum, strata))
     return np.concatenate(sums)
+
+
+def _bytewise_sums(
+    rows: FloatArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
+) -> FloatArray:
+    """Stratum sums [D, H, F] of rows with a random sign each: a random byte picks one of the 256 signed sums of eight
+    rows, which is much faster than eight signs."""
+    signs = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    sums = np.zeros((strata, draws, rows.shape[1]))
+    for h in range(strata):
+        inside = rows[stratum == h]
+        for start in range(0, len(inside), 8):
+            eight = inside[start : start + 8]
+            table = np.einsum("sr,rf->sf", signs[:, : len(eight)], eight)
+            sums[h] += table[rng.integers(0, 256, size=draws, dtype=np.uint8)]
+    return sums.transpose(1, 0, 2)
 
 
 def _every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
