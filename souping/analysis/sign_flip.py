@@ -270,9 +270,7 @@ def _stratum_sums(plus: IntArray, rows: FloatArray, number: IntArray, stratum: I
     return np.stack(parts, axis=1)
 
 
-def drawn_sums(
-    rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int
-) -> FloatArray:
+def drawn_sums(rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int) -> FloatArray:
     """`_stratum_sums` of so many drawn patterns, some at a time. A fair bit is drawn faster than a binomial number."""
     rng = np.random.default_rng([SALT, seed])
     if (alone := number == 1).sum() >= MANY_ALONE:

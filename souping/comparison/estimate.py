@@ -42,7 +42,7 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
     shares: Mapping[str, float] = dict.fromkeys(sizes, 1.0) if average == "leaf" else sizes
     if given is not None or average == "task":
-        inside = {task for name in matched.groups for task in _leaves(matched, name)}
+        inside = {task for name in matched.groups for task in leaves(matched, name)}
         alone = [*matched.groups, *(name for name in sizes if name not in inside)]
         top = given if given is not None else dict.fromkeys(matched.asked or alone, 1.0)
         shares = _expanded(matched, top, sizes)
@@ -57,7 +57,7 @@ def _expanded(matched: Matched, top: Mapping[str, float], sizes: Mapping[str, fl
     for name, weight in top.items():
         if name not in matched.groups and name not in matched.metrics:
             raise UserError(f"weights: {name} is not a task or group of all models")
-        inside = [task for task in _leaves(matched, name) if task in sizes]
+        inside = [task for task in leaves(matched, name) if task in sizes]
         by_size = name in matched.groups and matched.groups[name].weight_by_size
         within = {task: sizes[task] if by_size else 1.0 for task in inside}
         for task, share in within.items():
@@ -65,16 +65,16 @@ def _expanded(matched: Matched, top: Mapping[str, float], sizes: Mapping[str, fl
     return shares
 
 
-def _leaves(matched: Matched, name: str) -> list[str]:
+def leaves(matched: Matched, name: str) -> list[str]:
     if name not in matched.groups:
         return [name]
-    return list(dict.fromkeys(task for one in matched.groups[name].members for task in _leaves(matched, one)))
+    return list(dict.fromkeys(task for one in matched.groups[name].members for task in leaves(matched, one)))
 
 
 # Scores
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PooledScores:
     """Scores of all models on the items of some tasks, turned so that higher is better.
 
@@ -165,7 +165,7 @@ def scored(scores: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
 def _means(metric: MatchedMetric, model: str, fill: Filled, pass_at: int) -> FloatArray:
     """Scores [R, I], higher is better, means over the answers that there are."""
     raw = _turned(metric, model)
-    if fill != "scores" and metric.is_mean and metric.missing[model].any():
+    if fill != "scores" and metric.is_mean and metric.missing and metric.missing[model].any():
         raw = np.where(metric.missing[model], float(fill == "best"), raw)
     if pass_at:
         return _pass_at(raw, pass_at, metric.task)

@@ -94,4 +94,3 @@ def best_set(flips: JointFlips, alpha: float) -> list[int]:
 def _critical(largest: FloatArray, alpha: float) -> float:
     ordered: FloatArray = np.sort(largest)
     return float(ordered[-max(1, int(np.ceil(alpha * (1 + len(ordered)) - 1 - TIE)))])
-

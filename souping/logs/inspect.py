@@ -30,13 +30,17 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         from inspect_ai.log import read_eval_log
     except ImportError:
         raise UserError(f"{path}: inspect_ai's logs are read by its own package: {install('inspect')}") from None
-    files = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.is_file() and is_inspect(file)]
+    files = (
+        [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.is_file() and is_inspect(file)]
+    )
     headers = [(str(file), read_eval_log(str(file), header_only=True)) for file in files]
     model = pick_model(path, sorted({header.eval.model for _, header in headers}), name)
     own = [(file, header) for file, header in headers if header.eval.model == model]
     newest = {header.eval.task: (file, header) for file, header in sorted(own, key=lambda pair: pair[1].eval.created)}
     notes = [f"{path}: of {len(own)} logs the newest of each task was read"] if len(newest) < len(own) else []
-    notes += [f"{file}: its status is {header.status}" for file, header in newest.values() if header.status != "success"]
+    notes += [
+        f"{file}: its status is {header.status}" for file, header in newest.values() if header.status != "success"
+    ]
     tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
     return Log(path=path, harness="inspect_ai", model=model, tasks=tasks, asked=tuple(tasks), notes=tuple(notes))
 
@@ -63,7 +67,9 @@ def _task(file: str, header: Any, group: str) -> Task:
     settings |= {f"scorer {one.name}": _options(one.options) for one in header.eval.scorers or ()}
     settings |= {"judge": _options({role: config.model for role, config in (header.eval.model_roles or {}).items()})}
     settings |= {"task arguments": _options(header.eval.task_args)}
-    return Task(name=header.eval.task, metrics=metrics | others if "mean" in reducers else others | metrics, settings=settings)
+    return Task(
+        name=header.eval.task, metrics=metrics | others if "mean" in reducers else others | metrics, settings=settings
+    )
 
 
 def _options(options: Any) -> str:

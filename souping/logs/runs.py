@@ -48,7 +48,11 @@ def _task(name: str, answers: list[Answer], reported: Mapping[str, Any]) -> Task
 
 def _answers(line: Row, own: Row, group: str) -> list[Answer]:
     """One answer per replicate, or one for all if the item's score is not their mean (the best of them)."""
-    scores, outcomes, outputs = own.get("scores", [own["score"]]), own.get("outcomes", [own["outcome"]]), own["resps"][0]
+    scores, outcomes, outputs = (
+        own.get("scores", [own["score"]]),
+        own.get("outcomes", [own["outcome"]]),
+        own["resps"][0],
+    )
     if abs(np.mean(scores) - own["score"]) > 1e-9:
         scores, outcomes, outputs = [own["score"]], [own["outcome"]], outputs[:1]
     return [
