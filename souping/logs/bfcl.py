@@ -51,7 +51,7 @@ def _task(file: Path, scores: Path) -> Task:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open("rb") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
     if not rows or any("id" not in row for row in rows[path.name.endswith("_score.json") :]):
         raise UserError(f"{path}: not a file of bfcl-eval: a line without an id")

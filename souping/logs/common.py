@@ -61,7 +61,7 @@ def metric(
     """
     scores = np.array([answer.score for answer in answers])
     counted = scores[np.isfinite(scores)]
-    in_range = counted.size > 0 and 0 <= counted.min() and counted.max() <= 1
+    in_range = counted.size > 0 and counted.min() >= 0 and counted.max() <= 1
     if reported is not None and (not counted.size or abs(counted.mean() - reported) > 1e-6 * max(1, abs(reported))):
         in_range = False
         answers = [replace(answer, score=np.nan) for answer in answers]

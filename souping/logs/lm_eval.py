@@ -78,7 +78,7 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
         raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
     higher = part(part(table, "higher_is_better"), task)
     answers: dict[str, list[Answer]] = {}
-    with path.open("rb") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for key, answer in _answers(path, json_lines(path, lines), list(higher), group):
             answers.setdefault(key, []).append(answer)
     figures = part(part(table, "results"), task)
