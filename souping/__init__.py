@@ -32,6 +32,7 @@ _ROOMS = {
     "souping.search.nevergrad": ("Nevergrad",),
     "souping.evaluate.generate": ("LocalEvaluator",),
     "souping.merge.local": ("LocalMerge",),
+    "souping.comparison.api": ("compare",),
     "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
 }
 _HOMES = {name: module for module, names in _ROOMS.items() for name in names}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from souping.comparison import AVERAGES, compare
+from souping.comparison.api import AVERAGES, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick
 from souping.core.files import expanded, put

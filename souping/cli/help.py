@@ -17,11 +17,12 @@ from souping.core.versions import __version__
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
+    "compare": "an honest verdict for any two evaluation logs",
     "check": "rehearse a run on five items per category",
     "show": "show answers of a run side by side: what the soup fixed or broke",
 }
 """{command: what it does}; `conf/config.yaml` lists them in its help."""
-MODULES = ("show",)
+MODULES = ("compare", "show")
 """Commands that are modules with `main(arguments) -> exit status`."""
 RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
 """Override that names a finished run."""
