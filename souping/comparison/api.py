@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from souping.comparison.rows import Options, compare_matched
 from souping.comparison.result import CompareResult
+from souping.comparison.rows import Options, compare_matched
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
 from souping.core.fields import load, pick
 from souping.core.files import expanded

@@ -78,9 +78,9 @@ def leaves(matched: Matched, name: str) -> list[str]:
 class PooledScores:
     """Scores of all models on the items of some tasks, turned so that higher is better.
 
-    `weights` [C] are those of the tasks `names`; `categories` and `groups` [I]. `scores` are {model: [R, I]}, means over
-    the answers of an item; `best` and `worst` are the same with missing answers counted as right and as wrong. `noise`
-    {model: [R, I]} is the variance of an item's score over the draw of its answers, nan if it has one.
+    `weights` [C] are those of the tasks `names`; `categories` and `groups` [I]. `scores` are {model: [R, I]}, means
+    over the answers of an item; `best` and `worst` are the same with missing answers counted as right and as wrong.
+    `noise` {model: [R, I]} is the variance of an item's score over the draw of its answers, nan if it has one.
     """
 
     names: tuple[str, ...]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from souping.comparison.result import CompareResult, Flip, RowVerdict
+from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict
 from souping.core.text import minus
 from souping.report.format import clean, escape_html, escape_markdown, p_value
 
@@ -21,29 +21,30 @@ LONGEST = 1500
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of plain text; the first column is a name."""
+    """A table of plain text; the first column is a name. Rows of `strong` are those that decide."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    strong: frozenset[int] = frozenset()
 
 
-def is_share(row: RowVerdict) -> bool:
-    """Whether a row's numbers are fractions, which are shown as points."""
-    return row.kind in ("average", "group", "task", "cut")
+def is_left(header: str) -> bool:
+    """Whether a column holds words."""
+    return header in ("", "metric", "verdict")
 
 
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
-    text = f"{100 * value:{'+' if sign else ''}.1f}" if is_share(row) else f"{value:{'+' if sign else ''}.4g}"
-    return minus(text)
+    plus = "+" if sign else ""
+    return minus(f"{round(100 * value, 1) + 0.0:{plus}.1f}" if row.fraction else f"{value:{plus}.4g}")
 
 
 def limits(row: RowVerdict) -> str:
     """Limits of the interval, with more digits if it would seem to touch 0."""
-    scale = 100 if is_share(row) else 1
-    near = any(0 < abs(scale * value) < 0.05 for value in (row.low, row.high)) and is_share(row)
+    scale = 100 if row.fraction else 1
+    near = any(0 < abs(scale * value) < 0.05 for value in (row.low, row.high)) and row.fraction
     low, high = (f"{scale * value:+.2g}" if near else amount(row, value, True) for value in (row.low, row.high))
     return minus(f"[{low}, {high}]")
 
@@ -83,43 +84,43 @@ def tables(result: CompareResult) -> Iterator[TextTable]:
     """A table for each model, then all pairs of models."""
     for model in result.models[1:]:
         rows = result.rows(model)
-        margins = any(row.margin is not None for row in rows)
-        header = ("", "metric", "weight", "items", result.baseline, model, "difference", "interval", "p")
+        cells = [_cells(row) for row in rows]
+        shown = [name for name in cells[0] if any(row[name] for row in cells)]
+        titles = {"base": result.baseline, "mean": model, "name": ""}
         yield TextTable(
             title=f"{model} minus {result.baseline}",
-            header=(*header, *["margin"] * margins, "verdict"),
-            rows=tuple(_cells(row, margins) for row in rows),
+            header=tuple(titles.get(name, name) for name in shown),
+            rows=tuple(tuple(row[name] for name in shown) for row in cells),
+            strong=frozenset(place for place, row in enumerate(rows) if row.decides),
         )
     if result.pairs:
-        cells = {(pair.model, pair.other): pair for pair in result.pairs}
+        pairs = {(pair.model, pair.other): pair for pair in result.pairs}
         rows_of_pairs = [
-            (one, *(_pair_cell(cells.get((one, other))) for other in result.models[1:])) for one in result.models[:-1]
+            (one, *(_pair_cell(pairs.get((one, other))) for other in result.models[1:])) for one in result.models[:-1]
         ]
         title = "Row minus column, points, without correction"
         yield TextTable(title=title, header=("", *result.models[1:]), rows=tuple(rows_of_pairs))
 
 
-def _cells(row: RowVerdict, margins: bool) -> tuple[str, ...]:
-    arrow = "" if row.higher_is_better or row.kind in ("length", "cut") else " (lower is better)"
-    return (
-        row.name,
-        row.metric + arrow if row.kind in ("task", "metric") else "",
-        f"{100 * row.weight:.3g} %" if row.weight else "",
-        f"{row.items:,}",
-        amount(row, row.base),
-        amount(row, row.mean),
-        amount(row, row.difference, True),
-        limits(row),
-        p_value(row.p_value),
-        *[amount(row, row.margin)] * margins,
-        row.verdict + (" *" if row.decides else "") + (f": {row.reason}" if row.reason else ""),
-    )
+def _cells(row: RowVerdict) -> dict[str, str]:
+    metric = row.metric if row.kind in ("task", "metric") and row.metric != "score" else ""
+    return {
+        "name": row.name,
+        "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",
+        "weight": f"{100 * row.weight:.3g} %" if 0 < row.weight < 1 else "",
+        "items": f"{row.items:,}",
+        "base": amount(row, row.base),
+        "mean": amount(row, row.mean),
+        "difference": amount(row, row.difference, True),
+        "interval": limits(row),
+        "p": p_value(row.p_value),
+        "margin": amount(row, row.margin),
+        "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
+    }
 
 
-def _pair_cell(pair: object) -> str:
-    from souping.comparison.result import PairedDifference
-
-    if not isinstance(pair, PairedDifference):
+def _pair_cell(pair: PairedDifference | None) -> str:
+    if pair is None:
         return ""
     return minus(f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]")
 
@@ -152,10 +153,10 @@ def show(result: CompareResult, console: Console, flips: int = 0) -> None:
     for one in tables(result):
         made = Table(title=Text(clean(one.title), style="bold"), box=SIMPLE_HEAD, title_justify="left")
         for place, name in enumerate(one.header):
-            words = place == 0 or name in ("metric", "verdict")
-            made.add_column(Text(clean(name)), justify="left" if words else "right", no_wrap=not words)
-        for row in one.rows:
-            made.add_row(*(Text(clean(cell)) for cell in row))
+            side: Literal["left", "right"] = "left" if is_left(name) else "right"
+            made.add_column(Text(clean(name)), justify=side, no_wrap=place > 0, overflow="fold")
+        for number, row in enumerate(one.rows):
+            made.add_row(*(Text(clean(cell)) for cell in row), style="bold" if number in one.strong else None)
         console.print(made)
     for place, line in enumerate(lines(result)):
         console.print(Text(clean(line), style="" if place else "bold"))
@@ -196,8 +197,10 @@ def markdown(result: CompareResult, flips: int = 0) -> str:
     blocks = ["## " + escape_markdown(" against ".join((", ".join(result.models[1:]), result.baseline)))]
     blocks += [escape_markdown(line) for line in lines(result)]
     for one in tables(result):
-        marks = ["---" if place in (0, 1, len(one.header) - 1) else "---:" for place in range(len(one.header))]
+        marks = ["---" if is_left(name) else "---:" for name in one.header]
         rows = [[escape_markdown(cell) for cell in row] for row in (one.header, *one.rows)]
+        for number in one.strong:
+            rows[number + 1][0] = f"**{rows[number + 1][0]}**"
         text = [f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:])]
         blocks += [f"**{escape_markdown(one.title)}**", "\n".join(text)]
     blocks += [f"> {escape_markdown(line)}" for line in result.warnings]
@@ -213,16 +216,14 @@ def tables_html(result: CompareResult) -> str:
 
 def _html_table(one: TextTable) -> str:
     def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}{_left(place, row)}>{escape_html(cell)}</{tag}>" for place, cell in enumerate(row))
+        sides = [' class="left"' if is_left(name) else "" for name in one.header]
+        return "".join(f"<{tag}{side}>{escape_html(cell)}</{tag}>" for side, cell in zip(sides, row, strict=True))
 
-    rows = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in one.rows)
+    marks = [' class="strong"' if number in one.strong else "" for number in range(len(one.rows))]
+    rows = "\n".join(f"<tr{mark}>{cells(row, 'td')}</tr>" for mark, row in zip(marks, one.rows, strict=True))
     head = f"<thead><tr>{cells(one.header, 'th')}</tr></thead>"
     title = f"<h2>{escape_html(one.title)}</h2>"
     return f'{title}<div class="scroll"><table>{head}<tbody>\n{rows}</tbody></table></div>'
-
-
-def _left(place: int, row: Sequence[str]) -> str:
-    return ' class="left"' if place in (0, 1, len(row) - 1) else ""
 
 
 def page(result: CompareResult, flips: int = 0) -> str:
@@ -230,7 +231,7 @@ def page(result: CompareResult, flips: int = 0) -> str:
     title = escape_html(" against ".join((", ".join(result.models[1:]), result.baseline)))
     style = files("souping.report").joinpath("style.css").read_text("utf-8")
     body = [f"<h1>{title}</h1>", *(f"<p>{escape_html(line)}</p>" for line in lines(result))]
-    body += [chart([row for row in result.rows(model) if is_share(row)]) for model in result.models[1:]]
+    body += [chart([row for row in result.rows(model) if row.fraction]) for model in result.models[1:]]
     body.append(tables_html(result))
     if result.warnings:
         notes = "".join(f"<li>{escape_html(line)}</li>" for line in result.warnings)
@@ -242,8 +243,8 @@ def page(result: CompareResult, flips: int = 0) -> str:
         )
         body.append(f"<details><summary>{escape_html(_flip_title(flip))}</summary>{texts}</details>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    inner = "\n".join(body)
-    return f"<!doctype html><html lang=en><head>{head}<style>{style}</style></head><body><main>{inner}</main></body></html>\n"
+    inner = "\n".join([f"<head>{head}<style>{style}</style></head><body><main>", *body, "</main></body>"])
+    return f"<!doctype html><html lang=en>{inner}</html>\n"
 
 
 def _escaped_lines(text: str) -> str:
@@ -267,7 +268,7 @@ def chart(rows: Sequence[RowVerdict], width: int = 720, height: int = 24) -> str
         return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="currentColor"{more}/>'
 
     parts = [line(x(0), x(0), 0, deep - 26), *(_mark(row, n, height, x, text, line) for n, row in enumerate(rows))]
-    parts += [text(x(value), deep - 10, minus(f"{value:+.1f}")) for value in sorted({low, 0.0, high})]
+    parts += [text(x(value), deep - 10, minus(f"{value:+.1f}") if value else "0") for value in sorted({low, 0.0, high})]
     label = f"{rows[0].model} minus {rows[0].baseline}, points"
     return (
         f'<figure><svg viewBox="0 0 {width} {deep}" style="max-width:{width}px" font-size="12" fill="currentColor" '

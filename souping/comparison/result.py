@@ -30,6 +30,7 @@ class RowVerdict:
     kind: Kind = field(metadata={"doc": "`average` is the headline"})
     metric: str = field(metadata={"doc": "metric of the task"})
     higher_is_better: bool = field(metadata={"doc": "direction of the metric"})
+    fraction: bool = field(metadata={"doc": "whether means, differences and the margin are fractions of 1"})
     weight: float = field(metadata={"doc": "share of the headline, 0 for rows that are not averaged"})
     items: int = field(metadata={"doc": "items that are compared"})
     groups: int = field(metadata={"doc": "groups of items"})

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def _rows(matched: Matched, weights: Mapping[str, float], options: Options) -> I
         for one in found[name in weights :]:
             if any(np.isfinite(one.scores[model]).any() for model in matched.models):
                 pooled = pool({name: one}, {name: 1.0}, options.pass_at * one.is_mean)
-                yield _single(one, "metric", pooled, f"{name} {one.metric}")
+                yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
     yield from _lengths(averaged, weights)
 
 
@@ -210,51 +211,57 @@ def _verdicts(rows: Sequence[RowScores], model: str, options: Options, headline:
     policy = options.policy
     tests = {row.name: RowTest(row, model, options.baseline, options.looks) for row in rows}
     tests[HEADLINE] = replace(tests[HEADLINE], factor=headline)
-    means = {name: test.means() for name, test in tests.items()}
-    margins = {row.name: policy.margin_of(row.name, means[row.name][0], row.is_mean) for row in rows}
+    margins = {name: policy.margin_of(name, test.means()[0], test.row.is_mean) for name, test in tests.items()}
     judged = [row.name for row in rows if row.kind not in ("length", "cut") or row.name in policy.margins]
     deciding = [row.name for row in rows if row.name in (HEADLINE, *policy.critical)]
     found = decide([DecidingRow(name=name, margin=margins[name], limits=tests[name].limits) for name in deciding])
     needed = dict.fromkeys(tests, 1.0)
     for kinds in (("group", "task"), ("metric",)):
-        family = [row.name for row in rows if row.kind in kinds and row.name not in deciding]
-        needed |= _holm({name: tests[name] for name in family})
-    for row in rows:
-        test, margin = tests[row.name], margins[row.name] if row.name in judged else None
-        if row.name in judged and row.name not in deciding:
-            found[row.name] = verdict_of(test.limits(needed[row.name]), margin)
-        shown = test.comparison(needed[row.name])
-        verdict, reason = found.get(row.name, ("", ""))
-        sign = 1.0 if row.higher_is_better else -1.0
-        base, mean = means[row.name]
-        low, high = sorted((sign * shown.low, sign * shown.high))
-        yield RowVerdict(
-            model=model,
-            baseline=options.baseline,
-            name=row.name,
-            kind=row.kind,
-            metric=row.metric,
-            higher_is_better=row.higher_is_better,
-            weight=row.weight,
-            items=shown.n,
-            groups=shown.groups,
-            base=base,
-            mean=mean,
-            difference=sign * shown.difference,
-            low=low,
-            high=high,
-            level=shown.level,
-            p_value=min(1.0, over_looks(shown.p_value, options.looks) * needed[row.name] * test.factor),
-            test=shown.test,
-            discordant=shown.discordant,
-            verdict=verdict,
-            reason=reason,
-            margin=margin,
-            decides=row.name in deciding,
-            detectable=detectable(shown),
-            items_needed=items_for(shown, margin) if margin else None,
-            missing=test.missing,
-        )
+        needed |= _holm({row.name: tests[row.name] for row in rows if row.kind in kinds and row.name not in deciding})
+    for name in judged:
+        if name not in deciding:
+            found[name] = verdict_of(tests[name].limits(needed[name]), margins[name])
+    for name, test in tests.items():
+        margin = margins[name] if name in judged else None
+        yield _verdict(test, needed[name], margin, found.get(name, ("", "")), name in deciding)
+
+
+def _verdict(
+    test: RowTest, needed: float, margin: float | None, found: tuple[Word | Literal[""], str], decides: bool
+) -> RowVerdict:
+    """A row, its numbers in the direction of its metric."""
+    row, shown = test.row, test.comparison(needed)
+    sign = 1.0 if row.higher_is_better else -1.0
+    base, mean = test.means()
+    low, high = sorted((sign * shown.low, sign * shown.high))
+    return RowVerdict(
+        model=test.model,
+        baseline=test.baseline,
+        name=row.name,
+        kind=row.kind,
+        metric=row.metric,
+        higher_is_better=row.higher_is_better,
+        fraction=row.is_mean,
+        weight=row.weight,
+        items=shown.n,
+        groups=shown.groups,
+        base=base,
+        mean=mean,
+        difference=sign * shown.difference,
+        low=low,
+        high=high,
+        level=shown.level,
+        p_value=min(1.0, over_looks(shown.p_value, test.looks) * needed * test.factor),
+        test=shown.test,
+        discordant=shown.discordant,
+        verdict=found[0],
+        reason=found[1],
+        margin=margin,
+        decides=decides,
+        detectable=detectable(shown),
+        items_needed=items_for(shown, margin) if margin else None,
+        missing=test.missing,
+    )
 
 
 def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:

@@ -55,10 +55,11 @@ class Policy:
     margin: Margin | None = None
     margins: Mapping[str, Margin] = field(default_factory=dict)
     critical: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ()
 
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
-        for name in {**self.margins, **dict.fromkeys(self.critical)}:
+        for name in self.tasks:
             pick(name, rows, "policy: task")
 
     def margin_of(self, name: str, base: float, is_mean: bool) -> float | None:
@@ -95,6 +96,7 @@ def read_policy(path: Path, margin: float | None = None) -> Policy:
             if "margin" in task
         },
         critical=frozenset(name for name, task in tasks.items() if task.get("critical")),
+        tasks=tuple(tasks),
     )
 
 
