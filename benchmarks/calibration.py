@@ -135,12 +135,12 @@ def training_runs(rng: Rng) -> PooledScores:
 
 
 def missing_answers(rng: Rng) -> PooledScores:
-    """Hard items are often left unanswered by a, which its harness counts as wrong."""
+    """Hard items are often left unanswered by b, which its harness counts as wrong."""
     hard = rng.standard_normal(400)
     scores = {name: right(rng, (400,), BASE, hard) for name in ("a", "b")}
     gone = rng.random(400) < 0.2 * (hard > 0)
-    counted = {**scores, "a": np.where(gone, 0.0, scores["a"])}
-    missing = {"a": gone[None, None], "b": np.zeros((1, 1, 400), dtype=bool)}
+    counted = {**scores, "b": np.where(gone, 0.0, scores["b"])}
+    missing = {"b": gone[None, None], "a": np.zeros((1, 1, 400), dtype=bool)}
     return pooled(metric("t", counted, missing=missing))
 
 
@@ -205,7 +205,6 @@ def families(repetitions: int) -> list[str]:
 
 def power(repetitions: int) -> list[str]:
     """How often a true difference is shown that should have 80 % power by the width of another draw's interval."""
-    from scipy.special import ndtri
 
     lines = []
     for items in (200, 500, 2000):
