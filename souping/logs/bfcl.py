@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from souping.core.types import UserError, number
+from souping.core.types import Json, UserError, number
 from souping.logs.common import Row, json_lines, metric, pick_model
-from souping.logs.records import Answer, Log, Task
+from souping.logs.records import Log, LoggedAnswer, Task
 
 FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
 FAILED = "Error during inference"
@@ -58,11 +58,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _answer(row: Row, wrong: set[str]) -> Answer:
+def _answer(row: Row, wrong: set[str]) -> LoggedAnswer:
     output = row.get("result", "")
     text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
     tokens = _counts(row.get("output_token_count"))
-    return Answer(
+    return LoggedAnswer(
         item=str(row["id"]),
         score=float(row["id"] not in wrong),
         missing=text.startswith(FAILED),
@@ -72,7 +72,7 @@ def _answer(row: Row, wrong: set[str]) -> Answer:
     )
 
 
-def _counts(value: Any) -> list[float]:
+def _counts(value: Json) -> list[float]:
     """Counts of tokens: one, or those of each step of each turn."""
     if isinstance(value, list):
         return [count for inner in value for count in _counts(inner)]

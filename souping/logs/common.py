@@ -12,7 +12,7 @@ import numpy as np
 
 from souping.core.text import first_line, listed
 from souping.core.types import UserError
-from souping.logs.records import Answer, Metric
+from souping.logs.records import LoggedAnswer, LoggedMetric
 
 Row = Mapping[str, Any]
 
@@ -53,8 +53,8 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
 
 
 def metric(
-    name: str, answers: Sequence[Answer], reported: float | None = None, higher_is_better: bool = True
-) -> Metric:
+    name: str, answers: Sequence[LoggedAnswer], reported: float | None = None, higher_is_better: bool = True
+) -> LoggedMetric:
     """A metric of these answers.
 
     Without the mean of its items as the harness's figure it is a corpus metric: its items have no scores.
@@ -65,7 +65,7 @@ def metric(
     if reported is not None and (not counted.size or abs(counted.mean() - reported) > 1e-6 * max(1, abs(reported))):
         in_range = False
         answers = [replace(answer, score=np.nan) for answer in answers]
-    return Metric(
+    return LoggedMetric(
         name=name,
         higher_is_better=higher_is_better,
         is_mean=bool(in_range),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from souping.core.text import install
-from souping.core.types import UserError
+from souping.core.types import Json, UserError
 from souping.logs.common import metric, pick_model
-from souping.logs.records import Answer, Log, Metric, Task
+from souping.logs.records import Log, LoggedAnswer, LoggedMetric, Task
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
+    from inspect_ai.scorer import Score
 
 
 def is_inspect(path: Path) -> bool:
@@ -45,8 +49,8 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     return Log(path=path, harness="inspect_ai", model=model, tasks=tasks, asked=tuple(tasks), notes=tuple(notes))
 
 
-def _task(file: str, header: Any, group: str) -> Task:
-    answers: dict[str, list[Answer]] = {}
+def _task(file: str, header: EvalLog, group: str) -> Task:
+    answers: dict[str, list[LoggedAnswer]] = {}
     scorers = [scorer.name for scorer in header.eval.scorers or ()]
     for key, answer in _answers(file, scorers, group):
         answers.setdefault(key, []).append(answer)
@@ -72,11 +76,11 @@ def _task(file: str, header: Any, group: str) -> Task:
     )
 
 
-def _options(options: Any) -> str:
+def _options(options: Json) -> str:
     return json.dumps(options or {}, sort_keys=True, default=str)
 
 
-def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, Answer]]:
+def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
     """(scorer, answer) of every sample; one without scores counts for each scorer as missing."""
     from inspect_ai.log import read_eval_log_sample_summaries
     from inspect_ai.scorer import value_to_float
@@ -90,7 +94,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, A
             score = math.nan if value is None else as_number(value)
             yield (
                 name,
-                Answer(
+                LoggedAnswer(
                     item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
                     score=score,
                     group=str(sample.metadata.get(group, "")) if group else "",
@@ -104,7 +108,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, A
             )
 
 
-def _values(scores: Any) -> Iterator[tuple[str, Any, str]]:
+def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
     """(metric, value, answer); a score with several values is several metrics."""
     for name, score in scores.items():
         values = score.value if isinstance(score.value, dict) else {"": score.value}
@@ -112,7 +116,7 @@ def _values(scores: Any) -> Iterator[tuple[str, Any, str]]:
             yield f"{name}/{key}" if key else name, value, score.answer or ""
 
 
-def _reduced(header: Any, answers: dict[str, list[Answer]]) -> Iterator[Metric]:
+def _reduced(header: EvalLog, answers: dict[str, list[LoggedAnswer]]) -> Iterator[LoggedMetric]:
     """Metrics of items whose epochs were reduced otherwise than by their mean (`pass_at_2`)."""
     for reduction in header.reductions or ():
         if reduction.reducer in (None, "mean") or reduction.scorer not in answers:
@@ -123,7 +127,7 @@ def _reduced(header: Any, answers: dict[str, list[Answer]]) -> Iterator[Metric]:
         yield metric(
             name,
             [
-                Answer(item=own.item, score=float(value), group=own.group, prompt=own.prompt)
+                LoggedAnswer(item=own.item, score=float(value), group=own.group, prompt=own.prompt)
                 for own, value in found
                 if isinstance(value, int | float)
             ],

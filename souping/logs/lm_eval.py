@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.types import UserError, number, part
+from souping.core.types import UserError, number, part, texts
 from souping.logs.common import Row, json_lines, metric, pick_model, read_object
-from souping.logs.records import Answer, Group, Log, Metric, Task
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
 
 RESULTS = "results_*.json"
 
@@ -33,7 +33,8 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     if not tasks:
         raise UserError(f"{newest}: no results of lm_eval's tasks")
     groups = _groups(table)
-    members = {member for names in part(table, "group_subtasks").values() for member in names}  # type: ignore[union-attr]
+    below = part(table, "group_subtasks")
+    members = {member for name in below for member in texts(below, name)}
     note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
     return Log(
         path=newest,
@@ -77,7 +78,7 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     if not path.is_file():
         raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
     higher = part(part(table, "higher_is_better"), task)
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[LoggedAnswer]] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:
         for key, answer in _answers(path, json_lines(path, lines), list(higher), group):
             answers.setdefault(key, []).append(answer)
@@ -95,12 +96,12 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     return Task(name=task, metrics=_in_order(metrics), settings=settings)
 
 
-def _in_order(metrics: dict[str, Metric]) -> dict[str, Metric]:
+def _in_order(metrics: dict[str, LoggedMetric]) -> dict[str, LoggedMetric]:
     """Means of items first, as the first metric stands for the task."""
     return dict(sorted(metrics.items(), key=lambda pair: not pair[1].is_mean))
 
 
-def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -> Iterator[tuple[str, Answer]]:
+def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
     """(`metric,filter`, answer) of every sample."""
     for sample in samples:
         try:
@@ -112,7 +113,7 @@ def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -
                 score = sample.get(name)
                 yield (
                     f"{name},{sample.get('filter', 'none')}",
-                    Answer(
+                    LoggedAnswer(
                         item=f"{sample['doc_id']} {doc_hash}".rstrip(),
                         score=float(score) if isinstance(score, int | float) else np.nan,
                         group=of_doc,

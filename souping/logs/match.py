@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from souping.core.text import listed
 from souping.core.types import FloatArray, UserError
-from souping.logs.records import Answer, Group, Log, Metric
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
 
 Named = tuple[str, Log]
 """A model's name and one of its logs."""
@@ -157,11 +157,11 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     )
 
 
-def _direction(metric: Metric) -> str:
+def _direction(metric: LoggedMetric) -> str:
     return "higher is better" if metric.higher_is_better else "lower is better"
 
 
-def _arrays(items: Mapping[str, int], runs: Sequence[Metric]) -> FloatArray:
+def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArray:
     """[5, runs, replicates, items]: score, missing, cut, tokens, characters."""
     replicates = {number: place for place, number in enumerate(sorted({a.replicate for m in runs for a in m.answers}))}
     table = np.full((5, len(runs), len(replicates), len(items)), np.nan)
@@ -174,7 +174,7 @@ def _arrays(items: Mapping[str, int], runs: Sequence[Metric]) -> FloatArray:
     return table
 
 
-def _values(answer: Answer) -> tuple[float, float, float, float, float]:
+def _values(answer: LoggedAnswer) -> tuple[float, float, float, float, float]:
     tokens = np.nan if answer.tokens is None else answer.tokens
     characters = np.nan if answer.characters is None else answer.characters
     return answer.score, answer.missing, answer.cut, tokens, characters

@@ -1,7 +1,7 @@
 """Answers of a model to the items of evaluation tasks, as any harness logged them.
 
-A `Log` is what one evaluation of one model left behind: its tasks, and one `Answer` an item, metric and replicate. All
-readers give this shape, and all that compares, selects or stores takes it.
+A `Log` is what one evaluation of one model left behind: its tasks, and one `LoggedAnswer` per item, metric and
+replicate. All readers give this shape, and all that compares, selects or stores takes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class LoggedAnswer:
     """What a model got for one item by one metric.
 
     `item` identifies the item within its task in any log of the same harness: its id, and a hash of its content where
@@ -35,13 +35,13 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class LoggedMetric:
     """Answers of one model by one metric (with its filter) of one task."""
 
     name: str
     higher_is_better: bool
     is_mean: bool  # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
-    answers: tuple[Answer, ...]
+    answers: tuple[LoggedAnswer, ...]
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 
@@ -50,7 +50,7 @@ class Task:
     """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer."""
 
     name: str
-    metrics: Mapping[str, Metric]  # the first one stands for the task in an average over tasks
+    metrics: Mapping[str, LoggedMetric]  # the first one stands for the task in an average over tasks
     settings: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from souping.core.types import UserError, entries, number, part
 from souping.logs.common import Row, json_lines, metric, pick_model, read_object
-from souping.logs.records import Answer, Log, Task
+from souping.logs.records import Log, LoggedAnswer, Task
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -22,7 +22,7 @@ def read_run(path: Path, name: str, group: str) -> Log:
     report = read_object(path / "report.json")
     rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
     model = pick_model(path, list(rows), name or "soup") if rows else ""
-    tasks: dict[str, list[Answer]] = {}
+    tasks: dict[str, list[LoggedAnswer]] = {}
     try:
         with gzip.open(path / SAMPLES) as lines:
             for line in json_lines(path / SAMPLES, lines):
@@ -41,12 +41,12 @@ def read_run(path: Path, name: str, group: str) -> Log:
     )
 
 
-def _task(name: str, answers: list[Answer], reported: Mapping[str, Any]) -> Task:
+def _task(name: str, answers: list[LoggedAnswer], reported: Mapping[str, Any]) -> Task:
     found = metric("score", answers, number(reported.get("mean")))
     return Task(name=name, metrics={"score": found})
 
 
-def _answers(line: Row, own: Row, group: str) -> list[Answer]:
+def _answers(line: Row, own: Row, group: str) -> list[LoggedAnswer]:
     """One answer per replicate, or one for all if the item's score is not their mean (the best of them)."""
     scores, outcomes, outputs = (
         own.get("scores", [own["score"]]),
@@ -56,7 +56,7 @@ def _answers(line: Row, own: Row, group: str) -> list[Answer]:
     if abs(np.mean(scores) - own["score"]) > 1e-9:
         scores, outcomes, outputs = [own["score"]], [own["outcome"]], outputs[:1]
     return [
-        Answer(
+        LoggedAnswer(
             item=f"{line['item']} {line['prompt_hash'][:16]}",
             score=float(score),
             group=str(line["doc"].get(group or "group") or ""),

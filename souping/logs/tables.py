@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from souping.core.text import listed, nearest
-from souping.core.types import UserError
+from souping.core.types import Json, UserError
 from souping.logs.common import Row, json_lines, metric
-from souping.logs.records import Answer, Group, Log, Task
+from souping.logs.records import Group, Log, LoggedAnswer, Task
 
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
 NO_ANSWER = {"error", "unanswered", "content_filter"}
-LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
+LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
 """Scores in letters: inspect_ai's, and truth values."""
 
 
@@ -69,7 +69,7 @@ def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
 
 
 def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
-    runs: dict[str, dict[tuple[str, str], dict[str, dict[tuple[str, int], Answer]]]] = {}
+    runs: dict[str, dict[tuple[str, str], dict[str, dict[tuple[str, int], LoggedAnswer]]]] = {}
     for number, row in enumerate(rows, start=1):
         if number == 1:
             _check_columns(path, row, group)
@@ -91,11 +91,11 @@ def _check_columns(path: Path, row: Row, group: str) -> None:
             raise UserError(f"{path}: no column {name}{nearest(name, map(str, row))} (it has {listed(map(str, row))})")
 
 
-def _answer(path: Path, number: int, row: Row, group: str) -> Answer:
+def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
     try:
         score = _score(row["score"])
         stop, output = str(row.get("stop_reason") or ""), str(row.get("output") or "")
-        return Answer(
+        return LoggedAnswer(
             item=str(row["item"]),
             score=score,
             group=str(row.get(group or "group") or ""),
@@ -111,22 +111,21 @@ def _answer(path: Path, number: int, row: Row, group: str) -> Answer:
         raise UserError(f"{path}: row {number}: score, tokens and replicate must be numbers: {error}") from error
 
 
-def _empty(value: Any) -> bool:
+def _empty(value: Json) -> bool:
     return value is None or value == "" or value != value
 
 
-def _score(value: Any) -> float:
+def _score(value: Json) -> float:
     if _empty(value):
         return math.nan
-    if isinstance(value, str):
-        value = LETTERS.get(value, LETTERS.get(value.lower(), value))
-    score = float(value)
+    text = str(value)
+    score = float(LETTERS.get(text, text))
     if math.isinf(score):
         raise ValueError(f"{value}")
     return score
 
 
-def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapping[Any, Answer]]]) -> Log:
+def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapping[Any, LoggedAnswer]]]) -> Log:
     categories: dict[str, list[str]] = {}
     for task, category in tasks:
         categories.setdefault(task, []).append(category)
