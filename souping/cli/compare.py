@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from souping.comparison.api import AVERAGES, compare
+from souping.cli import stop
+from souping.comparison.api import AVERAGES, Source, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick
-from souping.core.files import expanded, put
+from souping.core.files import expanded, put, said
 from souping.core.text import positive, safe
 from souping.core.types import UserError
 
@@ -23,12 +24,19 @@ exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are da
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status of the comparison; errors are reported where commands are dispatched."""
+    """The exit status of the comparison. Errors are reported here, as hydra may not be installed."""
+    try:
+        return _compare(_parser().parse_args(arguments))
+    except (UserError, OSError) as error:
+        stop(safe(said(error)), 2)
+        return 2
+
+
+def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from souping.comparison.pages import markdown, page, show
 
-    options = _parser().parse_args(arguments)
     result = compare(
         _logs(options.logs),
         baseline=options.baseline,
@@ -58,16 +66,16 @@ def main(arguments: Sequence[str]) -> int:
     return result.status
 
 
-def _logs(words: Sequence[str]) -> dict[str, list[str | Path]]:
+def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
     """{name: logs}."""
-    logs: dict[str, list[str | Path]] = {}
+    logs: dict[str, Source | list[Source]] = {}
     for word in words:
         name, found, sources = word.partition("=")
         if not found or not name or not sources:
             raise UserError(f"{safe(word)}: write NAME=LOG")
         if name in logs:
             raise UserError(f"{safe(name)}= is given twice: several training runs are NAME=LOG,LOG")
-        logs[name] = [sources] if Path(sources).exists() else list(filter(None, sources.split(",")))
+        logs[name] = [sources] if Path(sources).exists() else [one for one in sources.split(",") if one]
     return logs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from souping.comparison.looks import looks_of
 from souping.comparison.result import CompareResult
 from souping.comparison.rows import Options, compare_matched
 from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
@@ -22,7 +23,7 @@ Source = str | Path | Frame
 
 
 def compare(
-    logs: Mapping[str, Source | Sequence[Source]],
+    logs: Mapping[str, Source | list[Source]],
     *,
     baseline: str | None = None,
     margin: float | None = None,
@@ -57,22 +58,26 @@ def compare(
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
     found = {name: _read(logs[name], group) for name in dict.fromkeys((base, *logs))}
     gate = read_policy(expanded(policy), margin) if policy else Policy(margin=_margin(margin))
+    weights = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
+    table = matched(found, same_prompts=same_prompts)
+    settings = [base, average, weights, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
+    look, notes = looks_of(found, table, settings, store)
     options = Options(
         baseline=base,
         average=average if average in AVERAGES else "file",
-        weights=None if average in AVERAGES else load(expanded(average), dict[str, float], "average"),
+        weights=weights,
         policy=gate,
         fail_on=fail_on,
-        looks=looks,
+        looks=max(looks, look),
         pass_at=pass_at,
     )
-    return compare_matched(matched(found, same_prompts=same_prompts), options, found)
+    return compare_matched(table, options, found, notes)
 
 
 def _margin(margin: float | None) -> Margin | None:
     return None if margin is None else Margin.of(margin, "margin")
 
 
-def _read(sources: Source | Sequence[Source], group: str) -> list[Log]:
-    many = sources if isinstance(sources, list | tuple) else [sources]
+def _read(sources: Source | list[Source], group: str) -> list[Log]:
+    many = sources if isinstance(sources, list) else [sources]
     return [log for source in many for log in read(source, group=group)]

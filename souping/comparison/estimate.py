@@ -283,20 +283,19 @@ def variance_parts(
     """
     whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
     items, free = float(whole.variances().sum()), max(1, len(whole.sums) - whole.strata)
-    share = (pooled.weights / np.bincount(pooled.categories))[pooled.categories]
+    per_item = (pooled.weights / np.bincount(pooled.categories))[pooled.categories]
     known = bool(noise) and all(np.isfinite(part).all() for part in noise)
-    answers = sum(float((share**2 * part.sum(axis=0)).sum()) / len(part) ** 2 for part in noise) if known else None
+    answers = sum(float((per_item**2 * part.sum(axis=0)).sum()) / len(part) ** 2 for part in noise) if known else None
     sides = [(len(side), *_between_runs(pooled, side)) for side in (ours, theirs) if len(side) > 1]
     if not sides:
         return VarianceParts(items=items, runs=None, answers=answers, total=items, degrees=math.inf)
     if len(sides) == 1:
-        runs, spread, both = sides[0]
-        sides = [(1 / (1 / len(ours) + 1 / len(theirs)), spread, both)]
-        freedom = [runs - 1]
+        runs, _, _ = sides[0]
+        shares, freedom = [1 / len(ours) + 1 / len(theirs)], [runs - 1]
     else:
-        freedom = [runs - 1 for runs, _, _ in sides]
-    parts = [spread / runs for runs, spread, _ in sides]
-    between, overlap = sum(parts), sum(both / runs for runs, _, both in sides)
+        shares, freedom = [1 / runs for runs, _, _ in sides], [runs - 1 for runs, _, _ in sides]
+    parts = [spread * share for share, (_, spread, _) in zip(shares, sides, strict=True)]
+    between, overlap = sum(parts), sum(both * share for share, (_, _, both) in zip(shares, sides, strict=True))
     total = max(items, between, items + between - overlap)
     below = items**2 / free + sum(part**2 / one for part, one in zip(parts, freedom, strict=True))
     return VarianceParts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,6 +89,15 @@ class Flip:
     output: str = field(default="", metadata={"doc": "answer of the model"})
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: a limit that is unknown becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
     """A comparison of evaluation logs with a baseline."""
@@ -115,7 +125,7 @@ class CompareResult:
         """The content of `compare.json`, with at most so many flips of each model."""
         table: dict[str, Any] = asdict(self)
         kept = self.flips if flips is None else [flip for name in self.models for flip in self.flips_of(name)[:flips]]
-        return json.dumps({**table, "flips": [asdict(flip) for flip in kept]}, indent=1, allow_nan=False) + "\n"
+        return json.dumps(_finite({**table, "flips": [asdict(flip) for flip in kept]}), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
         return [flip for flip in self.flips if flip.model == model]

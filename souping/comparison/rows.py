@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
-from souping.analysis.significance import NORMAL, POWER, Comparison, items_for, over_looks, penalty
+from souping.analysis.significance import POWER, Comparison, items_for, over_looks, penalty
 from souping.comparison.estimate import PooledScores, contrast, leaves, pool, scored, task_weights, variance_parts
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict, VarianceSplit
@@ -28,7 +29,7 @@ from souping.comparison.verdict import (
 )
 from souping.core.types import FloatArray
 from souping.logs.match import Matched, MatchedMetric
-from souping.logs.records import Answer, Log
+from souping.logs.records import Log, LoggedAnswer
 
 WARN_CUT = 0.02
 FEW_GROUPS = 30
@@ -331,7 +332,7 @@ def _mean_scores(scores: FloatArray) -> FloatArray:
     return np.asarray(np.where(count > 0, np.where(there, scores, 0.0).sum(axis=(0, 1)) / np.maximum(count, 1), np.nan))
 
 
-def _texts(log: Log, task: str, metric: str) -> dict[str, Answer]:
+def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
     """The first answer to each item."""
     return {answer.item: answer for answer in reversed(log.tasks[task].metrics[metric].answers)}
 

@@ -98,7 +98,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
         return LoggedAnswer(
             item=str(row["item"]),
             score=score,
-            group=str(row.get(group or "group") or ""),
+            group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
             replicate=int(row.get("replicate") or 0),
             missing=math.isnan(score) or stop in NO_ANSWER,
             cut=stop in CUT,
