@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from souping.analysis.sign_flip import ALPHA
-from souping.comparison.estimate import PooledScores, contrast, pool
+from souping.comparison.estimate import BEST, SCORE, WORST, PooledScores, contrast, pool
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.rows import detectable
 from souping.comparison.verdict import verdict_of
@@ -163,7 +163,7 @@ def pair_row(name: str, world: Callable[[Rng], PooledScores], repetitions: int, 
     false = dict.fromkeys(peers, 0)
     for number in range(repetitions):
         found = world(np.random.default_rng([sum(map(ord, name)), number]))
-        missing = (found.best["a"] != found.worst["a"]).any()
+        missing = any((table[BEST] != table[WORST]).any() for table in found.values.values())
         limits = [
             (c.low, c.high) for c in (contrast(found, "a", "b", missing=m) for m in (0, 1, -1)[: 1 + 2 * missing])
         ]
@@ -172,7 +172,7 @@ def pair_row(name: str, world: Callable[[Rng], PooledScores], repetitions: int, 
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
         covered += low <= 0 <= high
         widths.append(limits[0][1] - limits[0][0])
-        a, b = (found.scores[n].mean(axis=0) for n in ("a", "b"))
+        a, b = (found.values[n][SCORE].mean(axis=0) for n in ("a", "b"))
         standard.append(2 * 1.96 * np.std(a - b, ddof=1) / np.sqrt(len(a)))
         for peer, shows in peers.items():
             false[peer] += shows(a, b)

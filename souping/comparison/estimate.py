@@ -6,9 +6,8 @@ Shape legend: R training runs, P answers of an item (replicates), I items, C tas
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,8 @@ from souping.analysis.significance import Comparison, compare, penalty
 from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric
 
-Filled = Literal["scores", "best", "worst"]
-"""Which scores of a model: as its harness counted, or with its missing answers all right, or all wrong."""
-FILLED: tuple[Filled, ...] = ("scores", "best", "worst")
+SCORE, BEST, WORST, NOISE = range(4)
+"""Rows of `PooledScores.values`."""
 
 
 # Weights
@@ -78,40 +76,36 @@ def leaves(matched: Matched, name: str) -> list[str]:
 class PooledScores:
     """Scores of all models on the items of some tasks, turned so that higher is better.
 
-    `weights` [C] are those of the tasks `names`; `categories` and `groups` [I]. `scores` are {model: [R, I]}, means
-    over the answers of an item; `best` and `worst` are the same with missing answers counted as right and as wrong.
-    `noise` {model: [R, I]} is the variance of an item's score over the draw of its answers, nan if it has one.
+    `weights` [C] are those of the tasks `names`; `categories` and `groups` [I]. `values` are {model: [4, R, I]}: the
+    mean score over the answers of an item as its harness counted (SCORE), with missing answers counted as right (BEST)
+    and as wrong (WORST), and the variance of the score over the draw of its answers (NOISE), nan if it has one.
     """
 
     names: tuple[str, ...]
     weights: FloatArray
     categories: IntArray
     groups: IntArray
-    scores: Mapping[str, FloatArray]
-    best: Mapping[str, FloatArray]
-    worst: Mapping[str, FloatArray]
-    noise: Mapping[str, FloatArray]
+    values: Mapping[str, FloatArray]
 
     def at(self, place: NDArray[np.bool_]) -> PooledScores:
         """The items of this mask. Tasks without any of them are left out."""
         kept, categories = np.unique(self.categories[place], return_inverse=True)
         weights = self.weights[kept]
-        mappings = (self.scores, self.best, self.worst, self.noise)
-        scores, best, worst, noise = ({name: part[:, place] for name, part in one.items()} for one in mappings)
         return PooledScores(
             names=tuple(self.names[n] for n in kept),
             weights=weights / weights.sum(),
             categories=categories.astype(np.int64),
             groups=self.groups[place],
-            scores=scores,
-            best=best,
-            worst=worst,
-            noise=noise,
+            values={name: part[..., place] for name, part in self.values.items()},
         )
 
     def only(self, names: Collection[str]) -> PooledScores:
         """These tasks alone."""
         return self.at(np.isin(self.categories, [n for n, name in enumerate(self.names) if name in names]))
+
+    def scored(self) -> PooledScores:
+        """The items that have a score in every run of every model."""
+        return self.at(finite(self.values.values()))
 
     def paired(self, a: FloatArray, b: FloatArray) -> GroupedScores:
         """a - b [I] summed by group and task."""
@@ -121,6 +115,11 @@ class PooledScores:
         """The weighted mean of scores [R, I] over tasks."""
         sums = np.bincount(self.categories, values.mean(axis=0))
         return float((self.weights * sums / np.bincount(self.categories)).sum())
+
+
+def finite(values: Iterable[FloatArray], fill: int = SCORE) -> NDArray[np.bool_]:
+    """Items [I] that have a score in every run of every model."""
+    return np.asarray(np.all([np.isfinite(part[fill]).all(axis=0) for part in values], axis=0))
 
 
 def pool(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int = 0) -> PooledScores:
@@ -136,72 +135,53 @@ def pool(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float], pas
         for one in found
         for item, group in zip(one.items, one.groups, strict=True)
     ]
-    models = list(found[0].scores)
-    scores, best, worst = (
-        {name: np.concatenate([_means(one, name, fill, pass_at) for one in found], axis=1) for name in models}
-        for fill in FILLED
-    )
     whole = PooledScores(
         names=tuple(metrics),
         weights=np.array([weights[name] for name in metrics]),
         categories=np.repeat(np.arange(len(found)), [len(one.items) for one in found]),
         groups=np.array([numbers.setdefault(key, len(numbers)) for key in keys]),
-        scores=scores,
-        best=best,
-        worst=worst,
-        noise={name: np.concatenate([_noise(one, name) for one in found], axis=1) for name in models},
+        values={
+            name: np.concatenate([_values(one, name, pass_at) for one in found], axis=2) for name in found[0].scores
+        },
     )
-    kept = whole.categories[scored(scores)]
-    if not len(kept):
+    counted = whole.categories[finite(whole.values.values())]
+    if not len(counted):
         raise UserError(f"{', '.join(metrics)}: no item has a score of every model")
-    return whole.at((scored(best) & scored(worst)) & np.isin(whole.categories, kept))
+    usable = finite(whole.values.values(), BEST) & finite(whole.values.values(), WORST)
+    return whole.at(usable & np.isin(whole.categories, counted))
 
 
-def scored(scores: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
-    """Items [I] that have a score in every run of every model."""
-    return np.asarray(np.all([np.isfinite(values).all(axis=0) for values in scores.values()], axis=0))
-
-
-def _means(metric: MatchedMetric, model: str, fill: Filled, pass_at: int) -> FloatArray:
-    """Scores [R, I], higher is better, means over the answers that there are."""
-    raw = _turned(metric, model)
-    if fill != "scores" and metric.is_mean and metric.missing and metric.missing[model].any():
-        raw = np.where(metric.missing[model], float(fill == "best"), raw)
-    if pass_at:
-        return _pass_at(raw, pass_at, metric.task)
-    if raw.shape[1] == 1:
-        return raw[:, 0]
-    there = np.isfinite(raw)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(there, raw, 0.0).sum(axis=1) / there.sum(axis=1))
-
-
-def _turned(metric: MatchedMetric, model: str) -> FloatArray:
+def _values(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
+    """[4, R, I] of a model, see `PooledScores`."""
     raw = metric.scores[model]
-    return raw if metric.higher_is_better else (1.0 if metric.is_mean else 0.0) - raw
+    raw = raw if metric.higher_is_better else (1.0 if metric.is_mean else 0.0) - raw
+    gone = metric.missing[model] if metric.is_mean else np.zeros(raw.shape, dtype=bool)
+    cases = [raw, np.where(gone, 1.0, raw), np.where(gone, 0.0, raw)]
+    counts, means, noise = zip(*map(_moments, cases), strict=True)
+    if pass_at:
+        means = tuple(_pass_at(case, count, pass_at, metric.task) for case, count in zip(cases, counts, strict=True))
+    return np.stack([*means, noise[0]])
 
 
-def _noise(metric: MatchedMetric, model: str) -> FloatArray:
-    """Variance of the mean of an item's answers, [R, I]."""
-    raw = _turned(metric, model)
+def _moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Number of answers of an item, their mean, and the mean's variance; [R, P, I] -> three of [R, I]."""
     there = np.isfinite(raw)
     count = there.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(there, raw, 0.0).sum(axis=1) / count
         squares = np.where(there, (raw - mean[:, None]) ** 2, 0.0).sum(axis=1)
-        return np.asarray(np.where(count > 1, squares / (count - 1) / count, np.nan))
+        return count, mean, np.where(count > 1, squares / (count - 1) / count, np.nan)
 
 
-def _pass_at(raw: FloatArray, k: int, task: str) -> FloatArray:
+def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArray:
     """Chance that one of k answers is right, without bias from n of which c are: 1 - C(n - c, k) / C(n, k) (Chen et al.
     2021), [R, I]."""
-    there = np.isfinite(raw)
-    count = there.sum(axis=1)
-    if not np.isin(raw[there], (0.0, 1.0)).all():
+    answers = raw[np.isfinite(raw)]
+    if not np.isin(answers, (0.0, 1.0)).all():
         raise UserError(f"pass@{k}: {task} has scores that are neither 0 nor 1")
     if (count[count > 0] < k).any():
         raise UserError(f"pass@{k}: {task} has items with {count[count > 0].min()} answers: at least {k} are needed")
-    wrong, none = count - np.where(there, raw, 0.0).sum(axis=1), np.ones(count.shape)
+    wrong, none = (raw == 0).sum(axis=1), np.ones(count.shape)
     for step in range(k):
         none = none * np.maximum(wrong - step, 0.0) / np.maximum(count - step, 1)
     return np.where(count > 0, 1.0 - none, np.nan)
@@ -215,11 +195,10 @@ def contrast(
 ) -> Comparison:
     """Model a minus model b. `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way
     round, 0 if all count as their harness counted them."""
-    ours = (pooled.scores, pooled.best, pooled.worst)[missing][a]
-    theirs = (pooled.scores, pooled.worst, pooled.best)[missing][b]
-    place = scored({a: ours, b: theirs}) if missing else scored(pooled.scores)
-    if not place.all():
-        pooled, ours, theirs = pooled.at(place), ours[:, place], theirs[:, place]
+    place = finite((pooled.values[a], pooled.values[b]), BEST) if missing else finite(pooled.values.values())
+    pooled = pooled if place.all() else pooled.at(place)
+    cases = ((SCORE, SCORE), (BEST, WORST), (WORST, BEST))[missing]
+    ours, theirs = pooled.values[a][cases[0]], pooled.values[b][cases[1]]
     if len(ours) > 1 or len(theirs) > 1:
         return recipes(pooled, a, b, ours, theirs, looks=looks, tests=tests)
     table = (pooled.categories, pooled.groups, pooled.weights)
@@ -240,7 +219,7 @@ def recipes(
     alpha = ALPHA / penalty(looks) / tests
     deltas = ours.mean(axis=0) - theirs.mean(axis=0)
     whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
-    found = variance_parts(pooled, ours, theirs)
+    found = _split(pooled, ours, theirs)
     degrees, error, size = found.degrees, math.sqrt(found.total), abs(whole.objective)
     p_value = float(2 * stdtr(degrees, -size / error)) if error else 1.0
     reach = float(-stdtrit(degrees, alpha / 2)) * error
@@ -264,31 +243,37 @@ def recipes(
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceParts:
-    """Variance of a difference: what `items` and training `runs` add, and the `total`. `runs` is None with one run a
-    side. `answers` is the part of `items` that is the draw of their answers, None if an item has one answer."""
+    """Variance of a difference, and what adds to it. None where the logs cannot tell."""
 
-    items: float
-    runs: float | None
-    answers: float | None
-    total: float
-    degrees: float
+    total: float = field(metadata={"doc": "variance of the difference"})
+    items: float = field(metadata={"doc": "part of the choice of items, with that of their answers if that is unknown"})
+    answers: float | None = field(metadata={"doc": "part of sampled answers; needs several answers per item"})
+    runs: float | None = field(metadata={"doc": "part of training runs; needs several runs of a recipe"})
+    degrees: float = field(metadata={"doc": "degrees of freedom; null if there is one run per model"})
 
 
-def variance_parts(
-    pooled: PooledScores, ours: FloatArray, theirs: FloatArray, noise: Sequence[FloatArray] = ()
-) -> VarianceParts:
-    """Split of the variance of the difference of scores [R, I]; `noise` are those of the two models.
+def variance_parts(pooled: PooledScores, a: str, b: str) -> VarianceParts:
+    """Split of the variance of model a minus model b, on items that all have a score.
 
     A side with one run gets the variance between runs of the other side.
     """
+    ours, theirs = pooled.values[a], pooled.values[b]
+    return _split(pooled, ours[SCORE], theirs[SCORE], (ours[NOISE], theirs[NOISE]))
+
+
+def _split(
+    pooled: PooledScores, ours: FloatArray, theirs: FloatArray, noise: Sequence[FloatArray] = ()
+) -> VarianceParts:
+    """The same of scores [R, I]; `noise` are the variances over answers of both."""
     whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
-    items, free = float(whole.variances().sum()), max(1, len(whole.sums) - whole.strata)
+    paired, free = float(whole.variances().sum()), max(1, len(whole.sums) - whole.strata)
     per_item = (pooled.weights / np.bincount(pooled.categories))[pooled.categories]
     known = bool(noise) and all(np.isfinite(part).all() for part in noise)
     answers = sum(float((per_item**2 * part.sum(axis=0)).sum()) / len(part) ** 2 for part in noise) if known else None
+    items = max(0.0, paired - (answers or 0.0))
     sides = [(len(side), *_between_runs(pooled, side)) for side in (ours, theirs) if len(side) > 1]
     if not sides:
-        return VarianceParts(items=items, runs=None, answers=answers, total=items, degrees=math.inf)
+        return VarianceParts(total=paired, items=items, answers=answers, runs=None, degrees=math.inf)
     if len(sides) == 1:
         runs, _, _ = sides[0]
         shares, freedom = [1 / len(ours) + 1 / len(theirs)], [runs - 1]
@@ -296,15 +281,11 @@ def variance_parts(
         shares, freedom = [1 / runs for runs, _, _ in sides], [runs - 1 for runs, _, _ in sides]
     parts = [spread * share for share, (_, spread, _) in zip(shares, sides, strict=True)]
     between, overlap = sum(parts), sum(both * share for share, (_, _, both) in zip(shares, sides, strict=True))
-    total = max(items, between, items + between - overlap)
-    below = items**2 / free + sum(part**2 / one for part, one in zip(parts, freedom, strict=True))
-    return VarianceParts(
-        items=items,
-        runs=max(0.0, between - overlap),
-        answers=answers,
-        total=total,
-        degrees=total**2 / below if below else math.inf,
-    )
+    total = max(paired, between, paired + between - overlap)
+    below = paired**2 / free + sum(part**2 / one for part, one in zip(parts, freedom, strict=True))
+    degrees = total**2 / below if below else math.inf
+    runs_part = max(0.0, between - overlap)
+    return VarianceParts(total=total, items=items, answers=answers, runs=runs_part, degrees=degrees)
 
 
 def _between_runs(pooled: PooledScores, side: FloatArray) -> tuple[float, float]:

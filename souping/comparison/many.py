@@ -12,7 +12,7 @@ import numpy as np
 
 from souping.analysis.intervals import NORMAL, distinct
 from souping.analysis.sign_flip import DRAWS, TIE, drawn_sums
-from souping.comparison.estimate import PooledScores, scored, variance_parts
+from souping.comparison.estimate import SCORE, PooledScores, variance_parts
 from souping.core.types import FloatArray
 
 
@@ -31,8 +31,8 @@ class JointFlips:
 
     @classmethod
     def of(cls, pooled: PooledScores, models: Sequence[str], draws: int = DRAWS) -> JointFlips:
-        pooled = pooled.at(scored(pooled.scores))
-        means = [pooled.scores[name].mean(axis=0) for name in models]
+        pooled = pooled.scored()
+        means = [pooled.values[name][SCORE].mean(axis=0) for name in models]
         wholes = [pooled.paired(one, means[0]) for one in means]
         pull = np.stack([(w.weights * w.sums / w.counts.sum(axis=0)).sum(axis=1) for w in wholes], axis=1)
         stratum, sizes = wholes[0].stratum, wholes[0].sizes
@@ -45,8 +45,8 @@ class JointFlips:
         extra = np.zeros((len(models), len(models)))
         for i, a in enumerate(models):
             for j, b in enumerate(models[:i]):
-                parts = variance_parts(pooled, pooled.scores[a], pooled.scores[b])
-                extra[i, j] = extra[j, i] = max(0.0, parts.total - parts.items)
+                parts = variance_parts(pooled, a, b)
+                extra[i, j] = extra[j, i] = max(0.0, parts.total - parts.items - (parts.answers or 0.0))
         return cls(sums=np.concatenate([seen[None], drawn]), squares=squares, sizes=sizes, extra=extra)
 
     def t(self, one: int, other: int) -> FloatArray:

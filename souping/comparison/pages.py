@@ -132,11 +132,11 @@ def lines(result: CompareResult) -> list[str]:
         found += [sentence(result.headline(model)), power_sentence(result.headline(model))]
     if result.best:
         found.append(f"The best model is among {', '.join(result.best)} (95 %).")
-    for part in result.variance:
+    for model, part in result.variance.items():
         known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
         shares = [f"{100 * v / part.total:.0f} % {name}" for name, v in known.items() if v is not None and part.total]
         if len(shares) > 1:
-            found.append(f"Variance of {part.model} minus {result.baseline}: {', '.join(shares)}.")
+            found.append(f"Variance of {model} minus {result.baseline}: {', '.join(shares)}.")
     if result.looks > 1:
         found.append(f"Look {result.looks} at these items: p-values and intervals are corrected for it.")
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 
 if TYPE_CHECKING:
@@ -54,17 +55,6 @@ class RowVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VarianceSplit:
-    """Variance of a headline difference. None where the logs cannot tell."""
-
-    model: str = field(metadata={"doc": "name of the model"})
-    total: float = field(metadata={"doc": "variance of the difference"})
-    items: float = field(metadata={"doc": "part of the choice of items, without that of their answers if it is known"})
-    answers: float | None = field(metadata={"doc": "part of sampled answers; needs several answers per item"})
-    runs: float | None = field(metadata={"doc": "part of training runs; needs several runs of a recipe"})
-
-
-@dataclass(frozen=True, kw_only=True)
 class PairedDifference:
     """The headline difference of two models, without any correction."""
 
@@ -108,7 +98,7 @@ class CompareResult:
     looks: int = field(metadata={"doc": "looks at these items, this one included"})
     status: int = field(metadata={"doc": "exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"})
     verdicts: tuple[RowVerdict, ...] = field(metadata={"doc": "rows of every model but the baseline"})
-    variance: tuple[VarianceSplit, ...] = field(metadata={"doc": "variance of each headline difference"})
+    variance: Mapping[str, VarianceParts] = field(metadata={"doc": "{model: variance of its headline difference}"})
     best: tuple[str, ...] = field(metadata={"doc": "models among which the best one is in 95 % of comparisons"})
     pairs: tuple[PairedDifference, ...] = field(metadata={"doc": "each two models, if there are three or more"})
     flips: tuple[Flip, ...] = field(metadata={"doc": "items with different scores, the largest differences first"})

@@ -14,9 +14,19 @@ import numpy as np
 from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import POWER, Comparison, items_for, over_looks, penalty
-from souping.comparison.estimate import PooledScores, contrast, leaves, pool, scored, task_weights, variance_parts
+from souping.comparison.estimate import (
+    BEST,
+    SCORE,
+    WORST,
+    PooledScores,
+    contrast,
+    leaves,
+    pool,
+    task_weights,
+    variance_parts,
+)
 from souping.comparison.many import JointFlips, best_set, step_down
-from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict, VarianceSplit
+from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
 from souping.comparison.verdict import (
     FAIL_ON,
     HEADLINE,
@@ -89,7 +99,7 @@ def compare_matched(
         looks=options.looks,
         status=int(failed),
         verdicts=tuple(verdicts),
-        variance=tuple(_variance(pooled, model, options.baseline) for model in models[1:]),
+        variance={model: variance_parts(pooled.scored(), model, options.baseline) for model in models[1:]},
         best=tuple(models[n] for n in best_set(flips, alpha)) if flips else (),
         pairs=tuple(_pairs(pooled, models)) if flips else (),
         flips=tuple(_flips(matched, models, logs)),
@@ -118,7 +128,8 @@ def _rows(matched: Matched, weights: Mapping[str, float], options: Options) -> I
             if any(np.isfinite(one.scores[model]).any() for model in matched.models):
                 pooled = pool({name: one}, {name: 1.0}, options.pass_at * one.is_mean)
                 yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
-    yield from _lengths(averaged, weights)
+    lengths = list(_lengths(averaged, weights))
+    yield from (row for row in lengths if row.name != "characters" or lengths[0].name != "tokens")
 
 
 def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str = "") -> RowScores:
@@ -134,26 +145,21 @@ def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str =
 
 def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> Iterator[RowScores]:
     """Output length, in tokens if all logs have them, and the share of cut answers, weighted as the headline."""
-    named = {
-        "tokens": {task: one.tokens for task, one in metrics.items()},
-        "characters": {task: one.characters for task, one in metrics.items()},
-        "cut": {task: one.cut for task, one in metrics.items()},
-    }
-    full = {
-        name: table
-        for name, table in named.items()
-        if all(np.isfinite(values).any() for one in table.values() for values in one.values())
-    }
-    if "tokens" in full:
-        full.pop("characters", None)
-    for name, table in full.items():
+    for name in ("tokens", "characters", "cut"):
+        is_mean = name == "cut"
         parts = {
-            task: replace(one, scores=table[task], missing={}, higher_is_better=False, is_mean=name == "cut")
+            task: replace(
+                one,
+                scores={"tokens": one.tokens, "characters": one.characters, "cut": one.cut}[name],
+                higher_is_better=False,
+                is_mean=is_mean,
+            )
             for task, one in metrics.items()
         }
-        kind: Kind = "cut" if name == "cut" else "length"
-        pooled = pool(parts, weights)
-        yield RowScores(name=name, kind=kind, metric=name, pooled=pooled, higher_is_better=False, is_mean=name == "cut")
+        if all(np.isfinite(values).any() for part in parts.values() for values in part.scores.values()):
+            kind: Kind = "cut" if is_mean else "length"
+            pooled = pool(parts, weights)
+            yield RowScores(name=name, kind=kind, metric=name, pooled=pooled, higher_is_better=False, is_mean=is_mean)
 
 
 # Verdicts
@@ -181,24 +187,21 @@ class RowTest:
     @property
     def missing(self) -> int:
         """Items of a run with a missing answer, of both models."""
-        pooled = self.row.pooled
-        return sum(int((pooled.best[name] != pooled.worst[name]).sum()) for name in (self.model, self.baseline))
+        tables = [self.row.pooled.values[name] for name in (self.model, self.baseline)]
+        return sum(int((table[BEST] != table[WORST]).sum()) for table in tables)
 
     def means(self) -> tuple[float, float]:
         """(the baseline's mean, the model's) as the metric has them."""
-        pooled = self.row.pooled.at(scored(self.row.pooled.scores))
-        base, mean = (pooled.mean(pooled.scores[name]) for name in (self.baseline, self.model))
-        if self.row.higher_is_better:
-            return base, mean
+        pooled = self.row.pooled.scored()
+        base, mean = (pooled.mean(pooled.values[name][SCORE]) for name in (self.baseline, self.model))
         whole = float(self.row.is_mean)
-        return whole - base, whole - mean
+        return (base, mean) if self.row.higher_is_better else (whole - base, whole - mean)
 
     def distance(self) -> float:
         """Rough |T| / se, by which tests are ordered."""
-        pooled = self.row.pooled.at(scored(self.row.pooled.scores))
-        ours, theirs = pooled.scores[self.model], pooled.scores[self.baseline]
-        error = math.sqrt(variance_parts(pooled, ours, theirs).total)
-        return abs(pooled.mean(ours) - pooled.mean(theirs)) / error if error else 0.0
+        base, mean = self.means()
+        error = math.sqrt(variance_parts(self.row.pooled.scored(), self.model, self.baseline).total)
+        return abs(mean - base) / error if error else 0.0
 
 
 @cache
@@ -285,14 +288,6 @@ def detectable(shown: Comparison) -> float:
     return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile
 
 
-def _variance(pooled: PooledScores, model: str, baseline: str) -> VarianceSplit:
-    pooled = pooled.at(scored(pooled.scores))
-    noise = (pooled.noise[model], pooled.noise[baseline])
-    parts = variance_parts(pooled, pooled.scores[model], pooled.scores[baseline], noise)
-    items = max(0.0, parts.items - (parts.answers or 0.0))
-    return VarianceSplit(model=model, total=parts.total, items=items, answers=parts.answers, runs=parts.runs)
-
-
 def _pairs(pooled: PooledScores, models: Sequence[str]) -> Iterator[PairedDifference]:
     for one, other in combinations(models, 2):
         found = contrast(pooled, one, other)
@@ -339,7 +334,7 @@ def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
 
 def _warnings(rows: Sequence[RowScores], verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[str]:
     """What limits the comparison, in plain words."""
-    runs = {name: len(values) for name, values in pooled.scores.items()}
+    runs = {name: values.shape[1] for name, values in pooled.values.items()}
     if max(runs.values()) == 1:
         yield "One training run per model: these two checkpoints; another seed may differ by more."
     elif min(runs.values()) == 1:

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import souping as library
+from souping.comparison.estimate import VarianceParts
 from souping.comparison.pages import as_text, markdown, page
-from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict, VarianceSplit
+from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict
 from tests.conftest import ROOT, Cli
 
 Rows = list[dict[str, Any]]
@@ -144,7 +145,7 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
     ]
     recipes = compared(*runs)
     assert "training runs" in recipes.headline("cand").test
-    assert recipes.variance[0].runs is not None
+    assert recipes.variance["cand"].runs is not None
     assert any("two checkpoints" in line for line in compared(base, cand).warnings)
     assert not any("two checkpoints" in line for line in recipes.warnings)
 
@@ -209,14 +210,13 @@ def test_the_json_is_the_schema() -> None:
     table = json.loads(result.to_json())
     for kind, rows in (
         (RowVerdict, "verdicts"),
-        (VarianceSplit, "variance"),
         (PairedDifference, "pairs"),
         (Flip, "flips"),
     ):
         assert all(list(row) == [one.name for one in fields(kind)] for row in table[rows])
     assert list(table) == [one.name for one in fields(CompareResult)]
     documented = (ROOT / "docs" / "compare.md").read_text()
-    for kind in (CompareResult, RowVerdict, VarianceSplit, PairedDifference, Flip):
+    for kind in (CompareResult, RowVerdict, VarianceParts, PairedDifference, Flip):
         for one in fields(kind):
             assert f"| `{one.name}` | {one.metadata['doc']} |" in documented
 

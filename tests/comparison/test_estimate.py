@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from souping.comparison.estimate import contrast, task_weights, variance_parts
+from souping.comparison.estimate import SCORE, contrast, task_weights, variance_parts
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.rows import detectable
 from souping.core.types import UserError
@@ -99,7 +99,7 @@ def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
     answers = np.array([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]]).T  # [P, I]
-    found = pooled(metric("t", {"a": answers, "b": answers}), pass_at=2).scores["a"][0]
+    found = pooled(metric("t", {"a": answers, "b": answers}), pass_at=2).values["a"][SCORE, 0]
     brute = [np.mean([max(pair) for pair in combinations(item, 2)]) for item in answers.T]
     assert found == pytest.approx(brute)
     with pytest.raises(UserError, match="pass@6"):
@@ -123,12 +123,12 @@ def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
     """Two-way clustered: the part that both count is taken off once, and the sum is never less than the larger part."""
     rng = np.random.default_rng(3)
     items, shift, noise = rng.normal(0, 1, 4000), rng.normal(0, 0.3, (400, 1, 1)), rng.normal(0, 1, (400, 1, 4000))
-    whole = pooled(metric("t", {"a": items + shift + noise, "b": np.zeros(4000)}, is_mean=False))
-    parts = variance_parts(whole, whole.scores["a"][:200], whole.scores["a"][200:])
+    found = pooled(metric("t", {"a": (items + shift + noise)[:200], "b": (items + shift + noise)[200:]}, is_mean=False))
+    parts = variance_parts(found, "a", "b")
     assert parts.runs == pytest.approx(2 * 0.3**2 / 200, rel=0.25)
     assert parts.total == pytest.approx(parts.items + parts.runs, rel=1e-6)
-    few = variance_parts(whole, whole.scores["a"][:2], whole.scores["a"][2:4])
-    assert few.total >= max(few.items, few.runs)
+    few = pooled(metric("t", {"a": (items + noise)[:2], "b": (items + noise)[2:4]}, is_mean=False))
+    assert variance_parts(few, "a", "b").total >= variance_parts(few, "a", "b").items
 
 
 def test_answers_are_told_apart_from_items_where_items_have_several() -> None:
@@ -137,10 +137,11 @@ def test_answers_are_told_apart_from_items_where_items_have_several() -> None:
     whole = pooled(
         metric("t", {n: (rng.random((5, 2000)) < c).astype(float) for n, c in zip("ab", chance, strict=True)})
     )
-    parts = variance_parts(whole, whole.scores["a"], whole.scores["b"], (whole.noise["a"], whole.noise["b"]))
+    parts = variance_parts(whole, "a", "b")
+    assert parts.total == pytest.approx(parts.items + (parts.answers or 0))
     assert parts.answers == pytest.approx(2 * (chance * (1 - chance)).mean() / 5 / 2000, rel=0.1)
     single = pooled(metric("t", {"a": chance[0], "b": chance[1]}))
-    assert variance_parts(single, chance[:1], chance[1:], (single.noise["a"], single.noise["b"])).answers is None
+    assert variance_parts(single, "a", "b").answers is None
 
 
 def test_looks_and_tests_widen_the_interval() -> None:
