@@ -103,7 +103,7 @@ def tables(result: CompareResult) -> Iterator[TextTable]:
 
 
 def _cells(row: RowVerdict) -> dict[str, str]:
-    metric = row.metric if row.kind in ("task", "metric") and row.metric != "score" else ""
+    metric = row.metric if row.kind == "task" and row.metric != "score" else ""
     return {
         "name": row.name,
         "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",

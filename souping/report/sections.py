@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from souping.core.types import elements, entries, number, part, texts
 from souping.report import tables
+from souping.report.alternatives import alternatives
 from souping.report.experts import why
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
 from souping.report.registry import analysis_sections, leading, led, section_of, shown_sections
@@ -122,6 +123,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
         "outcomes": None if few_lost(report) else _outcomes(report),
         "also": _also(report),
         "landscape": _landscape(report, trials),
+        "alternatives": alternatives(report),
         "why": why(report),
     }
     last = {"gate": _gate(report), "cost": _cost(report), "provenance": _provenance(report)}
