@@ -3,7 +3,7 @@
     python benchmarks/calibration.py [--repetitions 10000] [--worlds NAME ...] [--out FILE] [--peers]
 
 Every world draws answers of models whose true difference is known. False claims are one-sided: 2.5 % nominal, of which
-10,000 repetitions accept 290. A peer gets the scores of the items alone, as its function takes no groups, tasks or
+10,000 repetitions accept 290. Tests draw 999 sign patterns. A peer gets the scores of the items alone, as its function takes no groups, tasks or
 runs; `--peers` needs evalstats, abeval and paired-eval.
 """
 
@@ -15,12 +15,14 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from souping.analysis.sign_flip import ALPHA
-from souping.comparison.estimate import BEST, SCORE, WORST, PooledScores, contrast, pool
+from souping.comparison import estimate
+from souping.comparison.estimate import BEST, SCORE, WORST, PooledScores, pool
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.rows import detectable
 from souping.comparison.verdict import verdict_of
@@ -28,7 +30,8 @@ from souping.logs.match import MatchedMetric
 
 Array = np.ndarray
 Rng = np.random.Generator
-BASE = 0.7
+BASE, DRAWS = 0.7, 999
+contrast = partial(estimate.contrast, draws=DRAWS)
 PEERS_DRAWS = 399
 
 
@@ -188,7 +191,7 @@ def families(repetitions: int) -> list[str]:
         claims = missed = sizes = 0
         for number in range(repetitions):
             found = five_models(np.random.default_rng([5, int(1000 * ahead), number]), ahead)
-            flips = JointFlips.of(found, tuple("abcde"), 1999)
+            flips = JointFlips.of(found, tuple("abcde"), DRAWS)
             inside = best_set(flips, ALPHA)
             missed, sizes = missed + (0 not in inside), sizes + len(inside)
             if not ahead:

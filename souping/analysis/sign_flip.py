@@ -211,8 +211,9 @@ class SignFlips:
         squares = self.squares[0] - 2 * d * self.squares[1] + d * d * self.squares[2]
         variance = squares - (self.spread[0] - 2 * d * self.spread[1] + d * d * self.spread[2])
         least = 1e-12 * max(squares, 1e-6 * self.squares[0])  # all of it may cancel but for rounding
-        far = np.abs(self.pull - d * self.slope) / np.sqrt(np.maximum(variance, least))
-        reached = far[1:] >= far[0] * (1 - TIE) - TIE  # both ways: T may be 0 but for rounding
+        variance, far = np.maximum(variance, least), self.pull - d * self.slope
+        seen = abs(float(far[0])) / math.sqrt(float(variance[0])) * (1 - TIE) - TIE  # T may be 0 but for rounding
+        reached = far[1:] ** 2 >= max(seen, 0.0) ** 2 * variance[1:]
         if self.chance is not None:
             return float(min(1.0, self.chance[reached].sum()))
         return float((1 + reached.sum()) / len(far))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.intervals import GroupedScores, design, unseen_margins
-from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.sign_flip import ALPHA, DRAWS, TIE
 from souping.analysis.significance import Comparison, compare, penalty
 from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric
@@ -89,6 +89,8 @@ class PooledScores:
 
     def at(self, place: NDArray[np.bool_]) -> PooledScores:
         """The items of this mask. Tasks without any of them are left out."""
+        if place.all():
+            return self
         kept, categories = np.unique(self.categories[place], return_inverse=True)
         weights = self.weights[kept]
         return PooledScores(
@@ -191,18 +193,18 @@ def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArra
 
 
 def contrast(
-    pooled: PooledScores, a: str, b: str, *, looks: int = 1, tests: float = 1.0, missing: int = 0
+    pooled: PooledScores, a: str, b: str, *, looks: int = 1, tests: float = 1.0, missing: int = 0, draws: int = DRAWS
 ) -> Comparison:
     """Model a minus model b. `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way
     round, 0 if all count as their harness counted them."""
     place = finite((pooled.values[a], pooled.values[b]), BEST) if missing else finite(pooled.values.values())
-    pooled = pooled if place.all() else pooled.at(place)
+    pooled = pooled.at(place)
     cases = ((SCORE, SCORE), (BEST, WORST), (WORST, BEST))[missing]
     ours, theirs = pooled.values[a][cases[0]], pooled.values[b][cases[1]]
     if len(ours) > 1 or len(theirs) > 1:
         return recipes(pooled, a, b, ours, theirs, looks=looks, tests=tests)
     table = (pooled.categories, pooled.groups, pooled.weights)
-    return compare(a, b, ours[0], theirs[0], *table, looks=looks, tests=tests)
+    return compare(a, b, ours[0], theirs[0], *table, looks=looks, tests=tests, draws=draws)
 
 
 def recipes(

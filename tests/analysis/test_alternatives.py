@@ -9,7 +9,7 @@ from souping.analysis.alternatives import alternatives
 from souping.core.objectives import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 
-ITEMS = tuple(Item(id=str(n), category="xy"[n % 2], prompt=str(n)) for n in range(4))
+ITEMS = tuple(Item(id=str(n), category="xy"[n % 2], prompt=str(n), answer="") for n in range(4))
 
 
 def scores(*values: float) -> ItemScores:
