@@ -3,8 +3,8 @@
     python benchmarks/calibration.py [--repetitions 10000] [--worlds NAME ...] [--out FILE] [--peers]
 
 Every world draws answers of models whose true difference is known. False claims are one-sided: 2.5 % nominal, of which
-10,000 repetitions accept 290. Tests draw 999 sign patterns. A peer gets the scores of the items alone, as its function takes no groups, tasks or
-runs; `--peers` needs evalstats, abeval and paired-eval.
+10,000 repetitions accept 290. Tests draw 999 sign patterns. A peer gets the scores of the items alone, as its function
+takes no groups, tasks or runs; `--peers` needs evalstats, abeval and paired-eval.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def compare(
     gate = read_policy(expanded(policy), margin) if policy else Policy(margin=_margin(margin))
     weights = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
     table = matched(found, same_prompts=same_prompts)
-    settings = [base, average, weights, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
+    settings = [average, weights, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
     look, notes = looks_of(found, table, settings, store)
     options = Options(
         baseline=base,

@@ -36,10 +36,10 @@ def looks_of(
     compared = {item for found in matched.metrics.values() for item in found[0].items}
     metrics = [metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()]
     identities = {a.prompt_hash for metric in metrics for a in metric.answers if a.item in compared}
-    claim = digest(["comparison", sorted(map(_recipe_of, runs)), list(settings), sorted(identities)])
+    first, *others = map(_recipe_of, runs)
+    claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
     with Store(path) as ledger:
-        look = Ledger(ledger).open_comparison(claim, identities)
-    return look.number, [look.sentence()] if look.number > 1 else []
+        return Ledger(ledger).open_comparison(claim, identities).number, []
 
 
 def _recipe_of(run: Log) -> str:

@@ -138,7 +138,7 @@ def lines(result: CompareResult) -> list[str]:
         if len(shares) > 1:
             found.append(f"Variance of {model} minus {result.baseline}: {', '.join(shares)}.")
     if result.looks > 1:
-        found.append(f"Look {result.looks} at these items: p-values and intervals are corrected for it.")
+        found.append(f"This is look {result.looks} at these items: p-values and intervals are corrected for it.")
     return found
 
 
@@ -151,7 +151,9 @@ def show(result: CompareResult, console: Console, flips: int = 0) -> None:
     from rich.text import Text
 
     for one in tables(result):
-        made = Table(title=Text(clean(one.title), style="bold"), box=SIMPLE_HEAD, title_justify="left")
+        made = Table(
+            title=Text(clean(one.title), style="bold"), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+        )
         for place, name in enumerate(one.header):
             side: Literal["left", "right"] = "left" if is_left(name) else "right"
             made.add_column(Text(clean(name)), justify=side, no_wrap=place > 0, overflow="fold")
